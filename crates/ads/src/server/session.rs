@@ -1,0 +1,357 @@
+//! One stream's memory of what was asked for, sent, acknowledged. No I/O, no clock.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use envoy_api::Resource;
+use mesh_types::ArcStr;
+
+use super::Names;
+use crate::{Protocol, is_wildcard_type, rank};
+
+/// How many types one stream may watch. Envoy uses about ten.
+const MAX_TYPES: usize = 64;
+/// How many names one stream may subscribe to per type.
+const MAX_NAMES: usize = 200_000;
+
+/// A request of either protocol, reduced to what matters.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// The type asked for.
+    pub type_url: String,
+    /// SotW: the names wanted. Delta: the names newly wanted.
+    pub names: Vec<String>,
+    /// Delta only: the names no longer wanted.
+    pub unsubscribe: Vec<String>,
+    /// Delta only, on a stream's first request of the type: what the client has from before.
+    pub initial_versions: HashMap<String, String>,
+    /// The nonce of the response this acknowledges, or empty.
+    pub nonce: String,
+    /// Why the client refused the response, if it did.
+    pub error: Option<String>,
+}
+
+/// What a request meant.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Heard {
+    /// A subscription was opened or changed.
+    Subscribed,
+    /// The client accepted the response of this nonce.
+    Acked { nonce: String },
+    /// The client refused the response of this nonce.
+    Nacked { nonce: String, error: String },
+    /// About a response that a later one replaced.
+    Stale,
+}
+
+/// A request that no client should make; the stream ends.
+#[derive(Debug, thiserror::Error, Eq, PartialEq)]
+pub enum BadRequest {
+    #[error("a request names no type")]
+    NoType,
+    #[error("more than {MAX_TYPES} types on one stream")]
+    TooManyTypes,
+    #[error("more than {MAX_NAMES} names of {type_url}")]
+    TooManyNames { type_url: String },
+}
+
+/// A response of either protocol.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// The type of all resources in it.
+    pub type_url: ArcStr,
+    /// Tells this response from all others of the stream.
+    pub nonce: String,
+    /// The revision of the snapshot it was made from.
+    pub revision: u64,
+    /// The resources to carry.
+    pub resources: Vec<Arc<Resource>>,
+    /// Delta only: the names that are gone.
+    pub removed: Vec<ArcStr>,
+}
+
+/// One client's subscriptions and what it has been sent.
+///
+/// Use: feed requests to [`Session::on_request`] and snapshot changes to [`Session::on_revision`]; then, while
+/// [`Session::due`] names a type, fetch that type's resources and hand them to [`Session::evaluate`].
+#[derive(Debug)]
+pub struct Session {
+    protocol: Protocol,
+    /// Keyed by rank first, so that iteration is push order.
+    watches: BTreeMap<(usize, ArcStr), Watch>,
+    nonces: u64,
+    revision: u64,
+    reported_synced: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Watch {
+    wildcard: bool,
+    names: BTreeSet<ArcStr>,
+    /// The names as a list, for the source; kept in step with `names`.
+    list: Vec<ArcStr>,
+    /// Name to version as the client has it; `None`: it was told that there is none.
+    sent: HashMap<ArcStr, Option<ArcStr>>,
+    /// The client must get an answer even if nothing differs.
+    owed: bool,
+    /// The client asked or the snapshot changed since the last evaluation.
+    due: bool,
+    /// SotW only: the type this one depends on was pushed, so that an unchanged request asks again.
+    ///
+    /// As istiod, `pilot/pkg/xds/ads.go`, `AlwaysRespond`: an Envoy that replaces a cluster waits for endpoints
+    /// even if it had them.
+    asks_again: bool,
+    nonce: String,
+    acked: bool,
+    evaluated: u64,
+}
+
+impl Session {
+    /// A stream that has just been opened, against a snapshot of this revision.
+    pub fn new(protocol: Protocol, revision: u64) -> Session {
+        Session { protocol, watches: BTreeMap::new(), nonces: 0, revision, reported_synced: None }
+    }
+
+    /// Takes in a request. The types then due are to be evaluated.
+    pub fn on_request(&mut self, request: Request) -> Result<Heard, BadRequest> {
+        if request.type_url.is_empty() {
+            return Err(BadRequest::NoType);
+        }
+        let key = (rank(&request.type_url), ArcStr::from(request.type_url.as_str()));
+        if !self.watches.contains_key(&key) && self.watches.len() >= MAX_TYPES {
+            return Err(BadRequest::TooManyTypes);
+        }
+        let first = !self.watches.contains_key(&key);
+        if first && request.error.is_some() {
+            return Ok(Heard::Stale);
+        }
+        let watch = self.watches.entry(key).or_default();
+        match self.protocol {
+            Protocol::StateOfTheWorld => watch.on_sotw(request, first),
+            Protocol::Delta => watch.on_delta(request, first),
+        }
+    }
+
+    /// A new snapshot is there: every watched type is due.
+    pub fn on_revision(&mut self, revision: u64) {
+        self.revision = revision;
+        for watch in self.watches.values_mut() {
+            watch.due = true;
+        }
+    }
+
+    /// The first type, in push order, that is to be evaluated, and the names to ask the source for.
+    pub fn due(&self) -> Option<(ArcStr, Names<'_>)> {
+        let ((_, type_url), watch) = self.watches.iter().find(|(_, watch)| watch.due)?;
+        let names = if watch.wildcard { Names::Wildcard } else { Names::List(&watch.list) };
+        Some((type_url.clone(), names))
+    }
+
+    /// Compares what the source has with what the client has; `None` if the client needs nothing.
+    pub fn evaluate(&mut self, type_url: &str, resources: Vec<Arc<Resource>>) -> Option<Response> {
+        let key = (rank(type_url), ArcStr::from(type_url));
+        let revision = self.revision;
+        let watch = self.watches.get_mut(&key)?;
+        watch.due = false;
+        watch.evaluated = revision;
+        let (resources, removed) = match self.protocol {
+            Protocol::StateOfTheWorld => watch.evaluate_sotw(is_wildcard_type(type_url), resources)?,
+            Protocol::Delta => watch.evaluate_delta(resources)?,
+        };
+        self.nonces += 1;
+        watch.owed = false;
+        watch.acked = false;
+        watch.nonce = format!("{revision}-{}", self.nonces);
+        let nonce = watch.nonce.clone();
+        if self.protocol == Protocol::StateOfTheWorld {
+            // Clusters are rank 0 and their endpoints 1; listeners 2 and their routes 3.
+            if let Some(dependent) =
+                [(0, 1), (2, 3)].iter().find(|(of, _)| *of == key.0).map(|(_, dependent)| *dependent)
+            {
+                let dependents = self.watches.iter_mut().filter(|((rank, _), _)| *rank == dependent);
+                dependents.for_each(|(_, watch)| watch.asks_again = true);
+            }
+        }
+        Some(Response { type_url: key.1, nonce, revision, resources, removed })
+    }
+
+    /// A revision that this client now has applied entirely, reported once.
+    ///
+    /// That is: every type it watches was compared with the snapshot, and every response acknowledged.
+    pub fn newly_synced(&mut self) -> Option<u64> {
+        let all = !self.watches.is_empty()
+            && self.watches.values().all(|w| w.acked && !w.due && w.evaluated == self.revision);
+        if !all || self.reported_synced == Some(self.revision) {
+            return None;
+        }
+        self.reported_synced = Some(self.revision);
+        Some(self.revision)
+    }
+}
+
+impl Watch {
+    fn on_sotw(&mut self, request: Request, first: bool) -> Result<Heard, BadRequest> {
+        if let Some(error) = request.error {
+            if request.nonce != self.nonce {
+                return Ok(Heard::Stale);
+            }
+            return Ok(Heard::Nacked { nonce: request.nonce, error });
+        }
+        if !first && request.nonce != self.nonce && !request.nonce.is_empty() {
+            return Ok(Heard::Stale);
+        }
+        // An empty nonce on a watched type is a client that starts over (Envoy does after a lost stream); it gets everything.
+        let restart = first || (request.nonce.is_empty() && !self.nonce.is_empty());
+        let changed = self.set_names(request)?;
+        if restart {
+            self.sent.clear();
+            (self.owed, self.due) = (true, true);
+            return Ok(Heard::Subscribed);
+        }
+        self.acked = true;
+        let again = std::mem::take(&mut self.asks_again);
+        if changed || again {
+            if again {
+                self.sent.clear();
+            }
+            (self.owed, self.due) = (true, true);
+        }
+        Ok(Heard::Acked { nonce: self.nonce.clone() })
+    }
+
+    /// Replaces the names of a SotW watch; true if some are new. Names given up need no answer.
+    fn set_names(&mut self, request: Request) -> Result<bool, BadRequest> {
+        if request.names.len() > MAX_NAMES {
+            return Err(BadRequest::TooManyNames { type_url: request.type_url });
+        }
+        let explicit = request.names.iter().any(|name| name == "*");
+        let wildcard = explicit || (request.names.is_empty() && is_wildcard_type(&request.type_url));
+        let names: BTreeSet<ArcStr> =
+            if wildcard { BTreeSet::new() } else { request.names.iter().map(|n| ArcStr::from(n.as_str())).collect() };
+        let grown = (wildcard && !self.wildcard) || names.iter().any(|name| !self.names.contains(name));
+        if !wildcard {
+            self.sent.retain(|name, _| names.contains(name));
+        }
+        self.wildcard = wildcard;
+        self.names = names;
+        self.list = self.names.iter().cloned().collect();
+        Ok(grown)
+    }
+
+    /// SotW: wildcard types go whole or not at all; of the others only what changed.
+    fn evaluate_sotw(
+        &mut self,
+        whole: bool,
+        resources: Vec<Arc<Resource>>,
+    ) -> Option<(Vec<Arc<Resource>>, Vec<ArcStr>)> {
+        let differs = |sent: &HashMap<ArcStr, Option<ArcStr>>, r: &Resource| {
+            sent.get(&r.name).and_then(Option::as_ref) != Some(&r.version)
+        };
+        let changed = resources.iter().any(|r| differs(&self.sent, r));
+        let gone = self.sent.len() > resources.len();
+        if !(self.owed || changed || (whole && gone)) {
+            return None;
+        }
+        let resources: Vec<_> =
+            if whole { resources } else { resources.into_iter().filter(|r| differs(&self.sent, r)).collect() };
+        if whole {
+            self.sent.clear();
+        }
+        self.sent.extend(resources.iter().map(|r| (r.name.clone(), Some(r.version.clone()))));
+        Some((resources, Vec::new()))
+    }
+
+    fn on_delta(&mut self, request: Request, first: bool) -> Result<Heard, BadRequest> {
+        if self.names.len() + request.names.len() > MAX_NAMES || request.initial_versions.len() > MAX_NAMES {
+            return Err(BadRequest::TooManyNames { type_url: request.type_url });
+        }
+        let mut asked = first;
+        if first {
+            // Source: Envoy protocol description, "How the client specifies what resources to return": an empty first
+            // request of a wildcard type means all, for clients that do not say "*".
+            self.wildcard = request.names.is_empty() && is_wildcard_type(&request.type_url);
+            let had = request.initial_versions.into_iter();
+            self.sent = had.map(|(name, version)| (ArcStr::from(name), Some(ArcStr::from(version)))).collect();
+            self.owed = true;
+        }
+        for name in request.names {
+            asked = true;
+            if name == "*" {
+                self.wildcard = true;
+                self.owed = true;
+                continue;
+            }
+            let name = ArcStr::from(name);
+            if !first {
+                // Asking again for a name means that the client has lost it.
+                self.sent.remove(&name);
+            }
+            self.names.insert(name);
+        }
+        for name in request.unsubscribe {
+            if name == "*" {
+                self.wildcard = false;
+                let names = &self.names;
+                self.sent.retain(|name, _| names.contains(name));
+                continue;
+            }
+            self.names.remove(name.as_str());
+            if !self.wildcard {
+                self.sent.remove(name.as_str());
+            } else if let Some(version) = self.sent.get_mut(name.as_str()) {
+                // Still covered by the wildcard, but the client forgot it with its own subscription.
+                *version = Some(ArcStr::from(""));
+                asked = true;
+            }
+        }
+        self.list = self.names.iter().cloned().collect();
+        self.due |= asked;
+        let nonce = request.nonce;
+        if nonce.is_empty() || first {
+            return Ok(Heard::Subscribed);
+        }
+        if nonce != self.nonce {
+            return Ok(if asked { Heard::Subscribed } else { Heard::Stale });
+        }
+        match request.error {
+            Some(error) => Ok(Heard::Nacked { nonce, error }),
+            None => {
+                self.acked = true;
+                Ok(Heard::Acked { nonce })
+            }
+        }
+    }
+
+    fn evaluate_delta(&mut self, resources: Vec<Arc<Resource>>) -> Option<(Vec<Arc<Resource>>, Vec<ArcStr>)> {
+        let present: HashSet<&ArcStr> = resources.iter().map(|r| &r.name).collect();
+        let mut removed: Vec<ArcStr> = Vec::new();
+        for (name, version) in &mut self.sent {
+            if version.is_some() && !present.contains(name) {
+                removed.push(name.clone());
+                *version = None;
+            }
+        }
+        // A name that was asked for and does not exist is reported as removed, once, so that the client stops waiting.
+        for name in self.names.iter().filter(|name| !present.contains(name)) {
+            if !self.sent.contains_key(name) {
+                removed.push(name.clone());
+                self.sent.insert(name.clone(), None);
+            }
+        }
+        if self.wildcard {
+            let names = &self.names;
+            self.sent.retain(|name, version| version.is_some() || names.contains(name));
+        }
+        removed.sort();
+        let sent = &mut self.sent;
+        let fresh = |r: &Arc<Resource>| sent.get(&r.name).and_then(Option::as_ref) != Some(&r.version);
+        let changed: Vec<_> = resources.iter().filter(|r| fresh(r)).cloned().collect();
+        for resource in &changed {
+            sent.insert(resource.name.clone(), Some(resource.version.clone()));
+        }
+        (self.owed || !changed.is_empty() || !removed.is_empty()).then_some((changed, removed))
+    }
+}
+
+#[cfg(test)]
+mod tests;

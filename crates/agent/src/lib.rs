@@ -1,0 +1,85 @@
+//! Beside each workload: what pilot-agent is in Istio, with our own proxy in the same process.
+//!
+//! ```text
+//!  flags, environment, files ─► settings ─► sidecar ─┬─► identity (certificate, rotated)
+//!                                                   ├─► proxy (xDS with that identity)
+//!                                                   ├─► dns (15053, from the name table)
+//!                                                   └─► status (15020, 15021, 15090: probes, metrics, drain)
+//! ```
+//!
+//! In: the injected pod's command line, environment and mounted files. Out: a ready proxy, and an orderly end.
+//! Never: what is in a route or a cluster.
+
+mod bootstrap;
+mod control_plane;
+mod dataplane;
+mod dns;
+mod environment;
+mod envoy;
+mod fetch;
+mod flags;
+mod grpc_health;
+mod node;
+mod outrigger;
+mod podinfo;
+mod probes;
+mod proxy_config;
+mod requests;
+mod scrape;
+mod settings;
+mod sidecar;
+mod status;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tracing::info;
+
+pub use environment::Environment;
+pub use flags::{
+    Args, Command, DataPlane, LogFlags, OlderFlags, ProxyFlags, RequestFlags, Role, VersionFlags, WaitFlags,
+};
+pub use settings::{Root, Settings};
+pub use sidecar::run as sidecar;
+
+/// Runs the agent's command on a runtime of its own, with one thread: what it does is little, and memory counts.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    lifecycle::logging::init(&lifecycle::logging::Options { json: args.log.json, levels: args.log.levels })?;
+    match args.command {
+        Command::Proxy(flags) => on_one_thread(proxy(&flags)),
+        Command::Wait(flags) => on_one_thread(requests::wait(&flags)),
+        Command::Request(flags) => on_one_thread(requests::request(&flags)),
+        Command::Version(flags) => requests::version(&flags),
+        Command::IstioIptables(passed) => Ok(capture::main(passed.command_line("istio-iptables"))),
+        Command::IstioCleanIptables(passed) => {
+            #[derive(clap::Parser)]
+            struct Program {
+                #[command(flatten)]
+                args: capture::CleanArgs,
+            }
+            Ok(capture::clean(<Program as clap::Parser>::parse_from(passed.command_line("istio-clean-iptables")).args))
+        }
+    }
+}
+
+fn on_one_thread<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()
+        .context("no runtime")?;
+    runtime.block_on(work)
+}
+
+async fn proxy(flags: &ProxyFlags) -> anyhow::Result<ExitCode> {
+    let env = Environment::of_process();
+    for (name, reason) in env.ignored() {
+        info!(name, reason, "environment variable ignored");
+    }
+    for name in flags.older.ignored() {
+        info!(flag = name, "flag of an older release ignored");
+    }
+    let settings = Settings::resolve(flags, &env, Root::system())?;
+    info!(node = %settings.node.id, control_plane = %settings.discovery.address, "starting");
+    sidecar::run(settings).await
+}

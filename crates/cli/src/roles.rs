@@ -1,0 +1,115 @@
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The sidecar mesh in one program.
+///
+/// Run a whole mesh on this machine with `outrigger up`, or put a single part in the place of
+/// Istio's: the injector, the traffic capture, the control plane, the agent with its proxy.
+#[derive(Parser)]
+#[command(name = "outrigger", version, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Run a mesh from Kubernetes and Istio YAML on this machine.
+    Up(machine::UpArgs),
+    /// Take a mesh down and leave nothing behind.
+    Down(machine::DownArgs),
+    /// Create or change objects of a running mesh.
+    Apply(machine::ApplyArgs),
+    /// Delete objects of a running mesh.
+    Delete(machine::DeleteArgs),
+    /// List the pods of a running mesh.
+    Ps(machine::PsArgs),
+    /// Run a command in a container of a running mesh.
+    Exec(machine::ExecArgs),
+    /// Show what a container wrote.
+    Logs(machine::LogsArgs),
+    /// Start a job of a cron job now.
+    RunJob(machine::RunJobArgs),
+    /// Add the sidecar to the workloads in YAML files, as istioctl kube-inject.
+    KubeInject(inject::Args),
+    /// Look at injection without a cluster.
+    Inject {
+        #[command(subcommand)]
+        verb: inject::InjectArgs,
+    },
+    /// Serve configuration and certificates to sidecars, as istiod.
+    ControlPlane(control_plane::Args),
+    /// Work with xDS resources offline.
+    Xds {
+        #[command(subcommand)]
+        verb: Xds,
+    },
+    /// Run beside a workload: identity, proxy, probes, names; as pilot-agent.
+    Agent(agent::Args),
+    /// Run the proxy from an Envoy bootstrap file, as envoy.
+    Proxy(proxy::Args),
+    /// Redirect a pod's traffic to its sidecar, as istio-iptables.
+    #[command(name = "istio-iptables", disable_help_flag = true)]
+    Iptables(Passed),
+    /// Undo every redirection, as istio-clean-iptables.
+    #[command(name = "istio-clean-iptables")]
+    CleanIptables(capture::CleanArgs),
+    /// Run a stand-in for a sample image.
+    Sample(sample::Args),
+    /// Write the completion script of a shell.
+    Completion {
+        shell: clap_complete::Shell,
+    },
+    /// Set up a container and become its program (used by `up`).
+    #[command(name = "container-init", hide = true)]
+    ContainerInit,
+}
+
+/// A command line that its own parser reads, with the original's exit status for unknown flags.
+#[derive(clap::Args)]
+struct Passed {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
+    arguments: Vec<std::ffi::OsString>,
+}
+
+#[derive(Subcommand)]
+enum Xds {
+    /// Write what a proxy would be sent.
+    Generate(xds_gen::Args),
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> ExitCode {
+        let done = match self.role {
+            Role::Up(args) => machine::up(&args),
+            Role::Down(args) => machine::down(&args),
+            Role::Apply(args) => machine::apply(&args),
+            Role::Delete(args) => machine::delete(&args),
+            Role::Ps(args) => machine::ps(&args),
+            Role::Exec(args) => machine::exec(&args),
+            Role::Logs(args) => machine::logs(&args),
+            Role::RunJob(args) => machine::run_job(&args),
+            Role::KubeInject(args) => inject::run(args),
+            Role::Inject { verb } => inject::run_inject(verb),
+            Role::ControlPlane(args) => control_plane::run(args),
+            Role::Xds { verb: Xds::Generate(args) } => xds_gen::run(&args).map(|()| ExitCode::SUCCESS).map_err(Into::into),
+            Role::Agent(args) => agent::run(args),
+            Role::Proxy(args) => Ok(proxy::run(args)),
+            Role::Iptables(args) => Ok(capture::main(std::iter::once("istio-iptables".into()).chain(args.arguments))),
+            Role::CleanIptables(args) => Ok(capture::clean(args)),
+            Role::Sample(args) => sample::run(args).map(|()| ExitCode::SUCCESS),
+            Role::Completion { shell } => {
+                clap_complete::generate(shell, &mut Cli::command(), "outrigger", &mut std::io::stdout());
+                Ok(ExitCode::SUCCESS)
+            }
+            Role::ContainerInit => Ok(machine::container_init()),
+        };
+        match done {
+            Ok(code) => code,
+            Err(error) => {
+                eprintln!("Error: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}

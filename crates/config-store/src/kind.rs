@@ -1,0 +1,112 @@
+use std::fmt;
+
+macro_rules! kinds {
+    ($( $name:ident $groups:expr, $namespaced:literal; )*) => {
+        /// The kinds of object that reach a proxy.
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        pub enum Kind {
+            $(
+                #[doc = concat!("`", stringify!($name), "`")]
+                $name,
+            )*
+        }
+
+        impl Kind {
+            /// All of them.
+            pub const ALL: &[Kind] = &[$( Kind::$name, )*];
+
+            /// The kind of an object with this API group ("" is the core group) and `kind`, whatever its version.
+            /// `None` for what the control plane has no use for.
+            pub fn of(group: &str, kind: &str) -> Option<Kind> {
+                match kind {
+                    $( stringify!($name) if $groups.contains(&group) => Some(Kind::$name), )*
+                    _ => None,
+                }
+            }
+
+            /// As in a manifest's `kind`.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $( Kind::$name => stringify!($name), )*
+                }
+            }
+
+            /// The API group; "" is the core group.
+            pub fn group(self) -> &'static str {
+                match self {
+                    $( Kind::$name => $groups[0], )*
+                }
+            }
+
+            /// Whether its objects live in namespaces.
+            pub fn is_namespaced(self) -> bool {
+                match self {
+                    $( Kind::$name => $namespaced, )*
+                }
+            }
+        }
+    };
+}
+
+const CORE: &[&str] = &[""];
+const NETWORKING: &[&str] = &["networking.istio.io"];
+const SECURITY: &[&str] = &["security.istio.io"];
+
+kinds! {
+    Namespace CORE, false;
+    Node CORE, false;
+    Pod CORE, true;
+    Service CORE, true;
+    EndpointSlice &["discovery.k8s.io"], true;
+    ServiceAccount CORE, true;
+    ConfigMap CORE, true;
+    Secret CORE, true;
+    VirtualService NETWORKING, true;
+    DestinationRule NETWORKING, true;
+    ServiceEntry NETWORKING, true;
+    Sidecar NETWORKING, true;
+    WorkloadEntry NETWORKING, true;
+    WorkloadGroup NETWORKING, true;
+    EnvoyFilter NETWORKING, true;
+    Gateway NETWORKING, true;
+    ProxyConfig NETWORKING, true;
+    PeerAuthentication SECURITY, true;
+    RequestAuthentication SECURITY, true;
+    AuthorizationPolicy SECURITY, true;
+    Telemetry &["telemetry.istio.io"], true;
+    WasmPlugin &["extensions.istio.io"], true;
+}
+
+impl Kind {
+    /// Whether it is one of Istio's own kinds.
+    pub fn is_istio(self) -> bool {
+        self.group().ends_with(".istio.io")
+    }
+
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_and_kind_decide() {
+        assert_eq!(Kind::of("networking.istio.io", "Sidecar"), Some(Kind::Sidecar));
+        assert_eq!(Kind::of("gateway.networking.k8s.io", "Gateway"), None);
+        assert_eq!(Kind::of("serving.knative.dev", "Service"), None);
+        assert_eq!(Kind::of("", "Service"), Some(Kind::Service));
+        for (index, kind) in Kind::ALL.iter().enumerate() {
+            assert_eq!(kind.index(), index);
+            assert_eq!(Kind::of(kind.group(), kind.as_str()), Some(*kind));
+        }
+    }
+}

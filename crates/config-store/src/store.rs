@@ -1,0 +1,286 @@
+use std::fmt;
+use std::sync::Arc;
+
+use istio_api::Severity;
+use manifest::{Document, Error};
+use mesh_types::Labels;
+
+use crate::snapshot::Table;
+use crate::{Body, Key, Kind, Object, Origin, Snapshot};
+
+/// The one writer. Readers take [`Store::snapshot`]s.
+#[derive(Debug)]
+pub struct Store {
+    current: Snapshot,
+    /// Creation time for the next object that brings none: one second after the last, so that the order of
+    /// documents is their age.
+    next_created: i64,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        let tables = Kind::ALL.iter().map(|_| Arc::new(Table::default())).collect();
+        Self { current: Snapshot { tables, revision: 0 }, next_created: 1 }
+    }
+}
+
+/// What an operation did.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Change {
+    /// The object is new.
+    Added(Key),
+    /// The object was there and says something else now.
+    Updated(Key),
+    /// The object was there and says the same.
+    Unchanged(Key),
+    /// The object is gone.
+    Deleted(Key),
+}
+
+impl Change {
+    /// The object's key.
+    pub fn key(&self) -> &Key {
+        match self {
+            Change::Added(key) | Change::Updated(key) | Change::Unchanged(key) | Change::Deleted(key) => key,
+        }
+    }
+
+    /// Whether readers see a difference.
+    pub fn is_change(&self) -> bool {
+        !matches!(self, Change::Unchanged(_))
+    }
+}
+
+/// A document that was not stored, with everything that is wrong with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rejected {
+    /// Its key, if it is of a kind that we know.
+    pub key: Option<Key>,
+    /// At least one.
+    pub errors: Vec<Error>,
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.errors.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            match &self.key {
+                Some(key) => write!(f, "{key}: {error}")?,
+                None => write!(f, "{error}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Rejected {}
+
+impl Store {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reads, checks and stores one document.
+    ///
+    /// # Errors
+    /// When its kind is unknown (see [`Kind::of`]), a field has the wrong type, or istiod would refuse it; an
+    /// older object of the same key then stays as it is.
+    pub fn apply(&mut self, document: &Document) -> Result<Change, Rejected> {
+        Object::read(document).map(|(object, _)| self.upsert(object))
+    }
+
+    /// Stores an object that is known to be good. Its creation time is kept if it is set, else that of the
+    /// object it replaces, else it is younger than all others.
+    pub fn upsert(&mut self, mut object: Object) -> Change {
+        let key = object.key.clone();
+        let table = &mut self.current.tables[key.kind.index()];
+        let old = table.get(&key);
+        if object.created == 0 {
+            object.created = old.map_or(self.next_created, |old| old.created);
+        }
+        if old.is_some_and(|old| old.created == object.created && old.says_the_same(&object)) {
+            return Change::Unchanged(key);
+        }
+        let change = if old.is_some() { Change::Updated(key) } else { Change::Added(key) };
+        self.next_created = self.next_created.max(object.created + 1);
+        self.current.revision += 1;
+        object.resource_version = self.current.revision;
+        Arc::make_mut(table).insert(Arc::new(object));
+        change
+    }
+
+    /// Removes an object; `None` when there is none.
+    pub fn delete(&mut self, key: &Key) -> Option<Change> {
+        let table = &mut self.current.tables[key.kind.index()];
+        table.get(key)?;
+        Arc::make_mut(table).remove(key);
+        self.current.revision += 1;
+        Some(Change::Deleted(key.clone()))
+    }
+
+    /// Everything as it is now.
+    pub fn snapshot(&self) -> Snapshot {
+        self.current.clone()
+    }
+}
+
+impl Object {
+    /// Reads and checks a document; the warnings it deserves come along.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    pub fn read(document: &Document) -> Result<(Self, Vec<Error>), Rejected> {
+        let Some(kind) = Kind::of(document.group(), document.kind()) else {
+            let message = format!("{} of {} is not a kind that sidecars need", document.kind(), document.api_version());
+            return Err(Rejected { key: None, errors: vec![document.error("kind", message)] });
+        };
+        let key = Key::new(kind, document.namespace().unwrap_or("default"), document.name());
+        let reject = |errors| Rejected { key: Some(key.clone()), errors };
+        if let Some(error) = metadata_error(document, kind) {
+            return Err(reject(vec![error]));
+        }
+        let metadata = |field: &str| -> Result<Labels, Rejected> {
+            let Some(value) = document.value.pointer(&format!("/metadata/{field}")) else { return Ok(Labels::new()) };
+            string_map(document, field, value).map_err(|error| reject(vec![error]))
+        };
+        let (labels, annotations) = (metadata("labels")?, metadata("annotations")?);
+        let mut body = Body::decode(kind, document).map_err(|error| reject(vec![error]))?;
+        body.set_defaults();
+        let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+        for violation in body.validate(&key, &annotations) {
+            let error = document.error(&violation.path, violation.message);
+            match violation.severity {
+                Severity::Error => errors.push(error),
+                Severity::Warning => warnings.push(error),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(reject(errors));
+        }
+        let written = !document.file().as_os_str().is_empty();
+        let origin = written.then(|| Origin { file: document.file().to_path_buf(), line: document.line() });
+        let created = document.value.pointer("/metadata/creationTimestamp").and_then(|time| unix_seconds(time.as_str()?));
+        let created = created.unwrap_or(0);
+        Ok((Self { key, labels, annotations, created, resource_version: 0, origin, body }, warnings))
+    }
+}
+
+/// As the API server: a name is needed, and names are DNS labels with dots.
+fn metadata_error(document: &Document, kind: Kind) -> Option<Error> {
+    let name = document.name();
+    let valid = |name: &str| {
+        name.len() <= 253
+            && name.split('.').all(|label| {
+                !label.starts_with('-')
+                    && !label.ends_with('-')
+                    && !label.is_empty()
+                    && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            })
+    };
+    if name.is_empty() {
+        return Some(document.error("metadata.name", "is missing"));
+    }
+    if !valid(name) {
+        let message = format!("{name:?} is not a DNS name: lower case letters, digits, `-` and `.`");
+        return Some(document.error("metadata.name", message));
+    }
+    let namespace = document.namespace().unwrap_or("default");
+    if kind.is_namespaced() && (!valid(namespace) || namespace.contains('.') || namespace.len() > 63) {
+        let message = format!("{namespace:?} is not a DNS label: lower case letters, digits and `-`");
+        return Some(document.error("metadata.namespace", message));
+    }
+    None
+}
+
+fn string_map(document: &Document, field: &str, value: &serde_json::Value) -> Result<Labels, Error> {
+    use serde_json::Value;
+    let path = format!("metadata.{field}");
+    let entries = match value {
+        Value::Null => return Ok(Labels::new()),
+        Value::Object(entries) => entries,
+        _ => return Err(document.error(&path, "expected a mapping of strings")),
+    };
+    let mut map = Labels::new();
+    for (key, value) in entries {
+        match value {
+            Value::String(text) => map.insert(key.clone(), text.clone()),
+            Value::Null => map.insert(key.clone(), String::new()),
+            _ => return Err(document.error(&format!("{path}[\"{key}\"]"), "expected a string; quote it")),
+        };
+    }
+    Ok(map)
+}
+
+/// RFC 3339 in UTC, as Kubernetes writes it: `2026-11-21T10:00:00Z`.
+fn unix_seconds(text: &str) -> Option<i64> {
+    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
+    let shape = text.get(10..11)? == "T" && text.ends_with('Z');
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    if !shape || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    // Days since 1970 with years starting in March, so that the leap day is the last.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 1 - 719_468;
+    Some(days * 86_400 + hour * 3_600 + minute * 60 + second)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn document(yaml: &str) -> Document {
+        manifest::parse(Path::new("a.yaml"), yaml).unwrap().remove(0)
+    }
+
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports: [{port: 80}]\n";
+
+    #[test]
+    fn applying_twice_changes_nothing() {
+        let mut store = Store::new();
+        let key = Key::new(Kind::Service, "default", "a");
+        assert_eq!(store.apply(&document(SERVICE)), Ok(Change::Added(key.clone())));
+        assert_eq!(store.apply(&document(SERVICE)), Ok(Change::Unchanged(key.clone())));
+        assert_eq!(store.apply(&document(&SERVICE.replace("80", "81"))), Ok(Change::Updated(key.clone())));
+        assert_eq!(store.snapshot().get(&key).unwrap().created, 1);
+        assert_eq!(store.delete(&key), Some(Change::Deleted(key.clone())));
+        assert_eq!(store.delete(&key), None);
+    }
+
+    #[test]
+    fn a_snapshot_never_changes() {
+        let mut store = Store::new();
+        store.apply(&document(SERVICE)).unwrap();
+        let before = store.snapshot();
+        store.apply(&document(&SERVICE.replace("name: a", "name: b"))).unwrap();
+        assert_eq!((before.len(Kind::Service), store.snapshot().len(Kind::Service)), (1, 2));
+        let names: Vec<_> = store.snapshot().list(Kind::Service).map(|o| o.key.name.to_string()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(store.snapshot().changed_kinds(&before).collect::<Vec<_>>(), [Kind::Service]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        let mut store = Store::new();
+        let error = store.apply(&document(&SERVICE.replace("port: 80", "port: x"))).unwrap_err().to_string();
+        assert!(error.starts_with("Service default/a: a.yaml:5:"), "{error}");
+        let error = store.apply(&document(&SERVICE.replace("name: a", "name: A_b"))).unwrap_err();
+        assert_eq!(error.errors[0].field.as_deref(), Some("metadata.name"));
+        assert!(store.apply(&document("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}")).is_err());
+        assert!(store.snapshot().is_empty());
+    }
+
+    #[test]
+    fn timestamps_are_unix_seconds() {
+        assert_eq!(unix_seconds("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(unix_seconds("2024-02-29T12:00:01Z"), Some(1_709_208_001));
+        assert_eq!(unix_seconds("2024-02-29"), None);
+        assert_eq!(unix_seconds("é024-02-29T12:00:01Z"), None);
+    }
+}

@@ -1,0 +1,30 @@
+//! The control plane: istiod's place in the mesh.
+//!
+//! ```text
+//!  Update ─► world (one writer: store ─► PushContext ─► State) ─► source ─► ads ─► 15010, 15012
+//!                                                        └─► webhook 15017, monitoring 15014
+//!  CSR + token or certificate ─► identity ─► ca ─► 15012
+//! ```
+//!
+//! In: objects, a MeshConfig, listeners that somebody else has bound. Out: xDS, certificates, admission
+//! answers, debug pages.
+//! Never: what is inside an Envoy resource; an identity that nobody verified; a Kubernetes client.
+
+mod args;
+mod connection;
+mod debug;
+mod folder;
+mod identity;
+mod metrics;
+mod monitoring;
+mod serve;
+mod source;
+mod status;
+mod tls;
+mod webhook;
+mod world;
+
+pub use args::{Args, run};
+pub use serve::{Handle, Listeners, ServeError, Settings, serve};
+pub use status::{Laggard, Laggards, ProxyStatus, TypeStatus};
+pub use world::{State, Update};

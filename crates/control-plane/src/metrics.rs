@@ -1,0 +1,121 @@
+//! istiod's metrics, by its names.
+
+use std::time::Duration;
+
+use ads::server::EventKind;
+use config_store::{Kind, Snapshot};
+use envoy_api::type_url;
+use lifecycle::metrics::Registry;
+
+/// Seconds; istiod's bounds of `pilot_proxy_convergence_time`.
+const BOUNDS: [f64; 8] = [0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0];
+
+/// Counts what happens. Series are made when first used.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    /// Everything in Prometheus' text format.
+    pub(crate) fn render(&self) -> String {
+        self.registry.render()
+    }
+
+    pub(crate) fn started(&self, version: &str) {
+        self.registry.gauge("istio_build", "Istio component build info", &[("component", "pilot"), ("tag", version)]).set(1.0);
+        self.registry.gauge("pilot_info", "Pilot version and build information.", &[("version", version)]).set(1.0);
+    }
+
+    pub(crate) fn config_event(&self, kind: Kind, event: &str) {
+        let labels = [("type", kind.as_str()), ("event", event)];
+        self.registry.counter("pilot_k8s_cfg_events", "Events from k8s config.", &labels).increment();
+    }
+
+    pub(crate) fn validated(&self, kind: Option<Kind>, passed: bool) {
+        let resource = kind.map_or("unknown", Kind::as_str);
+        let (name, help) = if passed {
+            ("galley_validation_passed", "Resource is valid.")
+        } else {
+            ("galley_validation_failed", "Resource validation failed.")
+        };
+        self.registry.counter(name, help, &[("group", kind.map_or("", Kind::group)), ("resource", resource)]).increment();
+    }
+
+    pub(crate) fn built(&self, took: Duration, snapshot: &Snapshot) {
+        let seconds = took.as_secs_f64();
+        self.registry
+            .histogram("pilot_pushcontext_init_seconds", "Total time in seconds Pilot takes to init pushContext.", &BOUNDS, &[])
+            .observe(seconds);
+        let gauge = |name: &str, help: &str, value: usize| self.registry.gauge(name, help, &[]).set(value as f64);
+        gauge("pilot_services", "Total services known to pilot.", snapshot.len(Kind::Service) + snapshot.len(Kind::ServiceEntry));
+        gauge("pilot_virt_services", "Total virtual services known to pilot.", snapshot.len(Kind::VirtualService));
+    }
+
+    pub(crate) fn connected(&self, count: usize) {
+        self.registry.gauge("pilot_xds", "Number of endpoints connected to this pilot using XDS.", &[]).set(count as f64);
+    }
+
+    pub(crate) fn xds(&self, event: &EventKind) {
+        match event {
+            EventKind::Sent { type_url, bytes, .. } => {
+                let labels = [("type", short(type_url))];
+                self.registry.counter("pilot_xds_pushes", "Pilot build and send errors for lds, rds, cds and eds.", &labels).increment();
+                self.registry
+                    .counter("pilot_xds_config_size_bytes_total", "Bytes of configuration pushed to clients.", &labels)
+                    .add(*bytes as u64);
+            }
+            EventKind::Nacked { type_url, .. } => {
+                let labels = [("type", short(type_url))];
+                self.registry
+                    .counter("pilot_total_xds_rejects", "Total number of XDS responses from pilot rejected by proxy.", &labels)
+                    .increment();
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn refused_connection(&self) {
+        self.registry
+            .counter("pilot_total_xds_internal_errors", "Total number of internal XDS errors in pilot.", &[])
+            .increment();
+    }
+
+    pub(crate) fn csr(&self, signed: bool) {
+        self.registry
+            .counter("citadel_server_csr_count", "The number of CSRs received by Citadel server.", &[])
+            .increment();
+        let (name, help) = if signed {
+            ("citadel_server_success_cert_issuance_count", "The number of certificates issuances that have succeeded.")
+        } else {
+            ("citadel_server_authentication_failure_count", "The number of authentication failures.")
+        };
+        self.registry.counter(name, help, &[]).increment();
+    }
+
+    pub(crate) fn injected(&self, allowed: bool) {
+        self.registry
+            .counter("sidecar_injection_requests_total", "Total number of sidecar injection requests.", &[])
+            .increment();
+        let (name, help) = if allowed {
+            ("sidecar_injection_success_total", "Total number of successful sidecar injection requests.")
+        } else {
+            ("sidecar_injection_failure_total", "Total number of failed sidecar injection requests.")
+        };
+        self.registry.counter(name, help, &[]).increment();
+    }
+}
+
+/// istiod's short names of types.
+pub(crate) fn short(url: &str) -> &str {
+    match url {
+        type_url::CLUSTER => "cds",
+        type_url::ENDPOINT => "eds",
+        type_url::LISTENER => "lds",
+        type_url::ROUTE => "rds",
+        type_url::SECRET => "sds",
+        type_url::NAME_TABLE => "nds",
+        type_url::EXTENSION => "ecds",
+        other => other.rsplit('/').next().unwrap_or(other),
+    }
+}

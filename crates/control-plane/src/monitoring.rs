@@ -1,0 +1,78 @@
+//! Port 15014: readiness, version, metrics, debug pages.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use lifecycle::drain::Watch;
+use lifecycle::http::{Handler, Request, Response, json, text, with_type};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::debug;
+use crate::identity::Identities;
+use crate::metrics::Metrics;
+use crate::status::Statuses;
+use crate::world::World;
+
+/// What the pages are made from.
+#[derive(Clone)]
+pub(crate) struct Monitoring {
+    pub(crate) world: World,
+    pub(crate) statuses: Arc<Statuses>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) identities: Identities,
+}
+
+impl Monitoring {
+    /// Serves until the shutdown starts.
+    pub(crate) async fn serve(self, listener: TcpListener, shutdown: Watch) {
+        let handler = move |peer: SocketAddr| -> Arc<dyn Handler> {
+            // An IPv4 peer of a dual-stack listener looks like ::ffff:127.0.0.1.
+            let local = peer.ip().to_canonical().is_loopback();
+            Arc::new(Pages { monitoring: self.clone(), local })
+        };
+        lifecycle::http::serve_by_peer(listener, handler, shutdown).await;
+    }
+}
+
+struct Pages {
+    monitoring: Monitoring,
+    /// Debug pages show the whole mesh, so, as istiod, they are for this machine and for those who show a token.
+    local: bool,
+}
+
+impl Handler for Pages {
+    fn handle(&self, request: Request) -> Pin<Box<dyn Future<Output = Response> + Send + '_>> {
+        let response = self.page(&request);
+        Box::pin(async move { response })
+    }
+}
+
+impl Pages {
+    fn page(&self, request: &Request) -> Response {
+        let Monitoring { world, statuses, metrics, identities } = &self.monitoring;
+        let path = request.uri().path();
+        match path {
+            "/ready" | "/healthz" | "/healthz/ready" => match *world.revisions().borrow() {
+                0 => text(503, "the configuration is not loaded yet\n"),
+                _ => text(200, ""),
+            },
+            "/version" => {
+                let version = env!("CARGO_PKG_VERSION");
+                json(200, &json!({"version": version, "revision": "", "golang_version": "", "status": "Clean", "tag": version}))
+            }
+            "/metrics" => with_type(200, "text/plain; version=0.0.4; charset=utf-8", metrics.render()),
+            _ if path == "/debug" || path.starts_with("/debug/") => {
+                let header = request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+                let token = header.and_then(|header| header.strip_prefix("Bearer "));
+                if !self.local && (token.is_none() || identities.verify(None, token).is_err()) {
+                    return text(401, "debug pages are for this machine, or for a valid service account token\n");
+                }
+                debug::page(path, request.uri().query().unwrap_or(""), &world.current(), statuses)
+            }
+            _ => text(404, "there are /ready, /version, /metrics and /debug\n"),
+        }
+    }
+}

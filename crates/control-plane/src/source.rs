@@ -1,0 +1,113 @@
+//! What the xDS server asks: who may connect, and which resources a proxy gets.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ads::server::{Event, EventKind, Names, Peer, Source};
+use envoy_api::Resource;
+use envoy_api::pb::envoy::config::core::v3::Node as EnvoyNode;
+use push_context::Node;
+use tokio::sync::watch;
+use tonic::Status;
+use tracing::{debug, info, warn};
+
+use crate::identity::Identities;
+use crate::metrics::{Metrics, short};
+use crate::status::{Arrival, Statuses};
+use crate::world::World;
+
+/// Generates from the latest state.
+pub(crate) struct Generator {
+    pub(crate) world: World,
+    pub(crate) statuses: Arc<Statuses>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Shared by all ports, so that connections have numbers of their own.
+    pub(crate) connections: Arc<AtomicU64>,
+    /// Verifies clients; `None` on the plaintext port, where nobody can prove anything.
+    pub(crate) identities: Option<Identities>,
+}
+
+/// One stream's client.
+pub(crate) struct Client {
+    connection: u64,
+    node: Node,
+}
+
+impl Generator {
+    fn admit(&self, node: &EnvoyNode, peer: &Peer) -> Result<Client, Status> {
+        if *self.world.revisions().borrow() == 0 {
+            return Err(Status::unavailable("the configuration is not loaded yet"));
+        }
+        let token = peer.token.as_ref().map(|token| token.expose());
+        let identity = match &self.identities {
+            Some(identities) => Some(identities.verify(peer.identity.as_ref(), token)?),
+            None => None,
+        };
+        let claimed = Node::from_envoy(node, None).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if let Some(identity) = &identity {
+            // As istiod, pilot/pkg/xds/auth.go `authorize`: what the proxy says of itself must fit what it proved.
+            let account = &claimed.service_account;
+            if *claimed.namespace != *identity.namespace() || !(account.is_empty() || account == identity.service_account()) {
+                let said = format!("namespace {:?}, service account {account:?}", claimed.namespace);
+                return Err(Status::permission_denied(format!("{identity} may not act for {said}")));
+            }
+        }
+        let parsed = Node::from_envoy(node, identity.as_ref()).map_err(|error| Status::permission_denied(error.to_string()))?;
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed);
+        self.statuses.arrive(Arrival {
+            connection,
+            node_id: &node.id,
+            proxy: format!("{}.{}", parsed.name, parsed.namespace),
+            identity: identity.as_ref(),
+            address: peer.address.map(|address| address.to_string()).unwrap_or_default(),
+            version: parsed.metadata.get("ISTIO_VERSION").cloned().unwrap_or_default(),
+        });
+        self.metrics.connected(self.statuses.len());
+        Ok(Client { connection, node: parsed })
+    }
+}
+
+impl Source for Generator {
+    type Proxy = Client;
+
+    fn connect(&self, node: &EnvoyNode, peer: &Peer) -> Result<Client, Status> {
+        self.admit(node, peer).inspect_err(|status| {
+            self.metrics.refused_connection();
+            let id: String = node.id.chars().take(200).collect();
+            warn!(node = id, reason = status.message(), "proxy refused");
+        })
+    }
+
+    fn resources(&self, proxy: &Client, type_url: &str, names: Names<'_>) -> Vec<Arc<Resource>> {
+        let state = self.world.current();
+        let names = match names {
+            Names::Wildcard => xds_gen::Names::Wildcard,
+            Names::List(names) => xds_gen::Names::List(names),
+        };
+        xds_gen::generate(&state.push, &proxy.node, type_url, names).into_iter().map(Arc::new).collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.world.revisions()
+    }
+
+    fn report(&self, proxy: &Client, event: &Event) {
+        self.statuses.hear(proxy.connection, &event.kind);
+        self.metrics.xds(&event.kind);
+        let name = format_args!("{}.{}", proxy.node.name, proxy.node.namespace);
+        match &event.kind {
+            EventKind::Connected { protocol, .. } => info!(proxy = %name, %protocol, "proxy connected"),
+            EventKind::Disconnected => {
+                self.metrics.connected(self.statuses.len());
+                info!(proxy = %name, "proxy disconnected");
+            }
+            EventKind::Sent { type_url, revision, resources, removed, bytes, .. } => {
+                debug!(proxy = %name, r#type = short(type_url), revision, resources, removed, bytes, "pushed");
+            }
+            EventKind::Nacked { type_url, error, .. } => {
+                warn!(proxy = %name, r#type = short(type_url), error, "proxy refused its configuration");
+            }
+            EventKind::Acked { .. } | EventKind::Synced { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! What each connected proxy has been sent, accepted and refused.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use ads::server::EventKind;
+use mesh_types::{ArcStr, SpiffeId};
+use serde::Serialize;
+use tokio::sync::watch;
+
+/// One connected proxy.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProxyStatus {
+    /// Tells connections apart, also of one proxy.
+    pub connection: u64,
+    /// `sidecar~IP~NAME.NAMESPACE~DOMAIN`.
+    pub node_id: ArcStr,
+    /// `NAME.NAMESPACE` of the pod.
+    pub proxy: String,
+    /// Its verified identity; `None` on the plaintext port.
+    pub identity: Option<String>,
+    /// Where it connects from.
+    pub address: String,
+    /// The version it reports.
+    pub version: String,
+    /// Unix seconds.
+    pub connected_at: u64,
+    /// The revision up to which it has accepted all that concerns it.
+    pub synced_to: u64,
+    /// By type URL.
+    pub types: BTreeMap<ArcStr, TypeStatus>,
+}
+
+impl ProxyStatus {
+    /// Refusals that still stand: type URL and message.
+    pub fn refusals(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.types.iter().filter_map(|(type_url, status)| Some((&**type_url, status.nacked.as_deref()?)))
+    }
+}
+
+/// One type of resource of one proxy.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct TypeStatus {
+    /// Revision of the last response.
+    pub sent_revision: u64,
+    /// Nonce of the last response.
+    pub sent_nonce: String,
+    /// Nonce of the last accepted response.
+    pub acked_nonce: String,
+    /// Resources in the last response.
+    pub resources: usize,
+    /// Bytes of the last response.
+    pub bytes: usize,
+    /// What the proxy said when it refused the last response.
+    pub nacked: Option<String>,
+}
+
+/// The proxies that did not catch up in time.
+#[derive(Clone, Debug)]
+pub struct Laggards {
+    /// The revision that was waited for.
+    pub revision: u64,
+    /// At least one.
+    pub proxies: Vec<Laggard>,
+}
+
+/// A proxy that did not catch up.
+#[derive(Clone, Debug)]
+pub struct Laggard {
+    /// `NAME.NAMESPACE` of the pod.
+    pub proxy: String,
+    /// How far it got.
+    pub synced_to: u64,
+    /// What it refused, if it did.
+    pub refusal: Option<String>,
+}
+
+impl fmt::Display for Laggards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, laggard) in self.proxies.iter().enumerate() {
+            if index > 0 {
+                f.write_str("; ")?;
+            }
+            match &laggard.refusal {
+                Some(refusal) => write!(f, "{} refuses its configuration: {refusal}", laggard.proxy)?,
+                None => write!(f, "{} is at revision {} of {}", laggard.proxy, laggard.synced_to, self.revision)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Laggards {}
+
+/// All connected proxies.
+#[derive(Debug)]
+pub(crate) struct Statuses {
+    /// Held for one event or one copy, never across an await.
+    proxies: Mutex<BTreeMap<u64, ProxyStatus>>,
+    /// Ticks when somebody may have caught up.
+    progress: watch::Sender<()>,
+}
+
+impl Default for Statuses {
+    fn default() -> Self {
+        Self { proxies: Mutex::default(), progress: watch::Sender::new(()) }
+    }
+}
+
+/// What is known of a proxy when it connects.
+pub(crate) struct Arrival<'a> {
+    pub(crate) connection: u64,
+    pub(crate) node_id: &'a str,
+    pub(crate) proxy: String,
+    pub(crate) identity: Option<&'a SpiffeId>,
+    pub(crate) address: String,
+    pub(crate) version: String,
+}
+
+impl Statuses {
+    pub(crate) fn arrive(&self, arrival: Arrival<'_>) {
+        let connected_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        let status = ProxyStatus {
+            connection: arrival.connection,
+            node_id: arrival.node_id.into(),
+            proxy: arrival.proxy,
+            identity: arrival.identity.map(ToString::to_string),
+            address: arrival.address,
+            version: arrival.version,
+            connected_at,
+            synced_to: 0,
+            types: BTreeMap::new(),
+        };
+        self.lock().insert(arrival.connection, status);
+    }
+
+    /// Takes in an event; false when it says nothing new to those who wait.
+    pub(crate) fn hear(&self, connection: u64, event: &EventKind) {
+        let mut proxies = self.lock();
+        if matches!(event, EventKind::Disconnected) {
+            proxies.remove(&connection);
+            self.progress.send_replace(());
+            return;
+        }
+        let Some(proxy) = proxies.get_mut(&connection) else { return };
+        match event {
+            EventKind::Sent { type_url, nonce, revision, resources, bytes, .. } => {
+                let status = proxy.types.entry(type_url.clone()).or_default();
+                status.sent_revision = *revision;
+                status.sent_nonce.clone_from(nonce);
+                status.resources = *resources;
+                status.bytes = *bytes;
+            }
+            EventKind::Acked { type_url, nonce } => {
+                let status = proxy.types.entry(type_url.clone()).or_default();
+                status.acked_nonce.clone_from(nonce);
+                status.nacked = None;
+            }
+            EventKind::Nacked { type_url, error, .. } => {
+                proxy.types.entry(type_url.clone()).or_default().nacked = Some(error.clone());
+                self.progress.send_replace(());
+            }
+            EventKind::Synced { revision } => {
+                proxy.synced_to = proxy.synced_to.max(*revision);
+                self.progress.send_replace(());
+            }
+            EventKind::Connected { .. } | EventKind::Disconnected => {}
+        }
+    }
+
+    pub(crate) fn all(&self) -> Vec<ProxyStatus> {
+        self.lock().values().cloned().collect()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Waits until every connected proxy has accepted `revision`.
+    pub(crate) async fn wait(&self, revision: u64, timeout: Duration) -> Result<(), Laggards> {
+        let mut progress = self.progress.subscribe();
+        let caught_up = async {
+            while !self.laggards(revision).is_empty() {
+                // The sender lives as long as `self`.
+                let _ = progress.changed().await;
+            }
+        };
+        match tokio::time::timeout(timeout, caught_up).await {
+            Ok(()) => Ok(()),
+            Err(_) => match self.laggards(revision) {
+                proxies if proxies.is_empty() => Ok(()),
+                proxies => Err(Laggards { revision, proxies }),
+            },
+        }
+    }
+
+    fn laggards(&self, revision: u64) -> Vec<Laggard> {
+        let proxies = self.lock();
+        let behind = proxies.values().filter(|proxy| proxy.synced_to < revision || proxy.refusals().next().is_some());
+        behind
+            .map(|proxy| Laggard {
+                proxy: proxy.proxy.clone(),
+                synced_to: proxy.synced_to,
+                refusal: proxy.refusals().next().map(|(type_url, text)| format!("{type_url}: {text}")),
+            })
+            .collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, ProxyStatus>> {
+        self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrive(statuses: &Statuses, connection: u64) {
+        statuses.arrive(Arrival {
+            connection,
+            node_id: "sidecar~10.0.0.1~a.b~c",
+            proxy: "a.b".into(),
+            identity: None,
+            address: String::new(),
+            version: String::new(),
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_ends_when_all_have_caught_up_or_gone() {
+        let statuses = Statuses::default();
+        let second = Duration::from_secs(1);
+        assert!(statuses.wait(5, second).await.is_ok(), "nobody is connected");
+        arrive(&statuses, 1);
+        arrive(&statuses, 2);
+        statuses.hear(1, &EventKind::Synced { revision: 5 });
+        let laggards = statuses.wait(5, second).await.unwrap_err();
+        assert_eq!(laggards.to_string(), "a.b is at revision 0 of 5");
+        statuses.hear(2, &EventKind::Disconnected);
+        assert!(statuses.wait(5, second).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_told_until_it_is_taken_back() {
+        let statuses = Statuses::default();
+        arrive(&statuses, 1);
+        let type_url: ArcStr = "cds".into();
+        statuses.hear(1, &EventKind::Nacked { type_url: type_url.clone(), nonce: "1".into(), error: "no".into() });
+        statuses.hear(1, &EventKind::Synced { revision: 5 });
+        let laggards = statuses.wait(5, Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!(laggards.to_string(), "a.b refuses its configuration: cds: no");
+        statuses.hear(1, &EventKind::Acked { type_url, nonce: "2".into() });
+        assert!(statuses.wait(5, Duration::from_secs(1)).await.is_ok());
+    }
+}

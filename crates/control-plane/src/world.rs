@@ -1,0 +1,274 @@
+//! The state of the mesh: one writer, any number of readers.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use config_store::{Body, Change, Key, Kind, Object, Rejected, Snapshot, Store};
+use istio_api::MeshConfig;
+use manifest::Document;
+use push_context::PushContext;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, info, warn};
+
+use crate::metrics::Metrics;
+
+/// Updates that may wait while a snapshot is built; senders wait beyond it.
+const QUEUE: usize = 1024;
+
+/// The longest rest between two snapshots under constant change.
+const LONGEST_REST: Duration = Duration::from_millis(100);
+
+/// A change of the configuration.
+#[derive(Debug)]
+pub enum Update {
+    /// Store an object that is known to be good.
+    Upsert(Box<Object>),
+    /// Read, check and store a manifest.
+    Apply(Box<Document>),
+    /// Remove an object.
+    Delete(Key),
+}
+
+/// Everything at one moment. Never changes.
+#[derive(Debug)]
+pub struct State {
+    /// Grows by one with every snapshot; 0 before the first.
+    pub revision: u64,
+    /// The objects.
+    pub snapshot: Snapshot,
+    /// The indexes made from them.
+    pub push: Arc<PushContext>,
+    /// The mesh's settings, ConfigMap included.
+    pub mesh: Arc<MeshConfig>,
+}
+
+/// What a batch of updates led to.
+type Answer = (u64, Vec<Rejected>);
+
+struct Request {
+    updates: Vec<Update>,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// The readers' side. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    /// Replaced whole; the lock covers the pointer only.
+    current: Arc<RwLock<Arc<State>>>,
+    revision: watch::Receiver<u64>,
+    requests: mpsc::Sender<Request>,
+}
+
+/// The writer's side: run it as a task.
+pub(crate) struct Writer {
+    store: Store,
+    base_mesh: Arc<MeshConfig>,
+    mesh: Arc<MeshConfig>,
+    settings: push_context::Settings,
+    mesh_config_map: Key,
+    current: Arc<RwLock<Arc<State>>>,
+    revision: watch::Sender<u64>,
+    requests: mpsc::Receiver<Request>,
+    metrics: Arc<Metrics>,
+}
+
+/// An empty world and its writer.
+///
+/// MeshConfig comes from `mesh`, with the ConfigMap `istio` (`istio-REVISION`) of the root namespace laid over
+/// it whenever there is one.
+pub(crate) fn new(
+    mesh: MeshConfig,
+    revision: &str,
+    settings: push_context::Settings,
+    metrics: Arc<Metrics>,
+) -> (World, Writer) {
+    let name = if revision.is_empty() || revision == "default" { "istio".into() } else { format!("istio-{revision}") };
+    let mesh_config_map = Key::new(Kind::ConfigMap, &mesh.root_namespace, &name);
+    let mesh = Arc::new(mesh);
+    let store = Store::new();
+    let snapshot = store.snapshot();
+    let push = Arc::new(PushContext::build(&snapshot, &mesh, &settings));
+    let state = Arc::new(State { revision: 0, snapshot, push, mesh: mesh.clone() });
+    let current = Arc::new(RwLock::new(state));
+    let (revision, watched) = watch::channel(0);
+    let (sender, requests) = mpsc::channel(QUEUE);
+    let world = World { current: current.clone(), revision: watched, requests: sender };
+    let base_mesh = mesh.clone();
+    let writer = Writer { store, base_mesh, mesh, settings, mesh_config_map, current, revision, requests, metrics };
+    (world, writer)
+}
+
+impl World {
+    /// The latest state.
+    pub(crate) fn current(&self) -> Arc<State> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Follows the latest revision.
+    pub(crate) fn revisions(&self) -> watch::Receiver<u64> {
+        self.revision.clone()
+    }
+
+    /// Applies updates as one snapshot and waits until readers see it.
+    pub(crate) async fn update(&self, updates: Vec<Update>) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let sent = self.requests.send(Request { updates, answer }).await.is_ok();
+        // The writer ends only with the control plane itself; nothing is built any more then.
+        let gone = (self.current().revision, Vec::new());
+        if sent { answered.await.unwrap_or(gone) } else { gone }
+    }
+}
+
+impl Writer {
+    /// Works until every [`World`] is dropped.
+    ///
+    /// There is no debounce: an update on an idle control plane is built at once. While a snapshot is built, further
+    /// updates gather and become the next one; under constant change the writer rests as long as it worked.
+    pub(crate) async fn run(mut self) {
+        while let Some(first) = self.requests.recv().await {
+            let started = Instant::now();
+            let mut batch = vec![first];
+            while let Ok(more) = self.requests.try_recv() {
+                batch.push(more);
+            }
+            let more = self.build(batch);
+            let worked = started.elapsed();
+            if more || !self.requests.is_empty() {
+                tokio::time::sleep(worked.min(LONGEST_REST)).await;
+            }
+        }
+    }
+
+    /// Applies a batch, publishes the result; whether the batch was more than one request.
+    fn build(&mut self, batch: Vec<Request>) -> bool {
+        let more = batch.len() > 1;
+        let before = self.store.snapshot();
+        let mut answers = Vec::with_capacity(batch.len());
+        for request in batch {
+            let mut rejected = Vec::new();
+            for update in request.updates {
+                if let Err(error) = self.apply(update) {
+                    warn!("{error}");
+                    rejected.push(error);
+                }
+            }
+            answers.push((request.answer, rejected));
+        }
+        let snapshot = self.store.snapshot();
+        let first = *self.revision.borrow() == 0;
+        if first || snapshot.revision() != before.revision() {
+            self.publish(&before, snapshot);
+        }
+        let revision = *self.revision.borrow();
+        for (answer, rejected) in answers {
+            // Who asked may have gone away; the update holds all the same.
+            let _ = answer.send((revision, rejected));
+        }
+        more
+    }
+
+    fn apply(&mut self, update: Update) -> Result<(), Rejected> {
+        let change = match update {
+            Update::Upsert(object) => Some(self.store.upsert(*object)),
+            Update::Delete(key) => self.store.delete(&key),
+            Update::Apply(document) => {
+                let (object, warnings) = Object::read(&document)
+                    .inspect_err(|error| self.metrics.validated(error.key.as_ref().map(|key| key.kind), false))?;
+                for warning in warnings {
+                    warn!("{}: {warning}", object.key);
+                }
+                self.metrics.validated(Some(object.key.kind), true);
+                Some(self.store.upsert(object))
+            }
+        };
+        if let Some(change) = change.filter(Change::is_change) {
+            let event = match change {
+                Change::Added(_) => "add",
+                Change::Deleted(_) => "delete",
+                Change::Updated(_) | Change::Unchanged(_) => "update",
+            };
+            self.metrics.config_event(change.key().kind, event);
+            debug!(object = %change.key(), event, "configuration changed");
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, before: &Snapshot, snapshot: Snapshot) {
+        let started = Instant::now();
+        if before.get(&self.mesh_config_map) != snapshot.get(&self.mesh_config_map) {
+            self.read_mesh(&snapshot);
+        }
+        let revision = *self.revision.borrow() + 1;
+        let push = Arc::new(PushContext::build(&snapshot, &self.mesh, &self.settings));
+        self.metrics.built(started.elapsed(), &snapshot);
+        let state = Arc::new(State { revision, snapshot, push, mesh: self.mesh.clone() });
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = state;
+        self.revision.send_replace(revision);
+        info!(revision, took = ?started.elapsed(), "snapshot published");
+    }
+
+    /// Takes MeshConfig from the ConfigMap; what cannot be read leaves the last good one.
+    fn read_mesh(&mut self, snapshot: &Snapshot) {
+        let text = snapshot.get(&self.mesh_config_map).and_then(|object| match &object.body {
+            Body::ConfigMap(map) => map.data.as_ref()?.get("mesh").cloned(),
+            _ => None,
+        });
+        let file = std::path::PathBuf::from(format!("ConfigMap {}/{}", self.mesh_config_map.namespace, self.mesh_config_map.name));
+        let merged = match text {
+            None => Ok(self.base_mesh.as_ref().clone()),
+            Some(text) => self.base_mesh.load_over(&file, &text),
+        };
+        match merged {
+            Ok(mesh) => self.mesh = Arc::new(mesh),
+            Err(error) => warn!("{error}; the mesh keeps its last settings"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn documents(yaml: &str) -> Vec<Update> {
+        let documents = manifest::parse(Path::new("a.yaml"), yaml).unwrap();
+        documents.into_iter().map(|document| Update::Apply(Box::new(document))).collect()
+    }
+
+    fn start() -> World {
+        let (world, writer) = new(MeshConfig::builtin(), "", push_context::Settings::default(), Arc::default());
+        tokio::spawn(writer.run());
+        world
+    }
+
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n";
+
+    #[tokio::test]
+    async fn an_update_is_visible_when_it_returns_and_only_once() {
+        let world = start();
+        let (revision, rejected) = world.update(documents(SERVICE)).await;
+        assert_eq!((revision, rejected.len()), (1, 0));
+        assert_eq!(world.current().snapshot.len(Kind::Service), 1);
+        assert_eq!(world.update(documents(SERVICE)).await.0, 1, "nothing changed");
+        let bad = SERVICE.replace("port: 80", "port: x");
+        let (revision, rejected) = world.update(documents(&bad)).await;
+        assert_eq!((revision, rejected.len()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn the_config_map_changes_the_mesh_and_a_bad_one_does_not() {
+        let world = start();
+        let map = |mesh: &str| {
+            documents(&format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: '{mesh}'\n"
+            ))
+        };
+        world.update(map("trustDomain: td")).await;
+        assert_eq!(world.current().mesh.trust_domain, "td");
+        world.update(map("trustDomain: [")).await;
+        assert_eq!(world.current().mesh.trust_domain, "td");
+        world.update(vec![Update::Delete(Key::new(Kind::ConfigMap, "istio-system", "istio"))]).await;
+        assert_eq!(world.current().mesh.trust_domain, "cluster.local");
+    }
+}

@@ -1,0 +1,4 @@
+//! Integration tests: a control plane on loopback ports, and clients of every port.
+
+mod mesh;
+mod ports;

@@ -1,0 +1,8 @@
+//! One binary for all end-to-end tests: linking is the slow part.
+
+mod bad_input;
+mod bookinfo;
+mod browser;
+mod changes;
+mod envoy;
+mod traces;

@@ -1,0 +1,195 @@
+//! Canonical proto3 JSON of Envoy's messages, for config dumps, files and EnvoyFilter patches.
+//!
+//! Works by reflection over the committed descriptor set. The pool is made at first use, because it
+//! costs some megabytes that a sidecar which nobody asks for a dump should not pay.
+
+use std::sync::LazyLock;
+
+use envoy_types::pb::google::protobuf::FileDescriptorSet;
+use prost::Message;
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
+use serde_json::Value;
+
+use crate::istio;
+
+static DESCRIPTORS: &[u8] = include_bytes!("../descriptors.bin");
+
+static POOL: LazyLock<Result<DescriptorPool, String>> = LazyLock::new(|| {
+    let mut pool = DescriptorPool::decode(DESCRIPTORS).map_err(|e| e.to_string())?;
+    let own = istio::descriptors().encode_to_vec();
+    pool.decode_file_descriptor_set(own.as_slice()).map_err(|e| e.to_string())?;
+    Ok(pool)
+});
+
+/// A message that could not be turned into JSON or back.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The type is in none of the known packages.
+    #[error("unknown message type {type_url:?}")]
+    UnknownType {
+        /// As it was given.
+        type_url: String,
+    },
+    /// The bytes are no message of that type.
+    #[error("bytes are no {type_url}")]
+    Bytes {
+        /// As it was given.
+        type_url: String,
+        /// Where it broke.
+        #[source]
+        source: prost::DecodeError,
+    },
+    /// The JSON does not fit the type.
+    #[error("JSON does not fit {type_url}: {reason}")]
+    Json {
+        /// As it was given.
+        type_url: String,
+        /// The field and what is wrong with it.
+        reason: String,
+    },
+}
+
+/// All descriptors: Envoy's and those of Istio's filters.
+pub(crate) fn descriptor_set() -> FileDescriptorSet {
+    let mut set = FileDescriptorSet::decode(DESCRIPTORS).unwrap_or_default();
+    set.file.extend(istio::descriptors().file);
+    set
+}
+
+/// The reflection descriptor of `type_url` (a full name, with or without a prefix ending in `/`).
+pub fn descriptor(type_url: &str) -> Result<MessageDescriptor, Error> {
+    let unknown = || Error::UnknownType { type_url: type_url.to_owned() };
+    let name = type_url.rsplit('/').next().unwrap_or(type_url);
+    POOL.as_ref().map_err(|_| unknown())?.get_message_by_name(name).ok_or_else(unknown)
+}
+
+/// The message as reflection sees it.
+pub fn decode(type_url: &str, bytes: &[u8]) -> Result<DynamicMessage, Error> {
+    DynamicMessage::decode(descriptor(type_url)?, bytes)
+        .map_err(|source| Error::Bytes { type_url: type_url.to_owned(), source })
+}
+
+/// Canonical JSON with proto field names, as Envoy's config dump writes it; `Any` inlined with `@type`.
+pub fn to_json(type_url: &str, bytes: &[u8]) -> Result<Value, Error> {
+    let options = SerializeOptions::new().use_proto_field_name(true).stringify_64_bit_integers(false);
+    decode(type_url, bytes)?
+        .serialize_with_options(serde_json::value::Serializer, &options)
+        .map_err(|e| Error::Json { type_url: type_url.to_owned(), reason: e.to_string() })
+}
+
+/// The message that `value` describes; fields by proto or lowerCamel name. Unknown fields are refused.
+pub fn message_from_json(type_url: &str, value: &Value) -> Result<DynamicMessage, Error> {
+    let fail = |reason: String| Error::Json { type_url: type_url.to_owned(), reason };
+    DynamicMessage::deserialize(descriptor(type_url)?, value).map_err(|e| fail(e.to_string()))
+}
+
+/// As [`message_from_json`], encoded.
+pub fn from_json(type_url: &str, value: &Value) -> Result<Vec<u8>, Error> {
+    Ok(message_from_json(type_url, value)?.encode_to_vec())
+}
+
+/// As [`from_json`], but unknown fields are ignored, as istiod does with EnvoyFilters.
+pub fn from_json_lenient(type_url: &str, value: &Value) -> Result<Vec<u8>, Error> {
+    let fail = |reason: String| Error::Json { type_url: type_url.to_owned(), reason };
+    let options = DeserializeOptions::new().deny_unknown_fields(false);
+    let message = DynamicMessage::deserialize_with_options(descriptor(type_url)?, value, &options)
+        .map_err(|e| fail(e.to_string()))?;
+    Ok(message.encode_to_vec())
+}
+
+/// Lays the fields that `over` sets over `base`, both encoded messages of one type: messages merge, lists
+/// grow (or are replaced), maps are merged by key, durations are replaced as a whole (istio `pkg/proto/merge`).
+pub fn merge(type_url: &str, base: &[u8], over: &[u8], replace_lists: bool) -> Result<Vec<u8>, Error> {
+    let mut out = decode(type_url, base)?;
+    merge_message(&mut out, &decode(type_url, over)?, replace_lists);
+    Ok(out.encode_to_vec())
+}
+
+fn merge_message(base: &mut DynamicMessage, over: &DynamicMessage, replace_lists: bool) {
+    use prost_reflect::{Kind, ReflectMessage, Value as Field};
+    for (field, value) in over.fields() {
+        match (value, field.kind()) {
+            (Field::List(items), _) => {
+                if replace_lists {
+                    base.clear_field(&field);
+                }
+                if let Field::List(list) = base.get_field_mut(&field) {
+                    list.extend(items.iter().cloned());
+                }
+            }
+            (Field::Map(entries), _) => {
+                if let Field::Map(map) = base.get_field_mut(&field) {
+                    map.extend(entries.iter().map(|(k, v)| (k.clone(), v.clone())));
+                }
+            }
+            (Field::Message(message), Kind::Message(_))
+                if message.descriptor().full_name() != "google.protobuf.Duration" && base.has_field(&field) =>
+            {
+                if let Field::Message(own) = base.get_field_mut(&field) {
+                    merge_message(own, message, replace_lists);
+                }
+            }
+            (value, _) => base.set_field(&field, value.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Name;
+    use serde_json::json;
+
+    #[test]
+    fn any_is_inlined_and_round_trips() {
+        let url = "type.googleapis.com/envoy.config.listener.v3.Filter";
+        let value = json!({
+            "name": "envoy.filters.network.tcp_proxy",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                "stat_prefix": "x", "cluster": "x", "idle_timeout": "1.500s"
+            }
+        });
+        assert_eq!(to_json(url, &from_json(url, &value).unwrap()).unwrap(), value);
+    }
+
+    #[test]
+    fn istio_filters_are_known() {
+        let url = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
+        let value = json!({
+            "name": "istio.alpn",
+            "typed_config": {
+                "@type": "type.googleapis.com/istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
+                "alpn_override": [{"upstream_protocol": "HTTP2", "alpn_override": ["istio-h2", "h2"]}]
+            }
+        });
+        assert_eq!(to_json(url, &from_json(url, &value).unwrap()).unwrap(), value);
+        for name in [
+            istio::TypedStruct::full_name(),
+            istio::XdsTypedStruct::full_name(),
+            istio::StatsConfig::full_name(),
+            istio::NameTable::full_name(),
+        ] {
+            assert!(descriptor(&name).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn merging_adds_to_lists_and_replaces_durations() {
+        let url = "envoy.config.cluster.v3.Cluster";
+        let encode = |value| from_json(url, &value).unwrap();
+        let base = encode(json!({"name": "a", "connect_timeout": "1.500s", "filters": [{"name": "x"}]}));
+        let over = encode(json!({"connect_timeout": "2s", "filters": [{"name": "y"}]}));
+        let merged = |replace| to_json(url, &merge(url, &base, &over, replace).unwrap()).unwrap();
+        let filters = json!([{"name": "x"}, {"name": "y"}]);
+        assert_eq!(merged(false), json!({"name": "a", "connect_timeout": "2s", "filters": filters}));
+        assert_eq!(merged(true), json!({"name": "a", "connect_timeout": "2s", "filters": [{"name": "y"}]}));
+    }
+
+    #[test]
+    fn refuses_unknown_fields_and_types() {
+        assert!(from_json("envoy.config.cluster.v3.Cluster", &json!({"nam": "x"})).is_err());
+        assert!(to_json("no.such.Type", &[]).is_err());
+        assert!(to_json("envoy.config.cluster.v3.Cluster", &[0xff]).is_err());
+    }
+}

@@ -1,0 +1,236 @@
+//! Certificates from the control plane's CA: `istio.v1.auth.IstioCertificateService`, as pilot-agent asks.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_types::SpiffeId;
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, RsaKeySize, SanType};
+use rustls_pki_types::CertificateDer;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::{Code, Request, Status};
+use zeroize::Zeroizing;
+
+use crate::certificate::{InvalidCertificate, PrivateKey, WorkloadCertificate, certificates};
+use crate::channel::{ChannelError, Endpoint, within};
+use crate::tls::{self, ServerIdentity};
+
+/// How long a CA may take to sign.
+const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The CA to ask and who asks.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    /// `HOST:PORT`, CA_ADDR.
+    pub address: String,
+    /// The name to verify, and SNI, if it is not the host of `address`.
+    pub server_name: Option<String>,
+    /// What verifies the CA's own certificate.
+    pub roots: Roots,
+    /// The service account token, read anew for each request: kubelets replace it.
+    pub token: Option<PathBuf>,
+    /// The identity asked for. The CA gives what the token says.
+    pub identity: SpiffeId,
+    /// The lifetime asked for, SECRET_TTL.
+    pub ttl: Duration,
+    /// The key to make.
+    pub key: KeyKind,
+    /// Further roots to trust peers by, PEM: those of federated trust domains, ProxyConfig.caCertificatesPem.
+    pub trust_bundle: Vec<String>,
+    /// Sent as the `ClusterID` header, by which an istiod of several clusters finds the token's issuer.
+    pub cluster_id: String,
+}
+
+/// What verifies the CA's certificate.
+#[derive(Clone, Debug)]
+pub enum Roots {
+    /// A PEM file, read anew for each connection.
+    File(PathBuf),
+    /// PEM text.
+    Pem(String),
+    /// No TLS at all: only for plaintext control planes on this machine.
+    Plaintext,
+}
+
+/// Algorithms for workload keys.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum KeyKind {
+    /// ECDSA on P-256. DIFFERS: pilot-agent defaults to RSA 2048 (ECC_SIGNATURE_ALGORITHM unset); handshakes with P-256 cost a tenth.
+    #[default]
+    EcdsaP256,
+    /// ECDSA on P-384.
+    EcdsaP384,
+    /// RSA of this many bits: 2048, 3072 or 4096; others are rounded up.
+    Rsa(u32),
+}
+
+/// Why there is no certificate from the CA.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    #[error("cannot read the {what} {path}")]
+    Read {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the service account token {path} is empty")]
+    EmptyToken { path: PathBuf },
+    #[error("the service account token has characters that a header cannot carry")]
+    BadToken,
+    #[error("the root certificate of the CA is not usable")]
+    Roots(#[source] InvalidCertificate),
+    #[error("TLS cannot be set up with the root certificate of the CA")]
+    Tls(#[source] rustls::Error),
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    #[error("the CA at {address} did not answer within {} s", SIGN_TIMEOUT.as_secs())]
+    Timeout { address: String },
+    #[error("the CA at {address} refused to sign: {}: {}{}", .status.code(), .status.message(), hint(.status))]
+    Refused { address: String, status: Box<Status> },
+    #[error("a key pair or CSR cannot be made")]
+    Csr(#[source] rcgen::Error),
+    #[error("the CA's answer is not usable")]
+    Answer(#[source] InvalidCertificate),
+}
+
+/// A word on the two refusals that people meet.
+fn hint(status: &Status) -> &'static str {
+    match status.code() {
+        Code::Unauthenticated => " (is the token expired, of another audience, or of another cluster?)",
+        Code::PermissionDenied => " (may this service account have certificates?)",
+        _ => "",
+    }
+}
+
+/// `istio.v1.auth.IstioCertificateRequest`, istio `security/proto/istioca.proto`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CertificateRequest {
+    #[prost(string, tag = "1")]
+    csr: String,
+    #[prost(int64, tag = "3")]
+    validity_duration: i64,
+}
+
+/// `istio.v1.auth.IstioCertificateResponse`: the chain as PEM, leaf first, root last.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CertificateResponse {
+    #[prost(string, repeated, tag = "1")]
+    cert_chain: Vec<String>,
+}
+
+impl Authority {
+    /// Makes a key, has it signed.
+    pub async fn fetch(&self) -> Result<WorkloadCertificate, AuthorityError> {
+        let (key, csr) = self.request()?;
+        let mut request = Request::new(CertificateRequest {
+            csr,
+            validity_duration: i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX),
+        });
+        if let Some(token) = self.read_token().await? {
+            let bearer = Zeroizing::new(format!("Bearer {}", token.as_str()));
+            let mut value: tonic::metadata::MetadataValue<_> = bearer.parse().map_err(|_| AuthorityError::BadToken)?;
+            value.set_sensitive(true);
+            request.metadata_mut().insert("authorization", value);
+        }
+        if let Ok(cluster) = self.cluster_id.parse() {
+            request.metadata_mut().insert("clusterid", cluster);
+        }
+        let (endpoint, roots) = self.endpoint().await?;
+        let channel = endpoint.connect().await?;
+        let call = async {
+            let mut client = tonic::client::Grpc::new(channel);
+            client.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+            let path = PathAndQuery::from_static("/istio.v1.auth.IstioCertificateService/CreateCertificate");
+            client
+                .unary::<CertificateRequest, CertificateResponse, _>(request, path, tonic_prost::ProstCodec::default())
+                .await
+        };
+        let answer = within(SIGN_TIMEOUT, call)
+            .await
+            .ok_or_else(|| AuthorityError::Timeout { address: self.address.clone() })?;
+        let answer = answer
+            .map_err(|status| AuthorityError::Refused { address: self.address.clone(), status: Box::new(status) })?;
+        self.assemble(answer.into_inner(), key, roots)
+    }
+
+    /// The last certificate of the answer is the root the CA signs under; it and the roots that verified the CA are trusted
+    /// together, so that both old and new ones are while a root is replaced.
+    fn assemble(
+        &self,
+        answer: CertificateResponse,
+        key: PrivateKey,
+        known: Vec<CertificateDer<'static>>,
+    ) -> Result<WorkloadCertificate, AuthorityError> {
+        let pem = answer.cert_chain.join("\n");
+        let mut chain = certificates("the CA's answer", pem.as_bytes()).map_err(AuthorityError::Answer)?;
+        let mut roots = known;
+        if chain.len() > 1 {
+            let last = chain.split_off(chain.len() - 1);
+            let fresh: Vec<_> = last.into_iter().filter(|root| !roots.contains(root)).collect();
+            roots.extend(fresh);
+        }
+        for pem in &self.trust_bundle {
+            let federated =
+                certificates("a root of caCertificatesPem", pem.as_bytes()).map_err(AuthorityError::Answer)?;
+            let fresh: Vec<_> = federated.into_iter().filter(|root| !roots.contains(root)).collect();
+            roots.extend(fresh);
+        }
+        WorkloadCertificate::new(chain, key, roots).map_err(AuthorityError::Answer)
+    }
+
+    fn request(&self) -> Result<(PrivateKey, String), AuthorityError> {
+        let pair = match self.key {
+            KeyKind::EcdsaP256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
+            KeyKind::EcdsaP384 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
+            KeyKind::Rsa(bits) => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rsa_size(bits)),
+        };
+        let pair = pair.map_err(AuthorityError::Csr)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        let uri = self.identity.to_string().try_into().map_err(AuthorityError::Csr)?;
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        let csr = params.serialize_request(&pair).and_then(|csr| csr.pem()).map_err(AuthorityError::Csr)?;
+        Ok((PrivateKey::from_pkcs8(pair.serialize_der()), csr))
+    }
+
+    async fn read_token(&self) -> Result<Option<Zeroizing<String>>, AuthorityError> {
+        let Some(path) = &self.token else { return Ok(None) };
+        let text = tokio::fs::read_to_string(path).await;
+        let text =
+            text.map_err(|source| AuthorityError::Read { what: "service account token", path: path.clone(), source })?;
+        let token = Zeroizing::new(text).trim().to_owned();
+        if token.is_empty() {
+            return Err(AuthorityError::EmptyToken { path: path.clone() });
+        }
+        Ok(Some(Zeroizing::new(token)))
+    }
+
+    async fn endpoint(&self) -> Result<(Endpoint, Vec<CertificateDer<'static>>), AuthorityError> {
+        let pem = match &self.roots {
+            Roots::Plaintext => return Ok((Endpoint { address: self.address.clone(), tls: None }, Vec::new())),
+            Roots::Pem(pem) => pem.clone().into_bytes(),
+            Roots::File(path) => {
+                let read = tokio::fs::read(path).await;
+                read.map_err(|source| AuthorityError::Read {
+                    what: "root certificate of the CA",
+                    path: path.clone(),
+                    source,
+                })?
+            }
+        };
+        let roots = certificates("the root certificate of the CA", &pem).map_err(AuthorityError::Roots)?;
+        let config = tls::client_config(&roots, None, ServerIdentity::Name, &[b"h2"]).map_err(AuthorityError::Tls)?;
+        let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
+        let name = self.server_name.clone().unwrap_or_else(|| host.trim_matches(['[', ']']).to_owned());
+        Ok((Endpoint { address: self.address.clone(), tls: Some((Arc::new(config), name)) }, roots))
+    }
+}
+
+fn rsa_size(bits: u32) -> RsaKeySize {
+    match bits {
+        0..=2048 => RsaKeySize::_2048,
+        2049..=3072 => RsaKeySize::_3072,
+        _ => RsaKeySize::_4096,
+    }
+}

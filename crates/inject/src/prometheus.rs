@@ -1,0 +1,186 @@
+//! Merging of metrics: the proxy's agent is scraped and passes the application's metrics on.
+
+use serde_json::{Map, Value, json};
+
+use crate::mesh::Mesh;
+use crate::pod;
+use crate::status::{MERGE_METRICS, PROXY, annotation, parse_bool};
+
+const SCRAPE: &str = "prometheus_io_scrape";
+const PORT: &str = "prometheus_io_port";
+const PATH: &str = "prometheus_io_path";
+const TARGETS: &str = "prometheus_istio_io_scrape_targets";
+const SECURE_PORT: &str = "prometheus_istio_io_secure_port";
+
+/// The proxy's own ports: scraping them through the agent would go round in circles or leak.
+const RESERVED: [i64; 9] = [15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090];
+
+/// A name as Prometheus sees it: `prometheus.io/port` and `prometheus-io/port` are one.
+fn sanitised(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+}
+
+/// Annotations whose sanitised name is this; the exact spelling first, the rest in order.
+fn values<'a>(pod: &'a Value, name: &str) -> impl Iterator<Item = &'a str> {
+    let mut found: Vec<(&String, &'a str)> = pod["metadata"]["annotations"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(key, _)| sanitised(key) == name)
+        .filter_map(|(key, value)| Some((key, value.as_str()?)))
+        .collect();
+    found.sort_by_key(|(key, _)| (!key.starts_with("prometheus.io/"), *key));
+    found.into_iter().map(|(_, value)| value)
+}
+
+/// The port that the pod asks to be scraped at.
+pub(crate) fn port(pod: &Value) -> Option<&str> {
+    values(pod, PORT).next()
+}
+
+/// Removes every spelling of the annotations.
+pub(crate) fn clear(pod: &mut Value) {
+    pod::metadata_mut(pod, "annotations")
+        .retain(|name, _| ![SCRAPE, PORT, PATH, TARGETS].contains(&sanitised(name).as_str()));
+}
+
+/// Moves the pod's scraping annotations into the proxy's environment and points Prometheus at the agent.
+///
+/// # Errors
+/// A port that is none, or one of the proxy's own.
+pub(crate) fn merge(pod: &mut Value, mesh: &Mesh) -> Result<(), String> {
+    let scraped = values(pod, SCRAPE).find_map(parse_bool).unwrap_or(true);
+    let wanted = annotation(pod, MERGE_METRICS).and_then(parse_bool).unwrap_or_else(|| mesh.prometheus_merge());
+    if !scraped || !wanted {
+        return Ok(());
+    }
+    let agent = mesh.status_port().to_string();
+    if port(pod) == Some(agent.as_str()) {
+        return Ok(());
+    }
+    let mut config = Map::new();
+    let mut insert = |name: &str, value: Option<&str>| {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            config.insert(name.to_owned(), json!(value));
+        }
+    };
+    let targets = match values(pod, TARGETS).next() {
+        Some(text) => targets(text).unwrap_or_default(),
+        None => Vec::new(),
+    };
+    insert("scrape", values(pod, SCRAPE).next());
+    match targets.first() {
+        Some((port, path)) => {
+            insert("path", Some(path));
+            insert("port", Some(port));
+        }
+        None => {
+            insert("path", values(pod, PATH).next());
+            insert("port", port(pod));
+        }
+    }
+    if targets.is_empty() {
+        if let Some(port) = config.get("port").and_then(Value::as_str) {
+            check(port, &agent, "invalid prometheus scrape configuration")?;
+        }
+    } else {
+        for (port, _) in &targets {
+            check(port, &agent, "invalid prometheus scrape targets")?;
+        }
+        let list: Vec<Value> = targets.iter().map(|(port, path)| json!({"port": port, "path": path})).collect();
+        config.insert("targets".to_owned(), Value::Array(list));
+    }
+    if !config.is_empty()
+        && let Some(proxy) = pod::container_mut(pod, PROXY)
+    {
+        let text = go_template::json::encode(&Value::Object(config), false);
+        pod::push_env(proxy, "ISTIO_PROMETHEUS_ANNOTATIONS", &text);
+    }
+    clear(pod);
+    let annotations = pod::metadata_mut(pod, "annotations");
+    annotations.insert("prometheus.io/port".to_owned(), json!(agent));
+    annotations.insert("prometheus.io/path".to_owned(), json!("/stats/prometheus"));
+    annotations.insert("prometheus.io/scrape".to_owned(), json!("true"));
+    Ok(())
+}
+
+/// `port[:path],…`; a target without path is scraped at `/metrics`. `None` when one is empty.
+fn targets(text: &str) -> Option<Vec<(String, String)>> {
+    let mut targets = Vec::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (port, path) = part.split_once(':').unwrap_or((part, "/metrics"));
+        if port.is_empty() {
+            return None;
+        }
+        let path = match path {
+            "" => "/metrics".to_owned(),
+            path if path.starts_with('/') => path.to_owned(),
+            path => format!("/{path}"),
+        };
+        targets.push((port.to_owned(), path));
+    }
+    Some(targets)
+}
+
+fn check(port: &str, agent: &str, what: &str) -> Result<(), String> {
+    let number = port.parse::<i64>().ok().filter(|number| (1..=65535).contains(number));
+    match number {
+        None => Err(format!("{what}: invalid port {port:?}")),
+        Some(number) if number.to_string() == agent => Err(format!("{what}: port {port} is the agent's own")),
+        Some(number) if RESERVED.contains(&number) => Err(format!("{what}: port {port} is reserved for the proxy")),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Announces the port of merged metrics over mutual TLS when the proxy's environment sets one.
+pub(crate) fn secure_port(pod: &mut Value) {
+    if values(pod, SECURE_PORT).next().is_some() {
+        return;
+    }
+    let port = pod::sidecar(pod).and_then(|proxy| {
+        proxy["env"].as_array()?.iter().find_map(|item| {
+            let value = item["value"].as_str().filter(|value| !matches!(*value, "" | "0"))?;
+            (item["name"] == "ENVOY_SECURE_MERGED_METRICS_PORT").then(|| value.to_owned())
+        })
+    });
+    if let Some(port) = port {
+        pod::metadata_mut(pod, "annotations").insert("prometheus.istio.io/secure-port".to_owned(), json!(port));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(annotations: Value) -> Value {
+        json!({"metadata": {"annotations": annotations}, "spec": {"containers": [{"name": "istio-proxy"}]}})
+    }
+
+    #[test]
+    fn annotations_move_into_the_proxy() {
+        let mut pod = pod(json!({"prometheus-io/port": "80", "prometheus.io.path": "/m"}));
+        merge(&mut pod, &Mesh::defaults()).unwrap();
+        assert_eq!(pod["spec"]["containers"][0]["env"][0]["value"], r#"{"path":"/m","port":"80"}"#);
+        assert_eq!(
+            pod["metadata"]["annotations"],
+            json!({"prometheus.io/port": "15020", "prometheus.io/path": "/stats/prometheus", "prometheus.io/scrape": "true"})
+        );
+    }
+
+    #[test]
+    fn several_targets() {
+        let mut pod = pod(json!({"prometheus.istio.io/scrape-targets": "8080, 9090:/x"}));
+        merge(&mut pod, &Mesh::defaults()).unwrap();
+        assert_eq!(
+            pod["spec"]["containers"][0]["env"][0]["value"],
+            r#"{"path":"/metrics","port":"8080","targets":[{"port":"8080","path":"/metrics"},{"port":"9090","path":"/x"}]}"#
+        );
+    }
+
+    #[test]
+    fn own_ports_are_refused() {
+        for port in ["15090", "0", "x", "15021"] {
+            assert!(merge(&mut pod(json!({"prometheus.io/port": port})), &Mesh::defaults()).is_err(), "{port}");
+        }
+    }
+}

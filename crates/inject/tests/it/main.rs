@@ -1,0 +1,5 @@
+//! Reference data and properties.
+
+mod builtin;
+mod conformance;
+mod properties;

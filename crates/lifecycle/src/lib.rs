@@ -1,0 +1,11 @@
+//! How a process of ours starts, is watched, and ends: signals, drain, readiness, logging, metrics, admin HTTP.
+//!
+//! In: nothing but the caller's arguments. Out: small building blocks that know no role.
+//! Never: meshes, proxies, configuration.
+
+pub mod drain;
+pub mod http;
+pub mod logging;
+pub mod metrics;
+pub mod readiness;
+pub mod signal;

@@ -1,0 +1,151 @@
+//! The commands' flags.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::network::publish::Publish;
+
+/// Which mesh is meant.
+#[derive(Debug, Clone, Args)]
+pub struct Mesh {
+    /// Name of the mesh, when several run on this machine
+    #[arg(long, short = 'n', default_value = "default", env = "OUTRIGGER_NAME")]
+    pub name: String,
+}
+
+/// `outrigger up`
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    /// Kubernetes and Istio YAML: files, folders, or - for standard input
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    #[command(flatten)]
+    pub mesh: Mesh,
+    /// Make a service reachable at this machine: SVC[.NS]:PORT=[ADDRESS:]PORT. productpage:9080=9080 is published when there is such a
+    /// service and the port is free
+    #[arg(long, value_name = "SVC:PORT=PORT")]
+    pub publish: Vec<Publish>,
+    /// Read folders with their subfolders
+    #[arg(long, short = 'R')]
+    pub recursive: bool,
+    /// Apply changes of the files as they are saved
+    #[arg(long)]
+    pub watch: bool,
+    /// Give the terminal back once everything runs; `outrigger down` ends it
+    #[arg(long, short = 'd')]
+    pub detach: bool,
+    /// Run the smoke test over the running mesh, end it, and exit with the test's status
+    #[arg(long)]
+    pub check: bool,
+    /// Give pods and services IPv6 addresses beside their IPv4 ones
+    #[arg(long)]
+    pub dual_stack: bool,
+    /// Worker threads of each sidecar
+    #[arg(long)]
+    pub concurrency: Option<u32>,
+    /// Leave pods alone in namespaces that the YAML does not declare; without this they get a sidecar
+    #[arg(long)]
+    pub no_default_injection: bool,
+    /// Seconds to wait for all pods to be ready before saying which are not
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub timeout: u64,
+    /// Set by --detach for the process in the background
+    #[arg(long, hide = true)]
+    pub background: bool,
+}
+
+/// `outrigger down`
+#[derive(Debug, Clone, Args)]
+pub struct DownArgs {
+    #[command(flatten)]
+    pub mesh: Mesh,
+    /// All meshes of this user
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `outrigger apply`
+#[derive(Debug, Clone, Args)]
+pub struct ApplyArgs {
+    /// Files or folders to apply, or - for standard input
+    #[arg(long, short = 'f', required = true)]
+    pub filename: Vec<PathBuf>,
+    #[arg(long, short = 'R')]
+    pub recursive: bool,
+    /// Wait until all sidecars have accepted the change, so many seconds at most
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10")]
+    pub wait: Option<u64>,
+    #[command(flatten)]
+    pub mesh: Mesh,
+}
+
+/// `outrigger delete`
+#[derive(Debug, Clone, Args)]
+pub struct DeleteArgs {
+    /// KIND NAME[.NAMESPACE]…
+    pub object: Vec<String>,
+    /// Delete what these files describe
+    #[arg(long, short = 'f')]
+    pub filename: Vec<PathBuf>,
+    #[arg(long, short = 'R')]
+    pub recursive: bool,
+    /// Wait until all sidecars have accepted the change, so many seconds at most
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10")]
+    pub wait: Option<u64>,
+    /// Namespace of objects that name none
+    #[arg(long, default_value = "default")]
+    pub namespace: String,
+    #[command(flatten)]
+    pub mesh: Mesh,
+}
+
+/// `outrigger ps`
+#[derive(Debug, Clone, Args)]
+pub struct PsArgs {
+    /// json for programs
+    #[arg(long, short = 'o')]
+    pub output: Option<String>,
+    #[command(flatten)]
+    pub mesh: Mesh,
+}
+
+/// `outrigger exec`
+#[derive(Debug, Clone, Args)]
+pub struct ExecArgs {
+    /// POD[.NAMESPACE]; the beginning of its name or its workload's name will do
+    pub pod: String,
+    #[arg(long, short = 'c')]
+    pub container: Option<String>,
+    #[command(flatten)]
+    pub mesh: Mesh,
+    /// Command to run
+    #[arg(required = true, last = true)]
+    pub command: Vec<String>,
+}
+
+/// `outrigger logs`
+#[derive(Debug, Clone, Args)]
+pub struct LogsArgs {
+    /// POD[.NAMESPACE]; the beginning of its name or its workload's name will do
+    pub pod: String,
+    #[arg(long, short = 'c')]
+    pub container: Option<String>,
+    /// Go on as more is written
+    #[arg(long, short = 'f')]
+    pub follow: bool,
+    /// Only the last lines
+    #[arg(long)]
+    pub tail: Option<usize>,
+    #[command(flatten)]
+    pub mesh: Mesh,
+}
+
+/// `outrigger run-job`
+#[derive(Debug, Clone, Args)]
+pub struct RunJobArgs {
+    /// CRONJOB[.NAMESPACE] to make a job of now
+    pub cron_job: String,
+    #[command(flatten)]
+    pub mesh: Mesh,
+}

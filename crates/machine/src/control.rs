@@ -1,0 +1,187 @@
+//! The control socket of a running mesh: one JSON request per connection, one JSON answer.
+//!
+//! The socket is in a folder of mode 0700 and has mode 0600 itself: whoever may connect may do anything the mesh's owner may.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{oneshot, watch};
+
+use crate::cluster::Remote;
+use crate::cluster::command::{Command, Found, PodRow, Report};
+use crate::load;
+use crate::objects::id_of;
+use crate::plane::SyncWatch;
+
+/// Manifests of a large mesh, with room to spare.
+const REQUEST_MAX: u64 = 64 << 20;
+
+/// What a client asks.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    Apply { files: Vec<TextFile> },
+    Delete { files: Vec<TextFile>, objects: Vec<(String, String, String)> },
+    Ps,
+    Find { pod: String, namespace: Option<String>, container: Option<String> },
+    RunCron { name: String, namespace: String },
+    /// Waits until all sidecars have accepted a revision of the control plane.
+    Wait {
+        revision: u64,
+        seconds: u64,
+    },
+    Info,
+    Down,
+}
+
+/// A manifest as the client read it, so that relative paths and `-` mean what they mean there.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct TextFile {
+    pub(crate) path: PathBuf,
+    pub(crate) text: String,
+}
+
+/// What it gets.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Response {
+    Done(Report, Vec<String>),
+    Pods(Vec<PodRow>),
+    Found(Box<Found>),
+    Text(String),
+    Info(Info),
+    /// Sentences; nothing was changed.
+    Refused(Vec<String>),
+}
+
+/// About the mesh as a whole.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Info {
+    pub(crate) pid: u32,
+    /// All pods were ready once, or the time for it is over.
+    pub(crate) settled: bool,
+    pub(crate) urls: Vec<String>,
+    /// Addresses that agents and metrics are asked at, by pod.
+    pub(crate) revision: u64,
+}
+
+/// Binds the socket.
+pub(crate) fn bind(path: &std::path::Path) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves clients until dropped. `down` is set when one asks for the end.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    remote: Remote,
+    sync: SyncWatch,
+    info: watch::Receiver<Info>,
+    down: watch::Sender<bool>,
+) -> std::convert::Infallible {
+    let mut clients = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                if let Ok((stream, _)) = accepted {
+                    let (remote, sync, info, down) = (remote.clone(), sync.clone(), info.clone(), down.clone());
+                    clients.spawn(async move {
+                        if let Err(error) = client(stream, &remote, &sync, &info, &down).await {
+                            tracing::debug!(%error, "control client");
+                        }
+                    });
+                } else {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+            Some(_) = clients.join_next() => {}
+        }
+    }
+}
+
+async fn client(
+    mut stream: UnixStream,
+    remote: &Remote,
+    sync: &SyncWatch,
+    info: &watch::Receiver<Info>,
+    down: &watch::Sender<bool>,
+) -> io::Result<()> {
+    let mut text = Vec::new();
+    (&mut stream).take(REQUEST_MAX).read_to_end(&mut text).await?;
+    let response = match serde_json::from_slice(&text) {
+        Ok(Request::Info) => Response::Info(info.borrow().clone()),
+        Ok(Request::Down) => {
+            down.send_replace(true);
+            Response::Text("ending".to_owned())
+        }
+        Ok(Request::Wait { revision, seconds }) => match sync.wait(revision, Duration::from_secs(seconds)).await {
+            Ok(count) => Response::Text(format!("all {count} proxies in sync")),
+            Err(laggards) => Response::Refused(vec![laggards]),
+        },
+        Ok(request) => answer(request, remote).await.unwrap_or_else(|error| Response::Refused(vec![error])),
+        Err(error) => Response::Refused(vec![format!("not understood: {error}")]),
+    };
+    stream.write_all(&serde_json::to_vec(&response)?).await?;
+    stream.shutdown().await
+}
+
+async fn answer(request: Request, remote: &Remote) -> Result<Response, String> {
+    let gone = |_| "the mesh is ending".to_owned();
+    match request {
+        Request::Apply { files } => {
+            let input = match parse(&files) {
+                Ok(input) => input,
+                Err(errors) => return Ok(Response::Refused(errors)),
+            };
+            let (reply, answer) = oneshot::channel();
+            remote.send(Command::Apply { documents: input.documents, reply }).await?;
+            Ok(Response::Done(answer.await.map_err(gone)?, input.skipped))
+        }
+        Request::Delete { files, objects } => {
+            let input = match parse(&files) {
+                Ok(input) => input,
+                Err(errors) => return Ok(Response::Refused(errors)),
+            };
+            let mut ids: Vec<_> = input.documents.iter().map(id_of).collect();
+            ids.extend(objects.into_iter().map(|(kind, namespace, name)| crate::objects::Id { kind, namespace, name }));
+            let (reply, answer) = oneshot::channel();
+            remote.send(Command::Delete { ids, reply }).await?;
+            Ok(Response::Done(answer.await.map_err(gone)?, input.skipped))
+        }
+        Request::Ps => {
+            let (reply, answer) = oneshot::channel();
+            remote.send(Command::Ps { reply }).await?;
+            Ok(Response::Pods(answer.await.map_err(gone)?))
+        }
+        Request::Find { pod, namespace, container } => {
+            let (reply, answer) = oneshot::channel();
+            remote.send(Command::Find { pod, namespace, container, reply }).await?;
+            Ok(Response::Found(Box::new(answer.await.map_err(gone)??)))
+        }
+        Request::RunCron { name, namespace } => {
+            let (reply, answer) = oneshot::channel();
+            remote.send(Command::RunCron { name, namespace, reply }).await?;
+            Ok(Response::Text(answer.await.map_err(gone)??))
+        }
+        Request::Wait { .. } | Request::Info | Request::Down => Err("not understood".to_owned()),
+    }
+}
+
+/// All documents of the files, or all that is wrong with them.
+fn parse(files: &[TextFile]) -> Result<load::Input, Vec<String>> {
+    let mut documents = Vec::new();
+    let mut errors = Vec::new();
+    for file in files {
+        match manifest::parse(&file.path, &file.text) {
+            Ok(parsed) => documents.extend(parsed),
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
+    let input = load::check_all(documents);
+    errors.extend(input.errors.iter().map(ToString::to_string));
+    if errors.is_empty() { Ok(input) } else { Err(errors) }
+}

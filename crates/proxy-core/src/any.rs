@@ -1,0 +1,88 @@
+//! Opening `Any`: the type's name and its message, also when it comes as a `TypedStruct`.
+
+use envoy_api::istio::{TypedStruct, XdsTypedStruct};
+use prost::{Message, Name};
+use serde_json::{Map, Value};
+
+use crate::metadata;
+use crate::pb;
+use crate::rejected::{Compiled, Invalid};
+
+/// An opened `Any`.
+pub(crate) struct Typed<'a> {
+    /// Full name of the message, without the host before the slash.
+    pub(crate) name: String,
+    body: Body<'a>,
+}
+
+enum Body<'a> {
+    Bytes(&'a [u8]),
+    /// The JSON form out of a `TypedStruct`.
+    Fields(Map<String, Value>),
+}
+
+impl<'a> Typed<'a> {
+    /// Fails if nothing is there, or a wrapper is malformed.
+    pub(crate) fn open(any: Option<&'a pb::Any>) -> Compiled<Self> {
+        let any = any.ok_or_else(|| Invalid::new("typed_config", "is missing"))?;
+        let name = type_name(&any.type_url);
+        let (url, fields) = if name == TypedStruct::full_name() {
+            let wrapper = decode::<TypedStruct>(&any.value, name)?;
+            (wrapper.type_url, wrapper.value)
+        } else if name == XdsTypedStruct::full_name() {
+            let wrapper = decode::<XdsTypedStruct>(&any.value, name)?;
+            (wrapper.type_url, wrapper.value)
+        } else {
+            return Ok(Self { name: name.to_owned(), body: Body::Bytes(&any.value) });
+        };
+        let fields = fields.as_ref().map(metadata::object).unwrap_or_default();
+        Ok(Self { name: type_name(&url).to_owned(), body: Body::Fields(fields) })
+    }
+
+    /// The message, which the caller has chosen by [`name`](Typed::name).
+    ///
+    /// Only a `TypedStruct` of an Envoy type needs the descriptor pool here; nothing that istiod sends by default does.
+    pub(crate) fn decode<M: Message + Default>(&self) -> Compiled<M> {
+        match &self.body {
+            Body::Bytes(bytes) => decode(bytes, &self.name),
+            Body::Fields(fields) => {
+                let url = format!("type.googleapis.com/{}", self.name);
+                let bytes = envoy_api::json::from_json(&url, &Value::Object(fields.clone()))
+                    .map_err(|e| Invalid::new("typed_config.value", chain(&e)))?;
+                decode(&bytes, &self.name)
+            }
+        }
+    }
+
+    /// The fields of a `TypedStruct`; empty if the message was not given as one.
+    pub(crate) fn fields(&self) -> Map<String, Value> {
+        match &self.body {
+            Body::Bytes(_) => Map::new(),
+            Body::Fields(fields) => fields.clone(),
+        }
+    }
+
+    /// "this filter is not known here", with the type's name.
+    pub(crate) fn unknown(&self) -> Invalid {
+        Invalid::new("typed_config", format!("{} is not supported", self.name))
+    }
+}
+
+fn type_name(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or_default()
+}
+
+fn decode<M: Message + Default>(bytes: &[u8], name: &str) -> Compiled<M> {
+    M::decode(bytes).map_err(|e| Invalid::new("typed_config", format!("malformed {name}: {e}")))
+}
+
+/// An error with its causes in one line, since a NACK is one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,268 @@
+//! Clusters: how hosts are found, reached, chosen, limited and judged.
+
+mod discovery;
+mod policy;
+mod protocol;
+mod transport;
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_types::ArcStr;
+use prost::Message;
+
+pub use discovery::{Discovery, DnsConfig, DnsFamily, OriginalDst};
+pub use policy::{HashFunction, LbPolicy, SlowStart, SubsetConfig, SubsetFallback, SubsetSelector};
+pub use protocol::{Http1Options, Http2Options, HeaderCase, Keepalive, UpstreamProtocol};
+pub use transport::{TransportMatch, TransportSocket, TransportSockets};
+
+use crate::circuit::BreakerLimits;
+use crate::endpoints::{Endpoints, Host};
+use crate::fields;
+use crate::health_check::HealthCheckConfig;
+use crate::listener::{NetworkFilter, SocketOption, TcpKeepalive};
+use crate::metadata::Metadata;
+use crate::outlier::OutlierConfig;
+use crate::pb;
+use crate::rejected::{At, Compiled, Invalid, Result, refuse};
+use crate::{Options, listener};
+
+/// A compiled cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Its name.
+    pub name: ArcStr,
+    /// The name under which it is counted and logged (`alt_stat_name`, else its name).
+    pub stat_name: ArcStr,
+    /// Equal hashes mean an unchanged cluster: hosts and connections stay.
+    pub hash: u64,
+    /// How hosts are found.
+    pub discovery: Discovery,
+    /// The hosts of the configuration itself; names in them are not resolved yet. Empty with EDS.
+    pub endpoints: Arc<Endpoints>,
+    /// The load assignment as it came, for DNS clusters to resolve.
+    assignment: Option<pb::endpoint::ClusterLoadAssignment>,
+    /// A connection must stand by then.
+    pub connect_timeout: Duration,
+    /// Bytes that may be buffered in a connection.
+    pub per_connection_buffer_limit: u32,
+    /// TLS or not, by host.
+    pub transport: TransportSockets,
+    /// HTTP version.
+    pub protocol: UpstreamProtocol,
+    /// HTTP/1 options.
+    pub http1: Http1Options,
+    /// HTTP/2 options.
+    pub http2: Http2Options,
+    /// Send the request's host as SNI.
+    pub auto_sni: bool,
+    /// Header that holds the SNI to send.
+    pub auto_sni_header: Option<Box<str>>,
+    /// The server's certificate must carry the SNI.
+    pub auto_san_validation: bool,
+    /// Idle connections are closed after this; `None`: never. Default one hour.
+    pub idle_timeout: Option<Duration>,
+    /// TCP idle timeout of this cluster's connections, over that of the TCP proxy.
+    pub max_connection_duration: Option<Duration>,
+    /// A connection serves so many requests; `None`: any number.
+    pub max_requests_per_connection: Option<u32>,
+    /// A stream may take this long.
+    pub max_stream_duration: Option<Duration>,
+    /// Most headers of a response.
+    pub max_response_headers: u32,
+    /// Most bytes of a response head.
+    pub max_response_header_bytes: u32,
+    /// Limits, by priority: default, high.
+    pub breakers: [BreakerLimits; 2],
+    /// Judging hosts by traffic.
+    pub outlier: Option<OutlierConfig>,
+    /// Judging hosts by asking them.
+    pub health_checks: Vec<HealthCheckConfig>,
+    /// How a host is chosen.
+    pub lb: LbPolicy,
+    /// Localities are weighted.
+    pub locality_weighted: bool,
+    /// Below this share of healthy hosts all are used; percent.
+    pub panic_threshold: f64,
+    /// In panic, fail instead.
+    pub fail_on_panic: bool,
+    /// Hosts in groups by metadata.
+    pub subsets: Option<SubsetConfig>,
+    /// Bind upstream sockets to one of these (one a family).
+    pub bind: Vec<SocketAddr>,
+    /// Socket options of upstream sockets.
+    pub socket_options: Vec<SocketOption>,
+    /// Keep-alive probes.
+    pub keepalive: Option<TcpKeepalive>,
+    /// Metadata; Istio's default metrics read `istio`/`services` from it.
+    pub metadata: Arc<Metadata>,
+    /// Filters on upstream connections.
+    pub filters: Vec<NetworkFilter>,
+    /// Close connections to hosts that become unhealthy.
+    pub close_on_health_failure: bool,
+    /// A pool of its own for each downstream connection.
+    pub pool_per_downstream: bool,
+    /// Remove hosts at once even if they are healthy by active checks.
+    pub ignore_health_on_removal: bool,
+}
+
+impl Cluster {
+    /// Compiles a `config.cluster.v3.Cluster`.
+    pub fn compile(cluster: &pb::cluster::Cluster, options: &Options) -> Result<Self> {
+        Self::build(cluster, options).map_err(|invalid| invalid.of("cluster", &cluster.name))
+    }
+
+    fn build(cluster: &pb::cluster::Cluster, options: &Options) -> Compiled<Self> {
+        refuse! {
+            "transport_socket_matcher": cluster.transport_socket_matcher.is_some(),
+            "upstream_config": cluster.upstream_config.is_some(),
+            "lrs_server": cluster.lrs_server.is_some(),
+        }
+        let name = fields::required("name", &cluster.name)?;
+        let discovery = Discovery::compile(cluster)?;
+        let http = protocol::HttpOptions::compile(cluster, options)?;
+        let common = cluster.common_lb_config.clone().unwrap_or_default();
+        let policy = policy::Balancing::compile(cluster, &common)?;
+        refuse! {
+            "common_lb_config.consistent_hashing_lb_config.hash_balance_factor":
+                common.consistent_hashing_lb_config.as_ref().is_some_and(|c| c.hash_balance_factor.is_some()),
+        }
+        let keepalive = cluster.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
+        let mut filters = Vec::new();
+        for (i, filter) in cluster.filters.iter().enumerate() {
+            refuse!("filters.config_discovery": filter.config_discovery.is_some());
+            let filter = listener::compile_upstream(&filter.name, filter.typed_config.as_ref(), options);
+            filters.push(filter.at_index("filters", i)?);
+        }
+        let (bind, socket_options) = bind(cluster.upstream_bind_config.as_ref()).at("upstream_bind_config")?;
+        let mut compiled = Self {
+            stat_name: match cluster.alt_stat_name.as_str() {
+                "" => name.clone(),
+                other => other.into(),
+            },
+            hash: hash(cluster),
+            endpoints: Arc::new(Endpoints::default()),
+            assignment: None,
+            connect_timeout: fields::positive("connect_timeout", cluster.connect_timeout.as_ref(), Duration::from_secs(5))?,
+            per_connection_buffer_limit: fields::uint(cluster.per_connection_buffer_limit_bytes.as_ref(), 1 << 20),
+            transport: TransportSockets::compile(cluster)?,
+            protocol: http.protocol,
+            http1: http.http1,
+            http2: http.http2,
+            auto_sni: http.auto_sni,
+            auto_sni_header: http.auto_sni_header,
+            auto_san_validation: http.auto_san_validation,
+            idle_timeout: http.idle_timeout,
+            max_connection_duration: http.max_connection_duration,
+            max_requests_per_connection: http.max_requests_per_connection,
+            max_stream_duration: http.max_stream_duration,
+            max_response_headers: http.max_response_headers,
+            max_response_header_bytes: http.max_response_header_bytes,
+            breakers: BreakerLimits::compile(cluster.circuit_breakers.as_ref()).at("circuit_breakers")?,
+            outlier: cluster.outlier_detection.as_ref().map(OutlierConfig::compile).transpose().at("outlier_detection")?,
+            health_checks: HealthCheckConfig::compile_all(&cluster.health_checks)?,
+            lb: policy.lb,
+            locality_weighted: policy.locality_weighted,
+            panic_threshold: policy.panic_threshold,
+            fail_on_panic: policy.fail_on_panic,
+            subsets: policy.subsets,
+            bind,
+            socket_options,
+            keepalive: keepalive.map(TcpKeepalive::compile),
+            metadata: Arc::new(Metadata::compile(cluster.metadata.as_ref())),
+            filters,
+            close_on_health_failure: cluster.close_connections_on_host_health_failure,
+            pool_per_downstream: cluster.connection_pool_per_downstream_connection,
+            ignore_health_on_removal: cluster.ignore_health_on_host_removal,
+            discovery,
+            name,
+        };
+        match (&cluster.load_assignment, &compiled.discovery) {
+            (Some(_), Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy(_)) => {
+                return Err(Invalid::new("load_assignment", "has no place in a cluster of this type"));
+            }
+            (None, Discovery::StrictDns(_) | Discovery::LogicalDns(_)) => {
+                return Err(Invalid::new("load_assignment", "is missing"));
+            }
+            (Some(assignment), discovery) => {
+                let names_allowed = !matches!(discovery, Discovery::Static | Discovery::Eds { .. });
+                if let Discovery::LogicalDns(_) = discovery
+                    && !matches!(assignment.endpoints.as_slice(), [one] if one.lb_endpoints.len() == 1)
+                {
+                    return Err(Invalid::new("load_assignment", "LOGICAL_DNS needs a single locality with a single endpoint"));
+                }
+                let endpoints = Endpoints::build(assignment, &compiled, None, names_allowed).at("load_assignment")?;
+                compiled.endpoints = Arc::new(endpoints);
+                if names_allowed {
+                    compiled.assignment = Some(assignment.clone());
+                }
+            }
+            (None, _) => {}
+        }
+        Ok(compiled)
+    }
+
+    /// The load assignment of a DNS cluster, whose names the proxy resolves and hands to [`Endpoints::resolved`].
+    pub fn assignment(&self) -> Option<&pb::endpoint::ClusterLoadAssignment> {
+        self.assignment.as_ref()
+    }
+
+    /// Host names that must be resolved for this cluster, with ports.
+    pub fn dns_names(&self) -> Vec<(ArcStr, u16)> {
+        self.assignment.as_ref().map(crate::endpoints::names).unwrap_or_default()
+    }
+
+    /// The transport towards a host, with the name of the match that chose it.
+    pub fn transport(&self, host: &Host) -> (&TransportSocket, Option<&ArcStr>) {
+        self.transport.choose(&host.metadata, host.locality_metadata.as_deref())
+    }
+
+    /// The name under which EDS serves it.
+    pub fn eds_name(&self) -> Option<&ArcStr> {
+        match &self.discovery {
+            Discovery::Eds { service_name, .. } => Some(service_name),
+            _ => None,
+        }
+    }
+}
+
+fn bind(config: Option<&pb::core::BindConfig>) -> Compiled<(Vec<SocketAddr>, Vec<SocketOption>)> {
+    let Some(config) = config else { return Ok((Vec::new(), Vec::new())) };
+    refuse!("local_address_selector": config.local_address_selector.is_some());
+    let mut addresses = Vec::new();
+    let extra = config.extra_source_addresses.iter().filter_map(|a| a.address.as_ref());
+    for address in config.source_address.iter().chain(extra).chain(&config.additional_source_addresses) {
+        addresses.push(crate::address::bind_address(address)?);
+    }
+    let options = config.socket_options.iter().map(SocketOption::compile).collect::<Compiled<_>>()?;
+    Ok((addresses, options))
+}
+
+/// Maps are hashed in sorted form, the rest as encoded.
+fn hash(cluster: &pb::cluster::Cluster) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let mut cluster = cluster.clone();
+    let metadata = Metadata::compile(cluster.metadata.take().as_ref());
+    let mut protocols: Vec<_> = std::mem::take(&mut cluster.typed_extension_protocol_options).into_iter().collect();
+    protocols.sort_by(|a, b| a.0.cmp(&b.0));
+    for (name, any) in protocols {
+        name.hash(&mut hasher);
+        any.encode_to_vec().hash(&mut hasher);
+    }
+    // Endpoint metadata and transport matches hold maps, too.
+    for found in cluster.transport_socket_matches.iter_mut() {
+        let fields = found.r#match.take().as_ref().map(crate::metadata::object);
+        format!("{fields:?}").hash(&mut hasher);
+    }
+    for endpoint in cluster.load_assignment.iter_mut().flat_map(|a| &mut a.endpoints).flat_map(|e| &mut e.lb_endpoints) {
+        format!("{:?}", Metadata::compile(endpoint.metadata.take().as_ref())).hash(&mut hasher);
+    }
+    cluster.encode_to_vec().hash(&mut hasher);
+    format!("{metadata:?}").hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests;

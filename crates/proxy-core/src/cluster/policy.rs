@@ -1,0 +1,361 @@
+use std::time::Duration;
+
+use mesh_types::ArcStr;
+use serde_json::{Map, Value};
+
+use crate::any::Typed;
+use crate::pb;
+use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::{fields, metadata};
+
+/// How a host is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LbPolicy {
+    /// One after the other.
+    RoundRobin(Option<SlowStart>),
+    /// Of so many random ones the one with the fewest requests; `bias` matters with unequal weights.
+    LeastRequest { choices: u32, bias: f64, full_scan: bool, slow_start: Option<SlowStart> },
+    /// Any.
+    Random,
+    /// By hash on a ring.
+    RingHash { function: HashFunction, min_size: u64, max_size: u64, by_hostname: bool },
+    /// By hash in a table of this (prime) size.
+    Maglev { table_size: u64, by_hostname: bool },
+    /// The cluster's type decides (original destination, dynamic forward proxy).
+    ClusterProvided,
+}
+
+/// The hash function of a ring.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum HashFunction {
+    /// xxHash64.
+    Xx,
+    /// MurmurHash2.
+    Murmur2,
+}
+
+/// New hosts get their share little by little.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlowStart {
+    /// After this they have all of it.
+    pub window: Duration,
+    /// 1: linear; more: slower at first.
+    pub aggression: f64,
+    /// Never less than this share.
+    pub min_weight: f64,
+}
+
+/// Hosts in groups by their `envoy.lb` metadata.
+#[derive(Clone, Debug, Default)]
+pub struct SubsetConfig {
+    /// What happens to requests that fit no group.
+    pub fallback: SubsetFallback,
+    /// The group of [`SubsetFallback::DefaultSubset`].
+    pub default_subset: Map<String, Value>,
+    /// Which keys make groups.
+    pub selectors: Vec<SubsetSelector>,
+    /// Lists in metadata stand for each of their members.
+    pub list_as_any: bool,
+    /// A group without healthy hosts falls back to any host.
+    pub panic_mode_any: bool,
+    /// Locality weights count in groups.
+    pub locality_weight_aware: bool,
+}
+
+/// Keys that make groups.
+#[derive(Clone, Debug)]
+pub struct SubsetSelector {
+    /// Sorted.
+    pub keys: Vec<ArcStr>,
+    /// Instead of the general fallback.
+    pub fallback: Option<SubsetFallback>,
+    /// Keys to try with [`SubsetFallback::Keys`]. Sorted.
+    pub fallback_keys: Vec<ArcStr>,
+}
+
+/// What happens to requests that fit no group.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum SubsetFallback {
+    /// They fail.
+    #[default]
+    None,
+    /// Any host serves them.
+    Any,
+    /// The default group does.
+    DefaultSubset,
+    /// Fewer keys are tried (selectors only).
+    Keys,
+}
+
+/// Everything about choosing hosts.
+pub(super) struct Balancing {
+    pub(super) lb: LbPolicy,
+    pub(super) locality_weighted: bool,
+    pub(super) panic_threshold: f64,
+    pub(super) fail_on_panic: bool,
+    pub(super) subsets: Option<SubsetConfig>,
+}
+
+impl Balancing {
+    pub(super) fn compile(
+        cluster: &pb::cluster::Cluster,
+        common: &pb::cluster::cluster::CommonLbConfig,
+    ) -> Compiled<Self> {
+        use pb::cluster::cluster::common_lb_config::LocalityConfigSpecifier as Locality;
+        let mut balancing = Self {
+            lb: LbPolicy::RoundRobin(None),
+            locality_weighted: matches!(common.locality_config_specifier, Some(Locality::LocalityWeightedLbConfig(_))),
+            // Absent means 50, while an empty message means 0.
+            panic_threshold: fields::percent(
+                "common_lb_config.healthy_panic_threshold",
+                common.healthy_panic_threshold.as_ref(),
+                50.0,
+            )?,
+            fail_on_panic: matches!(&common.locality_config_specifier,
+                Some(Locality::ZoneAwareLbConfig(zone)) if zone.fail_traffic_on_panic),
+            subsets: cluster.lb_subset_config.as_ref().map(SubsetConfig::compile).transpose().at("lb_subset_config")?,
+        };
+        // An explicit policy replaces `lb_policy` and its settings (Envoy takes the first it knows).
+        match &cluster.load_balancing_policy {
+            Some(policies) => balancing.explicit(policies).at("load_balancing_policy")?,
+            None => balancing.lb = by_enum(cluster, common)?,
+        }
+        Ok(balancing)
+    }
+
+    fn explicit(&mut self, policies: &pb::cluster::LoadBalancingPolicy) -> Compiled<()> {
+        use pb::ext::load_balancing_policies as policy;
+        let mut unknown = Invalid::new("policies", "is empty");
+        for entry in &policies.policies {
+            let typed = Typed::open(entry.typed_extension_config.as_ref().and_then(|e| e.typed_config.as_ref()))?;
+            let short = typed.name.strip_prefix("envoy.extensions.load_balancing_policies.").unwrap_or(&typed.name);
+            match short {
+                "round_robin.v3.RoundRobin" => {
+                    let config: policy::round_robin::v3::RoundRobin = typed.decode()?;
+                    self.lb = LbPolicy::RoundRobin(slow_start(config.slow_start_config.as_ref().map(|s| {
+                        (s.slow_start_window.as_ref(), s.aggression.as_ref(), s.min_weight_percent.as_ref())
+                    }))?);
+                    self.locality(config.locality_lb_config.as_ref());
+                }
+                "least_request.v3.LeastRequest" => {
+                    let config: policy::least_request::v3::LeastRequest = typed.decode()?;
+                    self.lb = LbPolicy::LeastRequest {
+                        choices: fields::uint(config.choice_count.as_ref(), 2).max(2),
+                        bias: config.active_request_bias.as_ref().map_or(1.0, |b| b.default_value),
+                        full_scan: config.selection_method == 1,
+                        slow_start: slow_start(config.slow_start_config.as_ref().map(|s| {
+                            (s.slow_start_window.as_ref(), s.aggression.as_ref(), s.min_weight_percent.as_ref())
+                        }))?,
+                    };
+                    self.locality(config.locality_lb_config.as_ref());
+                }
+                "random.v3.Random" => {
+                    let config: policy::random::v3::Random = typed.decode()?;
+                    self.lb = LbPolicy::Random;
+                    self.locality(config.locality_lb_config.as_ref());
+                }
+                "ring_hash.v3.RingHash" => {
+                    let config: policy::ring_hash::v3::RingHash = typed.decode()?;
+                    let hashing = config.consistent_hashing_lb_config.clone().unwrap_or_default();
+                    refuse! {
+                        "hash_balance_factor": hashing.hash_balance_factor.is_some(),
+                        "hash_policy": !hashing.hash_policy.is_empty(),
+                    }
+                    self.lb = LbPolicy::RingHash {
+                        function: if config.hash_function == 2 { HashFunction::Murmur2 } else { HashFunction::Xx },
+                        min_size: fields::ulong(config.minimum_ring_size.as_ref(), 1024),
+                        max_size: fields::ulong(config.maximum_ring_size.as_ref(), MAX_RING),
+                        by_hostname: hashing.use_hostname_for_hashing,
+                    };
+                    self.locality_weighted |= config.locality_weighted_lb_config.is_some();
+                }
+                "maglev.v3.Maglev" => {
+                    let config: policy::maglev::v3::Maglev = typed.decode()?;
+                    let hashing = config.consistent_hashing_lb_config.clone().unwrap_or_default();
+                    refuse!("hash_balance_factor": hashing.hash_balance_factor.is_some());
+                    self.lb = LbPolicy::Maglev {
+                        table_size: table_size(fields::ulong(config.table_size.as_ref(), 65_537))?,
+                        by_hostname: hashing.use_hostname_for_hashing,
+                    };
+                    self.locality_weighted |= config.locality_weighted_lb_config.is_some();
+                }
+                "cluster_provided.v3.ClusterProvided" => self.lb = LbPolicy::ClusterProvided,
+                "wrr_locality.v3.WrrLocality" => {
+                    let config: policy::wrr_locality::v3::WrrLocality = typed.decode()?;
+                    self.locality_weighted = true;
+                    return self.explicit(&config.endpoint_picking_policy.unwrap_or_default());
+                }
+                "subset.v3.Subset" => {
+                    let config: policy::subset::v3::Subset = typed.decode()?;
+                    self.subsets = Some(SubsetConfig::of_policy(&config)?);
+                    return self.explicit(&config.subset_lb_policy.unwrap_or_default());
+                }
+                _ => {
+                    unknown = typed.unknown();
+                    continue;
+                }
+            }
+            return Ok(());
+        }
+        Err(unknown)
+    }
+
+    fn locality(&mut self, config: Option<&pb::ext::load_balancing_policies::common::v3::LocalityLbConfig>) {
+        use pb::ext::load_balancing_policies::common::v3::locality_lb_config::LocalityConfigSpecifier as Kind;
+        match config.and_then(|c| c.locality_config_specifier.as_ref()) {
+            Some(Kind::LocalityWeightedLbConfig(_)) => self.locality_weighted = true,
+            Some(Kind::ZoneAwareLbConfig(zone)) => self.fail_on_panic = zone.fail_traffic_on_panic,
+            None => {}
+        }
+    }
+}
+
+/// Envoy's bound on the size of a ring.
+const MAX_RING: u64 = 8 << 20;
+
+fn by_enum(cluster: &pb::cluster::Cluster, common: &pb::cluster::cluster::CommonLbConfig) -> Compiled<LbPolicy> {
+    use pb::cluster::cluster::{LbConfig, LbPolicy as Enum};
+    type Parts<'a> = (Option<&'a pb::Duration>, Option<&'a pb::core::RuntimeDouble>, Option<&'a pb::kind::Percent>);
+    fn parts(s: &pb::cluster::cluster::SlowStartConfig) -> Parts<'_> {
+        (s.slow_start_window.as_ref(), s.aggression.as_ref(), s.min_weight_percent.as_ref())
+    }
+    let by_hostname = common.consistent_hashing_lb_config.as_ref().is_some_and(|c| c.use_hostname_for_hashing);
+    Ok(match fields::enumeration("lb_policy", cluster.lb_policy)? {
+        Enum::RoundRobin => LbPolicy::RoundRobin(match &cluster.lb_config {
+            Some(LbConfig::RoundRobinLbConfig(config)) => {
+                slow_start(config.slow_start_config.as_ref().map(parts)).at("round_robin_lb_config")?
+            }
+            _ => None,
+        }),
+        Enum::LeastRequest => {
+            let config = match &cluster.lb_config {
+                Some(LbConfig::LeastRequestLbConfig(config)) => config.clone(),
+                _ => Default::default(),
+            };
+            LbPolicy::LeastRequest {
+                choices: fields::uint(config.choice_count.as_ref(), 2).max(2),
+                bias: config.active_request_bias.as_ref().map_or(1.0, |b| b.default_value),
+                full_scan: false,
+                slow_start: slow_start(config.slow_start_config.as_ref().map(parts)).at("least_request_lb_config")?,
+            }
+        }
+        Enum::Random => LbPolicy::Random,
+        Enum::RingHash => {
+            let config = match &cluster.lb_config {
+                Some(LbConfig::RingHashLbConfig(config)) => *config,
+                _ => Default::default(),
+            };
+            let min_size = fields::ulong(config.minimum_ring_size.as_ref(), 1024);
+            let max_size = fields::ulong(config.maximum_ring_size.as_ref(), MAX_RING);
+            if min_size > max_size || max_size > MAX_RING {
+                return Err(Invalid::new(
+                    "ring_hash_lb_config",
+                    format!("minimum_ring_size ({min_size}) > maximum_ring_size ({max_size}), or above {MAX_RING}"),
+                ));
+            }
+            let function = if config.hash_function == 1 { HashFunction::Murmur2 } else { HashFunction::Xx };
+            LbPolicy::RingHash { function, min_size, max_size, by_hostname }
+        }
+        Enum::Maglev => {
+            let size = match &cluster.lb_config {
+                Some(LbConfig::MaglevLbConfig(config)) => fields::ulong(config.table_size.as_ref(), 65_537),
+                _ => 65_537,
+            };
+            LbPolicy::Maglev { table_size: table_size(size).at("maglev_lb_config")?, by_hostname }
+        }
+        Enum::ClusterProvided => LbPolicy::ClusterProvided,
+        Enum::LoadBalancingPolicyConfig => return Err(Invalid::new("load_balancing_policy", "is missing")),
+    })
+}
+
+fn table_size(size: u64) -> Compiled<u64> {
+    let prime = size >= 2 && (2..).take_while(|d| d * d <= size).all(|d| size % d != 0);
+    if !prime || size > 5_000_011 {
+        return Err(Invalid::new("table_size", format!("the table size of maglev must be a prime up to 5000011, not {size}")));
+    }
+    Ok(size)
+}
+
+#[expect(clippy::type_complexity, reason = "the same three fields of two equal messages")]
+fn slow_start(
+    config: Option<(Option<&pb::Duration>, Option<&pb::core::RuntimeDouble>, Option<&pb::kind::Percent>)>,
+) -> Compiled<Option<SlowStart>> {
+    let Some((window, aggression, min_weight)) = config else { return Ok(None) };
+    let Some(window) = fields::duration_or_off("slow_start_window", window, None)? else { return Ok(None) };
+    Ok(Some(SlowStart {
+        window,
+        aggression: aggression.map_or(1.0, |a| a.default_value).max(f64::MIN_POSITIVE),
+        min_weight: fields::percent("min_weight_percent", min_weight, 10.0)? / 100.0,
+    }))
+}
+
+impl SubsetFallback {
+    fn general(value: i32) -> Compiled<Self> {
+        Ok(match value {
+            0 => Self::None,
+            1 => Self::Any,
+            2 => Self::DefaultSubset,
+            other => return Err(Invalid::new("fallback_policy", format!("{other} is no known value"))),
+        })
+    }
+
+    fn of_selector(value: i32) -> Compiled<Option<Self>> {
+        Ok(match value {
+            0 => None,
+            1 => Some(Self::None),
+            2 => Some(Self::Any),
+            3 => Some(Self::DefaultSubset),
+            4 => Some(Self::Keys),
+            other => return Err(Invalid::new("fallback_policy", format!("{other} is no known value"))),
+        })
+    }
+}
+
+impl SubsetSelector {
+    fn new(keys: &[String], fallback: i32, fallback_keys: &[String]) -> Compiled<Self> {
+        let sorted = |keys: &[String]| {
+            let mut keys: Vec<ArcStr> = keys.iter().map(|k| k.as_str().into()).collect();
+            keys.sort();
+            keys
+        };
+        Ok(Self { keys: sorted(keys), fallback: SubsetFallback::of_selector(fallback)?, fallback_keys: sorted(fallback_keys) })
+    }
+}
+
+impl SubsetConfig {
+    fn compile(config: &pb::cluster::cluster::LbSubsetConfig) -> Compiled<Self> {
+        refuse!("metadata_fallback_policy": config.metadata_fallback_policy != 0);
+        let mut selectors = Vec::new();
+        for (i, selector) in config.subset_selectors.iter().enumerate() {
+            refuse!("single_host_per_subset": selector.single_host_per_subset);
+            let selector = SubsetSelector::new(&selector.keys, selector.fallback_policy, &selector.fallback_keys_subset);
+            selectors.push(selector.at_index("subset_selectors", i)?);
+        }
+        Ok(Self {
+            fallback: SubsetFallback::general(config.fallback_policy)?,
+            default_subset: config.default_subset.as_ref().map(metadata::object).unwrap_or_default(),
+            selectors,
+            list_as_any: config.list_as_any,
+            panic_mode_any: config.panic_mode_any,
+            locality_weight_aware: config.locality_weight_aware,
+        })
+    }
+
+    fn of_policy(config: &pb::ext::load_balancing_policies::subset::v3::Subset) -> Compiled<Self> {
+        refuse!("metadata_fallback_policy": config.metadata_fallback_policy != 0);
+        let mut selectors = Vec::new();
+        for (i, selector) in config.subset_selectors.iter().enumerate() {
+            refuse!("single_host_per_subset": selector.single_host_per_subset);
+            let selector = SubsetSelector::new(&selector.keys, selector.fallback_policy, &selector.fallback_keys_subset);
+            selectors.push(selector.at_index("subset_selectors", i)?);
+        }
+        Ok(Self {
+            fallback: SubsetFallback::general(config.fallback_policy)?,
+            default_subset: config.default_subset.as_ref().map(metadata::object).unwrap_or_default(),
+            selectors,
+            list_as_any: config.list_as_any,
+            panic_mode_any: config.panic_mode_any,
+            locality_weight_aware: config.locality_weight_aware,
+        })
+    }
+}

@@ -1,0 +1,108 @@
+use std::sync::Arc;
+
+use mesh_types::ArcStr;
+use serde_json::{Map, Value};
+
+use crate::any::Typed;
+use crate::metadata::{self, Metadata};
+use crate::pb;
+use crate::rejected::{At, Compiled};
+use crate::tls::UpstreamTls;
+
+/// How bytes travel to a host.
+#[derive(Clone, Debug)]
+pub enum TransportSocket {
+    /// As they are.
+    Raw,
+    /// In TLS.
+    Tls(Arc<UpstreamTls>),
+    /// Behind a PROXY protocol header of this version (1 or 2).
+    ProxyProtocol { version: u8, inner: Box<TransportSocket> },
+}
+
+/// A transport for hosts with certain metadata.
+#[derive(Clone, Debug)]
+pub struct TransportMatch {
+    /// Its name.
+    pub name: ArcStr,
+    /// All of these must be in the host's `envoy.transport_socket_match`; none: every host.
+    criteria: Map<String, Value>,
+    /// The transport.
+    pub socket: TransportSocket,
+}
+
+/// The transports of a cluster.
+#[derive(Clone, Debug)]
+pub struct TransportSockets {
+    /// In the order in which they are tried.
+    pub matches: Vec<TransportMatch>,
+    /// For hosts that none of them fits.
+    pub default: TransportSocket,
+}
+
+const NAMESPACE: &str = "envoy.transport_socket_match";
+
+impl TransportSockets {
+    pub(super) fn compile(cluster: &pb::cluster::Cluster) -> Compiled<Self> {
+        let mut matches = Vec::with_capacity(cluster.transport_socket_matches.len());
+        for (i, entry) in cluster.transport_socket_matches.iter().enumerate() {
+            matches.push(TransportMatch {
+                name: entry.name.as_str().into(),
+                criteria: entry.r#match.as_ref().map(metadata::object).unwrap_or_default(),
+                socket: TransportSocket::compile(entry.transport_socket.as_ref()).at_index("transport_socket_matches", i)?,
+            });
+        }
+        Ok(Self { matches, default: TransportSocket::compile(cluster.transport_socket.as_ref()).at("transport_socket")? })
+    }
+
+    /// The first match that the host's metadata (or its locality's) fulfils, else the default.
+    pub(super) fn choose(&self, host: &Metadata, locality: Option<&Metadata>) -> (&TransportSocket, Option<&ArcStr>) {
+        let has = |metadata: Option<&Metadata>, key: &str, value: &Value| {
+            metadata.and_then(|m| m.0.get(NAMESPACE)).and_then(|fields| fields.get(key)) == Some(value)
+        };
+        let found = self.matches.iter().find(|m| {
+            // The host's own fields count; the locality's only if the host has none at all.
+            let source = if host.0.contains_key(NAMESPACE) { Some(host) } else { locality };
+            m.criteria.iter().all(|(key, value)| has(source, key, value))
+        });
+        match found {
+            Some(found) => (&found.socket, Some(&found.name)),
+            None => (&self.default, None),
+        }
+    }
+
+    /// All TLS contexts, for finding the secrets they need.
+    pub fn tls_contexts(&self) -> impl Iterator<Item = &Arc<UpstreamTls>> {
+        self.matches.iter().map(|m| &m.socket).chain([&self.default]).filter_map(|socket| socket.tls())
+    }
+}
+
+impl TransportSocket {
+    fn compile(socket: Option<&pb::core::TransportSocket>) -> Compiled<Self> {
+        use pb::core::transport_socket::ConfigType;
+        let Some(socket) = socket else { return Ok(Self::Raw) };
+        let typed = Typed::open(socket.config_type.as_ref().map(|ConfigType::TypedConfig(any)| any))?;
+        match typed.name.as_str() {
+            "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Ok(Self::Raw),
+            "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" => {
+                Ok(Self::Tls(Arc::new(UpstreamTls::compile(&typed.decode()?)?)))
+            }
+            "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport" => {
+                let config: pb::ext::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport = typed.decode()?;
+                let version = config.config.as_ref().map_or(0, |c| c.version);
+                let inner = Self::compile(config.transport_socket.as_ref()).at("transport_socket")?;
+                Ok(Self::ProxyProtocol { version: if version == 1 { 2 } else { 1 }, inner: Box::new(inner) })
+            }
+            _ => Err(typed.unknown()),
+        }
+    }
+
+    /// The TLS context, if there is one.
+    pub fn tls(&self) -> Option<&Arc<UpstreamTls>> {
+        match self {
+            Self::Raw => None,
+            Self::Tls(tls) => Some(tls),
+            Self::ProxyProtocol { inner, .. } => inner.tls(),
+        }
+    }
+}

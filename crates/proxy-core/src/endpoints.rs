@@ -1,0 +1,279 @@
+//! The hosts of a cluster, by priority and locality.
+
+mod host;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use mesh_types::ArcStr;
+
+pub use host::{Health, HealthFlag, Host, HostState, HostStats, Locality, OutlierCounters};
+
+use crate::address::{Address, HostAddress};
+use crate::cluster::{Cluster, Discovery};
+use crate::fields;
+use crate::metadata::Metadata;
+use crate::pb;
+use crate::percent::Fraction;
+use crate::rejected::{At, Compiled, Invalid, Result, refuse};
+
+/// All hosts of a cluster at one time. Immutable; what changes about a host is in its [`HostState`].
+#[derive(Clone, Debug)]
+pub struct Endpoints {
+    /// By priority, the most wanted first; a priority may be empty.
+    pub priorities: Vec<PrioritySet>,
+    /// Percent; 140 means that a priority serves all of its load down to 72 % healthy hosts.
+    pub overprovisioning: u32,
+    /// A priority's health counts by weight instead of by number.
+    pub weighted_priority_health: bool,
+    /// Shares of requests that are dropped, by category.
+    pub drops: Vec<(ArcStr, Fraction)>,
+    /// Counts changes of health of any of its hosts; survives updates.
+    pub(crate) epoch: Arc<AtomicU64>,
+}
+
+/// The hosts of one priority.
+#[derive(Clone, Debug, Default)]
+pub struct PrioritySet {
+    /// Localities in the order of the configuration.
+    pub localities: Vec<LocalitySet>,
+}
+
+/// The hosts of one locality of a priority.
+#[derive(Clone, Debug)]
+pub struct LocalitySet {
+    /// Which.
+    pub locality: Arc<Locality>,
+    /// Its weight among the localities of the priority; 0: no traffic if localities are weighted.
+    pub weight: u32,
+    /// The hosts.
+    pub hosts: Vec<Arc<Host>>,
+}
+
+impl Default for Endpoints {
+    fn default() -> Self {
+        Self {
+            priorities: Vec::new(),
+            overprovisioning: 140,
+            weighted_priority_health: false,
+            drops: Vec::new(),
+            epoch: Arc::default(),
+        }
+    }
+}
+
+/// Turns names into addresses; names that are not resolved yet give nothing.
+pub type Resolve<'a> = &'a dyn Fn(&str, u16) -> Vec<SocketAddr>;
+
+impl Endpoints {
+    /// Compiles a `ClusterLoadAssignment`. Hosts of `previous` with the same address keep their state.
+    pub fn compile(
+        assignment: &pb::endpoint::ClusterLoadAssignment,
+        cluster: &Cluster,
+        previous: Option<&Endpoints>,
+    ) -> Result<Self> {
+        Self::build(assignment, cluster, previous, false)
+            .map_err(|invalid| invalid.of("cluster load assignment", &assignment.cluster_name))
+    }
+
+    /// The hosts of a DNS cluster with the addresses that its names have now.
+    pub fn resolved(cluster: &Cluster, resolve: Resolve<'_>, previous: Option<&Endpoints>) -> Result<Self> {
+        let Some(assignment) = cluster.assignment() else { return Ok(Self::default()) };
+        Builder::new(cluster, previous, Some(resolve))
+            .all(assignment)
+            .map_err(|invalid| invalid.of("cluster", &cluster.name))
+    }
+
+    pub(crate) fn build(
+        assignment: &pb::endpoint::ClusterLoadAssignment,
+        cluster: &Cluster,
+        previous: Option<&Endpoints>,
+        names_allowed: bool,
+    ) -> Compiled<Self> {
+        let nothing: Resolve<'_> = &|_, _| Vec::new();
+        Builder::new(cluster, previous, names_allowed.then_some(nothing)).all(assignment)
+    }
+
+    /// All hosts.
+    pub fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
+        self.priorities.iter().flat_map(|p| &p.localities).flat_map(|l| &l.hosts)
+    }
+
+    /// Whether there is no host.
+    pub fn is_empty(&self) -> bool {
+        self.hosts().next().is_none()
+    }
+
+    /// The host with this address.
+    pub fn find(&self, address: &Address) -> Option<&Arc<Host>> {
+        self.hosts().find(|host| host.address == *address)
+    }
+
+    /// The category for which a request is dropped, if it is (`drop_overloads`).
+    pub fn drop_category(&self, random: &mut crate::Random) -> Option<&ArcStr> {
+        self.drops.iter().find(|(_, fraction)| fraction.hit(random)).map(|(category, _)| category)
+    }
+}
+
+/// The names that an assignment needs resolved.
+pub(crate) fn names(assignment: &pb::endpoint::ClusterLoadAssignment) -> Vec<(ArcStr, u16)> {
+    use pb::endpoint::lb_endpoint::HostIdentifier;
+    let mut all = Vec::new();
+    for endpoint in assignment.endpoints.iter().flat_map(|l| &l.lb_endpoints) {
+        if let Some(HostIdentifier::Endpoint(endpoint)) = &endpoint.host_identifier
+            && let Ok(HostAddress::Name(name, port)) = HostAddress::compile(endpoint.address.as_ref())
+            && !all.contains(&(name.clone(), port))
+        {
+            all.push((name, port));
+        }
+    }
+    all
+}
+
+struct Builder<'a> {
+    cluster: &'a Cluster,
+    old: HashMap<&'a Address, &'a Arc<Host>>,
+    resolve: Option<Resolve<'a>>,
+    epoch: Arc<AtomicU64>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(cluster: &'a Cluster, previous: Option<&'a Endpoints>, resolve: Option<Resolve<'a>>) -> Self {
+        let old = previous.map(|p| p.hosts().map(|h| (&h.address, h)).collect()).unwrap_or_default();
+        let epoch = previous.unwrap_or(&cluster.endpoints).epoch.clone();
+        Self { cluster, old, resolve, epoch }
+    }
+
+    fn all(&self, assignment: &pb::endpoint::ClusterLoadAssignment) -> Compiled<Endpoints> {
+        let policy = assignment.policy.clone().unwrap_or_default();
+        refuse!("policy.endpoint_stale_after": policy.endpoint_stale_after.is_some());
+        let mut priorities: Vec<PrioritySet> = Vec::new();
+        let mut seen: HashMap<Address, ()> = HashMap::new();
+        for (i, locality) in assignment.endpoints.iter().enumerate() {
+            let priority = locality.priority as usize;
+            if priority > 128 {
+                return Err(Invalid::new(format!("endpoints[{i}].priority"), format!("{priority} is above 128")));
+            }
+            if priorities.len() <= priority {
+                priorities.resize_with(priority + 1, PrioritySet::default);
+            }
+            let set = self.locality(locality, &mut seen).at_index("endpoints", i)?;
+            priorities[priority].localities.push(set);
+        }
+        if let Some(gap) = priorities.iter().position(|p| p.localities.is_empty()) {
+            return Err(Invalid::new("endpoints", format!("priority {gap} is missing")));
+        }
+        Ok(Endpoints {
+            priorities,
+            overprovisioning: fields::uint(policy.overprovisioning_factor.as_ref(), 140),
+            weighted_priority_health: policy.weighted_priority_health,
+            drops: policy
+                .drop_overloads
+                .iter()
+                .map(|d| Ok((d.category.as_str().into(), Fraction::compile(d.drop_percentage.as_ref(), Fraction::NONE)?)))
+                .collect::<Compiled<_>>()
+                .at("policy.drop_overloads")?,
+            epoch: Arc::clone(&self.epoch),
+        })
+    }
+
+    fn locality(
+        &self,
+        locality: &pb::endpoint::LocalityLbEndpoints,
+        seen: &mut HashMap<Address, ()>,
+    ) -> Compiled<LocalitySet> {
+        use pb::endpoint::lb_endpoint::HostIdentifier;
+        refuse!("lb_config": locality.lb_config.is_some());
+        let place = locality.locality.clone().unwrap_or_default();
+        let place = Arc::new(Locality {
+            region: place.region.as_str().into(),
+            zone: place.zone.as_str().into(),
+            sub_zone: place.sub_zone.as_str().into(),
+        });
+        let place_metadata = locality.metadata.as_ref().map(|m| Arc::new(Metadata::compile(Some(m))));
+        let mut hosts = Vec::with_capacity(locality.lb_endpoints.len());
+        for (i, entry) in locality.lb_endpoints.iter().enumerate() {
+            let endpoint = match &entry.host_identifier {
+                Some(HostIdentifier::Endpoint(endpoint)) => endpoint,
+                Some(HostIdentifier::EndpointName(_)) => return Err(Invalid::unsupported(format!("lb_endpoints[{i}].endpoint_name"))),
+                None => return Err(Invalid::new(format!("lb_endpoints[{i}].endpoint"), "is missing")),
+            };
+            let weight = fields::uint(entry.load_balancing_weight.as_ref(), 1);
+            if weight == 0 {
+                return Err(Invalid::new(format!("lb_endpoints[{i}].load_balancing_weight"), "must be at least 1"));
+            }
+            let more = endpoint
+                .additional_addresses
+                .iter()
+                .map(|a| Address::compile(a.address.as_ref()))
+                .collect::<Compiled<Vec<_>>>()
+                .at_index("lb_endpoints", i)?;
+            let metadata = Arc::new(Metadata::compile(entry.metadata.as_ref()));
+            let addresses = self.addresses(endpoint).at_index("lb_endpoints", i)?;
+            for (address, hostname) in addresses {
+                // A repeated address counts once (Envoy `BaseDynamicClusterImpl::updateDynamicHostList`).
+                if seen.insert(address.clone(), ()).is_some() {
+                    continue;
+                }
+                let host = Host {
+                    state: self.state(&address, entry.health_status),
+                    additional_addresses: more.clone(),
+                    hostname,
+                    metadata: Arc::clone(&metadata),
+                    locality_metadata: place_metadata.clone(),
+                    weight,
+                    locality: Arc::clone(&place),
+                    priority: locality.priority,
+                    health_check: host::HealthCheckTarget::compile(endpoint.health_check_config.as_ref(), &address),
+                    address,
+                };
+                hosts.push(self.kept(host));
+            }
+        }
+        Ok(LocalitySet { locality: place, weight: fields::uint(locality.load_balancing_weight.as_ref(), 0), hosts })
+    }
+
+    /// The addresses of an endpoint with their host name.
+    fn addresses(&self, endpoint: &pb::endpoint::Endpoint) -> Compiled<Vec<(Address, ArcStr)>> {
+        Ok(match (HostAddress::compile(endpoint.address.as_ref()).at("endpoint.address")?, self.resolve) {
+            (HostAddress::Literal(address), _) => vec![(address, endpoint.hostname.as_str().into())],
+            (HostAddress::Name(name, _), None) => {
+                return Err(Invalid::new("endpoint.address.socket_address.address", format!("malformed IP address: {name}")));
+            }
+            (HostAddress::Name(name, port), Some(resolve)) => {
+                let hostname: ArcStr = if endpoint.hostname.is_empty() { name.clone() } else { endpoint.hostname.as_str().into() };
+                let mut found = resolve(&name, port);
+                if let Discovery::LogicalDns(_) = self.cluster.discovery {
+                    found.truncate(1);
+                }
+                found.into_iter().map(|address| (Address::Ip(address), hostname.clone())).collect()
+            }
+        })
+    }
+
+    fn state(&self, address: &Address, health_status: i32) -> Arc<HostState> {
+        use pb::core::HealthStatus;
+        let state = match self.old.get(address) {
+            Some(old) => Arc::clone(&old.state),
+            None => {
+                // With active checks a new host must prove itself first.
+                Arc::new(HostState::new(Arc::clone(&self.epoch), !self.cluster.health_checks.is_empty()))
+            }
+        };
+        let status = HealthStatus::try_from(health_status).unwrap_or(HealthStatus::Unknown);
+        let unhealthy = matches!(status, HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout);
+        state.set(HealthFlag::EdsUnhealthy, unhealthy);
+        state.set(HealthFlag::EdsDegraded, status == HealthStatus::Degraded);
+        state
+    }
+
+    /// The old object if nothing about the host changed, so that pools keyed by it stay.
+    fn kept(&self, host: Host) -> Arc<Host> {
+        match self.old.get(&host.address) {
+            Some(old) if old.same_as(&host) => Arc::clone(old),
+            _ => Arc::new(host),
+        }
+    }
+}

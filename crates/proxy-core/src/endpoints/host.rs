@@ -1,0 +1,260 @@
+use std::fmt;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use mesh_types::ArcStr;
+
+use crate::address::Address;
+use crate::metadata::Metadata;
+use crate::pb;
+
+/// One host of a cluster. Immutable but for its [`HostState`].
+#[derive(Debug)]
+pub struct Host {
+    /// Where it is.
+    pub address: Address,
+    /// Its further addresses (the other family).
+    pub additional_addresses: Vec<Address>,
+    /// Its name, if it has one.
+    pub hostname: ArcStr,
+    /// Its metadata.
+    pub metadata: Arc<Metadata>,
+    /// Its locality's metadata.
+    pub locality_metadata: Option<Arc<Metadata>>,
+    /// Its share.
+    pub weight: u32,
+    /// Where it stands.
+    pub locality: Arc<Locality>,
+    /// Its priority, 0 is the most wanted.
+    pub priority: u32,
+    /// Where active health checks go.
+    pub health_check: HealthCheckTarget,
+    /// What changes; survives updates of the host.
+    pub state: Arc<HostState>,
+}
+
+impl Host {
+    /// A host that stands in no assignment: an original destination or a resolved name.
+    pub fn ephemeral(address: Address, hostname: ArcStr) -> Self {
+        Self {
+            health_check: HealthCheckTarget { address: Some(address.clone()), ..HealthCheckTarget::default() },
+            address,
+            additional_addresses: Vec::new(),
+            hostname,
+            metadata: Arc::default(),
+            locality_metadata: None,
+            weight: 1,
+            locality: Arc::default(),
+            priority: 0,
+            state: Arc::new(HostState::new(Arc::default(), false)),
+        }
+    }
+
+    pub(super) fn same_as(&self, other: &Host) -> bool {
+        self.additional_addresses == other.additional_addresses
+            && self.hostname == other.hostname
+            && self.metadata == other.metadata
+            && self.locality_metadata == other.locality_metadata
+            && self.weight == other.weight
+            && self.locality == other.locality
+            && self.priority == other.priority
+            && self.health_check == other.health_check
+    }
+
+    /// Whether it may get traffic.
+    pub fn health(&self) -> Health {
+        self.state.health()
+    }
+
+    /// Whether its metadata calls it a canary.
+    pub fn is_canary(&self) -> bool {
+        self.metadata.get("envoy.lb", &["canary"]).and_then(serde_json::Value::as_bool).unwrap_or(false)
+    }
+}
+
+/// Where a host is checked.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct HealthCheckTarget {
+    /// Its address, or one of its own; `None`: it is not checked.
+    pub address: Option<Address>,
+    /// Host header of checks.
+    pub hostname: ArcStr,
+}
+
+impl HealthCheckTarget {
+    pub(super) fn compile(config: Option<&pb::endpoint::endpoint::HealthCheckConfig>, address: &Address) -> Self {
+        let Some(config) = config else {
+            return Self { address: Some(address.clone()), hostname: "".into() };
+        };
+        if config.disable_active_health_check {
+            return Self::default();
+        }
+        let mut target = config.address.as_ref().and_then(|a| Address::compile(Some(a)).ok()).unwrap_or_else(|| address.clone());
+        if let (Address::Ip(socket), Ok(port @ 1..)) = (&mut target, u16::try_from(config.port_value)) {
+            socket.set_port(port);
+        }
+        Self { address: Some(target), hostname: config.hostname.as_str().into() }
+    }
+}
+
+/// Region, zone and sub-zone; any may be empty.
+#[derive(Clone, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Locality {
+    /// Region.
+    pub region: ArcStr,
+    /// Zone.
+    pub zone: ArcStr,
+    /// Sub-zone.
+    pub sub_zone: ArcStr,
+}
+
+impl fmt::Display for Locality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.region)?;
+        for part in [&self.zone, &self.sub_zone] {
+            if !part.is_empty() {
+                write!(f, "/{part}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a host may get traffic.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Health {
+    /// Yes.
+    Healthy,
+    /// If there are too few healthy ones.
+    Degraded,
+    /// Only in panic.
+    Unhealthy,
+}
+
+/// A reason why a host is not healthy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub enum HealthFlag {
+    /// Active checks fail.
+    FailedActive = 1,
+    /// Outlier detection ejected it.
+    FailedOutlier = 2,
+    /// The control plane says so.
+    EdsUnhealthy = 4,
+    /// Active checks say degraded.
+    DegradedActive = 8,
+    /// The control plane says degraded.
+    EdsDegraded = 16,
+    /// It waits for its first active check.
+    PendingActive = 32,
+}
+
+/// Names of the flags as `/clusters` prints them.
+pub(crate) const FLAG_NAMES: [(HealthFlag, &str); 6] = [
+    (HealthFlag::FailedActive, "/failed_active_hc"),
+    (HealthFlag::FailedOutlier, "/failed_outlier_check"),
+    (HealthFlag::EdsUnhealthy, "/failed_eds_health"),
+    (HealthFlag::DegradedActive, "/degraded_active_hc"),
+    (HealthFlag::EdsDegraded, "/degraded_eds_health"),
+    (HealthFlag::PendingActive, "/pending_active_hc"),
+];
+
+/// What changes about a host. Shared by all workers; single counters, no invariant between them.
+#[derive(Debug)]
+pub struct HostState {
+    flags: AtomicU32,
+    epoch: Arc<AtomicU64>,
+    /// Requests under way (connections, for TCP). The least request balancer reads it.
+    pub active: AtomicU32,
+    /// For `/clusters` and statistics.
+    pub stats: HostStats,
+    /// For outlier detection.
+    pub outlier: OutlierCounters,
+    first_seen: OnceLock<Instant>,
+}
+
+/// A host's counters, named as Envoy's.
+#[derive(Debug, Default)]
+pub struct HostStats {
+    /// Connections open.
+    pub cx_active: AtomicU64,
+    /// Connections that could not be made.
+    pub cx_connect_fail: AtomicU64,
+    /// Connections made.
+    pub cx_total: AtomicU64,
+    /// Requests answered with 5xx, or not.
+    pub rq_error: AtomicU64,
+    /// Requests answered with another status.
+    pub rq_success: AtomicU64,
+    /// Requests that took too long.
+    pub rq_timeout: AtomicU64,
+    /// Requests.
+    pub rq_total: AtomicU64,
+}
+
+/// What outlier detection counts on every result. See `outlier`.
+#[derive(Debug, Default)]
+pub struct OutlierCounters {
+    pub(crate) consecutive_5xx: AtomicU32,
+    pub(crate) consecutive_gateway: AtomicU32,
+    pub(crate) consecutive_local: AtomicU32,
+    pub(crate) window_success: AtomicU32,
+    pub(crate) window_total: AtomicU32,
+    pub(crate) window_local_success: AtomicU32,
+    pub(crate) window_local_total: AtomicU32,
+}
+
+impl HostState {
+    pub(super) fn new(epoch: Arc<AtomicU64>, pending: bool) -> Self {
+        let flags = if pending { HealthFlag::PendingActive as u32 | HealthFlag::FailedActive as u32 } else { 0 };
+        Self {
+            flags: AtomicU32::new(flags),
+            epoch,
+            active: AtomicU32::new(0),
+            stats: HostStats::default(),
+            outlier: OutlierCounters::default(),
+            first_seen: OnceLock::new(),
+        }
+    }
+
+    /// Sets or clears a flag; says whether that changed anything.
+    pub fn set(&self, flag: HealthFlag, on: bool) -> bool {
+        let bit = flag as u32;
+        let old = if on { self.flags.fetch_or(bit, Ordering::Relaxed) } else { self.flags.fetch_and(!bit, Ordering::Relaxed) };
+        let changed = (old & bit != 0) != on;
+        if changed {
+            // Balancers look at this number before each choice and sort their hosts anew when it moved.
+            self.epoch.fetch_add(1, Ordering::Release);
+        }
+        changed
+    }
+
+    /// Whether a flag is set.
+    pub fn has(&self, flag: HealthFlag) -> bool {
+        self.flags.load(Ordering::Relaxed) & flag as u32 != 0
+    }
+
+    /// The flags together (Envoy `HostImplBase::coarseHealth`).
+    pub fn health(&self) -> Health {
+        let flags = self.flags.load(Ordering::Relaxed);
+        let unhealthy = HealthFlag::FailedActive as u32 | HealthFlag::FailedOutlier as u32 | HealthFlag::EdsUnhealthy as u32;
+        let degraded = HealthFlag::DegradedActive as u32 | HealthFlag::EdsDegraded as u32;
+        match flags {
+            flags if flags & unhealthy != 0 => Health::Unhealthy,
+            flags if flags & degraded != 0 => Health::Degraded,
+            _ => Health::Healthy,
+        }
+    }
+
+    /// As `/clusters` prints it: `healthy`, or the flags.
+    pub fn describe(&self) -> String {
+        let flags: String = FLAG_NAMES.iter().filter(|(flag, _)| self.has(*flag)).map(|(_, name)| *name).collect();
+        if flags.is_empty() { "healthy".to_owned() } else { flags }
+    }
+
+    /// When a balancer first saw it; for slow start.
+    pub(crate) fn since(&self, now: Instant) -> Instant {
+        *self.first_seen.get_or_init(|| now)
+    }
+}

@@ -1,0 +1,287 @@
+//! HTTP filters: their configuration and their decisions. Waiting, asking others and answering is the proxy's part.
+
+mod cors;
+mod ext_authz;
+mod fault;
+mod istio;
+mod jwt;
+mod local_rate_limit;
+mod session;
+mod small;
+
+use std::sync::Arc;
+
+use mesh_types::ArcStr;
+
+pub use cors::{CorsDecision, CorsPolicy, cors_decide};
+pub use ext_authz::{AuthzService, BodyBuffer, ExtAuthz, ExtAuthzOverride, HttpAuthz};
+pub use fault::{Abort, Fault, FaultDecision};
+pub use istio::{AlpnOverride, IstioStats, MetricOverride, PeerMetadataConfig, Reporter};
+pub use jwt::{ClaimToHeader, JwksSource, JwtAuthn, JwtOverride, JwtProvider, Requirement, Token, TokenPlace};
+pub use local_rate_limit::{Descriptor, LocalRateLimit, RateLimitContext, RateLimitRule, TokenBucket, TokenBucketConfig};
+pub use session::{SessionKind, StatefulSession};
+pub use small::{FilterStateValue, HeaderMutation, HealthCheckFilter, RouterConfig};
+
+use crate::any::Typed;
+use crate::pb;
+use crate::rbac::Rbac;
+use crate::rejected::{At, Compiled, Invalid};
+use crate::{Options, fields};
+
+/// One entry of the filter list.
+#[derive(Clone, Debug)]
+pub struct HttpFilterEntry {
+    /// Its name; per-route settings refer to it.
+    pub name: ArcStr,
+    /// Off, unless a route switches it on.
+    pub disabled: bool,
+    /// The filter.
+    pub filter: HttpFilter,
+}
+
+/// An HTTP filter.
+#[derive(Clone, Debug)]
+pub enum HttpFilter {
+    /// Sends the request on its way. Always the last.
+    Router(Arc<RouterConfig>),
+    /// Cross-origin requests; policies stand in routes.
+    Cors,
+    /// Delays and aborts.
+    Fault(Arc<Fault>),
+    /// Who may do what.
+    Rbac(Arc<Rbac>),
+    /// JSON web tokens.
+    Jwt(Arc<JwtAuthn>),
+    /// Asks a service.
+    ExtAuthz(Arc<ExtAuthz>),
+    /// So many requests a time.
+    LocalRateLimit(Arc<LocalRateLimit>),
+    /// Waits for the whole request, up to this many bytes.
+    Buffer(u64),
+    /// Counts gRPC messages; `true`: into filter state.
+    GrpcStats(bool),
+    /// Chooses the ALPN of upstream connections.
+    IstioAlpn(Arc<AlpnOverride>),
+    /// Exchanges workload metadata with the peer by headers.
+    PeerMetadata(Arc<PeerMetadataConfig>),
+    /// Istio's metrics.
+    IstioStats(Arc<IstioStats>),
+    /// Keeps clients at their host.
+    StatefulSession(Arc<StatefulSession>),
+    /// Writes filter state.
+    SetFilterState(Arc<[FilterStateValue]>),
+    /// Changes headers.
+    HeaderMutation(Arc<HeaderMutation>),
+    /// Answers health checks of this proxy.
+    HealthCheck(Arc<HealthCheckFilter>),
+    /// Resolves the request's host, for a dynamic forward proxy cluster.
+    DynamicForwardProxy(ArcStr),
+    /// Accepted and without effect: an unsupported filter that the operator allowed.
+    NoOp {
+        /// The message that configured it.
+        type_name: ArcStr,
+    },
+}
+
+/// Settings of a filter at a route, virtual host, weighted cluster or route table.
+#[derive(Clone, Debug)]
+pub enum PerFilter {
+    /// The filter is off here.
+    Disabled,
+    /// The filter is on here; with its own settings, if there are any.
+    Enabled(Option<Arc<PerFilter>>),
+    /// Replaces the filter's.
+    Fault(Arc<Fault>),
+    /// The policy.
+    Cors(Arc<CorsPolicy>),
+    /// Replaces the filter's rules.
+    Rbac(Arc<Rbac>),
+    /// Which requirement.
+    Jwt(JwtOverride),
+    /// Changes to the check.
+    ExtAuthz(Arc<ExtAuthzOverride>),
+    /// Replaces the filter's.
+    LocalRateLimit(Arc<LocalRateLimit>),
+    /// Replaces the filter's limit.
+    Buffer(u64),
+    /// Replaces the filter's.
+    StatefulSession(Arc<StatefulSession>),
+    /// Replaces the filter's.
+    HeaderMutation(Arc<HeaderMutation>),
+    /// Replaces the filter's.
+    SetFilterState(Arc<[FilterStateValue]>),
+}
+
+const PREFIX: &str = "envoy.extensions.filters.http.";
+
+impl HttpFilterEntry {
+    pub(crate) fn compile_all(filters: &[pb::hcm::HttpFilter], options: &Options) -> Compiled<Vec<Self>> {
+        let mut all = Vec::with_capacity(filters.len());
+        for (i, filter) in filters.iter().enumerate() {
+            if let Some(entry) = Self::compile(filter, options).at_index("http_filters", i)? {
+                all.push(entry);
+            }
+        }
+        match all.iter().position(|f: &Self| matches!(f.filter, HttpFilter::Router(_))) {
+            Some(at) if at + 1 == all.len() => Ok(all),
+            Some(at) => Err(Invalid::new(
+                format!("http_filters[{at}]"),
+                "the router must be the last filter",
+            )),
+            None => Err(Invalid::new("http_filters", "the last filter must be the router")),
+        }
+    }
+
+    /// `None`: the filter is optional and not known.
+    fn compile(filter: &pb::hcm::HttpFilter, options: &Options) -> Compiled<Option<Self>> {
+        use pb::hcm::http_filter::ConfigType;
+        let typed = match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) => Typed::open(Some(any))?,
+            Some(ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
+            None => return Err(Invalid::new("typed_config", "is missing")),
+        };
+        let compiled = match HttpFilter::compile(&typed)? {
+            Some(compiled) => compiled,
+            None if filter.is_optional => return Ok(None),
+            None if options.allow_unsupported_filters => HttpFilter::NoOp { type_name: typed.name.as_str().into() },
+            None => return Err(typed.unknown()),
+        };
+        Ok(Some(Self { name: fields::required("name", &filter.name)?, disabled: filter.disabled, filter: compiled }))
+    }
+}
+
+impl HttpFilter {
+    /// `None`: no such filter here.
+    fn compile(typed: &Typed<'_>) -> Compiled<Option<Self>> {
+        use pb::http_filter as http;
+        let short = typed.name.strip_prefix(PREFIX).unwrap_or(&typed.name);
+        Ok(Some(match short {
+            "router.v3.Router" => Self::Router(Arc::new(RouterConfig::compile(&typed.decode()?)?)),
+            "cors.v3.Cors" => Self::Cors,
+            "fault.v3.HTTPFault" => Self::Fault(Arc::new(Fault::compile(&typed.decode()?)?)),
+            "rbac.v3.RBAC" => Self::Rbac(Arc::new(Rbac::compile_http(&typed.decode()?)?)),
+            "jwt_authn.v3.JwtAuthentication" => Self::Jwt(Arc::new(JwtAuthn::compile(&typed.decode()?)?)),
+            "ext_authz.v3.ExtAuthz" => Self::ExtAuthz(Arc::new(ExtAuthz::compile(&typed.decode()?)?)),
+            "local_ratelimit.v3.LocalRateLimit" => {
+                Self::LocalRateLimit(Arc::new(LocalRateLimit::compile(&typed.decode()?)?))
+            }
+            "buffer.v3.Buffer" => Self::Buffer(buffer_limit(&typed.decode()?)?),
+            "grpc_stats.v3.FilterConfig" => {
+                let config: http::grpc_stats::v3::FilterConfig = typed.decode()?;
+                Self::GrpcStats(config.emit_filter_state)
+            }
+            "stateful_session.v3.StatefulSession" => {
+                Self::StatefulSession(Arc::new(StatefulSession::compile(&typed.decode()?)?))
+            }
+            "set_filter_state.v3.Config" => {
+                let config: http::set_filter_state::v3::Config = typed.decode()?;
+                Self::SetFilterState(FilterStateValue::compile_all(&config.on_request_headers)?)
+            }
+            "header_mutation.v3.HeaderMutation" => {
+                let config: http::header_mutation::v3::HeaderMutation = typed.decode()?;
+                Self::HeaderMutation(Arc::new(HeaderMutation::compile(config.mutations.as_ref())?))
+            }
+            "health_check.v3.HealthCheck" => Self::HealthCheck(Arc::new(HealthCheckFilter::compile(&typed.decode()?)?)),
+            "dynamic_forward_proxy.v3.FilterConfig" => {
+                use http::dynamic_forward_proxy::v3::filter_config::ImplementationSpecifier;
+                let config: http::dynamic_forward_proxy::v3::FilterConfig = typed.decode()?;
+                match config.implementation_specifier {
+                    Some(ImplementationSpecifier::DnsCacheConfig(cache)) => Self::DynamicForwardProxy(cache.name.as_str().into()),
+                    _ => return Err(Invalid::unsupported("sub_cluster_config")),
+                }
+            }
+            "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => {
+                Self::IstioAlpn(Arc::new(AlpnOverride::compile(&typed.decode()?)?))
+            }
+            "io.istio.http.peer_metadata.Config" => Self::PeerMetadata(Arc::new(PeerMetadataConfig::of(&typed.fields()))),
+            "stats.PluginConfig" => Self::IstioStats(Arc::new(IstioStats::compile(&typed.decode()?)?)),
+            _ => return Ok(None),
+        }))
+    }
+}
+
+fn buffer_limit(buffer: &pb::http_filter::buffer::v3::Buffer) -> Compiled<u64> {
+    match fields::uint(buffer.max_request_bytes.as_ref(), 0) {
+        0 => Err(Invalid::new("max_request_bytes", "must be greater than 0")),
+        limit => Ok(limit.into()),
+    }
+}
+
+impl PerFilter {
+    /// `None`: optional and not known, or nothing is said.
+    pub(crate) fn compile(any: &pb::Any, options: &Options) -> Compiled<Option<Self>> {
+        use pb::http_filter as http;
+        let typed = Typed::open(Some(any))?;
+        if typed.name == "envoy.config.route.v3.FilterConfig" {
+            let config: pb::route::FilterConfig = typed.decode()?;
+            if config.disabled {
+                return Ok(Some(Self::Disabled));
+            }
+            let inner = match &config.config {
+                None => None,
+                Some(any) => match Self::compile(any, options) {
+                    Ok(inner) => inner,
+                    Err(_) if config.is_optional => return Ok(None),
+                    Err(invalid) => return Err(invalid).at("config"),
+                },
+            };
+            return Ok(Some(Self::Enabled(inner.map(Arc::new))));
+        }
+        let short = typed.name.strip_prefix(PREFIX).unwrap_or(&typed.name);
+        Ok(Some(match short {
+            "fault.v3.HTTPFault" => Self::Fault(Arc::new(Fault::compile(&typed.decode()?)?)),
+            "cors.v3.CorsPolicy" => Self::Cors(Arc::new(CorsPolicy::compile(&typed.decode()?)?)),
+            "rbac.v3.RBACPerRoute" => {
+                let config: http::rbac::v3::RbacPerRoute = typed.decode()?;
+                // Without rules the filter is off for the route.
+                Self::Rbac(Arc::new(Rbac::compile_http(&config.rbac.unwrap_or_default())?))
+            }
+            "jwt_authn.v3.PerRouteConfig" => Self::Jwt(JwtOverride::compile(&typed.decode()?)?),
+            "ext_authz.v3.ExtAuthzPerRoute" => match ExtAuthzOverride::compile(&typed.decode()?)? {
+                None => Self::Disabled,
+                Some(settings) => Self::ExtAuthz(Arc::new(settings)),
+            },
+            "local_ratelimit.v3.LocalRateLimit" => {
+                Self::LocalRateLimit(Arc::new(LocalRateLimit::compile(&typed.decode()?)?))
+            }
+            "buffer.v3.BufferPerRoute" => {
+                use http::buffer::v3::buffer_per_route::Override;
+                let config: http::buffer::v3::BufferPerRoute = typed.decode()?;
+                match config.r#override {
+                    Some(Override::Disabled(true)) => Self::Disabled,
+                    Some(Override::Buffer(buffer)) => Self::Buffer(buffer_limit(&buffer)?),
+                    _ => return Ok(None),
+                }
+            }
+            "stateful_session.v3.StatefulSessionPerRoute" => {
+                use http::stateful_session::v3::stateful_session_per_route::Override;
+                let config: http::stateful_session::v3::StatefulSessionPerRoute = typed.decode()?;
+                match config.r#override {
+                    Some(Override::Disabled(true)) => Self::Disabled,
+                    Some(Override::StatefulSession(session)) => {
+                        Self::StatefulSession(Arc::new(StatefulSession::compile(&session)?))
+                    }
+                    _ => return Ok(None),
+                }
+            }
+            "header_mutation.v3.HeaderMutationPerRoute" => {
+                let config: http::header_mutation::v3::HeaderMutationPerRoute = typed.decode()?;
+                Self::HeaderMutation(Arc::new(HeaderMutation::compile(config.mutations.as_ref())?))
+            }
+            "set_filter_state.v3.Config" => {
+                let config: http::set_filter_state::v3::Config = typed.decode()?;
+                Self::SetFilterState(FilterStateValue::compile_all(&config.on_request_headers)?)
+            }
+            _ if options.allow_unsupported_filters => return Ok(None),
+            _ => return Err(typed.unknown()),
+        }))
+    }
+
+    /// Settings behind a mere switch-on.
+    pub fn settings(&self) -> Option<&PerFilter> {
+        match self {
+            Self::Enabled(inner) => inner.as_deref(),
+            other => Some(other),
+        }
+    }
+}

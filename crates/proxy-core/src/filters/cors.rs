@@ -1,0 +1,144 @@
+use crate::headers::Headers;
+use crate::matchers::StringMatcher;
+use crate::pb;
+use crate::percent::Fraction;
+use crate::rejected::{At, Compiled};
+use crate::fields;
+
+/// Which origins may do what.
+#[derive(Clone, Debug)]
+pub struct CorsPolicy {
+    origins: Vec<StringMatcher>,
+    methods: Box<str>,
+    headers: Box<str>,
+    expose: Box<str>,
+    max_age: Box<str>,
+    credentials: bool,
+    private_network: bool,
+    forward_not_matching_preflights: bool,
+    enabled: bool,
+}
+
+/// What to do with a request that may come from another origin.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CorsDecision {
+    /// It does not, or nothing is said about it.
+    NotCors,
+    /// Its origin is not allowed: it goes on without headers.
+    Invalid,
+    /// Answer 200 with these headers.
+    Preflight(Vec<(&'static str, Vec<u8>)>),
+    /// Add these headers to the response.
+    Actual(Vec<(&'static str, Vec<u8>)>),
+}
+
+impl CorsPolicy {
+    pub(super) fn compile(policy: &pb::http_filter::cors::v3::CorsPolicy) -> Compiled<Self> {
+        Ok(Self {
+            origins: StringMatcher::compile_list(&policy.allow_origin_string_match).at("allow_origin_string_match")?,
+            methods: policy.allow_methods.as_str().into(),
+            headers: policy.allow_headers.as_str().into(),
+            expose: policy.expose_headers.as_str().into(),
+            max_age: policy.max_age.as_str().into(),
+            credentials: fields::flag(policy.allow_credentials.as_ref(), false),
+            private_network: fields::flag(policy.allow_private_network_access.as_ref(), false),
+            forward_not_matching_preflights: fields::flag(policy.forward_not_matching_preflights.as_ref(), true),
+            // A share between none and all makes no sense for CORS; none switches it off.
+            enabled: Fraction::runtime(policy.filter_enabled.as_ref(), Fraction::ALL)? .parts().0 > 0,
+        })
+    }
+
+    /// The deprecated form inside routes.
+    pub(crate) fn of_route(policy: &pb::route::CorsPolicy) -> Compiled<Self> {
+        use pb::route::cors_policy::EnabledSpecifier;
+        let enabled = policy.enabled_specifier.as_ref().map(|EnabledSpecifier::FilterEnabled(f)| f.clone());
+        Self::compile(&pb::http_filter::cors::v3::CorsPolicy {
+            allow_origin_string_match: policy.allow_origin_string_match.clone(),
+            allow_methods: policy.allow_methods.clone(),
+            allow_headers: policy.allow_headers.clone(),
+            expose_headers: policy.expose_headers.clone(),
+            max_age: policy.max_age.clone(),
+            allow_credentials: policy.allow_credentials,
+            filter_enabled: enabled,
+            shadow_enabled: policy.shadow_enabled.clone(),
+            allow_private_network_access: policy.allow_private_network_access,
+            forward_not_matching_preflights: policy.forward_not_matching_preflights,
+        })
+    }
+}
+
+/// Envoy `CorsFilter::decodeHeaders`.
+pub fn cors_decide(policy: Option<&CorsPolicy>, request: &Headers) -> CorsDecision {
+    let Some(policy) = policy.filter(|p| p.enabled) else { return CorsDecision::NotCors };
+    let Some(origin) = request.get("origin").filter(|o| !o.is_empty()) else { return CorsDecision::NotCors };
+    let preflight = request.method() == Some("OPTIONS")
+        && request.get("access-control-request-method").is_some_and(|m| !m.is_empty());
+    if !policy.origins.iter().any(|m| m.matches(origin)) {
+        return match preflight && !policy.forward_not_matching_preflights {
+            true => CorsDecision::Preflight(Vec::new()),
+            false => CorsDecision::Invalid,
+        };
+    }
+    let mut headers = vec![("access-control-allow-origin", origin.to_vec())];
+    if policy.credentials {
+        headers.push(("access-control-allow-credentials", b"true".to_vec()));
+    }
+    let mut add = |name, value: &str| {
+        if !value.is_empty() {
+            headers.push((name, value.as_bytes().to_vec()));
+        }
+    };
+    if !preflight {
+        add("access-control-expose-headers", &policy.expose);
+        return CorsDecision::Actual(headers);
+    }
+    add("access-control-allow-methods", &policy.methods);
+    add("access-control-allow-headers", &policy.headers);
+    add("access-control-max-age", &policy.max_age);
+    if policy.private_network && request.get("access-control-request-private-network") == Some(b"true") {
+        add("access-control-allow-private-network", "true");
+    }
+    CorsDecision::Preflight(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(forward: bool) -> CorsPolicy {
+        CorsPolicy {
+            origins: vec![StringMatcher::exact("https://a.test")],
+            methods: "GET".into(),
+            headers: "".into(),
+            expose: "x-e".into(),
+            max_age: "60".into(),
+            credentials: true,
+            private_network: false,
+            forward_not_matching_preflights: forward,
+            enabled: true,
+        }
+    }
+
+    #[test]
+    fn preflight_and_actual() {
+        let preflight = |origin: &str| {
+            Headers::of([(":method", "OPTIONS"), ("origin", origin), ("access-control-request-method", "GET")])
+        };
+        let CorsDecision::Preflight(headers) = cors_decide(Some(&policy(true)), &preflight("https://a.test")) else { panic!() };
+        let names: Vec<_> = headers.iter().map(|(n, _)| *n).collect();
+        assert_eq!(
+            names,
+            [
+                "access-control-allow-origin",
+                "access-control-allow-credentials",
+                "access-control-allow-methods",
+                "access-control-max-age"
+            ]
+        );
+        assert_eq!(cors_decide(Some(&policy(true)), &preflight("https://b.test")), CorsDecision::Invalid);
+        assert_eq!(cors_decide(Some(&policy(false)), &preflight("https://b.test")), CorsDecision::Preflight(vec![]));
+        let actual = Headers::of([(":method", "GET"), ("origin", "https://a.test")]);
+        assert!(matches!(cors_decide(Some(&policy(true)), &actual), CorsDecision::Actual(h) if h.len() == 3));
+        assert_eq!(cors_decide(None, &actual), CorsDecision::NotCors);
+    }
+}

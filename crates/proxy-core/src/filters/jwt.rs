@@ -1,0 +1,387 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_types::ArcStr;
+
+use crate::fields;
+use crate::headers::Headers;
+use crate::matchers::{StringMatcher, canonical_name, cookie, first_query_value};
+use crate::pb;
+use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::route::RouteMatcher;
+use crate::tls::DataSource;
+
+/// JSON web tokens: which requests need which (`filters.http.jwt_authn.v3.JwtAuthentication`).
+#[derive(Debug)]
+pub struct JwtAuthn {
+    /// Sorted by name.
+    pub providers: Vec<Arc<JwtProvider>>,
+    rules: Vec<(RouteMatcher, Option<Requirement>)>,
+    named: HashMap<ArcStr, Requirement>,
+    /// CORS preflights need no token.
+    pub bypass_cors_preflight: bool,
+    /// Do not tell clients what was wrong.
+    pub strip_failure_response: bool,
+}
+
+/// Who issues tokens, and how they are found and checked.
+#[derive(Debug)]
+pub struct JwtProvider {
+    /// Its name.
+    pub name: ArcStr,
+    /// `iss` must be this; empty: any.
+    pub issuer: ArcStr,
+    /// One of these must be in `aud`; none: any.
+    pub audiences: Vec<ArcStr>,
+    /// `sub` must be so.
+    pub subjects: Option<StringMatcher>,
+    /// Tokens without `exp` are refused.
+    pub require_expiration: bool,
+    /// Tokens may live this long.
+    pub max_lifetime: Option<Duration>,
+    /// Tolerated difference of clocks.
+    pub clock_skew: Duration,
+    /// The keys.
+    pub jwks: JwksSource,
+    /// Where tokens are looked for.
+    pub places: Vec<TokenPlace>,
+    /// Leave the token in the request.
+    pub forward: bool,
+    /// The payload goes into this header, in base64url.
+    pub payload_header: Option<ArcStr>,
+    /// With padding.
+    pub pad_payload_header: bool,
+    /// The payload goes into dynamic metadata under this key.
+    pub payload_in_metadata: Option<ArcStr>,
+    /// The header goes into dynamic metadata under this key.
+    pub header_in_metadata: Option<ArcStr>,
+    /// The reason of a failure goes into dynamic metadata under this key.
+    pub failed_status_in_metadata: Option<ArcStr>,
+    /// Claims that hold lists in one string (`scope`).
+    pub space_delimited_claims: Vec<ArcStr>,
+    /// Claims that go into headers.
+    pub claim_to_headers: Vec<ClaimToHeader>,
+    /// The route is chosen again after a token was accepted.
+    pub clear_route_cache: bool,
+}
+
+/// A claim that goes into a header.
+#[derive(Clone, Debug)]
+pub struct ClaimToHeader {
+    /// The header.
+    pub header: ArcStr,
+    /// The claim; dots lead into objects.
+    pub claim: Vec<ArcStr>,
+}
+
+/// Where keys come from.
+#[derive(Clone, Debug)]
+pub enum JwksSource {
+    /// The configuration.
+    Local(DataSource),
+    /// A server.
+    Remote {
+        /// The URL.
+        uri: ArcStr,
+        /// The cluster.
+        cluster: ArcStr,
+        /// Answer by then.
+        timeout: Duration,
+        /// Fetch again after this.
+        cache: Duration,
+        /// Fetch before the first request.
+        early: bool,
+    },
+}
+
+/// Where a token is looked for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TokenPlace {
+    /// In a header, behind this prefix.
+    Header(Box<str>, Box<str>),
+    /// In a query parameter.
+    Query(Box<str>),
+    /// In a cookie.
+    Cookie(Box<str>),
+}
+
+/// A token found in a request.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Token {
+    /// The token.
+    pub text: String,
+    /// Where it was.
+    pub place: TokenPlace,
+}
+
+/// What a request must have.
+#[derive(Clone, Debug)]
+pub enum Requirement {
+    /// A token of this provider (index), for these audiences instead of its own.
+    Provider { provider: usize, audiences: Option<Vec<ArcStr>> },
+    /// One of these.
+    Any(Vec<Requirement>),
+    /// All of these.
+    All(Vec<Requirement>),
+    /// Nothing, but a token that is there must be good.
+    AllowMissing,
+    /// Nothing at all; good tokens are used.
+    AllowMissingOrFailed,
+}
+
+/// What a route says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum JwtOverride {
+    /// No token is needed.
+    Disabled,
+    /// The requirement of this name.
+    Named(ArcStr),
+}
+
+impl JwtOverride {
+    pub(super) fn compile(config: &pb::http_filter::jwt_authn::v3::PerRouteConfig) -> Compiled<Self> {
+        use pb::http_filter::jwt_authn::v3::per_route_config::RequirementSpecifier;
+        match &config.requirement_specifier {
+            Some(RequirementSpecifier::Disabled(true)) => Ok(Self::Disabled),
+            Some(RequirementSpecifier::RequirementName(name)) => Ok(Self::Named(name.as_str().into())),
+            _ => Err(Invalid::new("requirement_specifier", "is missing")),
+        }
+    }
+}
+
+impl JwtAuthn {
+    pub(super) fn compile(config: &pb::http_filter::jwt_authn::v3::JwtAuthentication) -> Compiled<Self> {
+        use pb::http_filter::jwt_authn::v3::requirement_rule::RequirementType;
+        refuse!("filter_state_rules": config.filter_state_rules.is_some());
+        let mut providers = Vec::with_capacity(config.providers.len());
+        for (name, provider) in &config.providers {
+            providers.push(Arc::new(JwtProvider::compile(name, provider).at_key("providers", name)?));
+        }
+        providers.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut named = HashMap::new();
+        for (name, requirement) in &config.requirement_map {
+            named.insert(name.as_str().into(), Requirement::compile(requirement, &providers).at_key("requirement_map", name)?);
+        }
+        let mut rules = Vec::with_capacity(config.rules.len());
+        for (i, rule) in config.rules.iter().enumerate() {
+            let matcher = rule.r#match.as_ref().ok_or_else(|| Invalid::new(format!("rules[{i}].match"), "is missing"))?;
+            let requirement = match &rule.requirement_type {
+                None => None,
+                Some(RequirementType::Requires(r)) if r.requires_type.is_none() => None,
+                Some(RequirementType::Requires(r)) => Some(Requirement::compile(r, &providers).at_index("rules", i)?),
+                Some(RequirementType::RequirementName(name)) => {
+                    let unknown = || Invalid::new(format!("rules[{i}].requirement_name"), format!("{name:?} does not exist"));
+                    Some(named.get(name.as_str()).cloned().ok_or_else(unknown)?)
+                }
+            };
+            rules.push((RouteMatcher::compile(matcher).at("match").at_index("rules", i)?, requirement));
+        }
+        Ok(Self {
+            providers,
+            rules,
+            named,
+            bypass_cors_preflight: config.bypass_cors_preflight,
+            strip_failure_response: config.strip_failure_response,
+        })
+    }
+
+    /// What a request must have; `None`: nothing. A named requirement that does not exist is an error (403).
+    pub fn requirement(&self, headers: &Headers, over: Option<&JwtOverride>) -> Result<Option<&Requirement>, ArcStr> {
+        let preflight = || {
+            headers.method() == Some("OPTIONS")
+                && headers.contains("origin")
+                && headers.contains("access-control-request-method")
+        };
+        if self.bypass_cors_preflight && preflight() {
+            return Ok(None);
+        }
+        match over {
+            Some(JwtOverride::Disabled) => Ok(None),
+            Some(JwtOverride::Named(name)) => self.named.get(name).map(Some).ok_or_else(|| name.clone()),
+            None => Ok(self.rules.iter().find(|(m, _)| m.matches_head(headers)).and_then(|(_, r)| r.as_ref())),
+        }
+    }
+}
+
+impl Requirement {
+    fn compile(
+        requirement: &pb::http_filter::jwt_authn::v3::JwtRequirement,
+        providers: &[Arc<JwtProvider>],
+    ) -> Compiled<Self> {
+        use pb::http_filter::jwt_authn::v3::jwt_requirement::RequiresType as Kind;
+        let find = |name: &str| {
+            let unknown = || Invalid::new("provider_name", format!("{name:?} does not exist"));
+            providers.iter().position(|p| &*p.name == name).ok_or_else(unknown)
+        };
+        let all = |requirements: &[pb::http_filter::jwt_authn::v3::JwtRequirement]| {
+            requirements.iter().map(|r| Self::compile(r, providers)).collect::<Compiled<Vec<_>>>()
+        };
+        Ok(match requirement.requires_type.as_ref().ok_or_else(|| Invalid::new("requires_type", "is missing"))? {
+            Kind::ProviderName(name) => Self::Provider { provider: find(name)?, audiences: None },
+            Kind::ProviderAndAudiences(both) => Self::Provider {
+                provider: find(&both.provider_name)?,
+                audiences: Some(both.audiences.iter().map(|a| a.as_str().into()).collect()),
+            },
+            Kind::RequiresAny(list) => Self::Any(all(&list.requirements).at("requires_any")?),
+            Kind::RequiresAll(list) => Self::All(all(&list.requirements).at("requires_all")?),
+            Kind::AllowMissing(_) => Self::AllowMissing,
+            Kind::AllowMissingOrFailed(_) => Self::AllowMissingOrFailed,
+            Kind::ExtractOnlyWithoutValidation(_) => return Err(Invalid::unsupported("extract_only_without_validation")),
+        })
+    }
+}
+
+impl JwtProvider {
+    fn compile(name: &str, provider: &pb::http_filter::jwt_authn::v3::JwtProvider) -> Compiled<Self> {
+        use pb::core::http_uri::HttpUpstreamType;
+        use pb::http_filter::jwt_authn::v3::jwt_provider::JwksSourceSpecifier;
+        let jwks = match &provider.jwks_source_specifier {
+            Some(JwksSourceSpecifier::LocalJwks(source)) => JwksSource::Local(DataSource::compile(source).at("local_jwks")?),
+            Some(JwksSourceSpecifier::RemoteJwks(remote)) => {
+                let uri = remote.http_uri.as_ref().ok_or_else(|| Invalid::new("remote_jwks.http_uri", "is missing"))?;
+                let cluster = match &uri.http_upstream_type {
+                    Some(HttpUpstreamType::Cluster(cluster)) => cluster.as_str().into(),
+                    None => return Err(Invalid::new("remote_jwks.http_uri.cluster", "is missing")),
+                };
+                JwksSource::Remote {
+                    uri: fields::required("remote_jwks.http_uri.uri", &uri.uri)?,
+                    cluster,
+                    timeout: fields::duration("timeout", uri.timeout.as_ref())?.unwrap_or(Duration::from_secs(5)),
+                    cache: fields::duration("cache_duration", remote.cache_duration.as_ref())?.unwrap_or(Duration::from_secs(600)),
+                    early: remote.async_fetch.is_some(),
+                }
+            }
+            None => return Err(Invalid::new("jwks_source_specifier", "is missing")),
+        };
+        let some = |text: &str| (!text.is_empty()).then(|| text.into());
+        let header = |text: &str| (!text.is_empty()).then(|| canonical_name(text).into());
+        let mut places: Vec<TokenPlace> = provider
+            .from_headers
+            .iter()
+            .map(|h| TokenPlace::Header(canonical_name(&h.name).into(), h.value_prefix.as_str().into()))
+            .collect();
+        places.extend(provider.from_params.iter().map(|p| TokenPlace::Query(p.as_str().into())));
+        places.extend(provider.from_cookies.iter().map(|c| TokenPlace::Cookie(c.as_str().into())));
+        if places.is_empty() {
+            places.push(TokenPlace::Header("authorization".into(), "Bearer ".into()));
+            places.push(TokenPlace::Query("access_token".into()));
+        }
+        let delimited = provider.normalize_payload_in_metadata.as_ref().map(|n| n.space_delimited_claims.as_slice());
+        Ok(Self {
+            name: name.into(),
+            issuer: provider.issuer.as_str().into(),
+            audiences: provider.audiences.iter().map(|a| a.as_str().into()).collect(),
+            subjects: provider.subjects.as_ref().map(StringMatcher::compile).transpose().at("subjects")?,
+            require_expiration: provider.require_expiration,
+            max_lifetime: fields::duration("max_lifetime", provider.max_lifetime.as_ref())?,
+            clock_skew: Duration::from_secs(match provider.clock_skew_seconds {
+                0 => 60,
+                seconds => seconds.into(),
+            }),
+            jwks,
+            places,
+            forward: provider.forward,
+            payload_header: header(&provider.forward_payload_header),
+            pad_payload_header: provider.pad_forward_payload_header,
+            payload_in_metadata: some(&provider.payload_in_metadata),
+            header_in_metadata: some(&provider.header_in_metadata),
+            failed_status_in_metadata: some(&provider.failed_status_in_metadata),
+            space_delimited_claims: delimited.unwrap_or_default().iter().map(|c| c.as_str().into()).collect(),
+            claim_to_headers: provider
+                .claim_to_headers
+                .iter()
+                .map(|c| ClaimToHeader {
+                    header: canonical_name(&c.header_name).into(),
+                    claim: match c.claim_path.as_slice() {
+                        [] => c.claim_name.split('.').map(ArcStr::from).collect(),
+                        path => path.iter().map(|p| p.key.as_str().into()).collect(),
+                    },
+                })
+                .collect(),
+            clear_route_cache: provider.clear_route_cache,
+        })
+    }
+
+    /// The tokens of a request that this provider looks at, in the order of its places (Envoy `ExtractorImpl`).
+    pub fn tokens(&self, headers: &Headers) -> Vec<Token> {
+        let mut tokens = Vec::new();
+        for place in &self.places {
+            let mut found = |text: &str| {
+                if !text.is_empty() {
+                    tokens.push(Token { text: text.to_owned(), place: place.clone() });
+                }
+            };
+            match place {
+                TokenPlace::Header(name, prefix) => {
+                    for value in headers.get_all(name).filter_map(|v| std::str::from_utf8(v).ok()) {
+                        // The prefix may stand anywhere; the token ends where its alphabet ends.
+                        let Some(at) = value.find(&**prefix) else { continue };
+                        let rest = value[at + prefix.len()..].trim_start();
+                        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)));
+                        found(&rest[..end.unwrap_or(rest.len())]);
+                    }
+                }
+                TokenPlace::Query(name) => {
+                    if let Some(value) = headers.path().and_then(|p| first_query_value(p, name)) {
+                        found(value);
+                    }
+                }
+                TokenPlace::Cookie(name) => {
+                    if let Some(value) = cookie(headers, name).and_then(|v| std::str::from_utf8(v).ok()) {
+                        found(value);
+                    }
+                }
+            }
+        }
+        tokens
+    }
+
+    /// Removes this token from the request, so that it is not forwarded.
+    pub fn remove(&self, token: &Token, headers: &mut Headers) {
+        match &token.place {
+            TokenPlace::Header(name, _) => {
+                headers.remove(name);
+            }
+            TokenPlace::Query(name) => {
+                let Some(path) = headers.path().map(str::to_owned) else { return };
+                let Some((before, query)) = path.split_once('?') else { return };
+                let kept: Vec<&str> =
+                    query.split('&').filter(|pair| pair.split('=').next() != Some(&**name)).collect();
+                let new = if kept.is_empty() { before.to_owned() } else { format!("{before}?{}", kept.join("&")) };
+                headers.set(":path", new.as_bytes());
+            }
+            TokenPlace::Cookie(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn provider(config: pb::http_filter::jwt_authn::v3::JwtProvider) -> JwtProvider {
+        let jwks = pb::core::DataSource {
+            specifier: Some(pb::core::data_source::Specifier::InlineString("{}".into())),
+            ..Default::default()
+        };
+        let source = pb::http_filter::jwt_authn::v3::jwt_provider::JwksSourceSpecifier::LocalJwks(jwks);
+        JwtProvider::compile("p", &pb::http_filter::jwt_authn::v3::JwtProvider {
+            jwks_source_specifier: Some(source),
+            ..config
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn tokens_are_found_and_removed() {
+        let provider = provider(Default::default());
+        let mut headers = Headers::of([("authorization", "Bearer a.b-c_d, x"), (":path", "/p?x=1&access_token=t")]);
+        let tokens = provider.tokens(&headers);
+        assert_eq!(tokens.iter().map(|t| t.text.as_str()).collect::<Vec<_>>(), ["a.b-c_d", "t"]);
+        for token in &tokens {
+            provider.remove(token, &mut headers);
+        }
+        assert_eq!((headers.contains("authorization"), headers.path()), (false, Some("/p?x=1")));
+    }
+}

@@ -1,0 +1,245 @@
+use crate::format::Item;
+use crate::format::command::{
+    AddressPart, Command, Count, End, Field, GrpcStatusStyle, MetadataSource, Point, Side, TlsField,
+};
+use crate::format::time::TimeFormat;
+use crate::matchers::canonical_name;
+use crate::rejected::{Compiled, Invalid};
+
+/// Splits a format into texts and commands (Envoy `SubstitutionFormatParser::parse`).
+pub(super) fn items(format: &str) -> Compiled<Box<[Item]>> {
+    let mut items = Vec::new();
+    let mut text = String::new();
+    let mut rest = format;
+    while let Some(at) = rest.find('%') {
+        text.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('%') {
+            text.push('%');
+            rest = after;
+            continue;
+        }
+        let (item, after) = command(format, rest)?;
+        if !text.is_empty() {
+            items.push(Item::Text(std::mem::take(&mut text).into()));
+        }
+        items.push(item);
+        rest = after;
+    }
+    text.push_str(rest);
+    if !text.is_empty() {
+        items.push(Item::Text(text.into()));
+    }
+    Ok(items.into())
+}
+
+/// `NAME`, `NAME(ARGUMENT)`, either with `:LENGTH`, up to the closing percent sign.
+fn command<'a>(format: &str, text: &'a str) -> Compiled<(Item, &'a str)> {
+    let bad = |reason: &str| Invalid::new("format", format!("{reason} in {format:?}"));
+    let name_end = text
+        .find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
+        .filter(|end| *end > 0)
+        .ok_or_else(|| bad("incorrect command"))?;
+    let name = &text[..name_end];
+    let mut rest = &text[name_end..];
+    let mut argument = None;
+    if let Some(inside) = rest.strip_prefix('(') {
+        let end = inside.find(')').ok_or_else(|| bad("unclosed parenthesis"))?;
+        argument = Some(&inside[..end]);
+        rest = &inside[end + 1..];
+    }
+    let mut limit = None;
+    if let Some(after) = rest.strip_prefix(':') {
+        let end = after.find('%').ok_or_else(|| bad("unclosed command"))?;
+        limit = Some(after[..end].parse().map_err(|_| bad("length is no number"))?);
+        rest = &after[end..];
+    }
+    let rest = rest.strip_prefix('%').ok_or_else(|| bad("unclosed command"))?;
+    Ok((Item::Command { command: named(name, argument)?, limit }, rest))
+}
+
+fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
+    use Count::*;
+    use Field as F;
+    use Point as P;
+    let needs = || argument.ok_or_else(|| Invalid::new("format", format!("{name} needs an argument")));
+    Ok(match name {
+        "REQ" => header(needs()?, Command::Request)?,
+        "REQ_WITHOUT_QUERY" => header(needs()?, Command::RequestWithoutQuery)?,
+        "RESP" => header(needs()?, Command::Response)?,
+        "TRAILER" => header(needs()?, Command::Trailer)?,
+        "QUERY_PARAM" => Command::QueryParameter(needs()?.into()),
+        "START_TIME" | "START_TIME_LOCAL" => Command::StartTime(TimeFormat::parse(argument.unwrap_or_default())),
+        "EMIT_TIME" | "EMIT_TIME_LOCAL" => Command::EmitTime(TimeFormat::parse(argument.unwrap_or_default())),
+        "DURATION" => Command::Between(P::Start, P::Complete),
+        "REQUEST_DURATION" => Command::Between(P::Start, P::RequestReceived),
+        "REQUEST_TX_DURATION" => Command::Between(P::Start, P::UpstreamLastTx),
+        "RESPONSE_DURATION" => Command::Between(P::Start, P::UpstreamFirstRx),
+        "RESPONSE_TX_DURATION" => Command::Between(P::UpstreamFirstRx, P::DownstreamLastTx),
+        "DOWNSTREAM_HANDSHAKE_DURATION" => Command::Between(P::Start, P::HandshakeEnd),
+        "COMMON_DURATION" => between(needs()?)?,
+        "BYTES_RECEIVED" => Command::Count(BytesReceived),
+        "BYTES_SENT" => Command::Count(BytesSent),
+        "RESPONSE_CODE" => Command::Count(ResponseCode),
+        "CONNECTION_ID" => Command::Count(ConnectionId),
+        "UPSTREAM_CONNECTION_ID" => Command::Count(UpstreamConnectionId),
+        "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Command::Count(UpstreamAttempts),
+        "UPSTREAM_WIRE_BYTES_SENT" => Command::Count(UpstreamWireSent),
+        "UPSTREAM_WIRE_BYTES_RECEIVED" => Command::Count(UpstreamWireReceived),
+        "UPSTREAM_HEADER_BYTES_SENT" => Command::Count(UpstreamHeadersSent),
+        "UPSTREAM_HEADER_BYTES_RECEIVED" => Command::Count(UpstreamHeadersReceived),
+        "DOWNSTREAM_WIRE_BYTES_SENT" => Command::Count(DownstreamWireSent),
+        "DOWNSTREAM_WIRE_BYTES_RECEIVED" => Command::Count(DownstreamWireReceived),
+        "DOWNSTREAM_HEADER_BYTES_SENT" => Command::Count(DownstreamHeadersSent),
+        "DOWNSTREAM_HEADER_BYTES_RECEIVED" => Command::Count(DownstreamHeadersReceived),
+        "PROTOCOL" => Command::Stream(F::Protocol),
+        "UPSTREAM_PROTOCOL" => Command::Stream(F::UpstreamProtocol),
+        "RESPONSE_CODE_DETAILS" => Command::Stream(F::ResponseCodeDetails),
+        "CONNECTION_TERMINATION_DETAILS" => Command::Stream(F::ConnectionTerminationDetails),
+        "RESPONSE_FLAGS" => Command::Stream(F::ResponseFlags),
+        "RESPONSE_FLAGS_LONG" => Command::Stream(F::ResponseFlagsLong),
+        "ROUTE_NAME" => Command::Stream(F::RouteName),
+        "VIRTUAL_HOST_NAME" => Command::Stream(F::VirtualHostName),
+        "VIRTUAL_CLUSTER_NAME" => Command::Stream(F::VirtualClusterName),
+        "UPSTREAM_HOST_NAME" => Command::Stream(F::UpstreamHostName),
+        "UPSTREAM_HOST_NAME_WITHOUT_PORT" => Command::Stream(F::UpstreamHostNameWithoutPort),
+        "UPSTREAM_CLUSTER" => Command::Stream(F::UpstreamCluster),
+        "UPSTREAM_CLUSTER_RAW" => Command::Stream(F::UpstreamClusterRaw),
+        "UPSTREAM_TRANSPORT_FAILURE_REASON" => Command::Stream(F::UpstreamTransportFailure),
+        "UPSTREAM_LOCALITY" => Command::Stream(F::UpstreamLocality),
+        "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Command::Stream(F::DownstreamTransportFailure),
+        "REQUESTED_SERVER_NAME" => Command::Stream(F::RequestedServerName),
+        "FILTER_CHAIN_NAME" => Command::Stream(F::FilterChainName),
+        "LISTENER_NAME" => Command::Stream(F::ListenerName),
+        "TRAFFIC_DIRECTION" => Command::Stream(F::ListenerDirection),
+        "LOCAL_REPLY_BODY" => Command::Stream(F::LocalReplyBody),
+        "ACCESS_LOG_TYPE" => Command::Stream(F::AccessLogType),
+        "TRACE_ID" => Command::Stream(F::TraceId),
+        "STREAM_ID" | "UNIQUE_ID" => Command::Stream(F::StreamId),
+        "PATH" => Command::Stream(if argument.is_some_and(|a| a.starts_with("NQ")) { F::Path } else { F::PathWithQuery }),
+        "QUERY_PARAMS" => Command::Stream(F::Query),
+        "DYNAMIC_METADATA" => metadata(MetadataSource::Dynamic, needs()?)?,
+        "CLUSTER_METADATA" => metadata(MetadataSource::Cluster, needs()?)?,
+        "UPSTREAM_METADATA" => metadata(MetadataSource::UpstreamHost, needs()?)?,
+        "METADATA" => sourced_metadata(needs()?)?,
+        "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
+            let key = needs()?;
+            Command::FilterState(key.split_once(':').map_or(key, |(key, _)| key).into())
+        }
+        "GRPC_STATUS" => Command::GrpcStatus(match argument.unwrap_or("CAMEL_STRING") {
+            "SNAKE_STRING" => GrpcStatusStyle::Snake,
+            "NUMBER" => GrpcStatusStyle::Number,
+            _ => GrpcStatusStyle::Camel,
+        }),
+        "GRPC_STATUS_NUMBER" => Command::GrpcStatus(GrpcStatusStyle::Number),
+        "HOSTNAME" | "ENVIRONMENT" | "CUSTOM_FLAGS" | "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" | "ROUNDTRIP_DURATION" => {
+            Command::Unknown
+        }
+        other => address(other)
+            .or_else(|| tls(other))
+            .ok_or_else(|| Invalid::new("format", format!("not supported: {other}")))?,
+    })
+}
+
+fn header(argument: &str, make: fn(Box<str>, Option<Box<str>>) -> Command) -> Compiled<Command> {
+    let (main, other) = argument.split_once('?').map_or((argument, None), |(main, other)| (main, Some(other)));
+    if argument.matches('?').count() > 1 {
+        return Err(Invalid::new("format", format!("more than one alternative header in {argument:?}")));
+    }
+    Ok(make(canonical_name(main).into(), other.map(|o| canonical_name(o).into())))
+}
+
+fn metadata(source: MetadataSource, argument: &str) -> Compiled<Command> {
+    let mut parts = argument.split(':');
+    let namespace = parts.next().filter(|n| !n.is_empty()).ok_or_else(|| Invalid::new("format", "metadata needs a namespace"))?;
+    Ok(Command::Metadata(source, namespace.into(), parts.map(Box::from).collect()))
+}
+
+fn sourced_metadata(argument: &str) -> Compiled<Command> {
+    let (source, rest) = argument.split_once(':').unwrap_or((argument, ""));
+    let source = match source {
+        "DYNAMIC" => MetadataSource::Dynamic,
+        "CLUSTER" => MetadataSource::Cluster,
+        "ROUTE" => MetadataSource::Route,
+        "UPSTREAM_HOST" => MetadataSource::UpstreamHost,
+        "VIRTUAL_HOST" => MetadataSource::VirtualHost,
+        other => return Err(Invalid::new("format", format!("METADATA of {other} is not supported"))),
+    };
+    metadata(source, rest)
+}
+
+fn between(argument: &str) -> Compiled<Command> {
+    let point = |name: &str| {
+        Ok(match name {
+            "DS_RX_BEG" => Point::Start,
+            "DS_RX_END" => Point::RequestReceived,
+            "US_TX_BEG" => Point::UpstreamFirstTx,
+            "US_TX_END" => Point::UpstreamLastTx,
+            "US_RX_BEG" => Point::UpstreamFirstRx,
+            "US_RX_END" => Point::UpstreamLastRx,
+            "DS_TX_BEG" => Point::DownstreamFirstTx,
+            "DS_TX_END" => Point::DownstreamLastTx,
+            other => return Err(Invalid::new("format", format!("COMMON_DURATION: {other} is not supported"))),
+        })
+    };
+    let mut parts = argument.split(':');
+    let (Some(from), Some(to)) = (parts.next(), parts.next()) else {
+        return Err(Invalid::new("format", "COMMON_DURATION needs two points"));
+    };
+    match parts.next() {
+        None | Some("ms") => Ok(Command::Between(point(from)?, point(to)?)),
+        Some(unit) => Err(Invalid::new("format", format!("COMMON_DURATION in {unit} is not supported"))),
+    }
+}
+
+fn address(name: &str) -> Option<Command> {
+    let (side, rest) = [
+        ("DOWNSTREAM_REMOTE_", Side::DownstreamRemote),
+        ("DOWNSTREAM_DIRECT_REMOTE_", Side::DownstreamDirectRemote),
+        ("DOWNSTREAM_LOCAL_", Side::DownstreamLocal),
+        ("DOWNSTREAM_DIRECT_LOCAL_", Side::DownstreamLocal),
+        ("UPSTREAM_LOCAL_", Side::UpstreamLocal),
+        ("UPSTREAM_REMOTE_", Side::UpstreamHost),
+        ("UPSTREAM_HOST", Side::UpstreamHost),
+    ]
+    .iter()
+    .find_map(|(prefix, side)| name.strip_prefix(prefix).map(|rest| (*side, rest)))?;
+    let part = match rest {
+        "" if name == "UPSTREAM_HOST" => AddressPart::Whole,
+        "ADDRESS" => AddressPart::Whole,
+        "ADDRESS_WITHOUT_PORT" => AddressPart::WithoutPort,
+        "PORT" => AddressPart::Port,
+        _ => return None,
+    };
+    Some(Command::Address(side, part))
+}
+
+fn tls(name: &str) -> Option<Command> {
+    let (end, rest) = if let Some(rest) = name.strip_prefix("DOWNSTREAM_") {
+        (End::Downstream, rest)
+    } else {
+        (End::Upstream, name.strip_prefix("UPSTREAM_")?)
+    };
+    let field = match rest {
+        "PEER_URI_SAN" => TlsField::PeerUriSan,
+        "PEER_DNS_SAN" => TlsField::PeerDnsSan,
+        "PEER_IP_SAN" => TlsField::PeerIpSan,
+        "PEER_EMAIL_SAN" => TlsField::PeerEmailSan,
+        "PEER_SUBJECT" => TlsField::PeerSubject,
+        "PEER_ISSUER" => TlsField::PeerIssuer,
+        "PEER_SERIAL" => TlsField::PeerSerial,
+        "PEER_FINGERPRINT_256" => TlsField::PeerSha256,
+        "PEER_FINGERPRINT_1" => TlsField::PeerSha1,
+        "PEER_CERT" => TlsField::PeerCert,
+        "PEER_CERT_V_START" => TlsField::PeerNotBefore,
+        "PEER_CERT_V_END" => TlsField::PeerNotAfter,
+        "LOCAL_URI_SAN" => TlsField::LocalUriSan,
+        "LOCAL_DNS_SAN" => TlsField::LocalDnsSan,
+        "LOCAL_SUBJECT" => TlsField::LocalSubject,
+        "TLS_VERSION" => TlsField::Version,
+        "TLS_CIPHER" => TlsField::Cipher,
+        "TLS_SESSION_ID" => TlsField::SessionId,
+        _ => return None,
+    };
+    Some(Command::Tls(end, field))
+}

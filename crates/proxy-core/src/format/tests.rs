@@ -1,0 +1,67 @@
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::*;
+use crate::stream_info::{ConnectionInfo, HttpProtocol, ResponseFlags};
+
+fn info() -> StreamInfo {
+    let connection = ConnectionInfo { server_name: Some("sni.test".into()), ..ConnectionInfo::default() };
+    let mut info = StreamInfo::new(Arc::new(connection), UNIX_EPOCH + Duration::from_millis(1_709_210_096_123));
+    info.protocol = Some(HttpProtocol::Http11);
+    info.response_code = Some(503);
+    info.response_code_details = Some("upstream reset".into());
+    info.flags = ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
+    info.times.complete = Some(Duration::from_millis(12));
+    info.dynamic_metadata.set("ns", "k", serde_json::json!({"a": 1}));
+    info
+}
+
+#[track_caller]
+fn check(format: &str, expected: &str) {
+    let info = info();
+    let request = Headers::of([(":method", "GET"), (":path", "/a?b=1"), ("x-in", "hello")]);
+    let mut out = Vec::new();
+    let cx = FormatContext::new(&info, Some(&request), None);
+    Format::parse(format, false).unwrap().write(&cx, &mut out);
+    assert_eq!(String::from_utf8(out).unwrap(), expected);
+}
+
+#[test]
+fn commands() {
+    check("%REQ(X-IN):2% %REQ(x-none)% %REQ(x-none?x-in)%", "he - hello");
+    check("a%%b %PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS%", "a%b HTTP/1.1 503 UF");
+    check("%START_TIME% %DURATION% %RESPONSE_DURATION%", "2024-02-29T12:34:56.123Z 12 -");
+    check("%RESPONSE_CODE_DETAILS% %REQUESTED_SERVER_NAME%", "upstream_reset sni.test");
+    check("%DYNAMIC_METADATA(ns:k)% %DYNAMIC_METADATA(ns:k:a)% %DYNAMIC_METADATA(x)%", r#"{"a":1} 1 -"#);
+    check("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_HOST%", "0.0.0.0 -");
+    check("%REQ_WITHOUT_QUERY(:PATH)% %PATH(NQ)%", "/a /a");
+}
+
+#[test]
+fn malformed_formats_are_refused() {
+    for format in ["%", "%REQ", "%REQ(", "%REQ(a%", "%WHAT%", "%REQ(a):x%", "%REQ%", "%lower%"] {
+        assert!(Format::parse(format, false).is_err(), "{format}");
+    }
+}
+
+#[test]
+fn json_keeps_numbers_and_nulls() {
+    let info = info();
+    let fields = envoy_api::pb::google::protobuf::Struct {
+        fields: [("code", "%RESPONSE_CODE%"), ("a", "x %PROTOCOL%"), ("none", "%UPSTREAM_HOST%"), ("text", "q\"")]
+            .into_iter()
+            .map(|(k, v)| {
+                (k.to_owned(), pb::Value { kind: Some(pb::ValueKind::StringValue(v.to_owned())) })
+            })
+            .collect(),
+    };
+    let cx = FormatContext::new(&info, None, None);
+    let mut out = Vec::new();
+    JsonFormat::compile(&fields, false).unwrap().write(&cx, &mut out);
+    out.push(b' ');
+    JsonFormat::compile(&fields, true).unwrap().write(&cx, &mut out);
+    assert_eq!(
+        String::from_utf8(out).unwrap(),
+        r#"{"a":"x HTTP/1.1","code":503,"none":null,"text":"q\""} {"a":"x HTTP/1.1","code":503,"text":"q\""}"#
+    );
+}

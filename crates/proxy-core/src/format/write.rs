@@ -1,0 +1,311 @@
+use std::io::Write;
+use std::time::Duration;
+
+use mesh_types::ArcStr;
+use serde_json::Value;
+
+use crate::address::Address;
+use crate::format::command::{AddressPart, Command, Count, End, Field, GrpcStatusStyle, MetadataSource, Point, Side, TlsField};
+use crate::format::time::TimeFormat;
+use crate::format::{FormatContext, Written};
+use crate::headers::Headers;
+use crate::listener::Direction;
+use crate::matchers::{first_query_value, path_without_query};
+use crate::stream_info::{StreamInfo, TlsInfo};
+
+impl Command {
+    pub(super) fn write(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> Written {
+        match self {
+            Command::Request(name, other) => header(cx.request, name, other.as_deref(), out),
+            Command::RequestWithoutQuery(name, other) => {
+                let start = out.len();
+                let written = header(cx.request, name, other.as_deref(), out);
+                if let Some(at) = out[start..].iter().position(|b| *b == b'?') {
+                    out.truncate(start + at);
+                }
+                written
+            }
+            Command::Response(name, other) => header(cx.response, name, other.as_deref(), out),
+            Command::Trailer(name, other) => header(cx.trailers, name, other.as_deref(), out),
+            Command::QueryParameter(name) => {
+                text(cx.request.and_then(|r| first_query_value(r.path()?, name)), out)
+            }
+            Command::StartTime(format) => {
+                format.write(cx.info.start, out);
+                Written::Text
+            }
+            Command::EmitTime(format) => {
+                format.write(cx.now, out);
+                Written::Text
+            }
+            Command::Between(from, to) => match (moment(cx.info, *from), moment(cx.info, *to)) {
+                (Some(from), Some(to)) => number(to.saturating_sub(from).as_millis() as u64, out),
+                _ => Written::Missing,
+            },
+            Command::Count(count) => count.get(cx.info).map_or(Written::Missing, |n| number(n, out)),
+            Command::Address(side, part) => address(cx.info, *side, *part, out),
+            Command::Tls(end, field) => tls(cx.info, *end, *field, out),
+            Command::Stream(field) => stream(cx, *field, out),
+            Command::Metadata(source, namespace, path) => metadata(cx.info, *source, namespace, path, out),
+            Command::FilterState(key) => text(cx.info.filter_state.0.get(&**key).map(|v| &**v), out),
+            Command::GrpcStatus(style) => grpc_status(cx, *style, out),
+            Command::Unknown => Written::Missing,
+        }
+    }
+}
+
+fn text(value: Option<&str>, out: &mut Vec<u8>) -> Written {
+    let Some(value) = value.filter(|v| !v.is_empty()) else { return Written::Missing };
+    out.extend_from_slice(value.as_bytes());
+    Written::Text
+}
+
+fn number(n: u64, out: &mut Vec<u8>) -> Written {
+    // Writing into a vector does not fail.
+    let _ = write!(out, "{n}");
+    Written::Number
+}
+
+fn header(headers: Option<&Headers>, name: &str, other: Option<&str>, out: &mut Vec<u8>) -> Written {
+    let value = headers.and_then(|h| h.get(name).or_else(|| other.and_then(|other| h.get(other))));
+    let Some(value) = value else { return Written::Missing };
+    out.extend_from_slice(value);
+    Written::Text
+}
+
+fn moment(info: &StreamInfo, point: Point) -> Option<Duration> {
+    let times = &info.times;
+    match point {
+        Point::Start => Some(Duration::ZERO),
+        Point::RequestReceived => times.request_received,
+        Point::UpstreamFirstTx => times.upstream_first_tx,
+        Point::UpstreamLastTx => times.upstream_last_tx,
+        Point::UpstreamFirstRx => times.upstream_first_rx,
+        Point::UpstreamLastRx => times.upstream_last_rx,
+        Point::DownstreamFirstTx => times.downstream_first_tx,
+        Point::DownstreamLastTx => times.downstream_last_tx,
+        Point::Complete => times.complete,
+        Point::HandshakeEnd => times.downstream_handshake,
+    }
+}
+
+impl Count {
+    pub(crate) fn get(self, info: &StreamInfo) -> Option<u64> {
+        let up = &info.upstream;
+        match self {
+            Count::BytesReceived => Some(info.bytes_received),
+            Count::BytesSent => Some(info.bytes_sent),
+            Count::ResponseCode => Some(u64::from(info.response_code.unwrap_or(0))),
+            Count::ConnectionId => Some(info.connection.id),
+            Count::UpstreamConnectionId => up.connection_id,
+            Count::UpstreamAttempts => Some(u64::from(up.attempts)),
+            Count::UpstreamWireSent => Some(up.wire_bytes_sent),
+            Count::UpstreamWireReceived => Some(up.wire_bytes_received),
+            Count::UpstreamHeadersSent => Some(up.header_bytes_sent),
+            Count::UpstreamHeadersReceived => Some(up.header_bytes_received),
+            Count::DownstreamWireSent => Some(info.downstream_wire_bytes_sent),
+            Count::DownstreamWireReceived => Some(info.downstream_wire_bytes_received),
+            Count::DownstreamHeadersSent => Some(info.downstream_header_bytes_sent),
+            Count::DownstreamHeadersReceived => Some(info.downstream_header_bytes_received),
+        }
+    }
+}
+
+fn address(info: &StreamInfo, side: Side, part: AddressPart, out: &mut Vec<u8>) -> Written {
+    let address = match side {
+        Side::DownstreamRemote => Some(&info.remote),
+        Side::DownstreamDirectRemote => Some(&info.connection.direct_remote),
+        Side::DownstreamLocal => Some(&info.connection.local),
+        Side::UpstreamHost => info.upstream.host.as_ref().map(|h| &h.address),
+        Side::UpstreamLocal => info.upstream.local.as_ref(),
+    };
+    let Some(address) = address else { return Written::Missing };
+    // Writing into a vector does not fail.
+    let _ = match (part, address) {
+        (AddressPart::WithoutPort, Address::Ip(ip)) => write!(out, "{}", ip.ip()),
+        (AddressPart::Port, Address::Ip(ip)) => return number(u64::from(ip.port()), out),
+        (AddressPart::Port, _) => return Written::Missing,
+        (_, address) => write!(out, "{address}"),
+    };
+    Written::Text
+}
+
+fn list(values: &[ArcStr], out: &mut Vec<u8>) -> Written {
+    for (i, value) in values.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(value.as_bytes());
+    }
+    if values.is_empty() { Written::Missing } else { Written::Text }
+}
+
+fn tls(info: &StreamInfo, end: End, field: TlsField, out: &mut Vec<u8>) -> Written {
+    let tls: Option<&TlsInfo> = match end {
+        End::Downstream => info.connection.tls.as_deref(),
+        End::Upstream => info.upstream.tls.as_deref(),
+    };
+    let Some(tls) = tls else { return Written::Missing };
+    match field {
+        TlsField::Version => return text(Some(&tls.version), out),
+        TlsField::Cipher => return text(Some(&tls.cipher), out),
+        TlsField::SessionId => return text(Some(&tls.session_id), out),
+        _ => {}
+    }
+    let certificate = match field {
+        TlsField::LocalUriSan | TlsField::LocalDnsSan | TlsField::LocalSubject => tls.local.as_ref(),
+        _ => tls.peer.as_ref(),
+    };
+    let Some(certificate) = certificate else { return Written::Missing };
+    match field {
+        TlsField::PeerUriSan | TlsField::LocalUriSan => list(&certificate.uri_sans, out),
+        TlsField::PeerDnsSan | TlsField::LocalDnsSan => list(&certificate.dns_sans, out),
+        TlsField::PeerIpSan => list(&certificate.ip_sans, out),
+        TlsField::PeerEmailSan => list(&certificate.email_sans, out),
+        TlsField::PeerSubject | TlsField::LocalSubject => text(Some(&certificate.subject), out),
+        TlsField::PeerIssuer => text(Some(&certificate.issuer), out),
+        TlsField::PeerSerial => text(Some(&certificate.serial), out),
+        TlsField::PeerSha256 => text(Some(&certificate.sha256), out),
+        TlsField::PeerSha1 => text(Some(&certificate.sha1), out),
+        TlsField::PeerCert => text(Some(&certificate.pem_url_encoded), out),
+        TlsField::PeerNotBefore | TlsField::PeerNotAfter => {
+            let time = if field == TlsField::PeerNotBefore { certificate.not_before } else { certificate.not_after };
+            let Some(time) = time else { return Written::Missing };
+            TimeFormat::parse("%Y-%m-%dT%H:%M:%E3SZ").write(time, out);
+            Written::Text
+        }
+        TlsField::Version | TlsField::Cipher | TlsField::SessionId => Written::Missing,
+    }
+}
+
+fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
+    let info = cx.info;
+    let path = || cx.request.and_then(Headers::path);
+    match field {
+        Field::Protocol => text(info.protocol.map(|p| p.as_str()), out),
+        Field::UpstreamProtocol => text(info.upstream.protocol.map(|p| p.as_str()), out),
+        Field::ResponseCodeDetails => {
+            let start = out.len();
+            let written = text(info.response_code_details.as_deref(), out);
+            // Envoy replaces white space, so that the text stays one column.
+            for byte in &mut out[start..] {
+                if byte.is_ascii_whitespace() {
+                    *byte = b'_';
+                }
+            }
+            written
+        }
+        Field::ConnectionTerminationDetails => text(info.connection_termination_details.as_deref(), out),
+        Field::ResponseFlags => {
+            let _ = write!(out, "{}", info.flags);
+            Written::Text
+        }
+        Field::ResponseFlagsLong => text(Some(&info.flags.long()), out),
+        Field::RouteName => text(info.route.as_ref().map(|r| &*r.name), out),
+        Field::VirtualHostName => text(info.virtual_host.as_ref().map(|v| &*v.name), out),
+        Field::VirtualClusterName => {
+            let name = info.virtual_host.as_ref().zip(cx.request).and_then(|(v, request)| v.virtual_cluster(request));
+            text(name.as_deref(), out)
+        }
+        Field::UpstreamHostName => text(info.upstream.host.as_ref().map(|h| &*h.hostname), out),
+        Field::UpstreamHostNameWithoutPort => {
+            let name = info.upstream.host.as_ref().map(|h| &*h.hostname);
+            text(name.map(|n| n.rsplit_once(':').map_or(n, |(n, _)| n)), out)
+        }
+        Field::UpstreamCluster => text(info.upstream.cluster_stat_name.as_deref(), out),
+        Field::UpstreamClusterRaw => text(info.upstream.cluster.as_deref(), out),
+        Field::UpstreamTransportFailure => text(info.upstream.transport_failure.as_deref(), out),
+        Field::DownstreamTransportFailure => text(info.connection.transport_failure.as_deref(), out),
+        Field::RequestedServerName => text(info.connection.server_name.as_deref(), out),
+        Field::FilterChainName => text(Some(&info.connection.filter_chain), out),
+        Field::ListenerName => text(Some(&info.connection.listener), out),
+        Field::ListenerDirection => text(
+            Some(match info.connection.direction {
+                Direction::Inbound => "INBOUND",
+                Direction::Outbound => "OUTBOUND",
+                Direction::Unspecified => "UNSPECIFIED",
+            }),
+            out,
+        ),
+        Field::LocalReplyBody => {
+            out.extend_from_slice(cx.local_reply_body.as_bytes());
+            Written::Text
+        }
+        Field::AccessLogType => text(Some(cx.access_log_type), out),
+        Field::TraceId => text(info.trace_id.as_deref(), out),
+        Field::StreamId => text(info.stream_id.as_deref(), out),
+        Field::Path => text(path().map(path_without_query), out),
+        Field::PathWithQuery => text(path(), out),
+        Field::Query => text(path().and_then(|p| p.split_once('?')).map(|(_, q)| q), out),
+        Field::UpstreamLocality => {
+            let Some(host) = &info.upstream.host else { return Written::Missing };
+            text(Some(&host.locality.to_string()), out)
+        }
+    }
+}
+
+fn metadata(info: &StreamInfo, source: MetadataSource, namespace: &str, path: &[Box<str>], out: &mut Vec<u8>) -> Written {
+    let found = match source {
+        MetadataSource::Dynamic => Some(&info.dynamic_metadata),
+        MetadataSource::Cluster => info.upstream.cluster_metadata.as_deref(),
+        MetadataSource::Route => info.route.as_ref().map(|r| &r.metadata),
+        MetadataSource::VirtualHost => info.virtual_host.as_ref().map(|v| &v.metadata),
+        MetadataSource::UpstreamHost => info.upstream.host.as_ref().map(|h| &*h.metadata),
+    };
+    let Some(found) = found else { return Written::Missing };
+    if path.is_empty() {
+        let Some(fields) = found.0.get(namespace) else { return Written::Missing };
+        let _ = serde_json::to_writer(out, fields);
+        return Written::Json;
+    }
+    match found.get(namespace, path) {
+        None | Some(Value::Null) => Written::Missing,
+        Some(Value::String(value)) => {
+            out.extend_from_slice(value.as_bytes());
+            Written::Text
+        }
+        Some(value) => {
+            let _ = serde_json::to_writer(out, value);
+            if value.is_number() { Written::Number } else { Written::Json }
+        }
+    }
+}
+
+/// Name and snake name of each gRPC status, by number.
+const GRPC_STATUS: [(&str, &str); 17] = [
+    ("OK", "OK"),
+    ("Canceled", "CANCELED"),
+    ("Unknown", "UNKNOWN"),
+    ("InvalidArgument", "INVALID_ARGUMENT"),
+    ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
+    ("NotFound", "NOT_FOUND"),
+    ("AlreadyExists", "ALREADY_EXISTS"),
+    ("PermissionDenied", "PERMISSION_DENIED"),
+    ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
+    ("FailedPrecondition", "FAILED_PRECONDITION"),
+    ("Aborted", "ABORTED"),
+    ("OutOfRange", "OUT_OF_RANGE"),
+    ("Unimplemented", "UNIMPLEMENTED"),
+    ("Internal", "INTERNAL"),
+    ("Unavailable", "UNAVAILABLE"),
+    ("DataLoss", "DATA_LOSS"),
+    ("Unauthenticated", "UNAUTHENTICATED"),
+];
+
+fn grpc_status(cx: &FormatContext<'_>, style: GrpcStatusStyle, out: &mut Vec<u8>) -> Written {
+    // Only for gRPC requests, as Envoy's formatter since 1.2x.
+    if !cx.request.and_then(|r| r.get_str("content-type")).is_some_and(|t| t.starts_with("application/grpc")) {
+        return Written::Missing;
+    }
+    let status = [cx.trailers, cx.response].into_iter().flatten().find_map(|h| h.get_str("grpc-status"));
+    let code: Option<u64> = match status {
+        Some(status) => status.parse().ok(),
+        None => cx.info.response_code.map(|http| u64::from(crate::retry::grpc_status_of_http(http))),
+    };
+    let Some(code) = code else { return Written::Missing };
+    match (style, GRPC_STATUS.get(code as usize)) {
+        (GrpcStatusStyle::Camel, Some((camel, _))) => text(Some(camel), out),
+        (GrpcStatusStyle::Snake, Some((_, snake))) => text(Some(snake), out),
+        _ => number(code, out),
+    }
+}

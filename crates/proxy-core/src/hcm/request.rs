@@ -1,0 +1,289 @@
+use std::net::{IpAddr, SocketAddr};
+
+use crate::address::Address;
+use crate::hcm::{ForwardClientCert, HttpConnectionManager, StripPort};
+use crate::headers::Headers;
+use crate::route::without_port;
+use crate::stream_info::ConnectionInfo;
+
+/// Who a request is from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RequestIdentity {
+    /// The trusted client address. Out of `x-forwarded-for` it has port 0.
+    pub remote: Address,
+    /// It comes from inside.
+    pub internal: bool,
+    /// It comes from outside to an edge proxy.
+    pub edge: bool,
+}
+
+/// Headers that only requests from inside may have.
+const INTERNAL_ONLY: [&str; 13] = [
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retriable-header-names",
+    "x-envoy-retry-on",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-max-retries",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-force-trace",
+    "x-envoy-ip-tags",
+    "x-envoy-hedge-on-per-try-timeout",
+];
+
+/// And these, too, at the edge.
+const EDGE_REMOVED: [&str; 3] =
+    ["x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node"];
+
+/// Brings a request head into the form that filters and upstreams expect (Envoy
+/// `ConnectionManagerUtility::mutateRequestHeaders`): host, hop-by-hop headers, forwarding headers, internal headers,
+/// request id, client certificate.
+pub fn conform_request(
+    config: &HttpConnectionManager,
+    headers: &mut Headers,
+    connection: &ConnectionInfo,
+    new_request_id: impl FnOnce() -> String,
+) -> RequestIdentity {
+    host(config, headers, connection);
+    hop_by_hop(headers);
+    let tls = connection.tls.is_some();
+    let (trusted, single) = client_address(config, headers, connection, tls);
+    forwarded_proto(config, headers, tls);
+    let internal = single && trusted.as_ref().is_some_and(|address| is_internal(config, address));
+    let remote = trusted.unwrap_or_else(|| connection.remote.clone());
+    let edge = !internal && config.use_remote_address;
+    if internal {
+        headers.set("x-envoy-internal", b"true");
+    } else {
+        if edge {
+            headers_removed(headers, &EDGE_REMOVED);
+        }
+        headers_removed(headers, &INTERNAL_ONLY);
+    }
+    if config.add_user_agent {
+        headers.set("x-envoy-downstream-service-cluster", config.node_cluster.as_bytes());
+        if headers.get("user-agent").is_none_or(<[u8]>::is_empty) {
+            headers.set("user-agent", config.node_cluster.as_bytes());
+        }
+        if !config.node_id.is_empty() {
+            headers.set("x-envoy-downstream-service-node", config.node_id.as_bytes());
+        }
+    }
+    if let Some(via) = &config.via {
+        headers.append("via", via.as_bytes(), ", ");
+    }
+    if edge && let Some(ip) = remote.ip() {
+        headers.set("x-envoy-external-address", ip.to_string().as_bytes());
+    }
+    if config.generate_request_id {
+        let replaced = edge && !config.preserve_external_request_id;
+        if replaced || !headers.contains("x-request-id") {
+            headers.set("x-request-id", new_request_id().as_bytes());
+        }
+    }
+    client_cert(config, headers, connection);
+    RequestIdentity { remote, internal, edge }
+}
+
+fn headers_removed(headers: &mut Headers, names: &[&str]) {
+    if headers.iter().any(|(name, _)| name.starts_with(b"x-envoy-")) {
+        for name in names {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Envoy `maybeNormalizeHost`.
+fn host(config: &HttpConnectionManager, headers: &mut Headers, connection: &ConnectionInfo) {
+    if config.strip_port == StripPort::None && !config.strip_trailing_host_dot {
+        return;
+    }
+    let Some(original) = headers.authority().map(str::to_owned) else { return };
+    let mut authority = original.clone();
+    if config.strip_trailing_host_dot {
+        let host = without_port(&authority).to_owned();
+        if let Some(host) = host.strip_suffix('.') {
+            authority = format!("{host}{}", &authority[host.len() + 1..]);
+        }
+    }
+    let host = without_port(&authority);
+    let port = authority[host.len()..].strip_prefix(':').and_then(|p| p.parse::<u16>().ok());
+    let strip = match config.strip_port {
+        StripPort::None => false,
+        StripPort::Any => port.is_some(),
+        StripPort::Matching => port.is_some() && port == connection.local.port(),
+    };
+    let new = if strip && headers.method() != Some("CONNECT") { host } else { &authority };
+    if new != original {
+        headers.set(":authority", new.as_bytes());
+    }
+}
+
+/// Whether `connection` asks for an upgrade.
+pub(super) fn is_upgrade(headers: &Headers) -> bool {
+    headers.contains("upgrade")
+        && headers
+            .get_str("connection")
+            .is_some_and(|c| c.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")))
+}
+
+fn hop_by_hop(headers: &mut Headers) {
+    if is_upgrade(headers) {
+        // Without a length an HTTP/1 request has no body; that must stay so once the framing is made anew.
+        if !headers.contains("transfer-encoding") && !headers.contains("content-length") {
+            headers.set("content-length", b"0");
+        }
+    } else {
+        headers.remove("connection");
+        headers.remove("upgrade");
+        if let Some(te) = headers.get_str("te") {
+            let trailers = te.split(',').any(|t| t.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case("trailers")));
+            match trailers {
+                true => headers.set("te", b"trailers"),
+                false => {
+                    headers.remove("te");
+                }
+            }
+        }
+    }
+    for name in ["x-envoy-internal", "keep-alive", "proxy-connection", "transfer-encoding"] {
+        headers.remove(name);
+    }
+}
+
+/// The address that may be trusted, and whether it may be inside; appends the peer to `x-forwarded-for`.
+fn client_address(
+    config: &HttpConnectionManager,
+    headers: &mut Headers,
+    connection: &ConnectionInfo,
+    tls: bool,
+) -> (Option<Address>, bool) {
+    let hops = config.xff_num_trusted_hops as usize;
+    if !config.use_remote_address {
+        let (address, single) = last_forwarded(headers, hops);
+        return (address, single);
+    }
+    let first_hop = !headers.contains("x-forwarded-for");
+    let by_header = if hops > 0 { last_forwarded(headers, hops - 1).0 } else { None };
+    let trusted = by_header.unwrap_or_else(|| connection.remote.clone());
+    if !config.skip_xff_append
+        && let Some(ip) = connection.remote.ip()
+    {
+        // For peers on this machine its own address is more telling.
+        let shown = if ip.is_loopback() { config.local_address.unwrap_or(ip) } else { ip };
+        headers.append("x-forwarded-for", shown.to_string().as_bytes(), ",");
+    }
+    // What untrusted peers say about the protocol does not count.
+    if hops == 0 || !headers.contains("x-forwarded-proto") {
+        headers.set("x-forwarded-proto", if tls { b"https" } else { b"http" });
+    }
+    if config.append_x_forwarded_port
+        && (hops == 0 || !headers.contains("x-forwarded-port"))
+        && let Some(port) = connection.local.port()
+    {
+        headers.set("x-forwarded-port", port.to_string().as_bytes());
+    }
+    (Some(trusted), first_hop)
+}
+
+/// The address `skip` places before the last in `x-forwarded-for`, and whether it is the only one
+/// (Envoy `Http::Utility::getLastAddressFromXFF`).
+fn last_forwarded(headers: &Headers, skip: usize) -> (Option<Address>, bool) {
+    let Some(value) = headers.joined("x-forwarded-for") else { return (None, false) };
+    let Ok(value) = std::str::from_utf8(&value) else { return (None, false) };
+    let mut from_the_end = value.rsplit(',');
+    let Some(text) = from_the_end.nth(skip) else { return (None, false) };
+    let text = text.trim();
+    let ip: Option<IpAddr> = text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|s| s.ip()));
+    match ip {
+        Some(ip) => (Some(Address::Ip(SocketAddr::new(ip, 0))), skip == 0 && from_the_end.next().is_none()),
+        None => (None, false),
+    }
+}
+
+fn forwarded_proto(config: &HttpConnectionManager, headers: &mut Headers, tls: bool) {
+    let proto: &[u8] = if tls { b"https" } else { b"http" };
+    if !headers.contains("x-forwarded-proto") {
+        headers.set("x-forwarded-proto", proto);
+    }
+    if let Some(scheme) = &config.scheme_overwrite {
+        headers.set(":scheme", scheme.as_bytes());
+        headers.set("x-forwarded-proto", scheme.as_bytes());
+    }
+    match headers.scheme() {
+        Some(scheme) if scheme.bytes().any(|b| b.is_ascii_uppercase()) => {
+            let lower = scheme.to_ascii_lowercase();
+            headers.set(":scheme", lower.as_bytes());
+        }
+        Some(_) => {}
+        None => {
+            let said = headers.get_str("x-forwarded-proto").map(str::to_ascii_lowercase);
+            let scheme = said.filter(|s| s == "http" || s == "https");
+            let scheme = scheme.as_deref().map_or(proto, str::as_bytes).to_vec();
+            headers.set(":scheme", &scheme);
+        }
+    }
+}
+
+/// Without `internal_address_config` no address is inside (`explicit_internal_address_config`, Envoy 1.33 and later).
+fn is_internal(config: &HttpConnectionManager, address: &Address) -> bool {
+    match address {
+        Address::Ip(socket) => config.internal_addresses.iter().any(|range| range.contains(socket.ip())),
+        _ => config.internal_unix_sockets,
+    }
+}
+
+/// Envoy `ConnectionManagerUtility::mutateXfccRequestHeader`.
+fn client_cert(config: &HttpConnectionManager, headers: &mut Headers, connection: &ConnectionInfo) {
+    const NAME: &str = "x-forwarded-client-cert";
+    let how = config.forward_client_cert;
+    if how == ForwardClientCert::AlwaysForwardOnly {
+        return;
+    }
+    let tls = connection.tls.as_deref();
+    let Some((tls, peer)) = tls.and_then(|tls| Some((tls, tls.peer.as_ref()?))) else {
+        headers.remove(NAME);
+        return;
+    };
+    match how {
+        ForwardClientCert::Sanitize => {
+            headers.remove(NAME);
+            return;
+        }
+        ForwardClientCert::ForwardOnly => return,
+        _ => {}
+    }
+    let mut parts: Vec<String> = Vec::new();
+    parts.extend(tls.local.iter().flat_map(|local| &local.uri_sans).map(|uri| format!("By={uri}")));
+    if !peer.sha256.is_empty() {
+        parts.push(format!("Hash={}", peer.sha256));
+    }
+    let details = config.client_cert_details;
+    if details.cert && !peer.pem_url_encoded.is_empty() {
+        parts.push(format!("Cert=\"{}\"", peer.pem_url_encoded));
+    }
+    if details.chain && !peer.chain_url_encoded.is_empty() {
+        parts.push(format!("Chain=\"{}\"", peer.chain_url_encoded));
+    }
+    if details.subject {
+        parts.push(format!("Subject=\"{}\"", peer.subject));
+    }
+    if details.uri {
+        match peer.uri_sans.as_slice() {
+            [] => parts.push("URI=".to_owned()),
+            sans => parts.extend(sans.iter().map(|uri| format!("URI={uri}"))),
+        }
+    }
+    if details.dns {
+        parts.extend(peer.dns_sans.iter().map(|dns| format!("DNS={dns}")));
+    }
+    let element = parts.join(";");
+    if how == ForwardClientCert::AppendForward {
+        headers.append(NAME, element.as_bytes(), ",");
+    } else {
+        headers.set(NAME, element.as_bytes());
+    }
+}

@@ -1,0 +1,45 @@
+use crate::hcm::request::is_upgrade;
+use crate::hcm::{HttpConnectionManager, ServerHeader};
+use crate::headers::Headers;
+
+/// Brings a response head into the form that clients get (Envoy `ConnectionManagerUtility::mutateResponseHeaders` and
+/// `ConnectionManagerImpl::ActiveStream::encodeHeaders`): hop-by-hop headers, `server`, `via`, request id.
+///
+/// `tunnel`: the response accepts an upgrade, so its connection headers stay. The date is the caller's part.
+pub fn conform_response(
+    config: &HttpConnectionManager,
+    headers: &mut Headers,
+    request: &Headers,
+    tunnel: bool,
+) {
+    let upgraded = tunnel || (is_upgrade(request) && is_upgrade(headers));
+    if upgraded {
+        let unframed = !headers.contains("transfer-encoding") && !headers.contains("content-length");
+        // 1xx responses must not have a length.
+        if unframed && !headers.status().is_some_and(|s| s < 200) && !tunnel {
+            headers.set("content-length", b"0");
+        }
+    } else {
+        headers.remove("connection");
+        headers.remove("upgrade");
+    }
+    for name in ["transfer-encoding", "keep-alive", "proxy-connection"] {
+        headers.remove(name);
+    }
+    if (config.always_set_request_id_in_response || request.contains("x-envoy-force-trace"))
+        && let Some(id) = request.get("x-request-id")
+    {
+        headers.set("x-request-id", id);
+    }
+    if let Some(via) = &config.via {
+        headers.append("via", via.as_bytes(), ", ");
+    }
+    let set = match config.server_header {
+        ServerHeader::Overwrite => true,
+        ServerHeader::AppendIfAbsent => !headers.contains("server"),
+        ServerHeader::PassThrough => false,
+    };
+    if set {
+        headers.set("server", config.server_name.as_bytes());
+    }
+}

@@ -1,0 +1,312 @@
+//! Active health checks: what is asked, and what the answers mean.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mesh_types::ArcStr;
+
+use crate::endpoints::{HealthFlag, Host};
+use crate::fields;
+use crate::matchers::StringMatcher;
+use crate::pb;
+use crate::random::Random;
+use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::route::HeaderOps;
+
+/// A compiled `config.core.v3.HealthCheck`.
+#[derive(Clone, Debug)]
+pub struct HealthCheckConfig {
+    /// What is asked.
+    pub kind: CheckKind,
+    /// Answer by then.
+    pub timeout: Duration,
+    /// Keep the connection between checks.
+    pub reuse_connection: bool,
+    /// Another port.
+    pub alt_port: Option<u16>,
+    /// Application protocols of TLS connections for checks.
+    pub alpn: Vec<Vec<u8>>,
+    intervals: Intervals,
+    unhealthy_threshold: u32,
+    healthy_threshold: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Intervals {
+    initial_jitter: Duration,
+    usual: Duration,
+    jitter: Duration,
+    jitter_percent: u32,
+    no_traffic: Duration,
+    no_traffic_healthy: Duration,
+    unhealthy: Duration,
+    unhealthy_edge: Duration,
+    healthy_edge: Duration,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub enum CheckKind {
+    /// An HTTP request.
+    Http(Box<HttpCheck>),
+    /// Bytes over a connection; none: connecting is enough.
+    Tcp {
+        /// To send.
+        send: Bytes,
+        /// To be found in the answer, in this order.
+        receive: Vec<Bytes>,
+    },
+    /// gRPC's health service.
+    Grpc {
+        /// The service to ask about; may be empty.
+        service: ArcStr,
+        /// The authority to send; empty: the cluster's name.
+        authority: ArcStr,
+    },
+}
+
+/// An HTTP request as check.
+#[derive(Clone, Debug)]
+pub struct HttpCheck {
+    /// Host; empty: the endpoint's, else the cluster's name.
+    pub host: ArcStr,
+    /// Path.
+    pub path: ArcStr,
+    /// Method.
+    pub method: &'static str,
+    /// Over HTTP/2.
+    pub http2: bool,
+    /// More headers.
+    pub headers: HeaderOps,
+    /// `x-envoy-upstream-healthchecked-cluster` must be so.
+    pub service_name: Option<StringMatcher>,
+    expected: Vec<(u16, u16)>,
+    retriable: Vec<(u16, u16)>,
+}
+
+impl HttpCheck {
+    /// What a status means.
+    pub fn judge(&self, status: u16) -> CheckResult {
+        let within = |ranges: &[(u16, u16)]| ranges.iter().any(|(start, end)| (*start..*end).contains(&status));
+        if within(&self.expected) {
+            CheckResult::Passed
+        } else if within(&self.retriable) {
+            CheckResult::Unreachable
+        } else {
+            CheckResult::Failed
+        }
+    }
+}
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum CheckResult {
+    /// Well.
+    Passed,
+    /// Well, but the host says that it is degraded (`x-envoy-degraded`).
+    Degraded,
+    /// The host said no: that counts at once.
+    Failed,
+    /// No (usable) answer: counts once the threshold is reached.
+    Unreachable,
+}
+
+impl HealthCheckConfig {
+    pub(crate) fn compile_all(checks: &[pb::core::HealthCheck]) -> Compiled<Vec<Self>> {
+        checks.iter().enumerate().map(|(i, c)| Self::compile(c).at_index("health_checks", i)).collect()
+    }
+
+    fn compile(check: &pb::core::HealthCheck) -> Compiled<Self> {
+        use pb::core::health_check::HealthChecker as Kind;
+        refuse! {
+            "transport_socket_match_criteria": check.transport_socket_match_criteria.is_some(),
+            "event_service": check.event_service.is_some(),
+        }
+        let required = |field: &str, value: &Option<pb::Duration>| {
+            if value.is_none() { Err(Invalid::new(field, "is missing")) } else { fields::positive(field, value.as_ref(), Duration::ZERO) }
+        };
+        let usual = required("interval", &check.interval)?;
+        let interval = |field: &str, value: &Option<pb::Duration>, default: Duration| {
+            fields::positive(field, value.as_ref(), default)
+        };
+        let unhealthy = interval("unhealthy_interval", &check.unhealthy_interval, usual)?;
+        let no_traffic = interval("no_traffic_interval", &check.no_traffic_interval, Duration::from_secs(60))?;
+        let threshold = |field: &str, value: &Option<pb::UInt32Value>| {
+            value.as_ref().map(|v| v.value).filter(|v| *v > 0).ok_or_else(|| Invalid::new(field, "is missing"))
+        };
+        Ok(Self {
+            kind: match &check.health_checker {
+                Some(Kind::HttpHealthCheck(http)) => CheckKind::Http(Box::new(http_check(http).at("http_health_check")?)),
+                Some(Kind::TcpHealthCheck(tcp)) => {
+                    refuse!("tcp_health_check.proxy_protocol_config": tcp.proxy_protocol_config.is_some());
+                    CheckKind::Tcp {
+                        send: tcp.send.as_ref().map(payload).transpose().at("tcp_health_check.send")?.unwrap_or_default(),
+                        receive: tcp.receive.iter().map(payload).collect::<Compiled<_>>().at("tcp_health_check.receive")?,
+                    }
+                }
+                Some(Kind::GrpcHealthCheck(grpc)) => {
+                    refuse!("grpc_health_check.initial_metadata": !grpc.initial_metadata.is_empty());
+                    CheckKind::Grpc { service: grpc.service_name.as_str().into(), authority: grpc.authority.as_str().into() }
+                }
+                Some(Kind::CustomHealthCheck(custom)) => {
+                    return Err(Invalid::new("custom_health_check", format!("{} is not supported", custom.name)));
+                }
+                None => return Err(Invalid::new("health_checker", "is missing")),
+            },
+            timeout: required("timeout", &check.timeout)?,
+            reuse_connection: fields::flag(check.reuse_connection.as_ref(), true),
+            alt_port: check.alt_port.as_ref().and_then(|p| u16::try_from(p.value).ok()),
+            alpn: check.tls_options.iter().flat_map(|t| &t.alpn_protocols).map(|p| p.as_bytes().to_vec()).collect(),
+            intervals: Intervals {
+                initial_jitter: fields::duration("initial_jitter", check.initial_jitter.as_ref())?.unwrap_or_default(),
+                usual,
+                jitter: fields::duration("interval_jitter", check.interval_jitter.as_ref())?.unwrap_or_default(),
+                jitter_percent: check.interval_jitter_percent,
+                no_traffic,
+                no_traffic_healthy: interval("no_traffic_healthy_interval", &check.no_traffic_healthy_interval, no_traffic)?,
+                unhealthy,
+                unhealthy_edge: interval("unhealthy_edge_interval", &check.unhealthy_edge_interval, unhealthy)?,
+                healthy_edge: interval("healthy_edge_interval", &check.healthy_edge_interval, usual)?,
+            },
+            unhealthy_threshold: threshold("unhealthy_threshold", &check.unhealthy_threshold)?,
+            healthy_threshold: threshold("healthy_threshold", &check.healthy_threshold)?,
+        })
+    }
+}
+
+/// TCP payloads are hex where they are text.
+fn payload(payload: &pb::core::health_check::Payload) -> Compiled<Bytes> {
+    use pb::core::health_check::payload::Payload;
+    match &payload.payload {
+        Some(Payload::Binary(bytes)) => Ok(Bytes::copy_from_slice(bytes)),
+        Some(Payload::Text(hex)) => {
+            let bad = || Invalid::new("text", format!("{hex:?} is no hex"));
+            if hex.len() % 2 != 0 || !hex.is_ascii() {
+                return Err(bad());
+            }
+            let pairs = (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16));
+            pairs.collect::<Result<Vec<u8>, _>>().map(Bytes::from).map_err(|_| bad())
+        }
+        None => Err(Invalid::new("payload", "is missing")),
+    }
+}
+
+fn http_check(check: &pb::core::health_check::HttpHealthCheck) -> Compiled<HttpCheck> {
+    refuse! {
+        "send": check.send.is_some(),
+        "receive": !check.receive.is_empty(),
+    }
+    let ranges = |ranges: &[pb::kind::Int64Range]| {
+        ranges.iter().map(|r| (r.start.clamp(0, 600) as u16, r.end.clamp(0, 600) as u16)).collect::<Vec<_>>()
+    };
+    Ok(HttpCheck {
+        host: check.host.as_str().into(),
+        path: fields::required("path", &check.path)?,
+        method: match check.method {
+            0 | 1 => "GET",
+            2 => "HEAD",
+            3 => "POST",
+            4 => "PUT",
+            5 => "DELETE",
+            7 => "OPTIONS",
+            8 => "TRACE",
+            9 => "PATCH",
+            other => return Err(Invalid::new("method", format!("{other} is not supported"))),
+        },
+        http2: check.codec_client_type == 1,
+        headers: HeaderOps::compile(&check.request_headers_to_add, &check.request_headers_to_remove)?,
+        service_name: check.service_name_matcher.as_ref().map(StringMatcher::compile).transpose()?,
+        expected: if check.expected_statuses.is_empty() { vec![(200, 201)] } else { ranges(&check.expected_statuses) },
+        retriable: ranges(&check.retriable_statuses),
+    })
+}
+
+/// The checks of one host (Envoy `HealthCheckerImplBase::ActiveHealthCheckSession`).
+#[derive(Clone, Debug)]
+pub struct HostChecks {
+    first: bool,
+    passed: u32,
+    failed: u32,
+}
+
+/// What a check changed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Transition {
+    /// Nothing.
+    Unchanged,
+    /// The host counts as healthy now.
+    Healthy,
+    /// The host counts as unhealthy now.
+    Unhealthy,
+}
+
+impl Default for HostChecks {
+    fn default() -> Self {
+        Self { first: true, passed: 0, failed: 0 }
+    }
+}
+
+impl HostChecks {
+    /// Takes a result, sets the host's flags, and says what changed and when to ask again.
+    pub fn on_result(
+        &mut self,
+        config: &HealthCheckConfig,
+        host: &Host,
+        result: CheckResult,
+        cluster_has_traffic: bool,
+        random: &mut Random,
+    ) -> (Transition, Duration) {
+        let first = std::mem::take(&mut self.first);
+        let state = &host.state;
+        state.set(HealthFlag::PendingActive, false);
+        let was_unhealthy = state.has(HealthFlag::FailedActive);
+        let mut transition = Transition::Unchanged;
+        match result {
+            CheckResult::Passed | CheckResult::Degraded => {
+                self.failed = 0;
+                if was_unhealthy {
+                    self.passed += 1;
+                    // The first check decides at once.
+                    if first || self.passed >= config.healthy_threshold {
+                        state.set(HealthFlag::FailedActive, false);
+                        transition = Transition::Healthy;
+                    }
+                }
+                state.set(HealthFlag::DegradedActive, result == CheckResult::Degraded);
+            }
+            CheckResult::Failed | CheckResult::Unreachable => {
+                self.passed = 0;
+                self.failed += 1;
+                let enough = first || result == CheckResult::Failed || self.failed >= config.unhealthy_threshold;
+                if !was_unhealthy && enough && state.set(HealthFlag::FailedActive, true) {
+                    transition = Transition::Unhealthy;
+                }
+            }
+        }
+        let intervals = &config.intervals;
+        let unhealthy = state.has(HealthFlag::FailedActive);
+        let base = match (transition, unhealthy) {
+            (Transition::Healthy, _) => intervals.healthy_edge,
+            (Transition::Unhealthy, _) => intervals.unhealthy_edge,
+            (_, true) => intervals.unhealthy,
+            (_, false) if cluster_has_traffic => intervals.usual,
+            (_, false) => intervals.no_traffic_healthy,
+        };
+        // A cluster without traffic is asked less often.
+        let base = if cluster_has_traffic || !unhealthy { base } else { intervals.no_traffic };
+        (transition, intervals.jittered(base, random))
+    }
+
+    /// The pause before the first check.
+    pub fn initial_delay(&self, config: &HealthCheckConfig, random: &mut Random) -> Duration {
+        Duration::from_millis(random.below(config.intervals.initial_jitter.as_millis() as u64 + 1))
+    }
+}
+
+impl Intervals {
+    fn jittered(&self, base: Duration, random: &mut Random) -> Duration {
+        let percent = (base.as_millis() as u64).saturating_mul(self.jitter_percent.into()) / 100;
+        let jitter = random.below(self.jitter.as_millis() as u64 + 1) + random.below(percent + 1);
+        base + Duration::from_millis(jitter)
+    }
+}

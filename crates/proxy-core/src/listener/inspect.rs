@@ -1,0 +1,124 @@
+use std::ops::Range;
+
+use crate::any::Typed;
+use crate::pb;
+use crate::rejected::{At, Compiled, Invalid, refuse};
+
+/// What is looked at in the first bytes of a connection, and where.
+#[derive(Clone, Debug, Default)]
+pub struct Inspect {
+    /// Restore the original destination from the kernel (SO_ORIGINAL_DST).
+    pub original_dst: bool,
+    /// Use the peer's address as source towards upstream, with this mark.
+    pub original_src: Option<u32>,
+    /// Read the PROXY protocol header first.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    tls: Option<Inspector>,
+    http: Option<Inspector>,
+}
+
+/// An inspector and where it is off.
+#[derive(Clone, Debug)]
+struct Inspector {
+    disabled: Option<PortPredicate>,
+}
+
+/// How PROXY protocol is read.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyProtocol {
+    /// Connections without the header are served too.
+    pub optional: bool,
+}
+
+/// A condition on the destination port (`ListenerFilterChainMatchPredicate`).
+#[derive(Clone, Debug)]
+pub enum PortPredicate {
+    /// Always, or never.
+    Always(bool),
+    /// The port lies in the range.
+    Port(Range<i32>),
+    /// Not so.
+    Not(Box<PortPredicate>),
+    /// All of them.
+    All(Vec<PortPredicate>),
+    /// One of them.
+    Any(Vec<PortPredicate>),
+}
+
+impl PortPredicate {
+    fn compile(predicate: &pb::listener::ListenerFilterChainMatchPredicate) -> Compiled<Self> {
+        use pb::listener::listener_filter_chain_match_predicate::{MatchSet, Rule};
+        let set = |set: &MatchSet| set.rules.iter().map(Self::compile).collect::<Compiled<Vec<_>>>();
+        Ok(match &predicate.rule {
+            None => return Err(Invalid::new("rule", "is missing")),
+            Some(Rule::AnyMatch(always)) => Self::Always(*always),
+            Some(Rule::DestinationPortRange(range)) => Self::Port(range.start..range.end),
+            Some(Rule::NotMatch(inner)) => Self::Not(Box::new(Self::compile(inner)?)),
+            Some(Rule::AndMatch(rules)) => Self::All(set(rules)?),
+            Some(Rule::OrMatch(rules)) => Self::Any(set(rules)?),
+        })
+    }
+
+    fn holds(&self, port: u16) -> bool {
+        match self {
+            Self::Always(always) => *always,
+            Self::Port(range) => range.contains(&i32::from(port)),
+            Self::Not(inner) => !inner.holds(port),
+            Self::All(rules) => rules.iter().all(|r| r.holds(port)),
+            Self::Any(rules) => rules.iter().any(|r| r.holds(port)),
+        }
+    }
+}
+
+impl Inspect {
+    pub(super) fn compile(filters: &[pb::listener::ListenerFilter]) -> Compiled<Self> {
+        let mut inspect = Self::default();
+        for (i, filter) in filters.iter().enumerate() {
+            inspect.add(filter).at_index("listener_filters", i)?;
+        }
+        Ok(inspect)
+    }
+
+    fn add(&mut self, filter: &pb::listener::ListenerFilter) -> Compiled<()> {
+        use pb::listener::listener_filter::ConfigType;
+        let typed = match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) => Typed::open(Some(any))?,
+            Some(ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
+            None => return Err(Invalid::new("typed_config", "is missing")),
+        };
+        let disabled = filter.filter_disabled.as_ref().map(PortPredicate::compile).transpose().at("filter_disabled")?;
+        match typed.name.as_str() {
+            "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
+                refuse!("filter_disabled": disabled.is_some());
+                self.original_dst = true;
+            }
+            "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => self.tls = Some(Inspector { disabled }),
+            "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => self.http = Some(Inspector { disabled }),
+            "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
+                let config: pb::listener_filter::original_src::v3::OriginalSrc = typed.decode()?;
+                self.original_src = Some(config.mark);
+            }
+            "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
+                let config: pb::listener_filter::proxy_protocol::v3::ProxyProtocol = typed.decode()?;
+                refuse!("rules": !config.rules.is_empty());
+                self.proxy_protocol = Some(ProxyProtocol { optional: config.allow_requests_without_proxy_protocol });
+            }
+            _ => return Err(typed.unknown()),
+        }
+        Ok(())
+    }
+
+    /// Whether TLS is looked for on connections to this port.
+    pub fn needs_tls(&self, port: u16) -> bool {
+        on(&self.tls, port)
+    }
+
+    /// Whether HTTP is looked for on (plaintext) connections to this port.
+    pub fn needs_http(&self, port: u16) -> bool {
+        on(&self.http, port)
+    }
+}
+
+fn on(inspector: &Option<Inspector>, port: u16) -> bool {
+    inspector.as_ref().is_some_and(|i| !i.disabled.as_ref().is_some_and(|d| d.holds(port)))
+}

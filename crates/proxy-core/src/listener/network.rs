@@ -1,0 +1,339 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mesh_types::ArcStr;
+
+use crate::access_log::AccessLog;
+use crate::any::Typed;
+use crate::filters::{ExtAuthz, FilterStateValue, IstioStats, TokenBucketConfig};
+use crate::hcm::HttpConnectionManager;
+use crate::metadata::MetadataMatch;
+use crate::percent::Fraction;
+use crate::rbac::Rbac;
+use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::{Options, fields, pb};
+
+/// A network filter that does not end the chain.
+#[derive(Clone, Debug)]
+pub enum NetworkFilter {
+    /// Who may connect.
+    Rbac(Arc<Rbac>),
+    /// Istio's exchange of workload metadata over ALPN `istio-peer-exchange`.
+    MetadataExchange(MetadataExchange),
+    /// Istio's TCP metrics.
+    IstioStats(Arc<IstioStats>),
+    /// So many new connections.
+    LocalRateLimit(Arc<NetworkLocalRateLimit>),
+    /// So many open connections.
+    ConnectionLimit(ConnectionLimit),
+    /// The SNI is the cluster's name.
+    SniCluster,
+    /// The SNI is resolved and connected to, at this port.
+    SniDynamicForwardProxy { port: Option<u16> },
+    /// Writes filter state when a connection comes.
+    SetFilterState(Arc<[FilterStateValue]>),
+    /// Asks a service whether the connection may go on.
+    ExtAuthz(Arc<ExtAuthz>),
+    /// Accepted and without effect here: observers (MySQL, Mongo statistics …) or, if allowed, unsupported ones.
+    NoOp { name: ArcStr, type_name: ArcStr },
+}
+
+/// Configuration of `istio.metadata_exchange` on TCP.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MetadataExchange {
+    /// The application protocol that says the peer takes part.
+    pub protocol: ArcStr,
+    /// Whether peers may be found by address, too.
+    pub enable_discovery: bool,
+}
+
+/// Limits new connections of a chain.
+#[derive(Clone, Debug)]
+pub struct NetworkLocalRateLimit {
+    /// Prefix of its statistics.
+    pub stat_prefix: ArcStr,
+    /// One connection is one token.
+    pub bucket: TokenBucketConfig,
+}
+
+/// Limits open connections of a chain.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ConnectionLimit {
+    /// Prefix of its statistics.
+    pub stat_prefix: ArcStr,
+    /// More are closed.
+    pub max_connections: u64,
+    /// After this time.
+    pub delay: Option<Duration>,
+}
+
+/// The filter that ends a chain.
+#[derive(Clone, Debug)]
+pub enum Terminal {
+    /// Bytes to a cluster.
+    TcpProxy(Arc<TcpProxy>),
+    /// HTTP.
+    Http(Arc<HttpConnectionManager>),
+    /// These bytes, then close.
+    DirectResponse(Bytes),
+    /// Bytes back to the sender.
+    Echo,
+    /// No filter at all: close.
+    Close,
+}
+
+/// Where a TCP connection goes.
+#[derive(Clone, Debug)]
+pub enum TcpClusters {
+    /// One cluster.
+    Single(ArcStr),
+    /// One of several, by weight.
+    Weighted { clusters: Box<[TcpClusterWeight]>, total: u64 },
+}
+
+/// One of several clusters.
+#[derive(Clone, Debug)]
+pub struct TcpClusterWeight {
+    /// The cluster.
+    pub name: ArcStr,
+    /// Its share of the total.
+    pub weight: u64,
+    /// Subset criteria.
+    pub metadata_match: Option<MetadataMatch>,
+}
+
+/// Configuration of `tcp_proxy`.
+#[derive(Debug)]
+pub struct TcpProxy {
+    /// Prefix of its statistics.
+    pub stat_prefix: ArcStr,
+    /// Where connections go.
+    pub clusters: TcpClusters,
+    /// Close after so long without bytes; `None`: never. Default one hour.
+    pub idle_timeout: Option<Duration>,
+    /// Hosts to try.
+    pub max_connect_attempts: u32,
+    /// Wait between tries.
+    pub backoff: Option<crate::retry::BackOff>,
+    /// Close after so long.
+    pub max_downstream_connection_duration: Option<Duration>,
+    /// Logs.
+    pub access_log: Vec<Arc<AccessLog>>,
+    /// Write a log record every so often.
+    pub access_log_flush_interval: Option<Duration>,
+    /// Subset criteria.
+    pub metadata_match: Option<MetadataMatch>,
+    /// Hash the source address for ring hash and Maglev.
+    pub hash_source_ip: bool,
+}
+
+impl TcpProxy {
+    fn compile(proxy: &pb::network_filter::tcp_proxy::v3::TcpProxy, options: &Options) -> Compiled<Self> {
+        use pb::kind::hash_policy::PolicySpecifier;
+        use pb::network_filter::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+        refuse! {
+            "tunneling_config": proxy.tunneling_config.is_some(),
+            "on_demand": proxy.on_demand.is_some(),
+            "upstream_connect_mode": proxy.upstream_connect_mode != 0,
+            "proxy_protocol_tlvs": !proxy.proxy_protocol_tlvs.is_empty(),
+        }
+        let metadata_match = MetadataMatch::compile(proxy.metadata_match.as_ref());
+        let clusters = match &proxy.cluster_specifier {
+            Some(ClusterSpecifier::Cluster(name)) => TcpClusters::Single(fields::required("cluster", name)?),
+            Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+                let clusters: Box<[TcpClusterWeight]> = weighted
+                    .clusters
+                    .iter()
+                    .map(|c| TcpClusterWeight {
+                        name: c.name.as_str().into(),
+                        weight: c.weight.into(),
+                        metadata_match: MetadataMatch::compile(c.metadata_match.as_ref())
+                            .map(|m| m.merged_over(metadata_match.as_ref())),
+                    })
+                    .collect();
+                let total = clusters.iter().map(|c| c.weight).sum();
+                if total == 0 {
+                    return Err(Invalid::new("weighted_clusters", "weights are all zero"));
+                }
+                TcpClusters::Weighted { clusters, total }
+            }
+            None => return Err(Invalid::new("cluster", "is missing")),
+        };
+        let mut hash_source_ip = false;
+        for policy in &proxy.hash_policy {
+            match policy.policy_specifier {
+                Some(PolicySpecifier::SourceIp(_)) => hash_source_ip = true,
+                _ => return Err(Invalid::unsupported("hash_policy")),
+            }
+        }
+        let log_interval = proxy.access_log_options.as_ref().and_then(|o| o.access_log_flush_interval.as_ref());
+        Ok(Self {
+            stat_prefix: fields::required("stat_prefix", &proxy.stat_prefix)?,
+            clusters,
+            idle_timeout: fields::duration_or_off(
+                "idle_timeout",
+                proxy.idle_timeout.as_ref(),
+                Some(Duration::from_secs(3600)),
+            )?,
+            max_connect_attempts: fields::uint(proxy.max_connect_attempts.as_ref(), 1).max(1),
+            backoff: proxy.backoff_options.as_ref().map(crate::retry::BackOff::of_strategy).transpose().at("backoff_options")?,
+            max_downstream_connection_duration: fields::duration_or_off(
+                "max_downstream_connection_duration",
+                proxy.max_downstream_connection_duration.as_ref(),
+                None,
+            )?,
+            access_log: AccessLog::compile_all(&proxy.access_log, options)?,
+            access_log_flush_interval: fields::duration_or_off(
+                "access_log_flush_interval",
+                log_interval.or(proxy.access_log_flush_interval.as_ref()),
+                None,
+            )?,
+            metadata_match,
+            hash_source_ip,
+        })
+    }
+
+    /// The cluster for a connection, with its subset criteria. `random` decides between weighted clusters.
+    pub fn cluster(&self, random: u64) -> (&ArcStr, Option<&MetadataMatch>) {
+        match &self.clusters {
+            TcpClusters::Single(name) => (name, self.metadata_match.as_ref()),
+            TcpClusters::Weighted { clusters, total } => {
+                let mut left = random % total;
+                let chosen = clusters.iter().find(|c| {
+                    let hit = left < c.weight;
+                    left = left.saturating_sub(c.weight);
+                    hit
+                });
+                // The weights sum up to `total`, so one always covers the number.
+                let chosen = chosen.unwrap_or(&clusters[0]);
+                (&chosen.name, chosen.metadata_match.as_ref().or(self.metadata_match.as_ref()))
+            }
+        }
+    }
+}
+
+pub(super) fn compile_chain(filters: &[pb::listener::Filter], options: &Options) -> Compiled<(Vec<NetworkFilter>, Terminal)> {
+    let mut before = Vec::new();
+    for (i, filter) in filters.iter().enumerate() {
+        match compile(&filter.name, typed(filter).at_index("filters", i)?, options).at_index("filters", i)? {
+            Part::Filter(filter) => before.push(filter),
+            Part::Terminal(terminal) if i + 1 == filters.len() => return Ok((before, terminal)),
+            Part::Terminal(_) => {
+                return Err(Invalid::new(
+                    format!("filters[{i}]"),
+                    format!("terminal filter {} must be the last filter in its chain", filter.name),
+                ));
+            }
+        }
+    }
+    match filters.last() {
+        None => Ok((before, Terminal::Close)),
+        Some(last) => Err(Invalid::new(
+            format!("filters[{}]", filters.len() - 1),
+            format!("non-terminal filter {} is the last filter in its chain", last.name),
+        )),
+    }
+}
+
+/// The network filters of a cluster: none of them ends a chain.
+pub(crate) fn compile_upstream(name: &str, any: Option<&pb::Any>, options: &Options) -> Compiled<NetworkFilter> {
+    match compile(name, Typed::open(any)?, options)? {
+        Part::Filter(filter) => Ok(filter),
+        Part::Terminal(_) => Err(Invalid::new("typed_config", format!("{name} cannot stand in a cluster"))),
+    }
+}
+
+fn typed(filter: &pb::listener::Filter) -> Compiled<Typed<'_>> {
+    use pb::listener::filter::ConfigType;
+    match &filter.config_type {
+        Some(ConfigType::TypedConfig(any)) => Typed::open(Some(any)),
+        Some(ConfigType::ConfigDiscovery(_)) => Err(Invalid::unsupported("config_discovery")),
+        None => Err(Invalid::new("typed_config", "is missing")),
+    }
+}
+
+enum Part {
+    Filter(NetworkFilter),
+    Terminal(Terminal),
+}
+
+/// Filters that only watch a protocol for statistics: leaving them out changes no byte.
+const OBSERVERS: [&str; 4] = [
+    "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy",
+    "envoy.extensions.filters.network.mysql_proxy.v3.MySQLProxy",
+    "envoy.extensions.filters.network.postgres_proxy.v3alpha.PostgresProxy",
+    "envoy.extensions.filters.network.zookeeper_proxy.v3.ZooKeeperProxy",
+];
+
+fn compile(name: &str, typed: Typed<'_>, options: &Options) -> Compiled<Part> {
+    let filter = match typed.name.as_str() {
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
+            let hcm = HttpConnectionManager::compile(&typed.decode()?, options)?;
+            return Ok(Part::Terminal(Terminal::Http(Arc::new(hcm))));
+        }
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
+            let proxy = TcpProxy::compile(&typed.decode()?, options)?;
+            return Ok(Part::Terminal(Terminal::TcpProxy(Arc::new(proxy))));
+        }
+        "envoy.extensions.filters.network.direct_response.v3.Config" => {
+            let config: pb::network_filter::direct_response::v3::Config = typed.decode()?;
+            let bytes = crate::tls::inline_bytes(config.response.as_ref()).at("response")?;
+            return Ok(Part::Terminal(Terminal::DirectResponse(bytes)));
+        }
+        "envoy.extensions.filters.network.echo.v3.Echo" => return Ok(Part::Terminal(Terminal::Echo)),
+        "envoy.extensions.filters.network.rbac.v3.RBAC" => {
+            NetworkFilter::Rbac(Arc::new(Rbac::compile_network(&typed.decode()?)?))
+        }
+        "envoy.tcp.metadataexchange.config.MetadataExchange" => {
+            let fields = typed.fields();
+            NetworkFilter::MetadataExchange(MetadataExchange {
+                protocol: fields.get("protocol").and_then(|p| p.as_str()).unwrap_or("istio-peer-exchange").into(),
+                enable_discovery: fields.get("enable_discovery").and_then(|e| e.as_bool()).unwrap_or(false),
+            })
+        }
+        "stats.PluginConfig" => NetworkFilter::IstioStats(Arc::new(IstioStats::compile(&typed.decode()?)?)),
+        "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
+            let config: pb::network_filter::local_ratelimit::v3::LocalRateLimit = typed.decode()?;
+            let enabled = Fraction::runtime(None, Fraction::ALL)?;
+            let off = config.runtime_enabled.as_ref().and_then(|f| f.default_value.as_ref()).is_some_and(|v| !v.value);
+            if off || enabled == Fraction::NONE {
+                NetworkFilter::NoOp { name: name.into(), type_name: typed.name.as_str().into() }
+            } else {
+                NetworkFilter::LocalRateLimit(Arc::new(NetworkLocalRateLimit {
+                    stat_prefix: config.stat_prefix.as_str().into(),
+                    bucket: TokenBucketConfig::compile(config.token_bucket.as_ref())?,
+                }))
+            }
+        }
+        "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
+            let config: pb::network_filter::connection_limit::v3::ConnectionLimit = typed.decode()?;
+            NetworkFilter::ConnectionLimit(ConnectionLimit {
+                stat_prefix: config.stat_prefix.as_str().into(),
+                max_connections: fields::ulong(config.max_connections.as_ref(), 0),
+                delay: fields::duration("delay", config.delay.as_ref())?,
+            })
+        }
+        "envoy.extensions.filters.network.sni_cluster.v3.SniCluster" => NetworkFilter::SniCluster,
+        "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig" => {
+            use pb::network_filter::sni_dynamic_forward_proxy::v3::filter_config::PortSpecifier;
+            let config: pb::network_filter::sni_dynamic_forward_proxy::v3::FilterConfig = typed.decode()?;
+            let port = config.port_specifier.map(|PortSpecifier::PortValue(port)| u16::try_from(port));
+            let port = port.transpose().map_err(|_| Invalid::new("port_value", "is no port"))?;
+            NetworkFilter::SniDynamicForwardProxy { port }
+        }
+        "envoy.extensions.filters.network.set_filter_state.v3.Config" => {
+            let config: pb::network_filter::set_filter_state::v3::Config = typed.decode()?;
+            NetworkFilter::SetFilterState(FilterStateValue::compile_all(&config.on_new_connection)?)
+        }
+        "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => {
+            NetworkFilter::ExtAuthz(Arc::new(ExtAuthz::compile_network(&typed.decode()?)?))
+        }
+        // `SetFilterState` of Istio's `connect_authority` is not sent to sidecars.
+        other if OBSERVERS.contains(&other) || options.allow_unsupported_filters => {
+            NetworkFilter::NoOp { name: name.into(), type_name: other.into() }
+        }
+        _ => return Err(typed.unknown()),
+    };
+    Ok(Part::Filter(filter))
+}

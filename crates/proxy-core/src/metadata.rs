@@ -1,0 +1,97 @@
+use std::collections::BTreeMap;
+
+use mesh_types::ArcStr;
+use serde_json::{Map, Number, Value};
+
+use crate::pb;
+
+/// Structured facts by namespace: of a route, a cluster, an endpoint, or written by filters during a request.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metadata(pub BTreeMap<ArcStr, Map<String, Value>>);
+
+/// Facts by name that filters of one connection or request hand to each other; text is all that is needed here.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FilterState(pub BTreeMap<ArcStr, ArcStr>);
+
+impl Metadata {
+    pub(crate) fn compile(metadata: Option<&pb::core::Metadata>) -> Self {
+        let Some(metadata) = metadata else { return Self::default() };
+        Self(metadata.filter_metadata.iter().map(|(name, fields)| (name.as_str().into(), object(fields))).collect())
+    }
+
+    /// The value at a path in a namespace.
+    pub fn get(&self, namespace: &str, path: &[impl AsRef<str>]) -> Option<&Value> {
+        let (first, rest) = path.split_first()?;
+        let mut value = self.0.get(namespace)?.get(first.as_ref())?;
+        for key in rest {
+            value = value.as_object()?.get(key.as_ref())?;
+        }
+        Some(value)
+    }
+
+    /// Sets one field of a namespace.
+    pub fn set(&mut self, namespace: &str, key: &str, value: Value) {
+        self.0.entry(namespace.into()).or_default().insert(key.to_owned(), value);
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The fields that load balancing looks at.
+    pub(crate) fn lb(&self) -> Option<&Map<String, Value>> {
+        self.0.get("envoy.lb")
+    }
+}
+
+/// The `envoy.lb` criteria of a route: which subset of a cluster's hosts may serve it. Sorted by key.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MetadataMatch(pub Vec<(ArcStr, Value)>);
+
+impl MetadataMatch {
+    pub(crate) fn compile(metadata: Option<&pb::core::Metadata>) -> Option<Self> {
+        Self::from_fields(Metadata::compile(metadata).lb()?)
+    }
+
+    fn from_fields(fields: &Map<String, Value>) -> Option<Self> {
+        let mut all: Vec<(ArcStr, Value)> = fields.iter().map(|(k, v)| (k.as_str().into(), v.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        (!all.is_empty()).then_some(Self(all))
+    }
+
+    /// These criteria over those of an outer level; the inner ones win (weighted cluster over route).
+    pub(crate) fn merged_over(self, outer: Option<&MetadataMatch>) -> Self {
+        let mut all: BTreeMap<ArcStr, Value> = outer.map(|o| o.0.iter().cloned().collect()).unwrap_or_default();
+        all.extend(self.0);
+        Self(all.into_iter().collect())
+    }
+}
+
+/// A protobuf struct as JSON object.
+pub(crate) fn object(fields: &pb::Struct) -> Map<String, Value> {
+    // Sorted, because protobuf maps have no order and equal input must give equal tables.
+    let mut sorted: Vec<_> = fields.fields.iter().collect();
+    sorted.sort_by(|a, b| a.0.cmp(b.0));
+    sorted.into_iter().map(|(k, v)| (k.clone(), json(v))).collect()
+}
+
+/// A protobuf value as JSON. Whole numbers become integers, so that they print without a fraction.
+pub(crate) fn json(value: &pb::Value) -> Value {
+    match &value.kind {
+        None | Some(pb::ValueKind::NullValue(_)) => Value::Null,
+        Some(pb::ValueKind::BoolValue(b)) => Value::Bool(*b),
+        Some(pb::ValueKind::StringValue(s)) => Value::String(s.clone()),
+        Some(pb::ValueKind::NumberValue(n)) => number(*n),
+        Some(pb::ValueKind::ListValue(list)) => Value::Array(list.values.iter().map(json).collect()),
+        Some(pb::ValueKind::StructValue(fields)) => Value::Object(object(fields)),
+    }
+}
+
+fn number(n: f64) -> Value {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if n.fract() == 0.0 && n.abs() <= EXACT {
+        return Value::Number((n as i64).into());
+    }
+    Number::from_f64(n).map_or(Value::Null, Value::Number)
+}

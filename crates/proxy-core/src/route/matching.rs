@@ -1,0 +1,185 @@
+use crate::any::Typed;
+use crate::headers::Headers;
+use crate::matchers::{
+    CookieMatcher, FilterStateMatcher, HeaderMatcher, MetadataMatcher, QueryMatcher, Regex, header_matchers,
+    path_without_query,
+};
+use crate::pb;
+use crate::percent::Fraction;
+use crate::rejected::{At, Compiled, Invalid};
+use crate::route::RouteInput;
+use crate::route::template::template_regex;
+
+/// When a route applies (`route.v3.RouteMatch`).
+#[derive(Debug)]
+pub struct RouteMatcher {
+    path: PathRule,
+    fraction: Option<Fraction>,
+    grpc: bool,
+    headers: Box<[HeaderMatcher]>,
+    query: Box<[QueryMatcher]>,
+    cookies: Box<[CookieMatcher]>,
+    tls: Option<TlsRule>,
+    metadata: Box<[MetadataMatcher]>,
+    filter_state: Box<[FilterStateMatcher]>,
+}
+
+#[derive(Debug)]
+enum PathRule {
+    Prefix { text: Box<str>, ignore_case: bool },
+    /// The prefix must end where a path element ends.
+    Separated { text: Box<str>, ignore_case: bool },
+    Exact { text: Box<str>, ignore_case: bool },
+    Regex(Regex),
+    Template(Regex),
+    Connect,
+}
+
+#[derive(Debug)]
+struct TlsRule {
+    presented: Option<bool>,
+    validated: Option<bool>,
+}
+
+fn starts_with(path: &str, prefix: &str, ignore_case: bool) -> bool {
+    match path.get(..prefix.len()) {
+        Some(start) if ignore_case => start.eq_ignore_ascii_case(prefix),
+        Some(start) => start == prefix,
+        None => false,
+    }
+}
+
+impl RouteMatcher {
+    pub(crate) fn compile(matcher: &pb::route::RouteMatch) -> Compiled<Self> {
+        use pb::route::route_match::PathSpecifier;
+        let ignore_case = matcher.case_sensitive.as_ref().is_some_and(|v| !v.value);
+        let path = match matcher.path_specifier.as_ref().ok_or_else(|| Invalid::new("path_specifier", "is missing"))? {
+            PathSpecifier::Prefix(text) => PathRule::Prefix { text: text.as_str().into(), ignore_case },
+            PathSpecifier::Path(text) => PathRule::Exact { text: text.as_str().into(), ignore_case },
+            PathSpecifier::PathSeparatedPrefix(text) => {
+                if !text.starts_with('/') || text.ends_with('/') || text.contains(['?', '#']) {
+                    return Err(Invalid::new("path_separated_prefix", format!("{text:?} is no such prefix")));
+                }
+                PathRule::Separated { text: text.as_str().into(), ignore_case }
+            }
+            PathSpecifier::SafeRegex(regex) => PathRule::Regex(Regex::compile(regex).at("safe_regex")?),
+            PathSpecifier::ConnectMatcher(_) => PathRule::Connect,
+            PathSpecifier::PathMatchPolicy(extension) => {
+                let typed = Typed::open(extension.typed_config.as_ref()).at("path_match_policy")?;
+                if typed.name != "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" {
+                    return Err(typed.unknown()).at("path_match_policy");
+                }
+                let config: pb::ext::path::r#match::uri_template::v3::UriTemplateMatchConfig = typed.decode()?;
+                PathRule::Template(template_regex(&config.path_template).at("path_match_policy")?)
+            }
+        };
+        let fraction = match &matcher.runtime_fraction {
+            None => None,
+            Some(fraction) => Some(Fraction::runtime(Some(fraction), Fraction::NONE).at("runtime_fraction")?),
+        };
+        Ok(Self {
+            path,
+            fraction,
+            grpc: matcher.grpc.is_some(),
+            headers: header_matchers("headers", &matcher.headers)?,
+            query: each("query_parameters", &matcher.query_parameters, QueryMatcher::compile)?,
+            cookies: each("cookies", &matcher.cookies, CookieMatcher::compile)?,
+            tls: matcher.tls_context.as_ref().map(|tls| TlsRule {
+                presented: tls.presented.as_ref().map(|v| v.value),
+                validated: tls.validated.as_ref().map(|v| v.value),
+            }),
+            metadata: each("dynamic_metadata", &matcher.dynamic_metadata, MetadataMatcher::compile)?,
+            filter_state: each("filter_state", &matcher.filter_state, FilterStateMatcher::compile)?,
+        })
+    }
+
+    /// Whether the route applies (Envoy `RouteEntryImplBase::matchRoute` and the path rules of its subclasses).
+    pub fn matches(&self, input: &RouteInput<'_>, ignore_path_parameters: bool) -> bool {
+        self.path_matches(input.headers, ignore_path_parameters)
+            && self.fraction.is_none_or(|f| f.holds_for(input.random))
+            && (!self.grpc || is_grpc(input.headers))
+            && self.headers.iter().all(|m| m.matches(input.headers))
+            && (self.query.is_empty() || {
+                let path = input.headers.path().unwrap_or_default();
+                self.query.iter().all(|m| m.matches(path))
+            })
+            && self.cookies.iter().all(|m| m.matches(input.headers))
+            && self.tls.as_ref().is_none_or(|rule| rule.matches(input))
+            && self.metadata.iter().all(|m| m.matches(input.metadata))
+            && self.filter_state.iter().all(|m| m.matches(input.filter_state))
+    }
+
+    /// Only the path's condition, and headers and query; for the rules of `jwt_authn`.
+    pub(crate) fn matches_head(&self, headers: &Headers) -> bool {
+        let input = RouteInput {
+            headers,
+            metadata: &crate::Metadata::default(),
+            filter_state: &crate::FilterState::default(),
+            tls: None,
+            random: 0,
+        };
+        self.matches(&input, false)
+    }
+
+    fn path_matches(&self, headers: &Headers, ignore_path_parameters: bool) -> bool {
+        if let PathRule::Connect = self.path {
+            return headers.method() == Some("CONNECT");
+        }
+        let Some(mut path) = headers.path().map(path_without_query) else {
+            // A request without path (CONNECT) can match the empty prefix only.
+            return matches!(&self.path, PathRule::Prefix { text, .. } if text.is_empty());
+        };
+        if ignore_path_parameters {
+            path = path.split(';').next().unwrap_or(path);
+        }
+        match &self.path {
+            PathRule::Prefix { text, ignore_case } => starts_with(path, text, *ignore_case),
+            PathRule::Separated { text, ignore_case } => {
+                starts_with(path, text, *ignore_case) && matches!(path.as_bytes().get(text.len()), None | Some(b'/'))
+            }
+            PathRule::Exact { text, ignore_case: true } => path.eq_ignore_ascii_case(text),
+            PathRule::Exact { text, ignore_case: false } => path == &**text,
+            PathRule::Regex(regex) | PathRule::Template(regex) => regex.matches(path.as_bytes()),
+            PathRule::Connect => false,
+        }
+    }
+
+    /// How much of a matching path (without query) a prefix rewrite replaces.
+    pub(super) fn matched_length(&self, path: &str) -> usize {
+        match &self.path {
+            PathRule::Prefix { text, .. } | PathRule::Separated { text, .. } => text.len().min(path.len()),
+            _ => path.len(),
+        }
+    }
+
+    /// Whether it matches on more than the path, for dumps and explanations.
+    pub fn describe(&self) -> String {
+        match &self.path {
+            PathRule::Prefix { text, .. } => format!("{text}*"),
+            PathRule::Separated { text, .. } => format!("{text}[/*]"),
+            PathRule::Exact { text, .. } => text.to_string(),
+            PathRule::Regex(regex) | PathRule::Template(regex) => format!("~{}", regex.source()),
+            PathRule::Connect => "CONNECT".to_owned(),
+        }
+    }
+}
+
+impl TlsRule {
+    fn matches(&self, input: &RouteInput<'_>) -> bool {
+        let Some(tls) = input.tls else { return false };
+        let presented = tls.peer.is_some();
+        let validated = tls.peer.as_ref().is_some_and(|p| p.validated);
+        self.presented.is_none_or(|wanted| wanted == presented) && self.validated.is_none_or(|wanted| wanted == validated)
+    }
+}
+
+/// Envoy `Grpc::Common::isGrpcRequestHeaders`: content type `application/grpc`, or that and `+something`.
+pub(crate) fn is_grpc(headers: &Headers) -> bool {
+    headers.get_str("content-type").is_some_and(|t| {
+        t.strip_prefix("application/grpc").is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
+    })
+}
+
+fn each<P, T>(field: &str, all: &[P], compile: fn(&P) -> Compiled<T>) -> Compiled<Box<[T]>> {
+    all.iter().enumerate().map(|(i, one)| compile(one).at_index(field, i)).collect()
+}

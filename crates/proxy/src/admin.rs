@@ -1,0 +1,500 @@
+//! The admin endpoint: Envoy's paths and shapes on port 15000.
+
+mod dump;
+mod tables;
+
+use crate::control::Control;
+use crate::runtime::Shared;
+use crate::socket::{self, BindOptions, Bound};
+use crate::stats::{self, Computed, HttpStats, Kind, ListenerStats, Sample};
+use envoy_api::bootstrap::Bootstrap;
+use lifecycle::http::{Handler, Request, Response, with_type};
+use proxy_core::Address;
+use regex_automata::meta::Regex;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+const TEXT: &str = "text/plain; charset=UTF-8";
+const JSON: &str = "application/json";
+
+/// Log components whose levels Envoy lets one set; ours has one level for all, so these are kept for show.
+const LOGGERS: [&str; 18] = [
+    "admin",
+    "assert",
+    "client",
+    "config",
+    "connection",
+    "conn_handler",
+    "filter",
+    "grpc",
+    "http",
+    "http2",
+    "jwt",
+    "main",
+    "pool",
+    "rbac",
+    "router",
+    "secret",
+    "tracing",
+    "upstream",
+];
+
+pub(crate) struct Admin {
+    shared: Arc<Shared>,
+    control: Arc<Mutex<Control>>,
+    bootstrap: Arc<Bootstrap>,
+    stats: Arc<HttpStats>,
+    listener: Arc<ListenerStats>,
+    runtime: Mutex<BTreeMap<String, String>>,
+    levels: Mutex<BTreeMap<&'static str, String>>,
+    quit: Notify,
+}
+
+/// Binds the admin port.
+pub(crate) fn bind(address: &Address) -> io::Result<Bound> {
+    let options = BindOptions { transparent: false, freebind: false, reuse_port: false, backlog: 128 };
+    socket::listen(address, options)
+}
+
+/// Serves it.
+pub(crate) async fn serve(bound: Bound, admin: Arc<Admin>) {
+    let Bound::Tcp(listener) = bound else { return };
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(e) => {
+            tracing::error!(error = %e, "cannot serve the admin port");
+            return;
+        }
+    };
+    let (_trigger, watch) = lifecycle::drain::channel();
+    lifecycle::http::serve(listener, Arc::new(Served(admin)), watch).await;
+}
+
+struct Served(Arc<Admin>);
+
+impl Handler for Served {
+    fn handle(&self, request: Request) -> Pin<Box<dyn Future<Output = Response> + Send + '_>> {
+        let admin = self.0.clone();
+        Box::pin(async move {
+            admin.listener.downstream_cx_total.inc();
+            admin.stats.downstream_rq_total.inc();
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            let path = request.uri().path().to_owned();
+            let post = request.method() == http::Method::POST;
+            let answer = admin.answer(&path, &query, post);
+            admin.stats.downstream_rq.inc(answer.status().as_u16());
+            answer
+        })
+    }
+}
+
+/// Query parameters, percent-decoded.
+pub(crate) struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn parse(text: &str) -> Self {
+        let pairs = text.split('&').filter(|p| !p.is_empty());
+        Self(
+            pairs
+                .map(|p| {
+                    let (k, v) = p.split_once('=').unwrap_or((p, ""));
+                    (decode(k), decode(v))
+                })
+                .collect(),
+        )
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+}
+
+fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let hex = bytes.get(i + 1..i + 3).and_then(|h| std::str::from_utf8(h).ok());
+        match (bytes[i], hex.and_then(|h| u8::from_str_radix(h, 16).ok())) {
+            (b'%', Some(b)) => {
+                out.push(b);
+                i += 3;
+            }
+            (b, _) => {
+                out.push(b);
+                i += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+const HELP: [(&str, &str); 25] = [
+    ("/", "Admin home page"),
+    ("/certs", "print certs on machine"),
+    ("/clusters", "upstream cluster status"),
+    ("/config_dump", "dump current Envoy configs (experimental)"),
+    ("/contention", "dump current Envoy mutex contention stats (if enabled)"),
+    ("/drain_listeners (POST)", "drain listeners"),
+    ("/healthcheck/fail (POST)", "cause the server to fail health checks"),
+    ("/healthcheck/ok (POST)", "cause the server to pass health checks"),
+    ("/heap_dump", "dump current Envoy heap (if supported)"),
+    ("/help", "print out list of admin commands"),
+    ("/hot_restart_version", "print the hot restart compatibility version"),
+    ("/init_dump", "dump current Envoy init manager information (experimental)"),
+    ("/listeners", "print listener info"),
+    ("/logging (POST)", "query/change logging levels"),
+    ("/memory", "print current allocation/heap usage"),
+    ("/quitquitquit (POST)", "exit the server"),
+    ("/ready", "print server state, return 200 if LIVE, otherwise return 503"),
+    ("/reopen_logs (POST)", "reopen access logs"),
+    ("/reset_counters (POST)", "reset all counters to zero"),
+    ("/runtime", "print runtime values"),
+    ("/runtime_modify (POST)", "modify runtime values"),
+    ("/server_info", "print server version/status information"),
+    ("/stats", "print server stats"),
+    ("/stats/prometheus", "print server stats in prometheus format"),
+    ("/stats/recentlookups", "Show recent stat-name lookups"),
+];
+
+impl Admin {
+    pub(crate) fn new(shared: Arc<Shared>, control: Arc<Mutex<Control>>, bootstrap: Arc<Bootstrap>) -> Arc<Self> {
+        let stats = Arc::new(HttpStats::default());
+        let listener = Arc::new(ListenerStats::default());
+        shared.registry.add(Kind::Http, "admin".into(), stats.clone());
+        shared.registry.add(Kind::Listener, "admin".into(), listener.clone());
+        register_server_stats(&shared, &Arc::downgrade(&control));
+        Arc::new(Self {
+            shared,
+            control,
+            bootstrap,
+            stats,
+            listener,
+            runtime: Mutex::default(),
+            levels: Mutex::new(LOGGERS.iter().map(|l| (*l, "warning".to_owned())).collect()),
+            quit: Notify::new(),
+        })
+    }
+
+    pub(crate) async fn quit_requested(&self) {
+        self.quit.notified().await;
+    }
+
+    fn control(&self) -> std::sync::MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> &'static str {
+        if self.shared.health_failed.load(Ordering::Relaxed) || self.shared.draining.load(Ordering::Relaxed) {
+            "DRAINING"
+        } else if self.control().ready().is_err() {
+            "INITIALIZING"
+        } else {
+            "LIVE"
+        }
+    }
+
+    fn answer(&self, path: &str, query: &str, post: bool) -> Response {
+        let query = Query::parse(query);
+        let mutates = HELP.iter().any(|(p, _)| p.strip_suffix(" (POST)") == Some(path));
+        if mutates && !post {
+            return text(405, "Method GET not allowed, POST required.".to_owned());
+        }
+        match path {
+            "/ready" => {
+                let state = self.state();
+                text(if state == "LIVE" { 200 } else { 503 }, format!("{state}\n"))
+            }
+            "/stats" => self.stats(&query),
+            "/stats/prometheus" => text(200, self.prometheus(query.has("usedonly"), query.get("filter"))),
+            "/server_info" => pretty(&self.server_info()),
+            "/clusters" => match query.get("format") {
+                Some("json") => pretty(&self.clusters_json()),
+                _ => text(200, self.clusters_text()),
+            },
+            "/listeners" => match query.get("format") {
+                Some("json") => pretty(&self.listeners_json()),
+                _ => text(200, self.listeners_text()),
+            },
+            "/config_dump" => self.config_dump_answer(&query),
+            "/certs" => pretty(&self.certs()),
+            "/memory" => pretty(&memory()),
+            "/runtime" => pretty(&self.runtime_json()),
+            "/runtime_modify" => {
+                let mut runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+                for (key, value) in query.0 {
+                    if value.is_empty() {
+                        runtime.remove(&key);
+                    } else {
+                        runtime.insert(key, value);
+                    }
+                }
+                text(200, "OK\n".to_owned())
+            }
+            "/logging" => self.logging(&query),
+            "/healthcheck/fail" => {
+                self.shared.health_failed.store(true, Ordering::Relaxed);
+                text(200, "OK\n".to_owned())
+            }
+            "/healthcheck/ok" => {
+                self.shared.health_failed.store(false, Ordering::Relaxed);
+                text(200, "OK\n".to_owned())
+            }
+            "/reset_counters" => {
+                self.shared.registry.reset();
+                text(200, "OK\n".to_owned())
+            }
+            "/drain_listeners" => self.drain_listeners(&query),
+            "/quitquitquit" => {
+                self.quit.notify_one();
+                text(200, "OK\n".to_owned())
+            }
+            "/reopen_logs" => text(200, "OK\n".to_owned()),
+            "/contention" | "/heap_dump" | "/stats/recentlookups" => text(200, "not supported\n".to_owned()),
+            "/hot_restart_version" => text(200, "disabled".to_owned()),
+            "/init_dump" => pretty(&self.init_dump()),
+            "/help" => text(200, help()),
+            "/" => with_type(200, "text/html; charset=UTF-8", format!("<!doctype html><pre>{}</pre>", help())),
+            _ => text(404, format!("invalid path. {}", help())),
+        }
+    }
+
+    fn stats(&self, query: &Query) -> Response {
+        let filter = match query.get("filter").filter(|f| !f.is_empty()).map(Regex::new) {
+            None => None,
+            Some(Ok(regex)) => Some(regex),
+            Some(Err(_)) => {
+                return text(400, format!("Invalid re2 regex: {}", re2_error(query.get("filter").unwrap_or_default())));
+            }
+        };
+        if query.get("format") == Some("prometheus") {
+            return text(200, self.prometheus(query.has("usedonly"), query.get("filter")));
+        }
+        let mut entries = self.shared.registry.read();
+        if query.has("usedonly") {
+            entries.retain(|e| e.sample.used());
+        }
+        if let Some(filter) = filter {
+            entries.retain(|e| filter.is_match(e.full_name().as_bytes()));
+        }
+        match query.get("format") {
+            Some("json") => with_type(200, JSON, stats::json(&entries).to_string()),
+            _ => text(200, stats::text(&entries)),
+        }
+    }
+
+    /// Envoy's and Istio's metrics.
+    pub(crate) fn prometheus(&self, used_only: bool, filter: Option<&str>) -> String {
+        let mut entries = self.shared.registry.read();
+        if let Some(filter) = filter.and_then(|f| Regex::new(f).ok()) {
+            entries.retain(|e| filter.is_match(e.full_name().as_bytes()));
+        }
+        let mut out = self.shared.registry.istio.render();
+        out.push_str(&stats::prometheus(&entries, used_only));
+        out
+    }
+
+    /// Open connections of all listeners but the admin's.
+    pub(crate) fn connections(&self) -> u64 {
+        let entries = self.shared.registry.read();
+        let active = entries.iter().filter(|e| e.kind == Kind::Listener && e.name == "downstream_cx_active");
+        active
+            .map(|e| match e.sample {
+                Sample::Gauge(n) => n,
+                _ => 0,
+            })
+            .sum()
+    }
+
+    fn drain_listeners(&self, query: &Query) -> Response {
+        let inbound_only = query.has("inboundonly");
+        if query.has("skip_exit") && !query.has("graceful") {
+            return text(400, "skip_exit requires graceful\n".to_owned());
+        }
+        let mut control = self.control();
+        control.drain(inbound_only);
+        if !query.has("graceful") {
+            control.stop_listeners(inbound_only);
+        } else if !query.has("skip_exit") {
+            let control = self.control.clone();
+            let wait = self.shared.drain_time.min(Duration::from_secs(3600));
+            // Nobody waits: it ends with the process or after the drain time.
+            tokio::spawn(async move {
+                tokio::time::sleep(wait).await;
+                control.lock().unwrap_or_else(PoisonError::into_inner).stop_listeners(inbound_only);
+            });
+        }
+        text(200, "OK\n".to_owned())
+    }
+
+    fn logging(&self, query: &Query) -> Response {
+        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = ["trace", "debug", "info", "warning", "warn", "error", "critical", "off"];
+        let mut set = Vec::new();
+        for (key, value) in &query.0 {
+            match key.as_str() {
+                "level" => set.extend(LOGGERS.iter().map(|l| (*l, value.clone()))),
+                "paths" => {
+                    for pair in value.split(',') {
+                        let (name, level) = pair.split_once(':').unwrap_or((pair, ""));
+                        if let Some(logger) = LOGGERS.iter().find(|l| **l == name) {
+                            set.push((*logger, level.to_owned()));
+                        }
+                    }
+                }
+                name => {
+                    let Some(logger) = LOGGERS.iter().find(|l| **l == name) else {
+                        return text(400, format!("unknown logger name: {name}\n"));
+                    };
+                    set.push((*logger, value.clone()));
+                }
+            }
+        }
+        for (logger, level) in set {
+            if !known.contains(&level.as_str()) {
+                return text(400, "unknown logger level\n".to_owned());
+            }
+            levels.insert(logger, level);
+        }
+        let mut out = String::from("active loggers:\n");
+        for (name, level) in levels.iter() {
+            out.push_str(&format!("  {name}: {level}\n"));
+        }
+        text(200, out)
+    }
+
+    fn runtime_json(&self) -> Value {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries: serde_json::Map<String, Value> =
+            runtime.iter().map(|(k, v)| (k.clone(), json!({"layer_values": [v], "final_value": v}))).collect();
+        json!({"layers": ["admin"], "entries": entries})
+    }
+
+    fn server_info(&self) -> Value {
+        let uptime = format!("{}s", self.shared.started.elapsed().as_secs());
+        let node = envoy_api::json::to_json(
+            "type.googleapis.com/envoy.config.core.v3.Node",
+            &envoy_api::Message::encode_to_vec(&self.shared.node.message),
+        )
+        .unwrap_or_default();
+        json!({
+            "version": concat!("outrigger/", env!("CARGO_PKG_VERSION"), "/Clean/RELEASE/rustls"),
+            "state": self.state(),
+            "uptime_current_epoch": uptime,
+            "uptime_all_epochs": uptime,
+            "hot_restart_version": "disabled",
+            "hot_restart_initializing": false,
+            "command_line_options": {
+                "concurrency": self.shared.concurrency,
+                "drain_time": format!("{}s", self.shared.drain_time.as_secs()),
+                "mode": "Serve",
+                "service_node": self.shared.node.id,
+                "service_cluster": self.shared.node.cluster,
+            },
+            "node": node,
+        })
+    }
+}
+
+fn help() -> String {
+    let mut out = String::from("admin commands are:\n");
+    for (path, what) in HELP {
+        out.push_str(&format!("  {path}: {what}\n"));
+    }
+    out
+}
+
+/// RE2 words its errors in its own way; only the common one is imitated.
+fn re2_error(pattern: &str) -> String {
+    match pattern.rfind('[') {
+        Some(at) if !pattern[at..].contains(']') => format!("missing ]: {}", &pattern[at..]),
+        _ => format!("invalid: {pattern}"),
+    }
+}
+
+fn text(status: u16, body: String) -> Response {
+    with_type(status, TEXT, body)
+}
+
+fn pretty(value: &Value) -> Response {
+    with_type(200, JSON, serde_json::to_string_pretty(value).unwrap_or_default())
+}
+
+/// From /proc: what the allocator took is not known more exactly.
+fn memory() -> Value {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = |i: usize| statm.split(' ').nth(i).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    let size = rustix::param::page_size() as u64;
+    json!({
+        "allocated": (pages(5) * size).to_string(),
+        "heap_size": (pages(5) * size).to_string(),
+        "pageheap_unmapped": "0",
+        "pageheap_free": "0",
+        "total_thread_cache": "0",
+        "total_physical_bytes": (pages(1) * size).to_string(),
+    })
+}
+
+/// `server.*`, `cluster_manager.*`, `listener_manager.*` and the gauges of clusters, computed when read.
+fn register_server_stats(shared: &Arc<Shared>, control: &Weak<Mutex<Control>>) {
+    let weak = Arc::downgrade(shared);
+    let control = control.clone();
+    let plain = Computed(move |f: &mut dyn FnMut(&str, Sample)| {
+        let Some(shared) = weak.upgrade() else { return };
+        let failed = shared.health_failed.load(Ordering::Relaxed);
+        let ready = control.upgrade().is_some_and(|c| c.lock().unwrap_or_else(PoisonError::into_inner).ready().is_ok());
+        let listeners = shared.listeners.load();
+        let clusters = shared.clusters.load();
+        f("server.live", Sample::Gauge(u64::from(!failed && ready)));
+        f(
+            "server.state",
+            Sample::Gauge(if failed {
+                1
+            } else if ready {
+                0
+            } else {
+                3
+            }),
+        );
+        f("server.uptime", Sample::Gauge(shared.started.elapsed().as_secs()));
+        f("server.concurrency", Sample::Gauge(shared.concurrency as u64));
+        f("cluster_manager.active_clusters", Sample::Gauge(clusters.len() as u64));
+        f("listener_manager.total_listeners_active", Sample::Gauge(listeners.by_name.len() as u64));
+        f("listener_manager.workers_started", Sample::Gauge(1));
+        f("runtime.load_success", Sample::Counter(1));
+        f("runtime.num_keys", Sample::Gauge(0));
+        f("filesystem.write_completed", Sample::Counter(0));
+        if let Some(control) = control.upgrade() {
+            let control = control.lock().unwrap_or_else(PoisonError::into_inner);
+            for (of, state) in &control.types {
+                let prefix = match *of {
+                    envoy_api::type_url::CLUSTER => "cluster_manager.cds",
+                    envoy_api::type_url::LISTENER => "listener_manager.lds",
+                    _ => continue,
+                };
+                f(&format!("{prefix}.update_success"), Sample::Counter(state.updates - state.rejected));
+                f(&format!("{prefix}.update_rejected"), Sample::Counter(state.rejected));
+                f(&format!("{prefix}.update_attempt"), Sample::Counter(state.updates));
+            }
+        }
+    });
+    shared.registry.add(Kind::Plain, "".into(), Arc::new(plain));
+    let weak = Arc::downgrade(shared);
+    shared.registry.add_source(Box::new(move |f| {
+        let Some(shared) = weak.upgrade() else { return };
+        for entry in shared.clusters.load().values() {
+            tables::cluster_gauges(entry, f);
+        }
+    }));
+}

@@ -1,0 +1,153 @@
+//! `outrigger proxy`: Envoy's command line.
+
+use crate::start::{Options, start};
+use anyhow::Context as _;
+use clap::Parser;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Runs the proxy with an Envoy v3 bootstrap.
+#[derive(Clone, Debug, Parser)]
+pub struct Args {
+    /// Bootstrap file, JSON or YAML.
+    #[arg(short = 'c', long = "config-path")]
+    config_path: Option<PathBuf>,
+    /// Bootstrap as YAML text, merged over the file.
+    #[arg(long)]
+    config_yaml: Option<String>,
+    /// Worker threads; 0 or absent: one per processor.
+    #[arg(long, default_value_t = 0)]
+    concurrency: usize,
+    /// Overrides the node's id.
+    #[arg(long)]
+    service_node: Option<String>,
+    /// Overrides the node's cluster.
+    #[arg(long)]
+    service_cluster: Option<String>,
+    /// Overrides the zone of the node's locality.
+    #[arg(long)]
+    service_zone: Option<String>,
+    /// trace, debug, info, warning, error, critical or off.
+    #[arg(short = 'l', long, default_value = "warning")]
+    log_level: String,
+    /// Levels by component, as Envoy's; accepted for compatibility.
+    #[arg(long)]
+    component_log_level: Option<String>,
+    /// Where the log goes; standard error without it.
+    #[arg(long)]
+    log_path: Option<PathBuf>,
+    /// Accepted for compatibility.
+    #[arg(long)]
+    log_format: Option<String>,
+    /// Seconds over which removed listeners let connections go on.
+    #[arg(long, default_value_t = 600)]
+    drain_time_s: u64,
+    /// Accepted for compatibility: there is no hot restart.
+    #[arg(long, default_value_t = 900)]
+    parent_shutdown_time_s: u64,
+    /// Accepted for compatibility.
+    #[arg(long, default_value_t = 0)]
+    base_id: u32,
+    /// Accepted for compatibility.
+    #[arg(long, default_value_t = 0)]
+    restart_epoch: u32,
+    /// Accepted for compatibility.
+    #[arg(long)]
+    disable_hot_restart: bool,
+    /// serve, or validate: check the bootstrap and end.
+    #[arg(long, default_value = "serve")]
+    mode: Mode,
+    /// Accept filters that are not understood (Lua, Wasm) and leave them out.
+    #[arg(long)]
+    allow_unsupported_filters: bool,
+    /// Accepted for compatibility: unknown fields are always refused in static configuration.
+    #[arg(long)]
+    allow_unknown_static_fields: bool,
+    /// Accepted for compatibility.
+    #[arg(long)]
+    reject_unknown_dynamic_fields: bool,
+    /// Accepted for compatibility.
+    #[arg(long)]
+    admin_address_path: Option<PathBuf>,
+    /// Accepted for compatibility.
+    #[arg(long)]
+    local_address_ip_version: Option<String>,
+    /// Accepted for compatibility.
+    #[arg(long)]
+    file_flush_interval_msec: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    Serve,
+    Validate,
+}
+
+/// Runs `outrigger proxy` until it is told to end.
+pub fn run(args: Args) -> ExitCode {
+    init_logging(&args);
+    match serve(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn init_logging(args: &Args) {
+    let level = match args.log_level.as_str() {
+        "trace" => "trace",
+        "debug" => "debug",
+        "info" => "info",
+        "error" | "critical" => "error",
+        "off" => "none",
+        _ => "warn",
+    };
+    let options = lifecycle::logging::Options { json: false, levels: level.to_owned() };
+    if let Err(e) = lifecycle::logging::init(&options) {
+        eprintln!("error: {e}");
+    }
+}
+
+fn serve(args: Args) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        args.config_path.is_some() || args.config_yaml.is_some(),
+        "at least one of --config-path or --config-yaml must be given"
+    );
+    let mut bootstrap = crate::bootstrap::read(args.config_path.as_deref(), args.config_yaml.as_deref())?;
+    let node = bootstrap.node.get_or_insert_default();
+    if let Some(id) = args.service_node {
+        node.id = id;
+    }
+    if let Some(cluster) = args.service_cluster {
+        node.cluster = cluster;
+    }
+    if let Some(zone) = args.service_zone {
+        node.locality.get_or_insert_default().zone = zone;
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
+    let options = Options {
+        concurrency: args.concurrency,
+        allow_unsupported_filters: args.allow_unsupported_filters,
+        drain_time: Duration::from_secs(args.drain_time_s),
+        validate: args.mode == Mode::Validate,
+        ..Options::default()
+    };
+    runtime.block_on(async {
+        let mut signals = lifecycle::signal::Signals::listen().context("cannot listen for signals")?;
+        let handle = start(bootstrap, options)?;
+        if args.mode == Mode::Validate {
+            println!("configuration OK");
+            return Ok(());
+        }
+        tokio::select! {
+            _ = signals.next() => {}
+            () = handle.quit_requested() => {}
+        }
+        handle.shutdown();
+        Ok(())
+    })
+}

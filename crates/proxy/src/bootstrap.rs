@@ -1,0 +1,127 @@
+//! Reading a bootstrap: YAML or JSON into the typed message, and what the proxy keeps of it.
+
+use envoy_api::Message;
+use envoy_api::bootstrap::Bootstrap;
+use serde_json::Value;
+use std::path::Path;
+
+/// A bootstrap that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidBootstrap {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not YAML or JSON.
+    #[error("{0}")]
+    Syntax(String),
+    /// Does not fit `envoy.config.bootstrap.v3.Bootstrap`.
+    #[error("bootstrap: {0}")]
+    Shape(String),
+    /// A resource in it is refused.
+    #[error("{0}")]
+    Refused(String),
+}
+
+const TYPE: &str = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
+
+/// Reads `-c FILE` and `--config-yaml TEXT`; the latter is merged over the former.
+pub(crate) fn read(path: Option<&Path>, inline: Option<&str>) -> Result<Bootstrap, InvalidBootstrap> {
+    let mut value = Value::Object(serde_json::Map::new());
+    if let Some(path) = path {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| InvalidBootstrap::Read { path: path.display().to_string(), source })?;
+        value = parse(path, &text)?;
+    }
+    if let Some(inline) = inline {
+        merge(&mut value, parse(Path::new("--config-yaml"), inline)?);
+    }
+    let bytes = envoy_api::json::from_json(TYPE, &value).map_err(|e| InvalidBootstrap::Shape(e.to_string()))?;
+    Bootstrap::decode(&bytes[..]).map_err(|e| InvalidBootstrap::Shape(e.to_string()))
+}
+
+fn parse(path: &Path, text: &str) -> Result<Value, InvalidBootstrap> {
+    let mut documents = manifest::parse_plain(path, text).map_err(|e| InvalidBootstrap::Syntax(e.to_string()))?;
+    match documents.len() {
+        0 => Ok(Value::Object(serde_json::Map::new())),
+        _ => Ok(documents.swap_remove(0).value),
+    }
+}
+
+/// As protobuf's MergeFrom: messages are merged, lists appended, scalars replaced.
+fn merge(base: &mut Value, over: Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                match base.get_mut(&key) {
+                    Some(old) => merge(old, value),
+                    None => {
+                        base.insert(key, value);
+                    }
+                }
+            }
+        }
+        (Value::Array(base), Value::Array(over)) => base.extend(over),
+        (base, over) => *base = over,
+    }
+}
+
+/// Who this proxy is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NodeInfo {
+    pub(crate) id: String,
+    pub(crate) cluster: String,
+    pub(crate) metadata: Value,
+    pub(crate) message: envoy_api::core::Node,
+}
+
+impl NodeInfo {
+    pub(crate) fn of(node: Option<&envoy_api::core::Node>) -> Self {
+        let node = node.cloned().unwrap_or_default();
+        let metadata = node.metadata.as_ref().map(struct_json).unwrap_or_default();
+        Self { id: node.id.clone(), cluster: node.cluster.clone(), metadata, message: node }
+    }
+
+    /// A text field of the node's metadata.
+    pub(crate) fn text(&self, key: &str) -> &str {
+        self.metadata.get(key).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// A label of the workload.
+    pub(crate) fn label(&self, key: &str) -> &str {
+        self.metadata.get("LABELS").and_then(|l| l.get(key)).and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
+fn struct_json(s: &envoy_api::wkt::Struct) -> Value {
+    Value::Object(s.fields.iter().map(|(k, v)| (k.clone(), value_json(v))).collect())
+}
+
+fn value_json(v: &envoy_api::wkt::Value) -> Value {
+    use envoy_api::wkt::value::Kind;
+    match &v.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::NumberValue(n)) => serde_json::Number::from_f64(*n).map_or(Value::Null, Value::Number),
+        Some(Kind::StringValue(s)) => Value::String(s.clone()),
+        Some(Kind::BoolValue(b)) => Value::Bool(*b),
+        Some(Kind::StructValue(s)) => struct_json(s),
+        Some(Kind::ListValue(l)) => Value::Array(l.values.iter().map(value_json).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inline_is_merged_over_the_file() {
+        let mut base = serde_json::json!({"node": {"id": "a"}, "l": [1]});
+        merge(&mut base, serde_json::json!({"node": {"cluster": "c"}, "l": [2]}));
+        assert_eq!(base, serde_json::json!({"node": {"id": "a", "cluster": "c"}, "l": [1, 2]}));
+    }
+}

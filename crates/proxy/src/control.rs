@@ -1,0 +1,540 @@
+//! The configuration's one writer: compiles resources, warms them, publishes tables, binds sockets.
+//!
+//! A resource that is refused leaves its former state in use; everything else of the same update is applied.
+
+use crate::runtime::{ClusterEntry, ListenerEntry, Listeners, Shared};
+use crate::socket::{self, BindOptions, Bound};
+use crate::stats::Kind;
+use crate::worker::Command;
+use ads::client::{Subscriptions, Wanted};
+use bytes::Bytes;
+use envoy_api::{Message, pb, type_url};
+use mesh_types::ArcStr;
+use proxy_core::cluster::Discovery;
+use proxy_core::listener::{Direction, Terminal};
+use proxy_core::tls::{CertificateSource, ConfigSource, SdsRef, Secret, TlsCommon};
+use proxy_core::{Address, Cluster, Endpoints, Listener, ListenerSet, Options, RouteTable};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// A named resource as it arrives.
+pub(crate) struct Incoming {
+    pub(crate) name: ArcStr,
+    pub(crate) version: ArcStr,
+    pub(crate) body: Bytes,
+}
+
+/// Names and reasons of refused resources.
+pub(crate) type Refused = Vec<(ArcStr, String)>;
+
+/// What was last applied of one type, for dumps and counters.
+#[derive(Default)]
+pub(crate) struct TypeState {
+    pub(crate) version: ArcStrOrEmpty,
+    pub(crate) updates: u64,
+    pub(crate) rejected: u64,
+}
+
+/// A version that starts empty.
+#[derive(Clone, Debug)]
+pub(crate) struct ArcStrOrEmpty(pub(crate) ArcStr);
+
+impl Default for ArcStrOrEmpty {
+    fn default() -> Self {
+        Self("".into())
+    }
+}
+
+/// The master copy of the configuration.
+pub(crate) struct Control {
+    pub(crate) shared: Arc<Shared>,
+    options: Options,
+    workers: Vec<UnboundedSender<Command>>,
+    clusters: BTreeMap<ArcStr, Arc<ClusterEntry>>,
+    /// Clusters that wait for their endpoints; they replace what is in use when these come.
+    warming: BTreeMap<ArcStr, Arc<ClusterEntry>>,
+    listeners: BTreeMap<ArcStr, Arc<ListenerEntry>>,
+    /// Listeners that wait for their routes.
+    warming_listeners: BTreeMap<ArcStr, Arc<ListenerEntry>>,
+    /// The last assignment of each EDS name, so that a changed cluster need not wait.
+    assignments: HashMap<ArcStr, Bytes>,
+    bound: HashMap<ArcStr, Vec<Address>>,
+    pub(crate) subscriptions: Subscriptions,
+    pub(crate) types: BTreeMap<&'static str, TypeState>,
+    /// Types whose first answer is still awaited before the proxy is ready.
+    pub(crate) awaiting: BTreeSet<&'static str>,
+    /// SDS names asked of others than ADS, by cluster.
+    pub(crate) sds: tokio::sync::watch::Sender<BTreeSet<SdsRef>>,
+    dns: tokio::sync::mpsc::UnboundedSender<Arc<ClusterEntry>>,
+}
+
+impl Control {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        options: Options,
+        workers: Vec<UnboundedSender<Command>>,
+        dns: UnboundedSender<Arc<ClusterEntry>>,
+    ) -> Self {
+        Self {
+            shared,
+            options,
+            workers,
+            clusters: BTreeMap::new(),
+            warming: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            warming_listeners: BTreeMap::new(),
+            assignments: HashMap::new(),
+            bound: HashMap::new(),
+            subscriptions: Subscriptions::new(),
+            types: BTreeMap::new(),
+            awaiting: BTreeSet::new(),
+            sds: tokio::sync::watch::Sender::default(),
+            dns,
+        }
+    }
+
+    /// Applies one response of the control plane.
+    pub(crate) fn update(&mut self, of: &str, updated: Vec<Incoming>, removed: &[ArcStr]) -> Refused {
+        let version = updated.last().map(|u| u.version.clone());
+        let (key, refused) = match of {
+            type_url::CLUSTER => (type_url::CLUSTER, self.update_clusters(updated, removed, true)),
+            type_url::ENDPOINT => (type_url::ENDPOINT, self.update_endpoints(updated, removed)),
+            type_url::LISTENER => (type_url::LISTENER, self.update_listeners(updated, removed, true)),
+            type_url::ROUTE => (type_url::ROUTE, self.update_routes(updated, removed)),
+            type_url::SECRET => (type_url::SECRET, self.update_secrets(updated, removed)),
+            _ => return Vec::new(),
+        };
+        let state = self.types.entry(key).or_default();
+        state.updates += 1;
+        if let Some(version) = version {
+            state.version = ArcStrOrEmpty(version);
+        }
+        if !refused.is_empty() {
+            state.rejected += 1;
+        }
+        self.awaiting.remove(key);
+        refused
+    }
+
+    /// True once nothing that readiness depends on is missing.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        if let Some(of) = self.awaiting.first() {
+            let name = of.rsplit('.').next().unwrap_or(of);
+            return Err(format!("waiting for the control plane's first {name} resources"));
+        }
+        if let Some(name) = self.warming.keys().next() {
+            return Err(format!("waiting for endpoints of cluster {name}"));
+        }
+        if let Some(name) = self.warming_listeners.keys().next() {
+            return Err(format!("waiting for routes of listener {name}"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn warming_clusters(&self) -> impl Iterator<Item = &Arc<ClusterEntry>> {
+        self.warming.values()
+    }
+
+    pub(crate) fn warming_listeners(&self) -> impl Iterator<Item = &Arc<ListenerEntry>> {
+        self.warming_listeners.values()
+    }
+
+    /// Adds, changes and removes clusters.
+    pub(crate) fn update_clusters(&mut self, updated: Vec<Incoming>, removed: &[ArcStr], dynamic: bool) -> Refused {
+        let mut refused = Vec::new();
+        for incoming in updated {
+            if let Err(reason) = self.put_cluster(&incoming, dynamic) {
+                refused.push((incoming.name, reason));
+            }
+        }
+        for name in removed {
+            if self.clusters.get(name).is_some_and(|c| c.dynamic) {
+                if let Some(entry) = self.clusters.remove(name) {
+                    self.shared.registry.remove(Kind::Cluster, &entry.cluster.stat_name);
+                }
+            }
+            self.warming.remove(name);
+        }
+        self.publish_clusters();
+        self.subscribe();
+        refused
+    }
+
+    fn put_cluster(&mut self, incoming: &Incoming, dynamic: bool) -> Result<(), String> {
+        let message = pb::envoy::config::cluster::v3::Cluster::decode(incoming.body.clone())
+            .map_err(|e| format!("malformed: {e}"))?;
+        let cluster = Cluster::compile(&message, &self.options).map_err(|e| e.to_string())?;
+        let name = cluster.name.clone();
+        if let Some(old) = self.clusters.get(&name) {
+            if old.cluster.hash == cluster.hash && !self.warming.contains_key(&name) {
+                return Ok(());
+            }
+            if !old.dynamic && dynamic {
+                return Err("a static cluster of that name exists".into());
+            }
+        }
+        let entry = ClusterEntry::new(Arc::new(cluster), incoming.body.clone(), incoming.version.clone(), dynamic);
+        crate::ejection::watch(&self.shared, &entry);
+        match &entry.cluster.discovery {
+            Discovery::Eds { service_name, .. } => {
+                if let Some(body) = self.assignments.get(service_name).cloned() {
+                    // Refused before: the same assignment is refused again, and EDS will say so.
+                    let _ = self.assign(&entry, &body);
+                }
+            }
+            Discovery::StrictDns(_) | Discovery::LogicalDns(_) => {
+                // The receiver lives as long as the proxy.
+                let _ = self.dns.send(entry.clone());
+            }
+            _ => {}
+        }
+        if entry.warm.load(Ordering::Acquire) {
+            self.warming.remove(&name);
+            self.clusters.insert(name, entry);
+        } else {
+            self.warming.insert(name, entry);
+        }
+        Ok(())
+    }
+
+    fn assign(&self, entry: &Arc<ClusterEntry>, body: &Bytes) -> Result<(), String> {
+        let message = pb::envoy::config::endpoint::v3::ClusterLoadAssignment::decode(body.clone())
+            .map_err(|e| format!("malformed: {e}"))?;
+        let previous = match entry.warm.load(Ordering::Acquire) {
+            true => Some(entry.endpoints.load_full()),
+            // A changed cluster keeps the hosts (and their health) of the one it replaces.
+            false => self.clusters.get(&entry.cluster.name).map(|c| c.endpoints.load_full()),
+        };
+        let endpoints = Endpoints::compile(&message, &entry.cluster, previous.as_deref()).map_err(|e| e.to_string())?;
+        entry.set_endpoints(Arc::new(endpoints));
+        Ok(())
+    }
+
+    /// Takes assignments for all clusters that use them.
+    fn update_endpoints(&mut self, updated: Vec<Incoming>, _removed: &[ArcStr]) -> Refused {
+        let mut refused = Vec::new();
+        for incoming in updated {
+            self.assignments.insert(incoming.name.clone(), incoming.body.clone());
+            let users: Vec<_> = self
+                .clusters
+                .values()
+                .chain(self.warming.values())
+                .filter(|c| c.cluster.eds_name() == Some(&incoming.name))
+                .cloned()
+                .collect();
+            for entry in users {
+                if let Err(reason) = self.assign(&entry, &incoming.body) {
+                    refused.push((incoming.name.clone(), reason));
+                }
+            }
+        }
+        self.finish_warming();
+        refused
+    }
+
+    /// Moves clusters into use whose endpoints came.
+    pub(crate) fn finish_warming(&mut self) {
+        let warm: Vec<ArcStr> =
+            self.warming.iter().filter(|(_, c)| c.warm.load(Ordering::Acquire)).map(|(name, _)| name.clone()).collect();
+        if warm.is_empty() {
+            return;
+        }
+        for name in warm {
+            if let Some(entry) = self.warming.remove(&name) {
+                self.clusters.insert(name, entry);
+            }
+        }
+        self.publish_clusters();
+    }
+
+    fn publish_clusters(&mut self) {
+        let table: crate::runtime::Clusters = self.clusters.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let table = Arc::new(table);
+        self.shared.clusters.store(table.clone());
+        self.tell(|| Command::Clusters(table.clone()));
+    }
+
+    fn tell(&self, command: impl Fn() -> Command) {
+        for worker in &self.workers {
+            // A worker that is gone takes the process with it.
+            let _ = worker.send(command());
+        }
+    }
+
+    /// Adds, changes and removes listeners.
+    pub(crate) fn update_listeners(&mut self, updated: Vec<Incoming>, removed: &[ArcStr], dynamic: bool) -> Refused {
+        let mut refused = Vec::new();
+        for incoming in updated {
+            if let Err(reason) = self.put_listener(&incoming, dynamic) {
+                refused.push((incoming.name, reason));
+            }
+        }
+        for name in removed {
+            self.warming_listeners.remove(name);
+            if self.listeners.get(name).is_some_and(|l| l.dynamic) {
+                self.drop_listener(name);
+            }
+        }
+        // Subscriptions first: a listener may wait for routes that nobody asked for yet.
+        self.subscribe();
+        refused.extend(self.finish_listeners());
+        self.publish_listeners();
+        refused
+    }
+
+    fn put_listener(&mut self, incoming: &Incoming, dynamic: bool) -> Result<(), String> {
+        let old = self.listeners.get(&incoming.name);
+        if old.is_some_and(|old| old.body == incoming.body) && !self.warming_listeners.contains_key(&incoming.name) {
+            return Ok(());
+        }
+        let message = pb::envoy::config::listener::v3::Listener::decode(incoming.body.clone())
+            .map_err(|e| format!("malformed: {e}"))?;
+        let listener = Listener::compile(&message, &self.options).map_err(|e| e.to_string())?;
+        let name = listener.name.clone();
+        let entry = ListenerEntry::new(
+            Arc::new(listener),
+            incoming.body.clone(),
+            incoming.version.clone(),
+            dynamic,
+            self.listeners.get(&name).map(|l| &**l),
+            &self.shared.routes,
+        );
+        self.warming_listeners.insert(name, entry);
+        Ok(())
+    }
+
+    /// Moves listeners into use whose routes are there.
+    pub(crate) fn finish_listeners(&mut self) -> Refused {
+        let ready: Vec<ArcStr> = self
+            .warming_listeners
+            .iter()
+            .filter(|(_, l)| l.chains.iter().all(|c| c.routes.as_ref().is_none_or(|r| r.table.load().is_some())))
+            .map(|(name, _)| name.clone())
+            .collect();
+        let mut refused = Vec::new();
+        for name in ready {
+            let Some(entry) = self.warming_listeners.remove(&name) else { continue };
+            if let Err(reason) = self.bind(&entry) {
+                refused.push((name, reason));
+                continue;
+            }
+            if let Some(old) = self.listeners.insert(name, entry.clone()) {
+                old.drain_missing(Some(&entry));
+            }
+        }
+        refused
+    }
+
+    fn drop_listener(&mut self, name: &ArcStr) {
+        if let Some(entry) = self.listeners.remove(name) {
+            entry.drain_missing(None);
+            if self.bound.remove(name).is_some() {
+                self.tell(|| Command::StopListening(name.clone()));
+            }
+        }
+    }
+
+    /// Binds a listener's addresses on all workers, unless that was done.
+    fn bind(&mut self, entry: &ListenerEntry) -> Result<(), String> {
+        let listener = &entry.listener;
+        if !listener.bind_to_port || self.workers.is_empty() {
+            return Ok(());
+        }
+        let addresses: Vec<Address> =
+            std::iter::once(&listener.address).chain(&listener.additional_addresses).cloned().collect();
+        if self.bound.get(&listener.name) == Some(&addresses) {
+            return Ok(());
+        }
+        let mut sockets: Vec<Vec<Bound>> = self.workers.iter().map(|_| Vec::new()).collect();
+        for address in &addresses {
+            let own_sockets = listener.reuse_port && matches!(address, Address::Ip(_));
+            let options = BindOptions {
+                transparent: listener.transparent,
+                freebind: listener.freebind,
+                reuse_port: own_sockets,
+                backlog: listener.tcp_backlog.map_or(4096, |b| i32::try_from(b).unwrap_or(i32::MAX)),
+            };
+            let fail = |e: std::io::Error| format!("cannot bind '{address}': {e}");
+            let first = socket::listen(address, options).map_err(fail)?;
+            for list in sockets.iter_mut().skip(1) {
+                let bound = match (&first, own_sockets) {
+                    (_, true) => socket::listen(address, options).map_err(fail)?,
+                    (Bound::Tcp(s), false) => Bound::Tcp(s.try_clone().map_err(fail)?),
+                    (Bound::Unix(s), false) => Bound::Unix(s.try_clone().map_err(fail)?),
+                };
+                list.push(bound);
+            }
+            sockets[0].push(first);
+        }
+        if self.bound.insert(listener.name.clone(), addresses).is_some() {
+            self.tell(|| Command::StopListening(listener.name.clone()));
+        }
+        for (worker, list) in self.workers.iter().zip(sockets) {
+            for bound in list {
+                let _ = worker.send(Command::Listen(listener.name.clone(), bound));
+            }
+        }
+        Ok(())
+    }
+
+    fn publish_listeners(&mut self) {
+        let by_name: HashMap<_, _> = self.listeners.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let set = ListenerSet::new(self.listeners.values().map(|l| l.listener.clone()));
+        self.shared.listeners.store(Arc::new(Listeners { set, by_name }));
+        let rds: BTreeSet<ArcStr> = self.rds_names();
+        self.shared.routes.retain(|name| rds.contains(name));
+    }
+
+    fn rds_names(&self) -> BTreeSet<ArcStr> {
+        let all = self.listeners.values().chain(self.warming_listeners.values());
+        all.flat_map(|l| l.listener.rds_names().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    /// Takes route tables.
+    fn update_routes(&mut self, updated: Vec<Incoming>, removed: &[ArcStr]) -> Refused {
+        let mut refused = Vec::new();
+        for incoming in updated {
+            let slot = self.shared.routes.slot(&incoming.name);
+            if slot.dump.load().as_ref().is_some_and(|d| d.0 == incoming.body) {
+                continue;
+            }
+            let compiled = pb::envoy::config::route::v3::RouteConfiguration::decode(incoming.body.clone())
+                .map_err(|e| format!("malformed: {e}"))
+                .and_then(|m| RouteTable::compile(&m, &self.options).map_err(|e| e.to_string()));
+            match compiled {
+                Ok(table) => {
+                    slot.table.store(Some(Arc::new(table)));
+                    slot.dump.store(Some(Arc::new((incoming.body, incoming.version, SystemTime::now()))));
+                }
+                Err(reason) => refused.push((incoming.name, reason)),
+            }
+        }
+        for name in removed {
+            // Envoy keeps a removed route configuration until no listener asks for it.
+            tracing::debug!(%name, "route configuration removed by the control plane");
+        }
+        refused.extend(self.finish_listeners());
+        self.publish_listeners();
+        refused
+    }
+
+    /// Takes secrets.
+    pub(crate) fn update_secrets(&mut self, updated: Vec<Incoming>, removed: &[ArcStr]) -> Refused {
+        let mut refused = Vec::new();
+        for incoming in updated {
+            let done = pb::envoy::extensions::transport_sockets::tls::v3::Secret::decode(incoming.body.clone())
+                .map_err(|e| format!("malformed: {e}"))
+                .and_then(|m| Secret::compile(&m).map_err(|e| e.to_string()))
+                .and_then(|s| self.shared.secrets.set(s).map_err(|e| e.to_string()));
+            if let Err(reason) = done {
+                refused.push((incoming.name, reason));
+            }
+        }
+        for name in removed {
+            self.shared.secrets.remove(name);
+        }
+        refused
+    }
+
+    /// Tells the control plane which named resources are wanted now.
+    fn subscribe(&mut self) {
+        let of_ads = |source: &ConfigSource| matches!(source, ConfigSource::Ads);
+        let clusters = || self.clusters.values().chain(self.warming.values());
+        let eds = clusters().filter_map(|c| match &c.cluster.discovery {
+            Discovery::Eds { service_name, source } if of_ads(source) => Some(service_name.clone()),
+            _ => None,
+        });
+        let eds: BTreeSet<ArcStr> = eds.collect();
+        self.subscriptions.set(type_url::ENDPOINT, Wanted::names(eds));
+        self.subscriptions.set(type_url::ROUTE, Wanted::names(self.rds_names()));
+        let mut secrets = BTreeSet::new();
+        for cluster in clusters() {
+            for tls in cluster.cluster.transport.tls_contexts() {
+                sds_refs(&tls.common, &mut secrets);
+            }
+        }
+        for listener in self.listeners.values().chain(self.warming_listeners.values()) {
+            for tls in listener.listener.all_chains().filter_map(|c| c.tls.as_ref()) {
+                sds_refs(&tls.common, &mut secrets);
+            }
+        }
+        // The workload's own certificate comes from the agent when it is in this process.
+        let ads: BTreeSet<ArcStr> = secrets.iter().filter(|s| of_ads(&s.source)).map(|s| s.name.clone()).collect();
+        self.subscriptions.set(type_url::SECRET, Wanted::names(ads));
+        let others: BTreeSet<SdsRef> = secrets.into_iter().filter(|s| !of_ads(&s.source)).collect();
+        self.sds.send_if_modified(|current| {
+            let changed = *current != others;
+            if changed {
+                *current = others;
+            }
+            changed
+        });
+    }
+
+    /// Tells inbound and outbound connections to end as soon as that loses nothing.
+    pub(crate) fn drain(&mut self, inbound_only: bool) {
+        if !inbound_only {
+            self.shared.draining.store(true, Ordering::Release);
+        }
+        for listener in self.listeners.values() {
+            if !inbound_only || listener.listener.direction == Direction::Inbound {
+                listener.drain_missing(None);
+            }
+        }
+    }
+
+    /// Stops accepting.
+    pub(crate) fn stop_listeners(&mut self, inbound_only: bool) {
+        let names: Vec<ArcStr> = self
+            .listeners
+            .iter()
+            .filter(|(_, l)| !inbound_only || l.listener.direction == Direction::Inbound)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in names {
+            self.drop_listener(&name);
+        }
+        self.publish_listeners();
+    }
+
+    /// Ends the workers.
+    pub(crate) fn shutdown(&self) {
+        self.tell(|| Command::Shutdown);
+    }
+
+    /// Names in static routes and TCP proxies of clusters that do not exist, as Envoy checks them at start.
+    pub(crate) fn unknown_clusters(&self) -> Option<String> {
+        for listener in self.listeners.values().chain(self.warming_listeners.values()) {
+            for chain in listener.listener.all_chains() {
+                match &chain.terminal {
+                    Terminal::Http(hcm) => {
+                        if let proxy_core::hcm::Routes::Inline(table) = &hcm.routes
+                            && table.common.validate_clusters.unwrap_or(true)
+                            && let Some(name) = table.cluster_names().find(|n| !self.has_cluster(n))
+                        {
+                            return Some(format!("route: unknown cluster '{name}'"));
+                        }
+                    }
+                    Terminal::TcpProxy(_) | Terminal::DirectResponse(_) | Terminal::Echo | Terminal::Close => {}
+                }
+            }
+        }
+        None
+    }
+
+    fn has_cluster(&self, name: &ArcStr) -> bool {
+        self.clusters.contains_key(name) || self.warming.contains_key(name)
+    }
+}
+
+fn sds_refs(common: &TlsCommon, out: &mut BTreeSet<SdsRef>) {
+    for certificate in &common.certificates {
+        if let CertificateSource::Sds(sds) = certificate {
+            out.insert(sds.clone());
+        }
+    }
+    out.extend(common.validation.sds.clone());
+}

@@ -1,0 +1,78 @@
+//! Hosts of STRICT_DNS and LOGICAL_DNS clusters: resolved, and resolved again.
+
+use crate::control::Control;
+use crate::runtime::ClusterEntry;
+use mesh_types::ArcStr;
+use proxy_core::Endpoints;
+use proxy_core::cluster::{Discovery, DnsConfig, DnsFamily};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// Serves clusters as they come; one task each, which ends with the cluster.
+pub(crate) async fn run(mut clusters: UnboundedReceiver<Arc<ClusterEntry>>, control: Arc<Mutex<Control>>) {
+    while let Some(entry) = clusters.recv().await {
+        let (Discovery::StrictDns(config) | Discovery::LogicalDns(config)) = &entry.cluster.discovery else { continue };
+        let config = config.clone();
+        // Ends when the cluster is dropped.
+        tokio::spawn(keep_resolved(Arc::downgrade(&entry), config, control.clone()));
+    }
+}
+
+async fn keep_resolved(entry: Weak<ClusterEntry>, config: DnsConfig, control: Arc<Mutex<Control>>) {
+    let mut failures = 0u32;
+    loop {
+        let Some(cluster) = entry.upgrade() else { return };
+        let names = cluster.cluster.dns_names();
+        let mut found: HashMap<(ArcStr, u16), Vec<SocketAddr>> = HashMap::new();
+        let mut failed = false;
+        for (name, port) in names {
+            match tokio::net::lookup_host((&*name, port)).await {
+                Ok(addresses) => {
+                    let chosen = of_family(addresses.collect(), config.family);
+                    found.insert((name, port), chosen);
+                }
+                Err(e) => {
+                    tracing::debug!(%name, error = %e, "cannot resolve");
+                    failed = true;
+                }
+            }
+        }
+        let warm = cluster.warm.load(std::sync::atomic::Ordering::Acquire);
+        if !failed || !warm {
+            let previous = cluster.endpoints.load_full();
+            let resolve = |name: &str, port: u16| found.get(&(ArcStr::from(name), port)).cloned().unwrap_or_default();
+            match Endpoints::resolved(&cluster.cluster, &resolve, Some(&previous)) {
+                Ok(endpoints) => {
+                    cluster.set_endpoints(Arc::new(endpoints));
+                    if !warm {
+                        control.lock().unwrap_or_else(PoisonError::into_inner).finish_warming();
+                    }
+                }
+                Err(e) => tracing::warn!(cluster = %cluster.cluster.name, error = %e, "cannot use resolved addresses"),
+            }
+        }
+        drop(cluster);
+        failures = if failed { failures + 1 } else { 0 };
+        let pause = match failures {
+            0 => config.refresh,
+            n => (config.failure_refresh.0 * 2u32.saturating_pow(n.min(10) - 1)).min(config.failure_refresh.1),
+        };
+        tokio::time::sleep(pause.max(Duration::from_millis(10))).await;
+    }
+}
+
+fn of_family(addresses: Vec<SocketAddr>, family: DnsFamily) -> Vec<SocketAddr> {
+    let only = |v6: bool| addresses.iter().copied().filter(|a| a.is_ipv6() == v6).collect::<Vec<_>>();
+    let mut chosen = match family {
+        DnsFamily::V4Only => only(false),
+        DnsFamily::V6Only => only(true),
+        DnsFamily::All => addresses,
+        DnsFamily::Auto => Some(only(true)).filter(|l| !l.is_empty()).unwrap_or_else(|| only(false)),
+        DnsFamily::V4Preferred => Some(only(false)).filter(|l| !l.is_empty()).unwrap_or_else(|| only(true)),
+    };
+    chosen.dedup();
+    chosen
+}

@@ -1,0 +1,447 @@
+//! From an accepted socket to a filter chain: original destination, inspection, chain match, TLS, network filters.
+
+use crate::inspect::{self, HttpVersion, Look};
+use crate::io::{Io, Raw};
+use crate::runtime::{ChainEntry, ListenerEntry};
+use crate::socket::{self, Bound};
+use crate::stats::ListenerStats;
+use crate::tls::Failure;
+use crate::worker::Worker;
+use crate::{hcm, tcp};
+use mesh_types::ArcStr;
+use proxy_core::listener::{ChainInput, NetworkFilter, Terminal};
+use proxy_core::rbac::RbacInput;
+use proxy_core::{Address, ConnectionInfo, FilterState, FormatContext, Listener, Metadata, ResponseFlags, StreamInfo};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::task::AbortHandle;
+
+/// Accepts on a socket until aborted.
+pub(crate) fn accept_on(worker: &Rc<Worker>, name: &ArcStr, bound: Bound) -> io::Result<AbortHandle> {
+    let worker = worker.clone();
+    let name = name.clone();
+    // The worker keeps the handle and aborts it when the listener goes.
+    let task = match bound {
+        Bound::Tcp(listener) => {
+            let listener = TcpListener::from_std(listener)?;
+            tokio::task::spawn_local(async move {
+                loop {
+                    match listener.accept().await {
+                        Ok((stream, peer)) => accepted(&worker, &name, Raw::Tcp(stream), Some(peer)),
+                        Err(e) => accept_failed(&e).await,
+                    }
+                }
+            })
+        }
+        Bound::Unix(listener) => {
+            let listener = UnixListener::from_std(listener)?;
+            tokio::task::spawn_local(async move {
+                loop {
+                    match listener.accept().await {
+                        Ok((stream, _)) => accepted(&worker, &name, Raw::Unix(stream), None),
+                        Err(e) => accept_failed(&e).await,
+                    }
+                }
+            })
+        }
+    };
+    Ok(task.abort_handle())
+}
+
+/// Out of descriptors or memory: accepting again at once would spin.
+async fn accept_failed(e: &io::Error) {
+    tracing::warn!(error = %e, "accept failed");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+}
+
+fn accepted(worker: &Rc<Worker>, name: &ArcStr, raw: Raw, peer: Option<SocketAddr>) {
+    let worker = worker.clone();
+    let name = name.clone();
+    // A connection is its own owner; it ends with its peer, its timeouts, or the worker's runtime.
+    tokio::task::spawn_local(async move {
+        let Some(entry) = worker.shared.listeners.load().by_name.get(&name).cloned() else { return };
+        let stats = worker.listener_stats(&entry.listener.stat_prefix);
+        stats.downstream_cx_total.inc();
+        stats.downstream_cx_active.inc();
+        worker.connections.set(worker.connections.get() + 1);
+        let _open = Open { worker: worker.clone(), stats: stats.clone(), since: std::time::Instant::now() };
+        serve(&worker, entry, stats, raw, peer).await;
+    });
+}
+
+struct Open {
+    worker: Rc<Worker>,
+    stats: Arc<ListenerStats>,
+    since: std::time::Instant,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.stats.downstream_cx_active.dec();
+        self.stats.downstream_cx_destroy.inc();
+        self.stats.downstream_cx_length_ms.record(self.since.elapsed().as_millis() as u64);
+        self.worker.connections.set(self.worker.connections.get() - 1);
+    }
+}
+
+/// What a chain's terminal filter needs of a connection.
+pub(crate) struct Connection {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) listener: Arc<Listener>,
+    pub(crate) chain: Arc<ChainEntry>,
+    pub(crate) listener_stats: Arc<ListenerStats>,
+    pub(crate) info: Arc<ConnectionInfo>,
+    pub(crate) io: Io,
+}
+
+async fn serve(
+    worker: &Rc<Worker>,
+    entry: Arc<ListenerEntry>,
+    stats: Arc<ListenerStats>,
+    mut raw: Raw,
+    peer: Option<SocketAddr>,
+) {
+    let local = match &raw {
+        Raw::Tcp(stream) => match stream.local_addr() {
+            Ok(local) => Address::Ip(unmapped(local)),
+            Err(_) => return,
+        },
+        Raw::Unix(_) => entry.listener.address.clone(),
+    };
+    if let Raw::Tcp(stream) = &raw {
+        // Fails only on a connection that is gone already.
+        let _ = stream.set_nodelay(true);
+    }
+    let mut facts = Facts {
+        remote: peer.map_or_else(|| Address::Pipe("".into()), |p| Address::Ip(unmapped(p))),
+        direct_remote: Address::Pipe("".into()),
+        local,
+        ..Facts::default_for(&entry)
+    };
+    facts.direct_remote = facts.remote.clone();
+    let entry = match hand_over(worker, entry, &mut raw, &mut facts).await {
+        Ok(entry) => entry,
+        Err(e) => {
+            tracing::debug!(error = %e, "listener filter failed");
+            stats.downstream_listener_filter_error.inc();
+            return;
+        }
+    };
+    let stats = worker.listener_stats(&entry.listener.stat_prefix);
+    match inspect_within(&entry.listener, &mut raw, &mut facts, &stats).await {
+        Ok(()) => {}
+        Err(_) => return,
+    }
+    let input = ChainInput {
+        destination: &facts.local,
+        source: &facts.remote,
+        direct_source: &facts.direct_remote,
+        server_name: facts.server_name.as_deref().unwrap_or_default(),
+        transport_protocol: if facts.tls { "tls" } else { "raw_buffer" },
+        application_protocols: &facts.alpn,
+    };
+    let chain = entry.listener.find_chain(&input).and_then(|c| entry.entry_of(c)).cloned();
+    let Some(chain) = chain else {
+        stats.no_filter_chain_match.inc();
+        let info = Arc::new(facts.into_info(worker, &entry.listener, None));
+        log_no_chain(worker, &entry.listener, info);
+        return;
+    };
+    let (io, tls) = match secure(worker, &chain, &stats, raw).await {
+        Some(secured) => secured,
+        None => return,
+    };
+    if facts.server_name.is_none() {
+        facts.server_name = tls.as_ref().and_then(|t| t.server_name.clone());
+    }
+    facts.tls |= tls.is_some();
+    let mut info = facts.into_info(worker, &entry.listener, Some(&chain));
+    info.tls = tls.map(Arc::new);
+    let connection = Connection {
+        worker: worker.clone(),
+        listener: entry.listener.clone(),
+        chain: chain.clone(),
+        listener_stats: stats,
+        info: Arc::new(info),
+        io,
+    };
+    run_chain(connection).await;
+}
+
+/// An IPv4 peer of an IPv6 socket is an IPv4 peer.
+fn unmapped(addr: SocketAddr) -> SocketAddr {
+    match addr {
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => SocketAddr::from((v4, v6.port())),
+            None => addr,
+        },
+        SocketAddr::V4(_) => addr,
+    }
+}
+
+/// What is found out about a connection before its chain is chosen.
+struct Facts {
+    remote: Address,
+    direct_remote: Address,
+    local: Address,
+    server_name: Option<ArcStr>,
+    alpn: Vec<Vec<u8>>,
+    tls: bool,
+}
+
+impl Facts {
+    fn default_for(entry: &ListenerEntry) -> Self {
+        Self {
+            remote: entry.listener.address.clone(),
+            direct_remote: entry.listener.address.clone(),
+            local: entry.listener.address.clone(),
+            server_name: None,
+            alpn: Vec::new(),
+            tls: false,
+        }
+    }
+
+    fn into_info(self, worker: &Worker, listener: &Listener, chain: Option<&ChainEntry>) -> ConnectionInfo {
+        ConnectionInfo {
+            id: worker.shared.next_id(),
+            remote: self.remote,
+            direct_remote: self.direct_remote,
+            local: self.local,
+            server_name: self.server_name,
+            transport_protocol: if self.tls { "tls" } else { "raw_buffer" },
+            application_protocols: self.alpn,
+            listener: listener.name.clone(),
+            filter_chain: chain.map_or_else(|| "".into(), |c| c.chain.name.clone()),
+            direction: listener.direction,
+            ..ConnectionInfo::default()
+        }
+    }
+}
+
+/// Runs the address-changing listener filters and finds the listener that the connection belongs to.
+async fn hand_over(
+    worker: &Rc<Worker>,
+    entry: Arc<ListenerEntry>,
+    raw: &mut Raw,
+    facts: &mut Facts,
+) -> io::Result<Arc<ListenerEntry>> {
+    let Raw::Tcp(stream) = raw else { return Ok(entry) };
+    let listener = &entry.listener;
+    let mut restored = None;
+    if listener.inspect.original_dst || listener.use_original_dst {
+        // With TPROXY the local address is the original destination already.
+        restored = if listener.transparent { facts.local.socket() } else { socket::original_destination(stream) };
+        if let Some(destination) = restored {
+            facts.local = Address::Ip(unmapped(destination));
+        }
+    }
+    if let Some(config) = &listener.inspect.proxy_protocol {
+        crate::proxy_protocol::read(stream, config.optional, &mut facts.remote, &mut facts.local).await?;
+    }
+    if !listener.use_original_dst || restored.is_none() {
+        return Ok(entry);
+    }
+    let Some(destination) = facts.local.socket() else { return Ok(entry) };
+    let listeners = worker.shared.listeners.load();
+    let target = listeners.set.find_original_dst(listener, destination);
+    Ok(listeners.by_name.get(&target.name).cloned().unwrap_or(entry))
+}
+
+enum Ended {
+    Closed,
+    Timeout,
+}
+
+async fn inspect_within(
+    listener: &Listener,
+    raw: &mut Raw,
+    facts: &mut Facts,
+    stats: &ListenerStats,
+) -> Result<(), Ended> {
+    let port = facts.local.port().unwrap_or(0);
+    let (tls, http) = (listener.inspect.needs_tls(port), listener.inspect.needs_http(port));
+    let Raw::Tcp(stream) = raw else { return Ok(()) };
+    if !tls && !http {
+        return Ok(());
+    }
+    let timeout = listener.listener_filters_timeout;
+    stats.downstream_pre_cx_active.inc();
+    let look = look(stream, tls, http, facts);
+    let result = if timeout.is_zero() { Ok(look.await) } else { tokio::time::timeout(timeout, look).await };
+    stats.downstream_pre_cx_active.dec();
+    match result {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => {
+            stats.downstream_listener_filter_remote_close.inc();
+            Err(Ended::Closed)
+        }
+        Err(_) => {
+            stats.downstream_pre_cx_timeout.inc();
+            if listener.continue_on_listener_filters_timeout { Ok(()) } else { Err(Ended::Timeout) }
+        }
+    }
+}
+
+/// Peeks until TLS and HTTP inspection have made up their minds. The bytes stay in the socket.
+async fn look(stream: &TcpStream, mut tls: bool, http: bool, facts: &mut Facts) -> io::Result<()> {
+    let mut buf = vec![0u8; 2048];
+    let mut seen = 0;
+    loop {
+        let n = stream.peek(&mut buf).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if tls {
+            match inspect::client_hello(&buf[..n]) {
+                Look::Found(hello) => {
+                    facts.tls = true;
+                    facts.server_name = hello.server_name.map(ArcStr::from);
+                    facts.alpn = hello.alpn;
+                    return Ok(());
+                }
+                Look::No => tls = false,
+                Look::More => {}
+            }
+        }
+        if !tls {
+            if !http {
+                return Ok(());
+            }
+            match inspect::http(&buf[..n]) {
+                Look::Found(version) => {
+                    let name: &[u8] = match version {
+                        HttpVersion::Http10 => b"http/1.0",
+                        HttpVersion::Http11 => b"http/1.1",
+                        HttpVersion::Http2 => b"h2c",
+                    };
+                    facts.alpn = vec![name.to_vec()];
+                    return Ok(());
+                }
+                Look::No => return Ok(()),
+                Look::More => {}
+            }
+        }
+        if n == buf.len() {
+            if n >= inspect::MAX_HELLO + 1024 {
+                return Ok(());
+            }
+            buf.resize(n * 2, 0);
+        } else if n == seen {
+            // Level-triggered readiness with nothing new: a peek leaves the bytes, so the socket stays readable.
+            tokio::time::sleep(PEEK_AGAIN).await;
+        }
+        seen = n;
+    }
+}
+
+/// A ClientHello that comes in pieces is looked at again after this.
+const PEEK_AGAIN: Duration = Duration::from_millis(1);
+
+fn log_no_chain(worker: &Rc<Worker>, listener: &Listener, info: Arc<ConnectionInfo>) {
+    let mut stream = StreamInfo::new(info, SystemTime::now());
+    stream.flags.insert(ResponseFlags::NO_ROUTE);
+    stream.response_code_details = Some("filter_chain_not_found".into());
+    stream.times.complete = Some(Duration::ZERO);
+    let context = FormatContext::new(&stream, None, None);
+    for log in &listener.access_log {
+        worker.logs.record(&log.sink, |out| log.write(&context, &mut worker.random.borrow_mut(), out));
+    }
+    crate::log::LogBuffers::schedule(worker);
+}
+
+/// The TLS handshake, when the chain has one. `None`: failed (and counted).
+async fn secure(
+    worker: &Rc<Worker>,
+    chain: &ChainEntry,
+    stats: &ListenerStats,
+    raw: Raw,
+) -> Option<(Io, Option<proxy_core::TlsInfo>)> {
+    let Some(tls) = &chain.tls else { return Some((Io::Raw(raw), None)) };
+    let handshake = tls.accept(raw, &worker.shared.secrets);
+    let result = match chain.chain.transport_socket_connect_timeout {
+        Some(timeout) => match tokio::time::timeout(timeout, handshake).await {
+            Ok(result) => result,
+            Err(_) => {
+                stats.downstream_cx_transport_socket_connect_timeout.inc();
+                return None;
+            }
+        },
+        None => handshake.await,
+    };
+    match result {
+        Ok((stream, info)) => {
+            stats.ssl__handshake.inc();
+            if info.peer.is_none() {
+                stats.ssl__no_certificate.inc();
+            }
+            Some((Io::Server(stream), Some(info)))
+        }
+        Err(e) => {
+            match Failure::of(&e) {
+                Failure::San => stats.ssl__fail_verify_san.inc(),
+                Failure::Hash => stats.ssl__fail_verify_cert_hash.inc(),
+                Failure::Chain => stats.ssl__fail_verify_error.inc(),
+                Failure::NoCertificate => stats.ssl__fail_verify_no_cert.inc(),
+                Failure::Other => stats.ssl__connection_error.inc(),
+            }
+            tracing::debug!(error = %e, "downstream TLS handshake failed");
+            None
+        }
+    }
+}
+
+async fn run_chain(connection: Connection) {
+    let chain = connection.chain.clone();
+    let mut cluster = None;
+    for filter in &chain.chain.filters {
+        match filter {
+            NetworkFilter::Rbac(rbac) => {
+                let input = RbacInput {
+                    headers: None,
+                    connection: &connection.info,
+                    remote: &connection.info.remote,
+                    metadata: &Metadata::default(),
+                    filter_state: &FilterState::default(),
+                    route_metadata: None,
+                };
+                let verdict = rbac.check(&input);
+                tcp::count_rbac(&connection, rbac, &verdict);
+                if !verdict.allowed {
+                    tcp::log_denied(&connection, &verdict);
+                    if let Some(delay) = rbac.delay_deny {
+                        tokio::time::sleep(delay).await;
+                    }
+                    return;
+                }
+            }
+            NetworkFilter::SniCluster => cluster = connection.info.server_name.clone(),
+            // Peers are known by certificate and headers; connection limits and the like have no effect on correctness here.
+            NetworkFilter::MetadataExchange(_)
+            | NetworkFilter::IstioStats(_)
+            | NetworkFilter::SetFilterState(_)
+            | NetworkFilter::NoOp { .. } => {}
+            NetworkFilter::LocalRateLimit(limit) => {
+                if !tcp::take_token(&connection, limit) {
+                    return;
+                }
+            }
+            NetworkFilter::ConnectionLimit(_)
+            | NetworkFilter::SniDynamicForwardProxy { .. }
+            | NetworkFilter::ExtAuthz(_) => {
+                tracing::warn!(listener = %connection.listener.name, "network filter not available yet; closing");
+                return;
+            }
+        }
+    }
+    match &chain.chain.terminal {
+        Terminal::Http(http) => hcm::serve(connection, http.clone()).await,
+        Terminal::TcpProxy(proxy) => tcp::serve(connection, proxy.clone(), cluster).await,
+        Terminal::DirectResponse(bytes) => tcp::respond(connection, bytes.clone()).await,
+        Terminal::Echo => tcp::echo(connection).await,
+        Terminal::Close => {}
+    }
+}

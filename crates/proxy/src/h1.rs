@@ -1,0 +1,12 @@
+//! HTTP/1 codec: heads parsed once into an arena, bodies forwarded as bytes, every buffer bounded.
+
+mod body;
+mod conn;
+mod head;
+
+pub(crate) use body::Frame;
+pub(crate) use conn::{Conn, ReadError, Shared};
+pub(crate) use head::{
+    BodyLength, HeadError, Limits, RequestHead, ResponseHead, UnderscoreAction, parse_request, parse_response,
+    reason_phrase, write_request, write_response,
+};

@@ -1,0 +1,207 @@
+//! One HTTP/1 connection, server or client side: read buffer, write buffer, and the body being read.
+
+use super::body::{Decoder, Frame, Step};
+use super::head::{BodyLength, HeadError, Limits, RequestHead, ResponseHead, parse_request, parse_response};
+use crate::io::{Io, Out};
+use bytes::BytesMut;
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+/// Why reading from a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    /// The peer closed in the middle of a message.
+    #[error("closed by the peer")]
+    Closed,
+    #[error("read failed")]
+    Io(#[source] io::Error),
+    #[error(transparent)]
+    Syntax(#[from] HeadError),
+}
+
+/// A connection shared by the reading and the writing side of an exchange, on one thread.
+pub(crate) type Shared = Rc<RefCell<Conn>>;
+
+/// While a response is awaited, at most this much of the next pipelined requests is read ahead.
+const READ_AHEAD: usize = 64 * 1024;
+
+pub(crate) struct Conn {
+    pub(crate) io: Io,
+    pub(crate) out: Out,
+    read: BytesMut,
+    decoder: Decoder,
+    eof: bool,
+    /// Bytes read from the wire since the connection began.
+    pub(crate) bytes_read: u64,
+    /// Bytes written to the wire since the connection began.
+    pub(crate) bytes_written: u64,
+}
+
+impl Conn {
+    pub(crate) fn new(io: Io) -> Self {
+        Self {
+            io,
+            out: Out::default(),
+            read: BytesMut::new(),
+            decoder: Decoder::new(BodyLength::None),
+            eof: false,
+            bytes_read: 0,
+            bytes_written: 0,
+        }
+    }
+
+    /// Reads once into the buffer; 0 is the end of the stream.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.eof {
+            return Poll::Ready(Ok(0));
+        }
+        let n = ready!(self.io.poll_read_into(cx, &mut self.read))?;
+        self.eof = n == 0;
+        self.bytes_read += n as u64;
+        Poll::Ready(Ok(n))
+    }
+
+    /// The next request head; `None` when the peer closed between requests. The body decoder is set up for it.
+    pub(crate) fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: &Limits,
+    ) -> Poll<Result<Option<RequestHead>, ReadError>> {
+        loop {
+            if !self.read.is_empty() {
+                if let Some((head, used)) = parse_request(&self.read, limits)? {
+                    let _ = self.read.split_to(used);
+                    self.decoder = Decoder::new(head.body);
+                    return Poll::Ready(Ok(Some(head)));
+                }
+            } else {
+                // Idle: nothing is kept until bytes arrive.
+                self.read = BytesMut::new();
+                self.out.shrink();
+            }
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) if self.read.is_empty() => return Poll::Ready(Ok(None)),
+                Ok(0) => return Poll::Ready(Err(ReadError::Closed)),
+                Ok(_) => {}
+                Err(e) => return Poll::Ready(Err(ReadError::Io(e))),
+            }
+        }
+    }
+
+    /// The next response head (interim ones included).
+    pub(crate) fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: &Limits,
+        head_request: bool,
+    ) -> Poll<Result<ResponseHead, ReadError>> {
+        loop {
+            if !self.read.is_empty()
+                && let Some((head, used)) = parse_response(&self.read, limits, head_request)?
+            {
+                let _ = self.read.split_to(used);
+                self.decoder = Decoder::new(head.body);
+                return Poll::Ready(Ok(head));
+            }
+            match ready!(self.poll_fill(cx)) {
+                // Envoy calls half a head a protocol error, nothing at all a termination.
+                Ok(0) if !self.read.is_empty() => {
+                    let error = HeadError { status: 502, detail: "http1.codec_error" };
+                    return Poll::Ready(Err(ReadError::Syntax(error)));
+                }
+                Ok(0) => return Poll::Ready(Err(ReadError::Closed)),
+                Ok(_) => {}
+                Err(e) => return Poll::Ready(Err(ReadError::Io(e))),
+            }
+        }
+    }
+
+    /// The next frame of the current body; `None` at its end.
+    pub(crate) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, ReadError>>> {
+        loop {
+            match self.decoder.step(&mut self.read) {
+                Ok(Step::Frame(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Ok(Step::End) => return Poll::Ready(None),
+                Ok(Step::More) => {}
+                Err(e) => return Poll::Ready(Some(Err(e.into()))),
+            }
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) if self.decoder.finish_on_close() => return Poll::Ready(None),
+                Ok(0) => return Poll::Ready(Some(Err(ReadError::Closed))),
+                Ok(_) => {}
+                Err(e) => return Poll::Ready(Some(Err(ReadError::Io(e)))),
+            }
+        }
+    }
+
+    /// True when the current body was read to its end.
+    pub(crate) fn body_done(&self) -> bool {
+        self.decoder.done()
+    }
+
+    /// The rest of the connection is raw bytes until it closes (after an upgrade or CONNECT).
+    pub(crate) fn switch_to_raw(&mut self) {
+        self.decoder = Decoder::new(BodyLength::Close);
+    }
+
+    /// Resolves when the peer closed; reads (and keeps) what it sends meanwhile, up to a bound.
+    pub(crate) fn poll_peer_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.read.len() < READ_AHEAD {
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    /// For a pooled client connection: usable while the peer neither closed nor sent anything.
+    pub(crate) fn is_quiet(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.eof || !self.read.is_empty() {
+            return false;
+        }
+        match self.io.poll_readable(cx) {
+            Poll::Pending => true,
+            Poll::Ready(()) => matches!(self.poll_fill(cx), Poll::Pending),
+        }
+    }
+
+    pub(crate) fn at_eof(&self) -> bool {
+        self.eof
+    }
+
+    /// Bytes read but not consumed yet.
+    pub(crate) fn has_buffered(&self) -> bool {
+        !self.read.is_empty()
+    }
+
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out.is_empty() && matches!(self.io, Io::Raw(_)) {
+            return Poll::Ready(Ok(()));
+        }
+        self.out.poll_flush(cx, &mut self.io, &mut self.bytes_written)
+    }
+
+    /// Releases buffers of a connection that goes to the pool.
+    pub(crate) fn rest(&mut self) {
+        if self.read.is_empty() {
+            self.read = BytesMut::new();
+        }
+        self.out.shrink();
+    }
+}
+
+impl Conn {
+    /// Reads and drops what still comes, until the peer closes (for a delayed close).
+    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.read.clear();
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+    }
+}

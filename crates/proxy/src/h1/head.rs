@@ -1,0 +1,683 @@
+//! Parsing and writing of HTTP/1 heads, with the reading rules of Envoy 1.40 (Balsa parser, as the conformance data
+//! shows them: bare LF accepted, obs-fold joined, CR inside a value dropped, names strict).
+
+use proxy_core::Headers;
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// What to do with header names that contain `_`
+/// (`envoy.config.core.v3.HttpProtocolOptions.headers_with_underscores_action`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum UnderscoreAction {
+    #[default]
+    Allow,
+    Reject,
+    Drop,
+}
+
+/// Bounds of a head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of the whole head.
+    pub(crate) bytes: usize,
+    /// Header fields.
+    pub(crate) fields: usize,
+    /// `http10` requests accepted (else 426).
+    pub(crate) accept_http10: bool,
+    pub(crate) underscores: UnderscoreAction,
+    /// `allow_chunked_length`: a content-length beside chunked is dropped instead of refused.
+    pub(crate) chunked_length: bool,
+}
+
+impl Default for Limits {
+    /// Envoy's defaults: 60 KiB, 100 fields.
+    fn default() -> Self {
+        Self {
+            bytes: 60 * 1024,
+            fields: 100,
+            accept_http10: false,
+            underscores: UnderscoreAction::Allow,
+            chunked_length: false,
+        }
+    }
+}
+
+/// Why a head was refused; `detail` is Envoy's response code detail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub(crate) struct HeadError {
+    pub(crate) status: u16,
+    pub(crate) detail: &'static str,
+}
+
+const fn bad(detail: &'static str) -> HeadError {
+    HeadError { status: 400, detail }
+}
+
+const CODEC: HeadError = bad("http1.codec_error");
+const INVALID_CHARACTERS: HeadError = bad("http1.invalid_characters");
+const INVALID_TE: HeadError = HeadError { status: 501, detail: "http1.invalid_transfer_encoding" };
+const LOW_VERSION: HeadError = HeadError { status: 426, detail: "low_version" };
+const TOO_LARGE: HeadError = HeadError { status: 431, detail: "http1.headers_too_large" };
+const TOO_MANY: HeadError = HeadError { status: 431, detail: "http1.too_many_headers" };
+
+/// How the body of a message is delimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BodyLength {
+    None,
+    Length(u64),
+    Chunked,
+    /// Until the peer closes (responses only).
+    Close,
+}
+
+#[derive(Debug)]
+pub(crate) struct RequestHead {
+    pub(crate) headers: Headers,
+    pub(crate) body: BodyLength,
+    pub(crate) http10: bool,
+    pub(crate) keep_alive: bool,
+    /// `connection: upgrade` with this `upgrade` token.
+    pub(crate) upgrade: bool,
+    pub(crate) expect_continue: bool,
+    /// The request target was an absolute URI with this scheme.
+    pub(crate) absolute: Option<&'static str>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ResponseHead {
+    pub(crate) status: u16,
+    pub(crate) headers: Headers,
+    pub(crate) body: BodyLength,
+    pub(crate) keep_alive: bool,
+    pub(crate) http10: bool,
+}
+
+/// Length of the head in `buf` (with its empty line) and where its first line starts, or `None` when it is not complete.
+/// Leading empty lines are skipped.
+fn head_end(buf: &[u8]) -> Option<(usize, usize)> {
+    let start = buf.iter().position(|b| *b != b'\r' && *b != b'\n')?;
+    let mut at = start;
+    loop {
+        at += find(&buf[at..], b'\n')? + 1;
+        match buf.get(at) {
+            Some(b'\n') => return Some((start, at + 1)),
+            Some(b'\r') => match buf.get(at + 1) {
+                Some(b'\n') => return Some((start, at + 2)),
+                Some(_) => {}
+                None => return None,
+            },
+            Some(_) => {}
+            None => return None,
+        }
+    }
+}
+
+pub(super) fn find(buf: &[u8], byte: u8) -> Option<usize> {
+    memchr::memchr(byte, buf)
+}
+
+/// Number of leading bytes of `buf` that are only line ends (to be discarded before a request).
+fn leading_blank(buf: &[u8]) -> usize {
+    buf.iter().take_while(|b| **b == b'\r' || **b == b'\n').count()
+}
+
+/// A request head from the front of `buf`: the head and the number of bytes it took; `None` when more bytes are needed.
+pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(RequestHead, usize)>, HeadError> {
+    let Some((start, end)) = head_end(buf) else {
+        if buf.len() - leading_blank(buf) > limits.bytes {
+            return Err(TOO_LARGE);
+        }
+        early_refusal(&buf[leading_blank(buf)..])?;
+        return Ok(None);
+    };
+    if end - start > limits.bytes {
+        return Err(TOO_LARGE);
+    }
+    let head = &buf[start..end];
+    let line_end = find(head, b'\n').ok_or(CODEC)?;
+    let line = request_line(&head[..line_end])?;
+    let method = &head[line.method];
+    if !known_method(method) {
+        return Err(CODEC);
+    }
+    let target = &head[line.target];
+    if target.contains(&0) {
+        return Err(INVALID_CHARACTERS);
+    }
+    let connect = method == b"CONNECT";
+    if !valid_target(target, connect) {
+        return Err(CODEC);
+    }
+    let http10 = match &head[line.version] {
+        b"HTTP/1.1" => false,
+        b"HTTP/1.0" => true,
+        b"" | b"HTTP/0.9" => return Err(LOW_VERSION),
+        _ => return Err(CODEC),
+    };
+    if http10 && !limits.accept_http10 {
+        return Err(LOW_VERSION);
+    }
+    let mut headers = Headers::with_capacity(24, end - start + 64);
+    headers.push(b":method", method);
+    let absolute = push_target(&mut headers, target, connect)?;
+    let mut facts = Facts { authority: absolute.is_some() || connect, ..Facts::default() };
+    fields(&mut headers, &head[line_end + 1..], limits, &mut facts, true)?;
+    let body = facts.body_length(limits)?;
+    if facts.drop_length {
+        headers.remove("content-length");
+    }
+    let keep_alive = if http10 { facts.keep_alive && !facts.close } else { !facts.close };
+    let body = match body {
+        BodyLength::Close => BodyLength::None,
+        other => other,
+    };
+    Ok(Some((
+        RequestHead {
+            headers,
+            body,
+            http10,
+            keep_alive,
+            upgrade: facts.upgrade,
+            expect_continue: facts.expect_continue,
+            absolute,
+        },
+        end,
+    )))
+}
+
+/// Garbage is refused before its end is seen: a client that speaks something else would wait for ever.
+fn early_refusal(buf: &[u8]) -> Result<(), HeadError> {
+    if let Some(end) = find(buf, b'\n') {
+        let line = request_line(&buf[..end])?;
+        if !known_method(&buf[line.method]) {
+            return Err(CODEC);
+        }
+    }
+    Ok(())
+}
+
+struct RequestLine {
+    method: Range<usize>,
+    target: Range<usize>,
+    version: Range<usize>,
+}
+
+fn request_line(line: &[u8]) -> Result<RequestLine, HeadError> {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let blank = |b: &u8| *b == b' ' || *b == b'\t';
+    let trimmed = line.len() - line.iter().rev().take_while(|b| blank(b)).count();
+    let line = &line[..trimmed];
+    let method = 0..line.iter().position(|b| blank(b)).unwrap_or(line.len());
+    let rest = method.end + line[method.end..].iter().take_while(|b| blank(b)).count();
+    let target = rest..rest + line[rest..].iter().position(|b| blank(b)).unwrap_or(line.len() - rest);
+    let rest = target.end + line[target.end..].iter().take_while(|b| blank(b)).count();
+    let version = rest..line.len();
+    if target.is_empty() {
+        return Err(CODEC);
+    }
+    Ok(RequestLine { method, target, version })
+}
+
+/// Methods that Envoy's codec knows when `allow_custom_methods` is off.
+fn known_method(method: &[u8]) -> bool {
+    matches!(
+        method,
+        b"GET"
+            | b"POST"
+            | b"PUT"
+            | b"HEAD"
+            | b"DELETE"
+            | b"OPTIONS"
+            | b"PATCH"
+            | b"CONNECT"
+            | b"TRACE"
+            | b"ACL"
+            | b"BIND"
+            | b"CHECKOUT"
+            | b"COPY"
+            | b"LINK"
+            | b"LOCK"
+            | b"MERGE"
+            | b"MKACTIVITY"
+            | b"MKCALENDAR"
+            | b"MKCOL"
+            | b"MOVE"
+            | b"MSEARCH"
+            | b"M-SEARCH"
+            | b"NOTIFY"
+            | b"PROPFIND"
+            | b"PROPPATCH"
+            | b"PURGE"
+            | b"QUERY"
+            | b"REBIND"
+            | b"REPORT"
+            | b"SEARCH"
+            | b"SOURCE"
+            | b"SUBSCRIBE"
+            | b"UNBIND"
+            | b"UNLINK"
+            | b"UNLOCK"
+            | b"UNSUBSCRIBE"
+    )
+}
+
+fn valid_target(target: &[u8], connect: bool) -> bool {
+    let path_char = |b: &u8| *b == 9 || *b == 12 || (b'!'..=126).contains(b);
+    let host_char = |b: &u8| b.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=@[]_~".contains(b);
+    match target.first() {
+        None => false,
+        Some(b'/' | b'*') => target[1..].iter().all(path_char),
+        Some(first) => {
+            let mut rest = target;
+            if !connect {
+                let scheme = target.iter().take_while(|b| b.is_ascii_alphanumeric() || b"+-.".contains(b)).count();
+                if !first.is_ascii_alphabetic() || !target[scheme..].starts_with(b"://") {
+                    return false;
+                }
+                rest = &target[scheme + 3..];
+            }
+            let host = rest.iter().position(|b| *b == b'/' || *b == b'?').unwrap_or(rest.len());
+            rest[..host].iter().all(host_char)
+                && !rest[..host].windows(2).any(|w| w == b"@@")
+                && rest[host..].iter().all(path_char)
+        }
+    }
+}
+
+/// Pushes `:path` and, for absolute targets and CONNECT, `:authority`.
+fn push_target(headers: &mut Headers, target: &[u8], connect: bool) -> Result<Option<&'static str>, HeadError> {
+    if connect {
+        if matches!(target.first(), Some(b'/' | b'*')) {
+            return Err(bad("http1.invalid_url"));
+        }
+        headers.push(b":authority", target);
+        return Ok(None);
+    }
+    if matches!(target.first(), Some(b'/' | b'*')) {
+        headers.push(b":path", target);
+        return Ok(None);
+    }
+    let colon = find(target, b':').ok_or(CODEC)?;
+    let scheme = if target[..colon].eq_ignore_ascii_case(b"http") {
+        "http"
+    } else if target[..colon].eq_ignore_ascii_case(b"https") {
+        "https"
+    } else {
+        return Err(bad("http1.invalid_scheme"));
+    };
+    let rest = target.get(colon + 3..).ok_or(CODEC)?;
+    let host_len = rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len());
+    if host_len == 0 {
+        return Err(bad("http1.invalid_url"));
+    }
+    headers.push(b":authority", &rest[..host_len]);
+    let path = &rest[host_len..];
+    if path.first() == Some(&b'/') {
+        headers.push(b":path", path);
+    } else {
+        headers.push(b":path", &[b"/", path].concat());
+    }
+    Ok(Some(scheme))
+}
+
+/// What the framing and connection headers of one head say.
+#[derive(Default)]
+struct Facts {
+    length: Option<u64>,
+    chunked: bool,
+    close: bool,
+    keep_alive: bool,
+    upgrade: bool,
+    has_upgrade: bool,
+    expect_continue: bool,
+    drop_length: bool,
+    /// `:authority` is known; a Host field is not looked at.
+    authority: bool,
+    host: bool,
+}
+
+impl Facts {
+    fn body_length(&mut self, limits: &Limits) -> Result<BodyLength, HeadError> {
+        if self.chunked && self.length.is_some() {
+            if !limits.chunked_length {
+                return Err(bad("http1.content_length_and_chunked_not_allowed"));
+            }
+            self.drop_length = true;
+        }
+        self.upgrade &= self.has_upgrade;
+        Ok(match (self.chunked, self.length) {
+            (true, _) => BodyLength::Chunked,
+            (_, Some(0)) => BodyLength::None,
+            (_, Some(n)) => BodyLength::Length(n),
+            _ => BodyLength::Close,
+        })
+    }
+}
+
+/// Parses field lines up to the empty line into `headers`.
+fn fields(
+    headers: &mut Headers,
+    mut rest: &[u8],
+    limits: &Limits,
+    facts: &mut Facts,
+    request: bool,
+) -> Result<(), HeadError> {
+    let mut count = 0;
+    let mut te_seen = false;
+    while !(rest.is_empty() || rest.starts_with(b"\n") || rest.starts_with(b"\r\n")) {
+        let mut end = find(rest, b'\n').ok_or(CODEC)?;
+        // A folded line belongs to the value before it (RFC 9112, 5.2).
+        while matches!(rest.get(end + 1), Some(b' ' | b'\t')) {
+            end = end + 1 + find(&rest[end + 1..], b'\n').ok_or(CODEC)?;
+        }
+        let line = &rest[..end];
+        rest = &rest[end + 1..];
+        let colon = find(line, b':').ok_or(CODEC)?;
+        let name = &line[..colon];
+        if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
+            return Err(CODEC);
+        }
+        let value = clean_value(&line[colon + 1..])?;
+        let value: &[u8] = &value;
+        count += 1;
+        if count > limits.fields {
+            return Err(TOO_MANY);
+        }
+        if request && limits.underscores != UnderscoreAction::Allow && name.contains(&b'_') {
+            match limits.underscores {
+                UnderscoreAction::Reject => return Err(bad("http1.unexpected_underscore")),
+                _ => continue,
+            }
+        }
+        match name.len() {
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                if facts.length.is_some() {
+                    return Err(CODEC);
+                }
+                facts.length = Some(parse_length(value).ok_or(CODEC)?);
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                if te_seen || !value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(INVALID_TE);
+                }
+                te_seen = true;
+                facts.chunked = true;
+            }
+            10 if name.eq_ignore_ascii_case(b"connection") => {
+                for token in value.split(|b| *b == b',').map(|t| t.trim_ascii()) {
+                    facts.close |= token.eq_ignore_ascii_case(b"close");
+                    facts.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                    facts.upgrade |= token.eq_ignore_ascii_case(b"upgrade");
+                }
+            }
+            7 if name.eq_ignore_ascii_case(b"upgrade") => facts.has_upgrade = true,
+            6 if name.eq_ignore_ascii_case(b"expect") => {
+                facts.expect_continue = value.eq_ignore_ascii_case(b"100-continue");
+            }
+            4 if request && name.eq_ignore_ascii_case(b"host") => {
+                if !facts.authority {
+                    headers.push(b":authority", value);
+                    facts.authority = true;
+                } else if facts.host {
+                    return Err(CODEC);
+                }
+                facts.host = true;
+                continue;
+            }
+            _ => {}
+        }
+        headers.push(name, value);
+    }
+    Ok(())
+}
+
+/// RFC 9110 token characters.
+pub(crate) fn is_token(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
+/// The value without surrounding blanks, with CR and LF inside squeezed out; refuses other control characters.
+fn clean_value(value: &[u8]) -> Result<Cow<'_, [u8]>, HeadError> {
+    let value = value.trim_ascii();
+    let mut squeeze = false;
+    for b in value {
+        match b {
+            b'\r' | b'\n' => squeeze = true,
+            b'\t' | 32..=126 | 128.. => {}
+            _ => return Err(INVALID_CHARACTERS),
+        }
+    }
+    if squeeze {
+        return Ok(Cow::Owned(value.iter().copied().filter(|b| !matches!(b, b'\r' | b'\n')).collect()));
+    }
+    Ok(Cow::Borrowed(value))
+}
+
+fn parse_length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// A response head from the front of `buf`. `head_request`: the request was HEAD, so there is no body.
+pub(crate) fn parse_response(
+    buf: &[u8],
+    limits: &Limits,
+    head_request: bool,
+) -> Result<Option<(ResponseHead, usize)>, HeadError> {
+    let Some((start, end)) = head_end(buf) else {
+        if buf.len() > limits.bytes {
+            return Err(TOO_LARGE);
+        }
+        if !b"HTTP/1.".starts_with(&buf[..buf.len().min(7)]) && leading_blank(buf) == 0 {
+            return Err(CODEC);
+        }
+        return Ok(None);
+    };
+    if end - start > limits.bytes {
+        return Err(TOO_LARGE);
+    }
+    let head = &buf[start..end];
+    let line_end = find(head, b'\n').ok_or(CODEC)?;
+    let (status, http10) = status_line(&head[..line_end])?;
+    let mut headers = Headers::with_capacity(24, end - start + 64);
+    headers.push(b":status", &head[9..][..3]);
+    let mut facts = Facts::default();
+    fields(&mut headers, &head[line_end + 1..], limits, &mut facts, false)?;
+    let mut body = facts.body_length(limits)?;
+    if head_request || (100..200).contains(&status) || status == 204 || status == 304 {
+        body = BodyLength::None;
+    }
+    let keep_alive = if http10 { facts.keep_alive } else { !facts.close } && body != BodyLength::Close;
+    Ok(Some((ResponseHead { status, headers, body, keep_alive, http10 }, end)))
+}
+
+fn status_line(line: &[u8]) -> Result<(u16, bool), HeadError> {
+    let http10 = match line.get(..8) {
+        Some(b"HTTP/1.1") => false,
+        Some(b"HTTP/1.0") => true,
+        _ => return Err(CODEC),
+    };
+    let rest = line[8..].trim_ascii();
+    let digits = rest.get(..3).ok_or(CODEC)?;
+    if !digits.iter().all(u8::is_ascii_digit) || rest.get(3).is_some_and(u8::is_ascii_digit) {
+        return Err(CODEC);
+    }
+    let status = digits.iter().fold(0u16, |n, d| n * 10 + u16::from(d - b'0'));
+    if status < 100 {
+        return Err(CODEC);
+    }
+    Ok((status, http10))
+}
+
+/// Writes a request head; framing headers are in `headers` already.
+pub(crate) fn write_request(out: &mut Vec<u8>, headers: &Headers) {
+    out.extend_from_slice(headers.get(":method").unwrap_or(b"GET"));
+    out.push(b' ');
+    let authority = headers.get(":authority").unwrap_or_default();
+    out.extend_from_slice(headers.get(":path").unwrap_or(authority));
+    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+    out.extend_from_slice(authority);
+    out.extend_from_slice(b"\r\n");
+    write_fields(out, headers);
+}
+
+/// Writes a response head; framing headers are in `headers` already.
+pub(crate) fn write_response(out: &mut Vec<u8>, status: u16, http10: bool, headers: &Headers) {
+    out.extend_from_slice(if http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    let digits = [b'0' + (status / 100 % 10) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8];
+    out.extend_from_slice(&digits);
+    out.push(b' ');
+    out.extend_from_slice(reason_phrase(status).as_bytes());
+    out.extend_from_slice(b"\r\n");
+    write_fields(out, headers);
+}
+
+fn write_fields(out: &mut Vec<u8>, headers: &Headers) {
+    for (name, value) in headers.iter_regular() {
+        out.extend_from_slice(name);
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value);
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Reason phrases as Envoy writes them (source/common/http/codes.cc).
+pub(crate) fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        100 => "Continue",
+        101 => "Switching Protocols",
+        102 => "Processing",
+        103 => "Early Hints",
+        200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
+        203 => "Non-Authoritative Information",
+        204 => "No Content",
+        205 => "Reset Content",
+        206 => "Partial Content",
+        207 => "Multi-Status",
+        208 => "Already Reported",
+        226 => "IM Used",
+        300 => "Multiple Choices",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        304 => "Not Modified",
+        305 => "Use Proxy",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        402 => "Payment Required",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        406 => "Not Acceptable",
+        407 => "Proxy Authentication Required",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        410 => "Gone",
+        411 => "Length Required",
+        412 => "Precondition Failed",
+        413 => "Payload Too Large",
+        414 => "URI Too Long",
+        415 => "Unsupported Media Type",
+        416 => "Range Not Satisfiable",
+        417 => "Expectation Failed",
+        421 => "Misdirected Request",
+        422 => "Unprocessable Entity",
+        423 => "Locked",
+        424 => "Failed Dependency",
+        425 => "Too Early",
+        426 => "Upgrade Required",
+        428 => "Precondition Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        506 => "Variant Also Negotiates",
+        507 => "Insufficient Storage",
+        508 => "Loop Detected",
+        510 => "Not Extended",
+        511 => "Network Authentication Required",
+        _ => "Unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(text: &str) -> Result<RequestHead, HeadError> {
+        parse_request(text.as_bytes(), &Limits::default()).map(|r| r.expect("a complete head").0)
+    }
+
+    fn detail(text: &str) -> &'static str {
+        request(text).expect_err("refused").detail
+    }
+
+    #[test]
+    fn a_usual_request() {
+        let (head, used) = parse_request(b"GET /a?b=c HTTP/1.1\r\nHost: h\r\nX-A:  1 \r\n\r\nrest", &Limits::default())
+            .unwrap()
+            .unwrap();
+        assert_eq!(used, 41 - 4);
+        assert_eq!(head.headers.path(), Some("/a?b=c"));
+        assert_eq!(head.headers.authority(), Some("h"));
+        assert_eq!(head.headers.get("x-a"), Some(&b"1"[..]));
+        assert!(head.keep_alive);
+        assert_eq!(head.body, BodyLength::None);
+    }
+
+    #[test]
+    fn smuggling_vectors_are_refused() {
+        let head = |fields: &str| format!("POST / HTTP/1.1\r\nhost: t\r\n{fields}\r\n\r\n");
+        assert_eq!(
+            detail(&head("content-length: 5\r\ntransfer-encoding: chunked")),
+            "http1.content_length_and_chunked_not_allowed"
+        );
+        assert_eq!(detail(&head("content-length: 3\r\ncontent-length: 3")), "http1.codec_error");
+        assert_eq!(detail(&head("content-length: +3")), "http1.codec_error");
+        assert_eq!(detail(&head("content-length: 99999999999999999999999")), "http1.codec_error");
+        assert_eq!(detail(&head("transfer-encoding: gzip, chunked")), "http1.invalid_transfer_encoding");
+        assert_eq!(detail(&head("x-a : 1")), "http1.codec_error");
+        assert_eq!(detail(&head("x-a: a\0b")), "http1.invalid_characters");
+        assert_eq!(detail("GET / HTTP/1.1\r\n host: t\r\n\r\n"), "http1.codec_error");
+    }
+
+    #[test]
+    fn folded_lines_are_joined() {
+        let head = request("GET / HTTP/1.1\r\nhost: t\r\nx-a: 1\r\n folded\r\n\r\n").unwrap();
+        assert_eq!(head.headers.get("x-a"), Some(&b"1 folded"[..]));
+    }
+
+    #[test]
+    fn absolute_form_replaces_the_host() {
+        let head = request("GET http://abs.test:81/p?q=1 HTTP/1.1\r\nhost: other\r\n\r\n").unwrap();
+        assert_eq!(head.headers.authority(), Some("abs.test:81"));
+        assert_eq!(head.headers.path(), Some("/p?q=1"));
+        assert_eq!(detail("GET ftp://abs.test/p HTTP/1.1\r\nhost: other\r\n\r\n"), "http1.invalid_scheme");
+    }
+
+    #[test]
+    fn never_panics_on_any_prefix_or_flip() {
+        let text = b"POST /x HTTP/1.1\r\nhost: t\r\nx-a: 1\r\n folded\r\ntransfer-encoding: chunked\r\n\r\n";
+        for i in 0..text.len() {
+            let _ = parse_request(&text[..i], &Limits::default());
+            for byte in [0u8, 10, 13, 32, 58, 255] {
+                let mut copy = text.to_vec();
+                copy[i] = byte;
+                let _ = parse_request(&copy, &Limits::default());
+                let _ = parse_response(&copy, &Limits::default(), false);
+            }
+        }
+    }
+}

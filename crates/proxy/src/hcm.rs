@@ -1,0 +1,187 @@
+//! The HTTP connection manager: downstream HTTP/1 and HTTP/2 connections, and what happens to each request.
+
+mod authz;
+mod exchange;
+mod filters;
+mod h1;
+mod h2;
+mod local_reply;
+mod mirror;
+mod respond;
+mod router;
+mod timers;
+
+pub(crate) use exchange::{Exchange, civil_date};
+
+use crate::downstream::Connection;
+use crate::io::Io;
+use crate::runtime::{ChainEntry, RouteSlot};
+use crate::stats::{HttpStats, ListenerStats};
+use crate::worker::Worker;
+use proxy_core::hcm::{Codec, HeadersWithUnderscores, HttpConnectionManager, Routes};
+use proxy_core::{ConnectionInfo, Listener, RouteTable};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+/// A downstream HTTP connection: what its requests share.
+pub(crate) struct Http {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) config: Arc<HttpConnectionManager>,
+    pub(crate) listener: Arc<Listener>,
+    pub(crate) chain: Arc<ChainEntry>,
+    pub(crate) info: Arc<ConnectionInfo>,
+    pub(crate) stats: Arc<HttpStats>,
+    pub(crate) listener_stats: Arc<ListenerStats>,
+    routes: Option<Arc<RouteSlot>>,
+    since: Instant,
+    requests: Cell<u32>,
+    /// Requests under way.
+    active: Cell<u32>,
+}
+
+impl Http {
+    /// The route table as it is now; `None` when RDS has not delivered it.
+    pub(crate) fn route_table(&self) -> Option<Arc<RouteTable>> {
+        match (&self.config.routes, &self.routes) {
+            (Routes::Inline(table), _) => Some(table.clone()),
+            (_, Some(slot)) => slot.table.load_full(),
+            _ => None,
+        }
+    }
+
+    /// True when this connection should end after the current request.
+    fn closing(&self) -> bool {
+        let worn = self.config.max_requests_per_connection.is_some_and(|max| self.requests.get() >= max);
+        worn || self.draining()
+    }
+
+    fn draining(&self) -> bool {
+        *self.chain.drain.borrow() || self.worker.shared.draining.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn too_old(&self) -> bool {
+        self.config.max_connection_duration.is_some_and(|max| self.since.elapsed() >= max)
+    }
+
+    /// Limits of a request head.
+    fn head_limits(&self) -> crate::h1::Limits {
+        crate::h1::Limits {
+            bytes: self.config.max_request_headers_bytes as usize,
+            fields: self.config.max_headers_count as usize,
+            accept_http10: self.config.http1.accept_http_10,
+            underscores: match self.config.headers_with_underscores {
+                HeadersWithUnderscores::Allow => crate::h1::UnderscoreAction::Allow,
+                HeadersWithUnderscores::Reject => crate::h1::UnderscoreAction::Reject,
+                HeadersWithUnderscores::Drop => crate::h1::UnderscoreAction::Drop,
+            },
+            chunked_length: self.config.http1.allow_chunked_length,
+        }
+    }
+}
+
+impl Drop for Http {
+    fn drop(&mut self) {
+        self.stats.downstream_cx_active.dec();
+        self.stats.downstream_cx_destroy.inc();
+        self.stats.downstream_cx_length_ms.record(self.since.elapsed().as_millis() as u64);
+        if self.info.tls.is_some() {
+            self.stats.downstream_cx_ssl_active.dec();
+        }
+    }
+}
+
+/// Serves a connection whose chain ends in an HTTP connection manager.
+pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionManager>) {
+    let stats = connection.worker.http_stats(&config.stat_prefix);
+    stats.downstream_cx_total.inc();
+    stats.downstream_cx_active.inc();
+    if connection.info.tls.is_some() {
+        stats.downstream_cx_ssl_total.inc();
+        stats.downstream_cx_ssl_active.inc();
+    }
+    let http = Rc::new(Http {
+        routes: connection.chain.routes.clone(),
+        worker: connection.worker,
+        config,
+        listener: connection.listener,
+        chain: connection.chain,
+        info: connection.info,
+        listener_stats: connection.listener_stats,
+        stats,
+        since: Instant::now(),
+        requests: Cell::new(0),
+        active: Cell::new(0),
+    });
+    let mut io = connection.io;
+    let is_h2 = match http.config.codec {
+        Codec::Http1 => false,
+        Codec::Http2 => true,
+        Codec::Auto => match http.info.tls.as_ref().and_then(|t| t.alpn.as_deref()) {
+            Some(alpn) if alpn.ends_with("h2") => true,
+            Some(alpn) if alpn.contains("http/1") => false,
+            _ => match sniff(&http, &mut io).await {
+                Some(is_h2) => is_h2,
+                None => return,
+            },
+        },
+    };
+    if is_h2 {
+        h2::serve(http, io).await;
+    } else {
+        h1::serve(http, io).await;
+    }
+}
+
+/// Tells HTTP/2 by its preface, without taking bytes. `None`: closed or idle for too long.
+async fn sniff(http: &Rc<Http>, io: &mut Io) -> Option<bool> {
+    let Io::Raw(crate::io::Raw::Tcp(stream)) = io else {
+        return Some(false);
+    };
+    let mut buf = [0u8; 24];
+    let peek = async {
+        loop {
+            match stream.peek(&mut buf).await {
+                Ok(0) | Err(_) => return None,
+                Ok(n) => {
+                    let seen = &buf[..n];
+                    if !crate::inspect::PREFACE.starts_with(seen) {
+                        return Some(false);
+                    }
+                    if n >= 14 {
+                        return Some(true);
+                    }
+                }
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    match http.config.idle_timeout {
+        Some(timeout) => match tokio::time::timeout(timeout, peek).await {
+            Ok(found) => found,
+            Err(_) => {
+                http.stats.downstream_cx_idle_timeout.inc();
+                None
+            }
+        },
+        None => peek.await,
+    }
+}
+
+/// Resolves when the chain of this connection was removed or changed.
+async fn drained(http: &Http) {
+    let mut drain = http.chain.drain.subscribe();
+    if drain.wait_for(|d| *d).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Polls once without a task.
+fn now_or_never<T>(mut poll: impl FnMut(&mut std::task::Context<'_>) -> Poll<T>) -> Option<T> {
+    match poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}

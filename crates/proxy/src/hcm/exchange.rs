@@ -1,0 +1,565 @@
+//! One request and its answer: preparation, filters, router, log and counters.
+
+use super::local_reply::LocalReply;
+use super::respond::Answer;
+use super::timers::{Deadline, Timers};
+use super::{Http, filters, router};
+use crate::h1;
+use crate::log::LogBuffers;
+use crate::peer;
+use crate::stream::{Pump, RecvBody, SendBody};
+use proxy_core::hcm::{self, PathVerdict};
+use proxy_core::route::{Matched, RouteInput, RouteResult};
+use proxy_core::stream_info::HttpProtocol;
+use proxy_core::{FormatContext, Headers, ResponseFlags, StreamInfo};
+use std::borrow::Cow;
+use std::future::Future;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+/// What the codec knows beside the head.
+#[derive(Default)]
+pub(crate) struct Hints {
+    pub(crate) upgrade: bool,
+    pub(crate) connect: bool,
+    pub(crate) expect_continue: bool,
+    /// Scheme of an absolute request target.
+    pub(crate) absolute: Option<&'static str>,
+    /// The connection, for HTTP/1.
+    pub(crate) h1: Option<h1::Shared>,
+}
+
+/// How an exchange left its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The answer is complete.
+    Done,
+    /// The answer is not complete; an HTTP/1 connection must be cut.
+    Aborted,
+    /// The connection was a tunnel and is over.
+    Tunnel,
+}
+
+/// Why work on a request stopped.
+pub(crate) enum Stop {
+    /// Answer this.
+    Reply(Box<LocalReply>),
+    /// The client is gone; `true`: it reset the stream.
+    Gone(bool),
+}
+
+impl From<LocalReply> for Stop {
+    fn from(reply: LocalReply) -> Self {
+        Stop::Reply(Box::new(reply))
+    }
+}
+
+/// The state of one request.
+pub(crate) struct Exchange {
+    pub(crate) http: Rc<Http>,
+    pub(crate) info: StreamInfo,
+    pub(crate) began: Instant,
+    pub(crate) request: Headers,
+    pub(crate) response: Option<Headers>,
+    pub(crate) trailers: Option<Headers>,
+    pub(crate) answer: Answer,
+    pub(crate) hints: Hints,
+    pub(crate) matched: Option<Matched>,
+    pub(crate) timers: Timers,
+    pub(crate) conformed: bool,
+    /// Fields that filters want on the answer.
+    pub(crate) add_to_response: Vec<(String, Vec<u8>)>,
+    /// Body of the proxy's own answer, for %LOCAL_REPLY_BODY%.
+    pub(crate) local_body: String,
+    pub(crate) peer: peer::RequestPeer,
+    pub(crate) grpc: bool,
+    pub(crate) grpc_status: Option<u32>,
+    pub(crate) body_done: bool,
+    /// `require_tls` of the virtual host: answer with this location.
+    pub(crate) redirect_to_tls: Option<String>,
+}
+
+impl Exchange {
+    pub(crate) fn new(http: &Rc<Http>, protocol: HttpProtocol, request: Headers, answer: Answer, hints: Hints) -> Self {
+        http.stats.downstream_rq_total.inc();
+        http.stats.downstream_rq_active.inc();
+        http.active.set(http.active.get() + 1);
+        let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
+        info.protocol = Some(protocol);
+        info.downstream_header_bytes_received = request.byte_size() as u64;
+        let mut timers = Timers::default();
+        timers.set_idle(Deadline::Idle, http.config.stream_idle_timeout);
+        timers.set(Deadline::Stream, http.config.max_stream_duration);
+        let grpc = is_grpc(&request);
+        Self {
+            http: http.clone(),
+            info,
+            began: Instant::now(),
+            request,
+            response: None,
+            trailers: None,
+            answer,
+            hints,
+            matched: None,
+            timers,
+            conformed: false,
+            add_to_response: Vec::new(),
+            local_body: String::new(),
+            peer: peer::RequestPeer::default(),
+            grpc,
+            grpc_status: None,
+            body_done: false,
+            redirect_to_tls: None,
+        }
+    }
+
+    /// Serves the request.
+    pub(crate) async fn run(mut self, mut body: RecvBody) -> Outcome {
+        if body.is_empty() {
+            self.request_complete();
+        } else {
+            self.timers.set(Deadline::Request, self.http.config.request_timeout);
+        }
+        let result = self.serve(&mut body).await;
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(Stop::Reply(reply)) => {
+                if !self.body_done {
+                    // The rest of the request is not waited for.
+                    self.answer.close_after();
+                    self.http.stats.downstream_rq_response_before_rq_complete.inc();
+                }
+                self.reply(*reply).await
+            }
+            Err(Stop::Gone(reset)) => {
+                self.gone(reset);
+                Outcome::Aborted
+            }
+        };
+        self.finish(outcome);
+        outcome
+    }
+
+    async fn serve(&mut self, body: &mut RecvBody) -> Result<Outcome, Stop> {
+        self.prepare()?;
+        self.find_route();
+        filters::run(self, body).await?;
+        router::route(self, body).await
+    }
+
+    /// Answers a head that the codec refused.
+    pub(crate) async fn refuse(mut self, status: u16, detail: &'static str, protocol: bool) {
+        let flags = if protocol { ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR } else { ResponseFlags::NONE };
+        let body = if protocol { h1::reason_phrase(status) } else { "request timeout" };
+        let mut reply = LocalReply::new(status, body, detail);
+        reply.flags = flags;
+        let outcome = self.reply(reply).await;
+        self.finish(outcome);
+    }
+
+    /// Resets a stream that the codec refused (HTTP/2).
+    pub(crate) fn reset(mut self, detail: &'static str, reason: h2::Reason) {
+        self.answer.reset(reason);
+        self.info.flags.insert(ResponseFlags::DOWNSTREAM_RESET);
+        self.info.response_code_details = Some(Cow::Borrowed(detail));
+        self.http.stats.downstream_rq_tx_reset.inc();
+        // Envoy logs these without the request.
+        self.request = Headers::new();
+        self.finish(Outcome::Aborted);
+    }
+
+    /// Checks and completes the head, as `ConnectionManagerImpl::ActiveStream::decodeHeaders` does before the filters.
+    fn prepare(&mut self) -> Result<(), Stop> {
+        let http = self.http.clone();
+        let config = &http.config;
+        let authority = self.request.get(":authority");
+        if authority.is_none() {
+            return Err(LocalReply::new(400, "", "missing_host_header").into());
+        }
+        let path = self.request.get(":path").unwrap_or_default();
+        if path.is_empty() && !self.hints.connect {
+            return Err(LocalReply::new(404, "", "missing_path_rejected").into());
+        }
+        if !path.is_empty() && path[0] != b'/' && !self.hints.connect {
+            http.stats.downstream_rq_non_relative_path.inc();
+            return Err(LocalReply::new(404, "", "absolute_path_rejected").into());
+        }
+        if self.hints.expect_continue && !config.proxy_100_continue {
+            self.request.remove("expect");
+            self.answer.interim(100, &Headers::new());
+        }
+        let secure = http.info.tls.is_some();
+        if let Some(scheme) = self.hints.absolute {
+            self.request.set(":scheme", scheme.as_bytes());
+        }
+        match hcm::normalize(config, &mut self.request) {
+            PathVerdict::Ok => {}
+            PathVerdict::Reject(details) => {
+                http.stats.downstream_rq_failed_path_normalization.inc();
+                return Err(LocalReply::new(400, "", details).into());
+            }
+            PathVerdict::Redirect(location) => {
+                http.stats.downstream_rq_redirected_with_normalized_path.inc();
+                let mut reply = LocalReply::new(307, "", "path_normalization_redirect");
+                reply.headers.push(("location".into(), location.into_bytes()));
+                return Err(reply.into());
+            }
+        }
+        self.peer.take_from(&mut self.request, &http);
+        let identity =
+            hcm::conform_request(config, &mut self.request, &http.info, || uuid(&mut http.worker.random.borrow_mut()));
+        self.conformed = true;
+        self.info.remote = identity.remote;
+        Ok(())
+    }
+
+    fn upgrade_kind(&self) -> String {
+        if self.hints.connect {
+            return "CONNECT".to_owned();
+        }
+        let value = self.request.get_str(":protocol").or_else(|| self.request.get_str("upgrade"));
+        value.unwrap_or_default().to_ascii_lowercase()
+    }
+
+    fn refuse_upgrade(&mut self) -> Stop {
+        self.http.stats.downstream_rq_ws_on_non_ws_route.inc();
+        LocalReply::new(403, "", "upgrade_failed").into()
+    }
+
+    /// Route first, then the connection manager, says whether an upgrade or CONNECT passes.
+    pub(crate) fn check_upgrade(&mut self) -> Result<(), Stop> {
+        if !self.hints.upgrade && !self.hints.connect {
+            return Ok(());
+        }
+        let kind = self.upgrade_kind();
+        let by_route =
+            self.matched.as_ref().and_then(|m| m.forward()).and_then(|f| f.upgrade(&kind.to_ascii_lowercase()));
+        let allowed = by_route.unwrap_or_else(|| {
+            self.http.config.upgrades.iter().any(|u| u.enabled && u.kind.eq_ignore_ascii_case(&kind))
+        });
+        if allowed {
+            self.http.stats.downstream_cx_upgrades_total.inc();
+            self.http.stats.downstream_cx_upgrades_active.inc();
+            return Ok(());
+        }
+        if self.hints.connect {
+            return Err(LocalReply::new(403, "", "upgrade_failed").into());
+        }
+        Err(self.refuse_upgrade())
+    }
+
+    /// Looks up the route and takes over what it says about the whole stream.
+    pub(crate) fn find_route(&mut self) {
+        let Some(table) = self.http.route_table() else { return };
+        let input = RouteInput {
+            headers: &self.request,
+            metadata: &self.info.dynamic_metadata,
+            filter_state: &self.info.filter_state,
+            tls: self.http.info.tls.as_deref(),
+            random: self.http.worker.random.borrow_mut().next(),
+        };
+        match table.find(&input) {
+            RouteResult::Found(matched) => {
+                self.info.route = Some(matched.route.clone());
+                self.info.virtual_host = Some(matched.vhost.clone());
+                if let Some(forward) = matched.forward()
+                    && let Some(idle) = forward.idle_timeout
+                {
+                    self.timers.set_idle(Deadline::Idle, idle);
+                }
+                let max = matched.max_stream_duration(&self.request, self.http.config.max_stream_duration);
+                let left = max.map(|max| max.saturating_sub(self.began.elapsed()));
+                self.timers.set(Deadline::Stream, left);
+                self.info.upstream.cluster = matched.cluster(&self.request);
+                self.matched = Some(matched);
+            }
+            RouteResult::RedirectToTls(vhost, location) => {
+                self.info.virtual_host = Some(vhost);
+                self.redirect_to_tls = Some(location);
+            }
+            RouteResult::NoRoute(vhost) => self.info.virtual_host = Some(vhost),
+            RouteResult::NoVirtualHost => {}
+        }
+    }
+
+    /// Drops the cached route, after a filter changed what it depends on.
+    pub(crate) fn clear_route(&mut self) {
+        self.matched = None;
+        self.info.route = None;
+        self.info.virtual_host = None;
+        self.find_route();
+    }
+
+    /// Remembers `grpc-status`, which is in the trailers or, without a body, in the head.
+    pub(crate) fn note_grpc(&mut self, headers: &Headers) {
+        if self.grpc
+            && let Some(status) = headers.get_str("grpc-status").and_then(|s| s.parse().ok())
+        {
+            self.grpc_status = Some(status);
+        }
+    }
+
+    /// The whole request was read.
+    pub(crate) fn request_complete(&mut self) {
+        if !self.body_done {
+            self.body_done = true;
+            self.info.times.request_received = Some(self.began.elapsed());
+            self.timers.clear(Deadline::Request);
+        }
+    }
+
+    /// Waits for `work` while the client and the clock are watched.
+    pub(crate) async fn wait<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
+        let mut work = std::pin::pin!(work);
+        std::future::poll_fn(|cx| self.poll_with(cx, |cx| work.as_mut().poll(cx).map(Ok))).await
+    }
+
+    /// Polls `work`, then whether the client is gone or a deadline of the stream passed.
+    pub(crate) fn poll_with<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        work: impl FnOnce(&mut Context<'_>) -> Poll<Result<T, Stop>>,
+    ) -> Poll<Result<T, Stop>> {
+        if let Poll::Ready(done) = work(cx) {
+            return Poll::Ready(done);
+        }
+        if let Poll::Ready(reset) = self.answer.poll_gone(cx, self.body_done) {
+            return Poll::Ready(Err(Stop::Gone(reset)));
+        }
+        if let Poll::Ready(deadline) = self.timers.poll(cx) {
+            return Poll::Ready(Err(self.deadline(deadline)));
+        }
+        Poll::Pending
+    }
+
+    /// What a passed deadline means before the router has sent the request.
+    pub(crate) fn deadline(&mut self, deadline: Deadline) -> Stop {
+        match deadline {
+            Deadline::Request => {
+                self.http.stats.downstream_rq_timeout.inc();
+                let mut reply = LocalReply::new(408, "request timeout", "request_overall_timeout");
+                reply.close = true;
+                reply.into()
+            }
+            Deadline::Idle => {
+                self.http.stats.downstream_rq_idle_timeout.inc();
+                let status = if self.body_done { 504 } else { 408 };
+                let mut reply = LocalReply::new(status, "stream timeout", "stream_idle_timeout");
+                reply.flags = ResponseFlags::STREAM_IDLE_TIMEOUT;
+                reply.into()
+            }
+            Deadline::Stream => {
+                self.http.stats.downstream_rq_max_duration_reached.inc();
+                let status = if self.body_done { 504 } else { 408 };
+                let mut reply = LocalReply::new(status, "downstream duration timeout", "max_duration_timeout");
+                reply.flags = ResponseFlags::DURATION_TIMEOUT;
+                reply.into()
+            }
+            _ => LocalReply::new(504, "upstream request timeout", "response_timeout").into(),
+        }
+    }
+
+    /// The client went away.
+    pub(crate) fn gone(&mut self, reset: bool) {
+        if reset {
+            self.http.stats.downstream_rq_rx_reset.inc();
+            self.info.flags.insert(ResponseFlags::DOWNSTREAM_RESET);
+            self.info.response_code_details = Some("http2.remote_reset".into());
+        } else {
+            self.http.stats.downstream_cx_destroy_remote_active_rq.inc();
+            self.info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
+            self.info.response_code_details = Some("downstream_remote_disconnect".into());
+        }
+    }
+
+    /// Sends the head of an answer, with what the connection manager adds. `local`: the proxy's own answer.
+    pub(crate) fn send_head(&mut self, mut headers: Headers, end: bool, tunnel: bool) -> SendBody {
+        let http = self.http.clone();
+        let status = headers.status().unwrap_or(500);
+        for (name, value) in self.add_to_response.drain(..) {
+            headers.set(&name, &value);
+        }
+        let cx = FormatContext::new(&self.info, Some(&self.request), None);
+        hcm::conform_response(&http.config, &mut headers, &self.request, &cx, tunnel);
+        if http.closing() || http.too_old() {
+            if http.draining() {
+                http.stats.downstream_cx_drain_close.inc();
+            }
+            self.answer.close_after();
+        }
+        if !headers.contains("date") {
+            headers.push(b"date", http_date(SystemTime::now()).as_bytes());
+        }
+        self.info.response_code = Some(status);
+        self.info.times.downstream_first_tx = Some(self.began.elapsed());
+        let body = self.answer.head(status, &mut headers, end, tunnel, http.config.http1.enable_trailers);
+        self.info.downstream_header_bytes_sent = headers.byte_size() as u64;
+        self.response = Some(headers);
+        self.http.stats.downstream_rq.inc(status);
+        body
+    }
+
+    /// Sends an answer of the proxy itself.
+    pub(crate) async fn reply(&mut self, reply: LocalReply) -> Outcome {
+        self.info.flags.insert(reply.flags);
+        self.info.response_code_details = Some(reply.details.clone());
+        if reply.close {
+            self.answer.close_after();
+        }
+        let (headers, body) = reply.render(self);
+        let mut sink = self.send_head(headers, body.is_empty(), false);
+        self.info.bytes_sent = body.len() as u64;
+        let mut source = RecvBody::Memory(if body.is_empty() {
+            Default::default()
+        } else {
+            [crate::stream::Frame::Data(body)].into()
+        });
+        self.send_rest(&mut source, &mut sink).await
+    }
+
+    /// Sends a body that is at hand.
+    async fn send_rest(&mut self, source: &mut RecvBody, sink: &mut SendBody) -> Outcome {
+        let mut pump = Pump::new();
+        // A client that does not read is given up after the idle timeout.
+        self.timers.clear(Deadline::Request);
+        self.timers.clear(Deadline::Global);
+        let result = std::future::poll_fn(|cx| {
+            if let Poll::Ready(done) = pump.poll(cx, |cx| source.poll_frame(cx), sink) {
+                return Poll::Ready(done.is_ok());
+            }
+            match self.timers.poll(cx) {
+                Poll::Ready(_) => Poll::Ready(false),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        if result {
+            self.info.times.downstream_last_tx = Some(self.began.elapsed());
+            Outcome::Done
+        } else {
+            self.gone(false);
+            Outcome::Aborted
+        }
+    }
+
+    /// Logs and counts.
+    fn finish(&mut self, _outcome: Outcome) {
+        let http = self.http.clone();
+        let elapsed = self.began.elapsed();
+        self.info.times.complete = Some(elapsed);
+        http.stats.downstream_rq_active.dec();
+        http.active.set(http.active.get().saturating_sub(1));
+        if self.conformed {
+            http.stats.downstream_rq_time.record(elapsed.as_millis() as u64);
+        }
+        peer::report(self, elapsed);
+        if http.config.access_log.is_empty() {
+            return;
+        }
+        let mut context = FormatContext::new(&self.info, Some(&self.request), self.response.as_ref());
+        context.trailers = self.trailers.as_ref();
+        context.local_reply_body = &self.local_body;
+        context.access_log_type = "DownstreamEnd";
+        for log in &http.config.access_log {
+            http.worker.logs.record(&log.sink, |out| log.write(&context, &mut http.worker.random.borrow_mut(), out));
+        }
+        LogBuffers::schedule(&http.worker);
+    }
+}
+
+/// Logs a request of which not even the head arrived.
+pub(crate) fn abandoned(http: &Rc<Http>, protocol: HttpProtocol) {
+    let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
+    http.stats.downstream_rq_total.inc();
+    info.protocol = Some(protocol);
+    info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
+    info.response_code_details = Some("downstream_remote_disconnect".into());
+    info.times.complete = Some(Duration::ZERO);
+    let context = FormatContext::new(&info, None, None);
+    for log in &http.config.access_log {
+        http.worker.logs.record(&log.sink, |out| log.write(&context, &mut http.worker.random.borrow_mut(), out));
+    }
+    LogBuffers::schedule(&http.worker);
+}
+
+/// `application/grpc` and its variants.
+pub(crate) fn is_grpc(headers: &Headers) -> bool {
+    headers.get("content-type").is_some_and(|v| {
+        v.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+')))
+    })
+}
+
+/// A random UUID (version 4).
+fn uuid(random: &mut proxy_core::Random) -> String {
+    let (a, b) = (random.next(), random.next());
+    format!(
+        "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
+        a >> 32,
+        (a >> 16) & 0xffff,
+        a & 0xfff,
+        (b >> 48) & 0x3fff | 0x8000,
+        b & 0xffff_ffff_ffff
+    )
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT`, made once a second.
+fn http_date(now: SystemTime) -> String {
+    thread_local! {
+        static LAST: std::cell::RefCell<(u64, String)> = const { std::cell::RefCell::new((0, String::new())) };
+    }
+    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    LAST.with_borrow_mut(|(at, text)| {
+        if *at != seconds || text.is_empty() {
+            *at = seconds;
+            *text = format_date(seconds);
+        }
+        text.clone()
+    })
+}
+
+fn format_date(seconds: u64) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let days = seconds / 86400;
+    let (year, month, day) = civil_date(days);
+    let rest = seconds % 86400;
+    format!(
+        "{}, {day:02} {} {year} {:02}:{:02}:{:02} GMT",
+        DAYS[(days % 7) as usize],
+        MONTHS[(month - 1) as usize],
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
+}
+
+/// Year, month and day of a day since 1970 (Howard Hinnant's algorithm).
+pub(crate) fn civil_date(days: u64) -> (u64, u64, u64) {
+    let z = days + 719_468;
+    let era = z / 146_097;
+    let day_of_era = z % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_rfc9110() {
+        assert_eq!(format_date(784_111_777), "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(format_date(1_709_164_800), "Thu, 29 Feb 2024 00:00:00 GMT");
+    }
+
+    #[test]
+    fn grpc_content_types() {
+        let of = |v: &str| is_grpc(&Headers::of([("content-type", v)]));
+        assert!(of("application/grpc") && of("application/grpc+proto") && !of("application/grpc-web"));
+    }
+}

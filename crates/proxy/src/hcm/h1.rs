@@ -1,0 +1,196 @@
+//! Downstream HTTP/1: one request after the other on a connection.
+
+use super::Http;
+use super::exchange::{self, Exchange};
+use super::respond::{Answer, H1Answer};
+use crate::h1::{Conn, HeadError, ReadError, RequestHead, Shared};
+use crate::io::Io;
+use crate::stream::RecvBody;
+use proxy_core::Headers;
+use proxy_core::stream_info::HttpProtocol;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+
+pub(super) async fn serve(http: Rc<Http>, io: Io) {
+    http.stats.downstream_cx_http1_total.inc();
+    http.stats.downstream_cx_http1_active.inc();
+    let conn: Shared = Rc::new(RefCell::new(Conn::new(io)));
+    let end = requests(&http, &conn).await;
+    http.stats.downstream_cx_http1_active.dec();
+    let (read, written) = {
+        let conn = conn.borrow();
+        (conn.bytes_read, conn.bytes_written)
+    };
+    http.stats.downstream_cx_rx_bytes_total.add(read);
+    http.stats.downstream_cx_tx_bytes_total.add(written);
+    close(&http, conn, end).await;
+}
+
+/// How a connection ends.
+enum End {
+    /// The peer closed, or everything was said.
+    Clean,
+    /// An answer is on its way while the peer may still send: give it time to read (delayed close).
+    Delayed,
+    /// A truncated answer: the peer must notice.
+    Abort,
+}
+
+async fn close(http: &Http, conn: Shared, end: End) {
+    let Ok(conn) = Rc::try_unwrap(conn) else { return };
+    let mut conn = conn.into_inner();
+    match end {
+        End::Clean => {
+            if !conn.at_eof() {
+                // Nothing can be done about a peer that does not take the end.
+                let _ = tokio::time::timeout(Duration::from_secs(1), conn.io.shutdown()).await;
+            }
+        }
+        End::Delayed => {
+            let _ = conn.io.shutdown().await;
+            let wait = http.config.delayed_close_timeout.unwrap_or(Duration::ZERO);
+            let drain = poll_fn(|cx| conn.poll_drain(cx));
+            if tokio::time::timeout(wait, drain).await.is_err() {
+                http.stats.downstream_cx_delayed_close_timeout.inc();
+            }
+        }
+        End::Abort => {}
+    }
+}
+
+async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
+    let limits = http.head_limits();
+    loop {
+        let head = match next_head(http, conn, &limits).await {
+            Next::Head(head) => *head,
+            Next::End(end) => return end,
+        };
+        http.requests.set(http.requests.get() + 1);
+        http.stats.downstream_rq_http1_total.inc();
+        let RequestHead { headers, keep_alive, http10, upgrade, expect_continue, absolute, .. } = head;
+        let body = if conn.borrow().body_done() { RecvBody::Empty } else { RecvBody::H1(conn.clone()) };
+        if http.config.max_requests_per_connection.is_some_and(|max| http.requests.get() == max) {
+            http.stats.downstream_cx_max_requests_reached.inc();
+        }
+        let keep = Rc::new(Cell::new(keep_alive));
+        let head_request = headers.method() == Some("HEAD");
+        let connect = headers.method() == Some("CONNECT");
+        let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request, http10, keep: keep.clone() });
+        let exchange = Exchange::new(
+            http,
+            if http10 { HttpProtocol::Http10 } else { HttpProtocol::Http11 },
+            headers,
+            answer,
+            exchange::Hints { upgrade, connect, expect_continue, absolute, h1: Some(conn.clone()) },
+        );
+        let outcome = exchange.run(body).await;
+        if outcome == exchange::Outcome::Aborted {
+            return End::Abort;
+        }
+        let complete = conn.borrow().body_done();
+        if outcome == exchange::Outcome::Tunnel {
+            return End::Clean;
+        }
+        if !complete || !keep.get() {
+            return if conn.borrow().at_eof() { End::Clean } else { End::Delayed };
+        }
+    }
+}
+
+enum Next {
+    Head(Box<RequestHead>),
+    End(End),
+}
+
+/// Waits for a request head within the idle timeout, then within the header timeout.
+async fn next_head(http: &Rc<Http>, conn: &Shared, limits: &crate::h1::Limits) -> Next {
+    let first = http.requests.get() == 0;
+    let wait_for_bytes = async {
+        if !conn.borrow().has_buffered() {
+            poll_fn(|cx| conn.borrow().io.poll_readable(cx)).await;
+        }
+    };
+    let idle = async {
+        match http.config.idle_timeout {
+            Some(timeout) => tokio::time::sleep(timeout).await,
+            None => std::future::pending().await,
+        }
+    };
+    let old = async {
+        match http.config.max_connection_duration {
+            Some(max) => tokio::time::sleep(max.saturating_sub(http.since.elapsed())).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = wait_for_bytes => {}
+        () = idle => {
+            http.stats.downstream_cx_idle_timeout.inc();
+            return Next::End(End::Clean);
+        }
+        () = old => {
+            http.stats.downstream_cx_max_duration_reached.inc();
+            return Next::End(End::Clean);
+        }
+        () = drain_over(http), if !first => return Next::End(End::Clean),
+    }
+    let read = poll_fn(|cx| conn.borrow_mut().poll_request(cx, limits));
+    let head = match http.config.request_headers_timeout {
+        Some(timeout) => match tokio::time::timeout(timeout, read).await {
+            Ok(head) => head,
+            Err(_) => {
+                http.stats.downstream_rq_header_timeout.inc();
+                let error = HeadError { status: 408, detail: "request_header_timeout" };
+                return Next::End(refuse(http, conn, error, false).await);
+            }
+        },
+        None => match http.config.request_timeout {
+            // The request timeout runs from the first byte.
+            Some(timeout) if !timeout.is_zero() => match tokio::time::timeout(timeout, read).await {
+                Ok(head) => head,
+                Err(_) => {
+                    http.stats.downstream_rq_timeout.inc();
+                    let error = HeadError { status: 408, detail: "request_overall_timeout" };
+                    return Next::End(refuse(http, conn, error, false).await);
+                }
+            },
+            _ => read.await,
+        },
+    };
+    match head {
+        Ok(Some(head)) => Next::Head(Box::new(head)),
+        Ok(None) => {
+            http.stats.downstream_cx_destroy_remote.inc();
+            Next::End(End::Clean)
+        }
+        Err(ReadError::Syntax(error)) => Next::End(refuse(http, conn, error, true).await),
+        Err(_) => {
+            http.stats.downstream_cx_destroy_remote.inc();
+            http.stats.downstream_cx_destroy_remote_active_rq.inc();
+            exchange::abandoned(http, HttpProtocol::Http11);
+            Next::End(End::Clean)
+        }
+    }
+}
+
+async fn drain_over(http: &Http) {
+    super::drained(http).await;
+    tokio::time::sleep(http.config.drain_timeout).await;
+}
+
+/// Answers a head that was refused, and ends the connection.
+async fn refuse(http: &Rc<Http>, conn: &Shared, error: HeadError, protocol: bool) -> End {
+    if protocol {
+        http.stats.downstream_cx_protocol_error.inc();
+    }
+    let keep = Rc::new(Cell::new(false));
+    let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request: false, http10: false, keep });
+    let hints = exchange::Hints { h1: Some(conn.clone()), ..exchange::Hints::default() };
+    let exchange = Exchange::new(http, HttpProtocol::Http11, Headers::new(), answer, hints);
+    exchange.refuse(error.status, error.detail, protocol).await;
+    End::Delayed
+}

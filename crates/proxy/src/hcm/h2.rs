@@ -1,0 +1,176 @@
+//! Downstream HTTP/2 on the `h2` crate: one task per stream.
+
+use super::Http;
+use super::exchange::{self, Exchange};
+use super::respond::{Answer, H2Answer};
+use crate::h1::UnderscoreAction;
+use crate::io::Io;
+use crate::stream::{RecvBody, push_map};
+use bytes::Bytes;
+use proxy_core::Headers;
+use proxy_core::stream_info::HttpProtocol;
+use std::rc::Rc;
+use tokio::time::Instant;
+
+/// Resets of its own streams that a peer may pile up before the connection ends (CVE-2023-44487).
+const MAX_RESETS: usize = 100;
+
+pub(super) async fn serve(http: Rc<Http>, io: Io) {
+    http.stats.downstream_cx_http2_total.inc();
+    http.stats.downstream_cx_http2_active.inc();
+    requests(&http, io).await;
+    http.stats.downstream_cx_http2_active.dec();
+}
+
+async fn requests(http: &Rc<Http>, io: Io) {
+    let options = &http.config.http2;
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(options.initial_stream_window)
+        .initial_connection_window_size(options.initial_connection_window)
+        .max_concurrent_streams(options.max_concurrent_streams)
+        // A header block may be as large as the head limit; we answer above it, the crate refuses far above it.
+        .max_header_list_size((http.config.max_request_headers_bytes * 2).max(128 * 1024))
+        .max_concurrent_reset_streams(MAX_RESETS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_send_buffer_size(256 * 1024);
+    if options.allow_connect {
+        builder.enable_connect_protocol();
+    }
+    let handshake = builder.handshake::<Io, Bytes>(io);
+    let mut connection = match tokio::time::timeout(std::time::Duration::from_secs(10), handshake).await {
+        Ok(Ok(connection)) => connection,
+        _ => {
+            http.stats.downstream_cx_protocol_error.inc();
+            return;
+        }
+    };
+    let mut draining = false;
+    let idle = http.config.idle_timeout;
+    let mut idle_since = Instant::now();
+    loop {
+        let busy = http.active.get() > 0;
+        if busy {
+            idle_since = Instant::now();
+        }
+        let idle_end = async {
+            match idle {
+                Some(timeout) if !busy => tokio::time::sleep_until(idle_since + timeout).await,
+                // Looked at again when the last stream ends, which wakes the connection.
+                Some(timeout) => tokio::time::sleep(timeout).await,
+                None => std::future::pending().await,
+            }
+        };
+        let old = async {
+            match http.config.max_connection_duration {
+                Some(max) if !draining => tokio::time::sleep(max.saturating_sub(http.since.elapsed())).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, answer))) => {
+                    let last = http.config.max_requests_per_connection.is_some_and(|max| http.requests.get() + 1 >= max);
+                    stream(http, request, answer);
+                    if last && !draining {
+                        http.stats.downstream_cx_max_requests_reached.inc();
+                        draining = true;
+                        connection.graceful_shutdown();
+                    }
+                }
+                Some(Err(e)) => {
+                    if e.is_library() {
+                        http.stats.downstream_cx_protocol_error.inc();
+                    }
+                    tracing::debug!(error = %e, "downstream HTTP/2 connection ended");
+                    return;
+                }
+                None => return,
+            },
+            () = idle_end => {
+                if http.active.get() == 0 && !draining {
+                    http.stats.downstream_cx_idle_timeout.inc();
+                    draining = true;
+                    connection.graceful_shutdown();
+                }
+            }
+            () = old => {
+                http.stats.downstream_cx_max_duration_reached.inc();
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            () = super::drained(http), if !draining => {
+                http.stats.downstream_cx_drain_close.inc();
+                draining = true;
+                connection.graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Starts the exchange of one stream.
+fn stream(http: &Rc<Http>, request: http::Request<h2::RecvStream>, answer: h2::server::SendResponse<Bytes>) {
+    http.requests.set(http.requests.get() + 1);
+    http.stats.downstream_rq_http2_total.inc();
+    let (parts, body) = request.into_parts();
+    let mut headers = Headers::with_capacity(parts.headers.len() + 4, 768);
+    headers.push(b":method", parts.method.as_str().as_bytes());
+    if let Some(scheme) = parts.uri.scheme_str() {
+        headers.push(b":scheme", scheme.as_bytes());
+    }
+    if let Some(authority) = parts.uri.authority() {
+        headers.push(b":authority", authority.as_str().as_bytes());
+    }
+    let protocol = parts.extensions.get::<h2::ext::Protocol>().map(|p| p.as_str().to_owned());
+    let connect = parts.method == http::Method::CONNECT;
+    if !connect || protocol.is_some() {
+        let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
+        headers.push(b":path", path.as_bytes());
+    }
+    if let Some(protocol) = &protocol {
+        headers.push(b":protocol", protocol.as_bytes());
+    }
+    let has_authority = headers.contains(":authority");
+    if !has_authority && let Some(host) = parts.headers.get("host") {
+        headers.push(b":authority", host.as_bytes());
+    }
+    push_map(&mut headers, &parts.headers);
+    headers.remove("host");
+    let answer = Answer::H2(H2Answer { answer });
+    let hints = exchange::Hints {
+        upgrade: protocol.is_some(),
+        connect: connect && protocol.is_none(),
+        expect_continue: headers.get("expect").is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue")),
+        ..exchange::Hints::default()
+    };
+    let verdict = check(http, &mut headers);
+    let exchange = Exchange::new(http, HttpProtocol::Http2, headers, answer, hints);
+    // The stream ends with its exchange; the connection's end resets it, which the exchange notices.
+    tokio::task::spawn_local(async move {
+        match verdict {
+            Ok(()) => {
+                exchange.run(RecvBody::h2(body)).await;
+            }
+            Err(detail) => exchange.reset(detail, h2::Reason::INTERNAL_ERROR),
+        }
+    });
+}
+
+/// Limits and names that the codec of Envoy checks.
+fn check(http: &Http, headers: &mut Headers) -> Result<(), &'static str> {
+    let limits = http.head_limits();
+    if headers.byte_size() > limits.bytes {
+        return Err("http2.header_list_size_too_large");
+    }
+    if headers.iter_regular().count() > limits.fields {
+        return Err("http2.too_many_headers");
+    }
+    if limits.underscores != UnderscoreAction::Allow && headers.iter_regular().any(|(n, _)| n.contains(&b'_')) {
+        if limits.underscores == UnderscoreAction::Reject {
+            return Err("http2.unexpected_underscore");
+        }
+        headers.retain(|name, _| !name.contains(&b'_'));
+    }
+    Ok(())
+}

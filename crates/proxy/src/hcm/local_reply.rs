@@ -1,0 +1,110 @@
+//! Answers the proxy gives itself.
+
+use super::exchange::Exchange;
+use bytes::Bytes;
+use proxy_core::retry::grpc_status_of_http;
+use proxy_core::{FormatContext, Headers, ResponseFlags};
+use std::borrow::Cow;
+
+/// What to answer, and how it shows in logs.
+pub(crate) struct LocalReply {
+    pub(crate) status: u16,
+    pub(crate) body: Cow<'static, str>,
+    /// Envoy's response code details.
+    pub(crate) details: Cow<'static, str>,
+    pub(crate) flags: ResponseFlags,
+    pub(crate) headers: Vec<(String, Vec<u8>)>,
+    pub(crate) grpc_status: Option<u32>,
+    /// Close the connection afterwards (HTTP/1).
+    pub(crate) close: bool,
+    /// The body is not text of ours (direct responses): no content type is set for it beyond text/plain.
+    pub(crate) raw_body: Option<Bytes>,
+    /// A configured direct response, not an error: never turned into gRPC.
+    pub(crate) direct: bool,
+}
+
+impl LocalReply {
+    pub(crate) fn new(status: u16, body: impl Into<Cow<'static, str>>, details: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            status,
+            body: body.into(),
+            details: details.into(),
+            flags: ResponseFlags::NONE,
+            headers: Vec::new(),
+            grpc_status: None,
+            close: false,
+            raw_body: None,
+            direct: false,
+        }
+    }
+
+    pub(crate) fn flagged(mut self, flags: ResponseFlags) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    /// Head and body, for gRPC as a trailers-only answer (Envoy `Utility::prepareLocalReply`).
+    pub(crate) fn render(self, exchange: &mut Exchange) -> (Headers, Bytes) {
+        let mut headers = Headers::with_capacity(12, 512);
+        headers.set_status(self.status);
+        for (name, value) in &self.headers {
+            headers.push(name.as_bytes(), value);
+        }
+        let body = self.raw_body.unwrap_or_else(|| match self.body {
+            Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
+            Cow::Owned(text) => Bytes::from(text),
+        });
+        let mut body = body;
+        exchange.info.response_code = Some(self.status);
+        exchange.local_body = String::from_utf8_lossy(&body).into_owned();
+        let mut content_type: Cow<'static, str> = "text/plain".into();
+        if exchange.conformed
+            && let Some(rewritten) = {
+                let cx = FormatContext::new(&exchange.info, Some(&exchange.request), Some(&headers));
+                exchange.http.config.local_reply.rewrite(self.status, &exchange.local_body, &cx)
+            }
+        {
+            if let Some(status) = rewritten.status {
+                headers.set_status(status);
+            }
+            for (name, value) in &rewritten.headers {
+                headers.push(name.as_bytes(), value);
+            }
+            body = Bytes::from(rewritten.body);
+            content_type = rewritten.content_type.to_string().into();
+        }
+        let status = headers.status().unwrap_or(self.status);
+        if exchange.grpc && !self.direct {
+            headers.set_status(200);
+            headers.set("content-type", b"application/grpc");
+            let code = self.grpc_status.unwrap_or_else(|| grpc_status_of_http(status));
+            headers.set("grpc-status", code.to_string().as_bytes());
+            if !body.is_empty() {
+                headers.set("grpc-message", percent_encode(&body).as_bytes());
+            }
+            return (headers, Bytes::new());
+        }
+        if !body.is_empty() {
+            if !headers.contains("content-type") {
+                headers.push(b"content-type", content_type.as_bytes());
+            }
+            headers.set("content-length", body.len().to_string().as_bytes());
+        } else {
+            headers.remove("content-length");
+        }
+        (headers, body)
+    }
+}
+
+/// gRPC's percent encoding of messages.
+fn percent_encode(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for b in bytes {
+        if (0x20..0x7f).contains(b) && *b != b'%' {
+            out.push(char::from(*b));
+        } else {
+            out.push_str(&format!("%{b:02X}"));
+        }
+    }
+    out
+}

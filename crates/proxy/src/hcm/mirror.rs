@@ -1,0 +1,90 @@
+//! Request mirroring: copies nobody waits for, sent once the request's body is known.
+
+use super::exchange::Exchange;
+use crate::stream::Frame;
+use crate::upstream::{Variant, call};
+use mesh_types::ArcStr;
+use proxy_core::route::{Matched, Mirror, Priority};
+use proxy_core::{Headers, PickContext};
+use std::time::Instant;
+
+/// A copy to be sent.
+pub(super) struct Copy {
+    cluster: ArcStr,
+    headers: Headers,
+}
+
+/// A mirror's answer is read and dropped, up to this.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// Which mirrors get this request, with its head as it goes upstream.
+pub(super) fn chosen(exchange: &Exchange, matched: &Matched) -> Vec<Copy> {
+    let worker = &exchange.http.worker;
+    let mut copies = Vec::new();
+    for mirror in matched.mirrors() {
+        let Some(cluster) = mirror.choose(&exchange.request, &mut worker.random.borrow_mut()) else { continue };
+        copies.push(Copy { cluster, headers: copied_head(exchange, mirror) });
+    }
+    copies
+}
+
+fn copied_head(exchange: &Exchange, mirror: &Mirror) -> Headers {
+    let mut headers = exchange.request.clone();
+    let authority = headers.authority().unwrap_or_default().to_owned();
+    let authority = mirror.authority(&authority).into_owned();
+    headers.set(":authority", authority.as_bytes());
+    headers.remove("x-envoy-expected-rq-timeout-ms");
+    headers
+}
+
+/// Sends the copies.
+pub(super) fn send(exchange: &Exchange, copies: Vec<Copy>, body: Vec<Frame>) {
+    let body = super::router::joined(&body);
+    let timeout = exchange.matched.as_ref().and_then(|m| m.forward()).and_then(|f| f.timeout);
+    for copy in copies {
+        let worker = exchange.http.worker.clone();
+        let Some(cluster) = worker.cluster(&copy.cluster) else { continue };
+        let body = body.clone();
+        let local = exchange.http.info.local.socket();
+        // Nobody waits for a mirror: that is its point.
+        tokio::task::spawn_local(async move {
+            let context = PickContext {
+                hash: None,
+                metadata_match: None,
+                previous: &[],
+                retry: None,
+                override_host: None,
+                original_dst: local,
+                headers: Some(&copy.headers),
+                now: Instant::now(),
+            };
+            let host = cluster.pick(&context, &mut worker.random.borrow_mut());
+            let Some(host) = host else {
+                cluster.stats.upstream_cx_none_healthy.inc();
+                return;
+            };
+            let pool = cluster.pool(&worker, &host, &Variant::default());
+            let work = async {
+                let acquired = pool.acquire(Priority::Default).await.ok()?;
+                cluster.stats.upstream_rq_total.inc();
+                let mut headers = copy.headers;
+                if !body.is_empty() && !headers.contains("content-length") {
+                    headers.remove("transfer-encoding");
+                }
+                let (status, ..) = call(acquired, headers, body, MAX_ANSWER).await.ok()?;
+                cluster.stats.upstream_rq.inc(status);
+                Some(())
+            };
+            match timeout {
+                Some(timeout) => {
+                    if tokio::time::timeout(timeout, work).await.is_err() {
+                        cluster.stats.upstream_rq_timeout.inc();
+                    }
+                }
+                None => {
+                    work.await;
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,152 @@
+//! Writing answers to the client, HTTP/1 or HTTP/2.
+
+use crate::h1;
+use crate::stream::{Framing, SendBody, to_map};
+use bytes::Bytes;
+use proxy_core::Headers;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+/// Where the answer of one request goes.
+pub(crate) enum Answer {
+    H1(H1Answer),
+    H2(H2Answer),
+}
+
+pub(crate) struct H1Answer {
+    pub(crate) conn: h1::Shared,
+    pub(crate) head_request: bool,
+    pub(crate) http10: bool,
+    /// Cleared when the connection must close after this answer.
+    pub(crate) keep: Rc<Cell<bool>>,
+}
+
+pub(crate) struct H2Answer {
+    pub(crate) answer: h2::server::SendResponse<Bytes>,
+}
+
+impl Answer {
+    pub(crate) fn is_h1(&self) -> bool {
+        matches!(self, Answer::H1(_))
+    }
+
+    /// The connection closes after this answer (HTTP/1; HTTP/2 says GOAWAY on its own).
+    pub(crate) fn close_after(&mut self) {
+        if let Answer::H1(h1) = self {
+            h1.keep.set(false);
+        }
+    }
+
+    /// Sends an interim head (100, 103).
+    pub(crate) fn interim(&mut self, status: u16, headers: &Headers) {
+        match self {
+            Answer::H1(h1) => {
+                if !h1.http10 {
+                    h1.conn.borrow_mut().out.write(|out| h1::write_response(out, status, false, headers));
+                }
+            }
+            Answer::H2(h2) => {
+                if let Ok(status) = http::StatusCode::from_u16(status) {
+                    let mut response = http::Response::new(());
+                    *response.status_mut() = status;
+                    *response.headers_mut() = to_map(headers);
+                    // A stream that is gone shows at the next write.
+                    let _ = h2.answer.send_informational(response);
+                }
+            }
+        }
+    }
+
+    /// Sends the head; framing and connection headers are set here. `end`: no body follows. `tunnel`: raw bytes follow.
+    pub(crate) fn head(
+        &mut self,
+        status: u16,
+        headers: &mut Headers,
+        end: bool,
+        tunnel: bool,
+        trailers: bool,
+    ) -> SendBody {
+        match self {
+            Answer::H1(h1) => h1.head(status, headers, end, tunnel, trailers),
+            Answer::H2(h2) => {
+                headers.remove("transfer-encoding");
+                headers.remove("connection");
+                headers.remove("upgrade");
+                let mut response = http::Response::new(());
+                *response.status_mut() =
+                    http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+                *response.headers_mut() = to_map(headers);
+                match h2.answer.send_response(response, end) {
+                    Ok(stream) if end => SendBody::h2_ended(stream),
+                    Ok(stream) => SendBody::h2(stream),
+                    // The client reset the stream; writing on goes nowhere.
+                    Err(_) => SendBody::Discard,
+                }
+            }
+        }
+    }
+
+    /// Ready when the client gave up: it closed (HTTP/1) or reset the stream (HTTP/2, `true`).
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>, body_done: bool) -> Poll<bool> {
+        match self {
+            Answer::H1(h1) => {
+                if !body_done {
+                    return Poll::Pending;
+                }
+                h1.conn.borrow_mut().poll_peer_closed(cx).map(|()| false)
+            }
+            Answer::H2(h2) => match h2.answer.poll_reset(cx) {
+                Poll::Ready(Ok(_)) => Poll::Ready(true),
+                Poll::Ready(Err(_)) => Poll::Ready(false),
+                Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+
+    /// Resets the stream (HTTP/2); on HTTP/1 the connection is closed by its owner.
+    pub(crate) fn reset(&mut self, reason: h2::Reason) {
+        match self {
+            Answer::H1(h1) => h1.keep.set(false),
+            Answer::H2(h2) => h2.answer.send_reset(reason),
+        }
+    }
+}
+
+impl H1Answer {
+    fn head(&mut self, status: u16, headers: &mut Headers, end: bool, tunnel: bool, trailers: bool) -> SendBody {
+        let bodiless_status = (100..200).contains(&status) || status == 204 || status == 304;
+        let framing = if tunnel {
+            Framing::Raw
+        } else if self.head_request || bodiless_status {
+            if bodiless_status && status != 304 {
+                headers.remove("transfer-encoding");
+            }
+            Framing::None
+        } else if headers.contains("content-length") {
+            headers.remove("transfer-encoding");
+            if end { Framing::None } else { Framing::Length }
+        } else if end {
+            headers.remove("transfer-encoding");
+            headers.push(b"content-length", b"0");
+            Framing::None
+        } else if self.http10 {
+            headers.remove("transfer-encoding");
+            self.keep.set(false);
+            Framing::Raw
+        } else {
+            headers.set("transfer-encoding", b"chunked");
+            Framing::Chunked { trailers }
+        };
+        if tunnel {
+            self.keep.set(false);
+        } else if !self.keep.get() {
+            headers.set("connection", b"close");
+        } else if self.http10 {
+            headers.set("connection", b"keep-alive");
+        }
+        let http10 = false;
+        self.conn.borrow_mut().out.write(|out| h1::write_response(out, status, http10, headers));
+        SendBody::H1 { conn: self.conn.clone(), framing }
+    }
+}

@@ -1,0 +1,304 @@
+//! The byte streams the proxy talks over: TCP or unix sockets, plain or TLS, behind one enum (no boxing of plain ones).
+
+use bytes::{Buf, Bytes, BytesMut};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A connected socket.
+#[derive(Debug)]
+pub(crate) enum Raw {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A socket, possibly with TLS over it.
+#[derive(Debug)]
+pub(crate) enum Io {
+    Raw(Raw),
+    Server(Box<tokio_rustls::server::TlsStream<Raw>>),
+    Client(Box<tokio_rustls::client::TlsStream<Raw>>),
+}
+
+impl Raw {
+    /// Ready when reading would not block, without reading (no system call when the driver knows nothing new).
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Raw::Tcp(s) => s.poll_read_ready(cx),
+            Raw::Unix(s) => s.poll_read_ready(cx),
+        }
+    }
+}
+
+impl AsyncRead for Raw {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Raw::Tcp(s) => Pin::new(s).poll_read(cx, buf),
+            Raw::Unix(s) => Pin::new(s).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Raw {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Raw::Tcp(s) => Pin::new(s).poll_write(cx, buf),
+            Raw::Unix(s) => Pin::new(s).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Raw::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Raw::Unix(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Raw::Tcp(s) => Pin::new(s).poll_shutdown(cx),
+            Raw::Unix(s) => Pin::new(s).poll_shutdown(cx),
+        }
+    }
+}
+
+macro_rules! each {
+    ($self:expr, $s:ident => $e:expr) => {
+        match $self {
+            Io::Raw($s) => $e,
+            Io::Server($s) => {
+                let $s = &mut **$s;
+                $e
+            }
+            Io::Client($s) => {
+                let $s = &mut **$s;
+                $e
+            }
+        }
+    };
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let result = each!(self.get_mut(), s => Pin::new(s).poll_read(cx, buf));
+        match result {
+            // A peer that closes without close_notify is an end of stream, as in Envoy.
+            Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+            other => other,
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), s => Pin::new(s).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), s => Pin::new(s).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), s => Pin::new(s).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), s => Pin::new(s).poll_shutdown(cx))
+    }
+}
+
+/// The first read of a connection or after idling; most heads fit.
+const FIRST_READ: usize = 4 * 1024;
+/// Reads grow up to this while they come in full.
+const MAX_READ: usize = 64 * 1024;
+
+thread_local! {
+    /// TLS reads of idle connections go through this, so that an idle connection owns no buffer.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Io {
+    /// Reads once, appending to `buf`; 0 is the end. An idle connection (`buf` without capacity) gets a buffer only when bytes are there.
+    pub(crate) fn poll_read_into(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut) -> Poll<io::Result<usize>> {
+        if buf.capacity() == 0 {
+            match self {
+                Io::Raw(raw) => ready!(raw.poll_read_ready(cx))?,
+                _ => return self.poll_read_scratch(cx, buf),
+            }
+        }
+        let room = buf.capacity() - buf.len();
+        if room < FIRST_READ / 2 {
+            let want = if buf.capacity() < FIRST_READ { FIRST_READ } else { (buf.capacity() * 2).min(MAX_READ) };
+            buf.reserve(want);
+        }
+        // The future is only the pair of references: polling a fresh one each time loses nothing.
+        std::pin::pin!(self.read_buf(buf)).poll(cx)
+    }
+
+    fn poll_read_scratch(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut) -> Poll<io::Result<usize>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(16 * 1024, 0);
+            let mut read_buf = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut *self).poll_read(cx, &mut read_buf))?;
+            buf.extend_from_slice(read_buf.filled());
+            Poll::Ready(Ok(read_buf.filled().len()))
+        })
+    }
+
+    /// True when the read side has something new (bytes or the end); never blocks.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let raw = match self {
+            Io::Raw(raw) => raw,
+            Io::Server(s) => s.get_ref().0,
+            Io::Client(s) => s.get_ref().0,
+        };
+        raw.poll_read_ready(cx).map(|_| ())
+    }
+}
+
+/// Pieces below this are copied together; larger ones are written from where they are.
+const COPY_BELOW: usize = 2048;
+
+/// Bytes waiting to be written, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Out {
+    segments: VecDeque<Bytes>,
+    tail: Vec<u8>,
+    tail_at: usize,
+    len: usize,
+}
+
+impl Out {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Runs `write` on the open end of the buffer.
+    pub(crate) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let before = self.tail.len();
+        write(&mut self.tail);
+        self.len += self.tail.len() - before;
+    }
+
+    pub(crate) fn push(&mut self, bytes: Bytes) {
+        if bytes.len() < COPY_BELOW {
+            self.len += bytes.len();
+            self.tail.extend_from_slice(&bytes);
+            return;
+        }
+        if self.tail.len() > self.tail_at {
+            let mut tail = Bytes::from(std::mem::take(&mut self.tail));
+            tail.advance(self.tail_at);
+            self.segments.push_back(tail);
+        } else {
+            self.tail.clear();
+        }
+        self.tail_at = 0;
+        self.len += bytes.len();
+        self.segments.push_back(bytes);
+    }
+
+    /// Writes until empty; gives the memory back when it was a lot.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>, io: &mut Io, written: &mut u64) -> Poll<io::Result<()>> {
+        let mut wrote = false;
+        while self.len > 0 {
+            let n = if self.segments.is_empty() {
+                ready!(Pin::new(&mut *io).poll_write(cx, &self.tail[self.tail_at..]))?
+            } else {
+                let mut slices = [IoSlice::new(&[]); 16];
+                let mut used = 0;
+                for segment in self.segments.iter().take(15) {
+                    slices[used] = IoSlice::new(segment);
+                    used += 1;
+                }
+                if self.segments.len() <= 15 && self.tail.len() > self.tail_at {
+                    slices[used] = IoSlice::new(&self.tail[self.tail_at..]);
+                    used += 1;
+                }
+                ready!(Pin::new(&mut *io).poll_write_vectored(cx, &slices[..used]))?
+            };
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            wrote = true;
+            *written += n as u64;
+            self.consume(n);
+        }
+        if wrote || !matches!(io, Io::Raw(_)) {
+            ready!(Pin::new(io).poll_flush(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn consume(&mut self, mut n: usize) {
+        self.len -= n;
+        while let Some(front) = self.segments.front_mut() {
+            if front.len() > n {
+                front.advance(n);
+                return;
+            }
+            n -= front.len();
+            self.segments.pop_front();
+        }
+        self.tail_at += n;
+        if self.tail_at == self.tail.len() {
+            self.tail.clear();
+            self.tail_at = 0;
+        }
+    }
+
+    /// Frees what an idle connection does not need.
+    pub(crate) fn shrink(&mut self) {
+        if self.len == 0 {
+            *self = Self::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn out_keeps_order_over_partial_writes() {
+        let mut out = Out::default();
+        out.write(|v| v.extend_from_slice(b"head"));
+        out.push(Bytes::from(vec![b'x'; 5000]));
+        out.write(|v| v.extend_from_slice(b"tail"));
+        assert_eq!(out.len(), 5008);
+        out.consume(2);
+        out.consume(5003);
+        assert_eq!(&out.tail[out.tail_at..], b"ail");
+        out.consume(3);
+        assert!(out.is_empty());
+    }
+}

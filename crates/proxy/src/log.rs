@@ -1,0 +1,118 @@
+//! Access log sinks: one buffer per file and worker, written in whole records.
+
+use mesh_types::ArcStr;
+use proxy_core::access_log::LogSink;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Open log files by path, shared by workers; `O_APPEND` keeps whole writes apart.
+#[derive(Default)]
+pub(crate) struct LogFiles(Mutex<HashMap<ArcStr, Arc<File>>>);
+
+impl LogFiles {
+    /// Opens (or finds) a log.
+    pub(crate) fn open(&self, path: &ArcStr) -> std::io::Result<Arc<File>> {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(path) {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(OpenOptions::new().append(true).create(true).mode(0o644).open(&**path)?);
+        files.insert(path.clone(), file.clone());
+        Ok(file)
+    }
+}
+
+/// Records wait at most until this many bytes are there…
+const FLUSH_AT: usize = 64 * 1024;
+/// …or this time has passed. Envoy waits 10 s; people look at logs sooner.
+const FLUSH_EVERY: std::time::Duration = std::time::Duration::from_millis(250);
+
+/// A worker's log buffers.
+pub(crate) struct LogBuffers {
+    shared: Arc<crate::runtime::Shared>,
+    buffers: RefCell<HashMap<ArcStr, Buffer>>,
+    scheduled: std::cell::Cell<bool>,
+}
+
+struct Buffer {
+    file: Option<Arc<File>>,
+    bytes: Vec<u8>,
+}
+
+impl LogBuffers {
+    pub(crate) fn new(shared: Arc<crate::runtime::Shared>) -> Self {
+        Self { shared, buffers: RefCell::default(), scheduled: std::cell::Cell::new(false) }
+    }
+
+    /// Lets `write` append one record for `sink`.
+    pub(crate) fn record(&self, sink: &LogSink, write: impl FnOnce(&mut Vec<u8>) -> bool) {
+        let path: ArcStr = match sink {
+            LogSink::File(path) => path.clone(),
+            LogSink::Stdout => "/dev/stdout".into(),
+            LogSink::Stderr => "/dev/stderr".into(),
+            _ => return,
+        };
+        let mut buffers = self.buffers.borrow_mut();
+        let buffer = buffers.entry(path).or_insert_with_key(|path| {
+            let file = self.shared.logs.open(path);
+            if let Err(e) = &file {
+                tracing::error!(%path, error = %e, "cannot open the access log");
+            }
+            Buffer { file: file.ok(), bytes: Vec::new() }
+        });
+        if write(&mut buffer.bytes) && buffer.bytes.len() >= FLUSH_AT {
+            buffer.flush();
+        }
+    }
+
+    /// Writes everything out.
+    pub(crate) fn flush(&self) {
+        for buffer in self.buffers.borrow_mut().values_mut() {
+            buffer.flush();
+        }
+    }
+
+    /// Sees to it that records do not wait for ever.
+    pub(crate) fn schedule(worker: &Rc<crate::worker::Worker>) {
+        if worker.logs.scheduled.replace(true) {
+            return;
+        }
+        let weak = Rc::downgrade(worker);
+        // Ends by itself; the worker's end flushes too.
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(FLUSH_EVERY).await;
+            if let Some(worker) = weak.upgrade() {
+                worker.logs.scheduled.set(false);
+                worker.logs.flush();
+            }
+        });
+    }
+}
+
+impl Buffer {
+    fn flush(&mut self) {
+        if self.bytes.is_empty() {
+            return;
+        }
+        if let Some(file) = &self.file
+            && let Err(e) = (&**file).write_all(&self.bytes)
+        {
+            tracing::debug!(error = %e, "cannot write the access log");
+        }
+        self.bytes.clear();
+        if self.bytes.capacity() > FLUSH_AT / 4 {
+            self.bytes = Vec::new();
+        }
+    }
+}
+
+impl Drop for LogBuffers {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}

@@ -1,0 +1,127 @@
+//! The PROXY protocol of listeners, versions 1 and 2 (haproxy's proxy-protocol.txt).
+
+use proxy_core::Address;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+/// The longest version 1 line.
+const MAX_LINE: usize = 107;
+
+/// Addresses a header announces; `None` for LOCAL and UNKNOWN.
+type Announced = Option<(SocketAddr, SocketAddr)>;
+
+/// What a prefix of a connection is.
+#[derive(Debug, PartialEq)]
+enum Header {
+    /// Its length and addresses.
+    Found(usize, Announced),
+    More,
+    /// No PROXY header.
+    Absent,
+}
+
+/// Reads the header and replaces the addresses. `optional`: connections without one are let through.
+pub(crate) async fn read(
+    stream: &mut TcpStream,
+    optional: bool,
+    remote: &mut Address,
+    local: &mut Address,
+) -> io::Result<()> {
+    let mut buf = vec![0u8; 536];
+    loop {
+        let n = stream.peek(&mut buf).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match parse(&buf[..n]).ok_or(io::ErrorKind::InvalidData)? {
+            Header::Found(len, addresses) => {
+                let mut rest = vec![0u8; len];
+                stream.read_exact(&mut rest).await?;
+                if let Some((from, to)) = addresses {
+                    *remote = Address::Ip(from);
+                    *local = Address::Ip(to);
+                }
+                return Ok(());
+            }
+            Header::Absent if optional => return Ok(()),
+            Header::Absent => return Err(io::ErrorKind::InvalidData.into()),
+            Header::More if n == buf.len() => return Err(io::ErrorKind::InvalidData.into()),
+            // Peeked bytes keep the socket readable, so this cannot wait for an event.
+            Header::More => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
+        }
+    }
+}
+
+/// `None`: malformed.
+fn parse(bytes: &[u8]) -> Option<Header> {
+    let n = bytes.len().min(SIGNATURE.len());
+    if bytes[..n] == SIGNATURE[..n] {
+        return if bytes.len() < 16 { Some(Header::More) } else { parse_v2(bytes) };
+    }
+    let prefix = b"PROXY ";
+    let n = bytes.len().min(prefix.len());
+    if bytes[..n] != prefix[..n] {
+        return Some(Header::Absent);
+    }
+    let Some(end) = bytes.windows(2).take(MAX_LINE).position(|w| w == b"\r\n") else {
+        return if bytes.len() >= MAX_LINE { None } else { Some(Header::More) };
+    };
+    let line = std::str::from_utf8(&bytes[..end]).ok()?;
+    let mut words = line.split(' ').skip(1);
+    let addresses = match words.next()? {
+        "UNKNOWN" => None,
+        "TCP4" | "TCP6" => {
+            let (from, to): (IpAddr, IpAddr) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            let (from_port, to_port): (u16, u16) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            Some((SocketAddr::new(from, from_port), SocketAddr::new(to, to_port)))
+        }
+        _ => return None,
+    };
+    Some(Header::Found(end + 2, addresses))
+}
+
+fn parse_v2(bytes: &[u8]) -> Option<Header> {
+    let len = 16 + usize::from(u16::from_be_bytes([bytes[14], bytes[15]]));
+    if bytes[12] >> 4 != 2 {
+        return None;
+    }
+    let Some(body) = bytes.get(16..len) else { return Some(Header::More) };
+    let port = |at: usize| body.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]));
+    let addresses = match (bytes[12] & 0xf, bytes[13]) {
+        (0, _) => None,
+        (1, 0x11) => {
+            let ip = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(body.get(at..at + 4)?).ok()?));
+            Some((SocketAddr::from((ip(0)?, port(8)?)), SocketAddr::from((ip(4)?, port(10)?))))
+        }
+        (1, 0x21) => {
+            let ip = |at: usize| Some(Ipv6Addr::from(<[u8; 16]>::try_from(body.get(at..at + 16)?).ok()?));
+            Some((SocketAddr::from((ip(0)?, port(32)?)), SocketAddr::from((ip(16)?, port(34)?))))
+        }
+        (1, _) => None,
+        _ => return None,
+    };
+    Some(Header::Found(len, addresses))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions() {
+        let line = b"PROXY TCP4 1.2.3.4 5.6.7.8 10 20\r\nrest";
+        let want = Some(("1.2.3.4:10".parse().unwrap(), "5.6.7.8:20".parse().unwrap()));
+        assert_eq!(parse(line), Some(Header::Found(34, want)));
+        let mut v2 = SIGNATURE.to_vec();
+        v2.extend([0x21, 0x11, 0, 12, 1, 2, 3, 4, 5, 6, 7, 8, 0, 10, 0, 20]);
+        assert_eq!(parse(&v2), Some(Header::Found(28, want)));
+        for i in 1..28 {
+            assert_eq!(parse(&v2[..i]), Some(Header::More));
+        }
+        assert_eq!(parse(b"GET / HTTP/1.1\r\n"), Some(Header::Absent));
+        assert_eq!(parse(b"PROXY TCP4 nonsense\r\n"), None);
+    }
+}

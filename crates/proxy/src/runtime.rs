@@ -1,0 +1,243 @@
+//! What all threads of the proxy share: tables published whole, secrets, counters. Nothing here is locked on the data path.
+
+use crate::log::LogFiles;
+use crate::stats::Registry;
+use crate::tls::{ClientTls, SecretStore, ServerTls};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use bytes::Bytes;
+use mesh_types::ArcStr;
+use proxy_core::circuit::Breakers;
+use proxy_core::cluster::Discovery;
+use proxy_core::listener::{FilterChain, Terminal};
+use proxy_core::outlier::OutlierDetector;
+use proxy_core::{Cluster, Endpoints, Host, Listener, ListenerSet, RouteTable};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+/// The process-wide state.
+pub(crate) struct Shared {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) secrets: SecretStore,
+    pub(crate) clusters: ArcSwap<Clusters>,
+    pub(crate) listeners: ArcSwap<Listeners>,
+    pub(crate) routes: RouteSlots,
+    pub(crate) logs: LogFiles,
+    pub(crate) identity: crate::peer::LocalIdentity,
+    ids: AtomicU64,
+    /// `/healthcheck/fail`: answers say that they are unhealthy, `/ready` says DRAINING.
+    pub(crate) health_failed: AtomicBool,
+    /// Listeners drain: connections are closed as soon as that loses nothing.
+    pub(crate) draining: AtomicBool,
+    pub(crate) started: Instant,
+    pub(crate) started_at: SystemTime,
+    pub(crate) concurrency: usize,
+    pub(crate) node: Arc<crate::bootstrap::NodeInfo>,
+    /// Seconds over which a removed listener or chain lets its connections go.
+    pub(crate) drain_time: std::time::Duration,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        logs: LogFiles,
+        node: Arc<crate::bootstrap::NodeInfo>,
+        concurrency: usize,
+        drain_time: std::time::Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            registry: Arc::default(),
+            secrets: SecretStore::default(),
+            clusters: ArcSwap::default(),
+            listeners: ArcSwap::default(),
+            routes: RouteSlots::default(),
+            logs,
+            identity: crate::peer::LocalIdentity::of(&node),
+            ids: AtomicU64::new(1),
+            health_failed: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            concurrency,
+            node,
+            drain_time,
+        })
+    }
+
+    /// A number for a connection, never used twice.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// All clusters by name.
+pub(crate) type Clusters = HashMap<ArcStr, Arc<ClusterEntry>>;
+
+/// A cluster with what belongs to it at run time. Lives until its configuration changes or goes.
+pub(crate) struct ClusterEntry {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) endpoints: ArcSwap<Endpoints>,
+    /// Circuit breakers, shared by all workers.
+    pub(crate) breakers: Breakers,
+    /// Ejects hosts; locked only when a host reached a threshold, and by its timer.
+    pub(crate) outlier: Option<Mutex<OutlierDetector>>,
+    tls: Vec<(Arc<proxy_core::tls::UpstreamTls>, Arc<ClientTls>)>,
+    /// The encoded resource, for dumps; and its version ("" when static).
+    pub(crate) body: Bytes,
+    pub(crate) version: ArcStr,
+    pub(crate) updated: SystemTime,
+    pub(crate) dynamic: bool,
+    /// EDS: the endpoints came.
+    pub(crate) warm: AtomicBool,
+}
+
+impl ClusterEntry {
+    pub(crate) fn new(cluster: Arc<Cluster>, body: Bytes, version: ArcStr, dynamic: bool) -> Arc<Self> {
+        let tls = cluster
+            .transport
+            .tls_contexts()
+            .map(|c| (c.clone(), Arc::new(ClientTls::new(c.clone(), cluster.auto_san_validation))))
+            .collect();
+        let endpoints = ArcSwap::from(cluster.endpoints.clone());
+        let waits =
+            matches!(cluster.discovery, Discovery::Eds { .. } | Discovery::StrictDns(_) | Discovery::LogicalDns(_));
+        Arc::new(Self {
+            cluster,
+            endpoints,
+            breakers: Breakers::new(&cluster.breakers),
+            outlier: cluster.outlier.clone().map(|c| Mutex::new(OutlierDetector::new(c, Instant::now()))),
+            tls,
+            body,
+            version,
+            updated: SystemTime::now(),
+            dynamic,
+            warm: AtomicBool::new(!waits),
+        })
+    }
+
+    pub(crate) fn is_original_dst(&self) -> bool {
+        matches!(self.cluster.discovery, Discovery::OriginalDst(_))
+    }
+
+    /// The TLS for connections to `host`, `None` for plain text.
+    pub(crate) fn client_tls(&self, host: &Host) -> Option<Arc<ClientTls>> {
+        let context = self.cluster.transport(host).0.tls()?;
+        self.tls.iter().find(|(k, _)| Arc::ptr_eq(k, context)).map(|(_, tls)| tls.clone())
+    }
+
+    /// Publishes new endpoints.
+    pub(crate) fn set_endpoints(&self, endpoints: Arc<Endpoints>) {
+        self.endpoints.store(endpoints);
+        self.warm.store(true, Ordering::Release);
+    }
+}
+
+/// Route tables by RDS name. Connection managers hold the slot, so a new table is used by the next request.
+#[derive(Default)]
+pub(crate) struct RouteSlots(Mutex<HashMap<ArcStr, Arc<RouteSlot>>>);
+
+/// One route table that may change, or not be there yet.
+#[derive(Default)]
+pub(crate) struct RouteSlot {
+    pub(crate) table: ArcSwapOption<RouteTable>,
+    /// Encoded resource, version and time, for dumps.
+    pub(crate) dump: ArcSwapOption<(Bytes, ArcStr, SystemTime)>,
+}
+
+impl RouteSlots {
+    /// The slot of that name, made when first asked for.
+    pub(crate) fn slot(&self, name: &ArcStr) -> Arc<RouteSlot> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name.clone()).or_default().clone()
+    }
+
+    /// All slots, sorted by name.
+    pub(crate) fn all(&self) -> Vec<(ArcStr, Arc<RouteSlot>)> {
+        let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = map.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    /// Drops slots that no listener names any more.
+    pub(crate) fn retain(&self, keep: impl Fn(&ArcStr) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| keep(name));
+    }
+}
+
+/// All listeners as workers see them.
+#[derive(Default)]
+pub(crate) struct Listeners {
+    pub(crate) set: ListenerSet,
+    pub(crate) by_name: HashMap<ArcStr, Arc<ListenerEntry>>,
+}
+
+/// A listener with what belongs to it at run time.
+pub(crate) struct ListenerEntry {
+    pub(crate) listener: Arc<Listener>,
+    pub(crate) chains: Vec<Arc<ChainEntry>>,
+    pub(crate) body: Bytes,
+    pub(crate) version: ArcStr,
+    pub(crate) updated: SystemTime,
+    pub(crate) dynamic: bool,
+}
+
+/// A filter chain: connections hold it, and are told to end when it goes.
+pub(crate) struct ChainEntry {
+    pub(crate) chain: Arc<FilterChain>,
+    pub(crate) tls: Option<ServerTls>,
+    pub(crate) routes: Option<Arc<RouteSlot>>,
+    /// `true` when the chain was removed or changed.
+    pub(crate) drain: tokio::sync::watch::Sender<bool>,
+}
+
+impl ListenerEntry {
+    /// `previous`: chains that did not change are kept, and so are their connections.
+    pub(crate) fn new(
+        listener: Arc<Listener>,
+        body: Bytes,
+        version: ArcStr,
+        dynamic: bool,
+        previous: Option<&ListenerEntry>,
+        routes: &RouteSlots,
+    ) -> Arc<Self> {
+        let chains = listener
+            .all_chains()
+            .map(|chain| {
+                let kept = previous
+                    .and_then(|p| p.chains.iter().find(|c| c.chain.hash == chain.hash && c.chain.name == chain.name));
+                match kept {
+                    Some(kept) => kept.clone(),
+                    None => ChainEntry::new(chain.clone(), routes),
+                }
+            })
+            .collect();
+        Arc::new(Self { listener, chains, body, version, updated: SystemTime::now(), dynamic })
+    }
+
+    /// The run-time side of a chain that [`Listener::find_chain`] gave.
+    pub(crate) fn entry_of(&self, chain: &Arc<FilterChain>) -> Option<&Arc<ChainEntry>> {
+        let at = self.listener.all_chains().position(|c| Arc::ptr_eq(c, chain))?;
+        self.chains.get(at)
+    }
+
+    /// Tells connections of chains that `next` does not have any more to end.
+    pub(crate) fn drain_missing(&self, next: Option<&ListenerEntry>) {
+        for chain in &self.chains {
+            let kept = next.is_some_and(|n| n.chains.iter().any(|c| Arc::ptr_eq(c, chain)));
+            if !kept {
+                chain.drain.send_replace(true);
+            }
+        }
+    }
+}
+
+impl ChainEntry {
+    fn new(chain: Arc<FilterChain>, routes: &RouteSlots) -> Arc<Self> {
+        let slot = match &chain.terminal {
+            Terminal::Http(hcm) => hcm.rds_name().map(|name| routes.slot(name)),
+            _ => None,
+        };
+        let tls = chain.tls.clone().map(ServerTls::new);
+        Arc::new(Self { chain, tls, routes: slot, drain: tokio::sync::watch::Sender::new(false) })
+    }
+}

@@ -1,0 +1,255 @@
+//! Starting a proxy inside a process, and the handle on it.
+
+use crate::bootstrap::{InvalidBootstrap, NodeInfo};
+use crate::control::{Control, Incoming};
+use crate::log::LogFiles;
+use crate::runtime::Shared;
+use crate::{admin, dns, worker, xds};
+use ads::client::{Connector, Handler};
+use bytes::Bytes;
+use envoy_api::bootstrap::Bootstrap;
+use envoy_api::{Message, type_url};
+use identity::WorkloadCertificate;
+use proxy_core::Address;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// How to run a proxy.
+pub struct Options {
+    /// Worker threads; 0: one per processor.
+    pub concurrency: usize,
+    /// The workload's certificate from the agent, served as the secrets `default` and `ROOTCA`.
+    pub certificates: Option<watch::Receiver<Option<Arc<WorkloadCertificate>>>>,
+    /// The way to the control plane; without it the bootstrap's ADS cluster is dialled.
+    pub ads: Option<Connector>,
+    /// Further types to ask the control plane for, with who handles them.
+    pub extra: Vec<(String, Box<dyn Handler>)>,
+    /// Accept filters that are not understood and leave them out.
+    pub allow_unsupported_filters: bool,
+    /// How long removed listeners and chains let connections go on.
+    pub drain_time: Duration,
+    /// Only check the configuration: nothing is bound, nothing started.
+    pub validate: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            concurrency: 0,
+            certificates: None,
+            ads: None,
+            extra: Vec::new(),
+            allow_unsupported_filters: false,
+            drain_time: Duration::from_secs(600),
+            validate: false,
+        }
+    }
+}
+
+/// Why a proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The bootstrap is refused.
+    #[error(transparent)]
+    Bootstrap(#[from] InvalidBootstrap),
+    /// A thread or socket could not be made.
+    #[error("cannot start the proxy")]
+    System(#[from] std::io::Error),
+}
+
+/// A running proxy. Dropping it ends the proxy.
+pub struct Handle {
+    shared: Arc<Shared>,
+    control: Arc<Mutex<Control>>,
+    tasks: Mutex<JoinSet<()>>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    admin: Arc<admin::Admin>,
+}
+
+fn lock(control: &Mutex<Control>) -> MutexGuard<'_, Control> {
+    control.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Handle {
+    /// Whether first clusters and listeners are in use; an error says what is missing.
+    pub fn ready(&self) -> Result<(), String> {
+        lock(&self.control).ready()
+    }
+
+    /// Tells clients to go (`connection: close`, GOAWAY); new connections are still served.
+    pub fn drain(&self) {
+        lock(&self.control).drain(false);
+    }
+
+    /// All counters in Prometheus' text format, Istio's included. `used_only`: those that were never touched left out.
+    pub fn stats_prometheus(&self, used_only: bool) -> String {
+        self.admin.prometheus(used_only, None)
+    }
+
+    /// Envoy's `/config_dump`.
+    pub fn config_dump(&self) -> serde_json::Value {
+        self.admin.config_dump(&[])
+    }
+
+    /// Open downstream connections.
+    pub fn connections(&self) -> u64 {
+        self.admin.connections()
+    }
+
+    /// Resolves when `/quitquitquit` was asked for.
+    pub async fn quit_requested(&self) {
+        self.admin.quit_requested().await;
+    }
+
+    /// Ends the proxy: workers write their logs and stop.
+    pub fn shutdown(&self) {
+        lock(&self.control).shutdown();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A worker that panicked has said so already.
+            let _ = thread.join();
+        }
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+
+    /// What the shared state counts, for tests.
+    pub fn is_draining(&self) -> bool {
+        self.shared.draining.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// Starts a proxy. Must be called on a tokio runtime, which runs its control tasks; the data plane has threads of its own.
+pub fn start(bootstrap: Bootstrap, mut options: Options) -> Result<Handle, StartError> {
+    let node = Arc::new(NodeInfo::of(bootstrap.node.as_ref()));
+    let concurrency = match options.concurrency {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let shared = Shared::new(LogFiles::default(), node, concurrency, options.drain_time);
+    let mut workers = Vec::new();
+    let mut threads = Vec::new();
+    if !options.validate {
+        for index in 0..concurrency {
+            let (sender, thread) = worker::spawn(shared.clone(), index)?;
+            workers.push(sender);
+            threads.push(thread);
+        }
+    }
+    let (dns_sender, dns_receiver) = tokio::sync::mpsc::unbounded_channel();
+    let core_options = proxy_core::Options { allow_unsupported_filters: options.allow_unsupported_filters };
+    let mut control = Control::new(shared.clone(), core_options, workers, dns_sender);
+    if let Some(certificates) = &options.certificates {
+        take_certificate(&shared, certificates.borrow().as_deref());
+    }
+    load_static(&mut control, &bootstrap)?;
+    let admin_address = admin_address(&bootstrap)?;
+    let control = Arc::new(Mutex::new(control));
+    let bootstrap = Arc::new(bootstrap);
+    let admin = admin::Admin::new(shared.clone(), control.clone(), bootstrap.clone());
+    let mut tasks = JoinSet::new();
+    if !options.validate {
+        if let Some(address) = admin_address {
+            let listener = admin::bind(&address)?;
+            tasks.spawn(admin::serve(listener, admin.clone()));
+        }
+        tasks.spawn(dns::run(dns_receiver, control.clone()));
+        if let Some(mut certificates) = options.certificates.take() {
+            let shared = shared.clone();
+            tasks.spawn(async move {
+                while certificates.changed().await.is_ok() {
+                    let current = certificates.borrow_and_update().clone();
+                    take_certificate(&shared, current.as_deref());
+                }
+            });
+        }
+        xds::start(&mut tasks, &bootstrap, &control, options.ads.take(), std::mem::take(&mut options.extra))?;
+    }
+    Ok(Handle { shared, control, tasks: Mutex::new(tasks), threads: Mutex::new(threads), admin })
+}
+
+fn take_certificate(shared: &Shared, certificate: Option<&WorkloadCertificate>) {
+    if let Some(certificate) = certificate
+        && let Err(e) = shared.secrets.set_workload(certificate)
+    {
+        tracing::error!(error = %e, "the agent's certificate cannot be used");
+    }
+}
+
+fn refuse(refused: Vec<(mesh_types::ArcStr, String)>) -> Result<(), InvalidBootstrap> {
+    match refused.into_iter().next() {
+        Some((_, reason)) => Err(InvalidBootstrap::Refused(reason)),
+        None => Ok(()),
+    }
+}
+
+fn incoming<M: Message>(name: &str, message: &M) -> Incoming {
+    Incoming { name: name.into(), version: "".into(), body: Bytes::from(message.encode_to_vec()) }
+}
+
+/// Secrets, clusters, listeners of the bootstrap; any refused one stops the start, as in Envoy.
+fn load_static(control: &mut Control, bootstrap: &Bootstrap) -> Result<(), InvalidBootstrap> {
+    let dynamic = bootstrap.dynamic_resources.as_ref();
+    if dynamic.is_some_and(|d| d.cds_config.is_some()) {
+        control.awaiting.insert(type_url::CLUSTER);
+        control.subscriptions.set(type_url::CLUSTER, ads::client::Wanted::all());
+    }
+    if dynamic.is_some_and(|d| d.lds_config.is_some()) {
+        control.awaiting.insert(type_url::LISTENER);
+        control.subscriptions.set(type_url::LISTENER, ads::client::Wanted::all());
+    }
+    let Some(resources) = &bootstrap.static_resources else { return Ok(()) };
+    let secrets = resources.secrets.iter().map(|s| incoming(&s.name, s)).collect();
+    refuse(control.update_secrets(secrets, &[]))?;
+    let clusters = resources.clusters.iter().map(|c| incoming(&c.name, c)).collect();
+    refuse(control.update_clusters(clusters, &[], false))?;
+    let listeners = resources
+        .listeners
+        .iter()
+        .enumerate()
+        .map(|(i, l)| {
+            // Envoy gives unnamed listeners a UUID; a number is enough to keep them apart.
+            if l.name.is_empty() {
+                let mut named = l.clone();
+                named.name = format!("listener-{i}");
+                incoming(&named.name, &named)
+            } else {
+                incoming(&l.name, l)
+            }
+        })
+        .collect();
+    refuse(control.update_listeners(listeners, &[], false))?;
+    if let Some(problem) = control.unknown_clusters() {
+        return Err(InvalidBootstrap::Refused(problem));
+    }
+    Ok(())
+}
+
+fn admin_address(bootstrap: &Bootstrap) -> Result<Option<Address>, InvalidBootstrap> {
+    use envoy_api::core::address::Address as Kind;
+    use envoy_api::core::socket_address::PortSpecifier;
+    let Some(address) = bootstrap.admin.as_ref().and_then(|a| a.address.as_ref()) else { return Ok(None) };
+    match &address.address {
+        Some(Kind::SocketAddress(socket)) => {
+            let ip = socket
+                .address
+                .parse()
+                .map_err(|_| InvalidBootstrap::Refused(format!("admin: malformed IP address: {}", socket.address)))?;
+            let port = match socket.port_specifier {
+                Some(PortSpecifier::PortValue(port)) => u16::try_from(port).unwrap_or(0),
+                _ => 0,
+            };
+            Ok(Some(Address::Ip(std::net::SocketAddr::new(ip, port))))
+        }
+        Some(Kind::Pipe(pipe)) => Ok(Some(Address::Pipe(pipe.path.as_str().into()))),
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,158 @@
+//! Counters: one writer (a worker) each, found once per connection or cluster, merged when somebody asks.
+//!
+//! No atomic read-modify-write happens on the data path: a worker loads and stores its own cells, a scrape only loads.
+
+mod istio;
+mod registry;
+mod render;
+mod scopes;
+
+pub(crate) use istio::{ArcStrOrUnknown, Computed, IstioStats, RequestLabels, TcpLabels, Workload};
+pub(crate) use registry::{Entry, Kind, Registry, Sample, Scope};
+pub(crate) use render::{json, prometheus, text};
+pub(crate) use scopes::{ClusterStats, HttpStats, ListenerStats, Named, PlainStats, TcpStats};
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// A number that only grows; written by one thread.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn inc(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A number that goes up and down; written by one thread. Sums over workers are right even if one part is negative.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub(crate) fn inc(&self) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+
+    pub(crate) fn dec(&self) {
+        self.0.store(self.0.load(Relaxed).wrapping_sub(1), Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Upper bounds of Envoy's default histogram buckets (source/common/stats/histogram_impl.cc), which Istio's metrics use too.
+pub(crate) const BOUNDS: [f64; 19] = [
+    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0, 60000.0, 300000.0,
+    600000.0, 1800000.0, 3600000.0,
+];
+
+/// Observations by bucket; written by one thread.
+#[derive(Debug, Default)]
+pub(crate) struct Histogram {
+    /// One per bound, the last for everything above.
+    buckets: [Counter; BOUNDS.len() + 1],
+    sum: Counter,
+}
+
+impl Histogram {
+    pub(crate) fn record(&self, value: u64) {
+        let v = value as f64;
+        let bucket = BOUNDS.iter().position(|bound| v <= *bound).unwrap_or(BOUNDS.len());
+        self.buckets[bucket].inc();
+        self.sum.add(value);
+    }
+
+    pub(crate) fn read(&self) -> HistogramSample {
+        HistogramSample { buckets: std::array::from_fn(|i| self.buckets[i].get()), sum: self.sum.get() }
+    }
+}
+
+/// A merged histogram.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HistogramSample {
+    pub(crate) buckets: [u64; BOUNDS.len() + 1],
+    pub(crate) sum: u64,
+}
+
+impl HistogramSample {
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (a, b) in self.buckets.iter_mut().zip(other.buckets) {
+            *a += b;
+        }
+        self.sum += other.sum;
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+/// Counts by small keys (response codes) without a lock: key and count share one cell.
+#[derive(Debug, Default)]
+pub(crate) struct Codes([AtomicU64; 24]);
+
+impl Codes {
+    /// Counts `code`; when more than the table's size of different codes were seen, the rest is not told apart.
+    pub(crate) fn inc(&self, code: u16) {
+        for cell in &self.0 {
+            let value = cell.load(Relaxed);
+            if value == 0 || (value >> 48) as u16 == code {
+                cell.store((u64::from(code) << 48) | ((value & COUNT) + 1), Relaxed);
+                return;
+            }
+        }
+    }
+
+    pub(crate) fn each(&self, mut f: impl FnMut(u16, u64)) {
+        for cell in &self.0 {
+            let value = cell.load(Relaxed);
+            if value != 0 {
+                f((value >> 48) as u16, value & COUNT);
+            }
+        }
+    }
+}
+
+const COUNT: u64 = (1 << 48) - 1;
+
+/// The counters of a cluster that was never used, so that they show at zero.
+pub(crate) fn each_zero(f: &mut dyn FnMut(&str, Sample)) {
+    ClusterStats::default().visit(f);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_count_apart() {
+        let codes = Codes::default();
+        for code in [200, 200, 503, 200] {
+            codes.inc(code);
+        }
+        let mut all = Vec::new();
+        codes.each(|c, n| all.push((c, n)));
+        assert_eq!(all, [(200, 3), (503, 1)]);
+    }
+
+    #[test]
+    fn histogram_bounds_are_inclusive() {
+        let h = Histogram::default();
+        h.record(1);
+        h.record(2);
+        h.record(4_000_000);
+        let sample = h.read();
+        assert_eq!((sample.buckets[1], sample.buckets[2], sample.buckets[19]), (1, 1, 1));
+        assert_eq!(sample.count(), 3);
+    }
+}

@@ -1,0 +1,167 @@
+//! Where scopes are registered, merged and read.
+
+use super::HistogramSample;
+use mesh_types::ArcStr;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a scope counts; gives the prefix of its names and the Prometheus tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Cluster,
+    Http,
+    Listener,
+    Tcp,
+    /// Names without a prefix that comes from configuration.
+    Plain,
+}
+
+impl Kind {
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Kind::Cluster => "cluster",
+            Kind::Http => "http",
+            Kind::Listener => "listener",
+            Kind::Tcp => "tcp",
+            Kind::Plain => "",
+        }
+    }
+}
+
+/// A merged value.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Sample {
+    Counter(u64),
+    Gauge(u64),
+    Histogram(HistogramSample),
+}
+
+impl Sample {
+    fn merge(&mut self, other: &Sample) {
+        match (self, other) {
+            (Sample::Counter(a), Sample::Counter(b)) | (Sample::Gauge(a), Sample::Gauge(b)) => *a = a.wrapping_add(*b),
+            (Sample::Histogram(a), Sample::Histogram(b)) => a.merge(b),
+            _ => {}
+        }
+    }
+
+    /// Whether anything was ever counted (`usedonly`).
+    pub(crate) fn used(&self) -> bool {
+        match self {
+            Sample::Counter(n) | Sample::Gauge(n) => *n != 0,
+            Sample::Histogram(h) => h.count() != 0,
+        }
+    }
+}
+
+/// A group of counters of one thread.
+pub(crate) trait Scope: Send + Sync {
+    /// Calls `f` with each name (without prefix) and value.
+    fn visit(&self, f: &mut dyn FnMut(&str, Sample));
+}
+
+type Key = (Kind, ArcStr);
+
+/// Gives entries that are computed when somebody reads.
+pub(crate) type Source = Box<dyn Fn(&mut dyn FnMut(Entry)) + Send + Sync>;
+
+/// All scopes of the process. The lock is taken when a scope is made or somebody reads, never per request.
+#[derive(Default)]
+pub(crate) struct Registry {
+    scopes: Mutex<BTreeMap<Key, Vec<Arc<dyn Scope>>>>,
+    /// What `/reset_counters` subtracts.
+    baseline: Mutex<BTreeMap<(Key, String), u64>>,
+    sources: Mutex<Vec<Source>>,
+    pub(crate) istio: super::istio::Series,
+}
+
+/// One merged value with its place.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) kind: Kind,
+    pub(crate) scope: ArcStr,
+    pub(crate) name: String,
+    pub(crate) sample: Sample,
+}
+
+impl Entry {
+    /// Envoy's dotted name.
+    pub(crate) fn full_name(&self) -> String {
+        match self.kind {
+            Kind::Plain if self.scope.is_empty() => self.name.clone(),
+            Kind::Plain => format!("{}.{}", self.scope, self.name),
+            kind => format!("{}.{}.{}", kind.prefix(), self.scope, self.name),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn merge_into(merged: &mut BTreeMap<String, Sample>, name: &str, sample: Sample) {
+    match merged.get_mut(name) {
+        Some(seen) => seen.merge(&sample),
+        None => {
+            merged.insert(name.to_owned(), sample);
+        }
+    }
+}
+
+impl Registry {
+    pub(crate) fn add(&self, kind: Kind, name: ArcStr, scope: Arc<dyn Scope>) {
+        lock(&self.scopes).entry((kind, name)).or_default().push(scope);
+    }
+
+    pub(crate) fn add_source(&self, source: Source) {
+        lock(&self.sources).push(source);
+    }
+
+    /// Forgets a scope whose configuration is gone.
+    pub(crate) fn remove(&self, kind: Kind, name: &ArcStr) {
+        lock(&self.scopes).remove(&(kind, name.clone()));
+    }
+
+    /// Everything, merged over workers, sorted.
+    pub(crate) fn read(&self) -> Vec<Entry> {
+        let scopes: Vec<(Key, Vec<Arc<dyn Scope>>)> =
+            lock(&self.scopes).iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let baseline = lock(&self.baseline);
+        let mut all: BTreeMap<Key, BTreeMap<String, Sample>> = BTreeMap::new();
+        for (key, parts) in scopes {
+            let merged = all.entry(key).or_default();
+            for part in parts {
+                part.visit(&mut |name, sample| merge_into(merged, name, sample));
+            }
+        }
+        for source in lock(&self.sources).iter() {
+            source(&mut |entry| {
+                merge_into(all.entry((entry.kind, entry.scope)).or_default(), &entry.name, entry.sample);
+            });
+        }
+        let mut entries = Vec::new();
+        for (key, merged) in all {
+            for (name, mut sample) in merged {
+                if let Sample::Counter(n) = &mut sample
+                    && !baseline.is_empty()
+                    && let Some(base) = baseline.get(&(key.clone(), name.clone()))
+                {
+                    *n = n.wrapping_sub(*base);
+                }
+                entries.push(Entry { kind: key.0, scope: key.1.clone(), name, sample });
+            }
+        }
+        entries
+    }
+
+    /// `/reset_counters`: counters start again from 0 (the workers' own cells are not touched).
+    pub(crate) fn reset(&self) {
+        let entries = self.read();
+        let mut baseline = lock(&self.baseline);
+        for entry in entries {
+            if let Sample::Counter(n) = entry.sample {
+                *baseline.entry(((entry.kind, entry.scope), entry.name)).or_default() += n;
+            }
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! One interface over HTTP/1 and HTTP/2 messages: heads, a body to pull, a body to push.
+
+use crate::h1::{self, HeadError, ReadError};
+
+pub(crate) use crate::h1::Frame;
+use bytes::{Buf, Bytes};
+use proxy_core::Headers;
+use std::collections::VecDeque;
+use std::task::{Context, Poll, ready};
+
+/// Why a body ended early.
+#[derive(Debug)]
+pub(crate) enum BodyError {
+    /// The peer closed the connection.
+    Closed,
+    /// The peer reset the stream (HTTP/2).
+    Reset(h2::Reason),
+    /// The peer broke the protocol.
+    Protocol(&'static str),
+    /// More than a filter's limit (buffer, ext_authz).
+    TooLarge,
+}
+
+impl From<ReadError> for BodyError {
+    fn from(e: ReadError) -> Self {
+        match e {
+            ReadError::Closed | ReadError::Io(_) => BodyError::Closed,
+            ReadError::Syntax(HeadError { detail, .. }) => BodyError::Protocol(detail),
+        }
+    }
+}
+
+impl From<h2::Error> for BodyError {
+    fn from(e: h2::Error) -> Self {
+        match e.reason() {
+            Some(reason) if e.is_reset() => BodyError::Reset(reason),
+            Some(_) if e.is_library() => BodyError::Protocol("http2.protocol_error"),
+            _ => BodyError::Closed,
+        }
+    }
+}
+
+/// A body to read.
+pub(crate) enum RecvBody {
+    Empty,
+    H1(h1::Shared),
+    H2(H2Recv),
+    /// Frames in memory, then nothing.
+    Memory(VecDeque<Frame>),
+}
+
+pub(crate) struct H2Recv {
+    stream: h2::RecvStream,
+    data_done: bool,
+}
+
+impl RecvBody {
+    pub(crate) fn h2(stream: h2::RecvStream) -> Self {
+        if stream.is_end_stream() { RecvBody::Empty } else { RecvBody::H2(H2Recv { stream, data_done: false }) }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self, RecvBody::Empty)
+    }
+
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        match self {
+            RecvBody::Empty => Poll::Ready(None),
+            RecvBody::H1(conn) => conn.borrow_mut().poll_body(cx).map(|f| f.map(|r| r.map_err(BodyError::from))),
+            RecvBody::H2(body) => body.poll_frame(cx),
+            RecvBody::Memory(frames) => Poll::Ready(frames.pop_front().map(Ok)),
+        }
+    }
+}
+
+impl H2Recv {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        if !self.data_done {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // Capacity goes back at once; what waits downstream of here is bounded by the send side.
+                    let _ = self.stream.flow_control().release_capacity(data.len());
+                    return Poll::Ready(Some(Ok(Frame::Data(data))));
+                }
+                Some(Err(e)) => return Poll::Ready(Some(Err(e.into()))),
+                None => self.data_done = true,
+            }
+        }
+        match ready!(self.stream.poll_trailers(cx)) {
+            Ok(Some(map)) => Poll::Ready(Some(Ok(Frame::Trailers(from_map(&map))))),
+            Ok(None) => Poll::Ready(None),
+            Err(e) => Poll::Ready(Some(Err(e.into()))),
+        }
+    }
+}
+
+/// Fields of an `http` map, appended to nothing.
+pub(crate) fn from_map(map: &http::HeaderMap) -> Headers {
+    let mut headers = Headers::with_capacity(map.len(), 512);
+    push_map(&mut headers, map);
+    headers
+}
+
+pub(crate) fn push_map(headers: &mut Headers, map: &http::HeaderMap) {
+    for (name, value) in map {
+        headers.push(name.as_str().as_bytes(), value.as_bytes());
+    }
+}
+
+/// Regular fields as an `http` map for the h2 crate; fields it cannot carry are left out.
+pub(crate) fn to_map(headers: &Headers) -> http::HeaderMap {
+    let mut map = http::HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers.iter_regular() {
+        if let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(name), http::HeaderValue::from_bytes(value)) {
+            map.append(name, value);
+        }
+    }
+    map
+}
+
+/// How a body is written on HTTP/1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// No body may follow (HEAD, 204, 304, or nothing to send).
+    None,
+    Length,
+    Chunked {
+        trailers: bool,
+    },
+    /// Raw bytes: an upgraded connection, or a body that ends with the connection.
+    Raw,
+}
+
+/// Above this many buffered bytes the reader of the other side waits.
+pub(crate) const HIGH_WATER: usize = 64 * 1024;
+
+/// A body to write.
+pub(crate) enum SendBody {
+    /// The message ended with its head.
+    Ended,
+    H1 {
+        conn: h1::Shared,
+        framing: Framing,
+    },
+    H2(H2Send),
+    /// Swallows everything (mirrored requests' answers).
+    Discard,
+}
+
+pub(crate) struct H2Send {
+    stream: h2::SendStream<Bytes>,
+    pending: VecDeque<Bytes>,
+    len: usize,
+    trailers: Option<http::HeaderMap>,
+    ending: bool,
+    ended: bool,
+}
+
+impl SendBody {
+    pub(crate) fn h2(stream: h2::SendStream<Bytes>) -> Self {
+        SendBody::H2(H2Send { stream, pending: VecDeque::new(), len: 0, trailers: None, ending: false, ended: false })
+    }
+
+    /// A stream whose head already ended it; kept for resets.
+    pub(crate) fn h2_ended(stream: h2::SendStream<Bytes>) -> Self {
+        SendBody::H2(H2Send { stream, pending: VecDeque::new(), len: 0, trailers: None, ending: true, ended: true })
+    }
+
+    /// Queues one frame.
+    pub(crate) fn push(&mut self, frame: Frame) {
+        match (self, frame) {
+            (SendBody::Ended | SendBody::Discard, _) => {}
+            (SendBody::H1 { conn, framing }, Frame::Data(data)) => {
+                if data.is_empty() {
+                    return;
+                }
+                let out = &mut conn.borrow_mut().out;
+                match framing {
+                    Framing::None => {}
+                    Framing::Length | Framing::Raw => out.push(data),
+                    Framing::Chunked { .. } => {
+                        out.write(|v| {
+                            use std::io::Write;
+                            // Writing to a Vec cannot fail.
+                            let _ = write!(v, "{:x}\r\n", data.len());
+                        });
+                        out.push(data);
+                        out.write(|v| v.extend_from_slice(b"\r\n"));
+                    }
+                }
+            }
+            (SendBody::H1 { conn, framing: Framing::Chunked { trailers: true } }, Frame::Trailers(fields)) => {
+                conn.borrow_mut().out.write(|v| {
+                    v.extend_from_slice(b"0\r\n");
+                    for (name, value) in fields.iter_regular() {
+                        v.extend_from_slice(name);
+                        v.extend_from_slice(b": ");
+                        v.extend_from_slice(value);
+                        v.extend_from_slice(b"\r\n");
+                    }
+                    v.extend_from_slice(b"\r\n");
+                });
+            }
+            (SendBody::H1 { .. }, Frame::Trailers(_)) => {}
+            (SendBody::H2(h2), Frame::Data(data)) => {
+                if !data.is_empty() {
+                    h2.len += data.len();
+                    h2.pending.push_back(data);
+                }
+            }
+            (SendBody::H2(h2), Frame::Trailers(fields)) => h2.trailers = Some(to_map(&fields)),
+        }
+    }
+
+    /// Queues the end of the message. `trailers_sent`: the last frame pushed was trailers.
+    pub(crate) fn end(&mut self, trailers_sent: bool) {
+        match self {
+            SendBody::Ended | SendBody::Discard => {}
+            SendBody::H1 { conn, framing: Framing::Chunked { trailers } } => {
+                if !(trailers_sent && *trailers) {
+                    conn.borrow_mut().out.write(|v| v.extend_from_slice(b"0\r\n\r\n"));
+                }
+            }
+            SendBody::H1 { .. } => {}
+            SendBody::H2(h2) => h2.ending = true,
+        }
+    }
+
+    /// Bytes that wait to be written.
+    pub(crate) fn buffered(&self) -> usize {
+        match self {
+            SendBody::Ended | SendBody::Discard => 0,
+            SendBody::H1 { conn, .. } => conn.borrow().out.len(),
+            SendBody::H2(h2) => h2.len,
+        }
+    }
+
+    /// Writes what is queued.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        match self {
+            SendBody::Ended | SendBody::Discard => Poll::Ready(Ok(())),
+            SendBody::H1 { conn, .. } => conn.borrow_mut().poll_flush(cx).map_err(|_| BodyError::Closed),
+            SendBody::H2(h2) => h2.poll_flush(cx),
+        }
+    }
+
+    /// Ready when the peer reset this stream (HTTP/2 only; on HTTP/1 the connection's read side tells).
+    pub(crate) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        match self {
+            SendBody::H2(h2) => h2.stream.poll_reset(cx).map(|r| match r {
+                Ok(reason) => BodyError::Reset(reason),
+                Err(e) => e.into(),
+            }),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Aborts the message; on HTTP/1 the caller drops the connection.
+    pub(crate) fn reset(&mut self, reason: h2::Reason) {
+        if let SendBody::H2(h2) = self {
+            h2.stream.send_reset(reason);
+            h2.ended = true;
+        }
+    }
+}
+
+impl H2Send {
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        while self.len > 0 {
+            if self.ended {
+                return Poll::Ready(Err(BodyError::Closed));
+            }
+            self.stream.reserve_capacity(self.len);
+            let mut room = self.stream.capacity();
+            while room == 0 {
+                match ready!(self.stream.poll_capacity(cx)) {
+                    Some(Ok(n)) => room = n,
+                    Some(Err(e)) => return Poll::Ready(Err(e.into())),
+                    None => return Poll::Ready(Err(BodyError::Closed)),
+                }
+            }
+            let Some(front) = self.pending.front_mut() else { break };
+            let piece = if front.len() <= room {
+                self.pending.pop_front().unwrap_or_default()
+            } else {
+                let piece = front.slice(..room);
+                front.advance(room);
+                piece
+            };
+            self.len -= piece.len();
+            let last = self.len == 0 && self.ending && self.trailers.is_none();
+            self.stream.send_data(piece, last).map_err(BodyError::from)?;
+            self.ended |= last;
+        }
+        if self.ending && !self.ended {
+            self.ended = true;
+            match self.trailers.take() {
+                Some(trailers) => self.stream.send_trailers(trailers),
+                None => self.stream.send_data(Bytes::new(), true),
+            }
+            .map_err(BodyError::from)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Which side of a pump failed.
+#[derive(Debug)]
+pub(crate) enum PumpError {
+    Source(BodyError),
+    Sink(BodyError),
+}
+
+/// Moves a body from one side to the other, coalescing writes: bytes are flushed when nothing more can be read now.
+pub(crate) struct Pump {
+    trailers_sent: bool,
+    source_done: bool,
+    /// Body bytes moved.
+    pub(crate) bytes: u64,
+}
+
+impl Pump {
+    pub(crate) fn new() -> Self {
+        Self { trailers_sent: false, source_done: false, bytes: 0 }
+    }
+
+    pub(crate) fn source_done(&self) -> bool {
+        self.source_done
+    }
+
+    /// `source` gives the next frame.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut source: impl FnMut(&mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>>,
+        sink: &mut SendBody,
+    ) -> Poll<Result<(), PumpError>> {
+        while !self.source_done {
+            if sink.buffered() >= HIGH_WATER {
+                ready!(sink.poll_flush(cx)).map_err(PumpError::Sink)?;
+            }
+            match source(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    match &frame {
+                        Frame::Data(data) => self.bytes += data.len() as u64,
+                        Frame::Trailers(_) => self.trailers_sent = true,
+                    }
+                    sink.push(frame);
+                }
+                Poll::Ready(None) => {
+                    self.source_done = true;
+                    sink.end(self.trailers_sent);
+                }
+                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(PumpError::Source(e))),
+                Poll::Pending => {
+                    if let Poll::Ready(Err(e)) = sink.poll_flush(cx) {
+                        return Poll::Ready(Err(PumpError::Sink(e)));
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        sink.poll_flush(cx).map_err(PumpError::Sink)
+    }
+}

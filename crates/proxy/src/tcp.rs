@@ -1,0 +1,237 @@
+//! TCP proxying: choose a cluster and host, then move bytes both ways; large transfers bypass user space.
+
+mod copy;
+
+use crate::downstream::Connection;
+use crate::io::Io;
+use crate::log::LogBuffers;
+use crate::peer;
+use crate::stats::TcpStats;
+use crate::upstream::{AcquireError, Variant};
+use bytes::Bytes;
+use copy::{Side, Transfer};
+use mesh_types::ArcStr;
+use proxy_core::listener::{NetworkLocalRateLimit, TcpProxy};
+use proxy_core::rbac::{Rbac, RbacVerdict};
+use proxy_core::route::Priority;
+use proxy_core::{AccessLog, FormatContext, PickContext, ResponseFlags, StreamInfo};
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Serves one connection with `tcp_proxy`. `cluster`: chosen by a filter before (sni_cluster).
+pub(crate) async fn serve(connection: Connection, proxy: Arc<TcpProxy>, cluster: Option<ArcStr>) {
+    let worker = connection.worker.clone();
+    let stats = worker.tcp_stats(&proxy.stat_prefix);
+    stats.downstream_cx_total.inc();
+    let mut info = StreamInfo::new(connection.info.clone(), SystemTime::now());
+    let began = Instant::now();
+    let random = worker.random.borrow_mut().next();
+    let (name, metadata_match) = proxy.cluster(random);
+    let name = cluster.unwrap_or_else(|| name.clone());
+    let max = proxy.max_downstream_connection_duration;
+    let work = run(connection, &proxy, &stats, &name, metadata_match, &mut info);
+    let timed_out = match max {
+        Some(max) => tokio::time::timeout(max, work).await.is_err(),
+        None => {
+            work.await;
+            false
+        }
+    };
+    if timed_out {
+        stats.max_downstream_connection_duration.inc();
+        info.flags.insert(ResponseFlags::DURATION_TIMEOUT);
+        info.response_code_details = Some("max_connection_duration_reached".into());
+    }
+    info.times.complete = Some(began.elapsed());
+    write_logs(&worker, &proxy.access_log, &info);
+}
+
+fn write_logs(worker: &std::rc::Rc<crate::worker::Worker>, logs: &[Arc<AccessLog>], info: &StreamInfo) {
+    let mut context = FormatContext::new(info, None, None);
+    context.access_log_type = "TcpConnectionEnd";
+    for log in logs {
+        worker.logs.record(&log.sink, |out| log.write(&context, &mut worker.random.borrow_mut(), out));
+    }
+    if !logs.is_empty() {
+        LogBuffers::schedule(worker);
+    }
+}
+
+async fn run(
+    connection: Connection,
+    proxy: &TcpProxy,
+    stats: &TcpStats,
+    name: &ArcStr,
+    metadata_match: Option<&proxy_core::MetadataMatch>,
+    info: &mut StreamInfo,
+) {
+    let worker = connection.worker.clone();
+    let Some(cluster) = worker.cluster(name) else {
+        stats.downstream_cx_no_route.inc();
+        info.flags.insert(ResponseFlags::NO_CLUSTER);
+        return;
+    };
+    info.upstream.cluster = Some(name.clone());
+    let mut previous = Vec::new();
+    let upstream = loop {
+        let context = PickContext {
+            hash: None,
+            metadata_match,
+            previous: &previous,
+            retry: None,
+            override_host: None,
+            original_dst: info.connection.local.socket(),
+            headers: None,
+            now: Instant::now(),
+        };
+        let host = cluster.pick(&context, &mut worker.random.borrow_mut());
+        let Some(host) = host else {
+            cluster.stats.upstream_cx_none_healthy.inc();
+            info.flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
+            return;
+        };
+        info.upstream.host = Some(host.clone());
+        info.upstream.attempts += 1;
+        cluster.stats.upstream_rq_total.inc();
+        let pool = cluster.pool(&worker, &host, &Variant::default());
+        match pool.dial(Priority::Default).await {
+            Ok(upstream) => break upstream,
+            Err(AcquireError::Overflow) => {
+                info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+                return;
+            }
+            Err(AcquireError::Connect(e)) => {
+                info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
+                if !e.reason.is_empty() {
+                    info.upstream.transport_failure = Some(e.reason.into());
+                }
+                cluster.on_result(&host, Some(proxy_core::outlier::Outcome::ConnectFailed), &worker);
+                previous.push(host);
+                if info.upstream.attempts >= proxy.max_connect_attempts {
+                    cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
+                    info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT);
+                    return;
+                }
+                info.flags = ResponseFlags::NONE;
+            }
+        }
+    };
+    let (io, facts, counted) = upstream;
+    info.upstream.local = facts.local.clone();
+    info.upstream.tls = facts.tls.clone();
+    let labels = peer::tcp_labels(&worker, &connection.listener, info, &cluster);
+    let report = labels.and_then(|l| worker.istio.tcp_opened(l));
+    let _counted = counted;
+    let transfer = Transfer {
+        idle_timeout: proxy.idle_timeout,
+        received: Cell::new(0),
+        sent: Cell::new(0),
+        drain: connection.chain.drain.subscribe(),
+        drain_time: worker.shared.drain_time,
+    };
+    let mut reported = (0, 0);
+    let mut down = connection.io;
+    let mut up = io;
+    let moving = copy::both(&mut down, &mut up, &transfer);
+    tokio::pin!(moving);
+    // Long connections show up in metrics while they live (Istio's tcp reporting duration is 5 s).
+    let mut ticks = tokio::time::interval(REPORT_EVERY);
+    ticks.tick().await;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut moving => break ended,
+            _ = ticks.tick() => {
+                if let Some(report) = &report {
+                    let now = (transfer.sent.get(), transfer.received.get());
+                    report.bytes(now.0 - reported.0, now.1 - reported.1);
+                    reported = now;
+                }
+            }
+        }
+    };
+    let (received, sent) = (transfer.received.get(), transfer.sent.get());
+    if let Some(report) = &report {
+        report.bytes(sent - reported.0, received - reported.1);
+        report.closed();
+    }
+    stats.downstream_cx_rx_bytes_total.add(received);
+    stats.downstream_cx_tx_bytes_total.add(sent);
+    cluster.stats.upstream_cx_tx_bytes_total.add(received);
+    cluster.stats.upstream_cx_rx_bytes_total.add(sent);
+    info.bytes_received = received;
+    info.bytes_sent = sent;
+    info.upstream.wire_bytes_sent = received;
+    info.upstream.wire_bytes_received = sent;
+    match ended {
+        copy::Ended::Idle => {
+            stats.idle_timeout.inc();
+            info.response_code_details = Some("tcp_session_idle_timeout".into());
+        }
+        copy::Ended::Failed(Side::Downstream) => info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION),
+        copy::Ended::Failed(Side::Upstream) | copy::Ended::Complete | copy::Ended::Drained => {}
+    }
+}
+
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+
+/// Counts a network RBAC verdict as Envoy: `PREFIXrbac.allowed` and the shadow ones.
+pub(crate) fn count_rbac(connection: &Connection, rbac: &Rbac, verdict: &RbacVerdict) {
+    let stats = connection.worker.named_stats();
+    let prefix = rbac.stat_prefix.trim_end_matches('.');
+    let name = |what: &str| if prefix.is_empty() { format!("rbac.{what}") } else { format!("{prefix}.rbac.{what}") };
+    stats.inc(&name(if verdict.allowed { "allowed" } else { "denied" }));
+    if let Some(shadow) = &verdict.shadow {
+        stats.inc(&name(if shadow.allowed { "shadow_allowed" } else { "shadow_denied" }));
+    }
+}
+
+/// Logs a connection that network RBAC refused, with the terminal filter's log.
+pub(crate) fn log_denied(connection: &Connection, verdict: &RbacVerdict) {
+    let mut info = StreamInfo::new(connection.info.clone(), SystemTime::now());
+    info.connection_termination_details = Some(verdict.details().into());
+    info.times.complete = Some(Duration::ZERO);
+    if let proxy_core::listener::Terminal::TcpProxy(proxy) = &connection.chain.chain.terminal {
+        let stats = connection.worker.tcp_stats(&proxy.stat_prefix);
+        stats.downstream_cx_total.inc();
+        write_logs(&connection.worker, &proxy.access_log, &info);
+    }
+}
+
+/// Network local rate limit: false means close.
+pub(crate) fn take_token(connection: &Connection, limit: &Arc<NetworkLocalRateLimit>) -> bool {
+    let key = Arc::as_ptr(limit) as usize;
+    let mut buckets = connection.worker.buckets.borrow_mut();
+    let bucket =
+        buckets.entry(key).or_insert_with(|| proxy_core::filters::TokenBucket::new(&limit.bucket, Instant::now()));
+    bucket.take(1, Instant::now())
+}
+
+/// `envoy.filters.network.direct_response`.
+pub(crate) async fn respond(mut connection: Connection, bytes: Bytes) {
+    // The peer may be gone; nothing else depends on it.
+    if connection.io.write_all(&bytes).await.is_ok() {
+        let _ = connection.io.shutdown().await;
+    }
+}
+
+/// `envoy.filters.network.echo`.
+pub(crate) async fn echo(mut connection: Connection) {
+    let mut buf = vec![0; 16 * 1024];
+    loop {
+        match connection.io.read(&mut buf).await {
+            Ok(0) | Err(_) => return,
+            Ok(n) => {
+                if connection.io.write_all(&buf[..n]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// True when both ends are plain sockets, so that the kernel can move the bytes.
+fn spliceable(a: &Io, b: &Io) -> bool {
+    matches!(a, Io::Raw(_)) && matches!(b, Io::Raw(_))
+}

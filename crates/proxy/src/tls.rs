@@ -1,0 +1,116 @@
+//! TLS of listeners and clusters: rustls configurations made from Envoy's contexts and the current secrets.
+//!
+//! A context is compiled when a connection first needs it and again after one of its secrets changed; open connections
+//! keep what they were set up with.
+
+mod certificate;
+mod client;
+mod secrets;
+mod server;
+mod verify;
+
+pub(crate) use certificate::peer_certificate;
+pub(crate) use client::ClientTls;
+pub(crate) use secrets::SecretStore;
+pub(crate) use server::ServerTls;
+pub(crate) use verify::Failure;
+
+use mesh_types::ArcStr;
+use proxy_core::TlsInfo;
+use rustls::crypto::CryptoProvider;
+use std::sync::{Arc, LazyLock};
+
+/// Why a context cannot be used now.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsError {
+    /// SDS has not delivered it yet; connections are refused until it does.
+    #[error("secret {0} has not arrived")]
+    MissingSecret(ArcStr),
+    #[error("cannot read {path}")]
+    Read {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{what} is not valid PEM")]
+    Pem { what: &'static str },
+    #[error("no certificate")]
+    NoCertificate,
+    #[error(transparent)]
+    Rustls(#[from] rustls::Error),
+    #[error("{0}")]
+    Verifier(String),
+}
+
+/// The one crypto provider, with all suites Envoy enables by default.
+pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+        LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    &PROVIDER
+}
+
+fn versions(common: &proxy_core::tls::TlsCommon) -> &'static [&'static rustls::SupportedProtocolVersion] {
+    use proxy_core::tls::TlsVersion;
+    static ALL: [&rustls::SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
+    let low = matches!(common.min_version, TlsVersion::V13);
+    let high = matches!(common.max_version, TlsVersion::V13);
+    match (low, high) {
+        (true, _) => &ALL[..1],
+        (false, true) => &ALL,
+        (false, false) => &ALL[1..],
+    }
+}
+
+/// OpenSSL's name of a suite, as Envoy prints it.
+fn cipher_name(suite: rustls::CipherSuite) -> ArcStr {
+    let name = suite.as_str().unwrap_or_default();
+    match name.strip_prefix("TLS13_") {
+        Some(rest) => format!("TLS_{rest}").into(),
+        None => {
+            let rest = name.strip_prefix("TLS_").unwrap_or(name).replace("_WITH_", "_");
+            let rest = rest.replace("AES_128", "AES128").replace("AES_256", "AES256");
+            rest.replace("_POLY1305_SHA256", "_POLY1305").replace('_', "-").into()
+        }
+    }
+}
+
+/// What logs and policies may know of a finished handshake.
+fn info(
+    common: &rustls::CommonState,
+    server_name: Option<&str>,
+    local: Option<&proxy_core::stream_info::PeerCertificate>,
+    validated: bool,
+) -> TlsInfo {
+    let version = match common.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        _ => "TLSv1.3",
+    };
+    let peer = common.peer_certificates().and_then(|chain| {
+        let mut peer = peer_certificate(chain)?;
+        peer.validated = validated;
+        Some(peer)
+    });
+    TlsInfo {
+        version: version.into(),
+        cipher: common.negotiated_cipher_suite().map_or_else(|| "".into(), |s| cipher_name(s.suite())),
+        alpn: common.alpn_protocol().and_then(|p| std::str::from_utf8(p).ok()).map(ArcStr::from),
+        session_id: "".into(),
+        server_name: server_name.map(ArcStr::from),
+        peer,
+        local: local.cloned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cipher_names_are_openssls() {
+        assert_eq!(&*cipher_name(rustls::CipherSuite::TLS13_AES_128_GCM_SHA256), "TLS_AES_128_GCM_SHA256");
+        let tls12 = rustls::CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256;
+        assert_eq!(&*cipher_name(tls12), "ECDHE-RSA-AES128-GCM-SHA256");
+        let chacha = rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256;
+        assert_eq!(&*cipher_name(chacha), "ECDHE-ECDSA-CHACHA20-POLY1305");
+    }
+}

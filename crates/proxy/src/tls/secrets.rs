@@ -1,0 +1,190 @@
+//! Named secrets: static ones, those from SDS, and those of the agent in the same process.
+
+use super::TlsError;
+use mesh_types::ArcStr;
+use proxy_core::stream_info::PeerCertificate;
+use proxy_core::tls::{CertificateSource, DataSource, Secret, TlsCommon, Validation};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// All secrets by name. Contexts look at the generation when a connection begins.
+#[derive(Default)]
+pub(crate) struct SecretStore {
+    secrets: Mutex<HashMap<ArcStr, Arc<Entry>>>,
+    generation: AtomicU64,
+}
+
+/// One secret in the form TLS needs.
+pub(crate) enum Entry {
+    Certificate(Arc<CertifiedKey>),
+    Validation(Validation),
+    /// Roots given as DER (the agent's), to be used instead of `trusted_ca`.
+    Roots(Vec<CertificateDer<'static>>),
+}
+
+impl SecretStore {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ArcStr, Arc<Entry>>> {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes whenever a secret does.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn put(&self, name: ArcStr, entry: Entry) {
+        self.lock().insert(name, Arc::new(entry));
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<Entry>> {
+        self.lock().get(name).cloned()
+    }
+
+    /// Names of the secrets present, sorted.
+    pub(crate) fn names(&self) -> Vec<ArcStr> {
+        let mut names: Vec<_> = self.lock().keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// The public part of a secret as PEM; `true`: a certificate chain, `false`: roots.
+    pub(crate) fn public_pem(&self, name: &str) -> Option<(bool, Vec<u8>)> {
+        match &*self.get(name)? {
+            Entry::Certificate(key) => Some((true, pem(&key.cert))),
+            Entry::Roots(roots) => Some((false, pem(roots))),
+            Entry::Validation(validation) => {
+                let source = validation.trusted_ca.as_ref()?;
+                Some((false, read(source).ok()?))
+            }
+        }
+    }
+
+    /// What the certificates of a secret say: the chain, and the roots.
+    pub(crate) fn details(&self, name: &str) -> Option<(Vec<PeerCertificate>, Vec<PeerCertificate>)> {
+        let parse = |certs: &[CertificateDer<'static>]| -> Vec<PeerCertificate> {
+            certs.iter().filter_map(|c| super::peer_certificate(std::slice::from_ref(c))).collect()
+        };
+        match &*self.get(name)? {
+            Entry::Certificate(key) => Some((parse(&key.cert), Vec::new())),
+            Entry::Roots(certs) => Some((Vec::new(), parse(certs))),
+            Entry::Validation(validation) => Some((Vec::new(), parse(&roots(validation).ok()?))),
+        }
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        self.lock().remove(name);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Takes a secret from configuration or SDS.
+    pub(crate) fn set(&self, secret: Secret) -> Result<(), TlsError> {
+        match secret {
+            Secret::Certificate { name, chain, key, .. } => {
+                let key = certified_key(&read(&chain)?, &read(&key)?)?;
+                self.put(name, Entry::Certificate(Arc::new(key)));
+            }
+            Secret::Validation { name, validation, .. } => self.put(name, Entry::Validation(validation)),
+            Secret::Other { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Takes the workload's certificate from the agent: `default` and `ROOTCA`.
+    pub(crate) fn set_workload(&self, cert: &identity::WorkloadCertificate) -> Result<(), TlsError> {
+        let key = super::provider().key_provider.load_private_key(cert.key.der().clone_key())?;
+        self.put("default".into(), Entry::Certificate(Arc::new(CertifiedKey::new(cert.chain.clone(), key))));
+        self.put("ROOTCA".into(), Entry::Roots(cert.roots.clone()));
+        Ok(())
+    }
+
+    /// The certificates of a context, inline or by name.
+    pub(crate) fn certificates(&self, common: &TlsCommon) -> Result<Vec<Arc<CertifiedKey>>, TlsError> {
+        common
+            .certificates
+            .iter()
+            .map(|source| match source {
+                CertificateSource::Local { chain, key } => Ok(Arc::new(certified_key(&read(chain)?, &read(key)?)?)),
+                CertificateSource::Sds(sds) => match self.get(&sds.name).as_deref() {
+                    Some(Entry::Certificate(key)) => Ok(key.clone()),
+                    _ => Err(TlsError::MissingSecret(sds.name.clone())),
+                },
+            })
+            .collect()
+    }
+
+    /// The validation of a context, combined with its SDS part, and the roots (empty: nothing is verified against).
+    pub(crate) fn validation(
+        &self,
+        common: &TlsCommon,
+    ) -> Result<(Validation, Vec<CertificateDer<'static>>), TlsError> {
+        let own = &common.validation;
+        let Some(sds) = &own.sds else {
+            let roots = roots(own)?;
+            return Ok((own.clone(), roots));
+        };
+        match self.get(&sds.name).as_deref() {
+            Some(Entry::Validation(validation)) => {
+                let merged = own.merged(validation);
+                let roots = roots(&merged)?;
+                Ok((merged, roots))
+            }
+            Some(Entry::Roots(roots)) => Ok((own.clone(), roots.clone())),
+            _ => Err(TlsError::MissingSecret(sds.name.clone())),
+        }
+    }
+}
+
+fn roots(validation: &Validation) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let Some(ca) = &validation.trusted_ca else { return Ok(Vec::new()) };
+    let pem = read(ca)?;
+    let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match certs {
+        Ok(certs) if !certs.is_empty() => Ok(certs),
+        _ => Err(TlsError::Pem { what: "trusted_ca" }),
+    }
+}
+
+/// The bytes a data source names. Files are small and read when a context is compiled, not per connection.
+pub(crate) fn read(source: &DataSource) -> Result<Vec<u8>, TlsError> {
+    match source {
+        DataSource::Inline(bytes) => Ok(bytes.0.to_vec()),
+        DataSource::File(path) => {
+            std::fs::read(&**path).map_err(|source| TlsError::Read { path: path.to_string(), source })
+        }
+        DataSource::Environment(name) => Ok(std::env::var(&**name).unwrap_or_default().into_bytes()),
+    }
+}
+
+fn pem(certs: &[CertificateDer<'_>]) -> Vec<u8> {
+    use base64::Engine as _;
+    let mut out = Vec::new();
+    for cert in certs {
+        out.extend_from_slice(b"-----BEGIN CERTIFICATE-----\n");
+        for line in base64::engine::general_purpose::STANDARD.encode(cert).as_bytes().chunks(64) {
+            out.extend_from_slice(line);
+            out.push(b'\n');
+        }
+        out.extend_from_slice(b"-----END CERTIFICATE-----\n");
+    }
+    out
+}
+
+fn certified_key(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, TlsError> {
+    let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+    let certs = certs.map_err(|_| TlsError::Pem { what: "certificate_chain" })?;
+    if certs.is_empty() {
+        return Err(TlsError::NoCertificate);
+    }
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| TlsError::Pem { what: "private_key" })?;
+    let key = super::provider().key_provider.load_private_key(key)?;
+    let certified = CertifiedKey::new(certs, key);
+    match certified.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,142 @@
+//! Downstream TLS contexts.
+
+use super::verify::{ClientVerifier, dns_match};
+use super::{SecretStore, TlsError, info, peer_certificate, provider, versions};
+use crate::io::Raw;
+use arc_swap::ArcSwapOption;
+use proxy_core::TlsInfo;
+use proxy_core::stream_info::PeerCertificate;
+use proxy_core::tls::DownstreamTls;
+use rustls::ServerConfig;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use std::io;
+use std::sync::Arc;
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+
+/// A chain's TLS, compiled when needed.
+pub(crate) struct ServerTls {
+    context: Arc<DownstreamTls>,
+    current: ArcSwapOption<Compiled>,
+}
+
+struct Compiled {
+    generation: u64,
+    /// With the context's ALPN protocols.
+    with_alpn: Arc<ServerConfig>,
+    /// Without: a client that shares none is served without ALPN, as BoringSSL does, instead of refused.
+    without_alpn: Arc<ServerConfig>,
+    certificates: Arc<Certificates>,
+    validates: bool,
+}
+
+#[derive(Debug)]
+struct Certificates(Vec<(Arc<CertifiedKey>, Option<PeerCertificate>)>);
+
+impl Certificates {
+    /// By SNI among the DNS names; else the first.
+    fn pick(&self, server_name: Option<&str>) -> Option<&(Arc<CertifiedKey>, Option<PeerCertificate>)> {
+        let matches = |c: &&(Arc<CertifiedKey>, Option<PeerCertificate>), name: &str| {
+            c.1.as_ref().is_some_and(|p| p.dns_sans.iter().any(|san| dns_match(san, name)))
+        };
+        server_name.and_then(|name| self.0.iter().find(|c| matches(c, name))).or_else(|| self.0.first())
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.pick(hello.server_name()).map(|c| c.0.clone())
+    }
+}
+
+/// Sessions kept per context for resumption; each takes about a kilobyte.
+const SESSIONS: usize = 128;
+
+impl ServerTls {
+    pub(crate) fn new(context: Arc<DownstreamTls>) -> Self {
+        Self { context, current: ArcSwapOption::empty() }
+    }
+
+    fn compiled(&self, secrets: &SecretStore) -> Result<Arc<Compiled>, TlsError> {
+        let generation = secrets.generation();
+        if let Some(current) = self.current.load_full()
+            && current.generation == generation
+        {
+            return Ok(current);
+        }
+        match self.compile(secrets, generation) {
+            Ok(compiled) => {
+                let compiled = Arc::new(compiled);
+                self.current.store(Some(compiled.clone()));
+                Ok(compiled)
+            }
+            // A secret that went bad does not take down what worked.
+            Err(e) => match self.current.load_full() {
+                Some(current) => {
+                    tracing::warn!(error = %e, "keeping the former TLS context");
+                    Ok(current)
+                }
+                None => Err(e),
+            },
+        }
+    }
+
+    fn compile(&self, secrets: &SecretStore, generation: u64) -> Result<Compiled, TlsError> {
+        let common = &self.context.common;
+        let keys = secrets.certificates(common)?;
+        if keys.is_empty() {
+            return Err(TlsError::NoCertificate);
+        }
+        let certificates = Arc::new(Certificates(
+            keys.into_iter()
+                .map(|k| {
+                    let p = peer_certificate(&k.cert);
+                    (k, p)
+                })
+                .collect(),
+        ));
+        let (validation, roots) = secrets.validation(common)?;
+        let asks = self.context.require_client_certificate
+            || !roots.is_empty()
+            || !validation.hashes.is_empty()
+            || !validation.spkis.is_empty();
+        let builder =
+            ServerConfig::builder_with_provider(provider().clone()).with_protocol_versions(versions(common))?;
+        let validates = !roots.is_empty();
+        let builder = if asks {
+            let required = self.context.require_client_certificate;
+            builder.with_client_cert_verifier(ClientVerifier::new(validation, &roots, required)?)
+        } else {
+            builder.with_no_client_auth()
+        };
+        let mut config = builder.with_cert_resolver(certificates.clone());
+        config.session_storage = rustls::server::ServerSessionMemoryCache::new(SESSIONS);
+        config.send_tls13_tickets = 1;
+        let without_alpn = Arc::new(config.clone());
+        config.alpn_protocols = common.alpn.clone();
+        Ok(Compiled { generation, with_alpn: Arc::new(config), without_alpn, certificates, validates })
+    }
+
+    /// Checks that the context can be used, for warming and validation.
+    pub(crate) fn ready(&self, secrets: &SecretStore) -> Result<(), TlsError> {
+        self.compiled(secrets).map(|_| ())
+    }
+
+    /// Shakes hands.
+    pub(crate) async fn accept(&self, raw: Raw, secrets: &SecretStore) -> io::Result<(Box<TlsStream<Raw>>, TlsInfo)> {
+        let compiled = self.compiled(secrets).map_err(io::Error::other)?;
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), raw).await?;
+        let config = {
+            let hello = start.client_hello();
+            let ours = &compiled.with_alpn.alpn_protocols;
+            let shared = hello.alpn().is_none_or(|mut theirs| theirs.any(|p| ours.iter().any(|o| o == p)));
+            if shared { compiled.with_alpn.clone() } else { compiled.without_alpn.clone() }
+        };
+        let stream = Box::pin(start.into_stream(config)).await?;
+        let (_, session) = stream.get_ref();
+        let name = session.server_name().map(str::to_owned);
+        let local = compiled.certificates.pick(name.as_deref()).and_then(|c| c.1.as_ref());
+        let info = info(session, name.as_deref(), local, compiled.validates);
+        Ok((Box::new(stream), info))
+    }
+}

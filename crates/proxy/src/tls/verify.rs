@@ -1,0 +1,262 @@
+//! Verification of peers: chain of trust, then Envoy's matchers on names, hashes and public keys.
+
+use super::{TlsError, peer_certificate, provider};
+use proxy_core::tls::Validation;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
+use std::sync::Arc;
+
+/// Why a handshake failed, for Envoy's ssl counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// `fail_verify_error`
+    Chain,
+    /// `fail_verify_san`
+    San,
+    /// `fail_verify_no_cert`
+    NoCertificate,
+    /// `fail_verify_cert_hash`
+    Hash,
+    /// Anything else: `connection_error`.
+    Other,
+}
+
+impl Failure {
+    /// Classifies what tokio-rustls reports.
+    pub(crate) fn of(error: &std::io::Error) -> Self {
+        match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+            Some(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)) => Failure::San,
+            Some(Error::InvalidCertificate(CertificateError::Other(_))) => Failure::Hash,
+            Some(Error::InvalidCertificate(_)) => Failure::Chain,
+            Some(Error::NoCertificatesPresented) => Failure::NoCertificate,
+            _ => Failure::Other,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("certificate hash or public key does not match")]
+struct HashMismatch;
+
+/// What both directions share.
+#[derive(Debug)]
+struct Checks {
+    validation: Validation,
+}
+
+impl Checks {
+    fn names(&self, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
+        let v = &self.validation;
+        if v.san.is_empty() && v.hashes.is_empty() && v.spkis.is_empty() {
+            return Ok(());
+        }
+        let bad = || Error::InvalidCertificate(CertificateError::BadEncoding);
+        let peer = peer_certificate(chain).ok_or_else(bad)?;
+        if !v.san_ok(&peer) {
+            return Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure));
+        }
+        if v.hashes.is_empty() && v.spkis.is_empty() {
+            return Ok(());
+        }
+        // Either list may match (tls.proto, CertificateValidationContext.verify_certificate_hash).
+        let hash_ok = v.hashes.iter().any(|h| normal_hash(h) == *peer.sha256);
+        let spki_ok = !v.spkis.is_empty() && spki(chain).is_some_and(|own| v.spkis.iter().any(|s| **s == *own));
+        if hash_ok || spki_ok {
+            return Ok(());
+        }
+        Err(Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(Arc::new(HashMismatch)))))
+    }
+}
+
+fn normal_hash(hash: &str) -> String {
+    hash.chars().filter(|c| *c != ':').map(|c| c.to_ascii_lowercase()).collect()
+}
+
+/// Base64 of the SHA-256 of the subject public key info.
+fn spki(chain: &[CertificateDer<'_>]) -> Option<String> {
+    use base64::Engine as _;
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let (_, cert) = X509Certificate::from_der(chain.first()?).ok()?;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, cert.public_key().raw);
+    Some(base64::engine::general_purpose::STANDARD.encode(digest.as_ref()))
+}
+
+fn chain<'a>(leaf: &CertificateDer<'a>, rest: &[CertificateDer<'a>]) -> Vec<CertificateDer<'a>> {
+    std::iter::once(leaf).chain(rest).cloned().collect()
+}
+
+fn crls(validation: &Validation) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    use rustls_pki_types::pem::PemObject;
+    let Some(source) = &validation.crl else { return Ok(Vec::new()) };
+    let pem = super::secrets::read(source)?;
+    CertificateRevocationListDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| TlsError::Pem { what: "crl" })
+}
+
+fn store(roots: &[CertificateDer<'static>]) -> RootCertStore {
+    let mut store = RootCertStore::empty();
+    // A root that webpki cannot read is left out: the others still work, as in OpenSSL.
+    store.add_parsable_certificates(roots.iter().cloned());
+    store
+}
+
+/// Verifies clients.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    /// `None`: no roots, any certificate is taken (but its possession proven).
+    inner: Option<Arc<dyn ClientCertVerifier>>,
+    checks: Checks,
+    required: bool,
+}
+
+impl ClientVerifier {
+    pub(super) fn new(
+        validation: Validation,
+        roots: &[CertificateDer<'static>],
+        required: bool,
+    ) -> Result<Arc<Self>, TlsError> {
+        let inner = if roots.is_empty() || validation.accept_untrusted {
+            None
+        } else {
+            let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(store(roots)), provider().clone())
+                .with_crls(crls(&validation)?)
+                .allow_unknown_revocation_status();
+            let verifier = builder.build().map_err(|e| TlsError::Verifier(e.to_string()))?;
+            Some(verifier)
+        };
+        Ok(Arc::new(Self { inner, checks: Checks { validation }, required }))
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn offer_client_auth(&self) -> bool {
+        true
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.required
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.as_ref().map_or(&[], |i| i.root_hint_subjects())
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        if let Some(inner) = &self.inner {
+            inner.verify_client_cert(end_entity, intermediates, now)?;
+        }
+        self.checks.names(&chain(end_entity, intermediates))?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Verifies servers: Envoy does not look at the host name unless a matcher (or `auto_san_validation`) says so.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    roots: Option<RootCertStore>,
+    checks: Checks,
+    /// `auto_san_validation`: the certificate must be for the SNI.
+    match_server_name: bool,
+}
+
+impl ServerVerifier {
+    pub(super) fn new(validation: Validation, roots: &[CertificateDer<'static>], match_server_name: bool) -> Arc<Self> {
+        let roots = (!roots.is_empty() && !validation.accept_untrusted).then(|| store(roots));
+        Arc::new(Self { roots, checks: Checks { validation }, match_server_name })
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if let Some(roots) = &self.roots {
+            let cert = rustls::server::ParsedCertificate::try_from(end_entity)?;
+            verify_server_cert_signed_by_trust_anchor(
+                &cert,
+                roots,
+                intermediates,
+                now,
+                provider().signature_verification_algorithms.all,
+            )?;
+        }
+        let chain = chain(end_entity, intermediates);
+        if self.match_server_name {
+            let wanted = server_name.to_str();
+            let peer = peer_certificate(&chain);
+            let ok = peer.is_some_and(|p| p.dns_sans.iter().any(|san| dns_match(san, &wanted)));
+            if !ok {
+                return Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure));
+            }
+        }
+        self.checks.names(&chain)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// DNS SAN against a name; `*` stands for exactly one leftmost label.
+pub(super) fn dns_match(san: &str, name: &str) -> bool {
+    match san.strip_prefix("*.") {
+        Some(parent) => name.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(parent)),
+        None => san.eq_ignore_ascii_case(name),
+    }
+}

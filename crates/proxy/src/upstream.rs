@@ -1,0 +1,212 @@
+//! The way to upstream hosts: per worker, a balancer and connection pools for each cluster.
+
+mod connect;
+mod h2_pool;
+mod pool;
+mod request;
+
+pub(crate) use connect::{ConnectError, ConnectionFacts, Protocol, Variant};
+pub(crate) use pool::{AcquireError, Acquired, Pool};
+pub(crate) use request::{Failure, Reply, Upstream, call};
+
+use crate::runtime::ClusterEntry;
+use crate::stats::ClusterStats;
+use crate::worker::Worker;
+use arc_swap::ArcSwap;
+use proxy_core::outlier::{Cause, Event, Outcome};
+use proxy_core::{Cluster, Endpoints, Host, LoadBalancer, PickContext};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+/// A cluster as one worker uses it. Made when first used.
+pub(crate) struct WorkerCluster {
+    pub(crate) entry: Arc<ClusterEntry>,
+    pub(crate) stats: Arc<ClusterStats>,
+    balancer: RefCell<LoadBalancer>,
+    endpoints: RefCell<Arc<Endpoints>>,
+    /// By the host's address in memory: hosts live as long as their entry here.
+    hosts: RefCell<HashMap<*const Host, Rc<HostPools>>>,
+    sweeping: Cell<bool>,
+}
+
+/// The pools of one host, one per way of connecting to it.
+pub(crate) struct HostPools {
+    pub(crate) host: Arc<Host>,
+    pools: RefCell<Vec<(Variant, Rc<Pool>)>>,
+}
+
+impl WorkerCluster {
+    pub(crate) fn new(entry: Arc<ClusterEntry>, stats: Arc<ClusterStats>, seed: u64) -> Rc<Self> {
+        let endpoints = entry.endpoints.load_full();
+        let balancer = LoadBalancer::new(entry.cluster.clone(), endpoints.clone(), seed);
+        Rc::new(Self {
+            entry,
+            stats,
+            balancer: RefCell::new(balancer),
+            endpoints: RefCell::new(endpoints),
+            hosts: RefCell::default(),
+            sweeping: Cell::new(false),
+        })
+    }
+
+    pub(crate) fn config(&self) -> &Arc<Cluster> {
+        &self.entry.cluster
+    }
+
+    /// Chooses a host; `None`: no healthy upstream.
+    pub(crate) fn pick(&self, context: &PickContext<'_>, random: &mut proxy_core::Random) -> Option<Arc<Host>> {
+        self.refresh();
+        self.balancer.borrow_mut().pick(context, random)
+    }
+
+    /// Takes over endpoints that changed since the last pick.
+    fn refresh(&self) {
+        let current = self.entry.endpoints.load();
+        if !Arc::ptr_eq(&current, &self.endpoints.borrow()) {
+            let current = ArcSwap::load_full(&self.entry.endpoints);
+            self.balancer.borrow_mut().update(current.clone());
+            self.forget_removed(&current);
+            *self.endpoints.borrow_mut() = current;
+        }
+    }
+
+    /// Pools of hosts that are gone are dropped; what is in flight on them goes on.
+    fn forget_removed(&self, endpoints: &Endpoints) {
+        let present: std::collections::HashSet<*const Host> = endpoints.hosts().map(Arc::as_ptr).collect();
+        self.hosts.borrow_mut().retain(|ptr, pools| {
+            // Hosts of ORIGINAL_DST clusters are never listed; their pools end when idle.
+            let keep = present.contains(ptr) || self.entry.is_original_dst();
+            if !keep {
+                pools.close_idle();
+            }
+            keep
+        });
+    }
+
+    /// The pool for this host and way of connecting.
+    pub(crate) fn pool(self: &Rc<Self>, worker: &Rc<Worker>, host: &Arc<Host>, variant: &Variant) -> Rc<Pool> {
+        let key = Arc::as_ptr(host);
+        let mut hosts = self.hosts.borrow_mut();
+        let pools =
+            hosts.entry(key).or_insert_with(|| Rc::new(HostPools { host: host.clone(), pools: RefCell::default() }));
+        let mut list = pools.pools.borrow_mut();
+        if let Some((_, pool)) = list.iter().find(|(v, _)| v == variant) {
+            return pool.clone();
+        }
+        let tls = self.entry.client_tls(host);
+        let pool = Pool::new(worker.clone(), self.clone(), host.clone(), variant.clone(), tls);
+        list.push((variant.clone(), pool.clone()));
+        pool
+    }
+
+    /// Starts closing idle connections in time, if that is not going on already.
+    pub(crate) fn sweep(self: &Rc<Self>) {
+        if self.sweeping.replace(true) {
+            return;
+        }
+        let this = Rc::downgrade(self);
+        // Nobody waits for it: it ends with the cluster or when nothing is idle.
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(SWEEP).await;
+                let Some(cluster) = this.upgrade() else { return };
+                if !cluster.sweep_once() {
+                    cluster.sweeping.set(false);
+                    return;
+                }
+            }
+        });
+    }
+
+    /// True while something is left to watch.
+    fn sweep_once(&self) -> bool {
+        let now = Instant::now();
+        let mut left = false;
+        self.hosts.borrow_mut().retain(|_, pools| {
+            let busy = pools.sweep(now);
+            left |= busy;
+            busy || !self.entry.is_original_dst()
+        });
+        left
+    }
+
+    /// Closes what idles, for a drained or removed cluster.
+    pub(crate) fn close_idle(&self) {
+        for pools in self.hosts.borrow().values() {
+            pools.close_idle();
+        }
+    }
+}
+
+impl WorkerCluster {
+    /// Tells outlier detection how a try went.
+    pub(crate) fn on_result(&self, host: &Arc<Host>, outcome: Option<Outcome>, worker: &Worker) {
+        let stats = &host.state.stats;
+        match outcome {
+            Some(Outcome::Status(status)) if status < 500 => stats.rq_success.fetch_add(1, Relaxed),
+            Some(Outcome::Timeout) => stats.rq_timeout.fetch_add(1, Relaxed),
+            Some(_) => stats.rq_error.fetch_add(1, Relaxed),
+            None => 0,
+        };
+        let (Some(outcome), Some(config), Some(detector)) = (outcome, &self.config().outlier, &self.entry.outlier)
+        else {
+            return;
+        };
+        let Some(cause) = config.report(host, outcome) else { return };
+        let endpoints = self.entry.endpoints.load();
+        let mut detector = detector.lock().unwrap_or_else(PoisonError::into_inner);
+        let event = detector.on_threshold(host, cause, &endpoints, Instant::now(), &mut worker.random.borrow_mut());
+        drop(detector);
+        if let Some(event) = event {
+            count_outlier(&self.stats, &event);
+        }
+    }
+}
+
+/// Counts an ejection as Envoy (`outlier_detection.*`).
+pub(crate) fn count_outlier(stats: &ClusterStats, event: &Event) {
+    let name = |cause: &Cause| match cause {
+        Cause::Consecutive5xx => "consecutive_5xx",
+        Cause::ConsecutiveGateway => "consecutive_gateway_failure",
+        Cause::ConsecutiveLocal => "consecutive_local_origin_failure",
+        Cause::SuccessRate => "success_rate",
+        Cause::LocalSuccessRate => "local_origin_success_rate",
+        Cause::FailurePercentage => "failure_percentage",
+        Cause::LocalFailurePercentage => "local_origin_failure_percentage",
+    };
+    match event {
+        Event::Ejected { cause, enforced, .. } => {
+            stats.other.inc(&format!("outlier_detection.ejections_detected_{}", name(cause)));
+            if *enforced {
+                stats.other.inc("outlier_detection.ejections_enforced_total");
+                stats.other.inc(&format!("outlier_detection.ejections_enforced_{}", name(cause)));
+            }
+        }
+        Event::Overflow { .. } => stats.other.inc("outlier_detection.ejections_overflow"),
+        Event::Returned { .. } => {}
+    }
+}
+
+/// How often idle connections are looked at: bounds how late an idle timeout may be, and how long a connection that
+/// the peer closed stays counted.
+const SWEEP: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl HostPools {
+    fn sweep(&self, now: Instant) -> bool {
+        let mut busy = false;
+        for (_, pool) in self.pools.borrow().iter() {
+            busy |= pool.sweep(now);
+        }
+        busy
+    }
+
+    fn close_idle(&self) {
+        for (_, pool) in self.pools.borrow().iter() {
+            pool.close_idle();
+        }
+    }
+}

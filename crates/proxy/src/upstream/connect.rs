@@ -1,0 +1,152 @@
+//! Opening one upstream connection: socket, PROXY header, TLS, within the connect timeout.
+
+use super::WorkerCluster;
+use crate::io::{Io, Raw};
+use crate::socket::{self, KeepAlive};
+use crate::tls::{ClientTls, Failure};
+use mesh_types::ArcStr;
+use proxy_core::{Address, Host, TlsInfo};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How a connection to a host is made; requests with different variants never share one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Variant {
+    /// HTTP version wanted: `None` for raw TCP or by ALPN.
+    pub(crate) protocol: Protocol,
+    /// SNI from the request (`auto_sni`).
+    pub(crate) server_name: Option<ArcStr>,
+    /// ALPN from the route (Istio's alpn filter).
+    pub(crate) alpn: Option<Arc<[Vec<u8>]>>,
+}
+
+/// What is spoken on a pool's connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    #[default]
+    Http1,
+    Http2,
+    /// As the handshake's ALPN says.
+    Auto,
+}
+
+/// A connection that could not be made.
+#[derive(Clone, Debug)]
+pub(crate) struct ConnectError {
+    pub(crate) timeout: bool,
+    /// Envoy's transport failure reason, for logs and details; may be empty.
+    pub(crate) reason: String,
+}
+
+/// What is known of an open upstream connection.
+#[derive(Debug)]
+pub(crate) struct ConnectionFacts {
+    pub(crate) id: u64,
+    pub(crate) local: Option<Address>,
+    pub(crate) tls: Option<Arc<TlsInfo>>,
+}
+
+/// Opens a connection and counts how that went.
+pub(crate) async fn open(
+    cluster: &Rc<WorkerCluster>,
+    host: &Arc<Host>,
+    tls: Option<&ClientTls>,
+    variant: &Variant,
+    shared: &crate::runtime::Shared,
+) -> Result<(Io, ConnectionFacts), ConnectError> {
+    let stats = &cluster.stats;
+    stats.upstream_cx_total.inc();
+    match variant.protocol {
+        Protocol::Http2 => stats.upstream_cx_http2_total.inc(),
+        _ => stats.upstream_cx_http1_total.inc(),
+    }
+    host.state.stats.cx_total.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let begin = Instant::now();
+    let timeout = cluster.config().connect_timeout;
+    let result = match tokio::time::timeout(timeout, establish(cluster, host, tls, variant, shared)).await {
+        Ok(result) => result,
+        Err(_) => {
+            stats.upstream_cx_connect_timeout.inc();
+            Err(ConnectError { timeout: true, reason: String::new() })
+        }
+    };
+    match result {
+        Ok(done) => {
+            stats.upstream_cx_connect_ms.record(begin.elapsed().as_millis() as u64);
+            Ok(done)
+        }
+        Err(e) => {
+            stats.upstream_cx_connect_fail.inc();
+            host.state.stats.cx_connect_fail.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Err(e)
+        }
+    }
+}
+
+async fn establish(
+    cluster: &Rc<WorkerCluster>,
+    host: &Arc<Host>,
+    tls: Option<&ClientTls>,
+    variant: &Variant,
+    shared: &crate::runtime::Shared,
+) -> Result<(Io, ConnectionFacts), ConnectError> {
+    let config = cluster.config();
+    let bind = config.bind.iter().find(|b| host.address.socket().is_none_or(|a| a.is_ipv4() == b.is_ipv4())).copied();
+    let raw = socket::connect(&host.address, bind)
+        .await
+        .map_err(|e| ConnectError { timeout: false, reason: connect_reason(&e) })?;
+    let mut local = None;
+    if let Raw::Tcp(stream) = &raw {
+        local = stream.local_addr().ok().map(Address::Ip);
+        if let Some(keepalive) = &config.keepalive {
+            let keepalive = KeepAlive { time: keepalive.time, interval: keepalive.interval, probes: keepalive.probes };
+            if let Err(e) = keepalive.apply(stream) {
+                tracing::debug!(error = %e, "cannot set TCP keep-alive");
+            }
+        }
+    }
+    let id = shared.next_id();
+    let Some(tls) = tls else {
+        return Ok((Io::Raw(raw), ConnectionFacts { id, local, tls: None }));
+    };
+    match tls.connect(raw, &shared.secrets, variant.server_name.as_deref(), variant.alpn.as_deref()).await {
+        Ok((stream, info)) => {
+            cluster.stats.ssl__handshake.inc();
+            Ok((Io::Client(stream), ConnectionFacts { id, local, tls: Some(Arc::new(info)) }))
+        }
+        Err(e) => {
+            let failure = Failure::of(&e);
+            match failure {
+                Failure::San => cluster.stats.ssl__fail_verify_san.inc(),
+                Failure::Hash => cluster.stats.ssl__fail_verify_cert_hash.inc(),
+                Failure::Chain => cluster.stats.ssl__fail_verify_error.inc(),
+                Failure::NoCertificate => cluster.stats.ssl__fail_verify_no_cert.inc(),
+                Failure::Other => cluster.stats.ssl__connection_error.inc(),
+            }
+            tracing::debug!(host = %host.address, error = %e, "upstream TLS handshake failed");
+            // The peer hanging up without a reason has none in Envoy either.
+            let reason = match e.kind() {
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                    String::new()
+                }
+                _ => format!("TLS_error:|{e}"),
+            };
+            Err(ConnectError { timeout: false, reason })
+        }
+    }
+}
+
+/// `delayed connect error: Connection refused`, as Envoy words it.
+fn connect_reason(e: &io::Error) -> String {
+    let text = match e.kind() {
+        io::ErrorKind::ConnectionRefused => "Connection refused",
+        io::ErrorKind::HostUnreachable => "No route to host",
+        io::ErrorKind::NetworkUnreachable => "Network is unreachable",
+        io::ErrorKind::TimedOut => "Connection timed out",
+        io::ErrorKind::NotFound => "No such file or directory",
+        _ => return String::new(),
+    };
+    format!("delayed connect error: {text}")
+}

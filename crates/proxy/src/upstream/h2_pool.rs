@@ -1,0 +1,174 @@
+//! HTTP/2 connections of a pool: each shared by many requests, opened one at a time.
+
+use super::connect::{ConnectError, ConnectionFacts, open};
+use super::pool::{Counted, Pool};
+use crate::io::Io;
+use bytes::Bytes;
+use proxy_core::circuit::Resource;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+#[derive(Default)]
+pub(crate) struct H2Pool {
+    connections: RefCell<Vec<Rc<Inner>>>,
+    opening: Cell<bool>,
+    opened: Rc<Notify>,
+}
+
+struct Inner {
+    send: h2::client::SendRequest<Bytes>,
+    facts: Rc<ConnectionFacts>,
+    streams: Cell<u32>,
+    /// Requests ever sent.
+    requests: Cell<u32>,
+    max_requests: Option<u32>,
+    max_streams: u32,
+    /// Set by the driver when the connection ended, or when it may take no more requests.
+    closed: Rc<Cell<bool>>,
+    idle_since: Cell<Instant>,
+    opened: Instant,
+}
+
+/// A request's share of a connection.
+pub(crate) struct H2Connection {
+    inner: Rc<Inner>,
+}
+
+impl H2Connection {
+    fn new(inner: &Rc<Inner>) -> Self {
+        inner.streams.set(inner.streams.get() + 1);
+        inner.requests.set(inner.requests.get() + 1);
+        if inner.max_requests.is_some_and(|max| inner.requests.get() >= max) {
+            inner.closed.set(true);
+        }
+        Self { inner: inner.clone() }
+    }
+
+    pub(crate) fn send(&self) -> h2::client::SendRequest<Bytes> {
+        self.inner.send.clone()
+    }
+
+    pub(crate) fn facts(&self) -> &Rc<ConnectionFacts> {
+        &self.inner.facts
+    }
+
+    /// The connection broke the protocol or said GOAWAY: nobody else should use it.
+    pub(crate) fn poison(&self) {
+        self.inner.closed.set(true);
+    }
+}
+
+impl Drop for H2Connection {
+    fn drop(&mut self) {
+        self.inner.streams.set(self.inner.streams.get() - 1);
+        self.inner.idle_since.set(Instant::now());
+    }
+}
+
+impl H2Pool {
+    /// A connection with room, if one is open.
+    pub(super) fn ready(&self) -> Option<H2Connection> {
+        let mut connections = self.connections.borrow_mut();
+        connections.retain(|c| !c.closed.get());
+        connections.iter().find(|c| c.streams.get() < c.max_streams).map(H2Connection::new)
+    }
+
+    /// Opens one, or waits for the one that is being opened.
+    pub(super) async fn connect(&self, pool: &Rc<Pool>) -> Result<H2Connection, ConnectError> {
+        loop {
+            if let Some(ready) = self.ready() {
+                return Ok(ready);
+            }
+            if !self.opening.get() {
+                break;
+            }
+            self.opened.notified().await;
+        }
+        self.opening.set(true);
+        let _opening = Opening(self);
+        let breaker = pool.cluster.entry.breakers.get(proxy_core::route::Priority::Default);
+        let permit = Some(breaker.force(Resource::Connections));
+        let counted = pool.count(permit);
+        let (io, facts) =
+            open(&pool.cluster, &pool.host, pool.tls.as_deref(), &pool.variant, &pool.worker.shared).await?;
+        self.adopt(pool, io, Rc::new(facts), counted).await
+    }
+
+    /// Speaks HTTP/2 on a connection that is open.
+    pub(super) async fn adopt(
+        &self,
+        pool: &Rc<Pool>,
+        io: Io,
+        facts: Rc<ConnectionFacts>,
+        counted: Counted,
+    ) -> Result<H2Connection, ConnectError> {
+        let config = pool.cluster.config();
+        let options = &config.http2;
+        let mut builder = h2::client::Builder::new();
+        builder
+            .initial_window_size(options.initial_stream_window)
+            .initial_connection_window_size(options.initial_connection_window)
+            .max_concurrent_reset_streams(64)
+            .enable_push(false)
+            .max_send_buffer_size(256 * 1024);
+        let failed = |e: h2::Error| ConnectError { timeout: false, reason: format!("{e}") };
+        let (send, connection) = builder.handshake(io).await.map_err(failed)?;
+        let closed = Rc::new(Cell::new(false));
+        let ended = closed.clone();
+        let opened = self.opened.clone();
+        // The driver owns the connection and ends with it; requests find out through their streams.
+        tokio::task::spawn_local(async move {
+            let _counted = counted;
+            if let Err(e) = connection.await {
+                tracing::debug!(error = %e, "upstream HTTP/2 connection ended");
+            }
+            ended.set(true);
+            opened.notify_waiters();
+        });
+        let now = Instant::now();
+        let inner = Rc::new(Inner {
+            send,
+            facts,
+            streams: Cell::new(0),
+            requests: Cell::new(0),
+            max_requests: config.max_requests_per_connection,
+            max_streams: options.max_concurrent_streams,
+            closed,
+            idle_since: Cell::new(now),
+            opened: now,
+        });
+        let handle = H2Connection::new(&inner);
+        self.connections.borrow_mut().push(inner);
+        pool.cluster.sweep();
+        Ok(handle)
+    }
+
+    pub(super) fn sweep(&self, now: Instant, timeout: Option<Duration>, stats: &crate::stats::ClusterStats) -> bool {
+        let mut connections = self.connections.borrow_mut();
+        connections.retain(|c| {
+            let idle = c.streams.get() == 0 && timeout.is_some_and(|t| now.duration_since(c.idle_since.get()) >= t);
+            if idle {
+                stats.upstream_cx_idle_timeout.inc();
+                tracing::trace!(age = ?now.duration_since(c.opened), "closing an idle HTTP/2 connection");
+            }
+            !idle && !c.closed.get()
+        });
+        !connections.is_empty()
+    }
+
+    /// New requests go elsewhere; the connection ends with its last stream.
+    pub(super) fn drain(&self) {
+        self.connections.borrow_mut().clear();
+    }
+}
+
+struct Opening<'a>(&'a H2Pool);
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.opening.set(false);
+        self.0.opened.notify_waiters();
+    }
+}

@@ -1,0 +1,319 @@
+//! Connections of one host and variant: idle HTTP/1 ones are reused last in, first out; HTTP/2 ones are shared.
+
+use super::WorkerCluster;
+use super::connect::{ConnectError, ConnectionFacts, Protocol, Variant, open};
+use super::h2_pool::{H2Connection, H2Pool};
+use crate::h1;
+use crate::io::Io;
+use crate::tls::ClientTls;
+use crate::worker::Worker;
+use proxy_core::Host;
+use proxy_core::circuit::{Permit, Resource};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Waker};
+use std::time::Instant;
+use tokio::sync::oneshot;
+
+pub(crate) struct Pool {
+    pub(super) worker: Rc<Worker>,
+    pub(super) cluster: Rc<WorkerCluster>,
+    pub(super) host: Arc<Host>,
+    pub(super) variant: Variant,
+    pub(super) tls: Option<Arc<ClientTls>>,
+    idle: RefCell<Vec<PooledH1>>,
+    /// Open or opening connections of this pool.
+    pub(super) open: Cell<usize>,
+    /// Requests waiting for a connection because the circuit breaker allows no new one; the oldest first.
+    waiting: RefCell<VecDeque<oneshot::Sender<Option<PooledH1>>>>,
+    pub(super) h2: H2Pool,
+}
+
+/// An HTTP/1 connection with what it holds.
+pub(crate) struct PooledH1 {
+    pub(crate) conn: h1::Shared,
+    pub(crate) facts: Rc<ConnectionFacts>,
+    pub(crate) counted: Counted,
+    requests: u32,
+    opened: Instant,
+    since: Instant,
+}
+
+/// Keeps the gauges and the circuit breaker right while a connection lives.
+pub(crate) struct Counted {
+    pub(crate) cluster: Rc<WorkerCluster>,
+    host: Arc<Host>,
+    pool: std::rc::Weak<Pool>,
+    opened: Instant,
+    _permit: Option<Permit>,
+}
+
+impl Counted {
+    fn new(pool: &Rc<Pool>, permit: Option<Permit>) -> Self {
+        pool.cluster.stats.upstream_cx_active.inc();
+        pool.host.state.stats.cx_active.fetch_add(1, Relaxed);
+        Self {
+            cluster: pool.cluster.clone(),
+            host: pool.host.clone(),
+            pool: Rc::downgrade(pool),
+            opened: Instant::now(),
+            _permit: permit,
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let stats = &self.cluster.stats;
+        stats.upstream_cx_active.dec();
+        stats.upstream_cx_destroy.inc();
+        stats.upstream_cx_length_ms.record(self.opened.elapsed().as_millis() as u64);
+        self.host.state.stats.cx_active.fetch_sub(1, Relaxed);
+        if let Some(pool) = self.pool.upgrade() {
+            pool.open.set(pool.open.get().saturating_sub(1));
+            pool.wake_one();
+        }
+    }
+}
+
+/// A request's hold on an HTTP/1 connection. Dropped: closed. [`Lease::release`]: back to the pool.
+pub(crate) struct Lease {
+    inner: PooledH1,
+    pool: Rc<Pool>,
+    pub(crate) reused: bool,
+}
+
+/// A connection for one request.
+pub(crate) enum Acquired {
+    H1(Lease),
+    H2(H2Connection),
+}
+
+/// Why there is none.
+#[derive(Debug)]
+pub(crate) enum AcquireError {
+    Connect(ConnectError),
+    /// Circuit breaker: too many pending requests.
+    Overflow,
+}
+
+impl Pool {
+    pub(super) fn new(
+        worker: Rc<Worker>,
+        cluster: Rc<WorkerCluster>,
+        host: Arc<Host>,
+        variant: Variant,
+        tls: Option<Arc<ClientTls>>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            worker,
+            cluster,
+            host,
+            variant,
+            tls,
+            idle: RefCell::default(),
+            open: Cell::new(0),
+            waiting: RefCell::default(),
+            h2: H2Pool::default(),
+        })
+    }
+
+    /// A connection: idle, shared, or new.
+    pub(crate) async fn acquire(
+        self: &Rc<Self>,
+        priority: proxy_core::route::Priority,
+    ) -> Result<Acquired, AcquireError> {
+        if let Some(conn) = self.h2.ready() {
+            return Ok(Acquired::H2(conn));
+        }
+        if let Some(inner) = self.pop_idle() {
+            return Ok(Acquired::H1(Lease { inner, pool: self.clone(), reused: true }));
+        }
+        let stats = &self.cluster.stats;
+        let breaker = self.cluster.entry.breakers.get(priority);
+        let Some(_pending) = breaker.acquire(Resource::Pending) else {
+            stats.upstream_rq_pending_overflow.inc();
+            return Err(AcquireError::Overflow);
+        };
+        stats.upstream_rq_pending_total.inc();
+        stats.upstream_rq_pending_active.inc();
+        let _pending_gauge = PendingGauge(&self.cluster);
+        if self.variant.protocol == Protocol::Http2 {
+            return self.h2.connect(self).await.map(Acquired::H2).map_err(AcquireError::Connect);
+        }
+        loop {
+            let permit = match breaker.acquire(Resource::Connections) {
+                Some(permit) => Some(permit),
+                None => {
+                    stats.upstream_cx_overflow.inc();
+                    // Envoy always lets a pool have one connection.
+                    if self.open.get() > 0 {
+                        let (sender, receiver) = oneshot::channel();
+                        self.waiting.borrow_mut().push_back(sender);
+                        match receiver.await {
+                            Ok(Some(inner)) => {
+                                return Ok(Acquired::H1(Lease { inner, pool: self.clone(), reused: true }));
+                            }
+                            _ => continue,
+                        }
+                    }
+                    Some(breaker.force(Resource::Connections))
+                }
+            };
+            return self.connect(permit).await.map_err(AcquireError::Connect);
+        }
+    }
+
+    async fn connect(self: &Rc<Self>, permit: Option<Permit>) -> Result<Acquired, ConnectError> {
+        self.open.set(self.open.get() + 1);
+        let counted = Counted::new(self, permit);
+        let (io, facts) =
+            open(&self.cluster, &self.host, self.tls.as_deref(), &self.variant, &self.worker.shared).await?;
+        let facts = Rc::new(facts);
+        let negotiated_h2 = self.variant.protocol == Protocol::Auto
+            && facts.tls.as_ref().is_some_and(|t| t.alpn.as_deref() == Some("h2"));
+        if negotiated_h2 {
+            return self.h2.adopt(self, io, facts, counted).await.map(Acquired::H2);
+        }
+        let now = Instant::now();
+        let inner = PooledH1 {
+            conn: Rc::new(RefCell::new(h1::Conn::new(io))),
+            facts,
+            counted,
+            requests: 0,
+            opened: now,
+            since: now,
+        };
+        Ok(Acquired::H1(Lease { inner, pool: self.clone(), reused: false }))
+    }
+
+    /// A raw connection for TCP proxying, never pooled.
+    pub(crate) async fn dial(
+        self: &Rc<Self>,
+        priority: proxy_core::route::Priority,
+    ) -> Result<(Io, Rc<ConnectionFacts>, Counted), AcquireError> {
+        let breaker = self.cluster.entry.breakers.get(priority);
+        let Some(permit) = breaker.acquire(Resource::Connections) else {
+            self.cluster.stats.upstream_cx_overflow.inc();
+            return Err(AcquireError::Overflow);
+        };
+        self.open.set(self.open.get() + 1);
+        let counted = Counted::new(self, Some(permit));
+        let (io, facts) = open(&self.cluster, &self.host, self.tls.as_deref(), &self.variant, &self.worker.shared)
+            .await
+            .map_err(AcquireError::Connect)?;
+        Ok((io, Rc::new(facts), counted))
+    }
+
+    pub(super) fn count(self: &Rc<Self>, permit: Option<Permit>) -> Counted {
+        self.open.set(self.open.get() + 1);
+        Counted::new(self, permit)
+    }
+
+    fn pop_idle(&self) -> Option<PooledH1> {
+        let mut idle = self.idle.borrow_mut();
+        while let Some(inner) = idle.pop() {
+            if inner.conn.borrow_mut().is_quiet(&mut Context::from_waker(Waker::noop())) {
+                return Some(inner);
+            }
+            self.cluster.stats.upstream_cx_destroy_remote.inc();
+        }
+        None
+    }
+
+    fn wake_one(&self) {
+        while let Some(waiter) = self.waiting.borrow_mut().pop_front() {
+            if waiter.send(None).is_ok() {
+                return;
+            }
+        }
+    }
+
+    fn give_back(self: &Rc<Self>, mut inner: PooledH1) {
+        inner.requests += 1;
+        let config = self.cluster.config();
+        if config.max_requests_per_connection.is_some_and(|max| inner.requests >= max) {
+            self.cluster.stats.upstream_cx_max_requests.inc();
+            return;
+        }
+        if config.max_connection_duration.is_some_and(|max| inner.opened.elapsed() >= max) {
+            self.cluster.stats.upstream_cx_max_duration_reached.inc();
+            return;
+        }
+        loop {
+            let Some(waiter) = self.waiting.borrow_mut().pop_front() else { break };
+            match waiter.send(Some(inner)) {
+                Ok(()) => return,
+                Err(Some(back)) => inner = back,
+                Err(None) => return,
+            }
+        }
+        inner.since = Instant::now();
+        inner.conn.borrow_mut().rest();
+        self.idle.borrow_mut().push(inner);
+        self.cluster.sweep();
+    }
+
+    /// Closes what idled too long or was closed by the peer; true while connections are left.
+    pub(super) fn sweep(&self, now: Instant) -> bool {
+        let timeout = self.cluster.config().idle_timeout;
+        let mut dead = Vec::new();
+        {
+            let mut idle = self.idle.borrow_mut();
+            let mut i = 0;
+            while i < idle.len() {
+                let timed_out = timeout.is_some_and(|t| now.duration_since(idle[i].since) >= t);
+                let quiet = idle[i].conn.borrow_mut().is_quiet(&mut Context::from_waker(Waker::noop()));
+                if timed_out {
+                    self.cluster.stats.upstream_cx_idle_timeout.inc();
+                }
+                if timed_out || !quiet {
+                    dead.push(idle.remove(i));
+                } else {
+                    i += 1;
+                }
+            }
+        }
+        // Dropped outside the borrow: the end of a connection wakes waiters.
+        drop(dead);
+        let h2 = self.h2.sweep(now, timeout, &self.cluster.stats);
+        h2 || !self.idle.borrow().is_empty() || self.open.get() > 0
+    }
+
+    pub(super) fn close_idle(&self) {
+        let idle = std::mem::take(&mut *self.idle.borrow_mut());
+        drop(idle);
+        self.h2.drain();
+    }
+}
+
+struct PendingGauge<'a>(&'a WorkerCluster);
+
+impl Drop for PendingGauge<'_> {
+    fn drop(&mut self) {
+        self.0.stats.upstream_rq_pending_active.dec();
+    }
+}
+
+impl Lease {
+    pub(crate) fn conn(&self) -> &h1::Shared {
+        &self.inner.conn
+    }
+
+    pub(crate) fn facts(&self) -> &Rc<ConnectionFacts> {
+        &self.inner.facts
+    }
+
+    /// Requests this connection served before.
+    pub(crate) fn served(&self) -> u32 {
+        self.inner.requests
+    }
+
+    /// Gives the connection back for the next request; the response was read to its end.
+    pub(crate) fn release(self) {
+        self.pool.give_back(self.inner);
+    }
+}

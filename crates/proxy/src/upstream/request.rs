@@ -1,0 +1,284 @@
+//! One request on an upstream connection, whichever HTTP version that speaks.
+
+use super::connect::ConnectionFacts;
+use super::h2_pool::H2Connection;
+use super::pool::{Acquired, Lease};
+use crate::h1::{self, Limits, ReadError};
+use crate::stream::{BodyError, Frame, Framing, RecvBody, SendBody, push_map, to_map};
+use bytes::Bytes;
+use proxy_core::Headers;
+use proxy_core::stream_info::HttpProtocol;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+/// Why an upstream request failed after its connection was there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The connection closed (or was reset).
+    Terminated,
+    /// HTTP/2 RST_STREAM.
+    Reset,
+    /// RST_STREAM with REFUSED_STREAM: the request was not processed.
+    Refused,
+    /// The answer is no HTTP.
+    Protocol(&'static str),
+}
+
+impl From<BodyError> for Failure {
+    fn from(e: BodyError) -> Self {
+        match e {
+            BodyError::Closed | BodyError::TooLarge => Failure::Terminated,
+            BodyError::Reset(h2::Reason::REFUSED_STREAM) => Failure::Refused,
+            BodyError::Reset(_) => Failure::Reset,
+            BodyError::Protocol(detail) => Failure::Protocol(detail),
+        }
+    }
+}
+
+fn h2_failure(e: &h2::Error) -> Failure {
+    match e.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => Failure::Refused,
+        Some(_) if e.is_reset() && e.is_remote() => Failure::Reset,
+        Some(h2::Reason::NO_ERROR) => Failure::Terminated,
+        Some(_) if e.is_library() => Failure::Protocol("http2.violation.of.messaging.rule"),
+        _ => Failure::Terminated,
+    }
+}
+
+/// An upstream request under way.
+pub(crate) struct Upstream {
+    pub(crate) send: SendBody,
+    pub(crate) response: Response,
+    pub(crate) facts: Rc<ConnectionFacts>,
+    pub(crate) protocol: HttpProtocol,
+}
+
+/// The answer side.
+pub(crate) enum Response {
+    H1 {
+        lease: Lease,
+        head_request: bool,
+        keep_alive: bool,
+        limits: Limits,
+        upgrade: bool,
+    },
+    H2 {
+        future: h2::client::ResponseFuture,
+        connection: H2Connection,
+    },
+    /// The head was taken; what keeps the connection alive.
+    Taken(Option<Lease>, Option<H2Connection>),
+}
+
+/// A response head with its body.
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Headers,
+    pub(crate) body: RecvBody,
+    /// 1xx but not 101: another head follows.
+    pub(crate) interim: bool,
+}
+
+impl Upstream {
+    /// Writes the head (to the buffer; bytes leave with the first flush). `end`: there is no body.
+    pub(crate) async fn start(
+        acquired: Acquired,
+        headers: &mut Headers,
+        end: bool,
+        upgrade: bool,
+        enable_trailers: bool,
+    ) -> Result<Self, Failure> {
+        match acquired {
+            Acquired::H1(lease) => Ok(Self::start_h1(lease, headers, end, upgrade, enable_trailers)),
+            Acquired::H2(connection) => Self::start_h2(connection, headers, end).await,
+        }
+    }
+
+    fn start_h1(lease: Lease, headers: &mut Headers, end: bool, upgrade: bool, enable_trailers: bool) -> Self {
+        let method = headers.method().unwrap_or_default();
+        let head_request = method == "HEAD";
+        // Methods without a defined body get no "content-length: 0" (Envoy HeaderUtility::requestShouldHaveNoBody).
+        let bodiless = matches!(method, "GET" | "HEAD" | "DELETE" | "TRACE" | "CONNECT");
+        headers.remove("transfer-encoding");
+        let framing = if upgrade {
+            Framing::Raw
+        } else if headers.contains("content-length") {
+            if end { Framing::None } else { Framing::Length }
+        } else if end {
+            if !bodiless {
+                headers.push(b"content-length", b"0");
+            }
+            Framing::None
+        } else {
+            headers.push(b"transfer-encoding", b"chunked");
+            Framing::Chunked { trailers: enable_trailers }
+        };
+        let conn = lease.conn().clone();
+        conn.borrow_mut().out.write(|out| h1::write_request(out, headers));
+        let facts = lease.facts().clone();
+        Self {
+            send: SendBody::H1 { conn, framing },
+            response: Response::H1 { lease, head_request, keep_alive: true, limits: Limits::default(), upgrade },
+            facts,
+            protocol: HttpProtocol::Http11,
+        }
+    }
+
+    async fn start_h2(connection: H2Connection, headers: &Headers, end: bool) -> Result<Self, Failure> {
+        let mut send = connection.send().ready().await.map_err(|e| {
+            connection.poison();
+            h2_failure(&e)
+        })?;
+        let request = h2_request(headers).ok_or(Failure::Protocol("http2.invalid_request"))?;
+        let (future, stream) = send.send_request(request, end).map_err(|e| {
+            connection.poison();
+            h2_failure(&e)
+        })?;
+        let facts = connection.facts().clone();
+        Ok(Self {
+            send: if end { SendBody::h2_ended(stream) } else { SendBody::h2(stream) },
+            response: Response::H2 { future, connection },
+            facts,
+            protocol: HttpProtocol::Http2,
+        })
+    }
+}
+
+fn h2_request(headers: &Headers) -> Option<http::Request<()>> {
+    let method = http::Method::from_bytes(headers.get(":method")?).ok()?;
+    let authority = headers.authority().unwrap_or_default();
+    let mut uri = http::uri::Builder::new();
+    if method == http::Method::CONNECT && headers.path().is_none() {
+        uri = uri.authority(authority);
+    } else {
+        let scheme = headers.scheme().unwrap_or("http");
+        uri = uri.scheme(scheme).path_and_query(headers.path().unwrap_or("/"));
+        if !authority.is_empty() {
+            uri = uri.authority(authority);
+        }
+    }
+    let mut request = http::Request::new(());
+    *request.method_mut() = method;
+    *request.uri_mut() = uri.build().ok()?;
+    *request.version_mut() = http::Version::HTTP_2;
+    *request.headers_mut() = to_map(headers);
+    request.headers_mut().remove(http::header::CONNECTION);
+    Some(request)
+}
+
+impl Response {
+    /// The next head.
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Reply, Failure>> {
+        match self {
+            Response::H1 { lease, head_request, keep_alive, limits, upgrade } => {
+                let conn = lease.conn().clone();
+                let head = match ready!(conn.borrow_mut().poll_response(cx, limits, *head_request)) {
+                    Ok(head) => head,
+                    Err(ReadError::Syntax(e)) => return Poll::Ready(Err(Failure::Protocol(e.detail))),
+                    Err(_) => return Poll::Ready(Err(Failure::Terminated)),
+                };
+                let interim = (100..200).contains(&head.status) && head.status != 101;
+                if interim {
+                    let reply = Reply { status: head.status, headers: head.headers, body: RecvBody::Empty, interim };
+                    return Poll::Ready(Ok(reply));
+                }
+                *keep_alive = head.keep_alive;
+                let switched = *upgrade && (head.status == 101 || head.status == 200);
+                let body = if switched {
+                    *keep_alive = false;
+                    conn.borrow_mut().switch_to_raw();
+                    RecvBody::H1(conn.clone())
+                } else if conn.borrow().body_done() {
+                    RecvBody::Empty
+                } else {
+                    RecvBody::H1(conn.clone())
+                };
+                let reply = Reply { status: head.status, headers: head.headers, body, interim: false };
+                let Response::H1 { lease, keep_alive, .. } = std::mem::replace(self, Response::Taken(None, None))
+                else {
+                    return Poll::Ready(Err(Failure::Terminated));
+                };
+                *self = Response::Taken(keep_alive.then_some(lease), None);
+                Poll::Ready(Ok(reply))
+            }
+            Response::H2 { future, .. } => {
+                if let Poll::Ready(Some(Ok(interim))) = future.poll_informational(cx) {
+                    let mut headers = Headers::new();
+                    push_map(&mut headers, interim.headers());
+                    let status = interim.status().as_u16();
+                    return Poll::Ready(Ok(Reply { status, headers, body: RecvBody::Empty, interim: true }));
+                }
+                let response = match ready!(std::pin::Pin::new(future).poll(cx)) {
+                    Ok(response) => response,
+                    Err(e) => return Poll::Ready(Err(h2_failure(&e))),
+                };
+                let (parts, body) = response.into_parts();
+                let mut headers = Headers::with_capacity(parts.headers.len() + 1, 512);
+                headers.set_status(parts.status.as_u16());
+                push_map(&mut headers, &parts.headers);
+                let reply = Reply { status: parts.status.as_u16(), headers, body: RecvBody::h2(body), interim: false };
+                if let Response::H2 { connection, .. } = std::mem::replace(self, Response::Taken(None, None)) {
+                    *self = Response::Taken(None, Some(connection));
+                }
+                Poll::Ready(Ok(reply))
+            }
+            Response::Taken(..) => Poll::Pending,
+        }
+    }
+
+    /// The exchange is over and both sides complete: the connection may serve the next request.
+    pub(crate) fn finish(&mut self) {
+        if let Response::Taken(lease, _) = self
+            && let Some(lease) = lease.take()
+            && lease.conn().borrow().body_done()
+        {
+            lease.release();
+        }
+    }
+
+    /// True when this used a kept connection: a failure without a byte of answer may be the peer's idle timeout.
+    pub(crate) fn reused(&self) -> bool {
+        matches!(self, Response::H1 { lease, .. } if lease.reused)
+    }
+}
+
+/// A whole request and answer in memory, for what the proxy asks itself (JWKS, ext_authz, mirrors). `limit` bounds the answer's body.
+pub(crate) async fn call(
+    acquired: Acquired,
+    mut headers: Headers,
+    body: Bytes,
+    limit: usize,
+) -> Result<(u16, Headers, Bytes), Failure> {
+    let mut upstream = Upstream::start(acquired, &mut headers, body.is_empty(), false, false).await?;
+    if !body.is_empty() {
+        upstream.send.push(Frame::Data(body));
+        upstream.send.end(false);
+    }
+    std::future::poll_fn(|cx| upstream.send.poll_flush(cx)).await.map_err(Failure::from)?;
+    let mut reply = loop {
+        let reply = std::future::poll_fn(|cx| upstream.response.poll_head(cx)).await?;
+        if !reply.interim {
+            break reply;
+        }
+    };
+    let mut data = Vec::new();
+    loop {
+        match std::future::poll_fn(|cx| reply.body.poll_frame(cx)).await {
+            Some(Ok(Frame::Data(bytes))) => {
+                if data.len() + bytes.len() > limit {
+                    return Err(Failure::Terminated);
+                }
+                data.extend_from_slice(&bytes);
+            }
+            Some(Ok(Frame::Trailers(trailers))) => {
+                for (name, value) in trailers.iter_regular() {
+                    reply.headers.push(name, value);
+                }
+            }
+            Some(Err(e)) => return Err(e.into()),
+            None => break,
+        }
+    }
+    upstream.response.finish();
+    Ok((reply.status, reply.headers, data.into()))
+}

@@ -1,0 +1,196 @@
+//! One thread of the data plane: its own runtime, listeners, pools and counters.
+
+use crate::downstream;
+use crate::log::LogBuffers;
+use crate::runtime::{Clusters, Shared};
+use crate::socket::Bound;
+use crate::stats::{ClusterStats, HttpStats, IstioStats, Kind, ListenerStats, Named, PlainStats, Scope, TcpStats};
+use crate::upstream::WorkerCluster;
+use mesh_types::ArcStr;
+use proxy_core::Random;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, LocalSet};
+
+/// Orders to a worker.
+pub(crate) enum Command {
+    /// Accept on this socket for the listener of that name.
+    Listen(ArcStr, Bound),
+    /// Stop accepting for the listener.
+    StopListening(ArcStr),
+    /// The cluster table changed.
+    Clusters(Arc<Clusters>),
+    /// Let everything go and end.
+    Shutdown,
+}
+
+/// The state of a worker, on its thread only.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) random: RefCell<Random>,
+    table: RefCell<Arc<Clusters>>,
+    clusters: RefCell<HashMap<ArcStr, Rc<WorkerCluster>>>,
+    http: RefCell<HashMap<ArcStr, Arc<HttpStats>>>,
+    tcp: RefCell<HashMap<ArcStr, Arc<TcpStats>>>,
+    listener: RefCell<HashMap<ArcStr, Arc<ListenerStats>>>,
+    cluster_stats: RefCell<HashMap<ArcStr, Arc<ClusterStats>>>,
+    plain: Arc<PlainStats>,
+    pub(crate) istio: Rc<IstioStats>,
+    pub(crate) logs: LogBuffers,
+    pub(crate) buckets: RefCell<HashMap<usize, proxy_core::filters::TokenBucket>>,
+    pub(crate) active_faults: Cell<u64>,
+    accepting: RefCell<HashMap<ArcStr, Vec<AbortHandle>>>,
+    /// Downstream connections of this worker.
+    pub(crate) connections: Cell<u64>,
+}
+
+impl Worker {
+    pub(crate) fn new(shared: Arc<Shared>, seed: u64) -> Rc<Self> {
+        let plain = Arc::new(PlainStats::default());
+        shared.registry.add(Kind::Plain, "".into(), plain.clone());
+        Rc::new(Self {
+            plain,
+            random: RefCell::new(Random::new(seed)),
+            table: RefCell::new(shared.clusters.load_full()),
+            clusters: RefCell::default(),
+            http: RefCell::default(),
+            tcp: RefCell::default(),
+            listener: RefCell::default(),
+            cluster_stats: RefCell::default(),
+            istio: IstioStats::new(shared.registry.clone()),
+            logs: LogBuffers::new(shared.clone()),
+            buckets: RefCell::default(),
+            active_faults: Cell::new(0),
+            accepting: RefCell::default(),
+            connections: Cell::new(0),
+            shared,
+        })
+    }
+
+    /// A cluster by name, as this worker uses it; `None` when there is none of that name.
+    pub(crate) fn cluster(self: &Rc<Self>, name: &str) -> Option<Rc<WorkerCluster>> {
+        if let Some(cluster) = self.clusters.borrow().get(name) {
+            return Some(cluster.clone());
+        }
+        let (key, entry) = {
+            let table = self.table.borrow();
+            let (key, entry) = table.get_key_value(name)?;
+            (key.clone(), entry.clone())
+        };
+        let stats = self.stats(&self.cluster_stats, Kind::Cluster, &entry.cluster.stat_name);
+        let seed = self.random.borrow_mut().next();
+        let cluster = WorkerCluster::new(entry, stats, seed);
+        self.clusters.borrow_mut().insert(key, cluster.clone());
+        Some(cluster)
+    }
+
+    fn stats<S: Scope + Default + 'static>(
+        &self,
+        map: &RefCell<HashMap<ArcStr, Arc<S>>>,
+        kind: Kind,
+        name: &ArcStr,
+    ) -> Arc<S> {
+        if let Some(stats) = map.borrow().get(name) {
+            return stats.clone();
+        }
+        let stats = Arc::new(S::default());
+        self.shared.registry.add(kind, name.clone(), stats.clone());
+        map.borrow_mut().insert(name.clone(), stats.clone());
+        stats
+    }
+
+    pub(crate) fn http_stats(&self, prefix: &ArcStr) -> Arc<HttpStats> {
+        self.stats(&self.http, Kind::Http, prefix)
+    }
+
+    pub(crate) fn tcp_stats(&self, prefix: &ArcStr) -> Arc<TcpStats> {
+        self.stats(&self.tcp, Kind::Tcp, prefix)
+    }
+
+    pub(crate) fn listener_stats(&self, prefix: &ArcStr) -> Arc<ListenerStats> {
+        self.stats(&self.listener, Kind::Listener, prefix)
+    }
+
+    /// Counters with names from configuration.
+    pub(crate) fn named_stats(&self) -> &Named {
+        &self.plain.other
+    }
+
+    fn set_clusters(&self, table: Arc<Clusters>) {
+        let mut gone = Vec::new();
+        self.clusters.borrow_mut().retain(|name, cluster| {
+            let keep = table.get(name).is_some_and(|entry| Arc::ptr_eq(entry, &cluster.entry));
+            if !keep {
+                gone.push(cluster.clone());
+            }
+            keep
+        });
+        self.cluster_stats.borrow_mut().retain(|_, s| Arc::strong_count(s) > 0);
+        *self.table.borrow_mut() = table;
+        for cluster in gone {
+            cluster.close_idle();
+        }
+    }
+
+    fn listen(self: &Rc<Self>, name: ArcStr, bound: Bound) {
+        match downstream::accept_on(self, &name, bound) {
+            Ok(handle) => self.accepting.borrow_mut().entry(name).or_default().push(handle),
+            Err(e) => tracing::error!(listener = %name, error = %e, "cannot accept"),
+        }
+    }
+
+    fn stop_listening(&self, name: &ArcStr) {
+        for handle in self.accepting.borrow_mut().remove(name).unwrap_or_default() {
+            handle.abort();
+        }
+    }
+}
+
+/// How long a worker waits for open requests when the process ends.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// Starts a worker's thread.
+pub(crate) fn spawn(
+    shared: Arc<Shared>,
+    index: usize,
+) -> std::io::Result<(mpsc::UnboundedSender<Command>, std::thread::JoinHandle<()>)> {
+    // Unbounded: commands come from configuration changes only, and must not block the control thread.
+    let (sender, mut commands) = mpsc::unbounded_channel();
+    let thread = std::thread::Builder::new().name(format!("proxy-{index}")).stack_size(1 << 20).spawn(move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(e) => {
+                tracing::error!(error = %e, "cannot start a worker");
+                return;
+            }
+        };
+        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), index);
+        let local = LocalSet::new();
+        let worker = Worker::new(shared, seed);
+        local.block_on(&runtime, async {
+            while let Some(command) = commands.recv().await {
+                match command {
+                    Command::Listen(name, bound) => worker.listen(name, bound),
+                    Command::StopListening(name) => worker.stop_listening(&name),
+                    Command::Clusters(table) => worker.set_clusters(table),
+                    Command::Shutdown => break,
+                }
+            }
+            let names: Vec<_> = worker.accepting.borrow().keys().cloned().collect();
+            for name in names {
+                worker.stop_listening(&name);
+            }
+            if worker.connections.get() > 0 {
+                tokio::time::sleep(LAST_WORDS).await;
+            }
+        });
+        worker.logs.flush();
+        drop(local);
+        worker.logs.flush();
+    })?;
+    Ok((sender, thread))
+}

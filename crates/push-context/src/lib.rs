@@ -1,0 +1,330 @@
+//! An immutable snapshot of everything that decides what proxies get, indexed for the generators.
+//!
+//! In: a [`config_store::Snapshot`], MeshConfig and [`Settings`]. Out: [`PushContext`]: services and
+//! endpoints (`registry`), merged VirtualServices and DestinationRules, policies, and for each proxy
+//! ([`Node`]) its [`SidecarScope`]: what it may see. Never: Envoy resources, streams, I/O, clocks.
+
+mod authn;
+mod config;
+mod destination_rule;
+pub mod host;
+mod memo;
+mod node;
+mod node_yaml;
+mod scope;
+mod virtual_service;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use config_store::{Body, Kind, Snapshot};
+use istio_api::{
+    AuthorizationPolicy, EnvoyFilter, MeshConfig, PeerAuthentication, RequestAuthentication, Sidecar, Telemetry,
+};
+use mesh_types::{ArcStr, Labels, selects};
+use registry::{Registry, Service};
+
+pub use authn::{MtlsMode, PeerPolicy};
+pub use config::Config;
+pub use destination_rule::ConsolidatedRule;
+pub use memo::Memo;
+pub use node::{InterceptionMode, InvalidNode, IpMode, Node, Profile, ProxyConfigText};
+pub use registry::Settings;
+pub use scope::{EgressListener, SidecarScope};
+
+/// Policies that select workloads by labels, by namespace.
+type ByNamespace<T> = BTreeMap<ArcStr, Vec<Arc<Config<T>>>>;
+
+/// Services by namespace.
+type Namespaces = BTreeMap<ArcStr, Arc<Service>>;
+
+/// Istio's rules and policies, indexed. Endpoints have no part in them.
+#[derive(Debug)]
+struct Rules {
+    virtual_services: virtual_service::Index,
+    destination_rules: destination_rule::Index,
+    sidecars: Vec<Arc<Config<Sidecar>>>,
+    peer_authentications: ByNamespace<PeerAuthentication>,
+    namespace_mtls: authn::NamespaceModes,
+    request_authentications: ByNamespace<RequestAuthentication>,
+    authorization_policies: ByNamespace<AuthorizationPolicy>,
+    telemetries: ByNamespace<Telemetry>,
+    envoy_filters: ByNamespace<EnvoyFilter>,
+}
+
+/// Everything that a push is made of; see the crate's head.
+#[derive(Debug)]
+pub struct PushContext {
+    /// The mesh's settings.
+    pub mesh: Arc<MeshConfig>,
+    /// The control plane's own settings.
+    pub settings: Settings,
+    /// Services and endpoints.
+    pub registry: Arc<Registry>,
+    /// Namespace of mesh-wide policies.
+    pub root_namespace: ArcStr,
+    by_host: HashMap<ArcStr, Namespaces>,
+    rules: Arc<Rules>,
+    service_accounts: HashMap<(ArcStr, ArcStr), Arc<[String]>>,
+    snapshot: Snapshot,
+    memo: Memo,
+    /// Scopes by the Sidecar they are from and the namespace they are for; made when first asked for.
+    /// The lock covers the lookup only: two proxies may compute the same scope at once, which is harmless.
+    scopes: Mutex<HashMap<scope::Key, Arc<SidecarScope>>>,
+}
+
+impl PushContext {
+    /// Reads and indexes a snapshot.
+    pub fn build(snapshot: &Snapshot, mesh: &Arc<MeshConfig>, settings: &Settings) -> PushContext {
+        let root_namespace = root_namespace(mesh);
+        let registry = Registry::build(snapshot, mesh, settings);
+        let rules = Arc::new(Rules::build(snapshot, mesh, settings, &root_namespace));
+        PushContext::assemble(snapshot, mesh, settings, registry, rules, Memo::default())
+    }
+
+    /// The context of a newer snapshot: what changes leave alone is taken over, and so is what was generated.
+    ///
+    /// Equal to [`PushContext::build`] but for the time it takes. This context should not be generated from any more.
+    pub fn update(&self, snapshot: &Snapshot, mesh: &Arc<MeshConfig>) -> PushContext {
+        if **mesh != *self.mesh {
+            return PushContext::build(snapshot, mesh, &self.settings);
+        }
+        let changed: Vec<Kind> = snapshot.changed_kinds(&self.snapshot).collect();
+        let previous = (!changed.contains(&Kind::Node)).then_some(&*self.registry);
+        let registry = Registry::build_after(previous, snapshot, mesh, &self.settings);
+        let same_rules = !changed.iter().any(|kind| kind.is_istio());
+        let rules = match same_rules {
+            true => self.rules.clone(),
+            false => Arc::new(Rules::build(snapshot, mesh, &self.settings, &self.root_namespace)),
+        };
+        let next = PushContext::assemble(snapshot, mesh, &self.settings, registry, rules, self.memo.next());
+        let same_services = next.registry.services.len() == self.registry.services.len()
+            && next.registry.services.iter().zip(&self.registry.services).all(|(a, b)| Arc::ptr_eq(a, b));
+        if same_rules && same_services {
+            let scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            return PushContext { scopes: Mutex::new(scopes), ..next };
+        }
+        next
+    }
+
+    fn assemble(
+        snapshot: &Snapshot,
+        mesh: &Arc<MeshConfig>,
+        settings: &Settings,
+        registry: Registry,
+        rules: Arc<Rules>,
+        memo: Memo,
+    ) -> PushContext {
+        let mut by_host: HashMap<ArcStr, Namespaces> = HashMap::new();
+        for service in &registry.services {
+            let namespaces = by_host.entry(service.hostname.clone()).or_default();
+            let existing = namespaces.get(&service.namespace);
+            // The oldest wins, but Kubernetes always wins over ServiceEntries.
+            if existing.is_none_or(|old| old.provider > service.provider) {
+                namespaces.insert(service.namespace.clone(), service.clone());
+            }
+        }
+        let mut context = PushContext {
+            service_accounts: HashMap::new(),
+            mesh: mesh.clone(),
+            settings: settings.clone(),
+            registry: Arc::new(registry),
+            root_namespace: root_namespace(mesh),
+            by_host,
+            rules,
+            snapshot: snapshot.clone(),
+            memo,
+            scopes: Mutex::default(),
+        };
+        context.service_accounts = context.collect_service_accounts();
+        context
+    }
+
+    /// Where generators keep what they made.
+    pub fn memo(&self) -> &Memo {
+        &self.memo
+    }
+
+    /// The trust domain of the mesh.
+    pub fn trust_domain(&self) -> &str {
+        if self.mesh.trust_domain.is_empty() { "cluster.local" } else { &self.mesh.trust_domain }
+    }
+
+    fn collect_service_accounts(&self) -> HashMap<(ArcStr, ArcStr), Arc<[String]>> {
+        let mut out = HashMap::new();
+        for service in &self.registry.services {
+            let endpoints = self.registry.endpoints(&service.hostname, &service.namespace);
+            let identities = endpoints.iter().map(|e| e.workload.identity.clone()).filter(|i| !i.is_empty());
+            let mut names: Vec<String> = identities.chain(service.service_accounts.iter().cloned()).collect();
+            // As istio pkg/spiffe, ExpandWithTrustDomains.
+            for alias in &self.mesh.trust_domain_aliases {
+                let renamed = names.iter().filter_map(|name| {
+                    let (_, path) = name.strip_prefix("spiffe://")?.split_once('/')?;
+                    Some(format!("spiffe://{alias}/{path}"))
+                });
+                let renamed: Vec<String> = renamed.collect();
+                names.extend(renamed);
+            }
+            names.sort();
+            names.dedup();
+            out.insert((service.hostname.clone(), service.namespace.clone()), names.into());
+        }
+        out
+    }
+
+    /// SPIFFE identities that a client may meet behind a service, sorted.
+    pub fn service_accounts(&self, service: &Service) -> Arc<[String]> {
+        let key = (service.hostname.clone(), service.namespace.clone());
+        self.service_accounts.get(&key).cloned().unwrap_or_default()
+    }
+
+    /// The services of one host name, by namespace.
+    pub(crate) fn services_by_host(&self, hostname: &str) -> Option<&Namespaces> {
+        self.by_host.get(hostname)
+    }
+
+    /// Whether a namespace may see a service (`exportTo`).
+    pub fn is_visible(&self, service: &Service, namespace: &str) -> bool {
+        let default = &self.mesh.default_service_export_to;
+        let own = &service.export_to;
+        let sees = |to: &str| to == "*" || to == namespace || (to == "." && *service.namespace == *namespace);
+        match (own.is_empty(), default.is_empty()) {
+            (false, _) => own.iter().any(|to| sees(to)),
+            (true, false) => default.iter().any(|to| sees(to)),
+            (true, true) => true,
+        }
+    }
+
+    /// What the proxy may see.
+    pub fn scope(&self, node: &Node) -> Arc<SidecarScope> {
+        let sidecar = self.sidecar_for(&node.namespace, &node.labels);
+        let key = scope::Key::new(node, sidecar);
+        let lock = || self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(scope) = lock().get(&key) {
+            return scope.clone();
+        }
+        let scope = Arc::new(SidecarScope::build(self, sidecar, &node.namespace));
+        lock().entry(key).or_insert(scope).clone()
+    }
+
+    /// The Sidecar that applies to a workload: by selector, then its namespace's, then the root namespace's.
+    ///
+    /// As istiod `initSidecarScopes` and `doGetSidecarScope`: the oldest wins among equals.
+    pub fn sidecar_for(&self, namespace: &str, labels: &Labels) -> Option<&Arc<Config<Sidecar>>> {
+        let own = || self.rules.sidecars.iter().filter(|s| *s.namespace == *namespace);
+        own()
+            .find(|s| s.spec.workload_selector.as_ref().is_some_and(|w| selects(&w.labels, labels)))
+            .or_else(|| own().find(|s| s.spec.workload_selector.is_none()))
+            .or_else(|| {
+                let mut root = self.rules.sidecars.iter().filter(|s| s.namespace == self.root_namespace);
+                root.find(|s| s.spec.workload_selector.is_none())
+            })
+    }
+
+    /// Authorization policies of the root namespace and the proxy's that select it, in order of age.
+    pub fn authorization_policies(&self, namespace: &str, labels: &Labels) -> Vec<&Arc<Config<AuthorizationPolicy>>> {
+        let selected = |policy: &&Arc<Config<AuthorizationPolicy>>| {
+            let spec = &policy.spec;
+            let attached = !spec.target_refs.is_empty() || spec.target_ref.is_some();
+            !attached && spec.selector.as_ref().is_none_or(|s| selects(&s.match_labels, labels))
+        };
+        self.for_workload(&self.rules.authorization_policies, namespace, true).filter(selected).collect()
+    }
+
+    /// RequestAuthentications that select the proxy: its namespace's first, then the root namespace's.
+    pub fn request_authentications(
+        &self,
+        namespace: &str,
+        labels: &Labels,
+    ) -> Vec<&Arc<Config<RequestAuthentication>>> {
+        let selected = |policy: &&Arc<Config<RequestAuthentication>>| {
+            let spec = &policy.spec;
+            let attached = !spec.target_refs.is_empty() || spec.target_ref.is_some();
+            !attached && spec.selector.as_ref().is_none_or(|s| selects(&s.match_labels, labels))
+        };
+        self.for_workload(&self.rules.request_authentications, namespace, false).filter(selected).collect()
+    }
+
+    /// Policies of the root namespace and of one namespace, each once.
+    fn for_workload<'a, T>(
+        &'a self,
+        policies: &'a ByNamespace<T>,
+        namespace: &str,
+        root_first: bool,
+    ) -> impl Iterator<Item = &'a Arc<Config<T>>> {
+        let get = |namespace: &str| policies.get(namespace).map_or(&[][..], Vec::as_slice);
+        let own = if *namespace == *self.root_namespace { &[] } else { get(namespace) };
+        let root = get(&self.root_namespace);
+        let (first, second) = if root_first { (root, own) } else { (own, root) };
+        first.iter().chain(second)
+    }
+
+    /// EnvoyFilters of the root namespace, then of the proxy's, that select it, in their order of application:
+    /// by priority, then age (istiod `getMatchedEnvoyFilters`).
+    pub fn envoy_filters(&self, namespace: &str, labels: &Labels) -> Vec<&Arc<Config<EnvoyFilter>>> {
+        let selected = |filter: &&Arc<Config<EnvoyFilter>>| {
+            filter.spec.target_refs.is_empty()
+                && filter.spec.workload_selector.as_ref().is_none_or(|s| selects(&s.labels, labels))
+        };
+        let mut out: Vec<_> = self.for_workload(&self.rules.envoy_filters, namespace, true).filter(selected).collect();
+        out.sort_by_key(|filter| filter.spec.priority);
+        out
+    }
+
+    /// The Telemetry objects that hold for a proxy, from the widest to the narrowest: of the root namespace,
+    /// of its namespace, of its labels (istiod `applicableTelemetries`).
+    pub fn telemetries(&self, namespace: &str, labels: &Labels) -> Vec<&Arc<Config<Telemetry>>> {
+        let get = |namespace: &str| self.rules.telemetries.get(namespace).map_or(&[][..], Vec::as_slice);
+        let wide = |t: &&Arc<Config<Telemetry>>| {
+            t.spec.selector.as_ref().is_none_or(|s| s.match_labels.is_empty())
+                && t.spec.target_refs.is_empty()
+                && t.spec.target_ref.is_none()
+        };
+        let own = || get(namespace).iter();
+        let mut out = Vec::new();
+        if *namespace != *self.root_namespace {
+            out.extend(get(&self.root_namespace).iter().find(wide));
+        }
+        out.extend(own().find(wide));
+        out.extend(own().find(|t| {
+            t.spec.selector.as_ref().is_some_and(|s| !s.match_labels.is_empty() && selects(&s.match_labels, labels))
+        }));
+        out
+    }
+}
+
+fn root_namespace(mesh: &MeshConfig) -> ArcStr {
+    if mesh.root_namespace.is_empty() { "istio-system".into() } else { mesh.root_namespace.as_str().into() }
+}
+
+impl Rules {
+    fn build(snapshot: &Snapshot, mesh: &MeshConfig, settings: &Settings, root_namespace: &ArcStr) -> Rules {
+        let peer_authentications = authn::peer_authentications(snapshot);
+        Rules {
+            virtual_services: virtual_service::Index::build(snapshot, mesh, settings),
+            destination_rules: destination_rule::Index::build(snapshot, mesh, settings, root_namespace),
+            sidecars: config::list(snapshot, Kind::Sidecar, |body| match body {
+                Body::Sidecar(spec) => Some((**spec).clone()),
+                _ => None,
+            }),
+            namespace_mtls: authn::NamespaceModes::build(&peer_authentications, root_namespace),
+            peer_authentications,
+            request_authentications: config::by_namespace(snapshot, Kind::RequestAuthentication, |body| match body {
+                Body::RequestAuthentication(spec) => Some((**spec).clone()),
+                _ => None,
+            }),
+            authorization_policies: config::by_namespace(snapshot, Kind::AuthorizationPolicy, |body| match body {
+                Body::AuthorizationPolicy(spec) => Some((**spec).clone()),
+                _ => None,
+            }),
+            telemetries: config::by_namespace(snapshot, Kind::Telemetry, |body| match body {
+                Body::Telemetry(spec) => Some((**spec).clone()),
+                _ => None,
+            }),
+            envoy_filters: config::by_namespace(snapshot, Kind::EnvoyFilter, |body| match body {
+                Body::EnvoyFilter(spec) => Some((**spec).clone()),
+                _ => None,
+            }),
+        }
+    }
+}

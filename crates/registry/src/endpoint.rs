@@ -1,0 +1,122 @@
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_types::{ArcStr, Labels};
+
+use crate::Locality;
+
+/// Whether a workload's sidecar terminates mutual TLS (label `security.istio.io/tlsMode`).
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub enum TlsMode {
+    /// No sidecar: plain text only.
+    #[default]
+    Disabled,
+    /// A sidecar that speaks Istio's mutual TLS.
+    Istio,
+}
+
+impl TlsMode {
+    /// From a workload's labels.
+    pub fn of_labels(labels: &Labels) -> TlsMode {
+        match labels.get("security.istio.io/tlsMode").map(String::as_str) {
+            Some("istio") => TlsMode::Istio,
+            _ => TlsMode::Disabled,
+        }
+    }
+}
+
+/// Whether an endpoint may receive requests.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Health {
+    /// Nothing is known: endpoints that were written down.
+    Unknown,
+    /// Ready.
+    Healthy,
+    /// Not ready.
+    Unhealthy,
+    /// Shutting down but still serving; only sessions that stick to it may use it.
+    Draining,
+    /// Shutting down.
+    Terminating,
+}
+
+/// One address behind one port of a service (istiod `IstioEndpoint`).
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Endpoint {
+    /// IP addresses, the first is the primary one; or one host name or `unix://` path.
+    pub addresses: Vec<ArcStr>,
+    /// Where it listens; 0 for unix sockets.
+    pub port: u16,
+    /// The service's port that leads here.
+    pub service_port_name: ArcStr,
+    /// Who serves there.
+    pub workload: Arc<Workload>,
+    /// Relative weight; 0 counts as 1.
+    pub weight: u32,
+    /// Readiness.
+    pub health: Health,
+}
+
+impl Endpoint {
+    /// Whether every address is an IP address.
+    pub fn is_ip(&self) -> bool {
+        !self.addresses.is_empty() && self.addresses.iter().all(|a| a.parse::<IpAddr>().is_ok())
+    }
+}
+
+/// A pod or a WorkloadEntry.
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Workload {
+    /// Kubernetes name of the pod or entry.
+    pub name: ArcStr,
+    /// Name of what created it: the Deployment for its pods.
+    pub workload_name: ArcStr,
+    /// Namespace.
+    pub namespace: ArcStr,
+    /// IP addresses.
+    pub addresses: Vec<ArcStr>,
+    /// As written.
+    pub labels: Labels,
+    /// With topology labels added.
+    pub topology_labels: Labels,
+    /// SPIFFE identity as text; empty if none.
+    pub identity: String,
+    /// Whether it takes mutual TLS.
+    pub tls_mode: TlsMode,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Network; empty is the default one.
+    pub network: ArcStr,
+    /// Kubernetes node.
+    pub node: ArcStr,
+    /// `hostname` of pods with a subdomain (StatefulSets).
+    pub hostname: ArcStr,
+    /// `subdomain`: name of the governing headless service.
+    pub subdomain: ArcStr,
+    /// Named ports: of containers, or of the WorkloadEntry's `ports`.
+    pub ports: Vec<(ArcStr, u16)>,
+    /// Relative weight (WorkloadEntry).
+    pub weight: u32,
+    /// The pod's conditions say it is ready; WorkloadEntries always are.
+    pub ready: bool,
+    /// A pod, whose readiness is known; WorkloadEntries are just written down.
+    pub is_pod: bool,
+    /// The pod is over (Succeeded, Failed) and owns no address any more.
+    pub finished: bool,
+}
+
+impl Workload {
+    /// The number of a named port.
+    pub fn port(&self, name: &str) -> Option<u16> {
+        self.ports.iter().find(|(n, _)| &**n == name).map(|(_, port)| *port)
+    }
+}
+
+/// Name and revision under which a workload appears in telemetry (istio `pkg/kube/labels`, `CanonicalService`).
+pub fn canonical_service<'a>(labels: &'a Labels, workload_name: &'a str) -> (&'a str, &'a str) {
+    let first = |keys: [&str; 3]| keys.into_iter().find_map(|key| labels.get(key)).map(String::as_str);
+    (
+        first(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]).unwrap_or(workload_name),
+        first(["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]).unwrap_or("latest"),
+    )
+}

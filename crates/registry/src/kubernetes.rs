@@ -1,0 +1,368 @@
+//! Services, pods and endpoints as Kubernetes knows them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use config_store::{Body, Kind, Object, Snapshot};
+use istio_api::MeshConfig;
+use k8s_openapi::api::core::v1::{Pod, Service as KubeService, ServicePort};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use mesh_types::{ArcStr, Labels, Protocol, selects};
+
+use crate::service::TargetPort;
+use crate::{
+    Endpoint, Health, Locality, Port, Provider, Resolution, Service, Settings, TlsMode, TrafficDistribution,
+    UNSPECIFIED_IP, Workload, augment_labels,
+};
+
+/// Endpoints by host name and namespace of their service.
+pub(crate) type EndpointMap = HashMap<(ArcStr, ArcStr), Vec<Endpoint>>;
+
+/// The host name of a Kubernetes service (istio `kube.ServiceHostname`).
+fn hostname(name: &str, namespace: &str, settings: &Settings) -> ArcStr {
+    format!("{name}.{namespace}.svc.{}", settings.domain).into()
+}
+
+pub(crate) fn services(snapshot: &Snapshot, settings: &Settings) -> Vec<Service> {
+    let list = snapshot.list(Kind::Service);
+    list.filter_map(|object| match &object.body {
+        Body::Service(service) => Some(convert_service(object, service, settings)),
+        _ => None,
+    })
+    .collect()
+}
+
+fn port_number(value: i32) -> u16 {
+    u16::try_from(value).unwrap_or_default()
+}
+
+fn convert_port(port: &ServicePort) -> Port {
+    let number = port_number(port.port);
+    let name = port.name.as_deref().unwrap_or_default();
+    let transport = port.protocol.as_deref().unwrap_or("TCP");
+    Port {
+        name: name.into(),
+        port: number,
+        protocol: Protocol::of_service_port(number, name, transport, port.app_protocol.as_deref()),
+        target: match &port.target_port {
+            Some(IntOrString::Int(target)) if *target != 0 => TargetPort::Number(port_number(*target)),
+            Some(IntOrString::String(target)) if !target.is_empty() => match target.parse() {
+                Ok(number) => TargetPort::Number(number),
+                Err(_) => TargetPort::Name(target.as_str().into()),
+            },
+            _ => TargetPort::Number(number),
+        },
+    }
+}
+
+/// istio `pilot/pkg/serviceregistry/kube/conversion.go`, `ConvertService`.
+fn convert_service(object: &Object, kube: &KubeService, settings: &Settings) -> Service {
+    let spec = kube.spec.clone().unwrap_or_default();
+    let (name, namespace) = (object.key.name.clone(), object.key.namespace.clone());
+    let mut resolution = Resolution::ClientSideLb;
+    let external_name = spec.external_name.unwrap_or_default();
+    let is_alias = spec.type_.as_deref() == Some("ExternalName") && !external_name.is_empty();
+    let cluster_ip = spec.cluster_ip.unwrap_or_default();
+    let mut cluster_ips: Vec<ArcStr> = Vec::new();
+    if is_alias {
+        resolution = Resolution::Alias;
+    } else if cluster_ip == "None" {
+        resolution = Resolution::Passthrough;
+    } else if !cluster_ip.is_empty() {
+        let all = spec.cluster_ips.unwrap_or_default();
+        cluster_ips = if all.is_empty() {
+            vec![cluster_ip.as_str().into()]
+        } else {
+            all.iter().map(|ip| ip.as_str().into()).collect()
+        };
+    }
+    let annotation = |key: &str| object.annotations.get(key).map(String::as_str);
+    let split = |text: Option<&str>| -> Vec<ArcStr> {
+        text.into_iter().flat_map(|t| t.split(',')).map(str::trim).filter(|t| !t.is_empty()).map(Into::into).collect()
+    };
+    let traffic_distribution =
+        match spec.traffic_distribution.as_deref().or_else(|| annotation("networking.istio.io/traffic-distribution")) {
+            Some("PreferClose" | "PreferSameZone") => TrafficDistribution::PreferSameZone,
+            Some("PreferSameNode") => TrafficDistribution::PreferSameNode,
+            _ => TrafficDistribution::Any,
+        };
+    Service {
+        hostname: hostname(&name, &namespace, settings),
+        object_name: name.clone(),
+        name,
+        namespace,
+        provider: Provider::Kubernetes,
+        created: object.created,
+        resolution,
+        mesh_external: is_alias,
+        ports: spec.ports.iter().flatten().map(convert_port).collect(),
+        default_address: cluster_ips.first().cloned().unwrap_or_else(|| UNSPECIFIED_IP.into()),
+        cluster_ips,
+        labels: object.labels.clone(),
+        selector: spec.selector.unwrap_or_default().into_iter().collect(),
+        export_to: split(annotation("networking.istio.io/exportTo")),
+        aliases: Vec::new(),
+        external_name: if is_alias { external_name.as_str().into() } else { "".into() },
+        service_accounts: split(annotation("alpha.istio.io/canonical-serviceaccounts"))
+            .iter()
+            .map(|a| format!("spiffe://{a}"))
+            .collect(),
+        traffic_distribution,
+        node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+        publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        passthrough_ports: BTreeMap::new(),
+    }
+}
+
+/// All pods, those that `known` has (by their object's address) as they are there.
+pub(crate) fn pods(
+    snapshot: &Snapshot,
+    mesh: &MeshConfig,
+    settings: &Settings,
+    known: &HashMap<usize, (Arc<Object>, Arc<Workload>)>,
+) -> Vec<(Arc<Object>, Arc<Workload>)> {
+    let nodes: HashMap<&str, &Labels> = snapshot.list(Kind::Node).map(|node| (&*node.key.name, &node.labels)).collect();
+    let convert = |object: &Arc<Object>| {
+        if let Some((_, workload)) = known.get(&(Arc::as_ptr(object) as usize)) {
+            return Some((object.clone(), workload.clone()));
+        }
+        let Body::Pod(pod) = &object.body else { return None };
+        Some((object.clone(), Arc::new(convert_pod(object, pod, &nodes, mesh, settings))))
+    };
+    snapshot.list(Kind::Pod).filter_map(convert).collect()
+}
+
+fn convert_pod(
+    object: &Object,
+    pod: &Pod,
+    nodes: &HashMap<&str, &Labels>,
+    mesh: &MeshConfig,
+    settings: &Settings,
+) -> Workload {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let status = pod.status.clone().unwrap_or_default();
+    let node = spec.node_name.unwrap_or_default();
+    let locality = Locality::of_label(&object.labels)
+        .or_else(|| nodes.get(node.as_str()).map(|labels| Locality::of_node(labels)))
+        .unwrap_or_default();
+    let mut addresses: Vec<ArcStr> =
+        status.pod_ips.unwrap_or_default().iter().map(|ip| ip.ip.as_str().into()).collect();
+    if let Some(ip) = status.pod_ip.filter(|ip| !ip.is_empty() && addresses.is_empty()) {
+        addresses.push(ip.as_str().into());
+    }
+    let network: ArcStr = match object.labels.get("topology.istio.io/network") {
+        Some(network) => network.as_str().into(),
+        None => settings.network.clone(),
+    };
+    let account = match spec.service_account_name {
+        Some(name) if !name.is_empty() => name,
+        _ => "default".to_owned(),
+    };
+    let subdomain = spec.subdomain.unwrap_or_default();
+    let hostname = match spec.hostname {
+        _ if subdomain.is_empty() => String::new(),
+        Some(hostname) if !hostname.is_empty() => hostname,
+        _ => object.key.name.to_string(),
+    };
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ports = containers
+        .flat_map(|c| c.ports.iter().flatten())
+        .filter_map(|p| Some((p.name.as_deref()?.into(), port_number(p.container_port))))
+        .collect();
+    let phase = status.phase.unwrap_or_default();
+    let terminating = pod.metadata.deletion_timestamp.is_some();
+    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    Workload {
+        workload_name: workload_name(object, pod).into(),
+        name: object.key.name.clone(),
+        namespace: object.key.namespace.clone(),
+        addresses,
+        topology_labels: augment_labels(&object.labels, &settings.cluster_id, &locality, &node, &network),
+        labels: object.labels.clone(),
+        identity: format!("spiffe://{}/ns/{}/sa/{account}", trust_domain(mesh), object.key.namespace),
+        tls_mode: TlsMode::of_labels(&object.labels),
+        locality,
+        network,
+        node: node.as_str().into(),
+        hostname: hostname.as_str().into(),
+        subdomain: subdomain.as_str().into(),
+        ports,
+        weight: 0,
+        ready: ready && !terminating,
+        is_pod: true,
+        finished: matches!(phase.as_str(), "Succeeded" | "Failed"),
+    }
+}
+
+/// The mesh's trust domain; `cluster.local` unless configured.
+pub(crate) fn trust_domain(mesh: &MeshConfig) -> &str {
+    if mesh.trust_domain.is_empty() { "cluster.local" } else { &mesh.trust_domain }
+}
+
+/// The Deployment, CronJob or other owner of a pod (istio `kube/util.go`, `GetWorkloadMetaFromPod`).
+fn workload_name(object: &Object, pod: &Pod) -> String {
+    let owner = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true));
+    let Some(owner) = owner else { return object.key.name.to_string() };
+    let hash = object.labels.get("pod-template-hash");
+    match (owner.kind.as_str(), hash) {
+        ("ReplicaSet", Some(hash)) if owner.name.ends_with(hash.as_str()) => {
+            owner.name[..owner.name.len() - hash.len()].trim_end_matches('-').to_owned()
+        }
+        // A Job of a CronJob ends in the minute it was scheduled.
+        ("Job", _) => match owner.name.rsplit_once('-') {
+            Some((name, digits)) if digits.len() >= 8 && digits.bytes().all(|b| b.is_ascii_digit()) => name.to_owned(),
+            _ => owner.name.clone(),
+        },
+        _ => owner.name.clone(),
+    }
+}
+
+/// Endpoints from EndpointSlices; of services without any, from pods that the selector matches.
+pub(crate) fn endpoints(
+    snapshot: &Snapshot,
+    settings: &Settings,
+    services: &[Service],
+    workloads: &[Arc<Workload>],
+) -> EndpointMap {
+    let by_name: HashMap<(&str, &str), &Arc<Workload>> =
+        workloads.iter().map(|w| ((&*w.namespace, &*w.name), w)).collect();
+    let by_address: HashMap<&str, &Arc<Workload>> =
+        workloads.iter().flat_map(|w| w.addresses.iter().map(move |a| (&**a, w))).collect();
+    let find = |namespace: &str, pod: Option<&str>, address: &str| match pod {
+        Some(name) => by_name.get(&(namespace, name)).copied(),
+        None => by_address.get(address).copied(),
+    };
+    let mut out = EndpointMap::new();
+    let mut has_slice: Vec<(ArcStr, ArcStr)> = Vec::new();
+    for object in snapshot.list(Kind::EndpointSlice) {
+        let Body::EndpointSlice(slice) = &object.body else { continue };
+        let Some(name) = object.labels.get("kubernetes.io/service-name") else { continue };
+        let namespace = &object.key.namespace;
+        let key = (hostname(name, namespace, settings), namespace.clone());
+        if !has_slice.contains(&key) {
+            has_slice.push(key.clone());
+        }
+        let list = out.entry(key).or_default();
+        add_slice(slice, namespace, list, &find);
+    }
+    let kubernetes = |s: &&Service| s.provider == Provider::Kubernetes && s.resolution != Resolution::Alias;
+    for service in services.iter().filter(kubernetes) {
+        let key = (service.hostname.clone(), service.namespace.clone());
+        if service.selector.is_empty() || has_slice.contains(&key) {
+            continue;
+        }
+        let pods = workloads.iter().filter(|w| {
+            w.namespace == service.namespace
+                && !w.finished
+                && !w.addresses.is_empty()
+                && selects(&service.selector, &w.labels)
+        });
+        for (pod, port) in pods.flat_map(|pod| service.ports.iter().map(move |port| (pod, port))) {
+            let Some(number) = target_port(port, pod) else { continue };
+            out.entry(key.clone()).or_default().push(Endpoint {
+                addresses: pod.addresses.clone(),
+                port: number,
+                service_port_name: port.name.clone(),
+                workload: pod.clone(),
+                weight: 0,
+                health: if pod.ready || service.publish_not_ready { Health::Healthy } else { Health::Unhealthy },
+            });
+        }
+    }
+    out
+}
+
+/// Where a pod listens for a service port; nothing if no container names the port.
+pub(crate) fn target_port(port: &Port, workload: &Workload) -> Option<u16> {
+    match &port.target {
+        TargetPort::Number(number) => Some(*number),
+        TargetPort::Name(name) => workload.port(name),
+    }
+}
+
+fn add_slice<'a>(
+    slice: &EndpointSlice,
+    namespace: &str,
+    list: &mut Vec<Endpoint>,
+    find: &impl Fn(&str, Option<&str>, &str) -> Option<&'a Arc<Workload>>,
+) {
+    if slice.address_type == "FQDN" {
+        return;
+    }
+    for entry in slice.endpoints.iter().flatten() {
+        let (ready, serving, terminating) = match &entry.conditions {
+            Some(c) => (c.ready.unwrap_or(true), c.serving.unwrap_or(true), c.terminating.unwrap_or(false)),
+            None => (true, true, false),
+        };
+        let health = match (ready, serving, terminating) {
+            (true, _, _) => Health::Healthy,
+            (false, true, true) => Health::Draining,
+            (false, _, true) => Health::Terminating,
+            (false, _, false) => Health::Unhealthy,
+        };
+        let target = entry.target_ref.as_ref().filter(|t| t.kind.as_deref() == Some("Pod"));
+        let pod_name = target.and_then(|t| t.name.as_deref());
+        for address in &entry.addresses {
+            let found = find(namespace, pod_name, address);
+            if found.is_none() && pod_name.is_some() {
+                // The pod is not known yet; the endpoint appears together with it.
+                continue;
+            }
+            let workload = found
+                .cloned()
+                .unwrap_or_else(|| Arc::new(Workload { namespace: namespace.into(), ..Workload::default() }));
+            for port in slice.ports.iter().flatten() {
+                let port_name: ArcStr = port.name.as_deref().unwrap_or_default().into();
+                let number = port.port.map(port_number).unwrap_or_default();
+                // Slices of the second address family add to the endpoint of the same pod.
+                let primary = workload.addresses.first().is_none_or(|a| **a == **address);
+                let same = |e: &Endpoint| {
+                    Arc::ptr_eq(&e.workload, &workload) && e.service_port_name == port_name && e.port == number
+                };
+                if let Some(existing) = list.iter_mut().find(|e| found.is_some() && same(e)) {
+                    if !existing.addresses.iter().any(|a| **a == **address) {
+                        let at = if primary { 0 } else { existing.addresses.len() };
+                        existing.addresses.insert(at, address.as_str().into());
+                    }
+                    continue;
+                }
+                list.push(Endpoint {
+                    addresses: vec![address.as_str().into()],
+                    port: number,
+                    service_port_name: port_name,
+                    workload: workload.clone(),
+                    weight: 0,
+                    health,
+                });
+            }
+        }
+    }
+}
+
+/// Adds WorkloadEntries that the selector of a Kubernetes service matches.
+pub(crate) fn select_workload_entries(services: &[Service], entries: &[Arc<Workload>], endpoints: &mut EndpointMap) {
+    let selecting = services.iter().filter(|s| {
+        s.provider == Provider::Kubernetes && s.resolution == Resolution::ClientSideLb && !s.selector.is_empty()
+    });
+    for service in selecting {
+        let matching =
+            entries.iter().filter(|w| w.namespace == service.namespace && selects(&service.selector, &w.labels));
+        for (entry, port) in matching.flat_map(|entry| service.ports.iter().map(move |port| (entry, port))) {
+            let number = match (&port.target, entry.port(&port.name)) {
+                (_, Some(number)) => number,
+                (TargetPort::Number(number), None) => *number,
+                (TargetPort::Name(name), None) => entry.port(name).unwrap_or(port.port),
+            };
+            let key = (service.hostname.clone(), service.namespace.clone());
+            endpoints.entry(key).or_default().push(Endpoint {
+                addresses: entry.addresses.clone(),
+                port: number,
+                service_port_name: port.name.clone(),
+                workload: entry.clone(),
+                weight: entry.weight,
+                health: Health::Unknown,
+            });
+        }
+    }
+}

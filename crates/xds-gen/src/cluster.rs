@@ -1,0 +1,316 @@
+//! Clusters: where requests can be sent (istiod `cluster.go`, `cluster_builder.go`).
+
+mod inbound;
+mod load_balancer;
+mod policy;
+mod upstream_tls;
+
+use envoy_api::cluster::{
+    Cluster, Filter,
+    cluster::{
+        ClusterDiscoveryType, CommonLbConfig, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbConfig, LbPolicy,
+        OriginalDstLbConfig,
+    },
+};
+use envoy_api::core::{self, BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common};
+use envoy_api::endpoint::{ClusterLoadAssignment, LocalityLbEndpoints};
+use envoy_api::pb::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
+use envoy_api::pb::envoy::extensions::upstreams::http::v3::{
+    HttpProtocolOptions,
+    http_protocol_options::{
+        ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig, explicit_http_config::ProtocolConfig,
+    },
+};
+use envoy_api::{any, wkt};
+use istio_api::DestinationRule;
+use istio_api::destination_rule::{SimpleLb, Subset, TlsMode, TrafficPolicy};
+use mesh_types::Protocol;
+use push_context::Config;
+use registry::{Port, Resolution, Service};
+
+use crate::context::Context;
+use crate::endpoint::Builder as EndpointBuilder;
+use crate::names;
+use crate::proto::{
+    ads, config_path, duration, extension, list, seconds, set_istio_metadata, socket_address, structure, text,
+    u32_value,
+};
+pub(crate) use policy::{merged as merged_policy, preserve_case};
+
+use policy::Draft;
+
+/// All clusters of a proxy; of two with one name the first.
+pub(crate) fn all(cx: &Context<'_>) -> Vec<Cluster> {
+    let mut out = Vec::new();
+    for service in &cx.scope.services {
+        outbound(cx, service, &mut out);
+    }
+    out.push(black_hole(cx));
+    out.push(passthrough(cx));
+    inbound::all(cx, &mut out);
+    out.push(inbound_passthrough(cx));
+    let mut seen = std::collections::HashSet::new();
+    out.retain(|c| seen.insert(c.name.clone()));
+    out
+}
+
+/// The metadata exchange filter of TCP connections, which only Istio's Envoy has.
+pub(super) fn metadata_exchange(cx: &Context<'_>) -> Vec<Filter> {
+    if !cx.exchanges_over_tcp() {
+        return Vec::new();
+    }
+    vec![Filter {
+        name: crate::filters::METADATA_EXCHANGE.to_owned(),
+        typed_config: Some(crate::filters::tcp_metadata_exchange()),
+        ..Filter::default()
+    }]
+}
+
+fn outbound(cx: &Context<'_>, service: &Service, out: &mut Vec<Cluster>) {
+    if service.resolution == Resolution::Alias {
+        return;
+    }
+    let rule = cx.scope.destination_rule(cx.node, &service.hostname, true);
+    for port in service.ports.iter().filter(|p| p.protocol != Protocol::Udp) {
+        let name = names::outbound(port.port, "", &service.hostname);
+        if service.resolution == Resolution::DynamicDns && service.is_wildcard() {
+            if matches!(port.protocol, Protocol::Http | Protocol::Tls | Protocol::Grpc | Protocol::Http2) {
+                let mut draft = Draft::new(dynamic_forward_proxy(cx, name, service), port, cx);
+                draft.is_dynamic = true;
+                policy::apply_rule(cx, &mut draft, service, port, rule);
+                out.push(draft.finish());
+            }
+            continue;
+        }
+        let kind = discovery_type(service);
+        let endpoints = match kind {
+            DiscoveryType::StrictDns | DiscoveryType::LogicalDns => {
+                EndpointBuilder::new(cx, service, port.port, "", rule.map(|r| &r.spec)).dns_endpoints()
+            }
+            _ => Vec::new(),
+        };
+        let Some(cluster) = skeleton(cx, name, kind, endpoints, port, service) else { continue };
+        let mut draft = Draft::new(cluster, port, cx);
+        policy::apply_rule(cx, &mut draft, service, port, rule);
+        let discovery = draft.cluster.cluster_discovery_type.clone();
+        out.push(draft.finish());
+        for subset in rule.into_iter().flat_map(|r| &r.spec.subsets) {
+            if let Some(rule) = rule {
+                out.extend(subset_cluster(cx, service, port, rule, subset, discovery.clone()));
+            }
+        }
+    }
+}
+
+fn subset_cluster(
+    cx: &Context<'_>,
+    service: &Service,
+    port: &Port,
+    rule: &Config<DestinationRule>,
+    subset: &Subset,
+    discovery: Option<ClusterDiscoveryType>,
+) -> Option<Cluster> {
+    let name = names::outbound(port.port, &subset.name, &service.hostname);
+    let lb = subset.traffic_policy.as_ref().and_then(|p| p.load_balancer.as_ref());
+    let is_passthrough = lb.and_then(|lb| lb.simple) == Some(SimpleLb::Passthrough);
+    let kind = match discovery {
+        _ if is_passthrough => DiscoveryType::OriginalDst,
+        Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(kind).unwrap_or(DiscoveryType::Eds),
+        _ => return None,
+    };
+    let endpoints = match kind {
+        DiscoveryType::StrictDns | DiscoveryType::LogicalDns => {
+            EndpointBuilder::new(cx, service, port.port, &subset.name, Some(&rule.spec)).dns_endpoints()
+        }
+        _ => Vec::new(),
+    };
+    let cluster = skeleton(cx, name, kind, endpoints, port, service)?;
+    let mut draft = Draft::new(cluster, port, cx);
+    policy::apply_subset(cx, &mut draft, service, port, rule, subset);
+    Some(draft.finish())
+}
+
+/// istiod `convertResolution`.
+fn discovery_type(service: &Service) -> DiscoveryType {
+    match service.resolution {
+        Resolution::DnsLb => DiscoveryType::StrictDns,
+        Resolution::DnsRoundRobinLb => DiscoveryType::LogicalDns,
+        Resolution::Passthrough => DiscoveryType::OriginalDst,
+        _ => DiscoveryType::Eds,
+    }
+}
+
+/// istiod `buildCluster`: the parts that no policy changes. Nothing for DNS and static clusters without endpoints.
+fn skeleton(
+    cx: &Context<'_>,
+    name: String,
+    kind: DiscoveryType,
+    endpoints: Vec<LocalityLbEndpoints>,
+    port: &Port,
+    service: &Service,
+) -> Option<Cluster> {
+    let mut cluster = Cluster {
+        alt_stat_name: names::stat(&name),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind as i32)),
+        common_lb_config: Some(CommonLbConfig::default()),
+        ..Cluster::default()
+    };
+    match kind {
+        DiscoveryType::StrictDns | DiscoveryType::LogicalDns => {
+            cluster.dns_lookup_family = lookup_family(cx) as i32;
+            let cares = CaresDnsResolverConfig { udp_max_queries: u32_value(100), ..Default::default() };
+            cluster.typed_dns_resolver_config = Some(extension("envoy.network.dns_resolver.cares", any(&cares)));
+            #[allow(deprecated)] // What istiod sends.
+            {
+                cluster.dns_jitter = Some(wkt::Duration { seconds: 0, nanos: 100_000_000 });
+                cluster.dns_refresh_rate = cx.push.mesh.dns_refresh_rate.map(duration);
+                cluster.respect_dns_ttl = true;
+            }
+        }
+        DiscoveryType::OriginalDst => {
+            if let Some(target) = service.passthrough_ports.get(&port.port) {
+                cluster.lb_config = Some(LbConfig::OriginalDstLbConfig(OriginalDstLbConfig {
+                    upstream_port_override: u32_value(u32::from(*target)),
+                    ..Default::default()
+                }));
+            }
+        }
+        _ => {}
+    }
+    if matches!(kind, DiscoveryType::StrictDns | DiscoveryType::LogicalDns | DiscoveryType::Static) {
+        if endpoints.is_empty() {
+            return None;
+        }
+        cluster.load_assignment =
+            Some(ClusterLoadAssignment { cluster_name: name.clone(), endpoints, ..Default::default() });
+    }
+    set_istio_metadata(&mut cluster.metadata, "services", list(vec![service_metadata(service)]));
+    cluster.name = name;
+    Some(cluster)
+}
+
+/// Which service a cluster leads to, for telemetry.
+fn service_metadata(service: &Service) -> wkt::Value {
+    let fields = structure([
+        ("host", text(&service.hostname)),
+        ("name", text(&service.name)),
+        ("namespace", text(&service.namespace)),
+    ]);
+    wkt::Value { kind: Some(wkt::value::Kind::StructValue(fields)) }
+}
+
+/// istiod `SelectDNSLookupFamily`.
+pub(crate) fn lookup_family(cx: &Context<'_>) -> DnsLookupFamily {
+    match cx.node.ip_mode {
+        push_context::IpMode::V6 => DnsLookupFamily::V6Only,
+        push_context::IpMode::Dual if cx.dual_stack() => DnsLookupFamily::All,
+        _ => DnsLookupFamily::V4Only,
+    }
+}
+
+fn dynamic_forward_proxy(cx: &Context<'_>, name: String, service: &Service) -> Cluster {
+    use envoy_api::cluster::cluster::CustomClusterType;
+    use envoy_api::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3::{
+        ClusterConfig, cluster_config::ClusterImplementationSpecifier,
+    };
+    let config = ClusterConfig {
+        cluster_implementation_specifier: Some(ClusterImplementationSpecifier::DnsCacheConfig(
+            crate::filters::dns_cache(cx, service),
+        )),
+        ..Default::default()
+    };
+    Cluster {
+        alt_stat_name: names::stat(&name),
+        lb_policy: LbPolicy::ClusterProvided as i32,
+        cluster_discovery_type: Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
+            name: "envoy.clusters.dynamic_forward_proxy".to_owned(),
+            typed_config: Some(any(&config)),
+        })),
+        name,
+        ..Cluster::default()
+    }
+}
+
+fn black_hole(cx: &Context<'_>) -> Cluster {
+    Cluster {
+        name: names::BLACK_HOLE.to_owned(),
+        alt_stat_name: names::stat(names::BLACK_HOLE),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
+        connect_timeout: cx.push.mesh.connect_timeout.map(duration),
+        ..Cluster::default()
+    }
+}
+
+/// Where a connection wanted to go before it was captured.
+fn passthrough(cx: &Context<'_>) -> Cluster {
+    let http1 = match policy::preserves_case(cx) {
+        true => preserve_case(),
+        false => Http1ProtocolOptions::default(),
+    };
+    let options = HttpProtocolOptions {
+        common_http_protocol_options: Some(Common { idle_timeout: Some(seconds(300)), ..Common::default() }),
+        upstream_protocol_options: Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(
+            UseDownstreamHttpConfig {
+                http_protocol_options: Some(http1),
+                http2_protocol_options: Some(Http2ProtocolOptions::default()),
+                ..Default::default()
+            },
+        )),
+        ..HttpProtocolOptions::default()
+    };
+    let cluster = Cluster {
+        name: names::PASSTHROUGH.to_owned(),
+        alt_stat_name: names::stat(names::PASSTHROUGH),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32)),
+        lb_policy: LbPolicy::ClusterProvided as i32,
+        ..Cluster::default()
+    };
+    let mut draft = Draft { cluster, http: None, is_dynamic: false };
+    let default = cx.push.mesh.default_traffic_policy.as_ref().and_then(|p| p.connection_pool.clone());
+    policy::connection_pool(cx, &mut draft, &default.unwrap_or_default(), None);
+    let mut cluster = draft.cluster;
+    cluster.typed_extension_protocol_options.insert(policy::HTTP_OPTIONS.to_owned(), any(&options));
+    cluster.filters = metadata_exchange(cx);
+    cluster
+}
+
+fn inbound_passthrough(cx: &Context<'_>) -> Cluster {
+    let (v4, v6) = (cx.node.supports_v4(), cx.node.supports_v6());
+    let mut bind = bind_config(if v4 { "127.0.0.6" } else { "::6" });
+    if v4 && v6 {
+        bind.extra_source_addresses.push(extra_source("::6"));
+    }
+    Cluster {
+        name: names::INBOUND_PASSTHROUGH.to_owned(),
+        filters: Vec::new(),
+        upstream_bind_config: Some(bind),
+        ..passthrough(cx)
+    }
+}
+
+/// Inbound connections to the application come from here, so that its replies are not captured again.
+fn bind_config(address: &str) -> BindConfig {
+    BindConfig { source_address: Some(socket_address(address, 0)), ..BindConfig::default() }
+}
+
+fn extra_source(address: &str) -> core::ExtraSourceAddress {
+    core::ExtraSourceAddress { address: Some(socket_address(address, 0)), ..Default::default() }
+}
+
+/// Endpoints of the cluster come by EDS under its own name.
+fn eds(name: &str) -> EdsClusterConfig {
+    EdsClusterConfig { eds_config: Some(ads()), service_name: name.to_owned() }
+}
+
+/// Notes which rule shaped the cluster.
+fn note_rule(cluster: &mut Cluster, rule: &Config<DestinationRule>, policy: Option<&TrafficPolicy>) {
+    set_istio_metadata(&mut cluster.metadata, "config", config_path("destination-rule", &rule.namespace, &rule.name));
+    if policy.and_then(|p| p.tls.as_ref()).is_some_and(|t| matches!(t.mode, TlsMode::Simple | TlsMode::Mutual)) {
+        set_istio_metadata(&mut cluster.metadata, "alpn_override", text("false"));
+    }
+}
+
+/// HTTP/2 or HTTP/1 towards the cluster, whatever the client speaks.
+fn explicit(config: ProtocolConfig) -> UpstreamProtocolOptions {
+    UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) })
+}

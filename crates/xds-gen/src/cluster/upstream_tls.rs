@@ -1,0 +1,268 @@
+//! TLS towards a cluster: what a DestinationRule says, else mutual TLS where the server takes it
+//! (istiod `cluster_tls.go`).
+
+use envoy_api::cluster::cluster::{CustomClusterType, DiscoveryType, TransportSocketMatch};
+use envoy_api::core::UpstreamHttpProtocolOptions;
+use envoy_api::pb::envoy::extensions::transport_sockets::{
+    proxy_protocol::v3::ProxyProtocolUpstreamTransport, raw_buffer::v3::RawBuffer,
+};
+use envoy_api::tls::{CommonTlsContext, UpstreamTlsContext, common_tls_context::ValidationContextType};
+use envoy_api::wkt;
+use envoy_api::{any, core, unpack};
+use istio_api::destination_rule::{ClientTlsSettings, ProxyProtocolVersion, SimpleLb, TlsMode};
+use push_context::{MtlsMode, Profile};
+use registry::{Provider, Resolution, TlsMode as EndpointTls};
+
+use super::policy::{Draft, Target};
+use crate::context::Context;
+use crate::proto::{exact, structure, text, transport_socket};
+use crate::tls::{file_certificate, file_root, secret, strings, validation, versions};
+
+pub(crate) fn raw_buffer() -> core::TransportSocket {
+    transport_socket("envoy.transport_sockets.raw_buffer", &RawBuffer {})
+}
+
+pub(super) fn apply(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
+    let (settings, automatic) = settings(cx, target);
+    if let Some(settings) = settings {
+        let context = context(cx, draft, target, &settings);
+        let socket = context.map(|c| transport_socket("envoy.transport_sockets.tls", &c));
+        if automatic && draft.kind() != Some(DiscoveryType::OriginalDst) {
+            draft.cluster.transport_socket_matches = vec![
+                TransportSocketMatch {
+                    name: "tlsMode-istio".to_owned(),
+                    r#match: Some(structure([("tlsMode", text("istio"))])),
+                    transport_socket: socket,
+                },
+                TransportSocketMatch {
+                    name: "tlsMode-disabled".to_owned(),
+                    r#match: Some(wkt::Struct::default()),
+                    transport_socket: Some(raw_buffer()),
+                },
+            ];
+        } else {
+            draft.cluster.transport_socket = socket;
+        }
+    }
+    if let Some(proxy_protocol) = &target.policy.proxy_protocol {
+        prepend_proxy_protocol(draft, proxy_protocol.version);
+    }
+}
+
+/// The client's settings, and whether they are only for servers that can (istiod `buildUpstreamTLSSettings`).
+fn settings(cx: &Context<'_>, target: &Target<'_>) -> (Option<ClientTlsSettings>, bool) {
+    let accounts = || cx.push.service_accounts(target.service).to_vec();
+    if let Some(tls) = &target.policy.tls {
+        if tls.mode != TlsMode::IstioMutual {
+            return (Some(tls.clone()), false);
+        }
+        let mut tls = tls.clone();
+        if tls.sni.is_empty() {
+            tls.sni.clone_from(&target.sni);
+        }
+        if tls.subject_alt_names.is_empty() {
+            tls.subject_alt_names = accounts();
+        }
+        return (Some(tls), false);
+    }
+    let enabled = cx.push.mesh.enable_auto_mtls.unwrap_or(true);
+    if target.service.mesh_external || !enabled || server_mode(cx, target) == MtlsMode::Disable {
+        return (None, false);
+    }
+    let tls = ClientTlsSettings {
+        mode: TlsMode::IstioMutual,
+        subject_alt_names: accounts(),
+        sni: target.sni.clone(),
+        ..ClientTlsSettings::default()
+    };
+    (Some(tls), true)
+}
+
+/// What the servers probably take (istiod `BestEffortInferServiceMTLSMode`).
+fn server_mode(cx: &Context<'_>, target: &Target<'_>) -> MtlsMode {
+    let lb = target.unmerged.and_then(|p| p.load_balancer.as_ref());
+    let passthrough = target.service.resolution == Resolution::Passthrough
+        || lb.and_then(|lb| lb.simple) == Some(SimpleLb::Passthrough);
+    if passthrough {
+        let mut endpoints = cx.push.registry.endpoints_by_port(target.service, target.port.port).peekable();
+        if endpoints.peek().is_none() || endpoints.any(|e| e.workload.tls_mode == EndpointTls::Disabled) {
+            return MtlsMode::Disable;
+        }
+    }
+    cx.push.namespace_mtls_mode(&target.service.namespace).unwrap_or(MtlsMode::Permissive)
+}
+
+fn context(
+    cx: &Context<'_>,
+    draft: &mut Draft,
+    target: &Target<'_>,
+    tls: &ClientTlsSettings,
+) -> Option<UpstreamTlsContext> {
+    // Secrets of Kubernetes are only for clients that the rule names.
+    let for_all = target.rule.is_none_or(|r| r.workload_selector.is_none());
+    let by_credential = !tls.credential_name.is_empty() && !tls.credential_name.starts_with("configmap://");
+    if by_credential && for_all && matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual) {
+        return None;
+    }
+    match tls.mode {
+        TlsMode::Disable => None,
+        TlsMode::IstioMutual => Some(istio_mutual(cx, draft, target, tls)),
+        TlsMode::Simple => originate(cx, draft, target, tls, false),
+        TlsMode::Mutual => originate(cx, draft, target, tls, true),
+    }
+}
+
+fn istio_mutual(
+    cx: &Context<'_>,
+    draft: &mut Draft,
+    target: &Target<'_>,
+    tls: &ClientTlsSettings,
+) -> UpstreamTlsContext {
+    let http2 = draft.is_http2();
+    let is_http = target.port.protocol.is_http();
+    // DIFFERS: without istio.alpn the cluster itself says that HTTP follows, so that the server's HTTP chain
+    // matches; the last name is what the server's chain answers with. Sniffed ports go as TCP then: nobody
+    // could say for each connection what it carries.
+    let alpn: &[&str] = match (cx.node.profile, http2) {
+        (Profile::IstioProxy, true) => &["istio-peer-exchange", "istio", "h2"],
+        (Profile::IstioProxy, false) => &["istio-peer-exchange", "istio"],
+        (Profile::Outrigger, true) => &["istio", "h2"],
+        (Profile::Outrigger, false) => &["istio"],
+        (Profile::Stock, true) => &["istio-h2", "istio", "h2"],
+        (Profile::Stock, false) if is_http && draft.follows_client() => &["istio-http/1.1", "istio-h2", "istio"],
+        (Profile::Stock, false) if is_http => &["istio-http/1.1", "istio", "http/1.1"],
+        (Profile::Stock, false) => &["istio"],
+    };
+    let sni = match tls.sni.is_empty() && !draft.is_dynamic {
+        true => draft.cluster.name.clone(),
+        false => tls.sni.clone(),
+    };
+    if draft.is_dynamic {
+        auto_sni(draft, tls);
+    }
+    let names = tls.subject_alt_names.iter().map(|n| exact(n)).collect();
+    UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            alpn_protocols: strings(alpn),
+            tls_params: Some(versions()),
+            tls_certificate_sds_secret_configs: vec![secret("default")],
+            validation_context_type: Some(validation(names, "ROOTCA")),
+            ..CommonTlsContext::default()
+        }),
+        sni,
+        ..UpstreamTlsContext::default()
+    }
+}
+
+/// TLS to a server outside of the mesh, or with certificates of the user's (istiod `constructUpstreamTLS`).
+fn originate(
+    cx: &Context<'_>,
+    draft: &mut Draft,
+    target: &Target<'_>,
+    tls: &ClientTlsSettings,
+    mutual: bool,
+) -> Option<UpstreamTlsContext> {
+    auto_sni(draft, tls);
+    let mut names = tls.subject_alt_names.clone();
+    if target.service.provider == Provider::External && names.is_empty() {
+        names = cx.push.service_accounts(target.service).to_vec();
+    }
+    let matchers = names.iter().map(|n| exact(n)).collect();
+    let insecure = tls.insecure_skip_verify == Some(true);
+    let mut common = CommonTlsContext { tls_params: Some(versions()), ..CommonTlsContext::default() };
+    if !tls.credential_name.is_empty() {
+        use envoy_api::tls::common_tls_context::CombinedCertificateValidationContext;
+        let resource = |name: String| envoy_api::tls::SdsSecretConfig {
+            name: if name.contains("://") { name } else { format!("kubernetes://{name}") },
+            sds_config: Some(core::ConfigSource { initial_fetch_timeout: None, ..crate::proto::ads() }),
+        };
+        if mutual {
+            common.tls_certificate_sds_secret_configs = vec![resource(tls.credential_name.clone())];
+        }
+        if !insecure {
+            let Some(ValidationContextType::CombinedValidationContext(combined)) = Some(validation(matchers, ""))
+            else {
+                return None;
+            };
+            common.validation_context_type =
+                Some(ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
+                    validation_context_sds_secret_config: Some(resource(format!("{}-cacert", tls.credential_name))),
+                    ..combined
+                }));
+        }
+    } else {
+        if mutual {
+            if tls.client_certificate.is_empty() || tls.private_key.is_empty() {
+                return None;
+            }
+            common.tls_certificate_sds_secret_configs =
+                vec![secret(&file_certificate(&tls.client_certificate, &tls.private_key))];
+        }
+        let roots = if tls.ca_certificates.is_empty() { "system" } else { &tls.ca_certificates };
+        common.validation_context_type = Some(if insecure {
+            ValidationContextType::ValidationContext(Default::default())
+        } else {
+            validation(matchers, &file_root(roots))
+        });
+    }
+    if let (Some(defaults), Some(params)) = (&cx.push.mesh.tls_defaults, &mut common.tls_params) {
+        params.ecdh_curves.clone_from(&defaults.ecdh_curves);
+        params.cipher_suites.clone_from(&defaults.cipher_suites);
+    }
+    if draft.is_http2() {
+        common.alpn_protocols = strings(&["h2"]);
+    }
+    Some(UpstreamTlsContext { common_tls_context: Some(common), sni: tls.sni.clone(), ..UpstreamTlsContext::default() })
+}
+
+/// Without a configured SNI the request's host is used, and checked in the certificate.
+fn auto_sni(draft: &mut Draft, tls: &ClientTlsSettings) {
+    let insecure = tls.insecure_skip_verify == Some(true);
+    let sni = tls.sni.is_empty();
+    let validate = (draft.is_dynamic || (sni && tls.subject_alt_names.is_empty())) && !insecure;
+    if draft.is_dynamic && (insecure || !sni || !validate) {
+        allow_insecure(draft);
+    }
+    if sni || validate {
+        let options: &mut UpstreamHttpProtocolOptions =
+            draft.options().upstream_http_protocol_options.get_or_insert_default();
+        options.auto_sni = sni;
+        options.auto_san_validation = validate;
+    }
+}
+
+fn allow_insecure(draft: &mut Draft) {
+    use envoy_api::cluster::cluster::ClusterDiscoveryType;
+    use envoy_api::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig;
+    if let Some(ClusterDiscoveryType::ClusterType(CustomClusterType { typed_config: Some(config), .. })) =
+        &mut draft.cluster.cluster_discovery_type
+        && let Ok(mut own) = unpack::<ClusterConfig>(config)
+    {
+        own.allow_insecure_cluster_options = true;
+        *config = any(&own);
+    }
+}
+
+fn prepend_proxy_protocol(draft: &mut Draft, version: ProxyProtocolVersion) {
+    let wrap = |name: &str, inner: core::TransportSocket| {
+        let config = ProxyProtocolUpstreamTransport {
+            config: Some(core::ProxyProtocolConfig { version: version as i32, ..Default::default() }),
+            transport_socket: Some(inner),
+            ..Default::default()
+        };
+        transport_socket(name, &config)
+    };
+    const NAME: &str = "envoy.transport_sockets.upstream_proxy_protocol";
+    let cluster = &mut draft.cluster;
+    match cluster.transport_socket.take() {
+        Some(inner) => cluster.transport_socket = Some(wrap(NAME, inner)),
+        None if cluster.transport_socket_matches.is_empty() => {
+            cluster.transport_socket = Some(wrap(NAME, raw_buffer()));
+        }
+        None => {
+            for m in &mut cluster.transport_socket_matches {
+                m.transport_socket = m.transport_socket.take().map(|inner| wrap(NAME, inner));
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use istio_api::MeshProxyConfig;
+use push_context::{InterceptionMode, IpMode, Node, PeerPolicy, Profile, PushContext, SidecarScope};
+use registry::{Provider, Service, ServiceTarget, UNSPECIFIED_IP};
+
+use crate::telemetry::Telemetry;
+
+/// Everything that is the same for all resources of one proxy.
+pub(crate) struct Context<'a> {
+    pub(crate) push: &'a PushContext,
+    pub(crate) node: &'a Node,
+    pub(crate) scope: Arc<SidecarScope>,
+    /// Service ports of the proxy's own workload.
+    pub(crate) targets: Vec<ServiceTarget>,
+    /// Mesh default with the pod's own settings over it.
+    pub(crate) proxy_config: MeshProxyConfig,
+    /// What its own ports accept.
+    pub(crate) peer: PeerPolicy,
+    pub(crate) telemetry: Telemetry,
+    /// Where it runs: as it says, else as its pod's node says.
+    pub(crate) locality: registry::Locality,
+}
+
+impl<'a> Context<'a> {
+    pub(crate) fn new(push: &'a PushContext, node: &'a Node) -> Context<'a> {
+        let scope = push.scope(node);
+        let proxy_config = match &node.proxy_config {
+            Some(own) => own.parse(),
+            None => push.mesh.default_config.clone().unwrap_or_default(),
+        };
+        let targets = push.registry.targets(&node.query());
+        let peer = push.peer_policy(&node.namespace, &node.labels);
+        let telemetry = Telemetry::resolve(push, node);
+        let locality = match node.locality.is_empty() {
+            true => push.registry.workload(&node.query()).map(|w| w.locality.clone()).unwrap_or_default(),
+            false => node.locality.clone(),
+        };
+        Context { push, node, scope, targets, proxy_config, peer, telemetry, locality }
+    }
+
+    /// The proxy knows Istio's HTTP filters and statistics.
+    pub(crate) fn has_istio_filters(&self) -> bool {
+        self.node.profile != Profile::Stock
+    }
+
+    /// The proxy tells its peers about itself over TCP, inside the connection.
+    pub(crate) fn exchanges_over_tcp(&self) -> bool {
+        self.node.profile == Profile::IstioProxy
+    }
+
+    pub(crate) fn dual_stack(&self) -> bool {
+        self.push.settings.dual_stack
+    }
+
+    pub(crate) fn no_interception(&self) -> bool {
+        self.node.interception == InterceptionMode::None
+    }
+
+    /// Addresses that mean "any", the primary one first.
+    pub(crate) fn wildcards(&self) -> &'static [&'static str] {
+        match self.node.ip_mode {
+            IpMode::V4 => &["0.0.0.0"],
+            IpMode::V6 => &["::"],
+            IpMode::Dual => &["0.0.0.0", "::"],
+        }
+    }
+
+    /// Loopback addresses, the primary one first.
+    pub(crate) fn localhosts(&self) -> &'static [&'static str] {
+        match self.node.ip_mode {
+            IpMode::V4 => &["127.0.0.1"],
+            IpMode::V6 => &["::1"],
+            IpMode::Dual => &["127.0.0.1", "::1"],
+        }
+    }
+
+    fn in_family(&self, address: &str) -> bool {
+        match address.split('/').next().and_then(|a| a.parse::<IpAddr>().ok()) {
+            Some(IpAddr::V4(_)) => self.node.supports_v4(),
+            Some(IpAddr::V6(_)) => self.node.supports_v6(),
+            None => true,
+        }
+    }
+
+    /// The address of a service as this proxy knows it (istiod `GetAddressForProxy`).
+    pub(crate) fn service_address<'s>(&self, service: &'s Service) -> &'s str {
+        let own = service.cluster_ips.iter().find(|ip| !self.node.cluster_id.is_empty() && self.in_family(ip));
+        own.map_or(&service.default_address, |ip| ip)
+    }
+
+    /// All of them (istiod `GetAllAddressesForProxy`).
+    pub(crate) fn service_addresses<'s>(&self, service: &'s Service) -> Vec<&'s str> {
+        // The ambient mesh is enabled by default there, and then both families count for dual-stack nodes.
+        let both = self.node.ip_mode == IpMode::Dual;
+        let mut own: Vec<&str> = service.cluster_ips.iter().map(|ip| &**ip).collect();
+        if self.node.cluster_id.is_empty() {
+            own.clear();
+        }
+        if !both {
+            own.retain(|ip| self.in_family(ip));
+        }
+        if !own.is_empty() {
+            return own;
+        }
+        if service.default_address.is_empty() {
+            return Vec::new();
+        }
+        if !service.cluster_ips.is_empty() && !self.in_family(&service.default_address) {
+            return Vec::new();
+        }
+        vec![&service.default_address]
+    }
+
+    /// The unspecified address of an outside service in the proxy's own family.
+    pub(crate) fn is_external_v6(&self, service: &Service, address: &str) -> bool {
+        service.provider == Provider::External && self.node.ip_mode == IpMode::V6 && address == UNSPECIFIED_IP
+    }
+}

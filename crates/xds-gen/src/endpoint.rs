@@ -1,0 +1,209 @@
+//! Endpoints of a cluster (istiod `endpoint_builder.go`).
+
+pub(crate) mod locality;
+
+use std::collections::BTreeMap;
+
+use envoy_api::core::{self, HealthStatus};
+use envoy_api::endpoint::{
+    ClusterLoadAssignment, Endpoint as EnvoyEndpoint, LbEndpoint, LocalityLbEndpoints, endpoint::AdditionalAddress,
+    lb_endpoint::HostIdentifier,
+};
+use istio_api::DestinationRule;
+use istio_api::destination_rule::{LoadBalancerSettings, TlsMode as ClientMode, TrafficPolicy};
+use mesh_types::{Labels, selects};
+use push_context::MtlsMode;
+use registry::{Endpoint, Health, Locality, Service, TlsMode, canonical_service};
+
+use crate::context::Context;
+use crate::names;
+use crate::proto::{address, structure, text, u32_value};
+use locality::Setting;
+
+/// Builds the endpoints of one service port, or of a subset of it.
+pub(crate) struct Builder<'a> {
+    cx: &'a Context<'a>,
+    service: &'a Service,
+    port: u16,
+    rule: Option<&'a DestinationRule>,
+    subset: &'a str,
+    labels: Option<&'a Labels>,
+}
+
+/// The load assignment that EDS is asked for; empty for clusters that do not exist.
+pub(crate) fn load_assignment(cx: &Context<'_>, cluster: &str) -> ClusterLoadAssignment {
+    let empty = || ClusterLoadAssignment { cluster_name: cluster.to_owned(), ..ClusterLoadAssignment::default() };
+    let Some((port, subset, host)) = names::parse_outbound(cluster) else { return empty() };
+    let Some(service) = cx.scope.service(host) else { return empty() };
+    if service.port(port).is_none() || service.resolution.is_dns() {
+        return empty();
+    }
+    let rule = cx.scope.destination_rule(cx.node, host, true);
+    let builder = Builder::new(cx, service, port, subset, rule.map(|r| &r.spec));
+    let endpoints = builder.group(|e| e.port == 0 || e.is_ip());
+    if endpoints.is_empty() {
+        return empty();
+    }
+    let mut assignment = ClusterLoadAssignment { endpoints, ..empty() };
+    let (failover, lb) = builder.outlier_and_load_balancer();
+    if let Some(setting) = Setting::effective(&cx.push.mesh, lb.as_ref(), service) {
+        builder.apply_locality(&setting, failover, &mut assignment);
+    }
+    assignment
+}
+
+impl<'a> Builder<'a> {
+    pub(crate) fn new(
+        cx: &'a Context<'a>,
+        service: &'a Service,
+        port: u16,
+        subset: &'a str,
+        rule: Option<&'a DestinationRule>,
+    ) -> Builder<'a> {
+        let labels = rule.and_then(|r| r.subsets.iter().find(|s| s.name == subset)).map(|s| &s.labels);
+        Builder { cx, service, port, rule, subset, labels }
+    }
+
+    /// Endpoints of a cluster whose proxy resolves names itself.
+    pub(crate) fn dns_endpoints(&self) -> Vec<LocalityLbEndpoints> {
+        self.group(|_| true)
+    }
+
+    fn chosen(&self, take: impl Fn(&Endpoint) -> bool) -> Vec<&'a Endpoint> {
+        let service = self.service;
+        let visible = |e: &&Endpoint| {
+            let local = !service.node_local || self.node_name().is_some_and(|n| *n == *e.workload.node);
+            local
+                && !e.addresses.is_empty()
+                && matches!(e.health, Health::Unknown | Health::Healthy | Health::Unhealthy)
+                && (e.health != Health::Unhealthy || self.sends_unhealthy())
+                && self.labels.is_none_or(|l| selects(l, &e.workload.labels))
+                && take(e)
+        };
+        self.cx.push.registry.endpoints_by_port(service, self.port).filter(visible).collect()
+    }
+
+    fn node_name(&self) -> Option<&str> {
+        self.cx.node.meta("NODE_NAME")
+    }
+
+    /// A minimum of healthy endpoints needs the panic threshold, which would then use unhealthy ones.
+    fn sends_unhealthy(&self) -> bool {
+        let policy = self.policy();
+        policy.and_then(|p| p.outlier_detection).is_none_or(|o| o.min_health_percent <= 0)
+    }
+
+    fn policy(&self) -> Option<TrafficPolicy> {
+        let rule = self.rule?;
+        let subset = rule.subsets.iter().find(|s| s.name == self.subset);
+        crate::cluster::merged_policy(
+            rule.traffic_policy.as_ref(),
+            subset.and_then(|s| s.traffic_policy.as_ref()),
+            self.port,
+        )
+    }
+
+    /// Whether failover is possible, and how load is balanced.
+    fn outlier_and_load_balancer(&self) -> (bool, Option<LoadBalancerSettings>) {
+        match self.policy() {
+            Some(policy) => (policy.outlier_detection.is_some(), policy.load_balancer),
+            None => (false, None),
+        }
+    }
+
+    /// The client's TLS mode for this port, if a rule names one.
+    fn rule_mode(&self) -> Option<ClientMode> {
+        let of = |policy: Option<&TrafficPolicy>| {
+            let policy = policy?;
+            let own = policy
+                .port_level_settings
+                .iter()
+                .find(|p| p.port.as_ref().is_some_and(|n| n.number == u32::from(self.port)) && p.tls.is_some());
+            own.and_then(|p| p.tls.as_ref()).or(policy.tls.as_ref()).map(|t| t.mode)
+        };
+        let rule = self.rule?;
+        let whole = || of(rule.traffic_policy.as_ref());
+        if self.subset.is_empty() {
+            return whole();
+        }
+        let subset = rule.subsets.iter().find(|s| s.name == self.subset)?;
+        of(subset.traffic_policy.as_ref()).or_else(whole)
+    }
+
+    fn group(&self, take: impl Fn(&Endpoint) -> bool) -> Vec<LocalityLbEndpoints> {
+        let mut by_locality: BTreeMap<&Locality, Vec<LbEndpoint>> = BTreeMap::new();
+        for endpoint in self.chosen(take) {
+            by_locality.entry(&endpoint.workload.locality).or_default().push(self.convert(endpoint));
+        }
+        by_locality
+            .into_iter()
+            .map(|(locality, lb_endpoints)| LocalityLbEndpoints {
+                load_balancing_weight: u32_value(locality::total_weight(&lb_endpoints)),
+                locality: Some(core::Locality {
+                    region: locality.region.to_string(),
+                    zone: locality.zone.to_string(),
+                    sub_zone: locality.subzone.to_string(),
+                }),
+                lb_endpoints,
+                ..LocalityLbEndpoints::default()
+            })
+            .collect()
+    }
+
+    fn takes_mtls(&self, endpoint: &Endpoint) -> bool {
+        if let Some(mode) = self.rule_mode() {
+            return mode == ClientMode::IstioMutual;
+        }
+        let workload = &endpoint.workload;
+        workload.tls_mode == TlsMode::Istio
+            && self.cx.push.peer_policy(&workload.namespace, &workload.labels).for_port(endpoint.port)
+                != MtlsMode::Disable
+    }
+
+    fn convert(&self, endpoint: &Endpoint) -> LbEndpoint {
+        let workload = &endpoint.workload;
+        let mut metadata = core::Metadata::default();
+        if self.takes_mtls(endpoint) && workload.tls_mode == TlsMode::Istio {
+            let mode = structure([("tlsMode", text("istio"))]);
+            metadata.filter_metadata.insert("envoy.transport_socket_match".to_owned(), mode);
+        }
+        let (name, revision) = canonical_service(&workload.labels, &workload.workload_name);
+        let revision = if revision == "latest" { "" } else { revision };
+        let cluster = &self.cx.push.settings.cluster_id;
+        let description = format!("{};{};{name};{revision};{cluster}", workload.workload_name, workload.namespace);
+        metadata.filter_metadata.insert("istio".to_owned(), structure([("workload", text(&description))]));
+        let more = endpoint.addresses.iter().skip(1).filter(|_| self.cx.dual_stack());
+        LbEndpoint {
+            host_identifier: Some(HostIdentifier::Endpoint(EnvoyEndpoint {
+                address: Some(address(&endpoint.addresses[0], endpoint.port)),
+                additional_addresses: more
+                    .map(|a| AdditionalAddress { address: Some(address(a, endpoint.port)) })
+                    .collect(),
+                ..EnvoyEndpoint::default()
+            })),
+            health_status: match endpoint.health {
+                Health::Unknown => HealthStatus::Unknown as i32,
+                Health::Healthy => HealthStatus::Healthy as i32,
+                Health::Draining => HealthStatus::Draining as i32,
+                Health::Unhealthy | Health::Terminating => HealthStatus::Unhealthy as i32,
+            },
+            metadata: Some(metadata),
+            load_balancing_weight: u32_value(endpoint.weight.max(1)),
+        }
+    }
+
+    /// Sorts localities by distance or weighs them, as a rule or the mesh says.
+    pub(crate) fn apply_locality(&self, setting: &Setting, failover: bool, assignment: &mut ClusterLoadAssignment) {
+        setting.apply(self.cx.node, &self.cx.locality, failover, assignment, &self.labels_in_order());
+    }
+
+    /// Labels of the endpoints in the order of the assignment: by locality, then as the registry has them.
+    fn labels_in_order(&self) -> Vec<Vec<&'a Labels>> {
+        let mut by_locality: BTreeMap<&Locality, Vec<&Labels>> = BTreeMap::new();
+        let dns = self.service.resolution.is_dns();
+        for endpoint in self.chosen(|e| dns || e.port == 0 || e.is_ip()) {
+            by_locality.entry(&endpoint.workload.locality).or_default().push(&endpoint.workload.topology_labels);
+        }
+        by_locality.into_values().collect()
+    }
+}

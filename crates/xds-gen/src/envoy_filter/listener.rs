@@ -1,0 +1,265 @@
+use envoy_api::core::{TrafficDirection, address::Address, socket_address::PortSpecifier, transport_socket};
+use envoy_api::http::{HttpConnectionManager, HttpFilter, http_connection_manager::RouteSpecifier, http_filter};
+use envoy_api::listener::{Filter, FilterChain, Listener, ListenerFilter, filter, listener_filter};
+use envoy_api::{any, unpack};
+use istio_api::envoy_filter::{ApplyTo, FilterMatch, Operation};
+
+use super::{Patch, Patches, Side, insert, merge_any, route};
+use crate::filters::HTTP_CONNECTION_MANAGER;
+
+fn side(listener: &Listener) -> Side {
+    if listener.traffic_direction == TrafficDirection::Inbound as i32 { Side::Inbound } else { Side::Outbound }
+}
+
+fn is_virtual(listener: &Listener) -> bool {
+    listener.name == "virtualInbound" || listener.name == "virtualOutbound"
+}
+
+pub(super) fn patch(patches: &Patches, listeners: Vec<Listener>) -> Vec<Listener> {
+    let mut out: Vec<Listener> = listeners.into_iter().filter_map(|l| one(patches, l)).collect();
+    for side in [Side::Outbound, Side::Inbound] {
+        let added = patches.to(ApplyTo::Listener, side).filter(|p| p.adds_on(side));
+        out.extend(added.map(Patch::value::<Listener>).filter(|l| !l.name.is_empty()));
+    }
+    out
+}
+
+fn fits(patch: &Patch, listener: &Listener) -> bool {
+    let Some(wanted) = &patch.matching.listener else { return true };
+    if !wanted.name.is_empty() && wanted.name != listener.name {
+        return false;
+    }
+    // Ports of virtual listeners are those of their chains.
+    if (patch.apply_to != ApplyTo::Listener && is_virtual(listener)) || wanted.port_number == 0 {
+        return true;
+    }
+    match listener.address.as_ref().and_then(|a| a.address.as_ref()) {
+        Some(Address::SocketAddress(address)) => {
+            address.port_specifier == Some(PortSpecifier::PortValue(wanted.port_number))
+        }
+        _ => false,
+    }
+}
+
+fn fits_chain(patch: &Patch, listener: &Listener, chain: &FilterChain) -> bool {
+    let Some(wanted) = &patch.matching.listener else { return true };
+    let own = chain.filter_chain_match.clone().unwrap_or_default();
+    let port = own.destination_port.map_or(0, |p| p.value);
+    if is_virtual(listener) && wanted.port_number > 0 && port != wanted.port_number {
+        return false;
+    }
+    let Some(wanted) = &wanted.filter_chain else { return true };
+    (wanted.name.is_empty() || wanted.name == chain.name)
+        && (wanted.sni.is_empty() || own.server_names.contains(&wanted.sni))
+        && (wanted.transport_protocol.is_empty() || own.transport_protocol == wanted.transport_protocol)
+        && (wanted.application_protocols.is_empty()
+            || wanted.application_protocols.split(',').all(|p| own.application_protocols.iter().any(|a| a == p)))
+        && (wanted.destination_port == 0 || port == wanted.destination_port)
+}
+
+/// The network filter that a patch is about.
+fn filter_match(patch: &Patch) -> Option<&FilterMatch> {
+    patch.matching.listener.as_ref()?.filter_chain.as_ref()?.filter.as_ref()
+}
+
+fn fits_filter(patch: &Patch, name: &str) -> bool {
+    filter_match(patch).is_none_or(|m| m.name == name)
+}
+
+/// The HTTP filter that a patch is about.
+fn sub_filter(patch: &Patch) -> Option<&str> {
+    Some(&filter_match(patch)?.sub_filter.as_ref()?.name)
+}
+
+fn one(patches: &Patches, mut listener: Listener) -> Option<Listener> {
+    let side = side(&listener);
+    for patch in patches.to(ApplyTo::Listener, side) {
+        if !fits(patch, &listener) {
+            continue;
+        }
+        if patch.operation == Operation::Remove {
+            return None;
+        }
+        if patch.merges() {
+            patch.merge_into(&mut listener);
+        }
+    }
+    listener_filters(patches, side, &mut listener);
+    let mut chains = std::mem::take(&mut listener.filter_chains);
+    chains.retain_mut(|chain| filter_chain(patches, side, &listener, chain));
+    if let Some(mut chain) = listener.default_filter_chain.take() {
+        let keep = filter_chain(patches, side, &listener, &mut chain);
+        listener.default_filter_chain = keep.then_some(chain);
+    }
+    let added = patches.to(ApplyTo::FilterChain, side).filter(|p| p.operation == Operation::Add && fits(p, &listener));
+    chains.extend(added.map(Patch::value::<FilterChain>));
+    listener.filter_chains = chains;
+    Some(listener)
+}
+
+fn listener_filters(patches: &Patches, side: Side, listener: &mut Listener) {
+    for patch in patches.to(ApplyTo::ListenerFilter, side) {
+        if !fits(patch, listener) {
+            continue;
+        }
+        let wanted = patch.matching.listener.as_ref().map(|l| l.listener_filter.as_str()).filter(|n| !n.is_empty());
+        let list = &mut listener.listener_filters;
+        let named = |f: &ListenerFilter| wanted.is_some_and(|n| n == f.name);
+        match patch.operation {
+            Operation::Add => list.push(patch.value()),
+            Operation::InsertFirst => list.insert(0, patch.value()),
+            Operation::InsertAfter | Operation::InsertBefore => {
+                insert(list, patch.operation, wanted.is_some(), named, patch.value());
+            }
+            Operation::Replace => {
+                if let Some(own) = list.iter_mut().find(|f| named(f)) {
+                    *own = patch.value();
+                }
+            }
+            Operation::Remove => list.retain(|f| !named(f)),
+            Operation::Merge if wanted.is_some() => {
+                let over: ListenerFilter = patch.value();
+                let Some(listener_filter::ConfigType::TypedConfig(over)) = &over.config_type else { continue };
+                for own in list.iter_mut() {
+                    if let Some(listener_filter::ConfigType::TypedConfig(base)) = &mut own.config_type {
+                        merge_any(base, over);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Returns whether the chain stays.
+fn filter_chain(patches: &Patches, side: Side, listener: &Listener, chain: &mut FilterChain) -> bool {
+    if chain.filters.is_empty() {
+        return false;
+    }
+    for patch in patches.to(ApplyTo::FilterChain, side) {
+        if !fits(patch, listener) || !fits_chain(patch, listener, chain) {
+            continue;
+        }
+        if patch.operation == Operation::Remove {
+            return false;
+        }
+        if patch.merges() && !merge_socket(patch, chain) {
+            patch.merge_into(chain);
+        }
+    }
+    network_filters(patches, side, listener, chain);
+    !chain.filters.is_empty()
+}
+
+/// A patch with a transport socket of the chain's own name changes only that.
+fn merge_socket(patch: &Patch, chain: &mut FilterChain) -> bool {
+    let value: FilterChain = patch.value();
+    let (Some(over), Some(own)) = (value.transport_socket, &mut chain.transport_socket) else { return false };
+    if over.name != own.name {
+        return false;
+    }
+    if let (
+        Some(transport_socket::ConfigType::TypedConfig(base)),
+        Some(transport_socket::ConfigType::TypedConfig(over)),
+    ) = (&mut own.config_type, &over.config_type)
+    {
+        merge_any(base, over);
+    }
+    true
+}
+
+fn network_filters(patches: &Patches, side: Side, listener: &Listener, chain: &mut FilterChain) {
+    for patch in patches.to(ApplyTo::NetworkFilter, side) {
+        if !fits(patch, listener) || !fits_chain(patch, listener, chain) {
+            continue;
+        }
+        let has_match = filter_match(patch).is_some();
+        let list = &mut chain.filters;
+        let named = |f: &Filter| fits_filter(patch, &f.name);
+        match patch.operation {
+            Operation::Add => list.push(patch.value()),
+            Operation::InsertFirst => list.insert(0, patch.value()),
+            Operation::InsertAfter | Operation::InsertBefore => {
+                insert(list, patch.operation, has_match, named, patch.value());
+            }
+            Operation::Replace if has_match => {
+                if let Some(own) = list.iter_mut().find(|f| named(f)) {
+                    *own = patch.value();
+                }
+            }
+            Operation::Remove if has_match => list.retain(|f| !named(f)),
+            _ => {}
+        }
+    }
+    let mut filters = std::mem::take(&mut chain.filters);
+    for filter in &mut filters {
+        for patch in patches.to(ApplyTo::NetworkFilter, side) {
+            let is_meant =
+                patch.operation == Operation::Merge && fits(patch, listener) && fits_chain(patch, listener, chain);
+            if is_meant && fits_filter(patch, &filter.name) {
+                merge_network_filter(patch, filter);
+            }
+        }
+        if filter.name == HTTP_CONNECTION_MANAGER {
+            http_filters(patches, side, listener, chain, filter);
+        }
+    }
+    chain.filters = filters;
+}
+
+fn merge_network_filter(patch: &Patch, filter: &mut Filter) {
+    let over: Filter = patch.value();
+    let Some(filter::ConfigType::TypedConfig(base)) = &mut filter.config_type else { return };
+    if let Some(filter::ConfigType::TypedConfig(over)) = &over.config_type {
+        merge_any(base, over);
+    }
+    if !over.name.is_empty() {
+        filter.name = over.name;
+    }
+}
+
+fn http_filters(patches: &Patches, side: Side, listener: &Listener, chain: &FilterChain, filter: &mut Filter) {
+    let Some(filter::ConfigType::TypedConfig(config)) = &mut filter.config_type else { return };
+    let Ok(mut manager) = unpack::<HttpConnectionManager>(config) else { return };
+    if let Some(RouteSpecifier::RouteConfig(own)) = &mut manager.route_specifier {
+        route::patch(patches, side, own);
+    }
+    let meant = |patch: &&Patch| {
+        fits(patch, listener) && fits_chain(patch, listener, chain) && fits_filter(patch, HTTP_CONNECTION_MANAGER)
+    };
+    for patch in patches.to(ApplyTo::HttpFilter, side).filter(meant) {
+        let wanted = sub_filter(patch);
+        let list = &mut manager.http_filters;
+        let named = |f: &HttpFilter| wanted.is_some_and(|n| n == f.name);
+        match patch.operation {
+            Operation::Add => list.push(patch.value()),
+            Operation::InsertFirst => list.insert(0, patch.value()),
+            Operation::InsertAfter | Operation::InsertBefore => {
+                insert(list, patch.operation, wanted.is_some(), named, patch.value());
+            }
+            Operation::Replace => {
+                if let Some(own) = list.iter_mut().find(|f| named(f)) {
+                    *own = patch.value();
+                }
+            }
+            Operation::Remove => list.retain(|f| !named(f)),
+            _ => {}
+        }
+    }
+    for own in &mut manager.http_filters {
+        for patch in patches.to(ApplyTo::HttpFilter, side).filter(meant) {
+            if patch.operation != Operation::Merge || sub_filter(patch).is_some_and(|n| n != own.name) {
+                continue;
+            }
+            let over: HttpFilter = patch.value();
+            let Some(http_filter::ConfigType::TypedConfig(base)) = &mut own.config_type else { continue };
+            if let Some(http_filter::ConfigType::TypedConfig(over)) = &over.config_type {
+                merge_any(base, over);
+            }
+            if !over.name.is_empty() {
+                own.name = over.name;
+            }
+        }
+    }
+    *config = any(&manager);
+}

@@ -1,0 +1,129 @@
+//! Listeners (istiod `listener.go`, `listener_builder.go`).
+
+mod http;
+mod inbound;
+mod network;
+mod outbound;
+mod tracing;
+
+use envoy_api::any;
+use envoy_api::core::TrafficDirection;
+use envoy_api::listener::{AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener};
+use envoy_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier};
+use push_context::InterceptionMode;
+
+use crate::access_log::{self, Of};
+use crate::context::Context;
+use crate::filters::{TCP_PROXY, yes};
+use crate::names;
+use crate::proto::{address, network_filter, parse_duration, u32_value};
+use crate::telemetry::Side;
+
+pub(crate) use http::{counts_attempts, forwards_host, preserves_case};
+
+/// All listeners of a proxy.
+pub(crate) fn all(cx: &Context<'_>) -> Vec<Listener> {
+    if cx.push.mesh.proxy_listen_port <= 0 {
+        return Vec::new();
+    }
+    let mut out = outbound::all(cx);
+    out.extend(http_proxy(cx));
+    if !cx.no_interception() {
+        out.push(virtual_outbound(cx));
+    }
+    out.extend(inbound::all(cx));
+    out
+}
+
+fn mesh_port(port: i32) -> u16 {
+    u16::try_from(port).unwrap_or_default()
+}
+
+/// Addresses beyond the first, for dual stack.
+fn additional(addresses: &[&str], port: u16) -> Vec<AdditionalAddress> {
+    let more = addresses.iter().skip(1).filter(|a| !a.is_empty());
+    more.map(|a| AdditionalAddress { address: Some(address(a, port)), ..AdditionalAddress::default() }).collect()
+}
+
+/// One connection a wake-up, so that worker threads share the load.
+fn accept_one() -> Option<envoy_api::wkt::UInt32Value> {
+    u32_value(1)
+}
+
+fn to_cluster(cluster: &str) -> TcpProxy {
+    TcpProxy {
+        stat_prefix: cluster.to_owned(),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..TcpProxy::default()
+    }
+}
+
+fn tcp_proxy_filter(config: &TcpProxy) -> Filter {
+    network_filter(TCP_PROXY, any(config))
+}
+
+/// Traffic that reaches a virtual listener's own port was not captured: dropped, or it would loop.
+fn black_hole(name: &str, port: u16, mut filters: Vec<Filter>) -> FilterChain {
+    filters.push(tcp_proxy_filter(&to_cluster(names::BLACK_HOLE)));
+    FilterChain {
+        name: name.to_owned(),
+        filter_chain_match: Some(FilterChainMatch {
+            destination_port: u32_value(u32::from(port)),
+            ..FilterChainMatch::default()
+        }),
+        filters,
+        ..FilterChain::default()
+    }
+}
+
+/// Where traffic to unknown destinations goes.
+pub(crate) fn catch_all_cluster(cx: &Context<'_>) -> String {
+    match &cx.scope.outbound_policy.egress_proxy {
+        _ if !cx.scope.allows_any() => names::BLACK_HOLE.to_owned(),
+        Some(proxy) => crate::route::destination_cluster(proxy, None, 0),
+        None => names::PASSTHROUGH.to_owned(),
+    }
+}
+
+fn catch_all_filters(cx: &Context<'_>) -> Vec<Filter> {
+    let config = TcpProxy {
+        idle_timeout: parse_duration(&cx.node.idle_timeout),
+        access_log: access_log::logs(cx, Side::Client, Of::Traffic),
+        ..to_cluster(&catch_all_cluster(cx))
+    };
+    let mut filters = cx.telemetry.tcp_filters(Side::Client);
+    filters.push(tcp_proxy_filter(&config));
+    filters
+}
+
+/// Port 15001: all captured outbound traffic, handed to the listener of its destination.
+fn virtual_outbound(cx: &Context<'_>) -> Listener {
+    let port = mesh_port(cx.push.mesh.proxy_listen_port);
+    let wildcards = cx.wildcards();
+    let catch_all = FilterChain {
+        name: "virtualOutbound-catchall-tcp".to_owned(),
+        filters: catch_all_filters(cx),
+        ..FilterChain::default()
+    };
+    Listener {
+        name: "virtualOutbound".to_owned(),
+        address: Some(address(wildcards[0], port)),
+        additional_addresses: if cx.dual_stack() { additional(wildcards, port) } else { Vec::new() },
+        transparent: if cx.node.interception == InterceptionMode::Tproxy { yes() } else { None },
+        use_original_dst: yes(),
+        filter_chains: vec![
+            black_hole("virtualOutbound-blackhole", port, cx.telemetry.tcp_filters(Side::Client)),
+            catch_all,
+        ],
+        traffic_direction: TrafficDirection::Outbound as i32,
+        max_connections_to_accept_per_socket_event: accept_one(),
+        access_log: access_log::logs(cx, Side::Client, Of::Listener),
+        ..Listener::default()
+    }
+}
+
+/// The forward proxy on loopback, if the mesh or the pod asks for one.
+fn http_proxy(cx: &Context<'_>) -> Option<Listener> {
+    let port = cx.node.http_proxy_port.unwrap_or(mesh_port(cx.push.mesh.proxy_http_port));
+    (port != 0).then(|| outbound::forward_proxy(cx, port))
+}

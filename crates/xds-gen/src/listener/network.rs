@@ -1,0 +1,160 @@
+//! Filters of TCP connections (istiod `networkfilter.go`).
+
+use envoy_api::any;
+use envoy_api::listener::Filter;
+use envoy_api::pb::envoy::extensions::filters::network::{
+    mongo_proxy::v3::MongoProxy,
+    tcp_proxy::v3::{
+        TcpProxy,
+        tcp_proxy::{ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight},
+    },
+};
+use envoy_api::pb::envoy::r#type::v3::{HashPolicy, hash_policy};
+use istio_api::DestinationRule;
+use istio_api::destination_rule::TunnelSettings;
+use istio_api::virtual_service::RouteDestination;
+use mesh_types::Protocol;
+use registry::{Resolution, Service};
+
+use super::{tcp_proxy_filter, to_cluster};
+use crate::access_log::{self, Of};
+use crate::context::Context;
+use crate::filters::sni_forward_proxy;
+use crate::names;
+use crate::proto::{duration, network_filter, parse_duration};
+use crate::route::destination_cluster;
+use crate::telemetry::Side;
+use crate::{authz, filters};
+
+/// The filters around the last ones: who may connect, what is counted.
+fn complete(cx: &Context<'_>, side: Side, last: Vec<Filter>) -> Vec<Filter> {
+    let mut out = Vec::new();
+    if side == Side::Server {
+        out.extend(filters::network_metadata_exchange(cx));
+        out.extend(authz::tcp_custom(cx));
+        out.extend(authz::tcp(cx));
+    }
+    out.extend(cx.telemetry.tcp_filters(side));
+    out.extend(last);
+    out
+}
+
+fn stack(cx: &Context<'_>, protocol: Protocol, config: &TcpProxy) -> Vec<Filter> {
+    let mut out = Vec::new();
+    if protocol == Protocol::Mongo && cx.push.settings.mongo_filter {
+        let mongo = MongoProxy { stat_prefix: config.stat_prefix.clone(), ..MongoProxy::default() };
+        out.push(network_filter("envoy.filters.network.mongo_proxy", any(&mongo)));
+    }
+    out.push(tcp_proxy_filter(config));
+    out
+}
+
+/// An inbound TCP port.
+pub(super) fn inbound(cx: &Context<'_>, protocol: Protocol, cluster: &str) -> Vec<Filter> {
+    let config = TcpProxy {
+        idle_timeout: parse_duration(&cx.node.idle_timeout),
+        access_log: access_log::logs(cx, Side::Server, Of::Traffic),
+        ..to_cluster(cluster)
+    };
+    complete(cx, Side::Server, stack(cx, protocol, &config))
+}
+
+fn tunnel(rule: &DestinationRule, subset: &str) -> Option<TunnelSettings> {
+    let own = rule.subsets.iter().find(|s| s.name == subset).and_then(|s| s.traffic_policy.as_ref());
+    own.and_then(|p| p.tunnel.clone()).or_else(|| rule.traffic_policy.as_ref()?.tunnel.clone())
+}
+
+fn apply_rule(cx: &Context<'_>, config: &mut TcpProxy, rule: Option<&DestinationRule>, subset: &str) {
+    let policy = rule.and_then(|r| r.traffic_policy.as_ref());
+    let tcp = policy.and_then(|p| p.connection_pool.as_ref()).and_then(|p| p.tcp.as_ref());
+    config.idle_timeout =
+        tcp.and_then(|t| t.idle_timeout).map(duration).or_else(|| parse_duration(&cx.node.idle_timeout));
+    config.max_downstream_connection_duration = tcp.and_then(|t| t.max_connection_duration).map(duration);
+    let Some(rule) = rule else { return };
+    let hash = |p: Option<&istio_api::destination_rule::TrafficPolicy>| {
+        let lb = p?.load_balancer.as_ref()?;
+        Some(lb.consistent_hash.as_ref().and_then(|h| h.use_source_ip).unwrap_or(false))
+    };
+    let own = rule.subsets.iter().find(|s| s.name == subset).and_then(|s| hash(s.traffic_policy.as_ref()));
+    if own.or_else(|| hash(policy)).unwrap_or(false) {
+        let specifier = hash_policy::PolicySpecifier::SourceIp(hash_policy::SourceIp {});
+        config.hash_policy = vec![HashPolicy { policy_specifier: Some(specifier) }];
+    }
+    if let Some(tunnel) = tunnel(rule, subset) {
+        config.tunneling_config = Some(TunnelingConfig {
+            hostname: crate::proto::host_port(
+                &tunnel.target_host,
+                u16::try_from(tunnel.target_port).unwrap_or_default(),
+            ),
+            use_post: tunnel.protocol == "POST",
+            ..TunnelingConfig::default()
+        });
+    }
+}
+
+/// An outbound chain that leads to one cluster.
+pub(super) fn single(
+    cx: &Context<'_>,
+    protocol: Protocol,
+    cluster: &str,
+    subset: &str,
+    rule: Option<&DestinationRule>,
+    service: Option<(&Service, u16)>,
+) -> Vec<Filter> {
+    let mut config = TcpProxy { access_log: access_log::logs(cx, Side::Client, Of::Traffic), ..to_cluster(cluster) };
+    apply_rule(cx, &mut config, rule, subset);
+    let mut last = Vec::new();
+    if let Some((service, port)) = service
+        && service.is_wildcard()
+        && service.resolution == Resolution::DynamicDns
+    {
+        last.push(sni_forward_proxy(cx, service, port));
+    }
+    last.extend(stack(cx, protocol, &config));
+    complete(cx, Side::Client, last)
+}
+
+/// An outbound chain for a VirtualService's TCP or TLS route.
+pub(super) fn routed(
+    cx: &Context<'_>,
+    protocol: Protocol,
+    port: u16,
+    routes: &[RouteDestination],
+    rule_name: (&str, &str),
+) -> Vec<Filter> {
+    let service_of = |r: &RouteDestination| r.destination.as_ref().and_then(|d| cx.scope.service(&d.host)).cloned();
+    let Some(first) = routes.first() else { return Vec::new() };
+    let rule = service_of(first).and_then(|s| cx.scope.destination_rule(cx.node, &s.hostname, true).cloned());
+    let rule = rule.as_ref().map(|r| &r.spec);
+    let cluster_of = |r: &RouteDestination| {
+        let destination = r.destination.clone().unwrap_or_default();
+        destination_cluster(&destination, service_of(r).as_deref(), port)
+    };
+    if routes.len() == 1 {
+        let subset = first.destination.as_ref().map(|d| d.subset.clone()).unwrap_or_default();
+        return single(cx, protocol, &cluster_of(first), &subset, rule, None);
+    }
+    let clusters: Vec<ClusterWeight> = routes
+        .iter()
+        .filter(|r| r.weight > 0)
+        .map(|r| ClusterWeight {
+            name: cluster_of(r),
+            weight: u32::try_from(r.weight).unwrap_or_default(),
+            ..ClusterWeight::default()
+        })
+        .collect();
+    let mut config = TcpProxy {
+        stat_prefix: format!("{}.{}", rule_name.0, rule_name.1),
+        cluster_specifier: Some(ClusterSpecifier::WeightedClusters(WeightedCluster { clusters })),
+        access_log: access_log::logs(cx, Side::Client, Of::Traffic),
+        ..TcpProxy::default()
+    };
+    apply_rule(cx, &mut config, rule, "");
+    complete(cx, Side::Client, stack(cx, protocol, &config))
+}
+
+/// The statistics' and cluster's name of a service port, of its only port if it has just one.
+pub(super) fn default_cluster(service: &Service, port: u16) -> String {
+    let port = if service.ports.len() == 1 { service.ports[0].port } else { port };
+    names::outbound(port, "", &service.hostname)
+}

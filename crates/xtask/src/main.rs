@@ -1,0 +1,40 @@
+//! Every chore of the project behind one door: `cargo xtask VERB`.
+
+mod bench;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's chores")]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install or build what the tests need, where it is missing, and say what was done.
+    Setup,
+    /// Everything that CI runs: set-up, formatting, lints, licences, unit, conformance and end-to-end tests.
+    Test,
+    /// Check what a script can see of the house rules.
+    Tidy,
+    /// Measure, and print the numbers that docs/performance.md holds.
+    Bench {
+        #[command(subcommand)]
+        what: bench::What,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::Test => test::run(),
+        Verb::Tidy => tidy::run(),
+        Verb::Bench { what } => bench::run(what),
+    }
+}
