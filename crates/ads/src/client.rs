@@ -281,9 +281,8 @@ impl<H: Handler> Client<H> {
                     }
                     None => return Ok(()),
                 },
-                () = subscriptions.0.changed.notified() => {}
+                () = subscriptions.0.changed.notified() => self.announce(&outbox),
             }
-            self.announce(&outbox);
         }
     }
 
@@ -313,9 +312,8 @@ impl<H: Handler> Client<H> {
                     }
                     None => return Ok(()),
                 },
-                () = subscriptions.0.changed.notified() => {}
+                () = subscriptions.0.changed.notified() => self.announce(&outbox),
             }
-            self.announce(&outbox);
         }
     }
 
@@ -332,9 +330,10 @@ impl<H: Handler> Client<H> {
         if let Err(rejected) = &verdict {
             warn!(type_url = %seen.type_url, %rejected, "refused part of a response; what it replaced stays in use");
         }
-        if let Some(request) = self.session.on_verdict(&seen, verdict) {
-            outbox(request);
-        }
+        let answer = self.session.on_verdict(&seen, verdict);
+        // Subscriptions first: a server that waits for the acknowledgement then already knows which endpoints are wanted.
+        self.announce(outbox);
+        answer.into_iter().for_each(outbox);
     }
 }
 

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use envoy_api::Resource;
 use envoy_api::pb::envoy::config::core::v3::{ControlPlane, Node};
@@ -16,10 +17,14 @@ use envoy_api::pb::google::protobuf::Any;
 use futures::Stream;
 use mesh_types::{ArcStr, SpiffeId};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::{Request, Status, Streaming};
 
 pub use self::session::{BadRequest, Heard, Response, Session};
 use crate::{MAX_REQUEST, Protocol};
+
+/// How long listeners and routes wait for a client to acknowledge clusters; real proxies take milliseconds.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Which resources of a type are wanted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -155,6 +160,7 @@ impl<S: Source> Server<S> {
             changes,
             source: self.source.clone(),
             proxy,
+            waiting_since: None,
             number: self.streams.fetch_add(1, Ordering::Relaxed),
             node_id: ArcStr::from(node.id.as_str()),
         };
@@ -182,6 +188,8 @@ struct Driver<S: Source, W: Wire> {
     changes: watch::Receiver<u64>,
     source: Arc<S>,
     proxy: S::Proxy,
+    /// Since when listeners and routes wait for the clusters' acknowledgement.
+    waiting_since: Option<Instant>,
     number: u64,
     node_id: ArcStr,
 }
@@ -204,6 +212,10 @@ impl<S: Source, W: Wire> Driver<S, W> {
                     return Ok(Some(W::encode(response)));
                 }
             }
+            if !self.session.is_waiting() {
+                self.waiting_since = None;
+            }
+            let waiting_since = self.session.is_waiting().then(|| *self.waiting_since.get_or_insert_with(Instant::now));
             if let Some(revision) = self.session.newly_synced() {
                 self.report(EventKind::Synced { revision });
             }
@@ -218,6 +230,9 @@ impl<S: Source, W: Wire> Driver<S, W> {
                     }
                     let revision = *self.changes.borrow_and_update();
                     self.session.on_revision(revision);
+                }
+                () = tokio::time::sleep_until(waiting_since.unwrap_or_else(Instant::now) + PATIENCE), if waiting_since.is_some() => {
+                    self.session.lift_gate();
                 }
             }
         }

@@ -1,13 +1,14 @@
-//! Our own proxy as the data plane, in this process.
+//! Our own proxy as the data plane, in this process: no relay, no files, the certificate passed by reference.
 
 use std::sync::Arc;
 
 use ads::client::{Connector, Handler};
+use envoy_api::type_url::NAME_TABLE;
 use identity::WorkloadCertificate;
 use tokio::sync::watch;
 
 use crate::bootstrap::bootstrap;
-use crate::dataplane::DataPlane;
+use crate::dataplane::{DataPlane, Later};
 use crate::settings::Settings;
 
 /// Starts the proxy. `names` takes the name table, which comes by the proxy's stream.
@@ -17,7 +18,44 @@ pub(crate) fn start(
     connector: Connector,
     names: Option<Box<dyn Handler>>,
 ) -> anyhow::Result<Arc<dyn DataPlane>> {
-    let bootstrap = bootstrap(settings);
-    let _ = (bootstrap, certificate, connector, names);
-    anyhow::bail!("the proxy cannot be started in this process yet")
+    let options = proxy::Options {
+        concurrency: settings.concurrency,
+        certificates: Some(certificate),
+        ads: Some(connector),
+        extra: names.into_iter().map(|handler| (NAME_TABLE.to_owned(), handler)).collect(),
+        drain_time: settings.drain.listeners,
+        ..Default::default()
+    };
+    Ok(Arc::new(InProcess(proxy::start(bootstrap(settings), options)?)))
+}
+
+struct InProcess(proxy::Handle);
+
+impl DataPlane for InProcess {
+    fn ready(&self) -> Later<'_, Result<(), String>> {
+        Box::pin(std::future::ready(self.0.ready()))
+    }
+
+    fn prometheus<'a>(&'a self, query: &'a str) -> Later<'a, Result<String, String>> {
+        let used_only = query.split('&').any(|part| part == "usedonly" || part.starts_with("usedonly="));
+        Box::pin(std::future::ready(Ok(self.0.stats_prometheus(used_only))))
+    }
+
+    fn drain(&self) -> Later<'_, ()> {
+        self.0.drain();
+        Box::pin(std::future::ready(()))
+    }
+
+    fn active_connections(&self) -> Later<'_, Option<u64>> {
+        Box::pin(std::future::ready(Some(self.0.connections())))
+    }
+
+    fn stop(&self) -> Later<'_, ()> {
+        self.0.shutdown();
+        Box::pin(std::future::ready(()))
+    }
+
+    fn ended(&self) -> Later<'_, ()> {
+        Box::pin(self.0.quit_requested())
+    }
 }

@@ -45,9 +45,17 @@ pub struct Authority {
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     #[error("cannot read {path}")]
-    Read { path: PathBuf, #[source] source: io::Error },
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot write {path}")]
-    Write { path: PathBuf, #[source] source: io::Error },
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("{path} holds no certificate")]
     NoCertificate { path: PathBuf },
     #[error("{path} is not usable: {reason}")]
@@ -135,8 +143,7 @@ impl Authority {
         if roots.is_empty() {
             return Err(missing());
         }
-        let (_, parsed) =
-            x509_parser::parse_x509_certificate(&der).map_err(|error| unusable(error.to_string()))?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|error| unusable(error.to_string()))?;
         if !parsed.is_ca() {
             return Err(unusable("it is not a CA certificate".into()));
         }
@@ -201,7 +208,12 @@ impl Authority {
         Ok(ServerCertificate { chain, key, not_after })
     }
 
-    fn leaf(&self, key: &impl PublicKeyData, names: Vec<SanType>, ttl: Duration) -> Result<rcgen::Certificate, SignError> {
+    fn leaf(
+        &self,
+        key: &impl PublicKeyData,
+        names: Vec<SanType>,
+        ttl: Duration,
+    ) -> Result<rcgen::Certificate, SignError> {
         if ttl > MAX_TTL {
             return Err(SignError::Ttl);
         }
@@ -240,8 +252,7 @@ fn generate_root(trust_domain: &str) -> Result<(String, KeyPair), AuthorityError
     params.not_before = (now - CLOCK_SKEW).into();
     params.not_after = (now + ROOT_TTL).into();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages =
-        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     params.serial_number = serial().ok();
     let certificate = params.self_signed(&key).map_err(AuthorityError::Generate)?;
     Ok((certificate.pem(), key))
@@ -362,7 +373,9 @@ mod tests {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let intermediate = params.signed_by(&key, &issuer).unwrap().pem();
-        for (name, text) in [(KEY, &key.serialize_pem()), (CERTIFICATE, &intermediate), (CHAIN, &intermediate), (ROOT, &root_pem)] {
+        for (name, text) in
+            [(KEY, &key.serialize_pem()), (CERTIFICATE, &intermediate), (CHAIN, &intermediate), (ROOT, &root_pem)]
+        {
             fs::write(dir.path().join(name), text).unwrap();
         }
         let authority = Authority::load(dir.path()).unwrap();
@@ -370,7 +383,8 @@ mod tests {
         let all = pem::certificates(chain.concat().as_bytes()).unwrap();
         assert_eq!(all.len(), 3);
         assert_eq!(all[2], root);
-        let server = authority.server_certificate(&["istiod.istio-system.svc".into(), "::1".into()], Duration::from_secs(60));
+        let server =
+            authority.server_certificate(&["istiod.istio-system.svc".into(), "::1".into()], Duration::from_secs(60));
         assert_eq!(server.unwrap().chain.len(), 2);
     }
 

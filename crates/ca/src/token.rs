@@ -67,9 +67,17 @@ impl Claims {
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     #[error("cannot read {path}")]
-    Read { path: PathBuf, #[source] source: io::Error },
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot write {path}")]
-    Write { path: PathBuf, #[source] source: io::Error },
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("the signing key is not usable")]
     Key(#[source] rcgen::Error),
     #[error("the token cannot be signed")]
@@ -179,8 +187,7 @@ impl TokenIssuer {
         let mut id = [0; 16];
         let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
         random.fill(&mut id).map_err(|_| TokenError::Key(rcgen::Error::RingUnspecified))?;
-        let pod = (!request.pod.is_empty())
-            .then(|| Reference { name: request.pod.clone(), uid: request.uid.clone() });
+        let pod = (!request.pod.is_empty()).then(|| Reference { name: request.pod.clone(), uid: request.uid.clone() });
         let payload = Payload {
             aud: Audience::Many(vec![request.audience.clone()]),
             exp: now.saturating_add(request.ttl.as_secs()),
@@ -248,7 +255,9 @@ impl TokenVerifier {
         let named = |jwk: &&Jwk| header.kid.is_none() || jwk.common.key_id.is_none() || jwk.common.key_id == header.kid;
         for jwk in self.keys.iter().filter(named) {
             // The key, not the token, says which algorithm it is for; a token that says `none` or HMAC finds no key.
-            let Some(algorithm) = jwk.common.key_algorithm.and_then(algorithm).or_else(|| by_shape(jwk)) else { continue };
+            let Some(algorithm) = jwk.common.key_algorithm.and_then(algorithm).or_else(|| by_shape(jwk)) else {
+                continue;
+            };
             let Ok(key) = DecodingKey::from_jwk(jwk) else { continue };
             let mut validation = Validation::new(algorithm);
             validation.leeway = LEEWAY;
@@ -384,7 +393,13 @@ mod tests {
             })
         };
         assert!(of("system:serviceaccount:a:b").is_ok());
-        for sub in ["", "system:node:a", "system:serviceaccount:a", "system:serviceaccount:a:b:c", "system:serviceaccount:a/b:c"] {
+        for sub in [
+            "",
+            "system:node:a",
+            "system:serviceaccount:a",
+            "system:serviceaccount:a:b:c",
+            "system:serviceaccount:a/b:c",
+        ] {
             assert!(matches!(of(sub), Err(InvalidToken::Subject)), "{sub}");
         }
     }

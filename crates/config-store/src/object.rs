@@ -2,6 +2,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use istio_api as istio;
+use istio_api::authorization_policy::Action;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use manifest::{Document, Error};
@@ -186,7 +187,52 @@ impl Body {
 
 impl Body {
     /// What istiod's validation says about an object of Istio's; nothing about Kubernetes' own.
-    pub(crate) fn validate(&self, _key: &Key, _annotations: &Labels) -> Vec<istio::Violation> {
-        Vec::new()
+    pub(crate) fn validate(&self, key: &Key, annotations: &Labels) -> Vec<istio::Violation> {
+        let namespace = &key.namespace;
+        let mut found = match self {
+            Body::VirtualService(spec) => spec.validate(namespace),
+            Body::DestinationRule(spec) => spec.validate(namespace),
+            Body::ServiceEntry(spec) => spec.validate(namespace),
+            Body::Sidecar(spec) => spec.validate(namespace),
+            Body::WorkloadEntry(spec) => spec.validate(namespace),
+            Body::WorkloadGroup(spec) => spec.validate(namespace),
+            Body::EnvoyFilter(spec) => spec.validate(namespace),
+            Body::Gateway(spec) => spec.validate(namespace),
+            Body::ProxyConfig(spec) => spec.validate(namespace),
+            Body::PeerAuthentication(spec) => spec.validate(namespace),
+            Body::RequestAuthentication(spec) => spec.validate(namespace),
+            Body::AuthorizationPolicy(spec) => spec.validate(namespace),
+            Body::Telemetry(spec) => spec.validate(namespace),
+            Body::WasmPlugin(spec) => spec.validate(namespace),
+            Body::Namespace(_)
+            | Body::Node(_)
+            | Body::Pod(_)
+            | Body::Service(_)
+            | Body::EndpointSlice(_)
+            | Body::ServiceAccount(_)
+            | Body::ConfigMap(_)
+            | Body::Secret(_) => return Vec::new(),
+        };
+        found.extend(self.dry_run(annotations));
+        found
+    }
+
+    /// istiod `checkDryRunAnnotation`.
+    fn dry_run(&self, annotations: &Labels) -> Option<istio::Violation> {
+        let value = annotations.get("istio.io/dry-run")?;
+        let message = match self {
+            Body::AuthorizationPolicy(policy) => match policy.action {
+                Action::Allow | Action::Deny => match value.as_str() {
+                    "1" | "t" | "T" | "true" | "TRUE" | "True" | "0" | "f" | "F" | "false" | "FALSE" | "False" => {
+                        return None;
+                    }
+                    _ => format!("{value:?} is not a boolean"),
+                },
+                action => format!("only ALLOW and DENY can be run dry, not {action}"),
+            },
+            _ => "only an AuthorizationPolicy can be run dry".to_owned(),
+        };
+        let path = "metadata.annotations[\"istio.io/dry-run\"]".to_owned();
+        Some(istio::Violation { path, message, severity: istio::Severity::Error })
     }
 }

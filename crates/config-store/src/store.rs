@@ -162,7 +162,8 @@ impl Object {
         }
         let written = !document.file().as_os_str().is_empty();
         let origin = written.then(|| Origin { file: document.file().to_path_buf(), line: document.line() });
-        let created = document.value.pointer("/metadata/creationTimestamp").and_then(|time| unix_seconds(time.as_str()?));
+        let created =
+            document.value.pointer("/metadata/creationTimestamp").and_then(|time| unix_seconds(time.as_str()?));
         let created = created.unwrap_or(0);
         Ok((Self { key, labels, annotations, created, resource_version: 0, origin, body }, warnings))
     }
@@ -225,13 +226,16 @@ fn unix_seconds(text: &str) -> Option<i64> {
     }
     // Days since 1970 with years starting in March, so that the leap day is the last.
     let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 1 - 719_468;
+    let days =
+        365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 1 - 719_468;
     Some(days * 86_400 + hour * 3_600 + minute * 60 + second)
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -282,5 +286,62 @@ mod tests {
         assert_eq!(unix_seconds("2024-02-29T12:00:01Z"), Some(1_709_208_001));
         assert_eq!(unix_seconds("2024-02-29"), None);
         assert_eq!(unix_seconds("é024-02-29T12:00:01Z"), None);
+    }
+
+    fn any_json() -> impl Strategy<Value = serde_json::Value> {
+        use serde_json::Value;
+        let key =
+            prop::sample::select(vec!["hosts", "http", "match", "uri", "prefix", "route", "weight", "timeout", "x"]);
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            ".{0,8}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 24, 4, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((key.clone(), inner), 0..4)
+                    .prop_map(|fields| fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_object_makes_it_panic(kind in prop::sample::select(Kind::ALL), spec in any_json(), name in "[a-z]{0,3}") {
+            let group = kind.group();
+            let version = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
+            let value = serde_json::json!({
+                "apiVersion": version, "kind": kind.as_str(), "metadata": {"name": name, "labels": spec}, "spec": spec,
+            });
+            let mut store = Store::new();
+            let applied = store.apply(&Document::from_value(value, "a.yaml")).is_ok();
+            prop_assert_eq!(store.snapshot().len(kind), usize::from(applied));
+        }
+
+        #[test]
+        fn a_store_agrees_with_a_plain_map(operations in prop::collection::vec((0u8..4, any::<bool>(), 0u8..3), 0..40)) {
+            let mut store = Store::new();
+            let mut model = std::collections::BTreeMap::new();
+            for (name, delete, label) in operations {
+                let name = format!("n{name}");
+                if delete {
+                    let gone = store.delete(&Key::new(Kind::Namespace, "", &name)).is_some();
+                    prop_assert_eq!(gone, model.remove(&name).is_some());
+                } else {
+                    let mut object = Object::new("", &name, Body::Namespace(Box::default()));
+                    object.labels.insert("label".into(), label.to_string());
+                    let before = model.insert(name, label);
+                    prop_assert_eq!(store.upsert(object).is_change(), before != Some(label));
+                }
+            }
+            let snapshot = store.snapshot();
+            let stored = snapshot.list(Kind::Namespace).map(|o| (o.key.name.to_string(), o.labels["label"].clone()));
+            let expected: Vec<_> = model.into_iter().map(|(name, label)| (name, label.to_string())).collect();
+            let mut stored: Vec<_> = stored.collect();
+            stored.sort();
+            prop_assert_eq!(stored, expected);
+        }
     }
 }

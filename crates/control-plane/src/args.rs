@@ -22,7 +22,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Serve configuration, certificates and webhooks to sidecars, from folders of YAML.
 #[derive(Clone, Debug, Parser)]
 pub struct Args {
-    /// Files and folders of Kubernetes and Istio YAML; changes are followed.
+    /// Files and folders (without those below them) of Kubernetes and Istio YAML; changes are followed.
     #[arg(long = "config", visible_alias = "configDir", value_name = "PATH", required = true)]
     config: Vec<PathBuf>,
     /// MeshConfig over the built-in defaults; the ConfigMap `istio` of the root namespace is laid over it.
@@ -32,19 +32,35 @@ pub struct Args {
     #[arg(long = "grpcAddr", visible_alias = "grpc-addr", default_value = ":15010", value_name = "ADDRESS")]
     grpc: String,
     /// xDS and certificates over TLS.
-    #[arg(long = "secureGRPCAddr", visible_alias = "secure-grpc-addr", default_value = ":15012", value_name = "ADDRESS")]
+    #[arg(
+        long = "secureGRPCAddr",
+        visible_alias = "secure-grpc-addr",
+        default_value = ":15012",
+        value_name = "ADDRESS"
+    )]
     grpc_tls: String,
     /// Admission webhooks.
     #[arg(long = "httpsAddr", visible_alias = "https-addr", default_value = ":15017", value_name = "ADDRESS")]
     webhook: String,
     /// Readiness, version, metrics and debug pages.
-    #[arg(long = "monitoringAddr", visible_alias = "monitoring-addr", default_value = ":15014", value_name = "ADDRESS")]
+    #[arg(
+        long = "monitoringAddr",
+        visible_alias = "monitoring-addr",
+        default_value = ":15014",
+        value_name = "ADDRESS"
+    )]
     monitoring: String,
     /// DNS domain of the cluster.
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN")]
     domain: String,
     /// Name of the cluster.
-    #[arg(long = "clusterID", visible_alias = "cluster-id", env = "CLUSTER_ID", default_value = "Kubernetes", value_name = "NAME")]
+    #[arg(
+        long = "clusterID",
+        visible_alias = "cluster-id",
+        env = "CLUSTER_ID",
+        default_value = "Kubernetes",
+        value_name = "NAME"
+    )]
     cluster_id: String,
     /// Revision of this control plane.
     #[arg(long, env = "REVISION", default_value = "", value_name = "NAME")]
@@ -83,7 +99,8 @@ pub struct Args {
 /// When it cannot start: a port is taken, a file is missing.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     lifecycle::logging::init(&lifecycle::logging::Options { json: args.log_json, levels: args.log_level.clone() })?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(serve_until_signal(args))
 }
 

@@ -1,9 +1,12 @@
 //! istiod's debug pages (pilot/pkg/xds/debug.go), for people and for `istioctl`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use config_store::{Body, Kind, Object};
+use envoy_api::type_url;
 use lifecycle::http::{Response, json, text};
+use push_context::Node;
 use serde_json::{Map, Value, json};
 
 use crate::metrics::short;
@@ -17,11 +20,13 @@ const PAGES: &[(&str, &str, Page)] = &[
     ("adsz", "connected proxies and what they watch", adsz),
     ("authorizationz", "authorization policies by namespace", authorizationz),
     ("config_distribution", "revision and version of each proxy", syncz),
+    ("config_dump", "what the proxy of ?proxyID=NAME.NAMESPACE is sent", config_dump),
     ("configz", "Istio resources in effect", configz),
     ("connections", "connected proxies", connections),
     ("endpointz", "endpoint slices by service", endpointz),
     ("endpointShardz", "endpoint slices by service", endpointz),
     ("mesh", "MeshConfig in effect", mesh),
+    ("ndsz", "the name table of the proxy of ?proxyID=NAME.NAMESPACE", ndsz),
     ("push_status", "the latest snapshot", push_status),
     ("registryz", "services", registryz),
     ("sidecarz", "Sidecar resources", sidecarz),
@@ -79,6 +84,45 @@ fn syncz(state: &State, statuses: &Statuses, query: &str) -> Result<Value, Strin
     Ok(rows.collect())
 }
 
+/// As Envoy's own `/config_dump`, so that `istioctl proxy-config -f` reads it; endpoints come along.
+fn config_dump(state: &State, statuses: &Statuses, query: &str) -> Result<Value, String> {
+    let node = connected(statuses, query)?;
+    let dumps = [
+        (type_url::CLUSTER, "Clusters", "dynamic_active_clusters", "cluster"),
+        (type_url::LISTENER, "Listeners", "dynamic_listeners", "listener"),
+        (type_url::ROUTE, "Routes", "dynamic_route_configs", "route_config"),
+        (type_url::ENDPOINT, "Endpoints", "dynamic_endpoint_configs", "endpoint_config"),
+    ];
+    let mut configs = Vec::new();
+    for (url, dump, list, field) in dumps {
+        let mut items = Vec::new();
+        for resource in xds_gen::generate(&state.push, &node, url, xds_gen::Names::Wildcard) {
+            let mut config = envoy_api::json::to_json(url, &resource.body).map_err(|error| error.to_string())?;
+            config["@type"] = url.into();
+            let item = json!({"version_info": &*resource.version, field: config});
+            items.push(if list == "dynamic_listeners" {
+                json!({"name": &*resource.name, "active_state": item})
+            } else {
+                item
+            });
+        }
+        configs.push(json!({"@type": format!("type.googleapis.com/envoy.admin.v3.{dump}ConfigDump"), list: items}));
+    }
+    Ok(json!({"configs": configs}))
+}
+
+fn ndsz(state: &State, statuses: &Statuses, query: &str) -> Result<Value, String> {
+    let node = connected(statuses, query)?;
+    let tables = xds_gen::generate(&state.push, &node, type_url::NAME_TABLE, xds_gen::Names::Wildcard);
+    let Some(table) = tables.first() else { return Err("the proxy does not capture DNS".into()) };
+    envoy_api::json::to_json(type_url::NAME_TABLE, &table.body).map_err(|error| error.to_string())
+}
+
+fn connected(statuses: &Statuses, query: &str) -> Result<Arc<Node>, String> {
+    let proxy = parameter(query, "proxyID").ok_or("which proxy? add ?proxyID=NAME.NAMESPACE")?;
+    statuses.node(proxy).ok_or_else(|| format!("no proxy {proxy:?} is connected"))
+}
+
 fn adsz(_: &State, statuses: &Statuses, _: &str) -> Result<Value, String> {
     let proxies = statuses.all();
     Ok(json!({"totalClients": proxies.len(), "clients": proxies}))
@@ -120,7 +164,9 @@ fn authorizationz(state: &State, _: &Statuses, _: &str) -> Result<Value, String>
     for object in state.snapshot.list(Kind::AuthorizationPolicy) {
         namespaces.entry(&object.key.namespace).or_default().push(manifest(object));
     }
-    Ok(json!({"authorization_policies": {"namespace_to_policies": namespaces, "root_namespace": state.mesh.root_namespace}}))
+    Ok(
+        json!({"authorization_policies": {"namespace_to_policies": namespaces, "root_namespace": state.mesh.root_namespace}}),
+    )
 }
 
 fn registryz(state: &State, _: &Statuses, _: &str) -> Result<Value, String> {
@@ -136,7 +182,9 @@ fn endpointz(state: &State, _: &Statuses, _: &str) -> Result<Value, String> {
         let addresses = services.entry(format!("{service}.{}", object.key.namespace)).or_default();
         for endpoint in slice.endpoints.iter().flatten() {
             let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
-            for (address, port) in endpoint.addresses.iter().flat_map(|a| slice.ports.iter().flatten().map(move |p| (a, p))) {
+            for (address, port) in
+                endpoint.addresses.iter().flat_map(|a| slice.ports.iter().flatten().map(move |p| (a, p)))
+            {
                 let state = if ready { "HEALTHY" } else { "UNHEALTHY" };
                 addresses.insert(format!("{address}:{} {state}", port.port.unwrap_or_default()));
             }

@@ -78,22 +78,18 @@ fn duplicate(document: &Document, key: &Key, first: &Path) -> manifest::Error {
     document.error("metadata.name", format!("{key} is also in {}; the later one is used", first.display()))
 }
 
-/// Modification time and size of every file.
+/// Modification time and size of every file that [`manifest::read`] would look at.
 fn fingerprints(paths: &[PathBuf]) -> BTreeMap<PathBuf, (SystemTime, u64)> {
     let mut seen = BTreeMap::new();
-    let mut open: Vec<PathBuf> = paths.to_vec();
-    while let Some(path) = open.pop() {
-        let Ok(metadata) = fs::metadata(&path) else { continue };
-        if metadata.is_dir() {
-            if path.is_symlink() && !paths.contains(&path) {
-                continue;
-            }
-            let entries = fs::read_dir(&path).into_iter().flatten().flatten();
-            let visible = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
-            open.extend(visible.map(|entry| entry.path()));
-        } else {
-            let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            seen.insert(path, (modified, metadata.len()));
+    let mut take = |path: PathBuf| {
+        if let Ok(metadata) = fs::metadata(&path).and_then(|metadata| Ok((metadata.modified()?, metadata.len()))) {
+            seen.insert(path, metadata);
+        }
+    };
+    for path in paths {
+        match fs::read_dir(path) {
+            Ok(entries) => entries.flatten().for_each(|entry| take(entry.path())),
+            Err(_) => take(path.clone()),
         }
     }
     seen

@@ -21,10 +21,12 @@ mod serve;
 mod source;
 mod status;
 mod tls;
+mod validate;
 mod webhook;
 mod world;
 
 pub use args::{Args, run};
 pub use serve::{Handle, Listeners, ServeError, Settings, serve};
 pub use status::{Laggard, Laggards, ProxyStatus, TypeStatus};
+pub use validate::{ValidateArgs, validate};
 pub use world::{State, Update};

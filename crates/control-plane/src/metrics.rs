@@ -23,7 +23,9 @@ impl Metrics {
     }
 
     pub(crate) fn started(&self, version: &str) {
-        self.registry.gauge("istio_build", "Istio component build info", &[("component", "pilot"), ("tag", version)]).set(1.0);
+        self.registry
+            .gauge("istio_build", "Istio component build info", &[("component", "pilot"), ("tag", version)])
+            .set(1.0);
         self.registry.gauge("pilot_info", "Pilot version and build information.", &[("version", version)]).set(1.0);
     }
 
@@ -39,28 +41,43 @@ impl Metrics {
         } else {
             ("galley_validation_failed", "Resource validation failed.")
         };
-        self.registry.counter(name, help, &[("group", kind.map_or("", Kind::group)), ("resource", resource)]).increment();
+        self.registry
+            .counter(name, help, &[("group", kind.map_or("", Kind::group)), ("resource", resource)])
+            .increment();
     }
 
     pub(crate) fn built(&self, took: Duration, snapshot: &Snapshot) {
         let seconds = took.as_secs_f64();
         self.registry
-            .histogram("pilot_pushcontext_init_seconds", "Total time in seconds Pilot takes to init pushContext.", &BOUNDS, &[])
+            .histogram(
+                "pilot_pushcontext_init_seconds",
+                "Total time in seconds Pilot takes to init pushContext.",
+                &BOUNDS,
+                &[],
+            )
             .observe(seconds);
         let gauge = |name: &str, help: &str, value: usize| self.registry.gauge(name, help, &[]).set(value as f64);
-        gauge("pilot_services", "Total services known to pilot.", snapshot.len(Kind::Service) + snapshot.len(Kind::ServiceEntry));
+        gauge(
+            "pilot_services",
+            "Total services known to pilot.",
+            snapshot.len(Kind::Service) + snapshot.len(Kind::ServiceEntry),
+        );
         gauge("pilot_virt_services", "Total virtual services known to pilot.", snapshot.len(Kind::VirtualService));
     }
 
     pub(crate) fn connected(&self, count: usize) {
-        self.registry.gauge("pilot_xds", "Number of endpoints connected to this pilot using XDS.", &[]).set(count as f64);
+        self.registry
+            .gauge("pilot_xds", "Number of endpoints connected to this pilot using XDS.", &[])
+            .set(count as f64);
     }
 
     pub(crate) fn xds(&self, event: &EventKind) {
         match event {
             EventKind::Sent { type_url, bytes, .. } => {
                 let labels = [("type", short(type_url))];
-                self.registry.counter("pilot_xds_pushes", "Pilot build and send errors for lds, rds, cds and eds.", &labels).increment();
+                self.registry
+                    .counter("pilot_xds_pushes", "Pilot build and send errors for lds, rds, cds and eds.", &labels)
+                    .increment();
                 self.registry
                     .counter("pilot_xds_config_size_bytes_total", "Bytes of configuration pushed to clients.", &labels)
                     .add(*bytes as u64);
@@ -68,7 +85,11 @@ impl Metrics {
             EventKind::Nacked { type_url, .. } => {
                 let labels = [("type", short(type_url))];
                 self.registry
-                    .counter("pilot_total_xds_rejects", "Total number of XDS responses from pilot rejected by proxy.", &labels)
+                    .counter(
+                        "pilot_total_xds_rejects",
+                        "Total number of XDS responses from pilot rejected by proxy.",
+                        &labels,
+                    )
                     .increment();
             }
             _ => {}

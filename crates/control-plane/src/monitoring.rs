@@ -61,7 +61,10 @@ impl Pages {
             },
             "/version" => {
                 let version = env!("CARGO_PKG_VERSION");
-                json(200, &json!({"version": version, "revision": "", "golang_version": "", "status": "Clean", "tag": version}))
+                json(
+                    200,
+                    &json!({"version": version, "revision": "", "golang_version": "", "status": "Clean", "tag": version}),
+                )
             }
             "/metrics" => with_type(200, "text/plain; version=0.0.4; charset=utf-8", metrics.render()),
             _ if path == "/debug" || path.starts_with("/debug/") => {

@@ -30,7 +30,7 @@ pub(crate) struct Generator {
 /// One stream's client.
 pub(crate) struct Client {
     connection: u64,
-    node: Node,
+    node: Arc<Node>,
 }
 
 impl Generator {
@@ -47,23 +47,24 @@ impl Generator {
         if let Some(identity) = &identity {
             // As istiod, pilot/pkg/xds/auth.go `authorize`: what the proxy says of itself must fit what it proved.
             let account = &claimed.service_account;
-            if *claimed.namespace != *identity.namespace() || !(account.is_empty() || account == identity.service_account()) {
+            if *claimed.namespace != *identity.namespace()
+                || !(account.is_empty() || account == identity.service_account())
+            {
                 let said = format!("namespace {:?}, service account {account:?}", claimed.namespace);
                 return Err(Status::permission_denied(format!("{identity} may not act for {said}")));
             }
         }
-        let parsed = Node::from_envoy(node, identity.as_ref()).map_err(|error| Status::permission_denied(error.to_string()))?;
+        let parsed = Node::from_envoy(node, identity.as_ref());
+        let node = Arc::new(parsed.map_err(|error| Status::permission_denied(error.to_string()))?);
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         self.statuses.arrive(Arrival {
             connection,
-            node_id: &node.id,
-            proxy: format!("{}.{}", parsed.name, parsed.namespace),
+            node: node.clone(),
             identity: identity.as_ref(),
             address: peer.address.map(|address| address.to_string()).unwrap_or_default(),
-            version: parsed.metadata.get("ISTIO_VERSION").cloned().unwrap_or_default(),
         });
         self.metrics.connected(self.statuses.len());
-        Ok(Client { connection, node: parsed })
+        Ok(Client { connection, node })
     }
 }
 

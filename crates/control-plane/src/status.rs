@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ads::server::EventKind;
 use mesh_types::{ArcStr, SpiffeId};
+use push_context::Node;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -94,11 +95,17 @@ impl fmt::Display for Laggards {
 
 impl std::error::Error for Laggards {}
 
+#[derive(Debug)]
+struct Entry {
+    status: ProxyStatus,
+    node: Arc<Node>,
+}
+
 /// All connected proxies.
 #[derive(Debug)]
 pub(crate) struct Statuses {
     /// Held for one event or one copy, never across an await.
-    proxies: Mutex<BTreeMap<u64, ProxyStatus>>,
+    proxies: Mutex<BTreeMap<u64, Entry>>,
     /// Ticks when somebody may have caught up.
     progress: watch::Sender<()>,
 }
@@ -112,11 +119,9 @@ impl Default for Statuses {
 /// What is known of a proxy when it connects.
 pub(crate) struct Arrival<'a> {
     pub(crate) connection: u64,
-    pub(crate) node_id: &'a str,
-    pub(crate) proxy: String,
+    pub(crate) node: Arc<Node>,
     pub(crate) identity: Option<&'a SpiffeId>,
     pub(crate) address: String,
-    pub(crate) version: String,
 }
 
 impl Statuses {
@@ -124,16 +129,16 @@ impl Statuses {
         let connected_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
         let status = ProxyStatus {
             connection: arrival.connection,
-            node_id: arrival.node_id.into(),
-            proxy: arrival.proxy,
+            node_id: arrival.node.id.as_str().into(),
+            proxy: format!("{}.{}", arrival.node.name, arrival.node.namespace),
             identity: arrival.identity.map(ToString::to_string),
             address: arrival.address,
-            version: arrival.version,
+            version: arrival.node.metadata.get("ISTIO_VERSION").cloned().unwrap_or_default(),
             connected_at,
             synced_to: 0,
             types: BTreeMap::new(),
         };
-        self.lock().insert(arrival.connection, status);
+        self.lock().insert(arrival.connection, Entry { status, node: arrival.node });
     }
 
     /// Takes in an event; false when it says nothing new to those who wait.
@@ -144,7 +149,7 @@ impl Statuses {
             self.progress.send_replace(());
             return;
         }
-        let Some(proxy) = proxies.get_mut(&connection) else { return };
+        let Some(Entry { status: proxy, .. }) = proxies.get_mut(&connection) else { return };
         match event {
             EventKind::Sent { type_url, nonce, revision, resources, bytes, .. } => {
                 let status = proxy.types.entry(type_url.clone()).or_default();
@@ -171,7 +176,14 @@ impl Statuses {
     }
 
     pub(crate) fn all(&self) -> Vec<ProxyStatus> {
-        self.lock().values().cloned().collect()
+        self.lock().values().map(|entry| entry.status.clone()).collect()
+    }
+
+    /// The connected proxy with this node id or `NAME.NAMESPACE`.
+    pub(crate) fn node(&self, proxy: &str) -> Option<Arc<Node>> {
+        let proxies = self.lock();
+        let found = proxies.values().find(|entry| entry.status.proxy == proxy || &*entry.status.node_id == proxy)?;
+        Some(found.node.clone())
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -198,7 +210,8 @@ impl Statuses {
 
     fn laggards(&self, revision: u64) -> Vec<Laggard> {
         let proxies = self.lock();
-        let behind = proxies.values().filter(|proxy| proxy.synced_to < revision || proxy.refusals().next().is_some());
+        let statuses = proxies.values().map(|entry| &entry.status);
+        let behind = statuses.filter(|proxy| proxy.synced_to < revision || proxy.refusals().next().is_some());
         behind
             .map(|proxy| Laggard {
                 proxy: proxy.proxy.clone(),
@@ -208,7 +221,7 @@ impl Statuses {
             .collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, ProxyStatus>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Entry>> {
         self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -218,13 +231,15 @@ mod tests {
     use super::*;
 
     fn arrive(statuses: &Statuses, connection: u64) {
+        let node = envoy_api::pb::envoy::config::core::v3::Node {
+            id: "sidecar~10.0.0.1~a.b~b.svc.cluster.local".into(),
+            ..Default::default()
+        };
         statuses.arrive(Arrival {
             connection,
-            node_id: "sidecar~10.0.0.1~a.b~c",
-            proxy: "a.b".into(),
+            node: Arc::new(Node::from_envoy(&node, None).unwrap()),
             identity: None,
             address: String::new(),
-            version: String::new(),
         });
     }
 

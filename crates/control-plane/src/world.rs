@@ -213,7 +213,10 @@ impl Writer {
             Body::ConfigMap(map) => map.data.as_ref()?.get("mesh").cloned(),
             _ => None,
         });
-        let file = std::path::PathBuf::from(format!("ConfigMap {}/{}", self.mesh_config_map.namespace, self.mesh_config_map.name));
+        let file = std::path::PathBuf::from(format!(
+            "ConfigMap {}/{}",
+            self.mesh_config_map.namespace, self.mesh_config_map.name
+        ));
         let merged = match text {
             None => Ok(self.base_mesh.as_ref().clone()),
             Some(text) => self.base_mesh.load_over(&file, &text),

@@ -21,6 +21,12 @@ pub(crate) struct Failure {
     pub(crate) message: String,
 }
 
+/// Bounds what a template takes of the stack.
+const LEVEL_LIMIT: usize = 200;
+
+/// Lists and dictionaries within each other; a dictionary that holds itself is endlessly deep.
+const VALUE_DEPTH_LIMIT: usize = 100;
+
 type Done<T> = Result<T, Box<Failure>>;
 
 enum Flow {
@@ -34,7 +40,10 @@ pub(crate) struct Executor<'a> {
     limits: Limits,
     out: String,
     steps: usize,
+    /// Templates that called each other.
     depth: usize,
+    /// Blocks and pipelines within each other, over all templates: what the stack has to hold.
+    level: usize,
     variables: Vec<(&'a str, Value<'a>)>,
     /// Where the running template's variables start.
     floor: usize,
@@ -49,6 +58,7 @@ impl<'a> Executor<'a> {
             out: String::new(),
             steps: 0,
             depth: 0,
+            level: 0,
             variables: vec![("$", data.clone())],
             floor: 0,
             template: main,
@@ -70,6 +80,9 @@ impl<'a> Executor<'a> {
     }
 
     fn step(&mut self, context: &Context) -> Done<()> {
+        if self.level > LEVEL_LIMIT {
+            return self.fail(context, "exceeded maximum template depth");
+        }
         self.steps += 1;
         if self.steps > self.limits.steps {
             return self.fail(context, format!("more than {} steps", self.limits.steps));
@@ -81,6 +94,13 @@ impl<'a> Executor<'a> {
     }
 
     fn walk(&mut self, dot: &Value<'a>, nodes: &'a [Node]) -> Done<Flow> {
+        self.level += 1;
+        let flow = self.nodes(dot, nodes);
+        self.level -= 1;
+        flow
+    }
+
+    fn nodes(&mut self, dot: &Value<'a>, nodes: &'a [Node]) -> Done<Flow> {
         for node in nodes {
             match node {
                 Node::Text(text) => self.out.push_str(text),
@@ -258,10 +278,12 @@ impl<'a> Executor<'a> {
 
     fn commands(&mut self, dot: &Value<'a>, pipe: &'a Pipe) -> Done<Value<'a>> {
         self.step(&pipe.context)?;
+        self.level += 1;
         let mut value = None;
         for command in &pipe.commands {
             value = Some(self.command(dot, command, value)?);
         }
+        self.level -= 1;
         Ok(value.unwrap_or(Value::Nil))
     }
 
@@ -277,10 +299,8 @@ impl<'a> Executor<'a> {
                         Some(_) => function.least.to_string(),
                         None => format!("at least {}", function.least),
                     };
-                    return self.fail(
-                        &word.context,
-                        format!("wrong number of args for {name}: want {want} got {given}"),
-                    );
+                    return self
+                        .fail(&word.context, format!("wrong number of args for {name}: want {want} got {given}"));
                 }
                 // and, or stop at the first argument that decides.
                 if let decides @ ("and" | "or") = &**name {
@@ -335,15 +355,19 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    /// What functions make may not grow beyond the output either.
-    fn bounded(&self, context: &Context, value: &Value<'_>) -> Done<()> {
-        let size = match value {
-            Value::Str(text) => text.as_str().len(),
-            Value::List(list) => list.len() * 8,
-            _ => 0,
-        };
-        if size > self.limits.output {
-            return self.fail(context, format!("a value of more than {} bytes", self.limits.output));
+    /// What functions make may not grow beyond the output, and making it counts as steps.
+    fn bounded(&mut self, context: &Context, value: &Value<'_>) -> Done<()> {
+        if let Value::Str(text) = value {
+            let size = text.as_str().len();
+            if size > self.limits.output {
+                return self.fail(context, format!("a value of more than {} bytes", self.limits.output));
+            }
+            self.steps += size / 1024;
+            return Ok(());
+        }
+        match value.count(VALUE_DEPTH_LIMIT, self.limits.steps.saturating_sub(self.steps)) {
+            Some(count) => self.steps += count - 1,
+            None => return self.fail(context, "a value is too large or nested too deeply"),
         }
         Ok(())
     }
@@ -435,10 +459,7 @@ impl<'a> Executor<'a> {
                     return Ok(value);
                 }
                 if typed.nil {
-                    return self.fail(
-                        context,
-                        format!("nil pointer evaluating *{}.{name}", typed.ty.name()),
-                    );
+                    return self.fail(context, format!("nil pointer evaluating *{}.{name}", typed.ty.name()));
                 }
                 match typed.ty.field(typed.data, name) {
                     Some(value) => {
@@ -468,4 +489,3 @@ impl<'a> Executor<'a> {
 
 /// The null that unset structs are views of.
 pub static NULL: Json = Json::Null;
-

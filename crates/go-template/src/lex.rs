@@ -247,7 +247,8 @@ impl<'t> Lexer<'t, '_> {
                 '+' | '-' | '.' | '0'..='9' => {
                     let length = number(rest);
                     if rest[length..].starts_with(|c: char| c.is_alphanumeric() || c == '_') {
-                        return self.fail(format!("bad number syntax: \"{}\"", &rest[..length + 1]));
+                        let written: String = rest.chars().take(length + 1).collect();
+                        return self.fail(format!("bad number syntax: {written:?}"));
                     }
                     self.emit(Kind::Number(&rest[..length]), length);
                 }

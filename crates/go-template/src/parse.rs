@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::functions::{Function, Functions};
 use crate::lex::{self, Delimiters, Keyword, Kind, Token};
 
-/// Blocks and parentheses within each other.
-const DEPTH_LIMIT: usize = 200;
+/// Blocks and parentheses within each other: each takes stack here and when the template runs.
+const DEPTH_LIMIT: usize = 60;
 
 #[derive(Debug)]
 pub(crate) enum Node {
@@ -183,7 +183,8 @@ impl<'t> Parser<'t> {
     }
 
     fn add(&mut self, name: &str, nodes: Vec<Node>) -> Result<(), Failure> {
-        let empty = |nodes: &[Node]| nodes.iter().all(|node| matches!(node, Node::Text(text) if text.trim().is_empty()));
+        let empty =
+            |nodes: &[Node]| nodes.iter().all(|node| matches!(node, Node::Text(text) if text.trim().is_empty()));
         match self.trees.get(name) {
             Some(old) if !empty(old) => {
                 if empty(&nodes) {
@@ -293,10 +294,7 @@ impl<'t> Parser<'t> {
             }
             Keyword::Else => {
                 // What follows, `if` or `with` or the end, is read by the branch.
-                if !matches!(
-                    self.peek_non_space().kind,
-                    Kind::Keyword(Keyword::If | Keyword::With) | Kind::Right
-                ) {
+                if !matches!(self.peek_non_space().kind, Kind::Keyword(Keyword::If | Keyword::With) | Kind::Right) {
                     let token = self.next_non_space();
                     return self.unexpected(&token, "else");
                 }
@@ -436,8 +434,7 @@ impl<'t> Parser<'t> {
     fn declarations(&mut self, wherein: &str, range: bool) -> Result<(Vec<Box<str>>, bool), Failure> {
         let start = self.at;
         let mut names: Vec<Box<str>> = Vec::new();
-        loop {
-            let Kind::Variable(name) = self.peek_non_space().kind else { break };
+        while let Kind::Variable(name) = self.peek_non_space().kind {
             self.next();
             names.push(name.into());
             let token = self.peek_non_space().clone();
@@ -561,7 +558,9 @@ impl<'t> Parser<'t> {
                 None => return self.fail(format!("bad number syntax: {text:?}")),
             },
             Kind::String(text) => Operand::Text(text.into()),
-            Kind::LeftParen => Operand::Pipe(Box::new(self.pipeline("parenthesized pipeline", Kind::RightParen, false)?)),
+            Kind::LeftParen => {
+                Operand::Pipe(Box::new(self.pipeline("parenthesized pipeline", Kind::RightParen, false)?))
+            }
             _ => {
                 self.at -= 1;
                 return Ok(None);
@@ -573,9 +572,10 @@ impl<'t> Parser<'t> {
 /// A numeric constant with the type Go gives it where any type will do.
 fn constant(text: &str) -> Option<Operand> {
     if let Some(imaginary) = text.strip_suffix('i') {
-        let split = imaginary.char_indices().skip(1).filter(|(at, c)| {
-            matches!(c, '+' | '-') && !imaginary[..*at].ends_with(['e', 'E', 'p', 'P'])
-        });
+        let split = imaginary
+            .char_indices()
+            .skip(1)
+            .filter(|(at, c)| matches!(c, '+' | '-') && !imaginary[..*at].ends_with(['e', 'E', 'p', 'P']));
         let split = split.last().map_or(0, |(at, _)| at);
         let (re, im) = imaginary.split_at(split);
         let re = if re.is_empty() { 0.0 } else { re.replace('_', "").parse().ok()? };
@@ -609,6 +609,10 @@ fn constant(text: &str) -> Option<Operand> {
     if radix == 16 {
         return hexadecimal_float(body).map(|value| Operand::Float(if negative { -value } else { value }));
     }
+    // Digits that are no integer, such as 08.
+    if !lower.contains(['.', 'e']) {
+        return None;
+    }
     clean.parse().ok().filter(|value: &f64| value.is_finite()).map(Operand::Float)
 }
 
@@ -635,4 +639,3 @@ fn describe(token: &Token<'_>) -> String {
         _ => format!("{:?}", token.text),
     }
 }
-

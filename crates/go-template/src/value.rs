@@ -186,9 +186,7 @@ impl<'a> Map<'a> {
                 entries.sort_by(|a, b| a.0.cmp(b.0));
                 entries.into_iter().map(|(key, value)| (Rc::from(key.as_str()), self.lift(value))).collect()
             }
-            Entries::Shared(map) => {
-                map.borrow().iter().map(|(key, value)| (key.clone(), value.clone())).collect()
-            }
+            Entries::Shared(map) => map.borrow().iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
         }
     }
 
@@ -266,9 +264,7 @@ impl<'a> Value<'a> {
             Json::Bool(value) => Value::Bool(value),
             Json::Number(number) => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
             Json::String(text) => Value::from(text),
-            Json::Array(items) => {
-                Value::List(List::new(items.into_iter().map(Value::from_owned_json).collect()))
-            }
+            Json::Array(items) => Value::List(List::new(items.into_iter().map(Value::from_owned_json).collect())),
             Json::Object(map) => Value::Map(Map::new(
                 Element::Any,
                 map.into_iter().map(|(key, value)| (Rc::from(key), Value::from_owned_json(value))),
@@ -299,6 +295,22 @@ impl<'a> Value<'a> {
             Self::Enum(value) => value.number != 0,
             Self::Record(_) | Self::Time(..) => true,
         }
+    }
+
+    /// How many values there are in the lists and maps that functions made; `None` when they are nested
+    /// more than `depth` deep or are more than `most`.
+    pub(crate) fn count(&self, depth: usize, most: usize) -> Option<usize> {
+        let mut counted = 1;
+        let mut add = |item: &Value<'a>| -> Option<()> {
+            counted += item.count(depth.checked_sub(1)?, most.checked_sub(counted)?)?;
+            Some(())
+        };
+        match self {
+            Self::List(List::Shared(items)) => items.iter().try_for_each(&mut add)?,
+            Self::Map(Map { entries: Entries::Shared(map), .. }) => map.borrow().values().try_for_each(&mut add)?,
+            _ => {}
+        }
+        Some(counted)
     }
 
     pub fn as_str(&self) -> Option<&str> {
@@ -360,9 +372,9 @@ impl<'a> Value<'a> {
             }
             Self::Typed(typed) if typed.nil => Json::Null,
             Self::Typed(typed) => typed.ty.to_json(typed.data),
-            Self::Record(record) => Json::Object(
-                record.fields.iter().map(|(name, value)| ((*name).to_owned(), value.to_json())).collect(),
-            ),
+            Self::Record(record) => {
+                Json::Object(record.fields.iter().map(|(name, value)| ((*name).to_owned(), value.to_json())).collect())
+            }
             Self::Enum(value) => Json::from(value.number),
             Self::Time(..) => Json::from(crate::format::sprint(self)),
         }
@@ -401,9 +413,7 @@ impl PartialEq for Value<'_> {
             (Self::Map(a), Self::Map(b)) => a.entries() == b.entries(),
             (Self::Enum(a), Self::Enum(b)) => a.ty == b.ty && a.number == b.number,
             (Self::Time(a, b), Self::Time(c, d)) => a == c && b == d,
-            (Self::Typed(a), Self::Typed(b)) => {
-                a.ty.name() == b.ty.name() && a.nil == b.nil && a.data == b.data
-            }
+            (Self::Typed(a), Self::Typed(b)) => a.ty.name() == b.ty.name() && a.nil == b.nil && a.data == b.data,
             _ => false,
         }
     }

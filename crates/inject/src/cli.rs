@@ -195,7 +195,7 @@ pub fn run_inject(args: InjectArgs) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         InjectArgs::Render(args) => {
-            let text = render::render(&read(&args.template)?, &args.data.display().to_string(), &read(&args.data)?)?;
+            let text = render(&read(&args.template)?, &args.data.display().to_string(), &read(&args.data)?)?;
             std::io::stdout().write_all(text.as_bytes()).context("cannot write the result")?;
             Ok(ExitCode::SUCCESS)
         }

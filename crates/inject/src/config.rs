@@ -6,6 +6,7 @@ mod files;
 use std::collections::BTreeMap;
 
 use go_template::{Delimiters, Limits, Template};
+use manifest::Document;
 use serde_json::Value;
 
 pub use builtin::Builtin;
@@ -20,12 +21,18 @@ use crate::mesh::Mesh;
 pub enum ConfigError {
     #[error("cannot read {file}")]
     Read { file: String, source: std::io::Error },
+    /// Bad syntax or a field of the wrong type: the error has file, line and field.
     #[error(transparent)]
-    Yaml(#[from] manifest::Error),
-    #[error("{file}: {message}")]
-    Field { file: String, message: String },
-    #[error("{file}: template {name} cannot be parsed")]
-    Template { file: String, name: String, source: go_template::Error },
+    Document(Box<manifest::Error>),
+    /// `line` is where the template starts; 0 when that is not known.
+    #[error("{file}:{line}: template {name} cannot be parsed")]
+    Template { file: String, line: u32, name: String, source: Box<go_template::Error> },
+}
+
+impl From<manifest::Error> for ConfigError {
+    fn from(error: manifest::Error) -> Self {
+        Self::Document(Box::new(error))
+    }
 }
 
 /// When the sidecar runs as an init container that keeps running.
@@ -66,33 +73,11 @@ impl Config {
     }
 
     /// A configuration's parts put together: the injection configuration (`templates` and so on), the
-    /// values and the mesh configuration, each as its YAML says.
-    pub(crate) fn assemble(names: [&str; 3], inject: &Value, values: Value, mesh: &Value) -> Result<Self, ConfigError> {
-        let file = names[0];
-        let wrong = |message: String| ConfigError::Field { file: file.to_owned(), message };
-        let mut templates = BTreeMap::new();
-        let mut parse = |name: &str, source: &str, delimiters: Delimiters<'_>| {
-            let template = Template::parse_with(name, source, delimiters, &FUNCTIONS).map_err(|source| {
-                ConfigError::Template { file: file.to_owned(), name: name.to_owned(), source }
-            })?;
-            templates.insert(name.to_owned(), template);
-            Ok::<(), ConfigError>(())
-        };
-        match &inject["templates"] {
-            Value::Null => {
-                // The old form: one template in square brackets.
-                if let Some(source) = inject["template"].as_str().filter(|source| source.contains("[[")) {
-                    parse("sidecar", source, Delimiters { left: "[[", right: "]]" })?;
-                }
-            }
-            Value::Object(sources) => {
-                for (name, source) in sources {
-                    let source = source.as_str().ok_or_else(|| wrong(format!("templates.{name}: expected a string")))?;
-                    parse(name, source, Delimiters::default())?;
-                }
-            }
-            _ => return Err(wrong("templates: expected an object".to_owned())),
-        }
+    /// values and the mesh configuration.
+    fn assemble(inject: &Document, values: &Document, mesh: &Document) -> Result<Self, ConfigError> {
+        let templates = templates(inject)?;
+        let wrong = |path: &str, expected: &str| ConfigError::from(inject.error(path, format!("expected {expected}")));
+        let inject = &inject.value;
         let strings = |value: &Value, path: &str| -> Result<Vec<String>, ConfigError> {
             match value {
                 Value::Null => Ok(Vec::new()),
@@ -100,15 +85,15 @@ impl Config {
                     .iter()
                     .map(|item| item.as_str().map(str::to_owned))
                     .collect::<Option<_>>()
-                    .ok_or_else(|| wrong(format!("{path}: expected strings"))),
-                _ => Err(wrong(format!("{path}: expected a list"))),
+                    .ok_or_else(|| wrong(path, "strings")),
+                _ => Err(wrong(path, "a list")),
             }
         };
         let selectors = |name: &str| -> Result<Vec<Value>, ConfigError> {
             match &inject[name] {
                 Value::Null => Ok(Vec::new()),
                 Value::Array(items) => Ok(items.clone()),
-                _ => Err(wrong(format!("{name}: expected a list"))),
+                _ => Err(wrong(name, "a list")),
             }
         };
         let mut default_templates = strings(&inject["defaultTemplates"], "defaultTemplates")?;
@@ -121,7 +106,7 @@ impl Config {
         }
         let mut injected_annotations = BTreeMap::new();
         for (name, value) in inject["injectedAnnotations"].as_object().into_iter().flatten() {
-            let value = value.as_str().ok_or_else(|| wrong(format!("injectedAnnotations.{name}: expected a string")))?;
+            let value = value.as_str().ok_or_else(|| wrong("injectedAnnotations", "strings"))?;
             injected_annotations.insert(name.clone(), value.to_owned());
         }
         let policy = match inject["policy"].as_str() {
@@ -129,9 +114,7 @@ impl Config {
             Some("disabled") => Policy::Disabled,
             _ => Policy::Illegal,
         };
-        let mesh = Mesh::load(mesh)
-            .map_err(|error| ConfigError::Field { file: names[2].to_owned(), message: error.to_string() })?;
-        check_values(names[1], &values)?;
+        check_values(values)?;
         Ok(Self {
             templates,
             default_templates,
@@ -142,8 +125,8 @@ impl Config {
                 always: selectors("alwaysInjectSelector")?,
             },
             injected_annotations,
-            values,
-            mesh,
+            values: values.value.clone(),
+            mesh: load_mesh(mesh)?,
             revision: String::new(),
             native: NativeSidecars::Off,
             compliance_policy: String::new(),
@@ -152,32 +135,66 @@ impl Config {
     }
 }
 
-/// Values that the injection itself reads must have their types; templates read the rest as it is.
-fn check_values(file: &str, values: &Value) -> Result<(), ConfigError> {
-    const TEXTS: [&str; 6] = [
-        "/global/hub",
-        "/global/variant",
-        "/global/network",
-        "/global/multiCluster/clusterName",
-        "/global/proxy/image",
-        "/global/proxy_init/image",
-    ];
-    let wrong = |path: &str, expected: &str| ConfigError::Field {
-        file: file.to_owned(),
-        message: format!("{}: expected {expected}", path.trim_start_matches('/').replace('/', ".")),
+/// Parses all templates.
+fn templates(inject: &Document) -> Result<BTreeMap<String, Template>, ConfigError> {
+    let parse = |name: &str, source: &str, delimiters: Delimiters<'_>| {
+        Template::parse_with(name, source, delimiters, &FUNCTIONS).map_err(|source| ConfigError::Template {
+            file: inject.file().display().to_string(),
+            line: inject.line_of(&format!("templates[\"{name}\"]")).unwrap_or(0),
+            name: name.to_owned(),
+            source: Box::new(source),
+        })
     };
-    for path in TEXTS {
-        if values.pointer(path).is_some_and(|value| !value.is_string() && !value.is_null()) {
-            return Err(wrong(path, "a string"));
+    let mut templates = BTreeMap::new();
+    match &inject.value["templates"] {
+        Value::Null => {
+            // The old form: one template in square brackets.
+            if let Some(source) = inject.value["template"].as_str().filter(|source| source.contains("[[")) {
+                let delimiters = Delimiters { left: "[[", right: "]]" };
+                templates.insert("sidecar".to_owned(), parse("sidecar", source, delimiters)?);
+            }
         }
-    }
-    for path in ["/global/proxy/holdApplicationUntilProxyStarts", "/sidecarInjectorWebhook/rewriteAppHTTPProbe"] {
-        if values.pointer(path).is_some_and(|value| !value.is_boolean() && !value.is_null()) {
-            return Err(wrong(path, "a boolean"));
+        Value::Object(sources) => {
+            for (name, source) in sources {
+                let path = format!("templates[\"{name}\"]");
+                let source = source.as_str().ok_or_else(|| inject.error(&path, "expected a string"))?;
+                templates.insert(name.clone(), parse(name, source, Delimiters::default())?);
+            }
         }
+        _ => return Err(inject.error("templates", "expected an object").into()),
     }
-    if values.pointer("/global/tag").is_some_and(|tag| tag.is_object() || tag.is_array()) {
-        return Err(wrong("/global/tag", "a string or a number"));
-    }
-    Ok(())
+    Ok(templates)
+}
+
+fn load_mesh(mesh: &Document) -> Result<Mesh, ConfigError> {
+    Mesh::load(&mesh.value).map_err(|mismatch| {
+        let message = format!("expected {}, found {}", mismatch.expected, mismatch.found);
+        mesh.error(&mismatch.path, message).into()
+    })
+}
+
+/// Values that the injection itself reads must have their types; templates read the rest as it is.
+fn check_values(values: &Document) -> Result<(), ConfigError> {
+    const TEXTS: [&str; 6] = [
+        "global.hub",
+        "global.variant",
+        "global.network",
+        "global.multiCluster.clusterName",
+        "global.proxy.image",
+        "global.proxy_init.image",
+    ];
+    const FLAGS: [&str; 2] =
+        ["global.proxy.holdApplicationUntilProxyStarts", "sidecarInjectorWebhook.rewriteAppHTTPProbe"];
+    let check = |path: &str, expected: &str, fine: fn(&Value) -> bool| match values
+        .value
+        .pointer(&format!("/{}", path.replace('.', "/")))
+    {
+        Some(value) if !value.is_null() && !fine(value) => {
+            Err(ConfigError::from(values.error(path, format!("expected {expected}"))))
+        }
+        _ => Ok(()),
+    };
+    TEXTS.iter().try_for_each(|path| check(path, "a string", Value::is_string))?;
+    FLAGS.iter().try_for_each(|path| check(path, "a boolean", Value::is_boolean))?;
+    check("global.tag", "a string or a number", |tag| tag.is_string() || tag.is_number())
 }

@@ -31,7 +31,10 @@ pub enum Rule {
     HostNetwork,
     SystemNamespace(String),
     /// Label or annotation of the pod.
-    Pod { what: &'static str, value: String },
+    Pod {
+        what: &'static str,
+        value: String,
+    },
     NeverSelector(String),
     AlwaysSelector(String),
     Policy(Policy),
@@ -245,7 +248,10 @@ mod tests {
         };
         let plain = pod(json!({}));
         assert!(selected(&namespace(&[("istio-injection", "enabled")]), &plain, "default", false).inject);
-        assert!(!selected(&namespace(&[("istio-injection", "disabled"), (REVISION, "default")]), &plain, "default", false).inject);
+        assert!(
+            !selected(&namespace(&[("istio-injection", "disabled"), (REVISION, "default")]), &plain, "default", false)
+                .inject
+        );
         assert!(selected(&namespace(&[(REVISION, "canary")]), &plain, "canary", false).inject);
         assert!(!selected(&namespace(&[]), &plain, "default", false).inject);
         assert!(selected(&namespace(&[]), &plain, "default", true).inject);

@@ -71,9 +71,8 @@ fn define(functions: &mut Functions) {
     });
     functions.define("contains", 2, Some(2), |args| Ok(Value::Bool(args.text(1)?.contains(args.text(0)?))));
     functions.define("toLower", 1, Some(1), |args| text(args.text(0)?.to_lowercase()));
-    functions.define("appendMultusNetwork", 2, Some(2), |args| {
-        text(append_multus_network(args.text(0)?, args.text(1)?))
-    });
+    functions
+        .define("appendMultusNetwork", 2, Some(2), |args| text(append_multus_network(args.text(0)?, args.text(1)?)));
     functions.define("env", 2, Some(2), |args| {
         let set = std::env::var(args.text(0)?).ok().filter(|value| !value.is_empty());
         text(match set {
@@ -184,9 +183,8 @@ fn append_multus_network(existing: &str, network: &str) -> String {
     if let Some(end) = existing.rfind(']') {
         let Ok(Json::Array(networks)) = serde_json::from_str::<Json>(existing) else { return existing.to_owned() };
         let (namespace, name) = network.split_once('/').unwrap_or(("", network));
-        let known = networks.iter().any(|item| {
-            item["name"] == name && item["namespace"].as_str().unwrap_or("") == namespace
-        });
+        let known =
+            networks.iter().any(|item| item["name"] == name && item["namespace"].as_str().unwrap_or("") == namespace);
         if known {
             return existing.to_owned();
         }
@@ -228,11 +226,8 @@ fn omit_nil(value: &Json) -> Option<Json> {
             if kept.is_empty() { Json::Null } else { Json::Array(kept) }
         }
         Json::Object(map) => {
-            let kept: serde_json::Map<String, Json> = map
-                .iter()
-                .map(|(key, item)| (key.clone(), keep(item)))
-                .filter(|(_, item)| !item.is_null())
-                .collect();
+            let kept: serde_json::Map<String, Json> =
+                map.iter().map(|(key, item)| (key.clone(), keep(item))).filter(|(_, item)| !item.is_null()).collect();
             if kept.is_empty() { Json::Null } else { Json::Object(kept) }
         }
         _ => Json::Null,
@@ -262,7 +257,9 @@ fn otel_resource_attributes<'a>(args: Args<'a, '_>) -> Outcome<'a> {
     let containers = containers.as_array().map(Vec::as_slice).unwrap_or_default();
     let mut attributes = Vec::new();
     let annotated = |name: &str| lookup(1, &format!("resource.opentelemetry.io/{name}"));
-    if let Some(value) = annotated("service.namespace").or_else(|| (!namespace.is_empty()).then(|| namespace.to_owned())) {
+    if let Some(value) =
+        annotated("service.namespace").or_else(|| (!namespace.is_empty()).then(|| namespace.to_owned()))
+    {
         attributes.push(format!("service.namespace={value}"));
     }
     let version = annotated("service.version").or_else(|| lookup(2, "app.kubernetes.io/version")).or_else(|| {
@@ -286,7 +283,8 @@ fn otel_resource_attributes<'a>(args: Args<'a, '_>) -> Outcome<'a> {
 /// Tag, digest or both of an image reference.
 fn image_version(image: &str) -> Option<String> {
     let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
-    let tag = name.rfind(':').filter(|colon| name.rfind('/').is_none_or(|slash| *colon > slash)).map(|at| &name[at + 1..]);
+    let tag =
+        name.rfind(':').filter(|colon| name.rfind('/').is_none_or(|slash| *colon > slash)).map(|at| &name[at + 1..]);
     match (tag.filter(|tag| !tag.is_empty()), digest) {
         (Some(tag), Some(digest)) => Some(format!("{tag}@{digest}")),
         (Some(version), None) | (None, Some(version)) => Some(version.to_owned()),

@@ -3,6 +3,8 @@
 use serde_json::Value;
 
 use crate::decision::NamespaceMeta;
+use crate::pod as pods;
+use crate::status::{INIT, PROXY, VALIDATION};
 
 /// Types that Istio publishes; a tag that ends in one has it replaced.
 const TYPES: [&str; 2] = ["-distroless", "-debug"];
@@ -58,6 +60,32 @@ pub(crate) fn proxy_ids(namespace: &NamespaceMeta) -> (i64, i64) {
     };
     let uid = range("openshift.io/sa.scc.uid-range").unwrap_or(PROXY_ID);
     (uid, range("openshift.io/sa.scc.supplemental-groups").unwrap_or(PROXY_ID))
+}
+
+/// OpenShift gives every container the same user. A proxy with the application's user could not be told
+/// from it by the redirection, so then the user's choice is dropped.
+///
+/// As `isSidecarUserMatchingAppUser`.
+pub(crate) fn drop_openshift_user(pod: &mut Value, namespace: &NamespaceMeta) {
+    if !namespace.annotations.contains_key("openshift.io/sa.scc.uid-range") {
+        return;
+    }
+    let user = |container: &Value| container["securityContext"]["runAsUser"].as_i64();
+    let (mut proxy, mut application) = (0, 0);
+    for container in pods::LISTS.iter().flat_map(|list| pods::containers(pod, list)) {
+        match container["name"].as_str() {
+            Some(PROXY) => proxy = user(container).unwrap_or(proxy),
+            Some(INIT | VALIDATION) => {}
+            _ => application = user(container).unwrap_or(application),
+        }
+    }
+    if proxy == application
+        && let Some(container) = pods::container_mut(pod, PROXY)
+        && let Some(context) = container.get_mut("securityContext").and_then(Value::as_object_mut)
+    {
+        context.shift_remove("runAsUser");
+        context.shift_remove("runAsGroup");
+    }
 }
 
 #[cfg(test)]

@@ -139,9 +139,7 @@ fn merge_value(
         }
         (Value::Array(original), Value::Array(patch)) => {
             let merged = match field {
-                Some(Field { merge_key: Some(key), kind, .. }) => {
-                    merge_list(kind, key, original, patch, order, path)?
-                }
+                Some(Field { merge_key: Some(key), kind, .. }) => merge_list(kind, key, original, patch, order, path)?,
                 Some(Field { set: true, .. }) => {
                     let mut united = original.clone();
                     for item in patch {

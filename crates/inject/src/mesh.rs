@@ -88,6 +88,20 @@ impl Mesh {
         Ok(Self { value })
     }
 
+    /// With the spec of a ProxyConfig resource over the default proxy configuration.
+    pub(crate) fn with_resource(&self, spec: &Value) -> Result<Self, String> {
+        let over = json!({
+            "concurrency": spec["concurrency"],
+            "image": spec["image"],
+            "proxyMetadata": spec["environmentVariables"],
+        });
+        let ty = schema::named("ProxyConfig");
+        let over = schema::message(ty, &over, &mut String::new()).map_err(|error| error.to_string())?;
+        let mut value = self.value.clone();
+        schema::overlay(ty, &mut value["defaultConfig"], &over);
+        Ok(Self { value })
+    }
+
     pub(crate) fn value(&self) -> &Value {
         &self.value
     }

@@ -129,8 +129,8 @@ fn adjust_user(merged: &mut Value, own: &Value, proxy_config: &Value) {
         .into_iter()
         .find(|name| pod::find(pod::containers(merged, "initContainers"), name).is_some());
     let Some(init) = init else { return };
-    let tproxy = proxy_config["interceptionMode"] == "TPROXY"
-        || annotation(merged, status::INTERCEPTION) == Some("TPROXY");
+    let tproxy =
+        proxy_config["interceptionMode"] == "TPROXY" || annotation(merged, status::INTERCEPTION) == Some("TPROXY");
     if tproxy && user.is_some() {
         // Transparent proxying needs root.
         if let Some(proxy) = pod::container_mut(merged, PROXY) {

@@ -34,12 +34,31 @@ pub struct Request<'a> {
     pub select: bool,
     /// `kube-inject` takes no notice of selectors and policy.
     pub always: bool,
+    /// ProxyConfig resources that concern the pod.
+    pub proxy_configs: ProxyConfigs,
+}
+
+/// The `spec`s of the `networking.istio.io/v1beta1` ProxyConfig resources that concern a pod.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyConfigs {
+    /// Those without selector: the root namespace's, then the pod's own namespace's.
+    pub wide: Vec<Value>,
+    /// The oldest that selects the pod; it wins over the pod's annotation.
+    pub workload: Option<Value>,
 }
 
 impl<'a> Request<'a> {
     /// A pod that the webhook was called for.
     pub fn new(pod: &'a Value, owner: &'a Owner, namespace: &'a NamespaceMeta) -> Self {
-        Self { pod, owner, namespace, env: BTreeMap::new(), select: false, always: false }
+        Self {
+            pod,
+            owner,
+            namespace,
+            env: BTreeMap::new(),
+            select: false,
+            always: false,
+            proxy_configs: ProxyConfigs::default(),
+        }
     }
 
     /// Decides also by the labels of namespace and pod whether the webhook would be called.
@@ -59,7 +78,9 @@ pub enum Outcome {
         warnings: Vec<String>,
         decision: Decision,
     },
-    Skipped { decision: Decision },
+    Skipped {
+        decision: Decision,
+    },
 }
 
 /// A pod that cannot be injected.
@@ -72,13 +93,15 @@ pub enum InjectError {
     #[error("failed to run injection template: requested template {name:?} not found; have {known}")]
     UnknownTemplate { name: String, known: String },
     #[error("failed to run injection template: {0}")]
-    Template(#[from] go_template::Error),
+    Template(Box<go_template::Error>),
     #[error("failed to run injection template {template}: what it renders is not YAML: {message}")]
     Yaml { template: String, message: String },
     #[error("failed to run injection template {template}: failed applying injection overlay: {message}")]
     Overlay { template: String, message: String },
     #[error("annotation {name}: {message}")]
     Annotation { name: &'static str, message: String },
+    #[error("a ProxyConfig resource is malformed: {0}")]
+    ProxyConfig(String),
     #[error("failed to process pod: {0}")]
     Prometheus(String),
 }
@@ -86,6 +109,12 @@ pub enum InjectError {
 fn list(faults: &[InvalidAnnotation]) -> String {
     let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
     lines.join("; ")
+}
+
+impl From<go_template::Error> for InjectError {
+    fn from(error: go_template::Error) -> Self {
+        Self::Template(Box::new(error))
+    }
 }
 
 impl From<Mismatch> for InjectError {
@@ -129,7 +158,7 @@ struct Injection<'r> {
     owner: &'r Owner,
     /// The pod as it came, as Go would write it.
     original: Value,
-    /// With the annotation `proxy.istio.io/config` applied.
+    /// With ProxyConfig resources and the annotation `proxy.istio.io/config` applied.
     mesh: Mesh,
     env: BTreeMap<String, String>,
     /// As `kube-inject`: always the template `sidecar` unless the pod names others, no aliases.
@@ -147,13 +176,19 @@ impl<'r> Injection<'r> {
             // Managed fields can be large and are none of injection's business.
             metadata.shift_remove("managedFields");
         }
-        let mesh = match annotation(&original, status::PROXY_CONFIG) {
-            Some(text) => config
-                .mesh
+        images::drop_openshift_user(&mut original, request.namespace);
+        let mut mesh = config.mesh.clone();
+        for spec in &request.proxy_configs.wide {
+            mesh = mesh.with_resource(spec).map_err(InjectError::ProxyConfig)?;
+        }
+        if let Some(text) = annotation(&original, status::PROXY_CONFIG) {
+            mesh = mesh
                 .with_proxy_config(text)
-                .map_err(|message| InjectError::Annotation { name: status::PROXY_CONFIG, message })?,
-            None => config.mesh.clone(),
-        };
+                .map_err(|message| InjectError::Annotation { name: status::PROXY_CONFIG, message })?;
+        }
+        if let Some(spec) = &request.proxy_configs.workload {
+            mesh = mesh.with_resource(spec).map_err(InjectError::ProxyConfig)?;
+        }
         let mut env = request.env.clone();
         cluster_and_network(&original, config, &mut env);
         Ok(Self {
@@ -170,9 +205,8 @@ impl<'r> Injection<'r> {
     fn run(self, warnings: &mut Vec<String>) -> Result<Value, InjectError> {
         warn(&self.original, warnings);
         let (mut pod, template) = self.render()?;
-        pod = overlay::reapply(pod, &self.original, &template, self.mesh.proxy()).map_err(|message| {
-            InjectError::Annotation { name: status::OVERRIDES, message }
-        })?;
+        pod = overlay::reapply(pod, &self.original, &template, self.mesh.proxy())
+            .map_err(|message| InjectError::Annotation { name: status::OVERRIDES, message })?;
         self.finish(&mut pod, &template, warnings)?;
         Ok(schema::normalise(schema::named("Pod"), &pod)?)
     }
@@ -182,6 +216,9 @@ impl<'r> Injection<'r> {
         let stripped = overlay::strip(&self.original, self.config.mesh.status_port())
             .map_err(|message| InjectError::Annotation { name: status::OVERRIDES, message })?;
         let ty = schema::named("Pod");
+        // A container that a template added before is not the user's own.
+        let injected_before = Status::of_pod(&self.original)
+            .is_some_and(|status| status.containers.iter().flatten().any(|name| name == PROXY));
         let mut merged = self.original.clone();
         let mut alone = schema::normalise(ty, &json!({}))?;
         for name in self.template_names() {
@@ -192,6 +229,7 @@ impl<'r> Injection<'r> {
             let text = template.render(self.data(&stripped), self.config.limits)?;
             let patch = yaml::mapping(&name, &text)
                 .map_err(|error| InjectError::Yaml { template: name.clone(), message: error.to_string() })?;
+            let patch = as_pod(patch);
             let failed = |message: String| InjectError::Overlay { template: name.clone(), message };
             let apply = |pod: Value| {
                 let pod = merge::merge(ty, pod, &patch).map_err(|error: MergeError| failed(error.to_string()))?;
@@ -201,6 +239,7 @@ impl<'r> Injection<'r> {
             // A user's own istio-proxy among the containers customises the one among the init
             // containers when the template puts it there.
             if self.native(&merged)
+                && !injected_before
                 && pods::find(pods::containers(&alone, "initContainers"), PROXY).is_some()
                 && let Some(container) = pods::remove(&mut merged, "containers", PROXY)
                 && let Some(items) = pods::list_mut(&mut merged, "initContainers")
@@ -340,6 +379,23 @@ impl<'r> Injection<'r> {
             pods::move_last(pod, list, status::CORE_DUMP);
         }
     }
+}
+
+/// Old templates render the parts of a pod's spec without the pod around them.
+fn as_pod(rendered: Value) -> Value {
+    const PARTS: [&str; 6] =
+        ["initContainers", "containers", "volumes", "dnsConfig", "imagePullSecrets", "securityContext"];
+    let Value::Object(mut map) = rendered else { return rendered };
+    if map.contains_key("spec") || map.contains_key("metadata") || !PARTS.iter().any(|part| map.contains_key(*part)) {
+        return Value::Object(map);
+    }
+    let mut pod = json!({});
+    if let Some(annotations) = map.shift_remove("podRedirectAnnot") {
+        pod["metadata"] = json!({"annotations": annotations});
+    }
+    map.retain(|key, _| PARTS.contains(&key.as_str()));
+    pod["spec"] = Value::Object(map);
+    pod
 }
 
 /// Cluster and network: values, then the webhook's path, then the pod's label.

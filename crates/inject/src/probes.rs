@@ -46,7 +46,8 @@ fn collect(pod: &Value, agent: i64, warnings: &mut Vec<String>) -> BTreeMap<Stri
     let all = pod::containers(pod, "initContainers").iter().chain(pod::containers(pod, "containers"));
     for container in all.filter(|container| container["name"] != PROXY) {
         let name = container["name"].as_str().unwrap_or_default();
-        let mut add = |path: String, handler: &Value, grpc: bool| match prober(container, handler, grpc, agent) {
+        let mut add = |path: String, handler: &Value, grpc: bool| {
+            match prober(container, handler, grpc, agent) {
             // Rewritten before, perhaps to a port that an annotation gave.
             _ if handler["httpGet"]["path"] == path => {}
             Ok(Some(prober)) => {
@@ -57,6 +58,7 @@ fn collect(pod: &Value, agent: i64, warnings: &mut Vec<String>) -> BTreeMap<Stri
             Err(port) => warnings.push(format!(
                 "container {name}: a probe names the port {port:?}, which the container does not have; the probe will fail"
             )),
+        }
         };
         for (field, path) in PROBES {
             add(format!("/app-health/{name}/{path}"), &container[field], true);

@@ -12,6 +12,7 @@ use crate::owner::Owner;
 use crate::patch;
 use crate::pipeline::{Outcome, Request, inject};
 use crate::schema;
+use crate::status::{INJECT, label};
 
 /// Largest body that is read. Kubernetes' own limit for an object is 3 MiB; a review may hold two.
 pub const BODY_LIMIT: usize = 6 << 20;
@@ -35,8 +36,23 @@ pub struct Response {
     pub result: Result,
 }
 
-/// Answers a request to `path` (`/inject` or `/inject/KEY/VALUE/…`).
+/// Labels and annotations of a namespace, from whoever watches them.
+pub type Namespaces<'a> = &'a dyn Fn(&str) -> Option<NamespaceMeta>;
+
+/// Answers a request to `path` (`/inject` or `/inject/KEY/VALUE/…`) without knowledge of namespaces,
+/// which only OpenShift needs.
 pub fn handle(path: &str, content_type: Option<&str>, body: &[u8], config: &Config) -> Response {
+    handle_with(path, content_type, body, config, &|_| None)
+}
+
+/// As [`handle`], with the namespaces' annotations.
+pub fn handle_with(
+    path: &str,
+    content_type: Option<&str>,
+    body: &[u8],
+    config: &Config,
+    namespaces: Namespaces<'_>,
+) -> Response {
     let plain = |status: u16, message: &str| Response {
         status,
         content_type: "text/plain; charset=utf-8",
@@ -53,7 +69,7 @@ pub fn handle(path: &str, content_type: Option<&str>, body: &[u8], config: &Conf
         return plain(415, "invalid Content-Type, want `application/json`");
     }
     let (review, result) = match serde_json::from_slice::<Value>(body) {
-        Ok(request) => review(path, &request, config),
+        Ok(request) => review(path, &request, config, namespaces),
         Err(error) => {
             let message = format!("could not decode body: {error}");
             (refused("admission.k8s.io/v1", "", &message), Result::Failed(message))
@@ -63,16 +79,14 @@ pub fn handle(path: &str, content_type: Option<&str>, body: &[u8], config: &Conf
 }
 
 /// Answers an AdmissionReview, v1 or v1beta1, in its own version.
-pub fn review(path: &str, review: &Value, config: &Config) -> (Value, Result) {
+pub fn review(path: &str, review: &Value, config: &Config, namespaces: Namespaces<'_>) -> (Value, Result) {
     let version = review["apiVersion"].as_str().unwrap_or_default();
     let request = &review["request"];
     let uid = request["uid"].as_str().unwrap_or_default();
     let known = matches!(version, "admission.k8s.io/v1" | "admission.k8s.io/v1beta1");
     if !known || review["kind"] != "AdmissionReview" {
-        let message = format!(
-            "no kind {:?} is registered for version {version:?}",
-            review["kind"].as_str().unwrap_or_default()
-        );
+        let message =
+            format!("no kind {:?} is registered for version {version:?}", review["kind"].as_str().unwrap_or_default());
         return (refused("admission.k8s.io/v1", uid, &message), Result::Failed(message));
     }
     let fail = |message: String| (refused(version, uid, &message), Result::Failed(message));
@@ -94,10 +108,9 @@ pub fn review(path: &str, review: &Value, config: &Config) -> (Value, Result) {
         Err(error) => return fail(format!("the pod is malformed: {error}")),
     };
     let owner = Owner::of_pod(&base);
-    let namespace = NamespaceMeta {
-        name: base["metadata"]["namespace"].as_str().unwrap_or_default().to_owned(),
-        ..NamespaceMeta::default()
-    };
+    let name = base["metadata"]["namespace"].as_str().unwrap_or_default();
+    let mut namespace = namespaces(name).unwrap_or_default();
+    namespace.name = name.to_owned();
     let mut call = Request::new(&pod, &owner, &namespace);
     call.env = path_env(path);
     match inject(&call, config) {
@@ -113,7 +126,11 @@ pub fn review(path: &str, review: &Value, config: &Config) -> (Value, Result) {
             (allowed(version, uid, Some(patch), &warnings), Result::Injected)
         }
         Ok(Outcome::Skipped { decision }) => {
-            (allowed(version, uid, None, &decision.warnings), Result::Skipped(decision.rule.to_string()))
+            let mut warnings = decision.warnings;
+            if label(&base, INJECT) == Some("true") {
+                warnings.push(format!("the pod asks for a sidecar and gets none: {}", decision.rule));
+            }
+            (allowed(version, uid, None, &warnings), Result::Skipped(decision.rule.to_string()))
         }
         Err(error) => fail(error.to_string()),
     }
@@ -188,7 +205,10 @@ mod tests {
             env("/inject/cluster/c--slash--d/net/n/x"),
             [pair("ISTIO_META_CLUSTER_ID", "c/d"), pair("ISTIO_META_NETWORK", "n")]
         );
-        assert_eq!(env("/inject/:ENV:cluster=a:ENV:foo=:ENV:=x"), [pair("FOO", ""), pair("ISTIO_META_CLUSTER_ID", "a")]);
+        assert_eq!(
+            env("/inject/:ENV:cluster=a:ENV:foo=:ENV:=x"),
+            [pair("FOO", ""), pair("ISTIO_META_CLUSTER_ID", "a")]
+        );
     }
 
     #[test]

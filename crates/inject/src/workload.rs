@@ -16,11 +16,17 @@ use crate::schema;
 #[derive(Debug, thiserror::Error)]
 pub enum WorkloadError {
     #[error(transparent)]
-    Yaml(#[from] manifest::Error),
+    Yaml(Box<manifest::Error>),
     #[error("{object}: {message}")]
     Malformed { object: String, message: String },
     #[error("{object}")]
-    Inject { object: String, source: InjectError },
+    Inject { object: String, source: Box<InjectError> },
+}
+
+impl From<manifest::Error> for WorkloadError {
+    fn from(error: manifest::Error) -> Self {
+        Self::Yaml(Box::new(error))
+    }
 }
 
 /// What was done with a workload of the file.
@@ -54,23 +60,22 @@ pub fn inject_text(name: &Path, text: &str, config: &Config) -> Result<(String, 
     Ok((out, done))
 }
 
-/// Documents as kubectl's YAML reader cuts them; empty ones are dropped.
+/// Documents as kubectl's YAML reader cuts them. A separator that nothing precedes belongs to the document
+/// after it, which shows where documents are passed through.
 fn split(text: &str) -> Vec<String> {
     let mut documents = Vec::new();
     let mut current = String::new();
-    for line in text.split_inclusive('\n') {
-        if line.strip_prefix("---").is_some_and(|rest| rest.trim().is_empty()) {
-            if !current.is_empty() {
-                documents.push(std::mem::take(&mut current));
-            }
+    for line in text.lines() {
+        let separates =
+            line.strip_prefix("---").map(str::trim).is_some_and(|rest| rest.is_empty() || rest.starts_with('#'));
+        if separates && !current.is_empty() {
+            documents.push(std::mem::take(&mut current));
             continue;
         }
         current.push_str(line);
+        current.push('\n');
     }
     if !current.is_empty() {
-        if !current.ends_with('\n') {
-            current.push('\n');
-        }
         documents.push(current);
     }
     documents
@@ -79,7 +84,7 @@ fn split(text: &str) -> Vec<String> {
 /// The document, when it is of a kind that is injected.
 fn parse(name: &Path, raw: &str) -> Result<Option<Value>, WorkloadError> {
     let documents = manifest::parse_plain(name, raw)?;
-    Ok(documents.into_iter().next().map(|document| document.value).filter(|value| known(value)))
+    Ok(documents.into_iter().next().map(|document| document.value).filter(known))
 }
 
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
@@ -133,12 +138,11 @@ fn object(value: Value, config: &Config, done: &mut Vec<Document>) -> Result<Val
     };
     let full = if owner.namespace.is_empty() { name.to_owned() } else { format!("{}/{name}", owner.namespace) };
     let described = format!("{kind} \"{full}\"");
-    let namespace =
-        NamespaceMeta { name: text(&pod["metadata"], "namespace").to_owned(), ..NamespaceMeta::default() };
+    let namespace = NamespaceMeta { name: text(&pod["metadata"], "namespace").to_owned(), ..NamespaceMeta::default() };
     let mut request = Request::new(&pod, &owner, &namespace);
     request.always = true;
-    let outcome =
-        inject(&request, config).map_err(|source| WorkloadError::Inject { object: described.clone(), source })?;
+    let outcome = inject(&request, config)
+        .map_err(|source| WorkloadError::Inject { object: described.clone(), source: Box::new(source) })?;
     match outcome {
         Outcome::Injected { pod, warnings, decision } => {
             for (path, part) in [(metadata, "metadata"), (spec, "spec")] {
@@ -181,4 +185,29 @@ fn items(list: Value, config: &Config, done: &mut Vec<Document>) -> Result<Value
     }
     out.entry("metadata").or_insert_with(|| json!({}));
     Ok(Value::Object(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Builtin;
+
+    #[test]
+    fn what_is_no_workload_passes_through() {
+        let text = "---\n# only a comment\n---\nkind: Service\napiVersion:  v1 # kept\n";
+        let config = Config::builtin(&Builtin::default()).unwrap();
+        let (out, done) = inject_text(Path::new("f"), text, &config).unwrap();
+        assert_eq!(out, "---\n# only a comment\n---\nkind: Service\napiVersion:  v1 # kept\n---\n");
+        assert!(done.is_empty());
+    }
+
+    #[test]
+    fn a_workload_without_pods_is_refused() {
+        let config = Config::builtin(&Builtin::default()).unwrap();
+        for text in
+            ["kind: Deployment\napiVersion: apps/v1\nspec: {template: 1}", "kind: Pod\napiVersion: v1\nspec: []"]
+        {
+            assert!(inject_text(Path::new("f"), text, &config).is_err(), "{text}");
+        }
+    }
 }

@@ -4,17 +4,22 @@ mod emit;
 
 use std::path::Path;
 
-use manifest::Error;
+use manifest::{Document, Error};
 use serde_json::{Map, Value};
 
 pub(crate) use emit::emit;
 
-/// The one mapping that a text holds; an empty text is an empty mapping.
-pub(crate) fn mapping(name: &str, text: &str) -> Result<Value, Error> {
-    let documents = manifest::parse_plain(Path::new(name), text)?;
+/// The one mapping that a text holds, with its positions; an empty text is an empty mapping.
+pub(crate) fn document(file: &Path, text: &str) -> Result<Document, Error> {
+    let mut documents = manifest::parse_plain(file, text)?;
     match documents.len() {
-        0 => Ok(Value::Object(Map::new())),
-        1 => Ok(documents.into_iter().next().map(|document| document.value).unwrap_or_default()),
+        0 => Ok(Document::from_value(Value::Object(Map::new()), file)),
+        1 => Ok(documents.remove(0)),
         _ => Err(documents[1].error("", "expected one document, found several")),
     }
+}
+
+/// As [`document`], without positions.
+pub(crate) fn mapping(name: &str, text: &str) -> Result<Value, Error> {
+    document(Path::new(name), text).map(|document| document.value)
 }

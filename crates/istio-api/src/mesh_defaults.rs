@@ -92,10 +92,7 @@ impl MeshConfig {
             enable_prometheus_merge: Some(true),
             default_providers: Some(DefaultProviders::default()),
             extension_providers: vec![
-                ExtensionProvider {
-                    prometheus: Some(PrometheusMetricsProvider::default()),
-                    ..provider("prometheus")
-                },
+                ExtensionProvider { prometheus: Some(PrometheusMetricsProvider::default()), ..provider("prometheus") },
                 ExtensionProvider { stackdriver: Some(StackdriverProvider::default()), ..provider("stackdriver") },
                 ExtensionProvider { envoy_file_access_log: Some(stdout), ..provider("envoy") },
             ],
@@ -248,6 +245,10 @@ mod tests {
             load("trustDomain: td\nconnectTimeout: soon\n").unwrap_err(),
             "mesh.yaml:2:1: connectTimeout: invalid duration \"soon\": expected a number with a unit such as 500ms, 10s or 1h30m"
         );
-        assert!(load("defaultConfig:\n  statusPort: x\n").unwrap_err().starts_with("mesh.yaml:2:3: defaultConfig.statusPort: "));
+        assert!(
+            load("defaultConfig:\n  statusPort: x\n")
+                .unwrap_err()
+                .starts_with("mesh.yaml:2:3: defaultConfig.statusPort: ")
+        );
     }
 }

@@ -12,8 +12,6 @@ mod telemetry;
 mod text;
 mod virtual_service;
 
-pub use text::is_host;
-
 use check::Check;
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use wire::Tap;
 /// Requests that the canary's shares are measured with, and how far they may be off, in percent.
 const CANARY_REQUESTS: usize = 1000;
 const CANARY_TOLERANCE: f64 = 3.0;
-/// As many at once as a browser opens connections, and a bit.
+/// About as many as a browser opens connections; a divisor of the number above.
 const AT_ONCE: usize = 8;
 /// How long a change may take to reach all sidecars.
 const SYNC_PATIENCE: Duration = Duration::from_secs(10);
@@ -115,9 +115,9 @@ impl Check<'_> {
         let ids = self.apply(namespace, CANARY).await?;
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
         let mut tasks = JoinSet::new();
-        for worker in 0..AT_ONCE {
+        for _ in 0..AT_ONCE {
             let dialer = self.dialer.clone();
-            let share = CANARY_REQUESTS / AT_ONCE + usize::from(worker < CANARY_REQUESTS % AT_ONCE);
+            let share = CANARY_REQUESTS / AT_ONCE;
             tasks.spawn(async move {
                 let mut versions = Vec::with_capacity(share);
                 for _ in 0..share {

@@ -295,7 +295,10 @@ pub fn logs(args: &LogsArgs) -> anyhow::Result<ExitCode> {
     } else if !args.follow {
         bail!("container {} of pod {} has written nothing yet", found.container, found.pod);
     }
-    while args.follow {
+    if !args.follow {
+        return Ok(ExitCode::SUCCESS);
+    }
+    loop {
         if let Ok(mut file) = std::fs::File::open(&found.log) {
             // Shorter than before: it was rotated.
             if file.metadata()?.len() < position {
@@ -305,11 +308,10 @@ pub fn logs(args: &LogsArgs) -> anyhow::Result<ExitCode> {
             position += std::io::copy(&mut file, &mut out)?;
             out.flush()?;
         } else if !folder.is_running()? {
-            break;
+            return Ok(ExitCode::SUCCESS);
         }
         std::thread::sleep(Duration::from_millis(200));
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn tail_start(text: &[u8], lines: usize) -> usize {

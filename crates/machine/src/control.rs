@@ -24,11 +24,23 @@ const REQUEST_MAX: u64 = 64 << 20;
 /// What a client asks.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    Apply { files: Vec<TextFile> },
-    Delete { files: Vec<TextFile>, objects: Vec<(String, String, String)> },
+    Apply {
+        files: Vec<TextFile>,
+    },
+    Delete {
+        files: Vec<TextFile>,
+        objects: Vec<(String, String, String)>,
+    },
     Ps,
-    Find { pod: String, namespace: Option<String>, container: Option<String> },
-    RunCron { name: String, namespace: String },
+    Find {
+        pod: String,
+        namespace: Option<String>,
+        container: Option<String>,
+    },
+    RunCron {
+        name: String,
+        namespace: String,
+    },
     /// Waits until all sidecars have accepted a revision of the control plane.
     Wait {
         revision: u64,

@@ -70,10 +70,10 @@ impl Objects {
     /// Takes a document in; the document returned carries its namespace.
     pub(crate) fn apply(&mut self, mut document: Document) -> (Id, Applied, Document) {
         let id = id_of(&document);
-        if !id.namespace.is_empty() {
-            if let Some(meta) = document.value.get_mut("metadata").and_then(Value::as_object_mut) {
-                meta.insert("namespace".to_owned(), json!(id.namespace));
-            }
+        if !id.namespace.is_empty()
+            && let Some(meta) = document.value.get_mut("metadata").and_then(Value::as_object_mut)
+        {
+            meta.insert("namespace".to_owned(), json!(id.namespace));
         }
         let applied = match self.documents.get(&id) {
             None => Applied::Created,
@@ -141,16 +141,8 @@ impl Objects {
         self.workloads.get(id)
     }
 
-    pub(crate) fn documents(&self) -> impl Iterator<Item = (&Id, &Document)> {
-        self.documents.iter()
-    }
-
     pub(crate) fn namespace(&self, name: &str) -> Option<&NamespaceMeta> {
         self.namespaces.get(name)
-    }
-
-    pub(crate) fn namespaces(&self) -> impl Iterator<Item = &String> {
-        self.namespaces.keys()
     }
 
     /// Namespaces that objects refer to and nobody declared.

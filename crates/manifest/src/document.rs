@@ -250,9 +250,9 @@ pub fn without_nulls(value: &Value) -> Cow<'_, Value> {
     }
     fn strip(value: &Value) -> Value {
         match value {
-            Value::Object(fields) => Value::Object(
-                fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), strip(v))).collect(),
-            ),
+            Value::Object(fields) => {
+                Value::Object(fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), strip(v))).collect())
+            }
             Value::Array(items) => Value::Array(items.iter().map(strip).collect()),
             other => other.clone(),
         }

@@ -211,3 +211,6 @@ impl<'de> Visitor<'de> for NodeVisitor {
         Ok(Node { value: Value::Object(values), marks: Marks::Mapping(marks) })
     }
 }
+
+#[cfg(test)]
+mod tests;

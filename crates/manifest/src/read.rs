@@ -73,3 +73,33 @@ fn take(path: &Path, text: std::io::Result<String>, documents: &mut Vec<Document
 fn io_error(path: &Path, error: &std::io::Error) -> Error {
     Error { file: path.to_path_buf(), line: 0, column: 0, field: None, message: format!("cannot be read: {error}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_read_in_order_and_one_broken_file_spoils_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let object = |name: &str| format!("apiVersion: v1\nkind: K\nmetadata: {{name: {name}}}\n");
+        write("b.yaml", &object("b"));
+        write("a.yml", &object("a"));
+        write("below/c.yml", &object("c"));
+        write("d.json", r#"{"apiVersion": "v1", "kind": "K", "metadata": {"name": "d"}}"#);
+        write("broken.yaml", "a: [");
+        write("notes.txt", "a: [");
+        write(".hidden/e.yaml", &object("e"));
+        write("outrigger.yaml", "images: {}");
+        let (documents, errors) = read(&[dir.path().to_path_buf(), dir.path().join("missing.yaml")]);
+        let names: Vec<_> = documents.iter().map(Document::name).collect();
+        assert_eq!(names, ["a", "b", "d"]);
+        assert_eq!(errors.len(), 2);
+        assert!(errors[0].to_string().contains("broken.yaml:"), "{}", errors[0]);
+        assert!(errors[1].to_string().contains("missing.yaml: cannot be read"), "{}", errors[1]);
+    }
+}

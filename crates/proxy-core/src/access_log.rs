@@ -97,10 +97,10 @@ impl AccessLog {
     }
 
     fn compile(log: &pb::accesslog::AccessLog, _options: &Options) -> Compiled<Self> {
-        use pb::accesslog::access_log::ConfigType;
-        use pb::ext::access_loggers as loggers;
         use loggers::stream::v3::stderr_access_log::AccessLogFormat as ErrFormat;
         use loggers::stream::v3::stdout_access_log::AccessLogFormat as OutFormat;
+        use pb::accesslog::access_log::ConfigType;
+        use pb::ext::access_loggers as loggers;
         let filter = log.filter.as_ref().map(LogFilter::compile).transpose().at("filter")?;
         let typed = Typed::open(log.config_type.as_ref().map(|ConfigType::TypedConfig(any)| any))?;
         let (sink, format) = match typed.name.as_str() {
@@ -163,7 +163,9 @@ fn file(
     let format = config.access_log_format.as_ref().map(|format| match format {
         AccessLogFormat::LogFormat(format) => format.clone(),
         AccessLogFormat::Format(text) => of(Kind::TextFormat(text.clone())),
-        AccessLogFormat::JsonFormat(fields) | AccessLogFormat::TypedJsonFormat(fields) => of(Kind::JsonFormat(fields.clone())),
+        AccessLogFormat::JsonFormat(fields) | AccessLogFormat::TypedJsonFormat(fields) => {
+            of(Kind::JsonFormat(fields.clone()))
+        }
     });
     Ok((sink, format))
 }
@@ -179,7 +181,8 @@ impl OtlpLog {
         let name = if config.log_name.is_empty() { &common.log_name } else { &config.log_name };
         let mut attributes = Vec::new();
         for pair in config.attributes.iter().flat_map(|a| &a.values) {
-            let text = plain(pair.value.as_ref()).ok_or_else(|| Invalid::unsupported(format!("attributes.{}", pair.key)))?;
+            let text =
+                plain(pair.value.as_ref()).ok_or_else(|| Invalid::unsupported(format!("attributes.{}", pair.key)))?;
             attributes.push((pair.key.as_str().into(), Format::compile(&text, false).at("attributes")?));
         }
         let resource = config.resource_attributes.iter().flat_map(|a| &a.values);
@@ -221,7 +224,8 @@ impl AlsLog {
         http: bool,
     ) -> Compiled<Self> {
         let config = config.ok_or_else(|| Invalid::new("common_config", "is missing"))?;
-        let service = config.grpc_service.as_ref().ok_or_else(|| Invalid::new("common_config.grpc_service", "is missing"))?;
+        let service =
+            config.grpc_service.as_ref().ok_or_else(|| Invalid::new("common_config.grpc_service", "is missing"))?;
         Ok(Self {
             cluster: grpc_cluster(service).at("common_config.grpc_service")?,
             name: config.log_name.as_str().into(),

@@ -1,5 +1,5 @@
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use mesh_types::ArcStr;
 
@@ -31,6 +31,11 @@ impl Address {
         self.socket().map(|s| s.ip())
     }
 
+    /// Whether it is 127.0.0.1 or ::1; the rest of 127.0.0.0/8 does not count, as in Envoy (`Network::Utility::isLoopbackAddress`).
+    pub fn is_loopback(&self) -> bool {
+        self.ip().is_some_and(|ip| ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST)
+    }
+
     /// The port, unless it is no IP address.
     pub fn port(&self) -> Option<u16> {
         self.socket().map(|s| s.port())
@@ -40,7 +45,9 @@ impl Address {
     pub(crate) fn compile(address: Option<&pb::core::Address>) -> Compiled<Self> {
         match HostAddress::compile(address)? {
             HostAddress::Literal(address) => Ok(address),
-            HostAddress::Name(name, _) => Err(Invalid::new("socket_address.address", format!("malformed IP address: {name}"))),
+            HostAddress::Name(name, _) => {
+                Err(Invalid::new("socket_address.address", format!("malformed IP address: {name}")))
+            }
         }
     }
 }
@@ -113,7 +120,9 @@ fn port_of(socket: &pb::core::SocketAddress) -> Compiled<u16> {
         Some(pb::core::socket_address::PortSpecifier::PortValue(port)) => {
             u16::try_from(*port).map_err(|_| Invalid::new("socket_address.port_value", format!("{port} is no port")))
         }
-        Some(pb::core::socket_address::PortSpecifier::NamedPort(_)) => Err(Invalid::unsupported("socket_address.named_port")),
+        Some(pb::core::socket_address::PortSpecifier::NamedPort(_)) => {
+            Err(Invalid::unsupported("socket_address.named_port"))
+        }
         None => Err(Invalid::new("socket_address.port_value", "is missing")),
     }
 }

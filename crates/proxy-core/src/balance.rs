@@ -72,6 +72,7 @@ pub struct LoadBalancer {
     /// Original destinations seen, and resolved names.
     ephemeral: HashMap<Address, Arc<Host>>,
     seed: u64,
+    panicked: bool,
 }
 
 /// Hosts to choose from: all of a cluster, or one subset.
@@ -112,6 +113,7 @@ impl LoadBalancer {
             subsets: Subsets::default(),
             ephemeral: HashMap::new(),
             seed,
+            panicked: false,
         };
         balancer.rebuild();
         balancer
@@ -132,6 +134,11 @@ impl LoadBalancer {
         self.epoch = self.endpoints.epoch.load(Ordering::Acquire);
         self.all = Pool::new(&self.cluster, &self.endpoints, self.seed, |_| true);
         self.subsets.clear();
+    }
+
+    /// Whether the last choice was made in panic (statistic `lb_healthy_panic`).
+    pub fn panicked(&self) -> bool {
+        self.panicked
     }
 
     /// The host for a request; `None`: there is none (flag UH, details `no_healthy_upstream`).
@@ -155,7 +162,8 @@ impl LoadBalancer {
                 subset::Choice::Nothing => return None,
             },
         };
-        pool.pick(cluster, cx, random)
+        self.panicked = false;
+        pool.pick(cluster, cx, &mut self.panicked, random)
     }
 
     /// The host with this address, made if it is new: for original destinations and resolved names.
@@ -207,11 +215,17 @@ impl Pool {
         self.groups.iter().all(|g| g.any.count() == 0)
     }
 
-    fn pick(&mut self, cluster: &Cluster, cx: &PickContext<'_>, random: &mut Random) -> Option<Arc<Host>> {
+    fn pick(
+        &mut self,
+        cluster: &Cluster,
+        cx: &PickContext<'_>,
+        panicked: &mut bool,
+        random: &mut Random,
+    ) -> Option<Arc<Host>> {
         let attempts = cx.retry.map_or(1, |r| r.host_selection_attempts + 1);
         let mut chosen = None;
         for attempt in 0..attempts {
-            let host = self.pick_once(cluster, cx, attempt, random)?;
+            let host = self.pick_once(cluster, cx, attempt, panicked, random)?;
             let again = attempt + 1 < attempts && is_unwanted(&host, cx);
             chosen = Some(host);
             if !again {
@@ -226,11 +240,13 @@ impl Pool {
         cluster: &Cluster,
         cx: &PickContext<'_>,
         attempt: u32,
+        panicked: &mut bool,
         random: &mut Random,
     ) -> Option<Arc<Host>> {
         let draw = cx.hash.filter(|_| is_hashing(&cluster.lb)).unwrap_or_else(|| random.next());
         let excluded = excluded_priorities(cx);
         let (index, health, panic) = priority::choose(&self.loads, draw, &excluded)?;
+        *panicked = panic;
         let groups = &mut self.groups[index];
         let group = match (panic, health) {
             (true, _) if cluster.fail_on_panic => return None,
@@ -268,11 +284,20 @@ impl PriorityGroups {
         member: &dyn Fn(&Host) -> bool,
     ) -> Self {
         let by_health = |health: Option<Health>| {
-            Localities::new(cluster, endpoints, set, seed, &|host| {
-                member(host) && health.is_none_or(|wanted| host.health() == wanted)
-            }, member)
+            Localities::new(
+                cluster,
+                endpoints,
+                set,
+                seed,
+                &|host| member(host) && health.is_none_or(|wanted| host.health() == wanted),
+                member,
+            )
         };
-        Self { healthy: by_health(Some(Health::Healthy)), degraded: by_health(Some(Health::Degraded)), any: by_health(None) }
+        Self {
+            healthy: by_health(Some(Health::Healthy)),
+            degraded: by_health(Some(Health::Degraded)),
+            any: by_health(None),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use mesh_types::ArcStr;
 use serde_json::Value;
 
+use crate::Options;
 use crate::access_log::AccessLog;
 use crate::address::Address;
 use crate::cluster::Cluster;
@@ -15,7 +16,6 @@ use crate::metadata;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, Rejected, Result, refuse};
 use crate::tls::{ConfigSource, Secret, grpc_cluster};
-use crate::Options;
 
 /// A compiled bootstrap.
 #[derive(Debug)]
@@ -137,8 +137,10 @@ impl Bootstrap {
     pub fn compile(bootstrap: &pb::bootstrap::Bootstrap, options: &Options) -> Result<Self> {
         let fixed = bootstrap.static_resources.clone().unwrap_or_default();
         let compiled = Self::build(bootstrap, options).map_err(|invalid| invalid.of("bootstrap", ""))?;
-        let clusters = fixed.clusters.iter().map(|c| Cluster::compile(c, options).map(Arc::new)).collect::<Result<Vec<_>>>()?;
-        let listeners = fixed.listeners.iter().map(|l| Listener::compile(l, options).map(Arc::new)).collect::<Result<Vec<_>>>()?;
+        let clusters =
+            fixed.clusters.iter().map(|c| Cluster::compile(c, options).map(Arc::new)).collect::<Result<Vec<_>>>()?;
+        let listeners =
+            fixed.listeners.iter().map(|l| Listener::compile(l, options).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         unique("cluster", clusters.iter().map(|c| &c.name))?;
         unique("listener", listeners.iter().map(|l| &l.name).filter(|n| !n.is_empty()))?;
         let compiled = Self {
@@ -302,7 +304,8 @@ impl StatsConfig {
             let name: ArcStr = tag.tag_name.as_str().into();
             tags.push(match &tag.tag_value {
                 Some(TagValue::Regex(regex)) => {
-                    crate::matchers::Regex::new(regex).map_err(|r| Invalid::new(format!("stats_tags[{i}].regex"), r))?;
+                    crate::matchers::Regex::new(regex)
+                        .map_err(|r| Invalid::new(format!("stats_tags[{i}].regex"), r))?;
                     TagRule::Regex(name, regex.as_str().into())
                 }
                 Some(TagValue::FixedValue(value)) => TagRule::Fixed(name, value.as_str().into()),
@@ -312,8 +315,12 @@ impl StatsConfig {
         let names = match config.stats_matcher.as_ref().and_then(|m| m.stats_matcher.as_ref()) {
             None | Some(Kind::RejectAll(false)) => StatsNames::All,
             Some(Kind::RejectAll(true)) => StatsNames::None,
-            Some(Kind::InclusionList(list)) => StatsNames::Only(StringMatcher::compile_list(&list.patterns).at("inclusion_list")?),
-            Some(Kind::ExclusionList(list)) => StatsNames::Except(StringMatcher::compile_list(&list.patterns).at("exclusion_list")?),
+            Some(Kind::InclusionList(list)) => {
+                StatsNames::Only(StringMatcher::compile_list(&list.patterns).at("inclusion_list")?)
+            }
+            Some(Kind::ExclusionList(list)) => {
+                StatsNames::Except(StringMatcher::compile_list(&list.patterns).at("exclusion_list")?)
+            }
         };
         let mut histogram_buckets = Vec::new();
         for (i, settings) in config.histogram_bucket_settings.iter().enumerate() {

@@ -72,7 +72,8 @@ pub enum Value {
 impl Expression {
     /// Parses.
     pub(crate) fn compile(source: &str) -> Compiled<Self> {
-        let root = parse::parse(source).map_err(|reason| Invalid::new("", format!("CEL expression {source:?}: {reason}")))?;
+        let root =
+            parse::parse(source).map_err(|reason| Invalid::new("", format!("CEL expression {source:?}: {reason}")))?;
         Ok(Self { root, source: source.into() })
     }
 

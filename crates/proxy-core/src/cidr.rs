@@ -18,7 +18,8 @@ impl From<IpNet> for Cidr {
 impl Cidr {
     pub(crate) fn compile(range: &pb::core::CidrRange) -> Compiled<Self> {
         let bad = |reason: String| Invalid::new("address_prefix", reason);
-        let ip: IpAddr = range.address_prefix.parse().map_err(|_| bad(format!("malformed IP address: {}", range.address_prefix)))?;
+        let ip: IpAddr =
+            range.address_prefix.parse().map_err(|_| bad(format!("malformed IP address: {}", range.address_prefix)))?;
         // Envoy (CidrRange::create): a missing length is 0, one beyond the address is cut to it.
         let most = if ip.is_ipv4() { 32 } else { 128 };
         let length = range.prefix_len.as_ref().map_or(0, |l| l.value).min(most);

@@ -79,7 +79,8 @@ impl BreakerLimits {
             Some(budget) => Some(RetryBudget {
                 percent: fields::percent("retry_budget.budget_percent", budget.budget_percent.as_ref(), 20.0)?,
                 min_concurrency: uint(&budget.min_retry_concurrency, 3),
-                interval: fields::duration("retry_budget.budget_interval", budget.budget_interval.as_ref())?.unwrap_or_default(),
+                interval: fields::duration("retry_budget.budget_interval", budget.budget_interval.as_ref())?
+                    .unwrap_or_default(),
             }),
         };
         Ok(Self {

@@ -15,7 +15,7 @@ use prost::Message;
 
 pub use discovery::{Discovery, DnsConfig, DnsFamily, OriginalDst};
 pub use policy::{HashFunction, LbPolicy, SlowStart, SubsetConfig, SubsetFallback, SubsetSelector};
-pub use protocol::{Http1Options, Http2Options, HeaderCase, Keepalive, UpstreamProtocol};
+pub use protocol::{HeaderCase, Http1Options, Http2Options, Keepalive, UpstreamProtocol};
 pub use transport::{TransportMatch, TransportSocket, TransportSockets};
 
 use crate::circuit::BreakerLimits;
@@ -145,7 +145,11 @@ impl Cluster {
             hash: hash(cluster),
             endpoints: Arc::new(Endpoints::default()),
             assignment: None,
-            connect_timeout: fields::positive("connect_timeout", cluster.connect_timeout.as_ref(), Duration::from_secs(5))?,
+            connect_timeout: fields::positive(
+                "connect_timeout",
+                cluster.connect_timeout.as_ref(),
+                Duration::from_secs(5),
+            )?,
             per_connection_buffer_limit: fields::uint(cluster.per_connection_buffer_limit_bytes.as_ref(), 1 << 20),
             transport: TransportSockets::compile(cluster)?,
             protocol: http.protocol,
@@ -161,7 +165,12 @@ impl Cluster {
             max_response_headers: http.max_response_headers,
             max_response_header_bytes: http.max_response_header_bytes,
             breakers: BreakerLimits::compile(cluster.circuit_breakers.as_ref()).at("circuit_breakers")?,
-            outlier: cluster.outlier_detection.as_ref().map(OutlierConfig::compile).transpose().at("outlier_detection")?,
+            outlier: cluster
+                .outlier_detection
+                .as_ref()
+                .map(OutlierConfig::compile)
+                .transpose()
+                .at("outlier_detection")?,
             health_checks: HealthCheckConfig::compile_all(&cluster.health_checks)?,
             lb: policy.lb,
             locality_weighted: policy.locality_weighted,
@@ -191,7 +200,10 @@ impl Cluster {
                 if let Discovery::LogicalDns(_) = discovery
                     && !matches!(assignment.endpoints.as_slice(), [one] if one.lb_endpoints.len() == 1)
                 {
-                    return Err(Invalid::new("load_assignment", "LOGICAL_DNS needs a single locality with a single endpoint"));
+                    return Err(Invalid::new(
+                        "load_assignment",
+                        "LOGICAL_DNS needs a single locality with a single endpoint",
+                    ));
                 }
                 let endpoints = Endpoints::build(assignment, &compiled, None, names_allowed).at("load_assignment")?;
                 compiled.endpoints = Arc::new(endpoints);
@@ -256,7 +268,8 @@ fn hash(cluster: &pb::cluster::Cluster) -> u64 {
         let fields = found.r#match.take().as_ref().map(crate::metadata::object);
         format!("{fields:?}").hash(&mut hasher);
     }
-    for endpoint in cluster.load_assignment.iter_mut().flat_map(|a| &mut a.endpoints).flat_map(|e| &mut e.lb_endpoints) {
+    for endpoint in cluster.load_assignment.iter_mut().flat_map(|a| &mut a.endpoints).flat_map(|e| &mut e.lb_endpoints)
+    {
         format!("{:?}", Metadata::compile(endpoint.metadata.take().as_ref())).hash(&mut hasher);
     }
     cluster.encode_to_vec().hash(&mut hasher);

@@ -172,7 +172,9 @@ impl<'a> Builder<'a> {
             drops: policy
                 .drop_overloads
                 .iter()
-                .map(|d| Ok((d.category.as_str().into(), Fraction::compile(d.drop_percentage.as_ref(), Fraction::NONE)?)))
+                .map(|d| {
+                    Ok((d.category.as_str().into(), Fraction::compile(d.drop_percentage.as_ref(), Fraction::NONE)?))
+                })
                 .collect::<Compiled<_>>()
                 .at("policy.drop_overloads")?,
             epoch: Arc::clone(&self.epoch),
@@ -197,7 +199,9 @@ impl<'a> Builder<'a> {
         for (i, entry) in locality.lb_endpoints.iter().enumerate() {
             let endpoint = match &entry.host_identifier {
                 Some(HostIdentifier::Endpoint(endpoint)) => endpoint,
-                Some(HostIdentifier::EndpointName(_)) => return Err(Invalid::unsupported(format!("lb_endpoints[{i}].endpoint_name"))),
+                Some(HostIdentifier::EndpointName(_)) => {
+                    return Err(Invalid::unsupported(format!("lb_endpoints[{i}].endpoint_name")));
+                }
                 None => return Err(Invalid::new(format!("lb_endpoints[{i}].endpoint"), "is missing")),
             };
             let weight = fields::uint(entry.load_balancing_weight.as_ref(), 1);
@@ -240,10 +244,14 @@ impl<'a> Builder<'a> {
         Ok(match (HostAddress::compile(endpoint.address.as_ref()).at("endpoint.address")?, self.resolve) {
             (HostAddress::Literal(address), _) => vec![(address, endpoint.hostname.as_str().into())],
             (HostAddress::Name(name, _), None) => {
-                return Err(Invalid::new("endpoint.address.socket_address.address", format!("malformed IP address: {name}")));
+                return Err(Invalid::new(
+                    "endpoint.address.socket_address.address",
+                    format!("malformed IP address: {name}"),
+                ));
             }
             (HostAddress::Name(name, port), Some(resolve)) => {
-                let hostname: ArcStr = if endpoint.hostname.is_empty() { name.clone() } else { endpoint.hostname.as_str().into() };
+                let hostname: ArcStr =
+                    if endpoint.hostname.is_empty() { name.clone() } else { endpoint.hostname.as_str().into() };
                 let mut found = resolve(&name, port);
                 if let Discovery::LogicalDns(_) = self.cluster.discovery {
                     found.truncate(1);

@@ -17,7 +17,11 @@ pub(crate) fn duration(field: &str, value: Option<&pb::Duration>) -> Compiled<Op
 }
 
 /// A duration of which zero means "off".
-pub(crate) fn duration_or_off(field: &str, value: Option<&pb::Duration>, default: Option<Duration>) -> Compiled<Option<Duration>> {
+pub(crate) fn duration_or_off(
+    field: &str,
+    value: Option<&pb::Duration>,
+    default: Option<Duration>,
+) -> Compiled<Option<Duration>> {
     Ok(match duration(field, value)? {
         None => default,
         Some(Duration::ZERO) => None,

@@ -18,7 +18,9 @@ pub use ext_authz::{AuthzService, BodyBuffer, ExtAuthz, ExtAuthzOverride, HttpAu
 pub use fault::{Abort, Fault, FaultDecision};
 pub use istio::{AlpnOverride, IstioStats, MetricOverride, PeerMetadataConfig, Reporter};
 pub use jwt::{ClaimToHeader, JwksSource, JwtAuthn, JwtOverride, JwtProvider, Requirement, Token, TokenPlace};
-pub use local_rate_limit::{Descriptor, LocalRateLimit, RateLimitContext, RateLimitRule, TokenBucket, TokenBucketConfig};
+pub use local_rate_limit::{
+    Descriptor, LocalRateLimit, RateLimitContext, RateLimitRule, TokenBucket, TokenBucketConfig,
+};
 pub use session::{SessionKind, StatefulSession};
 pub use small::{FilterStateValue, HeaderMutation, HealthCheckFilter, RouterConfig};
 
@@ -124,10 +126,7 @@ impl HttpFilterEntry {
         }
         match all.iter().position(|f: &Self| matches!(f.filter, HttpFilter::Router(_))) {
             Some(at) if at + 1 == all.len() => Ok(all),
-            Some(at) => Err(Invalid::new(
-                format!("http_filters[{at}]"),
-                "the router must be the last filter",
-            )),
+            Some(at) => Err(Invalid::new(format!("http_filters[{at}]"), "the router must be the last filter")),
             None => Err(Invalid::new("http_filters", "the last filter must be the router")),
         }
     }
@@ -186,14 +185,18 @@ impl HttpFilter {
                 use http::dynamic_forward_proxy::v3::filter_config::ImplementationSpecifier;
                 let config: http::dynamic_forward_proxy::v3::FilterConfig = typed.decode()?;
                 match config.implementation_specifier {
-                    Some(ImplementationSpecifier::DnsCacheConfig(cache)) => Self::DynamicForwardProxy(cache.name.as_str().into()),
+                    Some(ImplementationSpecifier::DnsCacheConfig(cache)) => {
+                        Self::DynamicForwardProxy(cache.name.as_str().into())
+                    }
                     _ => return Err(Invalid::unsupported("sub_cluster_config")),
                 }
             }
             "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => {
                 Self::IstioAlpn(Arc::new(AlpnOverride::compile(&typed.decode()?)?))
             }
-            "io.istio.http.peer_metadata.Config" => Self::PeerMetadata(Arc::new(PeerMetadataConfig::of(&typed.fields()))),
+            "io.istio.http.peer_metadata.Config" => {
+                Self::PeerMetadata(Arc::new(PeerMetadataConfig::of(&typed.fields())))
+            }
             "stats.PluginConfig" => Self::IstioStats(Arc::new(IstioStats::compile(&typed.decode()?)?)),
             _ => return Ok(None),
         }))

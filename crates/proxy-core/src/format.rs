@@ -52,7 +52,15 @@ pub struct FormatContext<'a> {
 impl<'a> FormatContext<'a> {
     /// The usual context while a request is processed.
     pub fn new(info: &'a StreamInfo, request: Option<&'a Headers>, response: Option<&'a Headers>) -> Self {
-        Self { info, request, response, trailers: None, local_reply_body: "", access_log_type: "NotSet", now: info.start }
+        Self {
+            info,
+            request,
+            response,
+            trailers: None,
+            local_reply_body: "",
+            access_log_type: "NotSet",
+            now: info.start,
+        }
     }
 }
 
@@ -131,8 +139,12 @@ impl Format {
 }
 
 fn write_json_string(text: &[u8], out: &mut Vec<u8>) {
-    // Writing into a vector does not fail, and a string always serializes.
-    let _ = serde_json::to_writer(out, &String::from_utf8_lossy(text));
+    // Bytes that are no UTF-8 are taken for Latin-1, so that none is lost. Writing into a vector does not fail, and a
+    // string always serializes.
+    let _ = match std::str::from_utf8(text) {
+        Ok(text) => serde_json::to_writer(out, text),
+        Err(_) => serde_json::to_writer(out, &text.iter().map(|b| char::from(*b)).collect::<String>()),
+    };
 }
 
 /// A parsed JSON format: a tree whose strings are formats. Keys are sorted.
@@ -259,9 +271,12 @@ impl FormatString {
             Some(Kind::TextFormat(text)) => Self::Text(Format::compile(text, omit).at("text_format")?),
             Some(Kind::JsonFormat(fields)) => Self::Json(JsonFormat::compile(fields, omit)?),
             Some(Kind::TextFormatSource(source)) => match &source.specifier {
-                Some(Specifier::InlineString(text)) => Self::Text(Format::compile(text, omit).at("text_format_source")?),
+                Some(Specifier::InlineString(text)) => {
+                    Self::Text(Format::compile(text, omit).at("text_format_source")?)
+                }
                 Some(Specifier::InlineBytes(bytes)) => {
-                    let text = std::str::from_utf8(bytes).map_err(|e| Invalid::new("text_format_source", e.to_string()))?;
+                    let text =
+                        std::str::from_utf8(bytes).map_err(|e| Invalid::new("text_format_source", e.to_string()))?;
                     Self::Text(Format::compile(text, omit).at("text_format_source")?)
                 }
                 _ => return Err(Invalid::unsupported("text_format_source")),

@@ -19,6 +19,7 @@ pub use response::conform_response;
 pub use tracing::{CustomTag, TagSource, Tracing, TracingProvider};
 
 use crate::access_log::AccessLog;
+use crate::address::Address;
 use crate::cidr::Cidr;
 use crate::cluster::{Http1Options, Http2Options};
 use crate::filters::{HttpFilter, HttpFilterEntry, RouterConfig};
@@ -79,10 +80,8 @@ pub struct HttpConnectionManager {
     pub xff_num_trusted_hops: u32,
     /// Do not add the peer to `x-forwarded-for`.
     pub skip_xff_append: bool,
-    /// Addresses that count as inside.
-    pub internal_addresses: Vec<Cidr>,
-    /// Unix socket peers count as inside.
-    pub internal_unix_sockets: bool,
+    /// Who counts as inside; `None`: nobody.
+    pub internal: Option<InternalAddresses>,
     /// What happens to `x-forwarded-client-cert`.
     pub forward_client_cert: ForwardClientCert,
     /// What our element of it says.
@@ -136,6 +135,28 @@ pub struct HttpConnectionManager {
     local_address: Option<IpAddr>,
     node_id: ArcStr,
     node_cluster: ArcStr,
+}
+
+/// Which peers count as inside.
+#[derive(Clone, Debug)]
+pub struct InternalAddresses {
+    /// These; empty: private networks and loopback.
+    pub ranges: Vec<Cidr>,
+    /// Unix socket peers, too.
+    pub unix_sockets: bool,
+}
+
+impl InternalAddresses {
+    /// Whether a peer counts as inside (Envoy `InternalAddressConfig::isInternalAddress`).
+    pub fn contains(&self, address: &Address) -> bool {
+        match address.ip() {
+            None => self.unix_sockets,
+            Some(_) if self.ranges.is_empty() && address.is_loopback() => true,
+            Some(IpAddr::V4(ip)) if self.ranges.is_empty() => ip.is_private(),
+            Some(IpAddr::V6(ip)) if self.ranges.is_empty() => ip.is_unique_local(),
+            Some(ip) => self.ranges.iter().any(|range| range.contains(ip)),
+        }
+    }
 }
 
 /// HTTP version of downstream connections.
@@ -263,13 +284,12 @@ impl HttpConnectionManager {
             "forward_proto_config": hcm.forward_proto_config.is_some(),
             "add_proxy_protocol_connection_state": fields::flag(hcm.add_proxy_protocol_connection_state.as_ref(), false),
         }
-        let common = hcm.common_http_protocol_options.clone().unwrap_or_default();
+        let common = hcm.common_http_protocol_options.unwrap_or_default();
         let duration = |field: &str, value: &Option<pb::Duration>, default: Option<Duration>| {
             fields::duration_or_off(field, value.as_ref(), default)
         };
         let log = hcm.access_log_options;
         let flush = log.as_ref().and_then(|o| o.access_log_flush_interval).or(hcm.access_log_flush_interval);
-        let internal = hcm.internal_address_config.clone().unwrap_or_default();
         let (pack_trace_reason, use_request_id_for_trace_sampling) = request_id(hcm.request_id_extension.as_ref())?;
         let details = hcm.set_current_client_cert_details.unwrap_or_default();
         refuse!("set_current_client_cert_details.format": details.format != 0, "set_current_client_cert_details.issuer": details.issuer);
@@ -284,39 +304,74 @@ impl HttpConnectionManager {
             filters: HttpFilterEntry::compile_all(&hcm.http_filters, options)?,
             access_log: AccessLog::compile_all(&hcm.access_log, options)?,
             access_log_flush_interval: duration("access_log_flush_interval", &flush, None)?,
-            access_log_on_new_request: log.is_some_and(|o| o.flush_access_log_on_new_request) || hcm.flush_access_log_on_new_request,
+            access_log_on_new_request: log.is_some_and(|o| o.flush_access_log_on_new_request)
+                || hcm.flush_access_log_on_new_request,
             server_name: if hcm.server_name.is_empty() { "envoy".into() } else { hcm.server_name.as_str().into() },
             server_header: match hcm.server_header_transformation {
                 0 => ServerHeader::Overwrite,
                 1 => ServerHeader::AppendIfAbsent,
                 2 => ServerHeader::PassThrough,
-                other => return Err(Invalid::new("server_header_transformation", format!("{other} is no known value"))),
+                other => {
+                    return Err(Invalid::new("server_header_transformation", format!("{other} is no known value")));
+                }
             },
             via: (!hcm.via.is_empty()).then(|| hcm.via.as_str().into()),
             max_request_headers_bytes: match fields::uint(hcm.max_request_headers_kb.as_ref(), 60) {
                 kb @ 1..=8192 => kb * 1024,
-                other => return Err(Invalid::new("max_request_headers_kb", format!("{other} is not between 1 and 8192"))),
+                other => {
+                    return Err(Invalid::new("max_request_headers_kb", format!("{other} is not between 1 and 8192")));
+                }
             },
             max_headers_count: fields::uint(common.max_headers_count.as_ref(), 100).max(1),
-            idle_timeout: duration("common_http_protocol_options.idle_timeout", &common.idle_timeout, Some(Duration::from_secs(3600)))?,
-            max_connection_duration: duration("common_http_protocol_options.max_connection_duration", &common.max_connection_duration, None)?,
-            stream_idle_timeout: duration("stream_idle_timeout", &hcm.stream_idle_timeout, Some(Duration::from_secs(300)))?,
+            idle_timeout: duration(
+                "common_http_protocol_options.idle_timeout",
+                &common.idle_timeout,
+                Some(Duration::from_secs(3600)),
+            )?,
+            max_connection_duration: duration(
+                "common_http_protocol_options.max_connection_duration",
+                &common.max_connection_duration,
+                None,
+            )?,
+            stream_idle_timeout: duration(
+                "stream_idle_timeout",
+                &hcm.stream_idle_timeout,
+                Some(Duration::from_secs(300)),
+            )?,
             request_timeout: duration("request_timeout", &hcm.request_timeout, None)?,
             request_headers_timeout: duration("request_headers_timeout", &hcm.request_headers_timeout, None)?,
-            drain_timeout: fields::duration("drain_timeout", hcm.drain_timeout.as_ref())?.unwrap_or(Duration::from_secs(5)),
-            delayed_close_timeout: duration("delayed_close_timeout", &hcm.delayed_close_timeout, Some(Duration::from_secs(1)))?,
-            max_stream_duration: duration("common_http_protocol_options.max_stream_duration", &common.max_stream_duration, None)?,
-            max_requests_per_connection: common.max_requests_per_connection.as_ref().map(|v| v.value).filter(|n| *n > 0),
+            drain_timeout: fields::duration("drain_timeout", hcm.drain_timeout.as_ref())?
+                .unwrap_or(Duration::from_secs(5)),
+            delayed_close_timeout: duration(
+                "delayed_close_timeout",
+                &hcm.delayed_close_timeout,
+                Some(Duration::from_secs(1)),
+            )?,
+            max_stream_duration: duration(
+                "common_http_protocol_options.max_stream_duration",
+                &common.max_stream_duration,
+                None,
+            )?,
+            max_requests_per_connection: common
+                .max_requests_per_connection
+                .as_ref()
+                .map(|v| v.value)
+                .filter(|n| *n > 0),
             use_remote_address: fields::flag(hcm.use_remote_address.as_ref(), false),
             xff_num_trusted_hops: hcm.xff_num_trusted_hops,
             skip_xff_append: hcm.skip_xff_append,
-            internal_addresses: internal
-                .cidr_ranges
-                .iter()
-                .map(Cidr::compile)
-                .collect::<Compiled<_>>()
-                .at("internal_address_config.cidr_ranges")?,
-            internal_unix_sockets: internal.unix_sockets,
+            internal: match &hcm.internal_address_config {
+                None => None,
+                Some(internal) => Some(InternalAddresses {
+                    ranges: internal
+                        .cidr_ranges
+                        .iter()
+                        .map(Cidr::compile)
+                        .collect::<Compiled<_>>()
+                        .at("internal_address_config.cidr_ranges")?,
+                    unix_sockets: internal.unix_sockets,
+                }),
+            },
             forward_client_cert: match hcm.forward_client_cert_details {
                 0 => ForwardClientCert::Sanitize,
                 1 => ForwardClientCert::ForwardOnly,
@@ -344,7 +399,9 @@ impl HttpConnectionManager {
                 2 => EscapedSlashes::RejectRequest,
                 3 => EscapedSlashes::UnescapeAndRedirect,
                 4 => EscapedSlashes::UnescapeAndForward,
-                other => return Err(Invalid::new("path_with_escaped_slashes_action", format!("{other} is no known value"))),
+                other => {
+                    return Err(Invalid::new("path_with_escaped_slashes_action", format!("{other} is no known value")));
+                }
             },
             strip_port: match (&hcm.strip_port_mode, hcm.strip_matching_host_port) {
                 (Some(pb::hcm::http_connection_manager::StripPortMode::StripAnyHostPort(true)), _) => StripPort::Any,
@@ -366,7 +423,9 @@ impl HttpConnectionManager {
                 0 => HeadersWithUnderscores::Allow,
                 1 => HeadersWithUnderscores::Reject,
                 2 => HeadersWithUnderscores::Drop,
-                other => return Err(Invalid::new("headers_with_underscores_action", format!("{other} is no known value"))),
+                other => {
+                    return Err(Invalid::new("headers_with_underscores_action", format!("{other} is no known value")));
+                }
             },
             stream_error_on_invalid_message: fields::flag(hcm.stream_error_on_invalid_http_message.as_ref(), false),
             tracing: hcm.tracing.as_ref().map(Tracing::compile).transpose().at("tracing")?,
@@ -399,7 +458,10 @@ impl HttpConnectionManager {
 }
 
 impl Routes {
-    fn compile(specifier: Option<&pb::hcm::http_connection_manager::RouteSpecifier>, options: &Options) -> Compiled<Self> {
+    fn compile(
+        specifier: Option<&pb::hcm::http_connection_manager::RouteSpecifier>,
+        options: &Options,
+    ) -> Compiled<Self> {
         use pb::hcm::http_connection_manager::RouteSpecifier;
         match specifier {
             Some(RouteSpecifier::Rds(rds)) => Ok(Self::Rds {

@@ -123,7 +123,12 @@ impl Headers {
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         let Some((name_at, value_at)) = self.store(name, value) else { return };
         self.buffer[name_at as usize..][..name.len()].make_ascii_lowercase();
-        self.entries.push(Entry { name: name_at, name_len: name.len() as u32, value: value_at, value_len: value.len() as u32 });
+        self.entries.push(Entry {
+            name: name_at,
+            name_len: name.len() as u32,
+            value: value_at,
+            value_len: value.len() as u32,
+        });
     }
 
     fn store(&mut self, name: &[u8], value: &[u8]) -> Option<(u32, u32)> {

@@ -123,7 +123,11 @@ impl HealthCheckConfig {
             "event_service": check.event_service.is_some(),
         }
         let required = |field: &str, value: &Option<pb::Duration>| {
-            if value.is_none() { Err(Invalid::new(field, "is missing")) } else { fields::positive(field, value.as_ref(), Duration::ZERO) }
+            if value.is_none() {
+                Err(Invalid::new(field, "is missing"))
+            } else {
+                fields::positive(field, value.as_ref(), Duration::ZERO)
+            }
         };
         let usual = required("interval", &check.interval)?;
         let interval = |field: &str, value: &Option<pb::Duration>, default: Duration| {
@@ -136,17 +140,33 @@ impl HealthCheckConfig {
         };
         Ok(Self {
             kind: match &check.health_checker {
-                Some(Kind::HttpHealthCheck(http)) => CheckKind::Http(Box::new(http_check(http).at("http_health_check")?)),
+                Some(Kind::HttpHealthCheck(http)) => {
+                    CheckKind::Http(Box::new(http_check(http).at("http_health_check")?))
+                }
                 Some(Kind::TcpHealthCheck(tcp)) => {
                     refuse!("tcp_health_check.proxy_protocol_config": tcp.proxy_protocol_config.is_some());
                     CheckKind::Tcp {
-                        send: tcp.send.as_ref().map(payload).transpose().at("tcp_health_check.send")?.unwrap_or_default(),
-                        receive: tcp.receive.iter().map(payload).collect::<Compiled<_>>().at("tcp_health_check.receive")?,
+                        send: tcp
+                            .send
+                            .as_ref()
+                            .map(payload)
+                            .transpose()
+                            .at("tcp_health_check.send")?
+                            .unwrap_or_default(),
+                        receive: tcp
+                            .receive
+                            .iter()
+                            .map(payload)
+                            .collect::<Compiled<_>>()
+                            .at("tcp_health_check.receive")?,
                     }
                 }
                 Some(Kind::GrpcHealthCheck(grpc)) => {
                     refuse!("grpc_health_check.initial_metadata": !grpc.initial_metadata.is_empty());
-                    CheckKind::Grpc { service: grpc.service_name.as_str().into(), authority: grpc.authority.as_str().into() }
+                    CheckKind::Grpc {
+                        service: grpc.service_name.as_str().into(),
+                        authority: grpc.authority.as_str().into(),
+                    }
                 }
                 Some(Kind::CustomHealthCheck(custom)) => {
                     return Err(Invalid::new("custom_health_check", format!("{} is not supported", custom.name)));
@@ -163,7 +183,11 @@ impl HealthCheckConfig {
                 jitter: fields::duration("interval_jitter", check.interval_jitter.as_ref())?.unwrap_or_default(),
                 jitter_percent: check.interval_jitter_percent,
                 no_traffic,
-                no_traffic_healthy: interval("no_traffic_healthy_interval", &check.no_traffic_healthy_interval, no_traffic)?,
+                no_traffic_healthy: interval(
+                    "no_traffic_healthy_interval",
+                    &check.no_traffic_healthy_interval,
+                    no_traffic,
+                )?,
                 unhealthy,
                 unhealthy_edge: interval("unhealthy_edge_interval", &check.unhealthy_edge_interval, unhealthy)?,
                 healthy_edge: interval("healthy_edge_interval", &check.healthy_edge_interval, usual)?,

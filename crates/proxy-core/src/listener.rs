@@ -188,7 +188,8 @@ impl Listener {
         let address = Address::compile(listener.address.as_ref()).at("address")?;
         let mut additional_addresses = Vec::new();
         for (i, additional) in listener.additional_addresses.iter().enumerate() {
-            additional_addresses.push(Address::compile(additional.address.as_ref()).at_index("additional_addresses", i)?);
+            additional_addresses
+                .push(Address::compile(additional.address.as_ref()).at_index("additional_addresses", i)?);
         }
         // `deprecated_v1.bind_to_port` is what older control planes still send.
         let old_bind = listener.deprecated_v1.as_ref().and_then(|d| d.bind_to_port.as_ref());

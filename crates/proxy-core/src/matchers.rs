@@ -97,7 +97,8 @@ mod tests {
     use pb::matcher::string_matcher::MatchPattern as Pattern;
 
     fn check(pattern: Pattern, ignore_case: bool, yes: &[&str], no: &[&str]) {
-        let m = StringMatcher::compile(&pb::matcher::StringMatcher { ignore_case, match_pattern: Some(pattern) }).unwrap();
+        let m =
+            StringMatcher::compile(&pb::matcher::StringMatcher { ignore_case, match_pattern: Some(pattern) }).unwrap();
         for text in yes {
             assert!(m.matches(text.as_bytes()), "{m:?} {text}");
         }

@@ -128,7 +128,8 @@ impl OutlierConfig {
             p if p <= 100 => Ok(p),
             p => Err(Invalid::new(field, format!("{p} is above 100"))),
         };
-        let base_ejection = fields::positive("base_ejection_time", config.base_ejection_time.as_ref(), Duration::from_secs(30))?;
+        let base_ejection =
+            fields::positive("base_ejection_time", config.base_ejection_time.as_ref(), Duration::from_secs(30))?;
         Ok(Self {
             interval: fields::positive("interval", config.interval.as_ref(), Duration::from_secs(10))?,
             base_ejection,
@@ -137,7 +138,8 @@ impl OutlierConfig {
                 config.max_ejection_time.as_ref(),
                 base_ejection.max(Duration::from_secs(300)),
             )?,
-            jitter: fields::duration("max_ejection_time_jitter", config.max_ejection_time_jitter.as_ref())?.unwrap_or_default(),
+            jitter: fields::duration("max_ejection_time_jitter", config.max_ejection_time_jitter.as_ref())?
+                .unwrap_or_default(),
             max_percent: percent("max_ejection_percent", &config.max_ejection_percent, 10)?,
             always_one: fields::flag(config.always_eject_one_host.as_ref(), false),
             consecutive_5xx: uint(&config.consecutive_5xx, 5),
@@ -178,7 +180,11 @@ impl OutlierConfig {
                 min_hosts: uint(&config.failure_percentage_minimum_hosts, 5) as usize,
                 min_requests: uint(&config.failure_percentage_request_volume, 50),
             },
-            failure_threshold: f64::from(percent("failure_percentage_threshold", &config.failure_percentage_threshold, 85)?),
+            failure_threshold: f64::from(percent(
+                "failure_percentage_threshold",
+                &config.failure_percentage_threshold,
+                85,
+            )?),
             uneject_on_active_check: fields::flag(config.successful_active_health_check_uneject_host.as_ref(), true),
         })
     }
@@ -315,7 +321,14 @@ impl OutlierDetector {
         Some(event)
     }
 
-    fn eject(&mut self, host: &Arc<Host>, cause: Cause, endpoints: &Endpoints, now: Instant, random: &mut Random) -> Event {
+    fn eject(
+        &mut self,
+        host: &Arc<Host>,
+        cause: Cause,
+        endpoints: &Endpoints,
+        now: Instant,
+        random: &mut Random,
+    ) -> Event {
         let hosts = endpoints.hosts().count().max(1);
         let active = self.ejections_active();
         let percent = 100.0 * (active + 1) as f64 / hosts as f64;

@@ -65,7 +65,12 @@ impl RetryPolicy {
                 | "envoy.retry_host_predicates.previous_hosts" => avoid_previous_hosts = true,
                 "envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate"
                 | "envoy.retry_host_predicates.omit_canary_hosts" => omit_canary_hosts = true,
-                other => return Err(Invalid::new(format!("retry_host_predicate[{i}]"), format!("{other} is not supported"))),
+                other => {
+                    return Err(Invalid::new(
+                        format!("retry_host_predicate[{i}]"),
+                        format!("{other} is not supported"),
+                    ));
+                }
             }
         }
         let previous_priorities = match &policy.retry_priority {
@@ -76,7 +81,8 @@ impl RetryPolicy {
                 if typed.name != "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig" {
                     return Err(typed.unknown()).at("retry_priority");
                 }
-                let config: pb::ext::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig = typed.decode()?;
+                let config: pb::ext::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig =
+                    typed.decode()?;
                 Some(u32::try_from(config.update_frequency).unwrap_or(0).max(1))
             }
         };
@@ -85,7 +91,11 @@ impl RetryPolicy {
             on: RetryOn::parse(&policy.retry_on),
             num_retries: fields::uint(policy.num_retries.as_ref(), 1),
             per_try_timeout: fields::duration_or_off("per_try_timeout", policy.per_try_timeout.as_ref(), None)?,
-            per_try_idle_timeout: fields::duration_or_off("per_try_idle_timeout", policy.per_try_idle_timeout.as_ref(), None)?,
+            per_try_idle_timeout: fields::duration_or_off(
+                "per_try_idle_timeout",
+                policy.per_try_idle_timeout.as_ref(),
+                None,
+            )?,
             status_codes,
             headers: header_matchers("retriable_headers", &policy.retriable_headers)?,
             request_headers: header_matchers("retriable_request_headers", &policy.retriable_request_headers)?,

@@ -5,6 +5,7 @@ mod domains;
 mod hashing;
 mod header_ops;
 mod matching;
+mod redirect;
 mod template;
 mod timeouts;
 
@@ -16,11 +17,12 @@ use mesh_types::ArcStr;
 
 pub use action::{
     Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, InternalRedirect, Mirror, PathRewrite, Priority,
-    Redirect, WeightedCluster, set_authority,
+    WeightedCluster, set_authority,
 };
 pub use hashing::{HashContext, HashPolicy, SetCookie};
 pub use header_ops::HeaderOps;
 pub use matching::RouteMatcher;
+pub use redirect::Redirect;
 pub(crate) use template::template_regex;
 pub use timeouts::{Timeouts, grpc_timeout};
 
@@ -244,7 +246,11 @@ impl RouteTable {
                 response_ops: HeaderOps::compile(&config.response_headers_to_add, &config.response_headers_to_remove)
                     .at("response_headers_to_add")?,
                 most_specific_wins: config.most_specific_header_mutations_wins,
-                internal_only_headers: config.internal_only_headers.iter().map(|h| h.to_ascii_lowercase().into()).collect(),
+                internal_only_headers: config
+                    .internal_only_headers
+                    .iter()
+                    .map(|h| h.to_ascii_lowercase().into())
+                    .collect(),
                 per_filter: per_filter(&config.typed_per_filter_config, options)?,
                 metadata: Metadata::compile(config.metadata.as_ref()),
                 validate_clusters: config.validate_clusters.as_ref().map(|v| v.value),
@@ -273,7 +279,7 @@ impl RouteTable {
             return RouteResult::NoVirtualHost;
         };
         if vhost.wants_tls(input.headers) {
-            let location = action::tls_location(input.headers);
+            let location = redirect::tls_location(input.headers);
             return RouteResult::RedirectToTls(Arc::clone(vhost), location);
         }
         match vhost.routes.iter().find(|route| route.matcher.matches(input, self.ignore_path_parameters)) {
@@ -524,7 +530,7 @@ impl Matched {
         let Some(forward) = self.forward() else { return };
         let weighted = self.weighted();
         if let Some(weighted) = weighted {
-            weighted.request_ops.apply(headers, cx);
+            weighted.request_ops.apply_to_request(headers, cx);
             if let Some(host) = &weighted.host_rewrite {
                 headers.set(":authority", host.as_bytes());
             }
@@ -534,7 +540,7 @@ impl Matched {
             1 => &m.vhost.request_ops,
             _ => &m.table.request_ops,
         }) {
-            ops.apply(headers, cx);
+            ops.apply_to_request(headers, cx);
         }
         forward.rewrite_host(headers, keep_original);
         if let Some(rewrite) = &forward.path_rewrite {
@@ -545,14 +551,14 @@ impl Matched {
     /// Changes the response as route, virtual host and table say.
     pub fn finalize_response(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
         if let Some(weighted) = self.weighted() {
-            weighted.response_ops.apply(headers, cx);
+            weighted.response_ops.apply_to_response(headers, cx);
         }
         for ops in self.levels(|m, level| match level {
             0 => &m.route.response_ops,
             1 => &m.vhost.response_ops,
             _ => &m.table.response_ops,
         }) {
-            ops.apply(headers, cx);
+            ops.apply_to_response(headers, cx);
         }
     }
 

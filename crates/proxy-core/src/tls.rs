@@ -6,11 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use mesh_types::ArcStr;
 
+use crate::fields;
 use crate::matchers::StringMatcher;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, Result, refuse};
 use crate::stream_info::PeerCertificate;
-use crate::fields;
 
 /// TLS towards clients.
 #[derive(Clone, Debug)]
@@ -248,7 +248,8 @@ impl DownstreamTls {
             "session_ticket_keys": matches!(context.session_ticket_keys_type,
                 Some(Tickets::SessionTicketKeys(_) | Tickets::SessionTicketKeysSdsSecretConfig(_))),
         }
-        let common = TlsCommon::compile(context.common_tls_context.as_ref(), TlsVersion::V13).at("common_tls_context")?;
+        let common =
+            TlsCommon::compile(context.common_tls_context.as_ref(), TlsVersion::V13).at("common_tls_context")?;
         if common.certificates.is_empty() {
             return Err(Invalid::new("common_tls_context", "no TLS certificates found for server context"));
         }
@@ -273,7 +274,8 @@ impl UpstreamTls {
         }
         Ok(Self {
             // Envoy's clients offer at most TLS 1.2 by default (`TLS_AUTO` of an upstream context), but 1.3 when allowed.
-            common: TlsCommon::compile(context.common_tls_context.as_ref(), TlsVersion::V12).at("common_tls_context")?,
+            common: TlsCommon::compile(context.common_tls_context.as_ref(), TlsVersion::V12)
+                .at("common_tls_context")?,
             sni: (!context.sni.is_empty()).then(|| context.sni.as_str().into()),
             auto_host_sni: context.auto_host_sni,
             auto_sni_san_validation: context.auto_sni_san_validation,
@@ -299,15 +301,21 @@ impl TlsCommon {
             certificates.push(local_certificate(certificate).at_index("tls_certificates", i)?);
         }
         for (i, sds) in common.tls_certificate_sds_secret_configs.iter().enumerate() {
-            certificates.push(CertificateSource::Sds(SdsRef::compile(sds).at_index("tls_certificate_sds_secret_configs", i)?));
+            certificates
+                .push(CertificateSource::Sds(SdsRef::compile(sds).at_index("tls_certificate_sds_secret_configs", i)?));
         }
         let params = common.tls_params.clone().unwrap_or_default();
         let list = |names: &[String]| names.iter().map(|n| n.as_str().into()).collect::<Vec<ArcStr>>();
-        let max_version = version("tls_params.tls_maximum_protocol_version", params.tls_maximum_protocol_version, default_max)?;
+        let max_version =
+            version("tls_params.tls_maximum_protocol_version", params.tls_maximum_protocol_version, default_max)?;
         Ok(Self {
             alpn: common.alpn_protocols.iter().map(|p| p.as_bytes().to_vec()).collect(),
-            min_version: version("tls_params.tls_minimum_protocol_version", params.tls_minimum_protocol_version, TlsVersion::V12)?
-                .min(max_version),
+            min_version: version(
+                "tls_params.tls_minimum_protocol_version",
+                params.tls_minimum_protocol_version,
+                TlsVersion::V12,
+            )?
+            .min(max_version),
             max_version,
             ciphers: list(&params.cipher_suites),
             curves: list(&params.ecdh_curves),
@@ -571,7 +579,10 @@ mod tests {
             validation.san_ok(&certificate)
         };
         assert!(Validation::default().san_ok(&certificate));
-        assert!(check(SanKind::Any, StringMatcher::Prefix { text: "spiffe://cluster.local/".into(), ignore_case: false }));
+        assert!(check(
+            SanKind::Any,
+            StringMatcher::Prefix { text: "spiffe://cluster.local/".into(), ignore_case: false }
+        ));
         assert!(!check(SanKind::Dns, StringMatcher::exact("spiffe://cluster.local/ns/a/sa/b")));
         assert!(check(SanKind::Dns, StringMatcher::exact("a.wild.test")));
         assert!(!check(SanKind::Dns, StringMatcher::exact("a.b.wild.test")));

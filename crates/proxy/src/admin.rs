@@ -54,6 +54,7 @@ pub(crate) struct Admin {
     listener: Arc<ListenerStats>,
     runtime: Mutex<BTreeMap<String, String>>,
     levels: Mutex<BTreeMap<&'static str, String>>,
+    log_level: String,
     quit: Notify,
 }
 
@@ -169,7 +170,12 @@ const HELP: [(&str, &str); 25] = [
 ];
 
 impl Admin {
-    pub(crate) fn new(shared: Arc<Shared>, control: Arc<Mutex<Control>>, bootstrap: Arc<Bootstrap>) -> Arc<Self> {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        control: Arc<Mutex<Control>>,
+        bootstrap: Arc<Bootstrap>,
+        log_level: String,
+    ) -> Arc<Self> {
         let stats = Arc::new(HttpStats::default());
         let listener = Arc::new(ListenerStats::default());
         shared.registry.add(Kind::Http, "admin".into(), stats.clone());
@@ -182,6 +188,7 @@ impl Admin {
             stats,
             listener,
             runtime: Mutex::default(),
+            log_level,
             levels: Mutex::new(LOGGERS.iter().map(|l| (*l, "warning".to_owned())).collect()),
             quit: Notify::new(),
         })
@@ -399,6 +406,7 @@ impl Admin {
                 "concurrency": self.shared.concurrency,
                 "drain_time": format!("{}s", self.shared.drain_time.as_secs()),
                 "mode": "Serve",
+                "log_level": self.log_level,
                 "service_node": self.shared.node.id,
                 "service_cluster": self.shared.node.cluster,
             },
@@ -435,7 +443,7 @@ fn pretty(value: &Value) -> Response {
 fn memory() -> Value {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = |i: usize| statm.split(' ').nth(i).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-    let size = rustix::param::page_size() as u64;
+    let size = 4096;
     json!({
         "allocated": (pages(5) * size).to_string(),
         "heap_size": (pages(5) * size).to_string(),

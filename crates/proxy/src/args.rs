@@ -134,6 +134,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
         allow_unsupported_filters: args.allow_unsupported_filters,
         drain_time: Duration::from_secs(args.drain_time_s),
         validate: args.mode == Mode::Validate,
+        log_level: args.log_level.clone(),
         ..Options::default()
     };
     runtime.block_on(async {

@@ -68,7 +68,7 @@ pub(crate) struct Control {
     pub(crate) awaiting: BTreeSet<&'static str>,
     /// SDS names asked of others than ADS, by cluster.
     pub(crate) sds: tokio::sync::watch::Sender<BTreeSet<SdsRef>>,
-    dns: tokio::sync::mpsc::UnboundedSender<Arc<ClusterEntry>>,
+    dns: UnboundedSender<Arc<ClusterEntry>>,
 }
 
 impl Control {
@@ -151,10 +151,10 @@ impl Control {
             }
         }
         for name in removed {
-            if self.clusters.get(name).is_some_and(|c| c.dynamic) {
-                if let Some(entry) = self.clusters.remove(name) {
-                    self.shared.registry.remove(Kind::Cluster, &entry.cluster.stat_name);
-                }
+            if self.clusters.get(name).is_some_and(|c| c.dynamic)
+                && let Some(entry) = self.clusters.remove(name)
+            {
+                self.shared.registry.remove(Kind::Cluster, &entry.cluster.stat_name);
             }
             self.warming.remove(name);
         }

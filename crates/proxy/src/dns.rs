@@ -29,7 +29,7 @@ async fn keep_resolved(entry: Weak<ClusterEntry>, config: DnsConfig, control: Ar
         let mut found: HashMap<(ArcStr, u16), Vec<SocketAddr>> = HashMap::new();
         let mut failed = false;
         for (name, port) in names {
-            match tokio::net::lookup_host((&*name, port)).await {
+            match tokio::net::lookup_host((name.to_string(), port)).await {
                 Ok(addresses) => {
                     let chosen = of_family(addresses.collect(), config.family);
                     found.insert((name, port), chosen);

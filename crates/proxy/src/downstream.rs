@@ -93,7 +93,7 @@ pub(crate) struct Connection {
     pub(crate) worker: Rc<Worker>,
     pub(crate) listener: Arc<Listener>,
     pub(crate) chain: Arc<ChainEntry>,
-    pub(crate) listener_stats: Arc<ListenerStats>,
+    pub(crate) original_dst: Option<SocketAddr>,
     pub(crate) info: Arc<ConnectionInfo>,
     pub(crate) io: Io,
 }
@@ -155,17 +155,15 @@ async fn serve(
         Some(secured) => secured,
         None => return,
     };
-    if facts.server_name.is_none() {
-        facts.server_name = tls.as_ref().and_then(|t| t.server_name.clone());
-    }
     facts.tls |= tls.is_some();
+    let original_dst = facts.original_dst;
     let mut info = facts.into_info(worker, &entry.listener, Some(&chain));
     info.tls = tls.map(Arc::new);
     let connection = Connection {
         worker: worker.clone(),
         listener: entry.listener.clone(),
         chain: chain.clone(),
-        listener_stats: stats,
+        original_dst,
         info: Arc::new(info),
         io,
     };
@@ -191,6 +189,7 @@ struct Facts {
     server_name: Option<ArcStr>,
     alpn: Vec<Vec<u8>>,
     tls: bool,
+    original_dst: Option<SocketAddr>,
 }
 
 impl Facts {
@@ -202,6 +201,7 @@ impl Facts {
             server_name: None,
             alpn: Vec::new(),
             tls: false,
+            original_dst: None,
         }
     }
 
@@ -237,6 +237,7 @@ async fn hand_over(
         restored = if listener.transparent { facts.local.socket() } else { socket::original_destination(stream) };
         if let Some(destination) = restored {
             facts.local = Address::Ip(unmapped(destination));
+            facts.original_dst = Some(unmapped(destination));
         }
     }
     if let Some(config) = &listener.inspect.proxy_protocol {
@@ -374,19 +375,19 @@ async fn secure(
     };
     match result {
         Ok((stream, info)) => {
-            stats.ssl__handshake.inc();
+            stats.ssl_handshake.inc();
             if info.peer.is_none() {
-                stats.ssl__no_certificate.inc();
+                stats.ssl_no_certificate.inc();
             }
             Some((Io::Server(stream), Some(info)))
         }
         Err(e) => {
             match Failure::of(&e) {
-                Failure::San => stats.ssl__fail_verify_san.inc(),
-                Failure::Hash => stats.ssl__fail_verify_cert_hash.inc(),
-                Failure::Chain => stats.ssl__fail_verify_error.inc(),
-                Failure::NoCertificate => stats.ssl__fail_verify_no_cert.inc(),
-                Failure::Other => stats.ssl__connection_error.inc(),
+                Failure::San => stats.ssl_fail_verify_san.inc(),
+                Failure::Hash => stats.ssl_fail_verify_cert_hash.inc(),
+                Failure::Chain => stats.ssl_fail_verify_error.inc(),
+                Failure::NoCertificate => stats.ssl_fail_verify_no_cert.inc(),
+                Failure::Other => stats.ssl_connection_error.inc(),
             }
             tracing::debug!(error = %e, "downstream TLS handshake failed");
             None

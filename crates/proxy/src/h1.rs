@@ -6,7 +6,4 @@ mod head;
 
 pub(crate) use body::Frame;
 pub(crate) use conn::{Conn, ReadError, Shared};
-pub(crate) use head::{
-    BodyLength, HeadError, Limits, RequestHead, ResponseHead, UnderscoreAction, parse_request, parse_response,
-    reason_phrase, write_request, write_response,
-};
+pub(crate) use head::{HeadError, Limits, RequestHead, UnderscoreAction, reason_phrase, write_request, write_response};

@@ -11,19 +11,21 @@ mod respond;
 mod router;
 mod timers;
 
+pub(crate) use authz::KeyCache;
 pub(crate) use exchange::{Exchange, civil_date};
 
 use crate::downstream::Connection;
 use crate::io::Io;
 use crate::runtime::{ChainEntry, RouteSlot};
-use crate::stats::{HttpStats, ListenerStats};
+use crate::stats::HttpStats;
 use crate::worker::Worker;
+use proxy_core::filters::HttpFilter;
 use proxy_core::hcm::{Codec, HeadersWithUnderscores, HttpConnectionManager, Routes};
 use proxy_core::{ConnectionInfo, Listener, RouteTable};
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Instant;
 
 /// A downstream HTTP connection: what its requests share.
@@ -33,8 +35,9 @@ pub(crate) struct Http {
     pub(crate) listener: Arc<Listener>,
     pub(crate) chain: Arc<ChainEntry>,
     pub(crate) info: Arc<ConnectionInfo>,
+    /// Where the connection wanted to go, if that is known.
+    pub(crate) original_dst: Option<SocketAddr>,
     pub(crate) stats: Arc<HttpStats>,
-    pub(crate) listener_stats: Arc<ListenerStats>,
     routes: Option<Arc<RouteSlot>>,
     since: Instant,
     requests: Cell<u32>,
@@ -102,6 +105,7 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         stats.downstream_cx_ssl_total.inc();
         stats.downstream_cx_ssl_active.inc();
     }
+    touch_counters(&connection.worker, &config, &stats);
     let http = Rc::new(Http {
         routes: connection.chain.routes.clone(),
         worker: connection.worker,
@@ -109,7 +113,7 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         listener: connection.listener,
         chain: connection.chain,
         info: connection.info,
-        listener_stats: connection.listener_stats,
+        original_dst: connection.original_dst,
         stats,
         since: Instant::now(),
         requests: Cell::new(0),
@@ -132,6 +136,25 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         h2::serve(http, io).await;
     } else {
         h1::serve(http, io).await;
+    }
+}
+
+/// Makes the counters of the filters exist, once per worker.
+fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &HttpStats) {
+    if !worker.touched.borrow_mut().insert(Arc::as_ptr(config) as usize) {
+        return;
+    }
+    for entry in &config.filters {
+        let names: &[&str] = match &entry.filter {
+            HttpFilter::Fault(_) => &["fault.aborts_injected", "fault.delays_injected", "fault.faults_overflow"],
+            HttpFilter::Cors => &["cors.origin_invalid", "cors.origin_valid"],
+            HttpFilter::Rbac(_) => &["rbac.allowed", "rbac.denied", "rbac.shadow_allowed", "rbac.shadow_denied"],
+            HttpFilter::Jwt(_) => &["jwt_authn.allowed", "jwt_authn.denied", "jwt_authn.cors_preflight_bypassed"],
+            _ => &[],
+        };
+        for name in names {
+            stats.other.touch(name);
+        }
     }
 }
 
@@ -175,13 +198,5 @@ async fn drained(http: &Http) {
     let mut drain = http.chain.drain.subscribe();
     if drain.wait_for(|d| *d).await.is_err() {
         std::future::pending::<()>().await;
-    }
-}
-
-/// Polls once without a task.
-fn now_or_never<T>(mut poll: impl FnMut(&mut std::task::Context<'_>) -> Poll<T>) -> Option<T> {
-    match poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
-        Poll::Ready(value) => Some(value),
-        Poll::Pending => None,
     }
 }

@@ -170,14 +170,13 @@ impl Io {
         })
     }
 
-    /// True when the read side has something new (bytes or the end); never blocks.
+    /// For plain sockets: ready when reading would not block, without a buffer. TLS may hold plain text of its own, so
+    /// there one must read to know.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let raw = match self {
-            Io::Raw(raw) => raw,
-            Io::Server(s) => s.get_ref().0,
-            Io::Client(s) => s.get_ref().0,
-        };
-        raw.poll_read_ready(cx).map(|_| ())
+        match self {
+            Io::Raw(raw) => raw.poll_read_ready(cx).map(|_| ()),
+            Io::Server(_) | Io::Client(_) => Poll::Ready(()),
+        }
     }
 }
 

@@ -145,7 +145,6 @@ impl Jwks {
 /// A parsed, not yet verified token.
 #[derive(Debug)]
 pub(crate) struct Token {
-    pub(crate) text: String,
     pub(crate) header: Value,
     pub(crate) payload: Value,
     /// The payload as it was sent, base64url.
@@ -195,7 +194,6 @@ impl Token {
         }
         let signature = URL_SAFE_NO_PAD.decode(sign).map_err(|_| "Jwt signature is an invalid Base64url encoded")?;
         Ok(Self {
-            text: text.to_owned(),
             header,
             payload,
             payload_text: body.to_owned(),

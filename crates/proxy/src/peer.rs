@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use mesh_types::{ArcStr, SpiffeId};
 use proxy_core::listener::Direction;
-use proxy_core::{Cluster, Headers, Host, Listener, ResponseFlags, StreamInfo, TlsInfo};
+use proxy_core::{Cluster, Headers, Host, Listener, StreamInfo, TlsInfo};
 use serde_json::Value;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -82,7 +82,8 @@ impl RequestPeer {
     /// Takes the downstream's announcement off a request.
     pub(crate) fn take_from(&mut self, request: &mut Headers, http: &Http) {
         let inbound = http.listener.direction == Direction::Inbound;
-        if !request.contains(ID_HEADER) && !request.contains(HEADER) {
+        let sidecar = http.listener.direction != Direction::Unspecified;
+        if !sidecar || (!request.contains(ID_HEADER) && !request.contains(HEADER)) {
             return;
         }
         // Only a peer with a verified certificate is believed, and only about itself.
@@ -105,7 +106,11 @@ impl RequestPeer {
     }
 
     /// Takes the upstream's announcement off an answer.
-    pub(crate) fn learn_from_answer(&mut self, headers: &mut Headers) {
+    pub(crate) fn learn_from_answer(&mut self, headers: &mut Headers, http: &Http) {
+        let sidecar = http.listener.direction != Direction::Unspecified;
+        if !sidecar {
+            return;
+        }
         if headers.contains(ID_HEADER) || headers.contains(HEADER) {
             self.workload = headers.get(HEADER).and_then(parse).map(Arc::new);
             headers.remove(HEADER);
@@ -154,7 +159,7 @@ fn of_host(host: &Host) -> Option<Workload> {
 fn of_principal(principal: &str) -> Workload {
     let mut workload = Workload::default();
     if let Ok(id) = principal.parse::<SpiffeId>() {
-        workload.namespace = id.namespace.as_str().into();
+        workload.namespace = id.namespace().into();
     }
     workload
 }
@@ -221,7 +226,7 @@ fn labels(
         service_name: text(&name),
         service_namespace: text(&namespace),
         mutual_tls,
-        flags: info.flags,
+        flags: crate::stats::Flags::of(info.flags),
     }
 }
 
@@ -246,15 +251,13 @@ pub(crate) fn report(exchange: &crate::hcm::Exchange, elapsed: Duration) {
     }
     let info = &exchange.info;
     let cluster = info.upstream.cluster.as_deref().and_then(|name| http.worker.cluster(name));
-    let mut peers = labels(
+    let peers = labels(
         &http.worker,
         http.listener.direction,
         info,
         cluster.as_ref().map(|c| &**c.config()),
         exchange.peer.workload.clone(),
     );
-    peers.flags = ResponseFlags::NONE;
-    peers.flags.insert(info.flags);
     let labels = RequestLabels {
         peers,
         response_code: info.response_code.unwrap_or(0),

@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) started: Instant,
     pub(crate) started_at: SystemTime,
     pub(crate) concurrency: usize,
+    /// This machine's address towards others.
+    pub(crate) own_address: Option<std::net::IpAddr>,
     pub(crate) node: Arc<crate::bootstrap::NodeInfo>,
     /// Seconds over which a removed listener or chain lets its connections go.
     pub(crate) drain_time: std::time::Duration,
@@ -44,6 +46,7 @@ impl Shared {
         node: Arc<crate::bootstrap::NodeInfo>,
         concurrency: usize,
         drain_time: std::time::Duration,
+        own_address: Option<std::net::IpAddr>,
     ) -> Arc<Self> {
         Arc::new(Self {
             registry: Arc::default(),
@@ -59,6 +62,7 @@ impl Shared {
             started: Instant::now(),
             started_at: SystemTime::now(),
             concurrency,
+            own_address,
             node,
             drain_time,
         })
@@ -102,7 +106,6 @@ impl ClusterEntry {
         let waits =
             matches!(cluster.discovery, Discovery::Eds { .. } | Discovery::StrictDns(_) | Discovery::LogicalDns(_));
         Arc::new(Self {
-            cluster,
             endpoints,
             breakers: Breakers::new(&cluster.breakers),
             outlier: cluster.outlier.clone().map(|c| Mutex::new(OutlierDetector::new(c, Instant::now()))),
@@ -112,6 +115,7 @@ impl ClusterEntry {
             updated: SystemTime::now(),
             dynamic,
             warm: AtomicBool::new(!waits),
+            cluster,
         })
     }
 

@@ -42,7 +42,7 @@ pub(crate) fn listen(address: &Address, options: BindOptions) -> io::Result<Boun
                 match addr {
                     SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
                     SocketAddr::V6(_) => {
-                        rustix::net::sockopt::set_ipv6_transparent(&socket, true)?;
+                        socket.set_ip_transparent_v6(true)?;
                     }
                 }
             }
@@ -139,10 +139,4 @@ pub(crate) async fn connect(address: &Address, bind: Option<SocketAddr>) -> io::
         }
         Address::Internal(_) => Err(io::ErrorKind::Unsupported.into()),
     }
-}
-
-/// Ends a connection with a reset instead of an orderly close.
-pub(crate) fn reset_on_close(stream: &TcpStream) {
-    // Failing only means an orderly close.
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

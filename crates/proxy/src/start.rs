@@ -31,6 +31,8 @@ pub struct Options {
     pub allow_unsupported_filters: bool,
     /// How long removed listeners and chains let connections go on.
     pub drain_time: Duration,
+    /// The log level as it was asked for, shown by `/server_info`.
+    pub log_level: String,
     /// Only check the configuration: nothing is bound, nothing started.
     pub validate: bool,
 }
@@ -44,6 +46,7 @@ impl Default for Options {
             extra: Vec::new(),
             allow_unsupported_filters: false,
             drain_time: Duration::from_secs(600),
+            log_level: "warning".to_owned(),
             validate: false,
         }
     }
@@ -134,7 +137,7 @@ pub fn start(bootstrap: Bootstrap, mut options: Options) -> Result<Handle, Start
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
-    let shared = Shared::new(LogFiles::default(), node, concurrency, options.drain_time);
+    let shared = Shared::new(LogFiles::default(), node, concurrency, options.drain_time, own_address());
     let mut workers = Vec::new();
     let mut threads = Vec::new();
     if !options.validate {
@@ -145,7 +148,12 @@ pub fn start(bootstrap: Bootstrap, mut options: Options) -> Result<Handle, Start
         }
     }
     let (dns_sender, dns_receiver) = tokio::sync::mpsc::unbounded_channel();
-    let core_options = proxy_core::Options { allow_unsupported_filters: options.allow_unsupported_filters };
+    let core_options = proxy_core::Options {
+        allow_unsupported_filters: options.allow_unsupported_filters,
+        local_address: shared.own_address,
+        node_id: shared.node.id.clone(),
+        node_cluster: shared.node.cluster.clone(),
+    };
     let mut control = Control::new(shared.clone(), core_options, workers, dns_sender);
     if let Some(certificates) = &options.certificates {
         take_certificate(&shared, certificates.borrow().as_deref());
@@ -154,7 +162,7 @@ pub fn start(bootstrap: Bootstrap, mut options: Options) -> Result<Handle, Start
     let admin_address = admin_address(&bootstrap)?;
     let control = Arc::new(Mutex::new(control));
     let bootstrap = Arc::new(bootstrap);
-    let admin = admin::Admin::new(shared.clone(), control.clone(), bootstrap.clone());
+    let admin = admin::Admin::new(shared.clone(), control.clone(), bootstrap.clone(), options.log_level.clone());
     let mut tasks = JoinSet::new();
     if !options.validate {
         if let Some(address) = admin_address {
@@ -174,6 +182,13 @@ pub fn start(bootstrap: Bootstrap, mut options: Options) -> Result<Handle, Start
         xds::start(&mut tasks, &bootstrap, &control, options.ads.take(), std::mem::take(&mut options.extra))?;
     }
     Ok(Handle { shared, control, tasks: Mutex::new(tasks), threads: Mutex::new(threads), admin })
+}
+
+/// The address this machine uses towards others. Connecting a UDP socket sends nothing.
+fn own_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    socket.local_addr().ok().map(|a| a.ip()).filter(|ip| !ip.is_unspecified())
 }
 
 fn take_certificate(shared: &Shared, certificate: Option<&WorkloadCertificate>) {

@@ -17,8 +17,6 @@ pub(crate) enum BodyError {
     Reset(h2::Reason),
     /// The peer broke the protocol.
     Protocol(&'static str),
-    /// More than a filter's limit (buffer, ext_authz).
-    TooLarge,
 }
 
 impl From<ReadError> for BodyError {
@@ -47,6 +45,8 @@ pub(crate) enum RecvBody {
     H2(H2Recv),
     /// Frames in memory, then nothing.
     Memory(VecDeque<Frame>),
+    /// Frames in memory, then the rest of another body.
+    Then(VecDeque<Frame>, Box<RecvBody>),
 }
 
 pub(crate) struct H2Recv {
@@ -69,6 +69,10 @@ impl RecvBody {
             RecvBody::H1(conn) => conn.borrow_mut().poll_body(cx).map(|f| f.map(|r| r.map_err(BodyError::from))),
             RecvBody::H2(body) => body.poll_frame(cx),
             RecvBody::Memory(frames) => Poll::Ready(frames.pop_front().map(Ok)),
+            RecvBody::Then(frames, rest) => match frames.pop_front() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => rest.poll_frame(cx),
+            },
         }
     }
 }
@@ -136,8 +140,6 @@ pub(crate) const HIGH_WATER: usize = 64 * 1024;
 
 /// A body to write.
 pub(crate) enum SendBody {
-    /// The message ended with its head.
-    Ended,
     H1 {
         conn: h1::Shared,
         framing: Framing,
@@ -169,7 +171,7 @@ impl SendBody {
     /// Queues one frame.
     pub(crate) fn push(&mut self, frame: Frame) {
         match (self, frame) {
-            (SendBody::Ended | SendBody::Discard, _) => {}
+            (SendBody::Discard, _) => {}
             (SendBody::H1 { conn, framing }, Frame::Data(data)) => {
                 if data.is_empty() {
                     return;
@@ -215,7 +217,7 @@ impl SendBody {
     /// Queues the end of the message. `trailers_sent`: the last frame pushed was trailers.
     pub(crate) fn end(&mut self, trailers_sent: bool) {
         match self {
-            SendBody::Ended | SendBody::Discard => {}
+            SendBody::Discard => {}
             SendBody::H1 { conn, framing: Framing::Chunked { trailers } } => {
                 if !(trailers_sent && *trailers) {
                     conn.borrow_mut().out.write(|v| v.extend_from_slice(b"0\r\n\r\n"));
@@ -229,7 +231,7 @@ impl SendBody {
     /// Bytes that wait to be written.
     pub(crate) fn buffered(&self) -> usize {
         match self {
-            SendBody::Ended | SendBody::Discard => 0,
+            SendBody::Discard => 0,
             SendBody::H1 { conn, .. } => conn.borrow().out.len(),
             SendBody::H2(h2) => h2.len,
         }
@@ -238,7 +240,7 @@ impl SendBody {
     /// Writes what is queued.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         match self {
-            SendBody::Ended | SendBody::Discard => Poll::Ready(Ok(())),
+            SendBody::Discard => Poll::Ready(Ok(())),
             SendBody::H1 { conn, .. } => conn.borrow_mut().poll_flush(cx).map_err(|_| BodyError::Closed),
             SendBody::H2(h2) => h2.poll_flush(cx),
         }
@@ -322,10 +324,6 @@ pub(crate) struct Pump {
 impl Pump {
     pub(crate) fn new() -> Self {
         Self { trailers_sent: false, source_done: false, bytes: 0 }
-    }
-
-    pub(crate) fn source_done(&self) -> bool {
-        self.source_done
     }
 
     /// `source` gives the next frame.

@@ -30,20 +30,7 @@ pub(crate) async fn serve(connection: Connection, proxy: Arc<TcpProxy>, cluster:
     let random = worker.random.borrow_mut().next();
     let (name, metadata_match) = proxy.cluster(random);
     let name = cluster.unwrap_or_else(|| name.clone());
-    let max = proxy.max_downstream_connection_duration;
-    let work = run(connection, &proxy, &stats, &name, metadata_match, &mut info);
-    let timed_out = match max {
-        Some(max) => tokio::time::timeout(max, work).await.is_err(),
-        None => {
-            work.await;
-            false
-        }
-    };
-    if timed_out {
-        stats.max_downstream_connection_duration.inc();
-        info.flags.insert(ResponseFlags::DURATION_TIMEOUT);
-        info.response_code_details = Some("max_connection_duration_reached".into());
-    }
+    run(connection, &proxy, &stats, &name, metadata_match, &mut info).await;
     info.times.complete = Some(began.elapsed());
     write_logs(&worker, &proxy.access_log, &info);
 }
@@ -67,6 +54,7 @@ async fn run(
     metadata_match: Option<&proxy_core::MetadataMatch>,
     info: &mut StreamInfo,
 ) {
+    let began = Instant::now();
     let worker = connection.worker.clone();
     let Some(cluster) = worker.cluster(name) else {
         stats.downstream_cx_no_route.inc();
@@ -74,6 +62,7 @@ async fn run(
         return;
     };
     info.upstream.cluster = Some(name.clone());
+    info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
     let mut previous = Vec::new();
     let upstream = loop {
         let context = PickContext {
@@ -82,13 +71,16 @@ async fn run(
             previous: &previous,
             retry: None,
             override_host: None,
-            original_dst: info.connection.local.socket(),
+            original_dst: connection.original_dst,
             headers: None,
             now: Instant::now(),
         };
         let host = cluster.pick(&context, &mut worker.random.borrow_mut());
         let Some(host) = host else {
             cluster.stats.upstream_cx_none_healthy.inc();
+            if cluster.entry.is_original_dst() {
+                cluster.stats.original_dst_host_invalid.inc();
+            }
             info.flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
             return;
         };
@@ -126,6 +118,7 @@ async fn run(
     let _counted = counted;
     let transfer = Transfer {
         idle_timeout: proxy.idle_timeout,
+        max_duration: proxy.max_downstream_connection_duration.map(|max| max.saturating_sub(began.elapsed())),
         received: Cell::new(0),
         sent: Cell::new(0),
         drain: connection.chain.drain.subscribe(),
@@ -168,6 +161,11 @@ async fn run(
         copy::Ended::Idle => {
             stats.idle_timeout.inc();
             info.response_code_details = Some("tcp_session_idle_timeout".into());
+        }
+        copy::Ended::TooOld => {
+            stats.max_downstream_connection_duration.inc();
+            info.flags.insert(ResponseFlags::DURATION_TIMEOUT);
+            info.response_code_details = Some("max_connection_duration_reached".into());
         }
         copy::Ended::Failed(Side::Downstream) => info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION),
         copy::Ended::Failed(Side::Upstream) | copy::Ended::Complete | copy::Ended::Drained => {}

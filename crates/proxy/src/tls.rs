@@ -11,7 +11,7 @@ mod verify;
 
 pub(crate) use certificate::peer_certificate;
 pub(crate) use client::ClientTls;
-pub(crate) use secrets::SecretStore;
+pub(crate) use secrets::{SecretStore, read as read_source};
 pub(crate) use server::ServerTls;
 pub(crate) use verify::Failure;
 

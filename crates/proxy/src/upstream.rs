@@ -5,8 +5,8 @@ mod h2_pool;
 mod pool;
 mod request;
 
-pub(crate) use connect::{ConnectError, ConnectionFacts, Protocol, Variant};
-pub(crate) use pool::{AcquireError, Acquired, Pool};
+pub(crate) use connect::{ConnectError, Protocol, Variant};
+pub(crate) use pool::{AcquireError, Acquired, Counted, Pool};
 pub(crate) use request::{Failure, Reply, Upstream, call};
 
 use crate::runtime::ClusterEntry;
@@ -35,7 +35,8 @@ pub(crate) struct WorkerCluster {
 
 /// The pools of one host, one per way of connecting to it.
 pub(crate) struct HostPools {
-    pub(crate) host: Arc<Host>,
+    /// Keeps the host's address in memory its own, which is the key of the table.
+    _host: Arc<Host>,
     pools: RefCell<Vec<(Variant, Rc<Pool>)>>,
 }
 
@@ -92,7 +93,7 @@ impl WorkerCluster {
         let key = Arc::as_ptr(host);
         let mut hosts = self.hosts.borrow_mut();
         let pools =
-            hosts.entry(key).or_insert_with(|| Rc::new(HostPools { host: host.clone(), pools: RefCell::default() }));
+            hosts.entry(key).or_insert_with(|| Rc::new(HostPools { _host: host.clone(), pools: RefCell::default() }));
         let mut list = pools.pools.borrow_mut();
         if let Some((_, pool)) = list.iter().find(|(v, _)| v == variant) {
             return pool.clone();

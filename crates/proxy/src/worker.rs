@@ -43,6 +43,10 @@ pub(crate) struct Worker {
     pub(crate) logs: LogBuffers,
     pub(crate) buckets: RefCell<HashMap<usize, proxy_core::filters::TokenBucket>>,
     pub(crate) active_faults: Cell<u64>,
+    /// Connection managers whose filters' counters exist.
+    pub(crate) touched: RefCell<std::collections::HashSet<usize>>,
+    /// Keys of JWT providers.
+    pub(crate) keys: RefCell<crate::hcm::KeyCache>,
     accepting: RefCell<HashMap<ArcStr, Vec<AbortHandle>>>,
     /// Downstream connections of this worker.
     pub(crate) connections: Cell<u64>,
@@ -65,6 +69,8 @@ impl Worker {
             logs: LogBuffers::new(shared.clone()),
             buckets: RefCell::default(),
             active_faults: Cell::new(0),
+            keys: RefCell::default(),
+            touched: RefCell::default(),
             accepting: RefCell::default(),
             connections: Cell::new(0),
             shared,

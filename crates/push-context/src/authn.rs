@@ -8,7 +8,8 @@ use istio_api::PeerAuthentication;
 use istio_api::peer_authentication::{MutualTls, MutualTlsMode};
 use mesh_types::{ArcStr, Labels, selects};
 
-use crate::{ByNamespace, Config, PushContext};
+use crate::rules::ByNamespace;
+use crate::{Config, PushContext};
 
 /// What a port accepts.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -51,7 +52,7 @@ fn has_selector(config: &Config<PeerAuthentication>) -> bool {
 }
 
 /// All PeerAuthentications; of several without selector in one namespace only the oldest.
-pub(crate) fn peer_authentications(snapshot: &Snapshot) -> ByNamespace<PeerAuthentication> {
+fn peer_authentications(snapshot: &Snapshot) -> ByNamespace<PeerAuthentication> {
     let mut all = crate::config::by_namespace(snapshot, Kind::PeerAuthentication, |body| match body {
         Body::PeerAuthentication(spec) => Some((**spec).clone()),
         _ => None,
@@ -65,13 +66,13 @@ pub(crate) fn peer_authentications(snapshot: &Snapshot) -> ByNamespace<PeerAuthe
 
 /// Mode of whole namespaces, as clients guess it (istiod `AuthenticationPolicies`).
 #[derive(Debug, Default)]
-pub(crate) struct NamespaceModes {
+struct NamespaceModes {
     global: Option<MtlsMode>,
     namespaces: HashMap<ArcStr, MtlsMode>,
 }
 
 impl NamespaceModes {
-    pub(crate) fn build(all: &ByNamespace<PeerAuthentication>, root: &ArcStr) -> NamespaceModes {
+    fn build(all: &ByNamespace<PeerAuthentication>, root: &ArcStr) -> NamespaceModes {
         let wide = |list: &Vec<Arc<Config<PeerAuthentication>>>| list.iter().find(|c| !has_selector(c)).cloned();
         let global =
             all.get(root).and_then(wide).map(|config| mode(config.spec.mtls.as_ref()).unwrap_or(MtlsMode::Permissive));
@@ -87,16 +88,31 @@ impl NamespaceModes {
     }
 }
 
+/// All PeerAuthentications, indexed.
+#[derive(Debug, Default)]
+pub struct PeerRules {
+    all: ByNamespace<PeerAuthentication>,
+    modes: NamespaceModes,
+}
+
+impl PeerRules {
+    pub(crate) fn build(snapshot: &Snapshot, root: &ArcStr) -> PeerRules {
+        let all = peer_authentications(snapshot);
+        PeerRules { modes: NamespaceModes::build(&all, root), all }
+    }
+}
+
 impl PushContext {
     /// The mode of a namespace's workloads that no selector singles out; `None` when nothing is configured.
     pub fn namespace_mtls_mode(&self, namespace: &str) -> Option<MtlsMode> {
-        self.rules.namespace_mtls.namespaces.get(namespace).copied().or(self.rules.namespace_mtls.global)
+        let modes = &self.rules.peers.modes;
+        modes.namespaces.get(namespace).copied().or(modes.global)
     }
 
     /// What a workload's ports accept (istiod `ComposePeerAuthentication`): mesh, namespace, workload, port.
     pub fn peer_policy(&self, namespace: &str, labels: &Labels) -> PeerPolicy {
         let (mut mesh, mut own, mut workload) = (None, None, None);
-        for config in self.for_workload(&self.rules.peer_authentications, namespace, false) {
+        for config in self.for_workload(&self.rules.peers.all, namespace, false) {
             if !has_selector(config) {
                 let slot = if config.namespace == self.root_namespace { &mut mesh } else { &mut own };
                 slot.get_or_insert(config);

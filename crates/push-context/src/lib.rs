@@ -11,46 +11,30 @@ pub mod host;
 mod memo;
 mod node;
 mod node_yaml;
+mod rules;
 mod scope;
 mod virtual_service;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use config_store::{Body, Kind, Snapshot};
-use istio_api::{
-    AuthorizationPolicy, EnvoyFilter, MeshConfig, PeerAuthentication, RequestAuthentication, Sidecar, Telemetry,
-};
+use config_store::{Kind, Snapshot};
+use istio_api::{AuthorizationPolicy, EnvoyFilter, MeshConfig, RequestAuthentication, Sidecar, Telemetry};
 use mesh_types::{ArcStr, Labels, selects};
 use registry::{Registry, Service};
 
-pub use authn::{MtlsMode, PeerPolicy};
+use rules::{ByNamespace, Rules};
+
+pub use authn::{MtlsMode, PeerPolicy, PeerRules};
 pub use config::Config;
 pub use destination_rule::ConsolidatedRule;
-pub use memo::Memo;
+pub use memo::{Memo, Same};
 pub use node::{InterceptionMode, InvalidNode, IpMode, Node, Profile, ProxyConfigText};
 pub use registry::Settings;
 pub use scope::{EgressListener, SidecarScope};
 
-/// Policies that select workloads by labels, by namespace.
-type ByNamespace<T> = BTreeMap<ArcStr, Vec<Arc<Config<T>>>>;
-
 /// Services by namespace.
 type Namespaces = BTreeMap<ArcStr, Arc<Service>>;
-
-/// Istio's rules and policies, indexed. Endpoints have no part in them.
-#[derive(Debug)]
-struct Rules {
-    virtual_services: virtual_service::Index,
-    destination_rules: destination_rule::Index,
-    sidecars: Vec<Arc<Config<Sidecar>>>,
-    peer_authentications: ByNamespace<PeerAuthentication>,
-    namespace_mtls: authn::NamespaceModes,
-    request_authentications: ByNamespace<RequestAuthentication>,
-    authorization_policies: ByNamespace<AuthorizationPolicy>,
-    telemetries: ByNamespace<Telemetry>,
-    envoy_filters: ByNamespace<EnvoyFilter>,
-}
 
 /// Everything that a push is made of; see the crate's head.
 #[derive(Debug)]
@@ -67,7 +51,7 @@ pub struct PushContext {
     rules: Arc<Rules>,
     service_accounts: HashMap<(ArcStr, ArcStr), Arc<[String]>>,
     snapshot: Snapshot,
-    memo: Memo,
+    memo: Arc<Memo>,
     /// Scopes by the Sidecar they are from and the namespace they are for; made when first asked for.
     /// The lock covers the lookup only: two proxies may compute the same scope at once, which is harmless.
     scopes: Mutex<HashMap<scope::Key, Arc<SidecarScope>>>,
@@ -78,13 +62,13 @@ impl PushContext {
     pub fn build(snapshot: &Snapshot, mesh: &Arc<MeshConfig>, settings: &Settings) -> PushContext {
         let root_namespace = root_namespace(mesh);
         let registry = Registry::build(snapshot, mesh, settings);
-        let rules = Arc::new(Rules::build(snapshot, mesh, settings, &root_namespace));
-        PushContext::assemble(snapshot, mesh, settings, registry, rules, Memo::default())
+        let rules = Arc::new(Rules::build(snapshot, mesh, settings, &root_namespace, None));
+        PushContext::assemble(snapshot, mesh, settings, registry, rules, Arc::default())
     }
 
     /// The context of a newer snapshot: what changes leave alone is taken over, and so is what was generated.
     ///
-    /// Equal to [`PushContext::build`] but for the time it takes. This context should not be generated from any more.
+    /// Equal to [`PushContext::build`] but for the time it takes.
     pub fn update(&self, snapshot: &Snapshot, mesh: &Arc<MeshConfig>) -> PushContext {
         if **mesh != *self.mesh {
             return PushContext::build(snapshot, mesh, &self.settings);
@@ -95,9 +79,13 @@ impl PushContext {
         let same_rules = !changed.iter().any(|kind| kind.is_istio());
         let rules = match same_rules {
             true => self.rules.clone(),
-            false => Arc::new(Rules::build(snapshot, mesh, &self.settings, &self.root_namespace)),
+            false => {
+                let previous = Some((&*self.rules, &changed[..]));
+                Arc::new(Rules::build(snapshot, mesh, &self.settings, &self.root_namespace, previous))
+            }
         };
-        let next = PushContext::assemble(snapshot, mesh, &self.settings, registry, rules, self.memo.next());
+        self.memo.age();
+        let next = PushContext::assemble(snapshot, mesh, &self.settings, registry, rules, self.memo.clone());
         let same_services = next.registry.services.len() == self.registry.services.len()
             && next.registry.services.iter().zip(&self.registry.services).all(|(a, b)| Arc::ptr_eq(a, b));
         if same_rules && same_services {
@@ -113,7 +101,7 @@ impl PushContext {
         settings: &Settings,
         registry: Registry,
         rules: Arc<Rules>,
-        memo: Memo,
+        memo: Arc<Memo>,
     ) -> PushContext {
         let mut by_host: HashMap<ArcStr, Namespaces> = HashMap::new();
         for service in &registry.services {
@@ -143,6 +131,16 @@ impl PushContext {
     /// Where generators keep what they made.
     pub fn memo(&self) -> &Memo {
         &self.memo
+    }
+
+    /// Labels of clients that outbound rules may ask for; the same object while it is equal.
+    pub fn client_labels(&self) -> &Arc<BTreeSet<String>> {
+        &self.rules.labels
+    }
+
+    /// What servers take, as one object that stays the same while nothing changes.
+    pub fn peer_rules(&self) -> &Arc<PeerRules> {
+        &self.rules.peers
     }
 
     /// The trust domain of the mesh.
@@ -295,36 +293,4 @@ impl PushContext {
 
 fn root_namespace(mesh: &MeshConfig) -> ArcStr {
     if mesh.root_namespace.is_empty() { "istio-system".into() } else { mesh.root_namespace.as_str().into() }
-}
-
-impl Rules {
-    fn build(snapshot: &Snapshot, mesh: &MeshConfig, settings: &Settings, root_namespace: &ArcStr) -> Rules {
-        let peer_authentications = authn::peer_authentications(snapshot);
-        Rules {
-            virtual_services: virtual_service::Index::build(snapshot, mesh, settings),
-            destination_rules: destination_rule::Index::build(snapshot, mesh, settings, root_namespace),
-            sidecars: config::list(snapshot, Kind::Sidecar, |body| match body {
-                Body::Sidecar(spec) => Some((**spec).clone()),
-                _ => None,
-            }),
-            namespace_mtls: authn::NamespaceModes::build(&peer_authentications, root_namespace),
-            peer_authentications,
-            request_authentications: config::by_namespace(snapshot, Kind::RequestAuthentication, |body| match body {
-                Body::RequestAuthentication(spec) => Some((**spec).clone()),
-                _ => None,
-            }),
-            authorization_policies: config::by_namespace(snapshot, Kind::AuthorizationPolicy, |body| match body {
-                Body::AuthorizationPolicy(spec) => Some((**spec).clone()),
-                _ => None,
-            }),
-            telemetries: config::by_namespace(snapshot, Kind::Telemetry, |body| match body {
-                Body::Telemetry(spec) => Some((**spec).clone()),
-                _ => None,
-            }),
-            envoy_filters: config::by_namespace(snapshot, Kind::EnvoyFilter, |body| match body {
-                Body::EnvoyFilter(spec) => Some((**spec).clone()),
-                _ => None,
-            }),
-        }
-    }
 }

@@ -1,15 +1,44 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
-use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A shared object that is equal only to itself: part of a [`Memo`]'s key.
+///
+/// It keeps the object alive, so that its address means nothing else later.
+pub struct Same<T: ?Sized>(pub Arc<T>);
+
+impl<T: ?Sized> Clone for Same<T> {
+    fn clone(&self) -> Self {
+        Same(self.0.clone())
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for Same<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Same({:p})", self.0)
+    }
+}
+
+impl<T: ?Sized> PartialEq for Same<T> {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::as_ptr(&self.0).cast::<()>() == Arc::as_ptr(&other.0).cast::<()>()
+    }
+}
+
+impl<T: ?Sized> Eq for Same<T> {}
+
+impl<T: ?Sized> Hash for Same<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).cast::<()>().hash(state);
+    }
+}
 
 /// Results by their inputs, kept from one snapshot to the next while they are used.
 ///
-/// Keys hold everything a result depends on. A key that holds an address must have a value that keeps the
-/// object there alive, so that the address means nothing else later.
-///
-/// Two generations: what the snapshot before used, and what this one has used so far. What one snapshot
-/// does not use is gone with the next.
+/// Keys hold everything that a result depends on beyond MeshConfig and [`crate::Settings`]: with others of those
+/// there is another memo. So it does not matter which snapshot's proxies ask.
 #[derive(Debug, Default)]
 pub struct Memo {
     /// Tables of one key and value type each. The lock covers look-ups, not the making of values: two who want
@@ -17,9 +46,15 @@ pub struct Memo {
     tables: Mutex<HashMap<TypeId, Erased>>,
 }
 
+/// After so many snapshots with proxies that ask, what none of them asked for is forgotten.
+const KEPT: u64 = 3;
+
 struct Table<K, V> {
-    now: HashMap<K, V>,
-    before: HashMap<K, V>,
+    /// Values and the epoch of their last use.
+    values: HashMap<K, (V, u64)>,
+    /// Snapshots that the table was used with.
+    epoch: u64,
+    used: bool,
 }
 
 impl Memo {
@@ -29,18 +64,21 @@ impl Memo {
         K: Eq + Hash + Send + 'static,
         V: Clone + Send + 'static,
     {
-        if let Some(value) = self.with(|table: &mut Table<K, V>| {
-            if let Some(value) = table.now.get(&key) {
-                return Some(value.clone());
-            }
-            let (key, value) = table.before.remove_entry(&key)?;
-            table.now.insert(key, value.clone());
-            Some(value)
-        }) {
+        let known = self.with(|table: &mut Table<K, V>| {
+            table.used = true;
+            let (value, last) = table.values.get_mut(&key)?;
+            *last = table.epoch;
+            Some(value.clone())
+        });
+        if let Some(value) = known {
             return value;
         }
         let value = make();
-        self.with(|table: &mut Table<K, V>| table.now.insert(key, value.clone()));
+        self.with(|table: &mut Table<K, V>| {
+            let epoch = table.epoch;
+            table.values.insert(key, (value.clone(), epoch));
+            Some(())
+        });
         value
     }
 
@@ -54,32 +92,39 @@ impl Memo {
         work(erased.table.downcast_mut()?)
     }
 
-    /// The memo of the next snapshot. This one keeps nothing: its own snapshot is about to go.
-    pub(crate) fn next(&self) -> Memo {
+    /// A new snapshot begins: forgets what has not been used for some.
+    pub(crate) fn age(&self) {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut moved = std::mem::take(&mut *tables);
-        for erased in moved.values_mut() {
-            (erased.age)(&mut erased.table);
+        for erased in tables.values_mut() {
+            (erased.age)(&mut *erased.table);
         }
-        Memo { tables: Mutex::new(moved) }
     }
 }
 
 /// A table whose types are forgotten, with the way to age it.
-#[derive(Debug)]
 struct Erased {
     table: Box<dyn Any + Send>,
-    age: fn(&mut Box<dyn Any + Send>),
+    age: fn(&mut (dyn Any + Send)),
+}
+
+impl fmt::Debug for Erased {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Erased").finish_non_exhaustive()
+    }
 }
 
 impl Erased {
     fn new<K: Send + 'static, V: Send + 'static>() -> Erased {
-        fn age<K: 'static, V: 'static>(table: &mut Box<dyn Any + Send>) {
-            if let Some(table) = table.downcast_mut::<Table<K, V>>() {
-                table.before = std::mem::take(&mut table.now);
+        fn age<K: 'static, V: 'static>(table: &mut (dyn Any + Send)) {
+            let Some(table) = table.downcast_mut::<Table<K, V>>() else { return };
+            // Snapshots that come faster than proxies ask do not count.
+            if std::mem::take(&mut table.used) {
+                table.epoch += 1;
+                let oldest = table.epoch.saturating_sub(KEPT);
+                table.values.retain(|_, (_, last)| *last >= oldest);
             }
         }
-        let table = Table::<K, V> { now: HashMap::new(), before: HashMap::new() };
+        let table = Table::<K, V> { values: HashMap::new(), epoch: 0, used: false };
         Erased { table: Box::new(table), age: age::<K, V> }
     }
 }
@@ -89,19 +134,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_two_snapshots_do_not_use_is_made_again() {
+    fn what_several_snapshots_do_not_use_is_made_again() {
         let made = std::cell::Cell::new(0);
-        let get = |memo: &Memo| {
-            memo.get("key", || {
+        let get = |memo: &Memo, key: &'static str| {
+            memo.get(key, || {
                 made.set(made.get() + 1);
                 7
             })
         };
-        let first = Memo::default();
-        assert_eq!((get(&first), get(&first), made.get()), (7, 7, 1));
-        let second = first.next();
-        assert_eq!((get(&second), made.get()), (7, 1));
-        let fourth = second.next().next();
-        assert_eq!((get(&fourth), made.get()), (7, 2));
+        let memo = Memo::default();
+        assert_eq!((get(&memo, "a"), get(&memo, "a"), made.get()), (7, 7, 1));
+        (0..9).for_each(|_| memo.age());
+        assert_eq!((get(&memo, "a"), made.get()), (7, 1), "nobody asked for anything in between");
+        for _ in 0..=KEPT {
+            memo.age();
+            get(&memo, "b");
+        }
+        memo.age();
+        assert_eq!((get(&memo, "a"), made.get()), (7, 3));
+    }
+
+    #[test]
+    fn equal_objects_are_not_the_same() {
+        let one = Arc::new(1);
+        assert_eq!(Same(one.clone()), Same(one));
+        assert_ne!(Same(Arc::new(1)), Same(Arc::new(1)));
     }
 }

@@ -45,12 +45,17 @@ pub(crate) fn all(cx: &Context<'_>) -> Vec<Cluster> {
     for service in &cx.scope.services {
         outbound(cx, service, &mut out);
     }
-    out.push(black_hole(cx));
-    out.push(passthrough(cx));
-    inbound::all(cx, &mut out);
-    out.push(inbound_passthrough(cx));
+    out.extend(fixed(cx));
     let mut seen = std::collections::HashSet::new();
     out.retain(|c| seen.insert(c.name.clone()));
+    out
+}
+
+/// The clusters that do not lead to services: its own ports, and what was captured for elsewhere.
+pub(crate) fn fixed(cx: &Context<'_>) -> Vec<Cluster> {
+    let mut out = vec![black_hole(cx), passthrough(cx)];
+    inbound::all(cx, &mut out);
+    out.push(inbound_passthrough(cx));
     out
 }
 
@@ -66,7 +71,8 @@ pub(super) fn metadata_exchange(cx: &Context<'_>) -> Vec<Filter> {
     }]
 }
 
-fn outbound(cx: &Context<'_>, service: &Service, out: &mut Vec<Cluster>) {
+/// The clusters of one service, with its subsets.
+pub(crate) fn outbound(cx: &Context<'_>, service: &Service, out: &mut Vec<Cluster>) {
     if service.resolution == Resolution::Alias {
         return;
     }

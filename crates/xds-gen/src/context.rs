@@ -40,6 +40,23 @@ impl<'a> Context<'a> {
         Context { push, node, scope, targets, proxy_config, peer, telemetry, locality }
     }
 
+    /// The same for a class of proxies, which have no ports of their own.
+    pub(crate) fn of_class<'b>(&self, node: &'b Node) -> Context<'b>
+    where
+        'a: 'b,
+    {
+        Context {
+            push: self.push,
+            node,
+            scope: self.scope.clone(),
+            targets: Vec::new(),
+            proxy_config: self.proxy_config.clone(),
+            peer: self.push.peer_policy(&node.namespace, &node.labels),
+            telemetry: self.telemetry.clone(),
+            locality: node.locality.clone(),
+        }
+    }
+
     /// The proxy knows Istio's HTTP filters and statistics.
     pub(crate) fn has_istio_filters(&self) -> bool {
         self.node.profile != Profile::Stock

@@ -9,6 +9,7 @@
 mod access_log;
 mod args;
 mod authz;
+mod cache;
 mod cluster;
 mod context;
 mod endpoint;
@@ -55,39 +56,19 @@ impl Names<'_> {
 /// load assignments: a name that means nothing gets an empty one, so that the proxy does not wait for it.
 pub fn generate(push: &PushContext, node: &Node, type_url: &str, names: Names<'_>) -> Vec<Resource> {
     let cx = Context::new(push, node);
-    let patches = Patches::of(&cx);
+    let pick = |all: cache::Shared| all.iter().filter(|r| names.wants(&r.name)).cloned().collect();
     match type_url {
-        type_url::CLUSTER => {
-            let clusters = patches.clusters(cluster::all(&cx));
-            clusters.iter().filter(|c| names.wants(&c.name)).map(|c| Resource::new(c.name.as_str(), c)).collect()
-        }
-        type_url::LISTENER => {
-            let listeners = patches.listeners(listener::all(&cx));
-            listeners.iter().filter(|l| names.wants(&l.name)).map(|l| Resource::new(l.name.as_str(), l)).collect()
-        }
-        type_url::ROUTE => {
-            let wanted = match names {
-                Names::List(list) => list.to_vec(),
-                Names::Wildcard => route_names(&cx, &patches),
-            };
-            let table = |name: &ArcStr| {
-                let config = patches.route(route::outbound(&cx, name));
-                Resource::new(config.name.as_str(), &config)
-            };
-            wanted.iter().map(table).collect()
-        }
-        type_url::ENDPOINT => {
-            let wanted = match names {
-                Names::List(list) => list.to_vec(),
-                Names::Wildcard => eds_names(&cx, &patches),
-            };
-            let load = |name: &ArcStr| Resource::new(name.clone(), &endpoint::load_assignment(&cx, name));
-            wanted.iter().map(load).collect()
-        }
-        type_url::NAME_TABLE if node.dns_capture => {
-            let table = name_table::build(&cx);
-            vec![Resource::new("", &table)]
-        }
+        type_url::CLUSTER => pick(cache::clusters(&cx)),
+        type_url::LISTENER => pick(cache::listeners(&cx)),
+        type_url::ROUTE => match names {
+            Names::List(list) => cache::routes(&cx, list),
+            Names::Wildcard => cache::routes(&cx, &route_names(&cx, &Patches::of(&cx))),
+        },
+        type_url::ENDPOINT => match names {
+            Names::List(list) => cache::endpoints(&cx, list),
+            Names::Wildcard => cache::endpoints(&cx, &eds_names(&cx, &Patches::of(&cx))),
+        },
+        type_url::NAME_TABLE if node.dns_capture => vec![cache::names(&cx)],
         _ => Vec::new(),
     }
 }

@@ -23,7 +23,18 @@ pub(crate) use http::{counts_attempts, forwards_host, preserves_case};
 
 /// All listeners of a proxy.
 pub(crate) fn all(cx: &Context<'_>) -> Vec<Listener> {
-    if cx.push.mesh.proxy_listen_port <= 0 {
+    let mut out = outbound_side(cx);
+    out.extend(inbound_side(cx));
+    out
+}
+
+fn none(cx: &Context<'_>) -> bool {
+    cx.push.mesh.proxy_listen_port <= 0
+}
+
+/// Those for what the application sends.
+pub(crate) fn outbound_side(cx: &Context<'_>) -> Vec<Listener> {
+    if none(cx) {
         return Vec::new();
     }
     let mut out = outbound::all(cx);
@@ -31,8 +42,12 @@ pub(crate) fn all(cx: &Context<'_>) -> Vec<Listener> {
     if !cx.no_interception() {
         out.push(virtual_outbound(cx));
     }
-    out.extend(inbound::all(cx));
     out
+}
+
+/// Those for what the application receives.
+pub(crate) fn inbound_side(cx: &Context<'_>) -> Vec<Listener> {
+    if none(cx) { Vec::new() } else { inbound::all(cx) }
 }
 
 fn mesh_port(port: i32) -> u16 {

@@ -11,6 +11,9 @@ use crate::{Protocol, is_wildcard_type, rank};
 
 /// How many types one stream may watch. Envoy uses about ten.
 const MAX_TYPES: usize = 64;
+/// The rank of clusters, and the ranks of listeners and routes, which refer to clusters.
+const CLUSTERS: usize = 0;
+const REFERRING: std::ops::RangeInclusive<usize> = 2..=3;
 /// How many names one stream may subscribe to per type.
 const MAX_NAMES: usize = 200_000;
 
@@ -82,6 +85,8 @@ pub struct Session {
     nonces: u64,
     revision: u64,
     reported_synced: Option<u64>,
+    /// Listeners and routes no longer wait for the clusters' acknowledgement.
+    gate_lifted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -102,14 +107,18 @@ struct Watch {
     /// even if it had them.
     asks_again: bool,
     nonce: String,
+    /// The client has neither accepted nor refused the last response yet.
+    outstanding: bool,
     acked: bool,
+    /// Names that are gone but were kept back, because others may still refer to them.
+    keeps_back: bool,
     evaluated: u64,
 }
 
 impl Session {
     /// A stream that has just been opened, against a snapshot of this revision.
     pub fn new(protocol: Protocol, revision: u64) -> Session {
-        Session { protocol, watches: BTreeMap::new(), nonces: 0, revision, reported_synced: None }
+        Session { protocol, watches: BTreeMap::new(), nonces: 0, revision, reported_synced: None, gate_lifted: false }
     }
 
     /// Takes in a request. The types then due are to be evaluated.
@@ -126,10 +135,29 @@ impl Session {
             return Ok(Heard::Stale);
         }
         let watch = self.watches.entry(key).or_default();
-        match self.protocol {
+        let heard = match self.protocol {
             Protocol::StateOfTheWorld => watch.on_sotw(request, first),
             Protocol::Delta => watch.on_delta(request, first),
+        }?;
+        if matches!(heard, Heard::Acked { .. } | Heard::Nacked { .. }) {
+            watch.outstanding = false;
         }
+        self.release_removals();
+        Ok(heard)
+    }
+
+    /// Once everything that may refer to them is in use, what is gone may go. A client that refused its routes still uses the
+    /// old ones, and keeps what these need.
+    fn release_removals(&mut self) {
+        if !self.is_unsettled() {
+            for watch in self.watches.values_mut().filter(|watch| watch.keeps_back) {
+                watch.due = true;
+            }
+        }
+    }
+
+    fn is_unsettled(&self) -> bool {
+        self.watches.iter().any(|((rank, _), watch)| REFERRING.contains(rank) && (watch.due || !watch.acked))
     }
 
     /// A new snapshot is there: every watched type is due.
@@ -141,26 +169,51 @@ impl Session {
     }
 
     /// The first type, in push order, that is to be evaluated, and the names to ask the source for.
+    ///
+    /// Listeners and routes wait until the client has answered for its clusters: by then it has subscribed to the endpoints of
+    /// new ones, which go first, so that no route leads to a cluster that is not there yet. DIFFERS: istiod sends all at once, and
+    /// a route switched at the same time as its cluster fails requests for a moment.
     pub fn due(&self) -> Option<(ArcStr, Names<'_>)> {
-        let ((_, type_url), watch) = self.watches.iter().find(|(_, watch)| watch.due)?;
+        let gated = self.is_gated();
+        let mut due = self.watches.iter().filter(|(_, watch)| watch.due);
+        let ((_, type_url), watch) = due.find(|((rank, _), _)| !gated || !REFERRING.contains(rank))?;
         let names = if watch.wildcard { Names::Wildcard } else { Names::List(&watch.list) };
         Some((type_url.clone(), names))
+    }
+
+    /// Whether something is due that waits for an acknowledgement only.
+    pub fn is_waiting(&self) -> bool {
+        self.is_gated() && self.watches.iter().any(|((rank, _), watch)| watch.due && REFERRING.contains(rank))
+    }
+
+    /// Stops waiting for a client that does not acknowledge.
+    pub fn lift_gate(&mut self) {
+        self.gate_lifted = true;
+    }
+
+    fn is_gated(&self) -> bool {
+        !self.gate_lifted && self.watches.iter().any(|((rank, _), watch)| *rank == CLUSTERS && watch.outstanding)
     }
 
     /// Compares what the source has with what the client has; `None` if the client needs nothing.
     pub fn evaluate(&mut self, type_url: &str, resources: Vec<Arc<Resource>>) -> Option<Response> {
         let key = (rank(type_url), ArcStr::from(type_url));
         let revision = self.revision;
+        let keep_back = key.0 < *REFERRING.start() && self.is_unsettled();
         let watch = self.watches.get_mut(&key)?;
         watch.due = false;
         watch.evaluated = revision;
         let (resources, removed) = match self.protocol {
             Protocol::StateOfTheWorld => watch.evaluate_sotw(is_wildcard_type(type_url), resources)?,
-            Protocol::Delta => watch.evaluate_delta(resources)?,
+            Protocol::Delta => watch.evaluate_delta(resources, keep_back)?,
         };
         self.nonces += 1;
         watch.owed = false;
         watch.acked = false;
+        watch.outstanding = true;
+        if key.0 == CLUSTERS {
+            self.gate_lifted = false;
+        }
         watch.nonce = format!("{revision}-{}", self.nonces);
         let nonce = watch.nonce.clone();
         if self.protocol == Protocol::StateOfTheWorld {
@@ -180,7 +233,7 @@ impl Session {
     /// That is: every type it watches was compared with the snapshot, and every response acknowledged.
     pub fn newly_synced(&mut self) -> Option<u64> {
         let all = !self.watches.is_empty()
-            && self.watches.values().all(|w| w.acked && !w.due && w.evaluated == self.revision);
+            && self.watches.values().all(|w| w.acked && !w.due && !w.keeps_back && w.evaluated == self.revision);
         if !all || self.reported_synced == Some(self.revision) {
             return None;
         }
@@ -322,11 +375,21 @@ impl Watch {
         }
     }
 
-    fn evaluate_delta(&mut self, resources: Vec<Arc<Resource>>) -> Option<(Vec<Arc<Resource>>, Vec<ArcStr>)> {
+    /// `keep_back`: names that are gone are not said to be, yet.
+    fn evaluate_delta(
+        &mut self,
+        resources: Vec<Arc<Resource>>,
+        keep_back: bool,
+    ) -> Option<(Vec<Arc<Resource>>, Vec<ArcStr>)> {
         let present: HashSet<&ArcStr> = resources.iter().map(|r| &r.name).collect();
         let mut removed: Vec<ArcStr> = Vec::new();
+        self.keeps_back = false;
         for (name, version) in &mut self.sent {
             if version.is_some() && !present.contains(name) {
+                if keep_back {
+                    self.keeps_back = true;
+                    continue;
+                }
                 removed.push(name.clone());
                 *version = None;
             }

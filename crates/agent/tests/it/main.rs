@@ -1,8 +1,8 @@
 //! The whole agent against a real authority and a real xDS server over TLS, with our proxy and, where there is one, with Envoy.
 
-mod world;
 mod injected;
 mod mesh;
+mod world;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -62,15 +62,18 @@ async fn run() {
     let authority = Arc::new(ca::Authority::generate("cluster.local").unwrap());
     let issuer = ca::TokenIssuer::generate().unwrap();
     let bind = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
-    let listeners = Listeners { grpc: bind(15010), grpc_tls: bind(15012), webhook: bind(15017), monitoring: bind(15014) };
+    let listeners =
+        Listeners { grpc: bind(15010), grpc_tls: bind(15012), webhook: bind(15017), monitoring: bind(15014) };
     let (_shutdown, watch) = lifecycle::drain::channel();
     let settings = control_plane::Settings::default();
-    let control_plane = control_plane::serve(settings, listeners, authority.clone(), issuer.verifier(), watch).await.unwrap();
+    let control_plane =
+        control_plane::serve(settings, listeners, authority.clone(), issuer.verifier(), watch).await.unwrap();
     let bookinfo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../samples/bookinfo/bookinfo.yaml");
     let (documents, errors) = manifest::read(&[bookinfo]);
     assert!(errors.is_empty(), "{errors:?}");
     let pods = manifest::parse(Path::new("pods.yaml"), PODS).unwrap();
-    let updates = documents.into_iter().chain(pods).filter(|d| d.kind() != "Deployment").map(|d| Update::Apply(Box::new(d)));
+    let updates =
+        documents.into_iter().chain(pods).filter(|d| d.kind() != "Deployment").map(|d| Update::Apply(Box::new(d)));
     let (revision, rejected) = control_plane.update(updates.collect()).await;
     println!("revision {revision}, rejected {rejected:?}");
 
@@ -117,6 +120,32 @@ async fn run() {
     assert_eq!(status.len(), 1);
     assert_eq!(status[0].refusals().count(), 0, "{:?}", status[0]);
     assert_eq!(status[0].identity.as_deref(), Some("spiffe://cluster.local/ns/default/sa/bookinfo-productpage"));
+    // The pod's own commands, on the ports of a real pod.
+    for line in [
+        "wait --timeoutSeconds 5",
+        "request GET server_info",
+        "request --debug-port=15020 POST drain",
+        "version --short",
+    ] {
+        assert_eq!(command(line).await, Ok(()), "{line}");
+    }
+    assert!(command("request --debug-port=22 GET x").await.unwrap_err().contains("not in allowed list"));
+    let late = command("wait --timeoutSeconds 0 --periodMillis 1 --url http://127.0.0.1:15099/x").await;
+    assert!(late.unwrap_err().contains("timeout waiting for the proxy"));
     assert_eq!(super::http(15020, "POST /quitquitquit").await.unwrap().0, 200);
     tokio::time::timeout(Duration::from_secs(5), agent).await.expect("the agent did not end").unwrap().unwrap();
+}
+
+/// Runs the agent's program as a container's hook would.
+async fn command(line: &str) -> Result<(), String> {
+    let args = <agent::Args as clap::Parser>::parse_from(std::iter::once("pilot-agent").chain(line.split(' ')));
+    let done = tokio::task::spawn_blocking(move || agent::run(args).map_err(|e| format!("{e:#}"))).await.unwrap();
+    // ExitCode cannot be compared, only shown.
+    done.and_then(|code| {
+        if format!("{code:?}") == format!("{:?}", std::process::ExitCode::SUCCESS) {
+            Ok(())
+        } else {
+            Err(format!("{code:?}"))
+        }
+    })
 }

@@ -7,9 +7,9 @@ use config_store::{Kind, Store};
 use istio_api::MeshConfig;
 
 fn cases() -> Option<PathBuf> {
-    let root = std::env::var_os("OUTRIGGER_CONFORMANCE").map(PathBuf::from).unwrap_or_else(|| {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/conformance")
-    });
+    let root = std::env::var_os("OUTRIGGER_CONFORMANCE")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/conformance"));
     let cases = root.join("xds/cases");
     if cases.is_dir() {
         return Some(cases);

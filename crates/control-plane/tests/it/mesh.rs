@@ -96,7 +96,10 @@ impl Mesh {
     }
 
     /// A channel over TLS that trusts the mesh's root, with a client certificate if given.
-    pub(crate) async fn tls_channel(&self, certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>) -> Channel {
+    pub(crate) async fn tls_channel(
+        &self,
+        certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    ) -> Channel {
         let config = Arc::new(self.client_config(certificate, &[b"h2"]));
         let address = self.grpc_tls;
         let connect = tower::service_fn(move |_: Uri| {

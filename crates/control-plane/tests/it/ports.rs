@@ -55,7 +55,11 @@ impl Stream {
             type_url: response.type_url.clone(),
             version_info: response.version_info.clone(),
             response_nonce: response.nonce.clone(),
-            error_detail: error.map(|message| envoy_api::pb::google::rpc::Status { code: 13, message: message.into(), ..Default::default() }),
+            error_detail: error.map(|message| envoy_api::pb::google::rpc::Status {
+                code: 13,
+                message: message.into(),
+                ..Default::default()
+            }),
             ..DiscoveryRequest::default()
         };
         self.requests.send(request).await.unwrap();
@@ -106,12 +110,17 @@ async fn the_secure_port_serves_only_whom_a_token_or_certificate_proves() {
     let forged = ca::TokenIssuer::generate().unwrap().issue(&ca::TokenRequest::default()).unwrap();
     let forged = subscribe(mesh.tls_channel(None).await, Some(&forged), type_url::CLUSTER).await;
     assert_eq!(code(forged), Some(Code::Unauthenticated));
-    let mut served = subscribe(mesh.tls_channel(None).await, Some(&mesh.token("sleep")), type_url::CLUSTER).await.unwrap();
+    let mut served =
+        subscribe(mesh.tls_channel(None).await, Some(&mesh.token("sleep")), type_url::CLUSTER).await.unwrap();
     assert!(!served.next().await.resources.is_empty());
 }
 
 /// Asks for a certificate and gives it with its key.
-async fn certificate(mesh: &Mesh, channel: Channel, token: Option<&str>) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Status> {
+async fn certificate(
+    mesh: &Mesh,
+    channel: Channel,
+    token: Option<&str>,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Status> {
     let key = KeyPair::generate().unwrap();
     let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
     let mut request = Request::new(CertificateRequest { csr, validity_duration: 3600 });
@@ -181,6 +190,10 @@ async fn monitoring_shows_metrics_and_debug_pages() {
     for page in ["adsz", "configz", "connections", "registryz", "sidecarz", "authorizationz", "push_status"] {
         assert!(get(&mesh, &format!("/debug/{page}")).await.starts_with("HTTP/1.1 200"), "{page}");
     }
+    let dump = get(&mesh, "/debug/config_dump?proxyID=sleep.default").await;
+    assert!(dump.contains("\"outbound|9080||reviews.default.svc.cluster.local\""), "{dump}");
+    assert!(get(&mesh, "/debug/config_dump?proxyID=nobody").await.starts_with("HTTP/1.1 400"));
+    assert!(get(&mesh, "/debug/ndsz?proxyID=sleep.default").await.contains("does not capture DNS"));
     assert!(get(&mesh, "/debug/nothing").await.starts_with("HTTP/1.1 404"));
 }
 

@@ -25,12 +25,8 @@ pub(super) fn define(functions: &mut Functions) {
     functions.define("eq", 1, None, |args| Ok(Value::Bool(eq(args)?)));
     functions.define("ne", 2, Some(2), |args| Ok(Value::Bool(!eq(args)?)));
     functions.define("lt", 2, Some(2), |args| Ok(Value::Bool(less(args.get(0), args.get(1))?)));
-    functions.define("le", 2, Some(2), |args| {
-        Ok(Value::Bool(less(args.get(0), args.get(1))? || eq(args)?))
-    });
-    functions.define("gt", 2, Some(2), |args| {
-        Ok(Value::Bool(!less(args.get(0), args.get(1))? && !eq(args)?))
-    });
+    functions.define("le", 2, Some(2), |args| Ok(Value::Bool(less(args.get(0), args.get(1))? || eq(args)?)));
+    functions.define("gt", 2, Some(2), |args| Ok(Value::Bool(!less(args.get(0), args.get(1))? && !eq(args)?)));
     functions.define("ge", 2, Some(2), |args| Ok(Value::Bool(!less(args.get(0), args.get(1))?)));
     functions.define("print", 0, None, |args| Ok(Value::from(format::sprint_all(args.all()))));
     functions.define("println", 0, None, |args| {
@@ -165,11 +161,7 @@ fn eq(args: Args<'_, '_>) -> Result<bool, String> {
             (Value::Nil, Value::Nil) => true,
             (Value::Nil, other) | (other, Value::Nil) => matches!(other, Value::Typed(typed) if typed.nil),
             (Value::List(_) | Value::Map(_), _) | (_, Value::List(_) | Value::Map(_)) => {
-                return Err(format!(
-                    "non-comparable type {}: {}",
-                    format::sprint(first),
-                    first.type_name()
-                ));
+                return Err(format!("non-comparable type {}: {}", format::sprint(first), first.type_name()));
             }
             _ if a == Basic::Int => format::to_int(first) == format::to_int(second),
             (first, second) => first == second,

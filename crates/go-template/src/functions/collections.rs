@@ -49,9 +49,7 @@ pub(super) fn define(functions: &mut Functions) {
         });
         Ok(Value::Map(Map::new(Element::Any, pairs)))
     });
-    functions.define("get", 2, Some(2), |args| {
-        Ok(args.map(0)?.get(args.text(1)?).unwrap_or_else(|| Value::from("")))
-    });
+    functions.define("get", 2, Some(2), |args| Ok(args.map(0)?.get(args.text(1)?).unwrap_or_else(|| Value::from(""))));
     functions.define("set", 3, Some(3), |args| {
         let key: Rc<str> = Rc::from(args.text(1)?);
         Ok(Value::Map(args.map(0)?.update(|map| {
@@ -168,9 +166,7 @@ fn copy<'a>(value: &Value<'a>, depth: usize) -> Value<'a> {
             map.element(),
             map.entries().into_iter().map(|(key, value)| (key, copy(&value, depth + 1))),
         )),
-        Value::List(list) if depth < 100 => {
-            Value::list(list.iter().map(|item| copy(&item, depth + 1)).collect())
-        }
+        Value::List(list) if depth < 100 => Value::list(list.iter().map(|item| copy(&item, depth + 1)).collect()),
         other => other.clone(),
     }
 }

@@ -34,9 +34,7 @@ pub(super) fn define(functions: &mut Functions) {
     functions.define("b64dec", 1, Some(1), |args| text(decoded(BASE64.decode(args.text(0)?.as_bytes()))));
     functions.define("b32enc", 1, Some(1), |args| text(BASE32.encode(args.text(0)?.as_bytes())));
     functions.define("b32dec", 1, Some(1), |args| text(decoded(BASE32.decode(args.text(0)?.as_bytes()))));
-    functions.define("sha1sum", 1, Some(1), |args| {
-        text(checksum::<sha1::Sha1>(args.text(0)?))
-    });
+    functions.define("sha1sum", 1, Some(1), |args| text(checksum::<sha1::Sha1>(args.text(0)?)));
     functions.define("sha256sum", 1, Some(1), |args| text(checksum::<sha2::Sha256>(args.text(0)?)));
     functions.define("sha512sum", 1, Some(1), |args| text(checksum::<sha2::Sha512>(args.text(0)?)));
     functions.define("adler32sum", 1, Some(1), |args| text(adler32(args.text(0)?.as_bytes()).to_string()));
@@ -62,9 +60,8 @@ pub(super) fn define(functions: &mut Functions) {
     for name in ["isAbs", "osIsAbs"] {
         functions.define(name, 1, Some(1), |args| Ok(Value::Bool(args.text(0)?.starts_with('/'))));
     }
-    functions.define("urlquery", 0, None, |args| {
-        text(super::builtin::url_query(&crate::format::sprint_all(args.all())))
-    });
+    functions
+        .define("urlquery", 0, None, |args| text(super::builtin::url_query(&crate::format::sprint_all(args.all()))));
     functions.define("urlParse", 1, Some(1), |args| Ok(url_parse(args.text(0)?)));
     functions.define("urlJoin", 1, Some(1), |args| {
         let map = args.map(0)?;

@@ -62,9 +62,7 @@ pub(super) fn define(functions: &mut Functions) {
         Ok(Value::list(items))
     });
     for name in ["reverse", "mustReverse"] {
-        functions.define(name, 1, Some(1), |args| {
-            Ok(Value::list(args.list(0, "reverse")?.iter().rev().collect()))
-        });
+        functions.define(name, 1, Some(1), |args| Ok(Value::list(args.list(0, "reverse")?.iter().rev().collect())));
     }
     for name in ["uniq", "mustUniq"] {
         functions.define(name, 1, Some(1), |args| {

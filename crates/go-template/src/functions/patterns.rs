@@ -23,9 +23,7 @@ fn text<'a>(value: impl Into<String>) -> Outcome<'a> {
 
 pub(super) fn define(functions: &mut Functions) {
     for name in ["regexMatch", "mustRegexMatch"] {
-        functions.define(name, 2, Some(2), |args| {
-            Ok(Value::Bool(compile(args.text(0)?)?.is_match(args.text(1)?)))
-        });
+        functions.define(name, 2, Some(2), |args| Ok(Value::Bool(compile(args.text(0)?)?.is_match(args.text(1)?))));
     }
     for name in ["regexFind", "mustRegexFind"] {
         functions.define(name, 2, Some(2), |args| {

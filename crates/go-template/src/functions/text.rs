@@ -41,9 +41,7 @@ pub(super) fn define(functions: &mut Functions) {
     });
     functions.define("trunc", 2, Some(2), |args| text(trunc(args.int(0)?, args.text(1)?)));
     functions.define("abbrev", 2, Some(2), |args| text(abbreviate(0, args.int(0)?, args.text(1)?)));
-    functions.define("abbrevboth", 3, Some(3), |args| {
-        text(abbreviate(args.int(0)?, args.int(1)?, args.text(2)?))
-    });
+    functions.define("abbrevboth", 3, Some(3), |args| text(abbreviate(args.int(0)?, args.int(1)?, args.text(2)?)));
     functions.define("initials", 1, Some(1), |args| {
         text(args.text(0)?.split_whitespace().filter_map(|word| word.chars().next()).collect::<String>())
     });
@@ -73,9 +71,7 @@ pub(super) fn define(functions: &mut Functions) {
         }
         text(whole.replace(old, new))
     });
-    functions.define("plural", 3, Some(3), |args| {
-        text(args.text(if args.int(2)? == 1 { 0 } else { 1 })?)
-    });
+    functions.define("plural", 3, Some(3), |args| text(args.text(if args.int(2)? == 1 { 0 } else { 1 })?));
     functions.define("snakecase", 1, Some(1), |args| text(separated(args.text(0)?, '_')));
     functions.define("kebabcase", 1, Some(1), |args| text(separated(args.text(0)?, '-')));
     functions.define("camelcase", 1, Some(1), |args| text(camel(args.text(0)?)));
@@ -108,9 +104,7 @@ fn present<'a, 'b>(args: Args<'a, 'b>) -> impl Iterator<Item = &'b Value<'a>> {
 pub(super) fn strings(value: &Value<'_>) -> Vec<String> {
     match value {
         Value::Nil => Vec::new(),
-        Value::List(list) => {
-            list.iter().filter(|item| !matches!(item, Value::Nil)).map(|item| strval(&item)).collect()
-        }
+        Value::List(list) => list.iter().filter(|item| !matches!(item, Value::Nil)).map(|item| strval(&item)).collect(),
         other => vec![strval(other)],
     }
 }
@@ -226,7 +220,8 @@ fn wrap(width: i64, newline: &str, whole: &str) -> String {
         }
         let end = (at + width + 1).min(chars.len());
         let space = chars[at..end].iter().rposition(|c| *c == ' ').map(|space| space + at);
-        let space = space.or_else(|| chars[at + width..].iter().position(|c| *c == ' ').map(|space| space + at + width));
+        let space =
+            space.or_else(|| chars[at + width..].iter().position(|c| *c == ' ').map(|space| space + at + width));
         let Some(space) = space else { break };
         out.extend(&chars[at..space]);
         out.push_str(newline);

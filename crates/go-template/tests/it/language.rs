@@ -15,11 +15,15 @@ fn text_and_trimming() {
 
 #[test]
 fn constants() {
-    check(r#"{{"a\tb\u00e9\x41"}} {{`raw\n`}} {{'a'}} {{0x1F}} {{07}} {{0b11}} {{1_000}}"#, "a\tbéA raw\\n 97 31 7 3 1000");
+    check(
+        r#"{{"a\tb\u00e9\x41"}} {{`raw\n`}} {{'a'}} {{0x1F}} {{07}} {{0b11}} {{1_000}}"#,
+        "a\tbéA raw\\n 97 31 7 3 1000",
+    );
     check("{{1.50}} {{1e3}} {{.5}} {{0x1p4}} {{1+2i}} {{true}}", "1.5 1000 0.5 16 (1+2i) true");
     check("{{1000000}} {{1000000.0}} {{1e21}} {{0.00001}} {{123456.0}}", "1000000 1e+06 1e+21 1e-05 123456");
     check_error("{{18446744073709551616}}", "overflows int");
     check_parse_error("{{1x}}", "bad number syntax");
+    check_parse_error("{{08}}", "bad number syntax");
     check_parse_error("{{\"a\nb\"}}", "unterminated quoted string");
     check_error("{{nil}}", "nil is not a command");
 }
@@ -74,7 +78,7 @@ fn loops() {
 
 #[test]
 fn templates() {
-    check("{{define \"T\"}}<{{.}}>{{end}}{{template \"T\" .a}}{{template \"T\"}}", "<1><no value>");
+    check("{{define \"T\"}}<{{.}}>{{end}}{{template \"T\" .a}}{{template \"T\"}}", "<1><<no value>>");
     check("{{block \"B\" .s}}[{{.}}]{{end}}", "[hello world]");
     check("{{define \"R\"}}{{if .}}{{len .}}{{template \"R\" (slice . 1)}}{{end}}{{end}}{{template \"R\" .l}}", "321");
     check_error("{{template \"nosuch\"}}", "template \"nosuch\" not defined");
@@ -96,7 +100,10 @@ fn pipelines() {
 
 #[test]
 fn comparisons() {
-    check("{{eq 1 2 3 1}} {{ne .nosuch \"\"}} {{eq .n nil}} {{eq .nosuch true}} {{lt \"a\" \"b\"}}", "true true true false true");
+    check(
+        "{{eq 1 2 3 1}} {{ne .nosuch \"\"}} {{eq .n nil}} {{eq .nosuch true}} {{lt \"a\" \"b\"}}",
+        "true true true false true",
+    );
     check_error("{{eq .a 1}}", "incompatible types for comparison: float64 and int");
     check_error("{{lt 1 \"a\"}}", "incompatible types");
     check_error("{{eq .l .l}}", "non-comparable type");
@@ -106,9 +113,15 @@ fn comparisons() {
 fn printing() {
     check("{{.l}} {{.m}} {{print 1 2 \"a\" \"b\" 3}} {{println 1 \"a\"}}", "[3 1 2] map[a:1 b:2] 1 2ab3 1 a\n");
     check(r#"{{printf "%5d|%-5d|%05d|%+d|%x|%c|%U" 1 2 3 4 255 65 65}}"#, "    1|2    |00003|+4|ff|A|U+0041");
-    check(r#"{{printf "%.2f %8.3f %e %g %t %v %q %s" 1.236 1.5 1.5 1.5 true .n "a\"" .ls}}"#, "1.24    1.500 1.500000e+00 1.5 true <nil> \"a\\\"\" [x y z]");
+    check(
+        r#"{{printf "%.2f %8.3f %e %g %t %v %q %s" 1.236 1.5 1.5 1.5 true .n "a\"" .ls}}"#,
+        "1.24    1.500 1.500000e+00 1.5 true <nil> \"a\\\"\" [x y z]",
+    );
     check(r#"{{printf "%d %s %t" "x" 5 1}}"#, "%!d(string=x) %!s(int=5) %!t(int=1)");
-    check(r#"{{printf "%d %d" 1}} {{printf "%d" 1 2}} {{printf "%[2]d %[1]d" 1 2}} {{printf "%*d" 4 7}}"#, "1 %!d(MISSING) 1%!(EXTRA int=2) 2 1    7");
+    check(
+        r#"{{printf "%d %d" 1}} {{printf "%d" 1 2}} {{printf "%[2]d %[1]d" 1 2}} {{printf "%*d" 4 7}}"#,
+        "1 %!d(MISSING) 1%!(EXTRA int=2) 2 1    7",
+    );
     check("{{html \"<a'&\\\">\"}} {{js \"'=\"}} {{urlquery \"a b/c\"}}", "&lt;a&#39;&amp;&#34;&gt; \\'\\u003D a+b%2Fc");
     check("{{index .s 0}} {{len \"é\"}} {{index .m \"zz\"}} {{index .nest \"k\" \"deep\"}}", "104 2 <no value> v");
 }
@@ -116,8 +129,18 @@ fn printing() {
 #[test]
 fn limits_hold() {
     check_error("{{range until 90000}}{{range until 90000}}x{{end}}{{end}}", "more than");
-    check_error("{{$x := \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"}}{{range until 40}}{{$x = printf \"%s%s\" $x $x}}{{end}}", "bytes");
+    check_error(
+        "{{$x := \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"}}{{range until 40}}{{$x = printf \"%s%s\" $x $x}}{{end}}",
+        "bytes",
+    );
     check_error("{{repeat 100000000 \"x\"}}", "more than");
+    check_error("{{$x := list}}{{range until 1000}}{{$x = list $x}}{{end}}", "nested too deeply");
+    check_error("{{$x := dict}}{{$_ := set $x \"x\" $x}}", "nested too deeply");
+    let deep = format!("{}{{{{template \"T\" .}}}}{}", "{{if true}}".repeat(50), "{{end}}".repeat(50));
+    check_error(
+        &format!("{{{{define \"T\"}}}}{deep}{{{{end}}}}{{{{template \"T\" .}}}}"),
+        "exceeded maximum template depth",
+    );
     check_parse_error(&"{{if .a}}".repeat(300), "nested too deeply");
     check_parse_error(&format!("{{{{{}1{}}}}}", "(".repeat(300), ")".repeat(300)), "nested too deeply");
 }

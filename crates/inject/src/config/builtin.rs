@@ -1,9 +1,9 @@
 //! The configuration that this program brings along.
 
+use manifest::Document;
 use serde_json::{Value, json};
 
-use super::{Config, ConfigError};
-use crate::mesh::Mesh;
+use super::{Config, ConfigError, load_mesh};
 
 const SIDECAR: &str = include_str!("../builtin/sidecar.tmpl");
 
@@ -109,8 +109,12 @@ impl Config {
     /// # Errors
     /// Values or mesh configuration of the wrong types.
     pub fn builtin(choices: &Builtin) -> Result<Self, ConfigError> {
-        let names = ["built-in", "values", "mesh"];
-        let mut config = Self::assemble(names, &choices.injection(), choices.values(), &choices.mesh)?;
+        let document = |value, name: &str| Document::from_value(value, name);
+        let mut config = Self::assemble(
+            &document(choices.injection(), "built-in"),
+            &document(choices.values(), "values"),
+            &document(choices.mesh.clone(), "mesh"),
+        )?;
         config.revision.clone_from(&choices.revision);
         Ok(config)
     }
@@ -120,8 +124,7 @@ impl Config {
     /// # Errors
     /// A field of the wrong type.
     pub fn set_mesh(&mut self, mesh: &Value) -> Result<(), ConfigError> {
-        self.mesh = Mesh::load(mesh)
-            .map_err(|error| ConfigError::Field { file: "mesh".to_owned(), message: error.to_string() })?;
+        self.mesh = load_mesh(&Document::from_value(mesh.clone(), "mesh"))?;
         Ok(())
     }
 }

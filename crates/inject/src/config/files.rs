@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use manifest::Document;
+use serde_json::json;
 
 use super::{Builtin, Config, ConfigError};
 use crate::yaml;
@@ -22,25 +23,20 @@ impl Config {
     /// # Errors
     /// A file that cannot be read, and the first wrong field or template.
     pub fn load(files: &Files) -> Result<Self, ConfigError> {
-        let name = |path: &Option<PathBuf>, builtin: &str| {
-            path.as_ref().map_or_else(|| builtin.to_owned(), |path| path.display().to_string())
-        };
-        let names =
-            [name(&files.inject, "built-in"), name(&files.values, "built-in values"), name(&files.mesh, "built-in mesh")];
         let builtin = Builtin::default();
         let inject = match &files.inject {
-            Some(path) => injection(&names[0], &read(path)?)?,
-            None => builtin.injection(),
+            Some(path) => injection(path)?,
+            None => Document::from_value(builtin.injection(), "built-in"),
         };
         let values = match &files.values {
-            Some(path) => yaml::mapping(&names[1], &read(path)?)?,
-            None => builtin.values(),
+            Some(path) => yaml::document(path, &read(path)?)?,
+            None => Document::from_value(builtin.values(), "built-in values"),
         };
         let mesh = match &files.mesh {
-            Some(path) => yaml::mapping(&names[2], &read(path)?)?,
-            None => json!({}),
+            Some(path) => yaml::document(path, &read(path)?)?,
+            None => Document::from_value(json!({}), "built-in mesh"),
         };
-        Self::assemble([&names[0], &names[1], &names[2]], &inject, values, &mesh)
+        Self::assemble(&inject, &values, &mesh)
     }
 }
 
@@ -50,12 +46,16 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 
 /// A file without `templates` (and that is not the old form either) is a template itself; such a file
 /// is seldom YAML before it is rendered.
-fn injection(name: &str, text: &str) -> Result<Value, ConfigError> {
-    match yaml::mapping(name, text) {
-        Ok(value) if !value["templates"].is_null() || value["template"].as_str().is_some_and(|t| t.contains("[[")) => {
-            Ok(value)
+fn injection(path: &Path) -> Result<Document, ConfigError> {
+    let text = read(path)?;
+    match yaml::document(path, &text) {
+        Ok(document)
+            if !document.value["templates"].is_null()
+                || document.value["template"].as_str().is_some_and(|template| template.contains("[[")) =>
+        {
+            Ok(document)
         }
         Err(error) if text.lines().any(|line| line.starts_with("templates:")) => Err(error.into()),
-        _ => Ok(json!({"policy": "enabled", "templates": {"sidecar": text}})),
+        _ => Ok(Document::from_value(json!({"policy": "enabled", "templates": {"sidecar": text}}), path)),
     }
 }

@@ -112,9 +112,7 @@ pub(crate) fn overlay(ty: &'static TypeDef, base: &mut Value, over: &Value) {
     for (key, value) in over {
         let field: Option<&'static Field> = ty.by_json(key);
         if let Some(group) = field.and_then(|field| field.oneof) {
-            base.retain(|other, _| {
-                other == key || ty.by_json(other).and_then(|field| field.oneof) != Some(group)
-            });
+            base.retain(|other, _| other == key || ty.by_json(other).and_then(|field| field.oneof) != Some(group));
         }
         match (field.map(|field| &field.kind), base.get_mut(key)) {
             (Some(kind), Some(old)) if old.is_object() && kind.definition().is_some() => {

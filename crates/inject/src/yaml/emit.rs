@@ -96,21 +96,60 @@ struct Shape {
     block: bool,
 }
 
-/// A string; keys have no indent and are never blocks.
+/// A string; keys have no indent, are never blocks and never folded.
 fn text(out: &mut String, string: &str, indent: Option<usize>) {
     let shape = analyse(string);
     let lines = string.contains('\n');
     match indent {
         Some(indent) if lines && shape.block => literal(out, string, indent),
-        _ if lines => double_quoted(out, string),
-        _ if !is_text(string) => double_quoted(out, string),
-        _ if shape.plain => out.push_str(string),
+        _ if lines => double_quoted(out, string, indent),
+        _ if !is_text(string) => double_quoted(out, string, indent),
+        _ if shape.plain => folded(out, string, indent, false),
         _ if shape.single => {
             out.push('\'');
-            out.push_str(&string.replace('\'', "''"));
+            folded(out, string, indent, true);
             out.push('\'');
         }
-        _ => double_quoted(out, string),
+        _ => double_quoted(out, string, indent),
+    }
+}
+
+/// Lines that are longer are broken at the next single space.
+const WIDTH: usize = 80;
+
+/// The column of the cursor.
+fn column(out: &str) -> usize {
+    out.rsplit('\n').next().map_or(0, |line| line.chars().count())
+}
+
+/// Breaks the line instead of writing a space.
+fn fold(out: &mut String, indent: usize) {
+    out.push('\n');
+    pad(out, indent);
+}
+
+/// A plain or, without its quotes, single quoted string.
+fn folded(out: &mut String, string: &str, indent: Option<usize>, quoted: bool) {
+    let mut column = column(out);
+    let mut after_space = false;
+    for (at, c) in string.char_indices() {
+        let next = string[at + c.len_utf8()..].chars().next();
+        let inside = !quoted || (at > 0 && next.is_some());
+        match indent {
+            Some(indent) if c == ' ' && !after_space && column > WIDTH && inside && next != Some(' ') => {
+                fold(out, indent);
+                column = indent;
+            }
+            _ if c == '\'' && quoted => {
+                out.push_str("''");
+                column += 2;
+            }
+            _ => {
+                out.push(c);
+                column += 1;
+            }
+        }
+        after_space = c == ' ';
     }
 }
 
@@ -126,7 +165,9 @@ fn analyse(string: &str) -> Shape {
         let before_blank = chars.peek().is_none_or(|next| matches!(next, ' ' | '\t' | '\n' | '\r'));
         let after_blank = previous.is_none_or(|previous| matches!(previous, ' ' | '\t' | '\n' | '\r'));
         indicators |= match (previous, c) {
-            (None, '#' | ',' | '[' | ']' | '{' | '}' | '&' | '*' | '!' | '|' | '>' | '\'' | '"' | '%' | '@' | '`') => true,
+            (None, '#' | ',' | '[' | ']' | '{' | '}' | '&' | '*' | '!' | '|' | '>' | '\'' | '"' | '%' | '@' | '`') => {
+                true
+            }
             (None, '?' | ':' | '-') => before_blank,
             (Some(_), ':') => before_blank,
             (Some(_), '#') => after_blank,
@@ -180,9 +221,20 @@ fn literal(out: &mut String, string: &str, indent: usize) {
     }
 }
 
-fn double_quoted(out: &mut String, string: &str) {
+fn double_quoted(out: &mut String, string: &str, indent: Option<usize>) {
     out.push('"');
-    for c in string.chars() {
+    let mut after_space = false;
+    for (at, c) in string.char_indices() {
+        let next = string[at + c.len_utf8()..].chars().next();
+        let breakable = c == ' ' && !after_space && at > 0 && next.is_some();
+        after_space = c == ' ';
+        if let Some(indent) = indent.filter(|_| breakable && column(out) > WIDTH) {
+            fold(out, indent);
+            if next == Some(' ') {
+                out.push('\\');
+            }
+            continue;
+        }
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
@@ -364,6 +416,15 @@ mod tests {
         ] {
             assert_eq!(emit(&json!(value)), format!("{want}\n"), "{value:?}");
         }
+    }
+
+    #[test]
+    fn long_lines_are_folded_at_spaces() {
+        let long = "a".repeat(90);
+        assert_eq!(emit(&json!({"k": format!("{long} b c")})), format!("k: {long}\n  b c\n"));
+        assert_eq!(emit(&json!({"k": format!("{long}: b  c")})), format!("k: '{long}:\n  b  c'\n"));
+        assert_eq!(emit(&json!({"k": format!("\t{long} b")})), format!("k: \"\\t{long}\n  b\"\n"));
+        assert_eq!(emit(&json!({"k": long})), format!("k: {long}\n"));
     }
 
     #[test]

@@ -77,8 +77,45 @@ proptest! {
     }
 
     #[test]
-    fn templates_never_panic(source in "[{}a-z.$|() \"=:0-9-]{0,60}") {
-        let _ = inject::render(&source, "data", r#"{"a": [1, {"b": "c"}]}"#);
+    fn templates_never_panic(
+        text in "[{}a-zé.$|() \"=:0-9-]{0,60}",
+        action in "[a-cé.$|() \"'`\\\\=:0-9exui_+*/,-]{0,30}",
+        verbs in "[%a-zé0-9.*#+ \\[\\]-]{0,20}",
+    ) {
+        for source in [text, format!("{{{{{action}}}}}"), format!("{{{{printf {verbs:?} 1 .a \"é\" 1.5 nil}}}}")] {
+            let _ = inject::render(&source, "data", r#"{"a": [1, {"b": "c"}]}"#);
+        }
+    }
+
+    #[test]
+    fn strings_never_panic(text in ".{0,30}", number in -5i64..40) {
+        for function in ["trunc", "abbrev", "wrap", "indent", "nindent"] {
+            let _ = inject::render(&format!("{{{{{function} {number} .s}}}}"), "data", &json!({"s": text}).to_string());
+        }
+        for function in ["title", "untitle", "snakecase", "camelcase", "swapcase", "initials", "toYaml", "dir", "ext",
+            "b64dec", "semver", "urlParse", "regexQuoteMeta", "js", "html", "quote", "durationRound"]
+        {
+            let _ = inject::render(&format!("{{{{{function} .s}}}}"), "data", &json!({"s": text}).to_string());
+        }
+        let _ = inject::render(&format!("{{{{substr {number} 7 .s}}}}{{{{date .s 0}}}}{{{{semverCompare .s \"1.2.3\"}}}}"), "data",
+            &json!({"s": text}).to_string());
+    }
+
+    #[test]
+    fn yaml_reads_back(text in ".{0,40}|[ \n\t:#'\"a0-9-]{0,12}", key in "[a-z0-9:. ~-]{1,8}") {
+        let value = json!({key: [text.clone(), {"x": text}]});
+        let data = json!({"v": value}).to_string();
+        let yaml = inject::render("{{toYaml .v}}", "data", &data).unwrap();
+        let read = manifest::parse_plain(std::path::Path::new("y"), &yaml).map_err(|error| TestCaseError::fail(format!("{error}: {yaml:?}")))?;
+        prop_assert_eq!(&read[0].value, &value, "{:?}", yaml);
+    }
+
+    #[test]
+    fn files_never_panic(text in "[a-zA-Z0-9:\\-{}\\[\\] \n]{0,80}") {
+        let config = Config::builtin(&Builtin::default()).unwrap();
+        let head = "apiVersion: v1\nkind: Pod\n";
+        let _ = inject::inject_text(std::path::Path::new("f"), &text, &config);
+        let _ = inject::inject_text(std::path::Path::new("f"), &format!("{head}{text}"), &config);
     }
 
     #[test]

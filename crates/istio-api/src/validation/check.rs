@@ -34,7 +34,7 @@ impl Check {
     }
 
     /// Descends into each item of a list field.
-    pub(super) fn each<T>(&mut self, field: &str, items: &[T], mut inside: impl FnMut(&mut Self, &T)) {
+    pub(super) fn each<'t, T>(&mut self, field: &str, items: &'t [T], mut inside: impl FnMut(&mut Self, &'t T)) {
         for (index, item) in items.iter().enumerate() {
             self.at(format_args!("{field}[{index}]"), |check| inside(check, item));
         }
@@ -105,7 +105,9 @@ impl Check {
         if duration < Duration::from_millis(1) {
             self.at(field, |check| check.error(format!("duration {duration} must be greater than 1ms")));
         } else if duration.as_nanos() % 1_000_000 != 0 {
-            self.at(field, |check| check.error(format!("duration {duration}: only durations to ms precision are supported")));
+            self.at(field, |check| {
+                check.error(format!("duration {duration}: only durations to ms precision are supported"))
+            });
         }
     }
 
@@ -155,9 +157,15 @@ impl Check {
             ("gateway.networking.k8s.io", "GatewayClass"),
         ];
         self.require(!target.name.is_empty(), "name must be set");
-        self.require(target.namespace.is_empty(), "namespace must not be set; cross namespace referencing is not supported");
+        self.require(
+            target.namespace.is_empty(),
+            "namespace must not be set; cross namespace referencing is not supported",
+        );
         if !ALLOWED.contains(&(target.group.as_str(), target.kind.as_str())) {
-            let message = format!("must be to a Service, ServiceEntry, Gateway or GatewayClass, not {}/{}", target.group, target.kind);
+            let message = format!(
+                "must be to a Service, ServiceEntry, Gateway or GatewayClass, not {}/{}",
+                target.group, target.kind
+            );
             self.error(message);
         }
     }
@@ -170,7 +178,10 @@ impl Check {
             if seen.contains(&target) {
                 check.error(format!("duplicate entry {entry:?}"));
             } else if target != "*" && !(target == "~" && none_allowed) && !text::is_dns_label(target) {
-                check.error(format!("only ., *, {}or a namespace is allowed, not {entry:?}", if none_allowed { "~ " } else { "" }));
+                check.error(format!(
+                    "only ., *, {}or a namespace is allowed, not {entry:?}",
+                    if none_allowed { "~ " } else { "" }
+                ));
             }
             seen.push(target);
         });

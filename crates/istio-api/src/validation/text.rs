@@ -36,11 +36,6 @@ pub(super) fn wildcard_host(host: &str) -> Result<(), String> {
     if rest.is_empty() { Ok(()) } else { labels(host, rest) }
 }
 
-/// Whether istiod takes this for a host: a name, a wildcard or an address.
-pub fn is_host(host: &str) -> bool {
-    wildcard_host(host).is_ok() || is_ip(host)
-}
-
 fn dns_name(host: &str) -> Result<(), String> {
     match host.len() {
         0 => Err("empty domain name not allowed".to_owned()),
@@ -155,6 +150,12 @@ pub(super) fn header_name(name: &str) -> Result<(), String> {
     }
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if name.bytes().all(token) { Ok(()) } else { Err(format!("header name {name:?} is not a valid header name")) }
+}
+
+/// A header's name in Kubernetes' narrower form: letters, digits, `-`, and `_`, which istiod adds.
+pub(super) fn strict_header_name(name: &str) -> Result<(), String> {
+    let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if valid { Ok(()) } else { Err(format!("header name {name:?} is not a valid header name")) }
 }
 
 /// istiod `ValidateHTTPHeaderOperationName`, and `…WithAuthorityOperationName` where `authority` may be set.

@@ -7,23 +7,51 @@ use crate::virtual_service::{
     Abort, CorsPolicy, Destination, HeaderOperations, Headers, HttpDirectResponse, HttpMatchRequest, HttpRedirect,
     HttpRetry, HttpRewrite, HttpRoute, Percent, RouteDestination, StringMatch, TcpRoute, TlsRoute,
 };
-use crate::{VirtualService, Violation};
+use crate::{Violation, VirtualService};
 
 /// Methods of `corsPolicy.allowMethods`.
-const CORS_METHODS: [&str; 10] =
-    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "*"];
+const CORS_METHODS: [&str; 10] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "*"];
 
 const GRPC_STATUSES: [&str; 17] = [
-    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
-    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
-    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
 ];
 
 /// What `retryOn` may list, besides status codes (istiod `supportedRetryOnPolicies`).
 const RETRY_ON: [&str; 18] = [
-    "5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "retriable-4xx", "refused-stream",
-    "retriable-status-codes", "retriable-headers", "envoy-ratelimited", "http3-post-connect-failure", "cancelled",
-    "deadline-exceeded", "internal", "resource-exhausted", "unavailable", "unknown", "envoy-overloaded",
+    "5xx",
+    "gateway-error",
+    "reset",
+    "reset-before-request",
+    "connect-failure",
+    "retriable-4xx",
+    "refused-stream",
+    "retriable-status-codes",
+    "retriable-headers",
+    "envoy-ratelimited",
+    "http3-post-connect-failure",
+    "cancelled",
+    "deadline-exceeded",
+    "internal",
+    "resource-exhausted",
+    "unavailable",
+    "unknown",
+    "envoy-overloaded",
 ];
 
 impl VirtualService {
@@ -66,7 +94,8 @@ impl VirtualService {
         }
         let names: Vec<Option<Hostname>> = self.hosts.iter().map(|host| host.parse().ok()).collect();
         for (index, later) in names.iter().enumerate() {
-            let twin = names[..index].iter().flatten().find(|earlier| later.as_ref().is_some_and(|l| l.matches(earlier)));
+            let twin =
+                names[..index].iter().flatten().find(|earlier| later.as_ref().is_some_and(|l| l.matches(earlier)));
             if let Some(twin) = twin {
                 check.at(format_args!("hosts[{index}]"), |check| {
                     check.error(format!("duplicate hosts in virtual service: {twin} & {}", self.hosts[index]));
@@ -89,7 +118,9 @@ impl VirtualService {
     fn sni_host(&self, check: &mut Check, sni: &str) {
         if let Err(reason) = text::wildcard_host(sni) {
             return if text::is_ip(sni) {
-                check.warning(format!("using an IP address ({sni:?}) goes against SNI spec and most clients do not support this"));
+                check.warning(format!(
+                    "using an IP address ({sni:?}) goes against SNI spec and most clients do not support this"
+                ));
             } else {
                 check.error(reason);
             };
@@ -98,7 +129,9 @@ impl VirtualService {
         let covered = |host: &String| host.parse::<Hostname>().is_ok_and(|host| host.contains(&name));
         if !self.hosts.iter().any(covered) {
             let hosts = self.hosts.join(", ");
-            check.error(format!("SNI host {sni:?} is not a compatible subset of any of the virtual service hosts: [{hosts}]"));
+            check.error(format!(
+                "SNI host {sni:?} is not a compatible subset of any of the virtual service hosts: [{hosts}]"
+            ));
         }
     }
 }
@@ -111,7 +144,8 @@ fn gateways(check: &mut Check, names: &[String]) {
         }
         None => {
             if name.contains('.') {
-                check.warning(format!("using legacy gatewayName format {name:?}; prefer the <namespace>/<name> format"));
+                check
+                    .warning(format!("using legacy gatewayName format {name:?}; prefer the <namespace>/<name> format"));
             }
             check.refuse(text::fqdn(name));
         }
@@ -124,12 +158,18 @@ fn http_route(check: &mut Check, route: &HttpRoute, delegate: bool, mesh: bool) 
     check.some("headers", &route.headers, headers);
     check.some("corsPolicy", &route.cors_policy, cors);
     check.some("fault", &route.fault, |check, fault| {
-        check.require(fault.abort.is_some() || fault.delay.is_some(), "HTTP fault injection must have an abort and/or a delay");
+        check.require(
+            fault.abort.is_some() || fault.delay.is_some(),
+            "HTTP fault injection must have an abort and/or a delay",
+        );
         check.some("abort", &fault.abort, abort);
         check.some("delay", &fault.delay, |check, delay| {
             percentage(check, &delay.percentage);
             check.duration("fixedDelay", delay.fixed_delay);
-            check.one_of(&[("fixedDelay", delay.fixed_delay.is_some()), ("exponentialDelay", delay.exponential_delay.is_some())]);
+            check.one_of(&[
+                ("fixedDelay", delay.fixed_delay.is_some()),
+                ("exponentialDelay", delay.exponential_delay.is_some()),
+            ]);
             check.require(delay.exponential_delay.is_none(), "exponentialDelay not supported yet");
         });
     });
@@ -184,13 +224,18 @@ fn conflicts(check: &mut Check, route: &HttpRoute, delegate: bool) {
         }
     };
     if !action.is_empty() {
-        for (name, set) in [("route", !route.route.is_empty()), ("fault", route.fault.is_some()), ("rewrite", route.rewrite.is_some())] {
+        for (name, set) in
+            [("route", !route.route.is_empty()), ("fault", route.fault.is_some()), ("rewrite", route.rewrite.is_some())]
+        {
             if set {
                 check.error(format!("HTTP route cannot contain both {name} and {action}"));
             }
         }
     }
-    check.require(route.mirror.is_none() || route.mirrors.is_empty(), "HTTP route cannot contain both mirror and mirrors");
+    check.require(
+        route.mirror.is_none() || route.mirrors.is_empty(),
+        "HTTP route cannot contain both mirror and mirrors",
+    );
 }
 
 fn http_match(check: &mut Check, item: &HttpMatchRequest, mesh: bool) {
@@ -219,12 +264,18 @@ fn http_match(check: &mut Check, item: &HttpMatchRequest, mesh: bool) {
     check.labels("sourceLabels", &item.source_labels);
     gateways(check, &item.gateways);
     if !item.source_namespace.is_empty() {
-        check.at("sourceNamespace", |check| check.require(text::is_dns_label(&item.source_namespace), "is not a namespace"));
+        check.at("sourceNamespace", |check| {
+            check.require(text::is_dns_label(&item.source_namespace), "is not a namespace")
+        });
     }
 }
 
 fn string_match(check: &mut Check, value: &StringMatch, empty_prefix: bool) {
-    check.one_of(&[("exact", value.exact.is_some()), ("prefix", value.prefix.is_some()), ("regex", value.regex.is_some())]);
+    check.one_of(&[
+        ("exact", value.exact.is_some()),
+        ("prefix", value.prefix.is_some()),
+        ("regex", value.regex.is_some()),
+    ]);
     if value.prefix.as_deref() == Some("") && !empty_prefix {
         check.at("prefix", |check| check.error("prefix string match should not be empty"));
     }
@@ -280,7 +331,11 @@ fn cors(check: &mut Check, policy: &CorsPolicy) {
 
 fn abort(check: &mut Check, abort: &Abort) {
     percentage(check, &abort.percentage);
-    let set = [("httpStatus", abort.http_status.is_some()), ("grpcStatus", abort.grpc_status.is_some()), ("http2Error", abort.http2_error.is_some())];
+    let set = [
+        ("httpStatus", abort.http_status.is_some()),
+        ("grpcStatus", abort.grpc_status.is_some()),
+        ("http2Error", abort.http2_error.is_some()),
+    ];
     check.one_of(&set);
     if set.iter().all(|(_, set)| !set) {
         check.warning("abort configured, but error type not set");
@@ -326,16 +381,22 @@ pub(super) fn destination(check: &mut Check, destination: &Destination) {
 fn redirect(check: &mut Check, redirect: &HttpRedirect, matches: &[HttpMatchRequest]) {
     let port = redirect.port.is_some() || redirect.derive_port.is_some();
     let HttpRedirect { uri, prefix_rewrite, authority, scheme, .. } = redirect;
-    check.require(uri.is_empty() || prefix_rewrite.is_empty(), "redirect may only specify one of uri or prefix_rewrite");
+    check
+        .require(uri.is_empty() || prefix_rewrite.is_empty(), "redirect may only specify one of uri or prefix_rewrite");
     check.one_of(&[("port", redirect.port.is_some()), ("derivePort", redirect.derive_port.is_some())]);
-    if !prefix_rewrite.is_empty() && matches.iter().any(|item| item.uri.as_ref().is_some_and(|uri| uri.prefix.is_none())) {
+    if !prefix_rewrite.is_empty()
+        && matches.iter().any(|item| item.uri.as_ref().is_some_and(|uri| uri.prefix.is_none()))
+    {
         check.error("redirect prefix_rewrite requires all URI matches to use prefix match type");
     }
     let nothing = [uri, prefix_rewrite, authority, scheme].into_iter().all(String::is_empty) && !port;
     check.require(!nothing, "redirect must specify URI, authority, scheme, or port");
     let code = redirect.redirect_code;
     check.require(code == 0 || (300..=399).contains(&code), "redirectCode must be 3xx");
-    check.require(matches!(scheme.as_str(), "" | "http" | "https"), "invalid redirect scheme, must be \"http\" or \"https\"");
+    check.require(
+        matches!(scheme.as_str(), "" | "http" | "https"),
+        "invalid redirect scheme, must be \"http\" or \"https\"",
+    );
     if let Some(port) = redirect.port.filter(|port| *port > 0) {
         check.port("port", port);
     }
@@ -356,7 +417,9 @@ fn direct_response(check: &mut Check, response: &HttpDirectResponse) {
 /// istiod `ValidateHTTPRetry`.
 pub(super) fn retry(check: &mut Check, retry: &HttpRetry) {
     check.at("attempts", |check| check.require(retry.attempts >= 0, "cannot be negative"));
-    if retry.attempts == 0 && (retry.per_try_timeout.is_some() || !retry.retry_on.is_empty() || retry.retry_remote_localities.is_some()) {
+    if retry.attempts == 0
+        && (retry.per_try_timeout.is_some() || !retry.retry_on.is_empty() || retry.retry_remote_localities.is_some())
+    {
         check.error("http retry policy configured when attempts are set to 0 (disabled)");
     }
     check.duration("perTryTimeout", retry.per_try_timeout);

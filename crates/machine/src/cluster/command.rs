@@ -226,10 +226,11 @@ impl Cluster {
                     .filter(|(_, entry)| entry.handle.as_ref().is_some_and(|handle| !handle.state().stopping));
                 let first =
                     candidates.next().ok_or_else(|| format!("there is no pod {pod:?}; `outrigger ps` shows all"))?;
-                if let Some(second) = candidates.next() {
-                    if entry_owner(first.1) != entry_owner(second.1) {
-                        return Err(format!("{pod:?} may be {} or {}", first.0.1, second.0.1));
-                    }
+                // Several pods of one workload are alike.
+                if let Some(second) = candidates.next()
+                    && first.1.owner != second.1.owner
+                {
+                    return Err(format!("{pod:?} may be {} or {}", first.0.1, second.0.1));
                 }
                 first
             }
@@ -255,10 +256,6 @@ impl Cluster {
             enter: chosen.enter.clone(),
         })
     }
-}
-
-fn entry_owner(entry: &super::Entry) -> &Id {
-    &entry.owner
 }
 
 fn row(key: &super::Key, entry: &super::Entry, proxies: &[ProxyState]) -> PodRow {

@@ -124,13 +124,13 @@ impl Credentials {
         let what = |step: &'static str| move |error: rustix::io::Errno| format!("{step}: {error}");
         raise_file_limit();
         let wanted = CapabilitySet::from_bits_truncate(self.capabilities);
-        for index in 0..NAMES.len() {
+        for (index, name) in NAMES.iter().enumerate() {
             let one = CapabilitySet::from_bits_retain(1 << index);
             if !wanted.contains(one) {
                 match rustix::thread::remove_capability_from_bounding_set(one) {
                     // An older kernel does not know the newest ones.
                     Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-                    Err(error) => return Err(format!("drop capability {}: {error}", NAMES[index])),
+                    Err(error) => return Err(format!("drop capability {name}: {error}")),
                 }
             }
         }

@@ -108,7 +108,7 @@ impl Server {
             Answer::Foreign => return self.upstream.forward(bytes, &query, udp).await,
             Answer::Alias(record, target) => {
                 response.metadata.authoritative = true;
-                response.add_answer(record);
+                response.add_answer(*record);
                 // The target's addresses come along, as CoreDNS does it: stub resolvers do not ask again.
                 let inner = hickory_proto::op::Query::query(target, question.query_type);
                 match zone.answer(&inner) {

@@ -8,11 +8,14 @@ use k8s_openapi::api::core::v1::{Container, ObjectFieldSelector, Pod, ResourceFi
 
 use super::quantity;
 
+/// Keys and values of a config map or secret.
+pub(crate) type Content = BTreeMap<String, Vec<u8>>;
+
 /// Config maps and secrets by (namespace, name), at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct Data {
-    pub(crate) config_maps: HashMap<(String, String), Arc<BTreeMap<String, Vec<u8>>>>,
-    pub(crate) secrets: HashMap<(String, String), Arc<BTreeMap<String, Vec<u8>>>>,
+    pub(crate) config_maps: HashMap<(String, String), Arc<Content>>,
+    pub(crate) secrets: HashMap<(String, String), Arc<Content>>,
 }
 
 /// A pod with its place in the mesh.

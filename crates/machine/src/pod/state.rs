@@ -120,10 +120,9 @@ impl PodState {
                 Activity::Waiting { reason, .. } if *reason != "PodInitializing" && *reason != "ContainerCreating" => {
                     return if container.role == Role::Main { (*reason).to_owned() } else { format!("Init:{reason}") };
                 }
+                Activity::Terminated { exit: Exit::Code(0), .. } => {}
                 _ if container.role == Role::Init && !self.initialized && self.phase == Phase::Pending => {
-                    if !matches!(container.activity, Activity::Terminated { exit: Exit::Code(0), .. }) {
-                        return format!("Init:{index}/{inits}");
-                    }
+                    return format!("Init:{index}/{inits}");
                 }
                 _ => {}
             }

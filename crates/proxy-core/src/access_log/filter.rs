@@ -80,7 +80,11 @@ impl LogFilter {
     pub(crate) fn compile(filter: &pb::accesslog::AccessLogFilter) -> Compiled<Self> {
         use pb::accesslog::access_log_filter::FilterSpecifier as Kind;
         let all = |filters: &[pb::accesslog::AccessLogFilter]| {
-            filters.iter().enumerate().map(|(i, f)| Self::compile(f).at_index("filters", i)).collect::<Compiled<Vec<_>>>()
+            filters
+                .iter()
+                .enumerate()
+                .map(|(i, f)| Self::compile(f).at_index("filters", i))
+                .collect::<Compiled<Vec<_>>>()
         };
         Ok(match filter.filter_specifier.as_ref().ok_or_else(|| Invalid::new("filter_specifier", "is missing"))? {
             Kind::StatusCodeFilter(f) => {
@@ -116,7 +120,8 @@ impl LogFilter {
                 exclude: f.exclude,
             },
             Kind::MetadataFilter(f) => {
-                let matcher = f.matcher.as_ref().ok_or_else(|| Invalid::new("metadata_filter.matcher", "is missing"))?;
+                let matcher =
+                    f.matcher.as_ref().ok_or_else(|| Invalid::new("metadata_filter.matcher", "is missing"))?;
                 Self::Metadata {
                     matcher: Box::new(MetadataMatcher::compile(matcher).at("metadata_filter.matcher")?),
                     if_missing: f.match_if_key_not_found.as_ref().is_none_or(|v| v.value),
@@ -128,7 +133,8 @@ impl LogFilter {
             },
             Kind::ExtensionFilter(f) => {
                 use pb::accesslog::extension_filter::ConfigType;
-                let typed = Typed::open(f.config_type.as_ref().map(|ConfigType::TypedConfig(any)| any)).at("extension_filter")?;
+                let typed = Typed::open(f.config_type.as_ref().map(|ConfigType::TypedConfig(any)| any))
+                    .at("extension_filter")?;
                 if typed.name != "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter" {
                     return Err(typed.unknown()).at("extension_filter");
                 }
@@ -143,9 +149,7 @@ impl LogFilter {
         let info = cx.info;
         match self {
             Self::Status(how, value) => how.holds(info.response_code.unwrap_or(0).into(), *value),
-            Self::Duration(how, value) => {
-                info.times.complete.is_some_and(|d| how.holds(d.as_millis() as u64, *value))
-            }
+            Self::Duration(how, value) => info.times.complete.is_some_and(|d| how.holds(d.as_millis() as u64, *value)),
             Self::NotHealthCheck => !info.health_check,
             Self::Traced => info.traced,
             Self::Share { fraction, independent } => {

@@ -11,7 +11,10 @@ pub(super) enum Table {
     /// Sorted by hash.
     Ring(Vec<(u64, Arc<Host>)>),
     /// Indexes into the hosts.
-    Maglev { hosts: Vec<Arc<Host>>, table: Vec<u32> },
+    Maglev {
+        hosts: Vec<Arc<Host>>,
+        table: Vec<u32>,
+    },
     Empty,
 }
 
@@ -24,10 +27,8 @@ struct Share<'a> {
 
 impl Table {
     pub(super) fn new(policy: &LbPolicy, groups: &[HostGroup], locality_weights: &[f64]) -> Self {
-        let by_hostname = matches!(
-            policy,
-            LbPolicy::RingHash { by_hostname: true, .. } | LbPolicy::Maglev { by_hostname: true, .. }
-        );
+        let by_hostname =
+            matches!(policy, LbPolicy::RingHash { by_hostname: true, .. } | LbPolicy::Maglev { by_hostname: true, .. });
         let shares = shares(groups, locality_weights, by_hostname);
         match policy {
             _ if shares.is_empty() => Self::Empty,
@@ -137,7 +138,8 @@ fn maglev(mut shares: Vec<Share<'_>>, size: u64) -> Table {
             }
             build.target += heaviest;
             let free = loop {
-                let slot = ((u128::from(build.offset) + u128::from(build.skip) * u128::from(build.next)) % u128::from(size)) as usize;
+                let slot = ((u128::from(build.offset) + u128::from(build.skip) * u128::from(build.next))
+                    % u128::from(size)) as usize;
                 build.next += 1;
                 if table[slot] == FREE {
                     break slot;

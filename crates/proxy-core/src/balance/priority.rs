@@ -22,7 +22,7 @@ pub(super) fn loads(cluster: &Cluster, endpoints: &Endpoints, groups: &[Priority
             true => (weight(part), weight(all)),
             false => (part.count() as u64, all.count() as u64),
         };
-        if all == 0 { 0 } else { (u64::from(endpoints.overprovisioning) * part / all).min(100) as u32 }
+        (u64::from(endpoints.overprovisioning) * part).checked_div(all).unwrap_or(0).min(100) as u32
     };
     let healthy: Vec<u32> = groups.iter().map(|g| availability(&g.healthy, &g.any)).collect();
     let degraded: Vec<u32> = groups.iter().map(|g| availability(&g.degraded, &g.any)).collect();

@@ -125,7 +125,9 @@ impl HostGroup {
         }
         let draw = |random: &mut Random| &hosts[random.below(hosts.len() as u64) as usize];
         let chosen = match policy {
-            LbPolicy::LeastRequest { full_scan: true, .. } => hosts.iter().min_by_key(|h| h.state.active.load(Atomic::Relaxed))?,
+            LbPolicy::LeastRequest { full_scan: true, .. } => {
+                hosts.iter().min_by_key(|h| h.state.active.load(Atomic::Relaxed))?
+            }
             LbPolicy::LeastRequest { choices, .. } => {
                 let mut best = draw(random);
                 for _ in 1..*choices {

@@ -63,7 +63,8 @@ impl Subsets {
             SubsetFallback::None | SubsetFallback::Keys => Choice::Nothing,
             SubsetFallback::Any => Choice::All,
             SubsetFallback::DefaultSubset => {
-                let default = MetadataMatch(config.default_subset.iter().map(|(k, v)| (k.as_str().into(), v.clone())).collect());
+                let default =
+                    MetadataMatch(config.default_subset.iter().map(|(k, v)| (k.as_str().into(), v.clone())).collect());
                 if !self.exists(&default, config, cluster, endpoints, seed) {
                     return Choice::Nothing;
                 }

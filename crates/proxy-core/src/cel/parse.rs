@@ -145,7 +145,9 @@ impl Parser<'_> {
             } else if self.eat("[") {
                 let key = self.choice()?;
                 self.expect("]")?;
-                let Node::Literal(Value::Text(key)) = key else { return Err("only text keys are supported".to_owned()) };
+                let Node::Literal(Value::Text(key)) = key else {
+                    return Err("only text keys are supported".to_owned());
+                };
                 node = extended(node, &key)?;
             } else {
                 return Ok(node);

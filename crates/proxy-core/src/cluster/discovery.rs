@@ -109,7 +109,11 @@ impl Discovery {
                 match config.cluster_implementation_specifier {
                     Some(Kind::DnsCacheConfig(cache)) => {
                         dns.family = DnsFamily::compile(cache.dns_lookup_family)?;
-                        dns.refresh = fields::positive("dns_refresh_rate", cache.dns_refresh_rate.as_ref(), Duration::from_secs(60))?;
+                        dns.refresh = fields::positive(
+                            "dns_refresh_rate",
+                            cache.dns_refresh_rate.as_ref(),
+                            Duration::from_secs(60),
+                        )?;
                     }
                     _ => return Err(Invalid::unsupported("sub_clusters_config")),
                 }
@@ -118,7 +122,11 @@ impl Discovery {
             "envoy.extensions.clusters.dns.v3.DnsCluster" => {
                 let config: pb::ext::clusters::dns::v3::DnsCluster = typed.decode()?;
                 let dns = DnsConfig {
-                    refresh: fields::positive("dns_refresh_rate", config.dns_refresh_rate.as_ref(), Duration::from_secs(5))?,
+                    refresh: fields::positive(
+                        "dns_refresh_rate",
+                        config.dns_refresh_rate.as_ref(),
+                        Duration::from_secs(5),
+                    )?,
                     jitter: fields::duration("dns_jitter", config.dns_jitter.as_ref())?.unwrap_or_default(),
                     failure_refresh: (Duration::from_secs(5), Duration::from_secs(50)),
                     respect_ttl: config.respect_dns_ttl,

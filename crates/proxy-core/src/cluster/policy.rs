@@ -269,14 +269,16 @@ fn by_enum(cluster: &pb::cluster::Cluster, common: &pb::cluster::cluster::Common
 }
 
 fn table_size(size: u64) -> Compiled<u64> {
-    let prime = size >= 2 && (2..).take_while(|d| d * d <= size).all(|d| size % d != 0);
+    let prime = size >= 2 && (2..).take_while(|d| d * d <= size).all(|d| !size.is_multiple_of(d));
     if !prime || size > 5_000_011 {
-        return Err(Invalid::new("table_size", format!("the table size of maglev must be a prime up to 5000011, not {size}")));
+        return Err(Invalid::new(
+            "table_size",
+            format!("the table size of maglev must be a prime up to 5000011, not {size}"),
+        ));
     }
     Ok(size)
 }
 
-#[expect(clippy::type_complexity, reason = "the same three fields of two equal messages")]
 fn slow_start(
     config: Option<(Option<&pb::Duration>, Option<&pb::core::RuntimeDouble>, Option<&pb::kind::Percent>)>,
 ) -> Compiled<Option<SlowStart>> {
@@ -318,7 +320,11 @@ impl SubsetSelector {
             keys.sort();
             keys
         };
-        Ok(Self { keys: sorted(keys), fallback: SubsetFallback::of_selector(fallback)?, fallback_keys: sorted(fallback_keys) })
+        Ok(Self {
+            keys: sorted(keys),
+            fallback: SubsetFallback::of_selector(fallback)?,
+            fallback_keys: sorted(fallback_keys),
+        })
     }
 }
 
@@ -328,7 +334,8 @@ impl SubsetConfig {
         let mut selectors = Vec::new();
         for (i, selector) in config.subset_selectors.iter().enumerate() {
             refuse!("single_host_per_subset": selector.single_host_per_subset);
-            let selector = SubsetSelector::new(&selector.keys, selector.fallback_policy, &selector.fallback_keys_subset);
+            let selector =
+                SubsetSelector::new(&selector.keys, selector.fallback_policy, &selector.fallback_keys_subset);
             selectors.push(selector.at_index("subset_selectors", i)?);
         }
         Ok(Self {
@@ -346,7 +353,8 @@ impl SubsetConfig {
         let mut selectors = Vec::new();
         for (i, selector) in config.subset_selectors.iter().enumerate() {
             refuse!("single_host_per_subset": selector.single_host_per_subset);
-            let selector = SubsetSelector::new(&selector.keys, selector.fallback_policy, &selector.fallback_keys_subset);
+            let selector =
+                SubsetSelector::new(&selector.keys, selector.fallback_policy, &selector.fallback_keys_subset);
             selectors.push(selector.at_index("subset_selectors", i)?);
         }
         Ok(Self {

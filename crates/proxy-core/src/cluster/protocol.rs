@@ -166,10 +166,14 @@ impl Http2Options {
         let keepalive = match &options.connection_keepalive {
             None => None,
             Some(keepalive) => Some(Keepalive {
-                interval: fields::duration_or_off("interval", keepalive.interval.as_ref(), None).at("connection_keepalive")?,
+                interval: fields::duration_or_off("interval", keepalive.interval.as_ref(), None)
+                    .at("connection_keepalive")?,
                 timeout: fields::positive("timeout", keepalive.timeout.as_ref(), Duration::from_secs(1))
                     .at("connection_keepalive")?,
-                idle_interval: fields::duration("connection_idle_interval", keepalive.connection_idle_interval.as_ref())?,
+                idle_interval: fields::duration(
+                    "connection_idle_interval",
+                    keepalive.connection_idle_interval.as_ref(),
+                )?,
             }),
         };
         let uint = |value: &Option<pb::UInt32Value>, default: u32| fields::uint(value.as_ref(), default);
@@ -192,7 +196,10 @@ impl Http2Options {
                 options.stream_error_on_invalid_http_messaging,
             ),
             max_outbound_frames: uint(&options.max_outbound_frames, default.max_outbound_frames),
-            max_outbound_control_frames: uint(&options.max_outbound_control_frames, default.max_outbound_control_frames),
+            max_outbound_control_frames: uint(
+                &options.max_outbound_control_frames,
+                default.max_outbound_control_frames,
+            ),
             max_consecutive_empty_frames: uint(
                 &options.max_consecutive_inbound_frames_with_empty_payload,
                 default.max_consecutive_empty_frames,
@@ -262,8 +269,10 @@ impl HttpOptions {
         config: &pb::ext::upstreams::http::v3::HttpProtocolOptions,
         cluster: &pb::cluster::Cluster,
     ) -> Compiled<Self> {
-        use pb::ext::upstreams::http::v3::http_protocol_options::{UpstreamProtocolOptions as Kind, explicit_http_config};
         use explicit_http_config::ProtocolConfig as Explicit;
+        use pb::ext::upstreams::http::v3::http_protocol_options::{
+            UpstreamProtocolOptions as Kind, explicit_http_config,
+        };
         // The codec filter is what every request ends in anyway.
         let codec = "envoy.filters.http.upstream_codec";
         if let Some(other) = config.http_filters.iter().find(|f| f.name != codec) {
@@ -273,8 +282,12 @@ impl HttpOptions {
         let none2 = || Ok(Http2Options::default());
         let (protocol, http1, http2) = match &config.upstream_protocol_options {
             Some(Kind::ExplicitHttpConfig(explicit)) => match &explicit.protocol_config {
-                Some(Explicit::HttpProtocolOptions(one)) => (UpstreamProtocol::Http1, Http1Options::compile(Some(one)), none2()),
-                Some(Explicit::Http2ProtocolOptions(two)) => (UpstreamProtocol::Http2, none1(), Http2Options::compile(Some(two))),
+                Some(Explicit::HttpProtocolOptions(one)) => {
+                    (UpstreamProtocol::Http1, Http1Options::compile(Some(one)), none2())
+                }
+                Some(Explicit::Http2ProtocolOptions(two)) => {
+                    (UpstreamProtocol::Http2, none1(), Http2Options::compile(Some(two)))
+                }
                 Some(Explicit::Http3ProtocolOptions(_)) => return Err(Invalid::unsupported("http3_protocol_options")),
                 None => return Err(Invalid::new("explicit_http_config", "is empty")),
             },
@@ -331,7 +344,11 @@ impl HttpOptions {
                 None,
             )?,
             max_requests_per_connection: per_connection.map(|v| v.value).filter(|n| *n > 0),
-            max_stream_duration: fields::duration_or_off("max_stream_duration", common.max_stream_duration.as_ref(), None)?,
+            max_stream_duration: fields::duration_or_off(
+                "max_stream_duration",
+                common.max_stream_duration.as_ref(),
+                None,
+            )?,
             max_response_headers: fields::uint(common.max_headers_count.as_ref(), 100),
             max_response_header_bytes: fields::uint(common.max_response_headers_kb.as_ref(), 60).saturating_mul(1024),
         })

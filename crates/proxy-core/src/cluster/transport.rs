@@ -49,10 +49,14 @@ impl TransportSockets {
             matches.push(TransportMatch {
                 name: entry.name.as_str().into(),
                 criteria: entry.r#match.as_ref().map(metadata::object).unwrap_or_default(),
-                socket: TransportSocket::compile(entry.transport_socket.as_ref()).at_index("transport_socket_matches", i)?,
+                socket: TransportSocket::compile(entry.transport_socket.as_ref())
+                    .at_index("transport_socket_matches", i)?,
             });
         }
-        Ok(Self { matches, default: TransportSocket::compile(cluster.transport_socket.as_ref()).at("transport_socket")? })
+        Ok(Self {
+            matches,
+            default: TransportSocket::compile(cluster.transport_socket.as_ref()).at("transport_socket")?,
+        })
     }
 
     /// The first match that the host's metadata (or its locality's) fulfils, else the default.
@@ -88,7 +92,8 @@ impl TransportSocket {
                 Ok(Self::Tls(Arc::new(UpstreamTls::compile(&typed.decode()?)?)))
             }
             "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport" => {
-                let config: pb::ext::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport = typed.decode()?;
+                let config: pb::ext::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport =
+                    typed.decode()?;
                 let version = config.config.as_ref().map_or(0, |c| c.version);
                 let inner = Self::compile(config.transport_socket.as_ref()).at("transport_socket")?;
                 Ok(Self::ProxyProtocol { version: if version == 1 { 2 } else { 1 }, inner: Box::new(inner) })

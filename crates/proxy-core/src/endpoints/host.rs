@@ -90,7 +90,8 @@ impl HealthCheckTarget {
         if config.disable_active_health_check {
             return Self::default();
         }
-        let mut target = config.address.as_ref().and_then(|a| Address::compile(Some(a)).ok()).unwrap_or_else(|| address.clone());
+        let mut target =
+            config.address.as_ref().and_then(|a| Address::compile(Some(a)).ok()).unwrap_or_else(|| address.clone());
         if let (Address::Ip(socket), Ok(port @ 1..)) = (&mut target, u16::try_from(config.port_value)) {
             socket.set_port(port);
         }
@@ -221,7 +222,11 @@ impl HostState {
     /// Sets or clears a flag; says whether that changed anything.
     pub fn set(&self, flag: HealthFlag, on: bool) -> bool {
         let bit = flag as u32;
-        let old = if on { self.flags.fetch_or(bit, Ordering::Relaxed) } else { self.flags.fetch_and(!bit, Ordering::Relaxed) };
+        let old = if on {
+            self.flags.fetch_or(bit, Ordering::Relaxed)
+        } else {
+            self.flags.fetch_and(!bit, Ordering::Relaxed)
+        };
         let changed = (old & bit != 0) != on;
         if changed {
             // Balancers look at this number before each choice and sort their hosts anew when it moved.
@@ -238,7 +243,8 @@ impl HostState {
     /// The flags together (Envoy `HostImplBase::coarseHealth`).
     pub fn health(&self) -> Health {
         let flags = self.flags.load(Ordering::Relaxed);
-        let unhealthy = HealthFlag::FailedActive as u32 | HealthFlag::FailedOutlier as u32 | HealthFlag::EdsUnhealthy as u32;
+        let unhealthy =
+            HealthFlag::FailedActive as u32 | HealthFlag::FailedOutlier as u32 | HealthFlag::EdsUnhealthy as u32;
         let degraded = HealthFlag::DegradedActive as u32 | HealthFlag::EdsDegraded as u32;
         match flags {
             flags if flags & unhealthy != 0 => Health::Unhealthy,

@@ -1,9 +1,9 @@
+use crate::fields;
 use crate::headers::Headers;
 use crate::matchers::StringMatcher;
 use crate::pb;
 use crate::percent::Fraction;
 use crate::rejected::{At, Compiled};
-use crate::fields;
 
 /// Which origins may do what.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ impl CorsPolicy {
             private_network: fields::flag(policy.allow_private_network_access.as_ref(), false),
             forward_not_matching_preflights: fields::flag(policy.forward_not_matching_preflights.as_ref(), true),
             // A share between none and all makes no sense for CORS; none switches it off.
-            enabled: Fraction::runtime(policy.filter_enabled.as_ref(), Fraction::ALL)? .parts().0 > 0,
+            enabled: Fraction::runtime(policy.filter_enabled.as_ref(), Fraction::ALL)?.parts().0 > 0,
         })
     }
 
@@ -124,7 +124,9 @@ mod tests {
         let preflight = |origin: &str| {
             Headers::of([(":method", "OPTIONS"), ("origin", origin), ("access-control-request-method", "GET")])
         };
-        let CorsDecision::Preflight(headers) = cors_decide(Some(&policy(true)), &preflight("https://a.test")) else { panic!() };
+        let CorsDecision::Preflight(headers) = cors_decide(Some(&policy(true)), &preflight("https://a.test")) else {
+            panic!()
+        };
         let names: Vec<_> = headers.iter().map(|(n, _)| *n).collect();
         assert_eq!(
             names,

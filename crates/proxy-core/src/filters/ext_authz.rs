@@ -117,9 +117,14 @@ impl AuthzService {
         };
         Ok(Self::Grpc {
             cluster: grpc_cluster(service).at("grpc_service")?,
-            timeout: fields::duration("grpc_service.timeout", service.timeout.as_ref())?.unwrap_or(Duration::from_millis(200)),
+            timeout: fields::duration("grpc_service.timeout", service.timeout.as_ref())?
+                .unwrap_or(Duration::from_millis(200)),
             authority: authority.into(),
-            metadata: service.initial_metadata.iter().map(|h| (h.key.as_str().into(), h.value.as_str().into())).collect(),
+            metadata: service
+                .initial_metadata
+                .iter()
+                .map(|h| (h.key.as_str().into(), h.value.as_str().into()))
+                .collect(),
         })
     }
 
@@ -136,7 +141,8 @@ impl AuthzService {
         Ok(Self::Http(Box::new(HttpAuthz {
             cluster,
             authority: rest.split('/').next().unwrap_or(rest).into(),
-            timeout: fields::duration("server_uri.timeout", uri.timeout.as_ref())?.unwrap_or(Duration::from_millis(200)),
+            timeout: fields::duration("server_uri.timeout", uri.timeout.as_ref())?
+                .unwrap_or(Duration::from_millis(200)),
             path_prefix: service.path_prefix.as_str().into(),
             path_override: (!service.path_override.is_empty()).then(|| service.path_override.as_str().into()),
             headers_to_add: request
@@ -146,7 +152,11 @@ impl AuthzService {
                 .collect(),
             upstream: list(response.allowed_upstream_headers.as_ref()).at("allowed_upstream_headers")?,
             upstream_append: list(response.allowed_upstream_headers_to_append.as_ref())?,
-            client: response.allowed_client_headers.as_ref().map(|m| StringMatcher::compile_list(&m.patterns)).transpose()?,
+            client: response
+                .allowed_client_headers
+                .as_ref()
+                .map(|m| StringMatcher::compile_list(&m.patterns))
+                .transpose()?,
             client_on_success: list(response.allowed_client_headers_on_success.as_ref())?,
             metadata: list(response.dynamic_metadata_from_headers.as_ref())?,
         })))
@@ -221,7 +231,12 @@ impl ExtAuthz {
             service,
             failure_mode_allow: config.failure_mode_allow,
             failure_mode_allow_header: config.failure_mode_allow_header_add,
-            status_on_error: config.status_on_error.as_ref().and_then(|s| u16::try_from(s.code).ok()).filter(|s| *s > 0).unwrap_or(403),
+            status_on_error: config
+                .status_on_error
+                .as_ref()
+                .and_then(|s| u16::try_from(s.code).ok())
+                .filter(|s| *s > 0)
+                .unwrap_or(403),
             body: config.with_request_body.as_ref().map(BodyBuffer::compile),
             clear_route_cache: config.clear_route_cache,
             stat_prefix: config.stat_prefix.as_str().into(),
@@ -240,7 +255,10 @@ impl ExtAuthz {
                 .as_ref()
                 .and_then(|d| d.default_value.as_ref())
                 .is_some_and(|v| v.value),
-            allowed_headers: allowed.map(|m| StringMatcher::compile_list(&m.patterns)).transpose().at("allowed_headers")?,
+            allowed_headers: allowed
+                .map(|m| StringMatcher::compile_list(&m.patterns))
+                .transpose()
+                .at("allowed_headers")?,
             disallowed_headers: list(config.disallowed_headers.as_ref()).at("disallowed_headers")?,
         })
     }
@@ -298,7 +316,10 @@ impl ExtAuthz {
 
     /// The headers of a request that are sent.
     pub fn sent<'h>(&'h self, headers: &'h Headers) -> impl Iterator<Item = (&'h str, &'h [u8])> {
-        headers.iter().filter_map(|(name, value)| Some((std::str::from_utf8(name).ok()?, value))).filter(|(n, _)| self.sends(n))
+        headers
+            .iter()
+            .filter_map(|(name, value)| Some((std::str::from_utf8(name).ok()?, value)))
+            .filter(|(n, _)| self.sends(n))
     }
 }
 

@@ -68,12 +68,15 @@ impl Fault {
         use pb::ext::filters::common::fault::v3::fault_delay::FaultDelaySecifier as Delay;
         use pb::ext::filters::common::fault::v3::fault_rate_limit::LimitType;
         use pb::http_filter::fault::v3::fault_abort::ErrorType;
-        let share = |percentage: &Option<pb::kind::FractionalPercent>| Fraction::compile(percentage.as_ref(), Fraction::NONE);
+        let share =
+            |percentage: &Option<pb::kind::FractionalPercent>| Fraction::compile(percentage.as_ref(), Fraction::NONE);
         let delay = match &fault.delay {
             None => None,
             Some(delay) => {
                 let source = match &delay.fault_delay_secifier {
-                    Some(Delay::FixedDelay(d)) => DelaySource::Fixed(fields::positive("delay.fixed_delay", Some(d), Duration::ZERO)?),
+                    Some(Delay::FixedDelay(d)) => {
+                        DelaySource::Fixed(fields::positive("delay.fixed_delay", Some(d), Duration::ZERO)?)
+                    }
                     Some(Delay::HeaderDelay(_)) => DelaySource::Header,
                     None => return Err(Invalid::new("delay", "is empty")),
                 };
@@ -123,7 +126,8 @@ impl Fault {
     pub fn decide(&self, headers: &Headers, cluster: Option<&str>, random: &mut Random, active: u64) -> FaultDecision {
         let node = || headers.get_str("x-envoy-downstream-service-node");
         let applies = self.upstream_cluster.as_deref().is_none_or(|wanted| Some(wanted) == cluster)
-            && (self.downstream_nodes.is_empty() || node().is_some_and(|n| self.downstream_nodes.iter().any(|d| **d == *n)))
+            && (self.downstream_nodes.is_empty()
+                || node().is_some_and(|n| self.downstream_nodes.iter().any(|d| **d == *n)))
             && self.headers.iter().all(|m| m.matches(headers))
             && self.max_active.is_none_or(|max| active < max);
         if !applies {
@@ -139,7 +143,8 @@ impl Fault {
             DelaySource::Fixed(delay) => fraction.hit(random).then_some(delay),
             DelaySource::Header => {
                 let delay = number("x-envoy-fault-delay-request").map(Duration::from_millis)?;
-                (share(fraction, "x-envoy-fault-delay-request-percentage").hit(random) && !delay.is_zero()).then_some(delay)
+                (share(fraction, "x-envoy-fault-delay-request-percentage").hit(random) && !delay.is_zero())
+                    .then_some(delay)
             }
         });
         let abort = self.abort.and_then(|(source, fraction)| match source {
@@ -180,7 +185,8 @@ mod tests {
         };
         let fault = Fault::compile(&config).unwrap();
         let mut random = Random::new(3);
-        let hits = (0..4000).filter(|_| fault.decide(&Headers::new(), Some("a"), &mut random, 0).abort.is_some()).count();
+        let hits =
+            (0..4000).filter(|_| fault.decide(&Headers::new(), Some("a"), &mut random, 0).abort.is_some()).count();
         assert!((900..1100).contains(&hits), "{hits}");
         assert_eq!(fault.decide(&Headers::new(), Some("b"), &mut random, 0), FaultDecision::default());
     }

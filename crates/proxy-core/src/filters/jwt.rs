@@ -161,17 +161,22 @@ impl JwtAuthn {
         providers.sort_by(|a, b| a.name.cmp(&b.name));
         let mut named = HashMap::new();
         for (name, requirement) in &config.requirement_map {
-            named.insert(name.as_str().into(), Requirement::compile(requirement, &providers).at_key("requirement_map", name)?);
+            named.insert(
+                name.as_str().into(),
+                Requirement::compile(requirement, &providers).at_key("requirement_map", name)?,
+            );
         }
         let mut rules = Vec::with_capacity(config.rules.len());
         for (i, rule) in config.rules.iter().enumerate() {
-            let matcher = rule.r#match.as_ref().ok_or_else(|| Invalid::new(format!("rules[{i}].match"), "is missing"))?;
+            let matcher =
+                rule.r#match.as_ref().ok_or_else(|| Invalid::new(format!("rules[{i}].match"), "is missing"))?;
             let requirement = match &rule.requirement_type {
                 None => None,
                 Some(RequirementType::Requires(r)) if r.requires_type.is_none() => None,
                 Some(RequirementType::Requires(r)) => Some(Requirement::compile(r, &providers).at_index("rules", i)?),
                 Some(RequirementType::RequirementName(name)) => {
-                    let unknown = || Invalid::new(format!("rules[{i}].requirement_name"), format!("{name:?} does not exist"));
+                    let unknown =
+                        || Invalid::new(format!("rules[{i}].requirement_name"), format!("{name:?} does not exist"));
                     Some(named.get(name.as_str()).cloned().ok_or_else(unknown)?)
                 }
             };
@@ -227,7 +232,9 @@ impl Requirement {
             Kind::RequiresAll(list) => Self::All(all(&list.requirements).at("requires_all")?),
             Kind::AllowMissing(_) => Self::AllowMissing,
             Kind::AllowMissingOrFailed(_) => Self::AllowMissingOrFailed,
-            Kind::ExtractOnlyWithoutValidation(_) => return Err(Invalid::unsupported("extract_only_without_validation")),
+            Kind::ExtractOnlyWithoutValidation(_) => {
+                return Err(Invalid::unsupported("extract_only_without_validation"));
+            }
         })
     }
 }
@@ -237,7 +244,9 @@ impl JwtProvider {
         use pb::core::http_uri::HttpUpstreamType;
         use pb::http_filter::jwt_authn::v3::jwt_provider::JwksSourceSpecifier;
         let jwks = match &provider.jwks_source_specifier {
-            Some(JwksSourceSpecifier::LocalJwks(source)) => JwksSource::Local(DataSource::compile(source).at("local_jwks")?),
+            Some(JwksSourceSpecifier::LocalJwks(source)) => {
+                JwksSource::Local(DataSource::compile(source).at("local_jwks")?)
+            }
             Some(JwksSourceSpecifier::RemoteJwks(remote)) => {
                 let uri = remote.http_uri.as_ref().ok_or_else(|| Invalid::new("remote_jwks.http_uri", "is missing"))?;
                 let cluster = match &uri.http_upstream_type {
@@ -248,7 +257,8 @@ impl JwtProvider {
                     uri: fields::required("remote_jwks.http_uri.uri", &uri.uri)?,
                     cluster,
                     timeout: fields::duration("timeout", uri.timeout.as_ref())?.unwrap_or(Duration::from_secs(5)),
-                    cache: fields::duration("cache_duration", remote.cache_duration.as_ref())?.unwrap_or(Duration::from_secs(600)),
+                    cache: fields::duration("cache_duration", remote.cache_duration.as_ref())?
+                        .unwrap_or(Duration::from_secs(600)),
                     early: remote.async_fetch.is_some(),
                 }
             }
@@ -346,8 +356,7 @@ impl JwtProvider {
             TokenPlace::Query(name) => {
                 let Some(path) = headers.path().map(str::to_owned) else { return };
                 let Some((before, query)) = path.split_once('?') else { return };
-                let kept: Vec<&str> =
-                    query.split('&').filter(|pair| pair.split('=').next() != Some(&**name)).collect();
+                let kept: Vec<&str> = query.split('&').filter(|pair| pair.split('=').next() != Some(&**name)).collect();
                 let new = if kept.is_empty() { before.to_owned() } else { format!("{before}?{}", kept.join("&")) };
                 headers.set(":path", new.as_bytes());
             }
@@ -366,10 +375,10 @@ mod tests {
             ..Default::default()
         };
         let source = pb::http_filter::jwt_authn::v3::jwt_provider::JwksSourceSpecifier::LocalJwks(jwks);
-        JwtProvider::compile("p", &pb::http_filter::jwt_authn::v3::JwtProvider {
-            jwks_source_specifier: Some(source),
-            ..config
-        })
+        JwtProvider::compile(
+            "p",
+            &pb::http_filter::jwt_authn::v3::JwtProvider { jwks_source_specifier: Some(source), ..config },
+        )
         .unwrap()
     }
 

@@ -76,8 +76,9 @@ impl TokenBucketConfig {
         Ok(Self {
             max_tokens: bucket.max_tokens,
             tokens_per_fill: fields::uint(bucket.tokens_per_fill.as_ref(), 1).max(1),
-            fill_interval: interval
-                .ok_or_else(|| Invalid::new("token_bucket.fill_interval", "local rate limit token bucket fill timer must be >= 50ms"))?,
+            fill_interval: interval.ok_or_else(|| {
+                Invalid::new("token_bucket.fill_interval", "local rate limit token bucket fill timer must be >= 50ms")
+            })?,
         })
     }
 }
@@ -133,7 +134,11 @@ impl LocalRateLimit {
                 bucket: TokenBucketConfig::compile(descriptor.token_bucket.as_ref()).at_index("descriptors", i)?,
             });
         }
-        let unlimited = TokenBucketConfig { max_tokens: u32::MAX, tokens_per_fill: u32::MAX, fill_interval: Duration::from_secs(1) };
+        let unlimited = TokenBucketConfig {
+            max_tokens: u32::MAX,
+            tokens_per_fill: u32::MAX,
+            fill_interval: Duration::from_secs(1),
+        };
         let status = limit.status.as_ref().map_or(429, |s| s.code);
         Ok(Self {
             stat_prefix: fields::required("stat_prefix", &limit.stat_prefix)?,
@@ -172,9 +177,10 @@ impl LocalRateLimit {
             let fits = |open: bool| {
                 self.descriptors.iter().position(|d| {
                     d.entries.len() == entries.len()
-                        && d.entries.iter().zip(&entries).all(|((key, value), (k, v))| {
-                            **key == *k && (**value == *v || (open && value.is_empty()))
-                        })
+                        && d.entries
+                            .iter()
+                            .zip(&entries)
+                            .all(|((key, value), (k, v))| **key == *k && (**value == *v || (open && value.is_empty())))
                 })
             };
             if let Some(index) = fits(false).or_else(|| fits(true))
@@ -277,11 +283,13 @@ impl RateLimitRule {
                     None if *skip => continue,
                     None => return None,
                 },
-                Action::Query { name, key, skip } => match first_query_value(cx.headers.path().unwrap_or_default(), name) {
-                    Some(value) => (key.to_string(), value.to_owned()),
-                    None if *skip => continue,
-                    None => return None,
-                },
+                Action::Query { name, key, skip } => {
+                    match first_query_value(cx.headers.path().unwrap_or_default(), name) {
+                        Some(value) => (key.to_string(), value.to_owned()),
+                        None if *skip => continue,
+                        None => return None,
+                    }
+                }
                 Action::HeaderMatch { key, value, expect, headers } => {
                     if headers.iter().all(|m| m.matches(cx.headers)) != *expect {
                         return None;

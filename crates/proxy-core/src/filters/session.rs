@@ -51,7 +51,11 @@ impl StatefulSession {
                     name: fields::required("session_state.cookie.name", &cookie.name)?,
                     path: cookie.path.as_str().into(),
                     ttl: fields::duration("session_state.cookie.ttl", cookie.ttl.as_ref())?.unwrap_or_default(),
-                    attributes: cookie.attributes.iter().map(|a| (a.name.as_str().into(), a.value.as_str().into())).collect(),
+                    attributes: cookie
+                        .attributes
+                        .iter()
+                        .map(|a| (a.name.as_str().into(), a.value.as_str().into()))
+                        .collect(),
                 }
             }
             "envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState" => {

@@ -41,7 +41,8 @@ impl RouterConfig {
             start_child_span: router.start_child_span,
             strict_check_headers: router.strict_check_headers.iter().map(|h| h.to_ascii_lowercase().into()).collect(),
             respect_expected_rq_timeout: router.respect_expected_rq_timeout,
-            upstream_log: AccessLog::compile_all(&router.upstream_log, &crate::Options::default()).at("upstream_log")?,
+            upstream_log: AccessLog::compile_all(&router.upstream_log, &crate::Options::default())
+                .at("upstream_log")?,
         })
     }
 
@@ -90,7 +91,9 @@ impl HeaderMutation {
         }
         Ok(Self {
             request: HeaderChanges(HeaderOps::compile_mutations(&mutations.request_mutations).at("request_mutations")?),
-            response: HeaderChanges(HeaderOps::compile_mutations(&mutations.response_mutations).at("response_mutations")?),
+            response: HeaderChanges(
+                HeaderOps::compile_mutations(&mutations.response_mutations).at("response_mutations")?,
+            ),
         })
     }
 }
@@ -140,7 +143,9 @@ impl FilterStateValue {
         values
             .iter()
             .map(|value| {
-                let Some(Key::ObjectKey(key)) = &value.key else { return Err(Invalid::new("object_key", "is missing")) };
+                let Some(Key::ObjectKey(key)) = &value.key else {
+                    return Err(Invalid::new("object_key", "is missing"));
+                };
                 let Some(Value::FormatString(format)) = &value.value else {
                     return Err(Invalid::new("format_string", "is missing"));
                 };

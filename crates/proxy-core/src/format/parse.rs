@@ -116,7 +116,9 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "ACCESS_LOG_TYPE" => Command::Stream(F::AccessLogType),
         "TRACE_ID" => Command::Stream(F::TraceId),
         "STREAM_ID" | "UNIQUE_ID" => Command::Stream(F::StreamId),
-        "PATH" => Command::Stream(if argument.is_some_and(|a| a.starts_with("NQ")) { F::Path } else { F::PathWithQuery }),
+        "PATH" => {
+            Command::Stream(if argument.is_some_and(|a| a.starts_with("NQ")) { F::Path } else { F::PathWithQuery })
+        }
         "QUERY_PARAMS" => Command::Stream(F::Query),
         "DYNAMIC_METADATA" => metadata(MetadataSource::Dynamic, needs()?)?,
         "CLUSTER_METADATA" => metadata(MetadataSource::Cluster, needs()?)?,
@@ -132,9 +134,12 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
             _ => GrpcStatusStyle::Camel,
         }),
         "GRPC_STATUS_NUMBER" => Command::GrpcStatus(GrpcStatusStyle::Number),
-        "HOSTNAME" | "ENVIRONMENT" | "CUSTOM_FLAGS" | "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" | "ROUNDTRIP_DURATION" => {
-            Command::Unknown
-        }
+        "HOSTNAME"
+        | "ENVIRONMENT"
+        | "CUSTOM_FLAGS"
+        | "BYTES_RETRANSMITTED"
+        | "PACKETS_RETRANSMITTED"
+        | "ROUNDTRIP_DURATION" => Command::Unknown,
         other => address(other)
             .or_else(|| tls(other))
             .ok_or_else(|| Invalid::new("format", format!("not supported: {other}")))?,
@@ -151,7 +156,8 @@ fn header(argument: &str, make: fn(Box<str>, Option<Box<str>>) -> Command) -> Co
 
 fn metadata(source: MetadataSource, argument: &str) -> Compiled<Command> {
     let mut parts = argument.split(':');
-    let namespace = parts.next().filter(|n| !n.is_empty()).ok_or_else(|| Invalid::new("format", "metadata needs a namespace"))?;
+    let namespace =
+        parts.next().filter(|n| !n.is_empty()).ok_or_else(|| Invalid::new("format", "metadata needs a namespace"))?;
     Ok(Command::Metadata(source, namespace.into(), parts.map(Box::from).collect()))
 }
 

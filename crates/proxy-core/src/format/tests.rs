@@ -50,9 +50,7 @@ fn json_keeps_numbers_and_nulls() {
     let fields = envoy_api::pb::google::protobuf::Struct {
         fields: [("code", "%RESPONSE_CODE%"), ("a", "x %PROTOCOL%"), ("none", "%UPSTREAM_HOST%"), ("text", "q\"")]
             .into_iter()
-            .map(|(k, v)| {
-                (k.to_owned(), pb::Value { kind: Some(pb::ValueKind::StringValue(v.to_owned())) })
-            })
+            .map(|(k, v)| (k.to_owned(), pb::Value { kind: Some(pb::ValueKind::StringValue(v.to_owned())) }))
             .collect(),
     };
     let cx = FormatContext::new(&info, None, None);

@@ -5,7 +5,9 @@ use mesh_types::ArcStr;
 use serde_json::Value;
 
 use crate::address::Address;
-use crate::format::command::{AddressPart, Command, Count, End, Field, GrpcStatusStyle, MetadataSource, Point, Side, TlsField};
+use crate::format::command::{
+    AddressPart, Command, Count, End, Field, GrpcStatusStyle, MetadataSource, Point, Side, TlsField,
+};
 use crate::format::time::TimeFormat;
 use crate::format::{FormatContext, Written};
 use crate::headers::Headers;
@@ -27,9 +29,7 @@ impl Command {
             }
             Command::Response(name, other) => header(cx.response, name, other.as_deref(), out),
             Command::Trailer(name, other) => header(cx.trailers, name, other.as_deref(), out),
-            Command::QueryParameter(name) => {
-                text(cx.request.and_then(|r| first_query_value(r.path()?, name)), out)
-            }
+            Command::QueryParameter(name) => text(cx.request.and_then(|r| first_query_value(r.path()?, name)), out),
             Command::StartTime(format) => {
                 format.write(cx.info.start, out);
                 Written::Text
@@ -212,7 +212,10 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
             let name = info.upstream.host.as_ref().map(|h| &*h.hostname);
             text(name.map(|n| n.rsplit_once(':').map_or(n, |(n, _)| n)), out)
         }
-        Field::UpstreamCluster => text(info.upstream.cluster_stat_name.as_deref(), out),
+        Field::UpstreamCluster => {
+            let name = info.upstream.cluster_stat_name.as_deref().or(info.upstream.cluster.as_deref());
+            text(name, out)
+        }
         Field::UpstreamClusterRaw => text(info.upstream.cluster.as_deref(), out),
         Field::UpstreamTransportFailure => text(info.upstream.transport_failure.as_deref(), out),
         Field::DownstreamTransportFailure => text(info.connection.transport_failure.as_deref(), out),
@@ -244,7 +247,13 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
     }
 }
 
-fn metadata(info: &StreamInfo, source: MetadataSource, namespace: &str, path: &[Box<str>], out: &mut Vec<u8>) -> Written {
+fn metadata(
+    info: &StreamInfo,
+    source: MetadataSource,
+    namespace: &str,
+    path: &[Box<str>],
+    out: &mut Vec<u8>,
+) -> Written {
     let found = match source {
         MetadataSource::Dynamic => Some(&info.dynamic_metadata),
         MetadataSource::Cluster => info.upstream.cluster_metadata.as_deref(),

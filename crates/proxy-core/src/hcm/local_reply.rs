@@ -69,7 +69,10 @@ impl LocalReply {
         for (i, mapper) in config.mappers.iter().enumerate() {
             mappers.push(Mapper::compile(mapper).at_index("mappers", i)?);
         }
-        Ok(Self { mappers, format: config.body_format.as_ref().map(BodyFormat::compile).transpose().at("body_format")? })
+        Ok(Self {
+            mappers,
+            format: config.body_format.as_ref().map(BodyFormat::compile).transpose().at("body_format")?,
+        })
     }
 
     /// The answer by the first mapper that fits and by the body format; `None`: it stays as it is.
@@ -114,7 +117,12 @@ impl Mapper {
             filter: LogFilter::compile(filter).at("filter")?,
             status: status.transpose().map_err(|_| Invalid::new("status_code", "is no status"))?,
             body: mapper.body.as_ref().map(|b| crate::tls::inline_bytes(Some(b))).transpose().at("body")?,
-            format: mapper.body_format_override.as_ref().map(BodyFormat::compile).transpose().at("body_format_override")?,
+            format: mapper
+                .body_format_override
+                .as_ref()
+                .map(BodyFormat::compile)
+                .transpose()
+                .at("body_format_override")?,
             headers: HeaderOps::compile(&mapper.headers_to_add, &[]).at("headers_to_add")?,
         })
     }

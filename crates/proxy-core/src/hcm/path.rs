@@ -1,5 +1,5 @@
-use crate::headers::Headers;
 use crate::hcm::{EscapedSlashes, HttpConnectionManager};
+use crate::headers::Headers;
 
 /// What to do with a request after its path was looked at.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -15,6 +15,10 @@ pub enum PathVerdict {
 /// Normalises the path (Envoy `ConnectionManagerUtility::maybeNormalizePath`): escaped slashes, RFC 3986, repeated slashes.
 pub fn normalize(config: &HttpConnectionManager, headers: &mut Headers) -> PathVerdict {
     let Some(original) = headers.get(":path") else { return PathVerdict::Ok };
+    // A fragment has no place in a request (`http_reject_path_with_fragment`).
+    if original.contains(&b'#') {
+        return PathVerdict::Reject("path_normalization_failed");
+    }
     let keep = config.escaped_slashes == EscapedSlashes::KeepUnchanged;
     if keep && !config.normalize_path && !config.merge_slashes {
         return PathVerdict::Ok;
@@ -97,8 +101,8 @@ enum Class {
 fn class(byte: u8) -> Class {
     match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => Class::Pass,
-        b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'-' | b'.' | b':' | b';' | b'=' | b'@' | b'['
-        | b']' | b'_' | b'~' => Class::Pass,
+        b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'-' | b'.' | b':' | b';' | b'=' | b'@'
+        | b'[' | b']' | b'_' | b'~' => Class::Pass,
         _ => Class::Escape,
     }
 }

@@ -35,8 +35,13 @@ const INTERNAL_ONLY: [&str; 13] = [
 ];
 
 /// And these, too, at the edge.
-const EDGE_REMOVED: [&str; 3] =
-    ["x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node"];
+const EDGE_REMOVED: [&str; 5] = [
+    "x-envoy-decorator-operation",
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
+    "x-envoy-original-path",
+    "x-envoy-original-host",
+];
 
 /// Brings a request head into the form that filters and upstreams expect (Envoy
 /// `ConnectionManagerUtility::mutateRequestHeaders`): host, hop-by-hop headers, forwarding headers, internal headers,
@@ -52,7 +57,9 @@ pub fn conform_request(
     let tls = connection.tls.is_some();
     let (trusted, single) = client_address(config, headers, connection, tls);
     forwarded_proto(config, headers, tls);
-    let internal = single && trusted.as_ref().is_some_and(|address| is_internal(config, address));
+    // Without `internal_address_config` nobody is inside (`explicit_internal_address_config`).
+    let inside = |address: &Address| config.internal.as_ref().is_some_and(|internal| internal.contains(address));
+    let internal = single && trusted.as_ref().is_some_and(inside);
     let remote = trusted.unwrap_or_else(|| connection.remote.clone());
     let edge = !internal && config.use_remote_address;
     if internal {
@@ -140,7 +147,8 @@ fn hop_by_hop(headers: &mut Headers) {
         headers.remove("connection");
         headers.remove("upgrade");
         if let Some(te) = headers.get_str("te") {
-            let trailers = te.split(',').any(|t| t.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case("trailers")));
+            let trailers =
+                te.split(',').any(|t| t.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case("trailers")));
             match trailers {
                 true => headers.set("te", b"trailers"),
                 false => {
@@ -173,7 +181,7 @@ fn client_address(
         && let Some(ip) = connection.remote.ip()
     {
         // For peers on this machine its own address is more telling.
-        let shown = if ip.is_loopback() { config.local_address.unwrap_or(ip) } else { ip };
+        let shown = if connection.remote.is_loopback() { config.local_address.unwrap_or(ip) } else { ip };
         headers.append("x-forwarded-for", shown.to_string().as_bytes(), ",");
     }
     // What untrusted peers say about the protocol does not count.
@@ -225,14 +233,6 @@ fn forwarded_proto(config: &HttpConnectionManager, headers: &mut Headers, tls: b
             let scheme = scheme.as_deref().map_or(proto, str::as_bytes).to_vec();
             headers.set(":scheme", &scheme);
         }
-    }
-}
-
-/// Without `internal_address_config` no address is inside (`explicit_internal_address_config`, Envoy 1.33 and later).
-fn is_internal(config: &HttpConnectionManager, address: &Address) -> bool {
-    match address {
-        Address::Ip(socket) => config.internal_addresses.iter().any(|range| range.contains(socket.ip())),
-        _ => config.internal_unix_sockets,
     }
 }
 

@@ -6,17 +6,12 @@ use crate::headers::Headers;
 /// `ConnectionManagerImpl::ActiveStream::encodeHeaders`): hop-by-hop headers, `server`, `via`, request id.
 ///
 /// `tunnel`: the response accepts an upgrade, so its connection headers stay. The date is the caller's part.
-pub fn conform_response(
-    config: &HttpConnectionManager,
-    headers: &mut Headers,
-    request: &Headers,
-    tunnel: bool,
-) {
+pub fn conform_response(config: &HttpConnectionManager, headers: &mut Headers, request: &Headers, tunnel: bool) {
     let upgraded = tunnel || (is_upgrade(request) && is_upgrade(headers));
     if upgraded {
         let unframed = !headers.contains("transfer-encoding") && !headers.contains("content-length");
         // 1xx responses must not have a length.
-        if unframed && !headers.status().is_some_and(|s| s < 200) && !tunnel {
+        if unframed && headers.status().is_none_or(|s| s >= 200) && !tunnel {
             headers.set("content-length", b"0");
         }
     } else {

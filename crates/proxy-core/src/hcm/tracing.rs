@@ -80,7 +80,9 @@ pub enum TagSource {
 
 impl Tracing {
     pub(super) fn compile(tracing: &pb::hcm::http_connection_manager::Tracing) -> Compiled<Self> {
-        let share = |percent: &Option<pb::kind::Percent>| percent.as_ref().map_or(Fraction::ALL, |p| Fraction::of_percent(p.value));
+        let share = |percent: &Option<pb::kind::Percent>| {
+            percent.as_ref().map_or(Fraction::ALL, |p| Fraction::of_percent(p.value))
+        };
         let mut custom_tags = Vec::with_capacity(tracing.custom_tags.len());
         for (i, tag) in tracing.custom_tags.iter().enumerate() {
             custom_tags.push(CustomTag::compile(tag).at_index("custom_tags", i)?);

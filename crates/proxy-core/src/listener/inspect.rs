@@ -92,8 +92,12 @@ impl Inspect {
                 refuse!("filter_disabled": disabled.is_some());
                 self.original_dst = true;
             }
-            "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => self.tls = Some(Inspector { disabled }),
-            "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => self.http = Some(Inspector { disabled }),
+            "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
+                self.tls = Some(Inspector { disabled })
+            }
+            "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
+                self.http = Some(Inspector { disabled })
+            }
             "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
                 let config: pb::listener_filter::original_src::v3::OriginalSrc = typed.decode()?;
                 self.original_src = Some(config.mark);

@@ -192,7 +192,7 @@ fn by_name<'t>(names: &'t Names, server_name: &str) -> Option<&'t Transports> {
 
 fn is_same_ip_or_loopback(input: &ChainInput<'_>) -> bool {
     match (input.source.ip(), input.destination.ip()) {
-        (Some(source), destination) => source.is_loopback() || Some(source) == destination,
+        (Some(source), destination) => input.source.is_loopback() || Some(source) == destination,
         (None, _) => true,
     }
 }
@@ -226,10 +226,9 @@ fn describe_clash(invalid: Invalid, chains: &[pb::listener::FilterChain], index:
     }
     let same = chains[..index].iter().find(|c| c.filter_chain_match == chains[index].filter_chain_match);
     let reason = match same {
-        Some(earlier) => format!(
-            "filter chain '{}' has the same matching rules defined as '{}'",
-            chains[index].name, earlier.name
-        ),
+        Some(earlier) => {
+            format!("filter chain '{}' has the same matching rules defined as '{}'", chains[index].name, earlier.name)
+        }
         None => format!("multiple filter chains with overlapping matching rules are defined: '{}'", chains[index].name),
     };
     Invalid::new(format!("filter_chains[{index}]"), reason)

@@ -177,7 +177,12 @@ impl TcpProxy {
                 Some(Duration::from_secs(3600)),
             )?,
             max_connect_attempts: fields::uint(proxy.max_connect_attempts.as_ref(), 1).max(1),
-            backoff: proxy.backoff_options.as_ref().map(crate::retry::BackOff::of_strategy).transpose().at("backoff_options")?,
+            backoff: proxy
+                .backoff_options
+                .as_ref()
+                .map(crate::retry::BackOff::of_strategy)
+                .transpose()
+                .at("backoff_options")?,
             max_downstream_connection_duration: fields::duration_or_off(
                 "max_downstream_connection_duration",
                 proxy.max_downstream_connection_duration.as_ref(),
@@ -213,7 +218,10 @@ impl TcpProxy {
     }
 }
 
-pub(super) fn compile_chain(filters: &[pb::listener::Filter], options: &Options) -> Compiled<(Vec<NetworkFilter>, Terminal)> {
+pub(super) fn compile_chain(
+    filters: &[pb::listener::Filter],
+    options: &Options,
+) -> Compiled<(Vec<NetworkFilter>, Terminal)> {
     let mut before = Vec::new();
     for (i, filter) in filters.iter().enumerate() {
         match compile(&filter.name, typed(filter).at_index("filters", i)?, options).at_index("filters", i)? {

@@ -42,14 +42,16 @@ impl Regex {
 
 /// RE2's `\d`, `\w`, `\s` and `\b` are ASCII, so Unicode is tried only where the expression needs it.
 fn build(pattern: &str, source: &str) -> Result<meta::Regex, String> {
-    let config = || meta::Config::new().nfa_size_limit(Some(SIZE_LIMIT)).hybrid_cache_capacity(64 << 10).utf8_empty(false);
+    let config =
+        || meta::Config::new().nfa_size_limit(Some(SIZE_LIMIT)).hybrid_cache_capacity(64 << 10).utf8_empty(false);
     let with = |unicode: bool| {
-        meta::Builder::new().configure(config()).syntax(syntax::Config::new().unicode(unicode).utf8(false)).build(pattern)
+        let syntax = syntax::Config::new().unicode(unicode).utf8(false);
+        meta::Builder::new().configure(config()).syntax(syntax).build(pattern).map_err(|e| match e.syntax_error() {
+            Some(_) => format!("invalid regex {source:?}"),
+            None => format!("regex {source:?} is too large"),
+        })
     };
-    with(false).or_else(|_| with(true)).map_err(|e| match e.syntax_error() {
-        Some(_) => format!("invalid regex {source:?}"),
-        None => format!("regex {source:?} is too large"),
-    })
+    with(false).or_else(|_| with(true))
 }
 
 /// A regular expression, searched for anywhere, and what to put in the place of each match

@@ -1,1 +1,73 @@
+use std::time::Instant;
 
+use serde_json::json;
+
+use super::*;
+use crate::{Cluster, Options};
+
+fn cluster(outlier: serde_json::Value, hosts: usize) -> Cluster {
+    let host = |n: usize| json!({"endpoint": {"address": {"socket_address": {"address": format!("10.0.0.{n}"), "port_value": 80}}}});
+    let config = json!({"name": "c", "type": "STATIC", "outlier_detection": outlier, "load_assignment": {"cluster_name": "c",
+        "endpoints": [{"lb_endpoints": (1..=hosts).map(host).collect::<Vec<_>>()}]}});
+    let bytes = envoy_api::json::from_json(envoy_api::type_url::CLUSTER, &config).unwrap();
+    Cluster::compile(&prost::Message::decode(bytes.as_slice()).unwrap(), &Options::default()).unwrap()
+}
+
+#[test]
+fn consecutive_errors_eject_for_longer_each_time() {
+    let cluster = cluster(json!({"consecutive_5xx": 3, "max_ejection_percent": 100, "base_ejection_time": "30s"}), 2);
+    let config = cluster.outlier.clone().unwrap();
+    let host = Arc::clone(cluster.endpoints.hosts().next().unwrap());
+    let mut random = Random::new(1);
+    let start = Instant::now();
+    let mut detector = OutlierDetector::new(config.clone(), start);
+    assert_eq!(config.report(&host, Outcome::Status(500)), None);
+    assert_eq!(config.report(&host, Outcome::Status(200)), None);
+    let causes: Vec<_> = (0..3).map(|_| config.report(&host, Outcome::Status(500))).collect();
+    assert_eq!(causes, [None, None, Some(Cause::Consecutive5xx)]);
+    let event = detector.on_threshold(&host, Cause::Consecutive5xx, &cluster.endpoints, start, &mut random);
+    assert!(matches!(event, Some(Event::Ejected { enforced: true, .. })));
+    assert_eq!(host.health(), crate::endpoints::Health::Unhealthy);
+    let at = |seconds: u64| start + Duration::from_secs(seconds);
+    assert!(detector.tick(&cluster.endpoints, at(29), &mut random).is_empty());
+    assert!(matches!(detector.tick(&cluster.endpoints, at(30), &mut random)[..], [Event::Returned { .. }]));
+    detector.on_threshold(&host, Cause::Consecutive5xx, &cluster.endpoints, at(30), &mut random);
+    assert!(detector.tick(&cluster.endpoints, at(89), &mut random).is_empty());
+    assert_eq!(detector.tick(&cluster.endpoints, at(90), &mut random).len(), 1);
+}
+
+#[test]
+fn not_all_hosts_are_ejected() {
+    let cluster = cluster(json!({"consecutive_5xx": 1, "max_ejection_percent": 50}), 2);
+    let mut random = Random::new(1);
+    let now = Instant::now();
+    let mut detector = OutlierDetector::new(cluster.outlier.clone().unwrap(), now);
+    let events: Vec<_> = cluster
+        .endpoints
+        .hosts()
+        .filter_map(|h| detector.on_threshold(h, Cause::Consecutive5xx, &cluster.endpoints, now, &mut random))
+        .collect();
+    assert!(matches!(events[..], [Event::Ejected { .. }, Event::Overflow { .. }]));
+    assert_eq!(detector.ejections_active(), 1);
+}
+
+#[test]
+fn the_worst_host_by_success_rate_goes() {
+    let cluster = cluster(
+        json!({"success_rate_minimum_hosts": 3, "success_rate_request_volume": 10, "success_rate_stdev_factor": 1000,
+        "consecutive_5xx": 1000, "max_ejection_percent": 100}),
+        5,
+    );
+    let config = cluster.outlier.clone().unwrap();
+    for (n, host) in cluster.endpoints.hosts().enumerate() {
+        for i in 0..20 {
+            let bad = n == 2 && i % 2 == 0;
+            config.report(host, Outcome::Status(if bad { 500 } else { 200 }));
+        }
+    }
+    let now = Instant::now();
+    let events = OutlierDetector::new(config, now).tick(&cluster.endpoints, now, &mut Random::new(1));
+    assert!(
+        matches!(&events[..], [Event::Ejected { host, cause: Cause::SuccessRate, .. }] if host.address.to_string() == "10.0.0.3:80")
+    );
+}

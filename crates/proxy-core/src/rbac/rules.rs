@@ -3,9 +3,7 @@ use std::ops::Range;
 use crate::any::Typed;
 use crate::cidr::Cidr;
 use crate::headers::Headers;
-use crate::matchers::{
-    FilterStateMatcher, HeaderMatcher, MetadataMatcher, Regex, StringMatcher, path_without_query,
-};
+use crate::matchers::{FilterStateMatcher, HeaderMatcher, MetadataMatcher, Regex, StringMatcher, path_without_query};
 use crate::pb;
 use crate::rbac::RbacInput;
 use crate::rejected::{At, Compiled, Invalid};
@@ -126,10 +124,14 @@ impl Permission {
             Self::Path(path) => path_of(input).is_some_and(|p| path.matches(p.as_bytes())),
             Self::Template(regex) => path_of(input).is_some_and(|p| regex.matches(p.as_bytes())),
             Self::DestinationIp(range) => input.connection.local.ip().is_some_and(|ip| range.contains(ip)),
-            Self::DestinationPort(ports) => input.connection.local.port().is_some_and(|p| ports.contains(&u32::from(p))),
+            Self::DestinationPort(ports) => {
+                input.connection.local.port().is_some_and(|p| ports.contains(&u32::from(p)))
+            }
             Self::Metadata(matcher) => matcher.matches(input.metadata),
             Self::RouteMetadata(matcher) => input.route_metadata.is_some_and(|m| matcher.matches(m)),
-            Self::ServerName(name) => name.matches(input.connection.server_name.as_deref().unwrap_or_default().as_bytes()),
+            Self::ServerName(name) => {
+                name.matches(input.connection.server_name.as_deref().unwrap_or_default().as_bytes())
+            }
         }
     }
 }
@@ -166,7 +168,9 @@ impl Principal {
                 if http { Self::Path(matcher) } else { Self::Never }
             }
             Identifier::Metadata(matcher) => Self::Metadata(MetadataMatcher::compile(matcher).at("metadata")?),
-            Identifier::FilterState(matcher) => Self::FilterState(FilterStateMatcher::compile(matcher).at("filter_state")?),
+            Identifier::FilterState(matcher) => {
+                Self::FilterState(FilterStateMatcher::compile(matcher).at("filter_state")?)
+            }
             Identifier::SourcedMetadata(source) => match sourced(source).at("sourced_metadata")? {
                 (matcher, true) => Self::RouteMetadata(matcher),
                 (matcher, false) => Self::Metadata(matcher),

@@ -50,7 +50,10 @@ fn sleep() -> Identifier {
 
 #[test]
 fn allow_needs_a_policy_and_names_it() {
-    let rbac = rbac(0, &[("b", policy(Rule::DestinationPort(8080), sleep())), ("a", policy(Rule::DestinationPort(1), sleep()))]);
+    let rbac = rbac(
+        0,
+        &[("b", policy(Rule::DestinationPort(8080), sleep())), ("a", policy(Rule::DestinationPort(1), sleep()))],
+    );
     let yes = check(&rbac, &Headers::new(), Some("spiffe://td/ns/a/sa/sleep"));
     assert_eq!((yes.allowed, yes.policy.as_deref()), (true, Some("b")));
     let no = check(&rbac, &Headers::new(), Some("spiffe://td/ns/a/sa/other"));

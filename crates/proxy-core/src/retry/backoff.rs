@@ -34,7 +34,8 @@ impl BackOff {
     }
 
     fn new(base: Option<&pb::Duration>, max: Option<&pb::Duration>) -> Compiled<Self> {
-        let base = fields::duration("base_interval", base)?.ok_or_else(|| Invalid::new("base_interval", "is missing"))?;
+        let base =
+            fields::duration("base_interval", base)?.ok_or_else(|| Invalid::new("base_interval", "is missing"))?;
         // Below a millisecond is rounded up to one.
         let base = base.max(Duration::from_millis(1));
         let max = fields::duration("max_interval", max)?.unwrap_or(base * 10);
@@ -73,7 +74,8 @@ pub struct RateLimitedBackOff {
 
 impl RateLimitedBackOff {
     pub(super) fn compile(config: &pb::route::retry_policy::RateLimitedRetryBackOff) -> Compiled<Self> {
-        let headers = config.reset_headers.iter().map(|h| (h.name.to_ascii_lowercase().into(), h.format == 1)).collect();
+        let headers =
+            config.reset_headers.iter().map(|h| (h.name.to_ascii_lowercase().into(), h.format == 1)).collect();
         let max = fields::positive("max_interval", config.max_interval.as_ref(), Duration::from_secs(300))?;
         Ok(Self { headers, max })
     }

@@ -17,6 +17,7 @@ use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::retry::RetryPolicy;
 use crate::route::hashing::HashPolicy;
 use crate::route::header_ops::HeaderOps;
+use crate::route::redirect::Redirect;
 use crate::route::{PerFilterTable, RouteMatcher, per_filter};
 use crate::{Options, fields};
 
@@ -469,7 +470,10 @@ fn stream_duration(duration: Option<&pb::route::route_action::MaxStreamDuration>
     Ok(Some(StreamDuration {
         max: fields::duration("max_stream_duration", duration.max_stream_duration.as_ref())?,
         grpc_header_max: fields::duration("grpc_timeout_header_max", duration.grpc_timeout_header_max.as_ref())?,
-        grpc_header_offset: fields::duration("grpc_timeout_header_offset", duration.grpc_timeout_header_offset.as_ref())?,
+        grpc_header_offset: fields::duration(
+            "grpc_timeout_header_offset",
+            duration.grpc_timeout_header_offset.as_ref(),
+        )?,
     }))
 }
 
@@ -488,7 +492,10 @@ fn upgrades(action: &pb::route::RouteAction) -> (Vec<(ArcStr, bool)>, Option<boo
 fn internal_redirect(action: &pb::route::RouteAction) -> Compiled<Option<InternalRedirect>> {
     let Some(policy) = &action.internal_redirect_policy else { return Ok(None) };
     if let Some(predicate) = policy.predicates.first() {
-        return Err(Invalid::new("internal_redirect_policy.predicates", format!("{} is not supported", predicate.name)));
+        return Err(Invalid::new(
+            "internal_redirect_policy.predicates",
+            format!("{} is not supported", predicate.name),
+        ));
     }
     // Only redirects; 302 unless others are listed (Envoy `InternalRedirectPolicyImpl::buildRedirectResponseCodes`).
     let codes: Vec<u16> = match policy.redirect_response_codes.as_slice() {
@@ -501,108 +508,6 @@ fn internal_redirect(action: &pb::route::RouteAction) -> Compiled<Option<Interna
         allow_cross_scheme: policy.allow_cross_scheme_redirect,
         copied_headers: policy.response_headers_to_copy.iter().map(|h| h.to_ascii_lowercase().into()).collect(),
     }))
-}
-
-/// An answer with another location.
-#[derive(Debug)]
-pub struct Redirect {
-    status: u16,
-    scheme: Option<Box<str>>,
-    host: Option<Box<str>>,
-    /// With the colon.
-    port: Box<str>,
-    path: Option<Box<str>>,
-    rewrite: Option<PathRewrite>,
-    strip_query: bool,
-}
-
-impl Redirect {
-    fn compile(redirect: &pb::route::RedirectAction) -> Compiled<Self> {
-        use pb::route::redirect_action::{PathRewriteSpecifier as Path, SchemeRewriteSpecifier as Scheme};
-        let some = |text: &str| (!text.is_empty()).then(|| text.into());
-        let (path, rewrite) = match &redirect.path_rewrite_specifier {
-            None => (None, None),
-            Some(Path::PathRedirect(path)) => (some(path), None),
-            Some(Path::PrefixRewrite(prefix)) => (None, Some(PathRewrite::Prefix(prefix.as_str().into()))),
-            Some(Path::RegexRewrite(rule)) => {
-                (None, Some(PathRewrite::Regex(Substitution::compile(rule).at("regex_rewrite")?)))
-            }
-            Some(Path::PathRewrite(_)) => return Err(Invalid::unsupported("path_rewrite")),
-        };
-        Ok(Self {
-            status: match redirect.response_code {
-                0 => 301,
-                1 => 302,
-                2 => 303,
-                3 => 307,
-                4 => 308,
-                other => return Err(Invalid::new("response_code", format!("{other} is no known value"))),
-            },
-            scheme: match &redirect.scheme_rewrite_specifier {
-                Some(Scheme::HttpsRedirect(true)) => Some("https".into()),
-                Some(Scheme::SchemeRedirect(scheme)) => some(scheme),
-                _ => None,
-            },
-            host: some(&redirect.host_redirect),
-            port: match redirect.port_redirect {
-                0 => "".into(),
-                port => format!(":{port}").into(),
-            },
-            path,
-            rewrite,
-            strip_query: redirect.strip_query,
-        })
-    }
-
-    /// Status and `location` for a request (Envoy `Http::Utility::newUri`). The request's path is rewritten first where
-    /// the redirect says so, as Envoy does.
-    pub fn location(&self, matcher: &RouteMatcher, headers: &Headers) -> (u16, String) {
-        let rewritten;
-        let headers = match &self.rewrite {
-            None => headers,
-            Some(rewrite) => {
-                let mut copy = headers.clone();
-                rewrite.apply(matcher, &mut copy, false);
-                rewritten = copy;
-                &rewritten
-            }
-        };
-        let scheme = self.scheme.as_deref().or_else(|| headers.scheme()).unwrap_or("http");
-        let host = match &self.host {
-            Some(host) => host,
-            None => host_for_redirect(headers, scheme, !self.port.is_empty()),
-        };
-        let current = headers.path().unwrap_or_default();
-        let has_query = self.path.as_ref().is_some_and(|p| p.contains('?'));
-        let mut path: Cow<'_, str> = match &self.path {
-            None => Cow::Borrowed(current),
-            Some(path) if has_query => Cow::Borrowed(path),
-            Some(path) => match current.find('?') {
-                Some(at) => Cow::Owned(format!("{path}{}", &current[at..])),
-                None => Cow::Borrowed(path),
-            },
-        };
-        if self.strip_query && !has_query {
-            let end = path.find('?').unwrap_or(path.len());
-            path = Cow::Owned(path[..end].to_owned());
-        }
-        (self.status, format!("{scheme}://{host}{}{path}", self.port))
-    }
-}
-
-/// The host without a port that would be wrong (Envoy `processRequestHost`).
-fn host_for_redirect<'a>(headers: &'a Headers, new_scheme: &str, new_port: bool) -> &'a str {
-    let host = headers.authority().unwrap_or_default();
-    let end = if host.starts_with('[') { host.rfind("]:").map(|at| at + 1) } else { host.rfind(':') };
-    let Some(end) = end else { return host };
-    let old_scheme = headers.get_str("x-forwarded-proto").unwrap_or_default();
-    let standard = matches!((old_scheme, &host[end..]), ("https", ":443") | ("http", ":80"));
-    if new_port || (new_scheme != old_scheme && standard) { &host[..end] } else { host }
-}
-
-/// The location of a request that must come over TLS (Envoy `SslRedirector::newUri`).
-pub(super) fn tls_location(headers: &Headers) -> String {
-    format!("https://{}{}", headers.authority().unwrap_or_default(), headers.path().unwrap_or_default())
 }
 
 /// An answer of the proxy's own.
@@ -623,7 +528,10 @@ impl DirectResponse {
         let status = u16::try_from(direct.status).ok().filter(|s| (200..600).contains(s));
         let body = crate::tls::inline_bytes(direct.body.as_ref()).at("body")?;
         if body.len() > limit {
-            return Err(Invalid::new("body", format!("response body size is {} bytes; maximum is {limit}", body.len())));
+            return Err(Invalid::new(
+                "body",
+                format!("response body size is {} bytes; maximum is {limit}", body.len()),
+            ));
         }
         let content_type = direct.body_format.as_ref().map(|f| f.content_type.as_str()).filter(|t| !t.is_empty());
         Ok(Self {

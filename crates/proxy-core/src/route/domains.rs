@@ -63,9 +63,10 @@ impl Domains {
         };
         let wildcard = |wildcards: &ByLength, part: fn(&str, usize) -> Option<&str>| {
             // The wildcard stands for at least one character.
-            wildcards.iter().filter(|(length, _)| *length < host.len()).find_map(|(length, map)| {
-                map.get(part(host, *length)?).copied()
-            })
+            wildcards
+                .iter()
+                .filter(|(length, _)| *length < host.len())
+                .find_map(|(length, map)| map.get(part(host, *length)?).copied())
         };
         self.exact
             .get(host)

@@ -3,6 +3,7 @@ use std::time::Duration;
 use mesh_types::ArcStr;
 
 use crate::address::Address;
+use crate::fields;
 use crate::hash::xx64;
 use crate::headers::Headers;
 use crate::matchers::{Substitution, canonical_name, cookie, first_query_value};
@@ -10,7 +11,6 @@ use crate::metadata::FilterState;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid};
 use crate::route::Forward;
-use crate::fields;
 
 /// One thing that is hashed to choose a host.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub struct HashPolicy {
 enum Source {
     Header { name: Box<str>, rewrite: Option<Substitution> },
     Cookie { name: Box<str>, path: Box<str>, ttl: Option<Duration>, attributes: Box<[(Box<str>, Box<str>)]> },
-    SourceIp,
+    Address,
     Query(Box<str>),
     FilterState(ArcStr),
 }
@@ -53,22 +53,34 @@ impl HashPolicy {
 
     fn compile(policy: &pb::route::route_action::HashPolicy) -> Compiled<Self> {
         use pb::route::route_action::hash_policy::PolicySpecifier as Kind;
-        let source = match policy.policy_specifier.as_ref().ok_or_else(|| Invalid::new("policy_specifier", "is missing"))? {
-            Kind::Header(header) => Source::Header {
-                name: canonical_name(&header.header_name).into(),
-                rewrite: header.regex_rewrite.as_ref().map(Substitution::compile).transpose().at("header.regex_rewrite")?,
-            },
-            Kind::Cookie(cookie) => Source::Cookie {
-                name: cookie.name.as_str().into(),
-                path: cookie.path.as_str().into(),
-                ttl: fields::duration("cookie.ttl", cookie.ttl.as_ref())?,
-                attributes: cookie.attributes.iter().map(|a| (a.name.as_str().into(), a.value.as_str().into())).collect(),
-            },
-            Kind::ConnectionProperties(properties) if properties.source_ip => Source::SourceIp,
-            Kind::ConnectionProperties(_) => return Err(Invalid::new("connection_properties", "has nothing to hash")),
-            Kind::QueryParameter(query) => Source::Query(query.name.as_str().into()),
-            Kind::FilterState(state) => Source::FilterState(state.key.as_str().into()),
-        };
+        let source =
+            match policy.policy_specifier.as_ref().ok_or_else(|| Invalid::new("policy_specifier", "is missing"))? {
+                Kind::Header(header) => Source::Header {
+                    name: canonical_name(&header.header_name).into(),
+                    rewrite: header
+                        .regex_rewrite
+                        .as_ref()
+                        .map(Substitution::compile)
+                        .transpose()
+                        .at("header.regex_rewrite")?,
+                },
+                Kind::Cookie(cookie) => Source::Cookie {
+                    name: cookie.name.as_str().into(),
+                    path: cookie.path.as_str().into(),
+                    ttl: fields::duration("cookie.ttl", cookie.ttl.as_ref())?,
+                    attributes: cookie
+                        .attributes
+                        .iter()
+                        .map(|a| (a.name.as_str().into(), a.value.as_str().into()))
+                        .collect(),
+                },
+                Kind::ConnectionProperties(properties) if properties.source_ip => Source::Address,
+                Kind::ConnectionProperties(_) => {
+                    return Err(Invalid::new("connection_properties", "has nothing to hash"));
+                }
+                Kind::QueryParameter(query) => Source::Query(query.name.as_str().into()),
+                Kind::FilterState(state) => Source::FilterState(state.key.as_str().into()),
+            };
         Ok(Self { terminal: policy.terminal, source })
     }
 
@@ -95,10 +107,8 @@ impl HashPolicy {
                 *set = Some(SetCookie(set_cookie(name, &value, path, ttl, attributes)));
                 Some(xx64(value.as_bytes(), 0))
             }
-            Source::SourceIp => cx.remote.ip().map(|ip| xx64(ip.to_string().as_bytes(), 0)),
-            Source::Query(name) => {
-                first_query_value(cx.headers.path()?, name).map(|value| xx64(value.as_bytes(), 0))
-            }
+            Source::Address => cx.remote.ip().map(|ip| xx64(ip.to_string().as_bytes(), 0)),
+            Source::Query(name) => first_query_value(cx.headers.path()?, name).map(|value| xx64(value.as_bytes(), 0)),
             Source::FilterState(key) => cx.filter_state.0.get(key).map(|value| xx64(value.as_bytes(), 0)),
         }
     }

@@ -26,6 +26,24 @@ enum How {
     OverwriteIfPresent,
 }
 
+/// What the changed headers are, for formats.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Request,
+    Response,
+    Other,
+}
+
+impl Target {
+    fn context<'h>(self, headers: &'h Headers, cx: &FormatContext<'h>) -> FormatContext<'h> {
+        match self {
+            Self::Request => FormatContext { request: Some(headers), ..*cx },
+            Self::Response => FormatContext { response: Some(headers), ..*cx },
+            Self::Other => *cx,
+        }
+    }
+}
+
 /// Pseudo headers and the host are changed by rewrites only.
 fn is_modifiable(name: &str) -> bool {
     !name.starts_with(':') && !name.eq_ignore_ascii_case("host")
@@ -63,8 +81,25 @@ impl HeaderOps {
         self.remove.is_empty() && self.add.is_empty()
     }
 
+    /// As [`apply`](HeaderOps::apply) to a request; formats see its headers as they are now.
+    pub fn apply_to_request(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
+        self.run(headers, cx, Target::Request);
+    }
+
+    /// As [`apply`](HeaderOps::apply) to a response; formats see its headers as they are now.
+    pub fn apply_to_response(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
+        self.run(headers, cx, Target::Response);
+    }
+
     /// Removes, then overwrites, then appends. Values are formatted before anything of this level is added.
     pub fn apply(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
+        self.run(headers, cx, Target::Other);
+    }
+
+    fn run(&self, headers: &mut Headers, cx: &FormatContext<'_>, target: Target) {
+        if self.is_empty() {
+            return;
+        }
         for name in &self.remove {
             headers.remove(name);
         }
@@ -76,7 +111,7 @@ impl HeaderOps {
                 Some(text) => text.as_bytes().to_vec(),
                 None => {
                     let mut value = Vec::new();
-                    add.value.write(cx, &mut value);
+                    add.value.write(&target.context(headers, cx), &mut value);
                     value
                 }
             };
@@ -108,7 +143,10 @@ impl Add {
             return Err(Invalid::new("header.key", format!("{:?} is no header name", header.key)));
         }
         if !is_modifiable(&header.key) {
-            return Err(Invalid::new("header.key", format!(":-prefixed or host headers may not be modified: {}", header.key)));
+            return Err(Invalid::new(
+                "header.key",
+                format!(":-prefixed or host headers may not be modified: {}", header.key),
+            ));
         }
         let raw = String::from_utf8_lossy(&header.raw_value);
         let value = if header.value.is_empty() { &raw } else { header.value.as_str() };

@@ -26,10 +26,19 @@ pub struct RouteMatcher {
 
 #[derive(Debug)]
 enum PathRule {
-    Prefix { text: Box<str>, ignore_case: bool },
+    Prefix {
+        text: Box<str>,
+        ignore_case: bool,
+    },
     /// The prefix must end where a path element ends.
-    Separated { text: Box<str>, ignore_case: bool },
-    Exact { text: Box<str>, ignore_case: bool },
+    Separated {
+        text: Box<str>,
+        ignore_case: bool,
+    },
+    Exact {
+        text: Box<str>,
+        ignore_case: bool,
+    },
     Regex(Regex),
     Template(Regex),
     Connect,
@@ -169,7 +178,8 @@ impl TlsRule {
         let Some(tls) = input.tls else { return false };
         let presented = tls.peer.is_some();
         let validated = tls.peer.as_ref().is_some_and(|p| p.validated);
-        self.presented.is_none_or(|wanted| wanted == presented) && self.validated.is_none_or(|wanted| wanted == validated)
+        self.presented.is_none_or(|wanted| wanted == presented)
+            && self.validated.is_none_or(|wanted| wanted == validated)
     }
 }
 

@@ -13,6 +13,10 @@ pub struct Timeouts {
     pub per_try: Option<Duration>,
     /// Between two pieces of a response of one try.
     pub per_try_idle: Option<Duration>,
+    /// Whether `grpc-timeout` tells the upstream, too.
+    grpc_header: bool,
+    /// Whether `x-envoy-expected-rq-timeout-ms` may be set at all: what a trusted client sent stays.
+    expected_header: bool,
 }
 
 impl Forward {
@@ -36,9 +40,12 @@ impl Forward {
             },
             per_try: retry.and_then(|r| r.per_try_timeout),
             per_try_idle: retry.and_then(|r| r.per_try_idle_timeout),
+            grpc_header: capped,
+            expected_header: true,
         };
         let expected = respect_expected.then(|| milliseconds(headers, "x-envoy-expected-rq-timeout-ms")).flatten();
         let expected_given = respect_expected && headers.contains("x-envoy-expected-rq-timeout-ms");
+        timeouts.expected_header = !expected_given;
         if expected_given {
             timeouts.global = expected.map_or(timeouts.global, off_if_zero);
         } else if let Some(asked) = milliseconds(headers, "x-envoy-upstream-rq-timeout-ms") {
@@ -62,7 +69,7 @@ impl Forward {
         {
             headers.set("grpc-timeout", format!("{}m", duration.as_millis()).as_bytes());
         }
-        timeouts.tell(Duration::ZERO, headers, expected_header && !expected_given, capped);
+        timeouts.tell(Duration::ZERO, headers, expected_header, true);
         timeouts
     }
 
@@ -110,10 +117,10 @@ impl Timeouts {
             };
         }
         let milliseconds = expected.as_millis().to_string();
-        if expected_header {
+        if expected_header && self.expected_header {
             headers.set("x-envoy-expected-rq-timeout-ms", milliseconds.as_bytes());
         }
-        if grpc_header {
+        if grpc_header && self.grpc_header {
             headers.set("grpc-timeout", format!("{milliseconds}m").as_bytes());
         }
     }

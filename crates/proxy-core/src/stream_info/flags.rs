@@ -1,15 +1,21 @@
 use std::fmt;
 
-/// What went wrong with a stream (Envoy `StreamInfo::CoreResponseFlag`); a set.
+/// What went wrong with a stream (Envoy `StreamInfo::CoreResponseFlag`): a set that prints in the order in which the
+/// flags were set.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-pub struct ResponseFlags(u32);
+pub struct ResponseFlags {
+    bits: u32,
+    /// The flags by number plus one, six bits each, the first lowest. Ten fit; more than that never come together, and
+    /// would only be missing in print.
+    order: u64,
+}
 
 macro_rules! flags {
     ($($bit:literal $name:ident $short:literal $long:literal $doc:literal;)+) => {
         impl ResponseFlags {
             /// No flag.
-            pub const NONE: Self = Self(0);
-            $(#[doc = $doc] pub const $name: Self = Self(1 << $bit);)+
+            pub const NONE: Self = Self { bits: 0, order: 0 };
+            $(#[doc = $doc] pub const $name: Self = Self { bits: 1 << $bit, order: $bit + 1 };)+
 
             /// Each flag with its short and long name, in the order in which Envoy prints them.
             pub const ALL: &'static [(Self, &'static str, &'static str)] = &[$((Self::$name, $short, $long)),+];
@@ -51,24 +57,35 @@ flags! {
 }
 
 impl ResponseFlags {
-    /// Adds flags.
+    /// Adds flags, behind those that are set already.
     pub fn insert(&mut self, flags: Self) {
-        self.0 |= flags.0;
+        for number in flags.numbers() {
+            let bit = 1 << (number - 1);
+            if self.bits & bit == 0 {
+                self.order |= number << (6 * self.bits.count_ones().min(10));
+                self.bits |= bit;
+            }
+        }
+    }
+
+    /// The flags' numbers, counted from one, in order.
+    fn numbers(self) -> impl Iterator<Item = u64> {
+        (0..10).map(move |at| self.order >> (6 * at) & 0x3f).take_while(|number| *number != 0)
     }
 
     /// Whether all of these are set.
     pub fn contains(self, flags: Self) -> bool {
-        self.0 & flags.0 == flags.0
+        self.bits & flags.bits == flags.bits
     }
 
     /// Whether any of these is set.
     pub fn intersects(self, flags: Self) -> bool {
-        self.0 & flags.0 != 0
+        self.bits & flags.bits != 0
     }
 
     /// Whether none is set.
     pub fn is_empty(self) -> bool {
-        self.0 == 0
+        self.bits == 0
     }
 
     /// The flag with this short name.
@@ -78,22 +95,21 @@ impl ResponseFlags {
 
     /// Long names, comma-separated, `-` for none.
     pub fn long(self) -> String {
-        self.names(|(_, _, long)| long)
+        let names: Vec<&str> = self.entries().map(|(_, _, long)| *long).collect();
+        if names.is_empty() { "-".to_owned() } else { names.join(",") }
     }
 
-    fn names(self, pick: impl Fn(&(Self, &'static str, &'static str)) -> &'static str) -> String {
-        if self.is_empty() {
-            return "-".to_owned();
-        }
-        Self::ALL.iter().filter(|(flag, ..)| self.contains(*flag)).map(pick).collect::<Vec<_>>().join(",")
+    fn entries(self) -> impl Iterator<Item = &'static (Self, &'static str, &'static str)> {
+        self.numbers().filter_map(|number| Self::ALL.get(number as usize - 1))
     }
 }
 
 impl std::ops::BitOr for ResponseFlags {
     type Output = Self;
 
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+    fn bitor(mut self, other: Self) -> Self {
+        self.insert(other);
+        self
     }
 }
 
@@ -103,9 +119,8 @@ impl fmt::Display for ResponseFlags {
         if self.is_empty() {
             return f.write_str("-");
         }
-        let mut first = true;
-        for (_, short, _) in Self::ALL.iter().filter(|(flag, ..)| self.contains(*flag)) {
-            if !std::mem::take(&mut first) {
+        for (i, (_, short, _)) in self.entries().enumerate() {
+            if i > 0 {
                 f.write_str(",")?;
             }
             f.write_str(short)?;
@@ -123,8 +138,12 @@ mod tests {
         let mut flags = ResponseFlags::NONE;
         assert_eq!(flags.to_string(), "-");
         flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT | ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
-        assert_eq!(flags.to_string(), "UF,URX");
-        assert_eq!(flags.long(), "UpstreamConnectionFailure,UpstreamRetryLimitExceeded");
+        flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT);
+        assert_eq!(flags.to_string(), "URX,UF");
+        assert_eq!(flags.long(), "UpstreamRetryLimitExceeded,UpstreamConnectionFailure");
+        let all = ResponseFlags::ALL.iter().fold(ResponseFlags::NONE, |all, (flag, ..)| all | *flag);
+        assert!(all.contains(ResponseFlags::UNCONDITIONAL_DROP));
+        assert_eq!(all.to_string().split(',').count(), 10);
         assert_eq!(ResponseFlags::from_short("NR"), Some(ResponseFlags::NO_ROUTE));
     }
 }

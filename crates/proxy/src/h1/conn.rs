@@ -162,19 +162,23 @@ impl Conn {
         if self.eof || !self.read.is_empty() {
             return false;
         }
-        match self.io.poll_readable(cx) {
-            Poll::Pending => true,
-            Poll::Ready(()) => matches!(self.poll_fill(cx), Poll::Pending),
+        // Without news from the driver this makes no system call.
+        matches!(self.poll_fill(cx), Poll::Pending)
+    }
+
+    /// Ready when bytes (or the end) of the next message are there.
+    pub(crate) fn poll_news(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.eof || !self.read.is_empty() {
+            return Poll::Ready(());
         }
+        self.read = BytesMut::new();
+        self.out.shrink();
+        // An error shows again when the head is read.
+        self.poll_fill(cx).map(|_| ())
     }
 
     pub(crate) fn at_eof(&self) -> bool {
         self.eof
-    }
-
-    /// Bytes read but not consumed yet.
-    pub(crate) fn has_buffered(&self) -> bool {
-        !self.read.is_empty()
     }
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

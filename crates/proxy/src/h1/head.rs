@@ -90,7 +90,6 @@ pub(crate) struct ResponseHead {
     pub(crate) headers: Headers,
     pub(crate) body: BodyLength,
     pub(crate) keep_alive: bool,
-    pub(crate) http10: bool,
 }
 
 /// Length of the head in `buf` (with its empty line) and where its first line starts, or `None` when it is not complete.
@@ -152,7 +151,9 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
     let http10 = match &head[line.version] {
         b"HTTP/1.1" => false,
         b"HTTP/1.0" => true,
-        b"" | b"HTTP/0.9" => return Err(LOW_VERSION),
+        // Without a version it is HTTP/0.9, which Envoy takes for 1.0.
+        b"" => true,
+        other if is_version(other) => return Err(LOW_VERSION),
         _ => return Err(CODEC),
     };
     if http10 && !limits.accept_http10 {
@@ -208,15 +209,20 @@ fn request_line(line: &[u8]) -> Result<RequestLine, HeadError> {
     let blank = |b: &u8| *b == b' ' || *b == b'\t';
     let trimmed = line.len() - line.iter().rev().take_while(|b| blank(b)).count();
     let line = &line[..trimmed];
-    let method = 0..line.iter().position(|b| blank(b)).unwrap_or(line.len());
+    let method = 0..line.iter().position(blank).unwrap_or(line.len());
     let rest = method.end + line[method.end..].iter().take_while(|b| blank(b)).count();
-    let target = rest..rest + line[rest..].iter().position(|b| blank(b)).unwrap_or(line.len() - rest);
+    let target = rest..rest + line[rest..].iter().position(blank).unwrap_or(line.len() - rest);
     let rest = target.end + line[target.end..].iter().take_while(|b| blank(b)).count();
     let version = rest..line.len();
     if target.is_empty() {
         return Err(CODEC);
     }
     Ok(RequestLine { method, target, version })
+}
+
+/// `HTTP/` and two digits.
+fn is_version(text: &[u8]) -> bool {
+    matches!(text, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
 /// Methods that Envoy's codec knows when `allow_custom_methods` is off.
@@ -412,15 +418,21 @@ fn fields(
                 }
             }
             7 if name.eq_ignore_ascii_case(b"upgrade") => facts.has_upgrade = true,
+            16 if name.eq_ignore_ascii_case(b"proxy-connection") => {
+                facts.close |= value.eq_ignore_ascii_case(b"close");
+            }
             6 if name.eq_ignore_ascii_case(b"expect") => {
                 facts.expect_continue = value.eq_ignore_ascii_case(b"100-continue");
             }
             4 if request && name.eq_ignore_ascii_case(b"host") => {
+                if !value.iter().all(|b| authority_char(*b)) {
+                    return Err(bad("http.invalid_authority"));
+                }
                 if !facts.authority {
                     headers.push(b":authority", value);
                     facts.authority = true;
                 } else if facts.host {
-                    return Err(CODEC);
+                    headers.append(":authority", value, ",");
                 }
                 facts.host = true;
                 continue;
@@ -430,6 +442,11 @@ fn fields(
         headers.push(name, value);
     }
     Ok(())
+}
+
+/// What Envoy (nghttp2_check_authority) lets pass.
+fn authority_char(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@[]%".contains(&b)
 }
 
 /// RFC 9110 token characters.
@@ -491,7 +508,7 @@ pub(crate) fn parse_response(
         body = BodyLength::None;
     }
     let keep_alive = if http10 { facts.keep_alive } else { !facts.close } && body != BodyLength::Close;
-    Ok(Some((ResponseHead { status, headers, body, keep_alive, http10 }, end)))
+    Ok(Some((ResponseHead { status, headers, body, keep_alive }, end)))
 }
 
 fn status_line(line: &[u8]) -> Result<(u16, bool), HeadError> {
@@ -626,10 +643,9 @@ mod tests {
 
     #[test]
     fn a_usual_request() {
-        let (head, used) = parse_request(b"GET /a?b=c HTTP/1.1\r\nHost: h\r\nX-A:  1 \r\n\r\nrest", &Limits::default())
-            .unwrap()
-            .unwrap();
-        assert_eq!(used, 41 - 4);
+        let text = b"GET /a?b=c HTTP/1.1\r\nHost: h\r\nX-A:  1 \r\n\r\nrest";
+        let (head, used) = parse_request(text, &Limits::default()).unwrap().unwrap();
+        assert_eq!(used, text.len() - 4);
         assert_eq!(head.headers.path(), Some("/a?b=c"));
         assert_eq!(head.headers.authority(), Some("h"));
         assert_eq!(head.headers.get("x-a"), Some(&b"1"[..]));

@@ -8,6 +8,7 @@ use crate::h1;
 use crate::log::LogBuffers;
 use crate::peer;
 use crate::stream::{Pump, RecvBody, SendBody};
+use proxy_core::filters::HttpFilter;
 use proxy_core::hcm::{self, PathVerdict};
 use proxy_core::route::{Matched, RouteInput, RouteResult};
 use proxy_core::stream_info::HttpProtocol;
@@ -26,8 +27,6 @@ pub(crate) struct Hints {
     pub(crate) expect_continue: bool,
     /// Scheme of an absolute request target.
     pub(crate) absolute: Option<&'static str>,
-    /// The connection, for HTTP/1.
-    pub(crate) h1: Option<h1::Shared>,
 }
 
 /// How an exchange left its connection.
@@ -37,6 +36,8 @@ pub(crate) enum Outcome {
     Done,
     /// The answer is not complete; an HTTP/1 connection must be cut.
     Aborted,
+    /// The answer is not complete because time ran out; an HTTP/1 connection ends after its delay.
+    TimedOut,
     /// The connection was a tunnel and is over.
     Tunnel,
 }
@@ -76,6 +77,8 @@ pub(crate) struct Exchange {
     pub(crate) grpc: bool,
     pub(crate) grpc_status: Option<u32>,
     pub(crate) body_done: bool,
+    /// Keeps a tunnel's upstream connection counted.
+    pub(crate) tunnel: Option<crate::upstream::Counted>,
     /// `require_tls` of the virtual host: answer with this location.
     pub(crate) redirect_to_tls: Option<String>,
 }
@@ -110,6 +113,7 @@ impl Exchange {
             grpc,
             grpc_status: None,
             body_done: false,
+            tunnel: None,
             redirect_to_tls: None,
         }
     }
@@ -151,7 +155,11 @@ impl Exchange {
     /// Answers a head that the codec refused.
     pub(crate) async fn refuse(mut self, status: u16, detail: &'static str, protocol: bool) {
         let flags = if protocol { ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR } else { ResponseFlags::NONE };
-        let body = if protocol { h1::reason_phrase(status) } else { "request timeout" };
+        let body = match detail {
+            _ if protocol => h1::reason_phrase(status),
+            "request_header_timeout" => "request header timeout",
+            _ => "request timeout",
+        };
         let mut reply = LocalReply::new(status, body, detail);
         reply.flags = flags;
         let outcome = self.reply(reply).await;
@@ -173,9 +181,15 @@ impl Exchange {
     fn prepare(&mut self) -> Result<(), Stop> {
         let http = self.http.clone();
         let config = &http.config;
+        if self.info.protocol == Some(HttpProtocol::Http10)
+            && let Some(host) = &config.http1.default_host_for_http_10
+            && !self.request.contains(":authority")
+        {
+            self.request.set(":authority", host.as_bytes());
+        }
         let authority = self.request.get(":authority");
         if authority.is_none() {
-            return Err(LocalReply::new(400, "", "missing_host_header").into());
+            return Err(LocalReply::new(400, "", "missing_host_header").closing().into());
         }
         let path = self.request.get(":path").unwrap_or_default();
         if path.is_empty() && !self.hints.connect {
@@ -189,15 +203,19 @@ impl Exchange {
             self.request.remove("expect");
             self.answer.interim(100, &Headers::new());
         }
-        let secure = http.info.tls.is_some();
         if let Some(scheme) = self.hints.absolute {
             self.request.set(":scheme", scheme.as_bytes());
+        }
+        if self.request.get(":path").is_some_and(|p| p.contains(&b'#')) {
+            // RFC 3986 has no fragment in a request target.
+            http.stats.downstream_rq_failed_path_normalization.inc();
+            return Err(LocalReply::new(400, "", "path_normalization_failed").closing().into());
         }
         match hcm::normalize(config, &mut self.request) {
             PathVerdict::Ok => {}
             PathVerdict::Reject(details) => {
                 http.stats.downstream_rq_failed_path_normalization.inc();
-                return Err(LocalReply::new(400, "", details).into());
+                return Err(LocalReply::new(400, "", details).closing().into());
             }
             PathVerdict::Redirect(location) => {
                 http.stats.downstream_rq_redirected_with_normalized_path.inc();
@@ -271,7 +289,11 @@ impl Exchange {
                 let max = matched.max_stream_duration(&self.request, self.http.config.max_stream_duration);
                 let left = max.map(|max| max.saturating_sub(self.began.elapsed()));
                 self.timers.set(Deadline::Stream, left);
-                self.info.upstream.cluster = matched.cluster(&self.request);
+                let cluster = matched.cluster(&self.request).and_then(|name| self.http.worker.cluster(&name));
+                if let Some(cluster) = cluster {
+                    self.info.upstream.cluster = Some(cluster.config().name.clone());
+                    self.info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
+                }
                 self.matched = Some(matched);
             }
             RouteResult::RedirectToTls(vhost, location) => {
@@ -289,6 +311,15 @@ impl Exchange {
         self.info.route = None;
         self.info.virtual_host = None;
         self.find_route();
+    }
+
+    /// Applies the route's response changes, if they are wanted.
+    pub(crate) fn add_route_headers(&mut self, headers: &mut Headers, wanted: bool) {
+        if let Some(matched) = self.matched.clone().filter(|_| wanted) {
+            let response = headers.clone();
+            let cx = FormatContext::new(&self.info, Some(&self.request), Some(&response));
+            matched.finalize_response(headers, &cx);
+        }
     }
 
     /// Remembers `grpc-status`, which is in the trailers or, without a body, in the head.
@@ -353,7 +384,7 @@ impl Exchange {
                 self.http.stats.downstream_rq_max_duration_reached.inc();
                 let status = if self.body_done { 504 } else { 408 };
                 let mut reply = LocalReply::new(status, "downstream duration timeout", "max_duration_timeout");
-                reply.flags = ResponseFlags::DURATION_TIMEOUT;
+                reply.grpc_status = Some(4);
                 reply.into()
             }
             _ => LocalReply::new(504, "upstream request timeout", "response_timeout").into(),
@@ -367,6 +398,7 @@ impl Exchange {
             self.info.flags.insert(ResponseFlags::DOWNSTREAM_RESET);
             self.info.response_code_details = Some("http2.remote_reset".into());
         } else {
+            self.http.stats.downstream_rq_rx_reset.inc();
             self.http.stats.downstream_cx_destroy_remote_active_rq.inc();
             self.info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
             self.info.response_code_details = Some("downstream_remote_disconnect".into());
@@ -380,8 +412,7 @@ impl Exchange {
         for (name, value) in self.add_to_response.drain(..) {
             headers.set(&name, &value);
         }
-        let cx = FormatContext::new(&self.info, Some(&self.request), None);
-        hcm::conform_response(&http.config, &mut headers, &self.request, &cx, tunnel);
+        hcm::conform_response(&http.config, &mut headers, &self.request, tunnel);
         if http.closing() || http.too_old() {
             if http.draining() {
                 http.stats.downstream_cx_drain_close.inc();
@@ -408,6 +439,7 @@ impl Exchange {
             self.answer.close_after();
         }
         let (headers, body) = reply.render(self);
+        let body = if self.request.method() == Some("HEAD") { Default::default() } else { body };
         let mut sink = self.send_head(headers, body.is_empty(), false);
         self.info.bytes_sent = body.len() as u64;
         let mut source = RecvBody::Memory(if body.is_empty() {
@@ -443,6 +475,22 @@ impl Exchange {
         }
     }
 
+    /// `cluster.NAME.grpc.SERVICE.METHOD.STATUS`, for the grpc_stats filter.
+    fn count_grpc(&self) {
+        let wanted = self.grpc && self.http.config.filters.iter().any(|f| matches!(f.filter, HttpFilter::GrpcStats(_)));
+        let (true, Some(status)) = (wanted, self.grpc_status) else { return };
+        let path = self.request.path().unwrap_or_default();
+        let mut parts = path.trim_start_matches('/').splitn(2, '/');
+        let (Some(service), Some(method)) = (parts.next(), parts.next()) else { return };
+        let cluster = self.info.upstream.cluster.as_deref().and_then(|name| self.http.worker.cluster(name));
+        let Some(cluster) = cluster else { return };
+        let prefix = format!("grpc.{service}.{method}");
+        let stats = &cluster.stats.other;
+        stats.inc(&format!("{prefix}.{status}"));
+        stats.inc(&format!("{prefix}.{}", if status == 0 { "success" } else { "failure" }));
+        stats.inc(&format!("{prefix}.total"));
+    }
+
     /// Logs and counts.
     fn finish(&mut self, _outcome: Outcome) {
         let http = self.http.clone();
@@ -453,6 +501,7 @@ impl Exchange {
         if self.conformed {
             http.stats.downstream_rq_time.record(elapsed.as_millis() as u64);
         }
+        self.count_grpc();
         peer::report(self, elapsed);
         if http.config.access_log.is_empty() {
             return;

@@ -4,6 +4,7 @@ use super::authz;
 use super::exchange::{Exchange, Stop};
 use super::local_reply::LocalReply;
 use crate::stream::{Frame, RecvBody};
+use bytes::Bytes;
 use proxy_core::filters::{Abort, CorsDecision, HttpFilter, PerFilter};
 use proxy_core::rbac::RbacInput;
 use proxy_core::{Headers, ResponseFlags};
@@ -19,10 +20,10 @@ pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<
         let per = exchange.matched.as_ref().and_then(|m| m.per_filter(&entry.name)).cloned();
         let disabled = match &per {
             Some(PerFilter::Disabled) => true,
-            Some(PerFilter::Enabled(_)) => false,
             Some(_) => false,
             None => entry.disabled,
         };
+        let per = per.as_ref().and_then(|p| p.settings()).cloned();
         if disabled {
             continue;
         }
@@ -228,4 +229,44 @@ async fn buffer(exchange: &mut Exchange, body: &mut RecvBody, limit: u64) -> Res
     exchange.request.remove("transfer-encoding");
     *body = RecvBody::Memory(frames);
     Ok(())
+}
+
+/// The first `limit` bytes of the request's body, which stays readable.
+pub(super) async fn peek_body(
+    exchange: &mut Exchange,
+    body: &mut RecvBody,
+    limit: usize,
+    allow_partial: bool,
+) -> Result<Bytes, Stop> {
+    let mut frames = VecDeque::new();
+    let mut seen = Vec::new();
+    let mut ended = body.is_empty();
+    while !ended {
+        let frame = poll_fn(|cx| exchange.poll_with(cx, |cx| body.poll_frame(cx).map(Ok))).await?;
+        match frame {
+            None => ended = true,
+            Some(Ok(frame)) => {
+                if let Frame::Data(data) = &frame {
+                    seen.extend_from_slice(data);
+                }
+                frames.push_back(frame);
+                if seen.len() > limit && !allow_partial {
+                    return Err(LocalReply::new(413, "Payload Too Large", "request_payload_too_large").into());
+                }
+                if seen.len() >= limit {
+                    break;
+                }
+            }
+            Some(Err(_)) => return Err(Stop::Gone(false)),
+        }
+    }
+    if ended {
+        exchange.request_complete();
+    }
+    seen.truncate(limit);
+    if !frames.is_empty() {
+        let rest = std::mem::replace(body, RecvBody::Empty);
+        *body = if ended { RecvBody::Memory(frames) } else { RecvBody::Then(frames, Box::new(rest)) };
+    }
+    Ok(seen.into())
 }

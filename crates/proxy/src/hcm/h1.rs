@@ -50,7 +50,7 @@ async fn close(http: &Http, conn: Shared, end: End) {
             }
         }
         End::Delayed => {
-            let _ = conn.io.shutdown().await;
+            // As Envoy: the end is only said after the peer closed, or after the timeout.
             let wait = http.config.delayed_close_timeout.unwrap_or(Duration::ZERO);
             let drain = poll_fn(|cx| conn.poll_drain(cx));
             if tokio::time::timeout(wait, drain).await.is_err() {
@@ -71,6 +71,10 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
         http.requests.set(http.requests.get() + 1);
         http.stats.downstream_rq_http1_total.inc();
         let RequestHead { headers, keep_alive, http10, upgrade, expect_continue, absolute, .. } = head;
+        if upgrade || headers.method() == Some("CONNECT") {
+            // What follows is the tunnel's; if it is refused, the connection ends.
+            conn.borrow_mut().switch_to_raw();
+        }
         let body = if conn.borrow().body_done() { RecvBody::Empty } else { RecvBody::H1(conn.clone()) };
         if http.config.max_requests_per_connection.is_some_and(|max| http.requests.get() == max) {
             http.stats.downstream_cx_max_requests_reached.inc();
@@ -84,11 +88,14 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
             if http10 { HttpProtocol::Http10 } else { HttpProtocol::Http11 },
             headers,
             answer,
-            exchange::Hints { upgrade, connect, expect_continue, absolute, h1: Some(conn.clone()) },
+            exchange::Hints { upgrade, connect, expect_continue, absolute },
         );
         let outcome = exchange.run(body).await;
         if outcome == exchange::Outcome::Aborted {
             return End::Abort;
+        }
+        if outcome == exchange::Outcome::TimedOut {
+            return End::Delayed;
         }
         let complete = conn.borrow().body_done();
         if outcome == exchange::Outcome::Tunnel {
@@ -108,11 +115,7 @@ enum Next {
 /// Waits for a request head within the idle timeout, then within the header timeout.
 async fn next_head(http: &Rc<Http>, conn: &Shared, limits: &crate::h1::Limits) -> Next {
     let first = http.requests.get() == 0;
-    let wait_for_bytes = async {
-        if !conn.borrow().has_buffered() {
-            poll_fn(|cx| conn.borrow().io.poll_readable(cx)).await;
-        }
-    };
+    let wait_for_bytes = poll_fn(|cx| conn.borrow_mut().poll_news(cx));
     let idle = async {
         match http.config.idle_timeout {
             Some(timeout) => tokio::time::sleep(timeout).await,
@@ -189,7 +192,7 @@ async fn refuse(http: &Rc<Http>, conn: &Shared, error: HeadError, protocol: bool
     }
     let keep = Rc::new(Cell::new(false));
     let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request: false, http10: false, keep });
-    let hints = exchange::Hints { h1: Some(conn.clone()), ..exchange::Hints::default() };
+    let hints = exchange::Hints::default();
     let exchange = Exchange::new(http, HttpProtocol::Http11, Headers::new(), answer, hints);
     exchange.refuse(error.status, error.detail, protocol).await;
     End::Delayed

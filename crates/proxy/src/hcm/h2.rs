@@ -137,12 +137,17 @@ fn stream(http: &Rc<Http>, request: http::Request<h2::RecvStream>, answer: h2::s
     }
     push_map(&mut headers, &parts.headers);
     headers.remove("host");
+    if headers.get_all("cookie").nth(1).is_some() {
+        // Crumbs of one header (RFC 9113, 8.2.3).
+        let joined = headers.get_all("cookie").collect::<Vec<_>>().join(&b"; "[..]);
+        headers.set("cookie", &joined);
+    }
     let answer = Answer::H2(H2Answer { answer });
     let hints = exchange::Hints {
         upgrade: protocol.is_some(),
         connect: connect && protocol.is_none(),
         expect_continue: headers.get("expect").is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue")),
-        ..exchange::Hints::default()
+        absolute: None,
     };
     let verdict = check(http, &mut headers);
     let exchange = Exchange::new(http, HttpProtocol::Http2, headers, answer, hints);

@@ -21,6 +21,8 @@ pub(crate) struct LocalReply {
     pub(crate) raw_body: Option<Bytes>,
     /// A configured direct response, not an error: never turned into gRPC.
     pub(crate) direct: bool,
+    /// The router's: the route's header changes apply.
+    pub(crate) finalize: bool,
 }
 
 impl LocalReply {
@@ -35,11 +37,18 @@ impl LocalReply {
             close: false,
             raw_body: None,
             direct: false,
+            finalize: false,
         }
     }
 
     pub(crate) fn flagged(mut self, flags: ResponseFlags) -> Self {
         self.flags = flags;
+        self
+    }
+
+    /// Ends an HTTP/1 connection.
+    pub(crate) fn closing(mut self) -> Self {
+        self.close = true;
         self
     }
 
@@ -55,7 +64,6 @@ impl LocalReply {
             Cow::Owned(text) => Bytes::from(text),
         });
         let mut body = body;
-        exchange.info.response_code = Some(self.status);
         exchange.local_body = String::from_utf8_lossy(&body).into_owned();
         let mut content_type: Cow<'static, str> = "text/plain".into();
         if exchange.conformed
@@ -82,6 +90,7 @@ impl LocalReply {
             if !body.is_empty() {
                 headers.set("grpc-message", percent_encode(&body).as_bytes());
             }
+            exchange.add_route_headers(&mut headers, self.finalize);
             return (headers, Bytes::new());
         }
         if !body.is_empty() {
@@ -92,6 +101,7 @@ impl LocalReply {
         } else {
             headers.remove("content-length");
         }
+        exchange.add_route_headers(&mut headers, self.finalize);
         (headers, body)
     }
 }

@@ -33,7 +33,14 @@ fn copied_head(exchange: &Exchange, mirror: &Mirror) -> Headers {
     let authority = headers.authority().unwrap_or_default().to_owned();
     let authority = mirror.authority(&authority).into_owned();
     headers.set(":authority", authority.as_bytes());
-    headers.remove("x-envoy-expected-rq-timeout-ms");
+    // As Envoy's internal client marks its requests.
+    headers.set("x-envoy-internal", b"true");
+    if let Some(own) = exchange.http.worker.shared.own_address {
+        headers.add("x-forwarded-for", own.to_string().as_bytes());
+    }
+    if let Some(timeout) = exchange.matched.as_ref().and_then(|m| m.forward()).and_then(|f| f.timeout) {
+        headers.set("x-envoy-expected-rq-timeout-ms", timeout.as_millis().to_string().as_bytes());
+    }
     headers
 }
 
@@ -45,7 +52,7 @@ pub(super) fn send(exchange: &Exchange, copies: Vec<Copy>, body: Vec<Frame>) {
         let worker = exchange.http.worker.clone();
         let Some(cluster) = worker.cluster(&copy.cluster) else { continue };
         let body = body.clone();
-        let local = exchange.http.info.local.socket();
+        let local = exchange.http.original_dst;
         // Nobody waits for a mirror: that is its point.
         tokio::task::spawn_local(async move {
             let context = PickContext {
@@ -63,7 +70,11 @@ pub(super) fn send(exchange: &Exchange, copies: Vec<Copy>, body: Vec<Frame>) {
                 cluster.stats.upstream_cx_none_healthy.inc();
                 return;
             };
-            let pool = cluster.pool(&worker, &host, &Variant::default());
+            let pool = cluster.pool(
+                &worker,
+                &host,
+                &Variant { protocol: crate::upstream::Protocol::Http1, ..Variant::default() },
+            );
             let work = async {
                 let acquired = pool.acquire(Priority::Default).await.ok()?;
                 cluster.stats.upstream_rq_total.inc();

@@ -119,8 +119,10 @@ impl H1Answer {
         let framing = if tunnel {
             Framing::Raw
         } else if self.head_request || bodiless_status {
-            if bodiless_status && status != 304 {
+            if bodiless_status {
                 headers.remove("transfer-encoding");
+            } else if !headers.contains("content-length") {
+                headers.set("transfer-encoding", b"chunked");
             }
             Framing::None
         } else if headers.contains("content-length") {
@@ -145,7 +147,7 @@ impl H1Answer {
         } else if self.http10 {
             headers.set("connection", b"keep-alive");
         }
-        let http10 = false;
+        let http10 = self.http10;
         self.conn.borrow_mut().out.write(|out| h1::write_response(out, status, http10, headers));
         SendBody::H1 { conn: self.conn.clone(), framing }
     }

@@ -3,15 +3,16 @@
 use super::exchange::{Exchange, Outcome, Stop};
 use super::local_reply::LocalReply;
 use super::timers::Deadline;
+use crate::stats::ClusterStats;
 use crate::stream::{BodyError, Frame, Pump, PumpError, RecvBody, SendBody};
 use crate::upstream::{
-    AcquireError, Acquired, ConnectError, Failure, Protocol, Reply, Upstream, Variant, WorkerCluster,
+    AcquireError, Acquired, ConnectError, Failure, Pool, Protocol, Reply, Upstream, Variant, WorkerCluster,
 };
 use bytes::Bytes;
 use proxy_core::circuit::Resource;
 use proxy_core::cluster::UpstreamProtocol;
 use proxy_core::filters::HttpFilter;
-use proxy_core::outlier::Outcome;
+use proxy_core::outlier::Outcome as Health;
 use proxy_core::retry::{ResetReason, RetryVerdict};
 use proxy_core::route::{Action, Forward, HashContext, HostRewrite, Matched, Timeouts};
 use proxy_core::stream_info::HttpProtocol;
@@ -43,7 +44,7 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
         }
         Action::Redirect(redirect) => {
             stats.rq_redirect.inc();
-            let (status, location) = redirect.location(&exchange.request);
+            let (status, location) = redirect.location(&matched.route.matcher, &exchange.request);
             let mut reply = LocalReply::new(status, "", "direct_response");
             reply.headers.push(("location".into(), location.into_bytes()));
             Err(direct(exchange, &matched, reply))
@@ -86,6 +87,8 @@ struct Outgoing<'a> {
     ended: bool,
     /// Body bytes of the client.
     received: u64,
+    /// HTTP/1 trailers are dropped unless they are enabled.
+    drop_trailers: bool,
 }
 
 impl Outgoing<'_> {
@@ -98,6 +101,7 @@ impl Outgoing<'_> {
             return Poll::Ready(None);
         }
         match self.rest.poll_frame(cx) {
+            Poll::Ready(Some(Ok(Frame::Trailers(_)))) if self.drop_trailers => self.poll(cx),
             Poll::Ready(Some(Ok(frame))) => {
                 if let Frame::Data(data) = &frame {
                     self.received += data.len() as u64;
@@ -221,6 +225,8 @@ struct Plan<'a> {
     suppress_envoy_headers: bool,
     hash: Option<u64>,
     alpn: Option<&'a proxy_core::filters::AlpnOverride>,
+    /// When the router got the request.
+    began: Instant,
 }
 
 async fn forward_request(
@@ -232,13 +238,14 @@ async fn forward_request(
     let http = exchange.http.clone();
     let worker = http.worker.clone();
     let name = matched.cluster(&exchange.request);
-    exchange.info.upstream.cluster = name.clone();
+    exchange.info.upstream.cluster = None;
     let Some(cluster) = name.as_deref().and_then(|n| worker.cluster(n)) else {
         http.stats.no_cluster.inc();
         let reply = LocalReply::new(forward.cluster_not_found_status, "", "cluster_not_found")
             .flagged(ResponseFlags::NO_CLUSTER);
         return Err(reply.into());
     };
+    exchange.info.upstream.cluster = Some(cluster.config().name.clone());
     exchange.info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
     http.stats.rq_total.inc();
     let (router, alpn) = http.config.filters.iter().fold((None, None), |(router, alpn), entry| match &entry.filter {
@@ -261,7 +268,9 @@ async fn forward_request(
         exchange.add_to_response.push(("set-cookie".into(), cookie.0.into_bytes()));
     }
     {
-        let cx = FormatContext::new(&exchange.info, None, None);
+        // Formatters see the request as it was; the copy is only made when there are some.
+        let before = has_request_ops(matched).then(|| exchange.request.clone());
+        let cx = FormatContext::new(&exchange.info, before.as_ref(), None);
         matched.finalize_request(&mut exchange.request, &cx, !suppress);
     }
     if exchange.request.get(":scheme").is_none() {
@@ -270,21 +279,35 @@ async fn forward_request(
     let mirrors = super::mirror::chosen(exchange, matched);
     let limit = matched.body_buffer_limit().unwrap_or(u64::from(http.listener.per_connection_buffer_limit));
     let ended = body.is_empty();
+    let tunnel = exchange.hints.upgrade || exchange.hints.connect;
     let mut outgoing = Outgoing {
         rest: body,
         kept: Vec::new(),
         at: 0,
         size: 0,
         limit: limit as usize,
-        keeping: retries.is_some() || !mirrors.is_empty(),
+        keeping: (retries.is_some() || !mirrors.is_empty()) && !tunnel,
         ended,
         received: 0,
+        drop_trailers: exchange.answer.is_h1() && !http.config.http1.enable_trailers,
     };
-    let plan = Plan { matched, forward, cluster, timeouts, suppress_envoy_headers: suppress, hash, alpn };
+    let plan = Plan {
+        matched,
+        forward,
+        cluster,
+        timeouts,
+        suppress_envoy_headers: suppress,
+        hash,
+        alpn,
+        began: Instant::now(),
+    };
     if exchange.body_done {
         exchange.timers.set(Deadline::Global, plan.timeouts.global);
     }
-    let result = tries(exchange, &plan, &mut outgoing, retries.as_mut()).await;
+    let mut result = tries(exchange, &plan, &mut outgoing, retries.as_mut()).await;
+    if let Err(Stop::Reply(reply)) = &mut result {
+        reply.finalize = true;
+    }
     exchange.info.bytes_received = exchange.info.bytes_received.max(outgoing.received);
     if !mirrors.is_empty() {
         if outgoing.keeping && outgoing.ended {
@@ -313,6 +336,9 @@ async fn tries(
         let host = pick(exchange, plan, &previous);
         let Some(host) = host else {
             stats.upstream_cx_none_healthy.inc();
+            if plan.cluster.entry.is_original_dst() {
+                stats.original_dst_host_invalid.inc();
+            }
             exchange.info.upstream.host = None;
             return Err(LocalReply::new(503, "no healthy upstream", "no_healthy_upstream")
                 .flagged(ResponseFlags::NO_HEALTHY_UPSTREAM)
@@ -321,22 +347,21 @@ async fn tries(
         exchange.info.upstream.host = Some(host.clone());
         exchange.info.upstream.attempts += 1;
         let tried = one_try(exchange, plan, outgoing, &host).await?;
-        let mut random = worker.random.borrow_mut();
         let mut failure = None;
         let verdict = match &tried {
             Tried::Answer(reply, ..) => {
-                plan.cluster.on_result(&host, Some(Outcome::Status(outlier_status(reply))), &worker);
+                plan.cluster.on_result(&host, Some(Health::Status(outlier_status(reply))), &worker);
                 match &mut retries {
-                    Some(r) => r.on_response(&reply.headers, &mut random, SystemTime::now()),
+                    Some(r) => r.on_response(&reply.headers, &mut worker.random.borrow_mut(), SystemTime::now()),
                     None => RetryVerdict::No,
                 }
             }
             Tried::Failed { why, started } => {
                 let result = match why {
-                    Why::Connect(e) if e.timeout => Some(Outcome::ConnectTimeout),
-                    Why::Connect(_) => Some(Outcome::ConnectFailed),
+                    Why::Connect(e) if e.timeout => Some(Health::ConnectTimeout),
+                    Why::Connect(_) => Some(Health::ConnectFailed),
                     Why::Overflow => None,
-                    Why::Stream(_) => Some(Outcome::Reset),
+                    Why::Stream(_) => Some(Health::Reset),
                 };
                 plan.cluster.on_result(&host, result, &worker);
                 match why {
@@ -346,19 +371,22 @@ async fn tries(
                 }
                 failure = Some(why.clone());
                 match &mut retries {
-                    Some(r) => r.on_reset(why.reason(), *started, &mut random),
+                    Some(r) => r.on_reset(why.reason(), *started, &mut worker.random.borrow_mut()),
                     None => RetryVerdict::No,
                 }
             }
+            Tried::PerTryTimeout(Deadline::Global | Deadline::UpstreamStream) => {
+                plan.cluster.on_result(&host, Some(Health::Timeout), &worker);
+                RetryVerdict::No
+            }
             Tried::PerTryTimeout(_) => {
-                plan.cluster.on_result(&host, Some(Outcome::Timeout), &worker);
+                plan.cluster.on_result(&host, Some(Health::Timeout), &worker);
                 match &mut retries {
-                    Some(r) => r.on_reset(ResetReason::PerTryTimeout, true, &mut random),
+                    Some(r) => r.on_reset(ResetReason::PerTryTimeout, true, &mut worker.random.borrow_mut()),
                     None => RetryVerdict::No,
                 }
             }
         };
-        drop(random);
         drop(retry_permit.take());
         let retried = exchange.info.upstream.attempts > 1;
         match verdict {
@@ -367,7 +395,7 @@ async fn tries(
                 match breaker.acquire(Resource::Retries) {
                     Some(permit) => {
                         if let Tried::Answer(reply, mut upstream, ..) = tried {
-                            discard(reply, &mut upstream);
+                            discard(&reply, &mut upstream);
                         }
                         stats.upstream_rq_retry.inc();
                         stats.upstream_rq_retry_backoff_exponential.inc();
@@ -454,8 +482,16 @@ async fn pause(exchange: &mut Exchange, _plan: &Plan<'_>, after: std::time::Dura
     .await
 }
 
+/// Whether any level changes request headers.
+fn has_request_ops(matched: &Matched) -> bool {
+    matched.weighted.is_some()
+        || !matched.route.request_ops.is_empty()
+        || !matched.vhost.request_ops.is_empty()
+        || !matched.table.request_ops.is_empty()
+}
+
 /// The answer of a try that is repeated: its connection is kept when nothing more comes.
-fn discard(reply: Box<Reply>, upstream: &mut Upstream) {
+fn discard(reply: &Reply, upstream: &mut Upstream) {
     if reply.body.is_empty() {
         upstream.response.finish();
     } else {
@@ -471,7 +507,7 @@ fn pick(exchange: &mut Exchange, plan: &Plan<'_>, previous: &[Arc<Host>]) -> Opt
         previous,
         retry: plan.matched.retry_policy().map(Arc::as_ref),
         override_host: None,
-        original_dst: exchange.http.info.local.socket(),
+        original_dst: exchange.http.original_dst,
         headers: Some(&exchange.request),
         now: Instant::now(),
     };
@@ -516,18 +552,21 @@ async fn one_try(
     let stats = plan.cluster.stats.clone();
     let pool = plan.cluster.pool(&worker, host, &variant(exchange, plan));
     let breaker = plan.cluster.entry.breakers.get(plan.forward.priority);
+    if plan.forward.connect.is_some() && exchange.hints.connect {
+        return dial_tunnel(exchange, plan, &pool).await;
+    }
     let acquired = match acquire(exchange, plan, pool.acquire(plan.forward.priority)).await? {
         Acquire::Done(Ok(acquired)) => acquired,
         Acquire::Done(Err(AcquireError::Connect(e))) => {
             return Ok(Tried::Failed { why: Why::Connect(e), started: false });
         }
         Acquire::Done(Err(AcquireError::Overflow)) => {
+            exchange.info.upstream.host = None;
             return Ok(Tried::Failed { why: Why::Overflow, started: false });
         }
         Acquire::TimedOut => return Ok(Tried::PerTryTimeout(Deadline::Global)),
     };
     let Some(_permit) = breaker.acquire(Resource::Requests) else {
-        stats.upstream_rq_pending_overflow.inc();
         return Ok(Tried::Failed { why: Why::Overflow, started: false });
     };
     let _active = Active::new(plan.cluster.clone(), host.clone());
@@ -552,10 +591,6 @@ async fn one_try(
         exchange.timers.set_idle(Deadline::PerTryIdle, plan.timeouts.per_try_idle);
     }
     exchange.timers.set(Deadline::UpstreamStream, plan.cluster.config().max_stream_duration);
-    if plan.forward.connect.is_some() && exchange.hints.connect {
-        // CONNECT ends here: the upstream gets the tunnel's bytes.
-        return Ok(Tried::Failed { why: Why::Stream(Failure::Protocol("connect")), started: true });
-    }
     let mut pump = Pump::new();
     let mut sent = false;
     let mut sink_failed = None;
@@ -613,8 +648,7 @@ async fn one_try(
         }
         Ok(Err(tried)) => {
             if let Tried::PerTryTimeout(deadline) = &tried {
-                stats.upstream_rq_tx_reset.inc();
-                upstream.send.reset(h2::Reason::CANCEL);
+                cancel(&stats, &mut upstream);
                 if *deadline == Deadline::PerTry {
                     stats.upstream_rq_per_try_timeout.inc();
                 }
@@ -622,11 +656,25 @@ async fn one_try(
             Ok(tried)
         }
         Err(stop) => {
-            stats.upstream_rq_tx_reset.inc();
-            upstream.send.reset(h2::Reason::CANCEL);
+            cancel(&stats, &mut upstream);
             Err(stop)
         }
     }
+}
+
+/// CONNECT ends here: the upstream gets the tunnel's bytes.
+async fn dial_tunnel(exchange: &mut Exchange, plan: &Plan<'_>, pool: &Rc<Pool>) -> Result<Tried, Stop> {
+    let dialled = exchange.wait(pool.dial(plan.forward.priority)).await?;
+    let (io, facts, counted) = match dialled {
+        Ok(dialled) => dialled,
+        Err(AcquireError::Connect(e)) => return Ok(Tried::Failed { why: Why::Connect(e), started: false }),
+        Err(AcquireError::Overflow) => return Ok(Tried::Failed { why: Why::Overflow, started: false }),
+    };
+    plan.cluster.stats.upstream_rq_total.inc();
+    exchange.tunnel = Some(counted);
+    exchange.info.upstream.local = facts.local.clone();
+    let (upstream, reply) = Upstream::tunnel(io, facts);
+    Ok(Tried::Answer(Box::new(reply), Box::new(upstream), Pump::new(), false))
 }
 
 enum Acquire {
@@ -667,7 +715,7 @@ fn client_failed(exchange: &mut Exchange, e: BodyError) -> Stop {
             reply.into()
         }
         BodyError::Reset(_) => Stop::Gone(true),
-        BodyError::Closed | BodyError::TooLarge => Stop::Gone(false),
+        BodyError::Closed => Stop::Gone(false),
     }
 }
 
@@ -678,12 +726,13 @@ fn enable_trailers(plan: &Plan<'_>) -> bool {
 /// Completes the head for this try.
 fn prepare_head(exchange: &mut Exchange, plan: &Plan<'_>, host: &Host) {
     let attempts = exchange.info.upstream.attempts;
-    let elapsed = exchange.began.elapsed();
+    let elapsed = plan.began.elapsed();
     let request = &mut exchange.request;
+    let tells_grpc = exchange.grpc && request.contains("grpc-timeout");
     if plan.matched.vhost.include_request_attempt_count {
         request.set("x-envoy-attempt-count", attempts.to_string().as_bytes());
     }
-    plan.timeouts.tell(elapsed, request, !plan.suppress_envoy_headers, exchange.grpc);
+    plan.timeouts.tell(elapsed, request, !plan.suppress_envoy_headers, tells_grpc);
     if let Some(HostRewrite::Auto) = &plan.forward.host_rewrite
         && !host.hostname.is_empty()
     {
@@ -747,14 +796,16 @@ async fn pass_on(
         headers.remove("connection");
         headers.remove("upgrade");
     }
-    if !plan.suppress_envoy_headers {
+    if !plan.suppress_envoy_headers && !exchange.hints.upgrade && !exchange.hints.connect {
         headers.set("x-envoy-upstream-service-time", service_time.as_millis().to_string().as_bytes());
     }
     if plan.matched.vhost.include_attempt_count_in_response {
         headers.set("x-envoy-attempt-count", exchange.info.upstream.attempts.to_string().as_bytes());
     }
-    exchange.peer.learn_from_answer(&mut headers);
+    let http = exchange.http.clone();
+    exchange.peer.learn_from_answer(&mut headers, &http);
     exchange.info.response_code = Some(status);
+    exchange.info.response_code_details = Some("via_upstream".into());
     {
         let response = headers.clone();
         let cx = FormatContext::new(&exchange.info, Some(&exchange.request), Some(&response));
@@ -766,21 +817,22 @@ async fn pass_on(
         exchange.note_grpc(&headers);
     }
     let end = body.is_empty() && !tunnel;
-    if !exchange.body_done && !tunnel && exchange.answer.is_h1() && end {
+    if !exchange.body_done && !tunnel && exchange.answer.is_h1() {
         exchange.answer.close_after();
     }
     exchange.timers.clear(Deadline::PerTry);
     let mut sink = exchange.send_head(headers, end, tunnel);
     let mut down_pump = Pump::new();
     let began = exchange.began;
+    let drop_trailers = upstream.protocol != HttpProtocol::Http2 && !plan.cluster.config().http1.enable_trailers;
     let mut trailers = None;
     let mut upstream_failed = None;
-    let mut watch_for_client = true;
     let ended: Result<(), Broken> = poll_fn(|cx| {
         let mut moved = false;
         if !sent {
             let before = up_pump.bytes;
             match up_pump.poll(cx, |cx| outgoing.poll(cx), &mut upstream.send) {
+                Poll::Ready(Ok(())) if tunnel => return Poll::Ready(Err(Broken::Client(false))),
                 Poll::Ready(Ok(())) => {
                     sent = true;
                     exchange.request_complete();
@@ -797,10 +849,14 @@ async fn pass_on(
             cx,
             |cx| {
                 let frame = body.poll_frame(cx);
-                if let Poll::Ready(Some(Ok(Frame::Trailers(t)))) = &frame {
-                    trailers = Some(t.clone());
+                match frame {
+                    Poll::Ready(Some(Ok(Frame::Trailers(_)))) if drop_trailers => body.poll_frame(cx),
+                    Poll::Ready(Some(Ok(Frame::Trailers(t)))) => {
+                        trailers = Some(t.clone());
+                        Poll::Ready(Some(Ok(Frame::Trailers(t))))
+                    }
+                    other => other,
                 }
-                frame
             },
             &mut sink,
         );
@@ -829,11 +885,12 @@ async fn pass_on(
         if let Poll::Ready(e) = sink.poll_reset(cx) {
             return Poll::Ready(Err(Broken::Client(matches!(e, BodyError::Reset(_)))));
         }
-        if watch_for_client && exchange.answer.is_h1() && exchange.body_done && !tunnel {
-            if let Poll::Ready(reset) = exchange.answer.poll_gone(cx, true) {
-                watch_for_client = false;
-                return Poll::Ready(Err(Broken::Client(reset)));
-            }
+        if exchange.answer.is_h1()
+            && exchange.body_done
+            && !tunnel
+            && let Poll::Ready(reset) = exchange.answer.poll_gone(cx, true)
+        {
+            return Poll::Ready(Err(Broken::Client(reset)));
         }
         match exchange.timers.poll(cx) {
             Poll::Ready(deadline) => Poll::Ready(Err(Broken::Deadline(deadline))),
@@ -882,8 +939,7 @@ async fn pass_on(
             Ok(if tunnel { Outcome::Tunnel } else { Outcome::Aborted })
         }
         Err(Broken::Client(reset)) => {
-            upstream.send.reset(h2::Reason::CANCEL);
-            stats.upstream_rq_tx_reset.inc();
+            cancel(&stats, &mut upstream);
             if tunnel && !reset {
                 exchange.info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
                 exchange.info.response_code_details = Some("downstream_remote_disconnect".into());
@@ -892,8 +948,7 @@ async fn pass_on(
             Err(Stop::Gone(reset))
         }
         Err(Broken::Deadline(deadline)) => {
-            upstream.send.reset(h2::Reason::CANCEL);
-            stats.upstream_rq_tx_reset.inc();
+            cancel(&stats, &mut upstream);
             let (flag, details) = match deadline {
                 Deadline::Idle => {
                     exchange.http.stats.downstream_rq_idle_timeout.inc();
@@ -919,9 +974,17 @@ async fn pass_on(
             exchange.info.flags.insert(flag);
             exchange.info.response_code_details = Some(details.into());
             abort(exchange, sink, h2::Reason::INTERNAL_ERROR).await;
-            Ok(Outcome::Aborted)
+            Ok(Outcome::TimedOut)
         }
     }
+}
+
+/// Gives a request up: a reset on HTTP/2, the end of the connection on HTTP/1.
+fn cancel(stats: &ClusterStats, upstream: &mut Upstream) {
+    if upstream.protocol == HttpProtocol::Http2 {
+        stats.upstream_rq_tx_reset.inc();
+    }
+    upstream.send.reset(h2::Reason::CANCEL);
 }
 
 /// Why an answer could not be passed on to its end.

@@ -100,7 +100,7 @@ use std::future::Future;
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_earliest_fires() {
         let mut timers = Timers::default();
         timers.set(Deadline::Global, Some(Duration::from_millis(20)));

@@ -6,6 +6,7 @@ use super::registry::{Sample, Scope};
 use super::render;
 use super::{Counter, Histogram};
 use mesh_types::ArcStr;
+use proxy_core::ResponseFlags;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -40,6 +41,37 @@ impl From<&str> for ArcStrOrUnknown {
     }
 }
 
+/// Response flags as a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Flags(u32);
+
+impl Flags {
+    pub(crate) fn of(flags: ResponseFlags) -> Self {
+        if flags.is_empty() {
+            return Self(0);
+        }
+        let bits = ResponseFlags::ALL.iter().enumerate().filter(|(_, (flag, ..))| flags.contains(*flag));
+        Self(bits.fold(0, |all, (i, _)| all | 1 << i))
+    }
+}
+
+impl std::fmt::Display for Flags {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == 0 {
+            return f.write_str("-");
+        }
+        let mut first = true;
+        for (i, (_, short, _)) in ResponseFlags::ALL.iter().enumerate() {
+            if self.0 & 1 << i != 0 {
+                f.write_str(if first { "" } else { "," })?;
+                f.write_str(short)?;
+                first = false;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What tells one TCP series from another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TcpLabels {
@@ -54,7 +86,7 @@ pub(crate) struct TcpLabels {
     pub(crate) service_name: ArcStrOrUnknown,
     pub(crate) service_namespace: ArcStrOrUnknown,
     pub(crate) mutual_tls: Option<bool>,
-    pub(crate) flags: proxy_core::ResponseFlags,
+    pub(crate) flags: Flags,
 }
 
 /// What tells one HTTP series from another.

@@ -81,7 +81,9 @@ pub(crate) fn json(entries: &[Entry]) -> serde_json::Value {
 
 /// Prometheus text format with the tags Envoy extracts from names.
 pub(crate) fn prometheus(entries: &[Entry], used_only: bool) -> String {
-    let mut families: BTreeMap<String, (&'static str, Vec<(String, &Sample)>)> = BTreeMap::new();
+    // By name: the type, and labels with values.
+    type Family<'a> = (&'static str, Vec<(String, &'a Sample)>);
+    let mut families: BTreeMap<String, Family<'_>> = BTreeMap::new();
     for entry in entries {
         if used_only && !entry.sample.used() {
             continue;

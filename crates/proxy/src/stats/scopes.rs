@@ -19,17 +19,25 @@ macro_rules! scope {
 
         impl Scope for $name {
             fn visit(&self, f: &mut dyn FnMut(&str, Sample)) {
-                $(f(&stringify!($c).replace("__", "."), Sample::Counter(self.$c.get()));)*
-                $(f(&stringify!($g).replace("__", "."), Sample::Gauge(self.$g.get()));)*
+                $(f(&dotted(stringify!($c)), Sample::Counter(self.$c.get()));)*
+                $(f(&dotted(stringify!($g)), Sample::Gauge(self.$g.get()));)*
                 $({
                     let sample = self.$h.read();
-                    if sample.count() > 0 { f(&stringify!($h).replace("__", "."), Sample::Histogram(sample)); }
+                    if sample.count() > 0 { f(&dotted(stringify!($h)), Sample::Histogram(sample)); }
                 })*
                 $(visit_codes($prefix, &self.$code, f);)*
                 self.other.visit(f);
             }
         }
     };
+}
+
+/// Envoy's name of a field: `ssl_handshake` is `ssl.handshake`.
+fn dotted(field: &'static str) -> std::borrow::Cow<'static, str> {
+    match field.strip_prefix("ssl_") {
+        Some(rest) => format!("ssl.{rest}").into(),
+        None => field.into(),
+    }
 }
 
 /// `PREFIX_503` and `PREFIX_5xx` from one table.
@@ -105,8 +113,8 @@ scope! {
             upstream_rq_per_try_timeout, upstream_rq_retry, upstream_rq_retry_backoff_exponential,
             upstream_rq_retry_backoff_ratelimited, upstream_rq_retry_limit_exceeded, upstream_rq_retry_overflow,
             upstream_rq_retry_success, upstream_rq_rx_reset, upstream_rq_timeout, upstream_rq_total, upstream_rq_tx_reset,
-            ssl__handshake, ssl__connection_error, ssl__fail_verify_error, ssl__fail_verify_san, ssl__fail_verify_no_cert,
-            ssl__fail_verify_cert_hash, ssl__no_certificate, ssl__session_reused
+            ssl_handshake, ssl_connection_error, ssl_fail_verify_error, ssl_fail_verify_san, ssl_fail_verify_no_cert,
+            ssl_fail_verify_cert_hash, ssl_no_certificate, ssl_session_reused
         }
         gauges {
             upstream_cx_active, upstream_cx_rx_bytes_buffered, upstream_cx_tx_bytes_buffered, upstream_rq_active,
@@ -153,8 +161,8 @@ scope! {
             downstream_cx_destroy, downstream_cx_overflow, downstream_cx_overload_reject, downstream_cx_total,
             downstream_cx_transport_socket_connect_timeout, downstream_global_cx_overflow, downstream_pre_cx_timeout,
             downstream_listener_filter_error, downstream_listener_filter_remote_close, no_filter_chain_match,
-            ssl__connection_error, ssl__fail_verify_cert_hash, ssl__fail_verify_error, ssl__fail_verify_no_cert,
-            ssl__fail_verify_san, ssl__handshake, ssl__no_certificate, ssl__session_reused
+            ssl_connection_error, ssl_fail_verify_cert_hash, ssl_fail_verify_error, ssl_fail_verify_no_cert,
+            ssl_fail_verify_san, ssl_handshake, ssl_no_certificate, ssl_session_reused
         }
         gauges { downstream_cx_active, downstream_pre_cx_active }
         histograms { downstream_cx_length_ms }

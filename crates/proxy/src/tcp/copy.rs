@@ -14,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 /// What both directions share.
 pub(super) struct Transfer {
     pub(super) idle_timeout: Option<Duration>,
+    /// The connection's time that is left.
+    pub(super) max_duration: Option<Duration>,
     /// Bytes from the client.
     pub(super) received: Cell<u64>,
     /// Bytes to the client.
@@ -34,6 +36,8 @@ pub(super) enum Ended {
     /// Both sides closed.
     Complete,
     Idle,
+    /// The connection lasted too long.
+    TooOld,
     Failed(Side),
     /// The listener went and its drain time is over.
     Drained,
@@ -235,6 +239,8 @@ pub(super) async fn both(down: &mut Io, up: &mut Io, transfer: &Transfer) -> End
     tokio::pin!(drained);
     let idle = tokio::time::sleep(transfer.idle_timeout.unwrap_or(FAR));
     tokio::pin!(idle);
+    let old = tokio::time::sleep(transfer.max_duration.unwrap_or(FAR));
+    tokio::pin!(old);
     let mut last = 0;
     let mut last_moved = Instant::now();
     std::future::poll_fn(|cx| {
@@ -254,6 +260,9 @@ pub(super) async fn both(down: &mut Io, up: &mut Io, transfer: &Transfer) -> End
         }
         if drained.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ended::Drained);
+        }
+        if transfer.max_duration.is_some() && old.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ended::TooOld);
         }
         if let Some(timeout) = transfer.idle_timeout {
             let moved = there.moved + back.moved;

@@ -52,6 +52,11 @@ impl ClientTls {
         Self { context, match_name, current: ArcSwapOption::empty() }
     }
 
+    /// The context says nothing about ALPN: the protocol of the cluster decides.
+    pub(crate) fn has_no_alpn(&self) -> bool {
+        self.context.common.alpn.is_empty()
+    }
+
     fn compiled(&self, secrets: &SecretStore) -> Result<Arc<Compiled>, TlsError> {
         let generation = secrets.generation();
         if let Some(current) = self.current.load_full()

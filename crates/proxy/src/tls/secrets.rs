@@ -89,7 +89,7 @@ impl SecretStore {
                 self.put(name, Entry::Certificate(Arc::new(key)));
             }
             Secret::Validation { name, validation, .. } => self.put(name, Entry::Validation(validation)),
-            Secret::Other { .. } => {}
+            Secret::Generic { .. } => {}
         }
         Ok(())
     }

@@ -117,11 +117,6 @@ impl ServerTls {
         Ok(Compiled { generation, with_alpn: Arc::new(config), without_alpn, certificates, validates })
     }
 
-    /// Checks that the context can be used, for warming and validation.
-    pub(crate) fn ready(&self, secrets: &SecretStore) -> Result<(), TlsError> {
-        self.compiled(secrets).map(|_| ())
-    }
-
     /// Shakes hands.
     pub(crate) async fn accept(&self, raw: Raw, secrets: &SecretStore) -> io::Result<(Box<TlsStream<Raw>>, TlsInfo)> {
         let compiled = self.compiled(secrets).map_err(io::Error::other)?;

@@ -25,7 +25,9 @@ pub(crate) struct Variant {
 /// What is spoken on a pool's connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Protocol {
+    /// No HTTP.
     #[default]
+    Raw,
     Http1,
     Http2,
     /// As the handshake's ALPN says.
@@ -60,7 +62,8 @@ pub(crate) async fn open(
     stats.upstream_cx_total.inc();
     match variant.protocol {
         Protocol::Http2 => stats.upstream_cx_http2_total.inc(),
-        _ => stats.upstream_cx_http1_total.inc(),
+        Protocol::Http1 => stats.upstream_cx_http1_total.inc(),
+        Protocol::Auto | Protocol::Raw => {}
     }
     host.state.stats.cx_total.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let begin = Instant::now();
@@ -111,19 +114,26 @@ async fn establish(
     let Some(tls) = tls else {
         return Ok((Io::Raw(raw), ConnectionFacts { id, local, tls: None }));
     };
-    match tls.connect(raw, &shared.secrets, variant.server_name.as_deref(), variant.alpn.as_deref()).await {
+    let fallback = match variant.protocol {
+        Protocol::Raw => Vec::new(),
+        Protocol::Http1 => vec![b"http/1.1".to_vec()],
+        Protocol::Http2 => vec![b"h2".to_vec()],
+        Protocol::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+    };
+    let alpn = variant.alpn.as_deref().or_else(|| tls.has_no_alpn().then_some(&*fallback).filter(|f| !f.is_empty()));
+    match tls.connect(raw, &shared.secrets, variant.server_name.as_deref(), alpn).await {
         Ok((stream, info)) => {
-            cluster.stats.ssl__handshake.inc();
+            cluster.stats.ssl_handshake.inc();
             Ok((Io::Client(stream), ConnectionFacts { id, local, tls: Some(Arc::new(info)) }))
         }
         Err(e) => {
             let failure = Failure::of(&e);
             match failure {
-                Failure::San => cluster.stats.ssl__fail_verify_san.inc(),
-                Failure::Hash => cluster.stats.ssl__fail_verify_cert_hash.inc(),
-                Failure::Chain => cluster.stats.ssl__fail_verify_error.inc(),
-                Failure::NoCertificate => cluster.stats.ssl__fail_verify_no_cert.inc(),
-                Failure::Other => cluster.stats.ssl__connection_error.inc(),
+                Failure::San => cluster.stats.ssl_fail_verify_san.inc(),
+                Failure::Hash => cluster.stats.ssl_fail_verify_cert_hash.inc(),
+                Failure::Chain => cluster.stats.ssl_fail_verify_error.inc(),
+                Failure::NoCertificate => cluster.stats.ssl_fail_verify_no_cert.inc(),
+                Failure::Other => cluster.stats.ssl_connection_error.inc(),
             }
             tracing::debug!(host = %host.address, error = %e, "upstream TLS handshake failed");
             // The peer hanging up without a reason has none in Envoy either.
@@ -131,7 +141,12 @@ async fn establish(
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
                     String::new()
                 }
-                _ => format!("TLS_error:|{e}"),
+                // The codes are BoringSSL's, because people search for them.
+                _ if failure == Failure::Other => {
+                    "TLS_error:|268435703:SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end".to_owned()
+                }
+                _ => "TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:TLS_error_end"
+                    .to_owned(),
             };
             Err(ConnectError { timeout: false, reason })
         }

@@ -36,7 +36,7 @@ pub(crate) struct Pool {
 pub(crate) struct PooledH1 {
     pub(crate) conn: h1::Shared,
     pub(crate) facts: Rc<ConnectionFacts>,
-    pub(crate) counted: Counted,
+    _counted: Counted,
     requests: u32,
     opened: Instant,
     since: Instant,
@@ -83,7 +83,6 @@ impl Drop for Counted {
 pub(crate) struct Lease {
     inner: PooledH1,
     pool: Rc<Pool>,
-    pub(crate) reused: bool,
 }
 
 /// A connection for one request.
@@ -130,7 +129,7 @@ impl Pool {
             return Ok(Acquired::H2(conn));
         }
         if let Some(inner) = self.pop_idle() {
-            return Ok(Acquired::H1(Lease { inner, pool: self.clone(), reused: true }));
+            return Ok(Acquired::H1(Lease { inner, pool: self.clone() }));
         }
         let stats = &self.cluster.stats;
         let breaker = self.cluster.entry.breakers.get(priority);
@@ -155,7 +154,7 @@ impl Pool {
                         self.waiting.borrow_mut().push_back(sender);
                         match receiver.await {
                             Ok(Some(inner)) => {
-                                return Ok(Acquired::H1(Lease { inner, pool: self.clone(), reused: true }));
+                                return Ok(Acquired::H1(Lease { inner, pool: self.clone() }));
                             }
                             _ => continue,
                         }
@@ -182,12 +181,12 @@ impl Pool {
         let inner = PooledH1 {
             conn: Rc::new(RefCell::new(h1::Conn::new(io))),
             facts,
-            counted,
+            _counted: counted,
             requests: 0,
             opened: now,
             since: now,
         };
-        Ok(Acquired::H1(Lease { inner, pool: self.clone(), reused: false }))
+        Ok(Acquired::H1(Lease { inner, pool: self.clone() }))
     }
 
     /// A raw connection for TCP proxying, never pooled.
@@ -305,11 +304,6 @@ impl Lease {
 
     pub(crate) fn facts(&self) -> &Rc<ConnectionFacts> {
         &self.inner.facts
-    }
-
-    /// Requests this connection served before.
-    pub(crate) fn served(&self) -> u32 {
-        self.inner.requests
     }
 
     /// Gives the connection back for the next request; the response was read to its end.

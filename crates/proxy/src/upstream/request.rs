@@ -27,7 +27,7 @@ pub(crate) enum Failure {
 impl From<BodyError> for Failure {
     fn from(e: BodyError) -> Self {
         match e {
-            BodyError::Closed | BodyError::TooLarge => Failure::Terminated,
+            BodyError::Closed => Failure::Terminated,
             BodyError::Reset(h2::Reason::REFUSED_STREAM) => Failure::Refused,
             BodyError::Reset(_) => Failure::Reset,
             BodyError::Protocol(detail) => Failure::Protocol(detail),
@@ -39,6 +39,8 @@ fn h2_failure(e: &h2::Error) -> Failure {
     match e.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Failure::Refused,
         Some(_) if e.is_reset() && e.is_remote() => Failure::Reset,
+        // Beyond the last stream of a GOAWAY: not processed.
+        Some(h2::Reason::NO_ERROR) if e.is_go_away() && e.is_remote() => Failure::Refused,
         Some(h2::Reason::NO_ERROR) => Failure::Terminated,
         Some(_) if e.is_library() => Failure::Protocol("http2.violation.of.messaging.rule"),
         _ => Failure::Terminated,
@@ -67,7 +69,11 @@ pub(crate) enum Response {
         connection: H2Connection,
     },
     /// The head was taken; what keeps the connection alive.
-    Taken(Option<Lease>, Option<H2Connection>),
+    Taken {
+        lease: Option<Lease>,
+        reusable: bool,
+        _h2: Option<H2Connection>,
+    },
 }
 
 /// A response head with its body.
@@ -94,6 +100,18 @@ impl Upstream {
         }
     }
 
+    /// A raw connection that carries a terminated CONNECT.
+    pub(crate) fn tunnel(io: crate::io::Io, facts: Rc<ConnectionFacts>) -> (Self, Reply) {
+        let mut inner = h1::Conn::new(io);
+        inner.switch_to_raw();
+        let conn: h1::Shared = Rc::new(std::cell::RefCell::new(inner));
+        let mut headers = Headers::new();
+        headers.set_status(200);
+        let reply = Reply { status: 200, headers, body: RecvBody::H1(conn.clone()), interim: false };
+        let send = SendBody::H1 { conn, framing: Framing::Raw };
+        (Self { send, response: Response::taken(), facts, protocol: HttpProtocol::Http11 }, reply)
+    }
+
     fn start_h1(lease: Lease, headers: &mut Headers, end: bool, upgrade: bool, enable_trailers: bool) -> Self {
         let method = headers.method().unwrap_or_default();
         let head_request = method == "HEAD";
@@ -101,6 +119,7 @@ impl Upstream {
         let bodiless = matches!(method, "GET" | "HEAD" | "DELETE" | "TRACE" | "CONNECT");
         headers.remove("transfer-encoding");
         let framing = if upgrade {
+            headers.remove("content-length");
             Framing::Raw
         } else if headers.contains("content-length") {
             if end { Framing::None } else { Framing::Length }
@@ -167,6 +186,10 @@ fn h2_request(headers: &Headers) -> Option<http::Request<()>> {
 }
 
 impl Response {
+    fn taken() -> Self {
+        Response::Taken { lease: None, reusable: false, _h2: None }
+    }
+
     /// The next head.
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Reply, Failure>> {
         match self {
@@ -194,11 +217,10 @@ impl Response {
                     RecvBody::H1(conn.clone())
                 };
                 let reply = Reply { status: head.status, headers: head.headers, body, interim: false };
-                let Response::H1 { lease, keep_alive, .. } = std::mem::replace(self, Response::Taken(None, None))
-                else {
+                let Response::H1 { lease, keep_alive, .. } = std::mem::replace(self, Response::taken()) else {
                     return Poll::Ready(Err(Failure::Terminated));
                 };
-                *self = Response::Taken(keep_alive.then_some(lease), None);
+                *self = Response::Taken { reusable: keep_alive, lease: Some(lease), _h2: None };
                 Poll::Ready(Ok(reply))
             }
             Response::H2 { future, .. } => {
@@ -217,28 +239,23 @@ impl Response {
                 headers.set_status(parts.status.as_u16());
                 push_map(&mut headers, &parts.headers);
                 let reply = Reply { status: parts.status.as_u16(), headers, body: RecvBody::h2(body), interim: false };
-                if let Response::H2 { connection, .. } = std::mem::replace(self, Response::Taken(None, None)) {
-                    *self = Response::Taken(None, Some(connection));
+                if let Response::H2 { connection, .. } = std::mem::replace(self, Response::taken()) {
+                    *self = Response::Taken { lease: None, reusable: false, _h2: Some(connection) };
                 }
                 Poll::Ready(Ok(reply))
             }
-            Response::Taken(..) => Poll::Pending,
+            Response::Taken { .. } => Poll::Pending,
         }
     }
 
     /// The exchange is over and both sides complete: the connection may serve the next request.
     pub(crate) fn finish(&mut self) {
-        if let Response::Taken(lease, _) = self
+        if let Response::Taken { lease, reusable: true, .. } = self
             && let Some(lease) = lease.take()
             && lease.conn().borrow().body_done()
         {
             lease.release();
         }
-    }
-
-    /// True when this used a kept connection: a failure without a byte of answer may be the peer's idle timeout.
-    pub(crate) fn reused(&self) -> bool {
-        matches!(self, Response::H1 { lease, .. } if lease.reused)
     }
 }
 

@@ -33,11 +33,15 @@ pub(crate) fn each_case(cases: &Path) -> Vec<PathBuf> {
     out
 }
 
-pub(crate) fn snapshot(case: &Path) -> Snapshot {
+pub(crate) fn documents(case: &Path) -> Vec<manifest::Document> {
     let (documents, errors) = manifest::read(&[case.join("input.yaml")]);
     assert!(errors.is_empty(), "{errors:?}");
+    documents
+}
+
+pub(crate) fn snapshot(case: &Path) -> Snapshot {
     let mut store = Store::new();
-    for document in &documents {
+    for document in &documents(case) {
         // Cases hold objects that istiod refuses too.
         let _ = store.apply(document);
     }

@@ -1,4 +1,5 @@
 //! The generators against istiod's own output, and against their own rules.
 
+mod caches;
 mod conformance;
 mod stock;

@@ -213,7 +213,8 @@ fn types_are_due_in_push_order() {
     let mut session = Session::new(Protocol::Delta, 1);
     for type_url in ["other", ROUTE, LISTENER, ENDPOINT, CLUSTER] {
         session.on_request(named(type_url, &["x"])).unwrap();
-        session.evaluate(type_url, Vec::new());
+        let response = session.evaluate(type_url, Vec::new()).unwrap();
+        session.on_request(ack(&response)).unwrap();
     }
     session.on_revision(2);
     let mut order = Vec::new();
@@ -260,4 +261,100 @@ fn hostile_clients_are_bounded() {
         session.on_request(Request { error: Some("x".to_owned()), ..request("t2") }).unwrap(),
         Heard::Subscribed
     );
+}
+
+/// A session that watches clusters, endpoints of `a`, and routes, all answered.
+fn settled(protocol: Protocol) -> Session {
+    let mut session = Session::new(protocol, 1);
+    for (request, of) in
+        [(request(CLUSTER), CLUSTER), (named(ENDPOINT, &["a"]), ENDPOINT), (named(ROUTE, &["r"]), ROUTE)]
+    {
+        let names = request.names.clone();
+        session.on_request(request).unwrap();
+        let name = if of == ROUTE { "r" } else { "a" };
+        let response = session.evaluate(of, resources(&[(name, "1")])).unwrap();
+        session
+            .on_request(Request {
+                names: if protocol == Protocol::Delta { Vec::new() } else { names },
+                ..ack(&response)
+            })
+            .unwrap();
+    }
+    assert_eq!((session.newly_synced(), due(&session)), (Some(1), None));
+    session
+}
+
+#[test]
+fn routes_wait_until_new_clusters_are_known_with_their_endpoints() {
+    let mut session = settled(Protocol::Delta);
+    session.on_revision(2);
+    let clusters = session.evaluate(CLUSTER, resources(&[("a", "1"), ("b", "1")])).unwrap();
+    assert_eq!(due(&session).as_deref(), Some("ClusterLoadAssignment:a"));
+    session.evaluate(ENDPOINT, resources(&[("a", "1")]));
+    assert_eq!(due(&session), None, "routes may lead to b, which the proxy does not have yet");
+    assert!(session.is_waiting());
+    session.on_request(named(ENDPOINT, &["b"])).unwrap();
+    session.on_request(ack(&clusters)).unwrap();
+    assert_eq!(due(&session).as_deref(), Some("ClusterLoadAssignment:a,b"));
+    session.evaluate(ENDPOINT, resources(&[("a", "1"), ("b", "1")])).unwrap();
+    assert_eq!(due(&session).as_deref(), Some("RouteConfiguration:r"));
+    assert!(!session.is_waiting());
+}
+
+#[test]
+fn a_refusal_of_clusters_or_impatience_lets_routes_go() {
+    let mut session = settled(Protocol::Delta);
+    session.on_revision(2);
+    let clusters = session.evaluate(CLUSTER, resources(&[("a", "2")])).unwrap();
+    session.evaluate(ENDPOINT, resources(&[("a", "1")]));
+    session.on_request(nack(&clusters, "no")).unwrap();
+    assert_eq!(due(&session).as_deref(), Some("RouteConfiguration:r"));
+    session.evaluate(ROUTE, resources(&[("r", "1")]));
+    session.on_revision(3);
+    session.evaluate(CLUSTER, resources(&[("a", "3")])).unwrap();
+    session.evaluate(ENDPOINT, resources(&[("a", "1")]));
+    assert_eq!(due(&session), None);
+    session.lift_gate();
+    assert_eq!(due(&session).as_deref(), Some("RouteConfiguration:r"));
+}
+
+#[test]
+fn clusters_are_removed_after_the_routes_that_led_to_them() {
+    let mut session = settled(Protocol::Delta);
+    session.on_revision(2);
+    assert_eq!(contents(session.evaluate(CLUSTER, resources(&[])).as_ref()), None, "a is still in use");
+    session.evaluate(ENDPOINT, resources(&[("a", "1")]));
+    let routes = session.evaluate(ROUTE, resources(&[("r", "2")])).unwrap();
+    assert_eq!((due(&session), session.newly_synced()), (None, None));
+    session.on_request(ack(&routes)).unwrap();
+    assert_eq!(due(&session).as_deref(), Some("Cluster:*"));
+    let clusters = session.evaluate(CLUSTER, resources(&[])).unwrap();
+    assert_eq!(contents(Some(&clusters)).unwrap(), ["-a"]);
+    session.on_request(ack(&clusters)).unwrap();
+    assert_eq!(session.newly_synced(), Some(2));
+}
+
+#[test]
+fn clusters_of_refused_routes_stay() {
+    let mut session = settled(Protocol::Delta);
+    session.on_revision(2);
+    session.evaluate(CLUSTER, resources(&[]));
+    session.evaluate(ENDPOINT, resources(&[("a", "1")]));
+    let routes = session.evaluate(ROUTE, resources(&[("r", "2")])).unwrap();
+    session.on_request(nack(&routes, "no")).unwrap();
+    assert_eq!(due(&session), None, "the old route leads to a");
+    session.on_revision(3);
+    assert_eq!(contents(session.evaluate(CLUSTER, resources(&[])).as_ref()), None);
+}
+
+#[test]
+fn a_cluster_that_comes_back_in_time_is_never_removed() {
+    let mut session = settled(Protocol::Delta);
+    session.on_revision(2);
+    session.evaluate(CLUSTER, resources(&[]));
+    session.on_revision(3);
+    assert_eq!(contents(session.evaluate(CLUSTER, resources(&[("a", "1")])).as_ref()), None);
+    session.evaluate(ENDPOINT, resources(&[("a", "1")]));
+    session.evaluate(ROUTE, resources(&[("r", "1")]));
+    assert_eq!((due(&session), session.newly_synced()), (None, Some(3)));
 }

@@ -52,7 +52,7 @@ pub(super) enum Answer {
     /// The name is not the cluster's.
     Foreign,
     /// An ExternalName service: the record, and the name it leads to.
-    Alias(Record, Name),
+    Alias(Box<Record>, Name),
     Own {
         code: ResponseCode,
         answers: Vec<Record>,
@@ -163,10 +163,8 @@ impl Zone {
             let Ok(target) = Name::from_ascii(format!("{}.", external.trim_end_matches('.'))) else {
                 return nothing(ResponseCode::ServFail);
             };
-            return Answer::Alias(
-                Record::from_rdata(question.name.clone(), TTL, RData::CNAME(CNAME(target.clone()))),
-                target,
-            );
+            let record = Record::from_rdata(question.name.clone(), TTL, RData::CNAME(CNAME(target.clone())));
+            return Answer::Alias(Box::new(record), target);
         }
         let base = format!("{name}.{namespace}.svc.{DOMAIN}.");
         match before {

@@ -1,0 +1,7 @@
+//! The tables over whole configurations: the reference data of `conformance`, and bytes nobody vouches for.
+
+mod goldens;
+mod hostile;
+mod proxy_cases;
+mod reference;
+mod simulation;

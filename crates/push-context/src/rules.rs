@@ -1,0 +1,189 @@
+//! Istio's rules and policies, indexed; kept kind by kind while that kind does not change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use config_store::{Body, Kind, Snapshot};
+use istio_api::destination_rule::{LoadBalancerSettings, TrafficPolicy};
+use istio_api::{
+    AuthorizationPolicy, DestinationRule, EnvoyFilter, MeshConfig, RequestAuthentication, Sidecar, Telemetry,
+    VirtualService,
+};
+use mesh_types::{ArcStr, Labels};
+use registry::Settings;
+
+use crate::authn::PeerRules;
+use crate::{Config, config, destination_rule, virtual_service};
+
+/// Policies that select workloads by labels, by namespace.
+pub(crate) type ByNamespace<T> = BTreeMap<ArcStr, Vec<Arc<Config<T>>>>;
+
+/// Istio's rules and policies. Services and endpoints have no part in them.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    pub(crate) virtual_services: Arc<virtual_service::Index>,
+    pub(crate) destination_rules: Arc<destination_rule::Index>,
+    pub(crate) sidecars: Arc<Vec<Arc<Config<Sidecar>>>>,
+    pub(crate) peers: Arc<PeerRules>,
+    pub(crate) request_authentications: Arc<ByNamespace<RequestAuthentication>>,
+    pub(crate) authorization_policies: Arc<ByNamespace<AuthorizationPolicy>>,
+    pub(crate) telemetries: Arc<ByNamespace<Telemetry>>,
+    pub(crate) envoy_filters: Arc<ByNamespace<EnvoyFilter>>,
+    /// Labels of clients that outbound rules ask for.
+    pub(crate) labels: Arc<BTreeSet<String>>,
+}
+
+/// Labels that say where a workload runs, but for its node; preference for near endpoints may ask for any of them.
+const TOPOLOGY: [&str; 5] = [
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+    "topology.istio.io/subzone",
+    "topology.istio.io/network",
+    "topology.istio.io/cluster",
+];
+
+/// What is kept and what is made.
+struct Builder<'a> {
+    previous: Option<(&'a Rules, &'a [Kind])>,
+}
+
+impl Builder<'_> {
+    fn part<T>(&self, kind: Kind, of: impl Fn(&Rules) -> &Arc<T>, make: impl FnOnce() -> T) -> Arc<T> {
+        match self.previous {
+            Some((rules, changed)) if !changed.contains(&kind) => of(rules).clone(),
+            _ => Arc::new(make()),
+        }
+    }
+}
+
+impl Rules {
+    /// `previous` are the rules of an earlier snapshot and the kinds that have changed since.
+    pub(crate) fn build(
+        snapshot: &Snapshot,
+        mesh: &MeshConfig,
+        settings: &Settings,
+        root: &ArcStr,
+        previous: Option<(&Rules, &[Kind])>,
+    ) -> Rules {
+        let builder = Builder { previous };
+        let mut rules = Rules {
+            virtual_services: builder.part(
+                Kind::VirtualService,
+                |r| &r.virtual_services,
+                || virtual_service::Index::build(snapshot, mesh, settings),
+            ),
+            destination_rules: builder.part(
+                Kind::DestinationRule,
+                |r| &r.destination_rules,
+                || destination_rule::Index::build(snapshot, mesh, settings, root),
+            ),
+            sidecars: builder.part(
+                Kind::Sidecar,
+                |r| &r.sidecars,
+                || {
+                    config::list(snapshot, Kind::Sidecar, |body| match body {
+                        Body::Sidecar(spec) => Some((**spec).clone()),
+                        _ => None,
+                    })
+                },
+            ),
+            peers: builder.part(Kind::PeerAuthentication, |r| &r.peers, || PeerRules::build(snapshot, root)),
+            request_authentications: builder.part(
+                Kind::RequestAuthentication,
+                |r| &r.request_authentications,
+                || {
+                    config::by_namespace(snapshot, Kind::RequestAuthentication, |body| match body {
+                        Body::RequestAuthentication(spec) => Some((**spec).clone()),
+                        _ => None,
+                    })
+                },
+            ),
+            authorization_policies: builder.part(
+                Kind::AuthorizationPolicy,
+                |r| &r.authorization_policies,
+                || {
+                    config::by_namespace(snapshot, Kind::AuthorizationPolicy, |body| match body {
+                        Body::AuthorizationPolicy(spec) => Some((**spec).clone()),
+                        _ => None,
+                    })
+                },
+            ),
+            telemetries: builder.part(
+                Kind::Telemetry,
+                |r| &r.telemetries,
+                || {
+                    config::by_namespace(snapshot, Kind::Telemetry, |body| match body {
+                        Body::Telemetry(spec) => Some((**spec).clone()),
+                        _ => None,
+                    })
+                },
+            ),
+            envoy_filters: builder.part(
+                Kind::EnvoyFilter,
+                |r| &r.envoy_filters,
+                || {
+                    config::by_namespace(snapshot, Kind::EnvoyFilter, |body| match body {
+                        Body::EnvoyFilter(spec) => Some((**spec).clone()),
+                        _ => None,
+                    })
+                },
+            ),
+            labels: Arc::default(),
+        };
+        rules.labels = Arc::new(rules.client_labels(snapshot, mesh));
+        // The same object while it is equal, for those who tell by identity.
+        if let Some((previous, _)) = previous.filter(|(previous, _)| previous.labels == rules.labels) {
+            rules.labels = previous.labels.clone();
+        }
+        rules
+    }
+
+    fn client_labels(&self, snapshot: &Snapshot, mesh: &MeshConfig) -> BTreeSet<String> {
+        let mut out: BTreeSet<String> = TOPOLOGY.iter().map(|l| (*l).to_owned()).collect();
+        for object in snapshot.list(Kind::VirtualService) {
+            if let Body::VirtualService(spec) = &object.body {
+                of_virtual_service(spec, &mut out);
+            }
+        }
+        for object in snapshot.list(Kind::DestinationRule) {
+            if let Body::DestinationRule(spec) = &object.body {
+                of_destination_rule(spec, &mut out);
+            }
+        }
+        for telemetry in self.telemetries.values().flatten() {
+            out.extend(telemetry.spec.selector.iter().flat_map(|s| s.match_labels.keys().cloned()));
+        }
+        let locality = mesh.locality_lb_setting.iter().flat_map(|s| &s.failover_priority);
+        let zone = mesh.zone_aware_lb_setting.iter().flat_map(|s| &s.failover_priority);
+        out.extend(locality.chain(zone).map(|l| name_of(l)));
+        out
+    }
+}
+
+/// `NAME` of `NAME` or `NAME=VALUE`.
+fn name_of(label: &str) -> String {
+    label.split('=').next().unwrap_or(label).to_owned()
+}
+
+fn of_virtual_service(spec: &VirtualService, out: &mut BTreeSet<String>) {
+    let mut add = |labels: &Labels| out.extend(labels.keys().cloned());
+    spec.http.iter().flat_map(|r| &r.r#match).for_each(|m| add(&m.source_labels));
+    spec.tcp.iter().flat_map(|r| &r.r#match).for_each(|m| add(&m.source_labels));
+    spec.tls.iter().flat_map(|r| &r.r#match).for_each(|m| add(&m.source_labels));
+}
+
+fn of_load_balancer(lb: &LoadBalancerSettings) -> BTreeSet<String> {
+    let locality = lb.locality_lb_setting.iter().flat_map(|s| &s.failover_priority);
+    let zone = lb.zone_aware_lb_setting.iter().flat_map(|s| &s.failover_priority);
+    locality.chain(zone).map(|l| name_of(l)).collect()
+}
+
+fn of_destination_rule(spec: &DestinationRule, out: &mut BTreeSet<String>) {
+    out.extend(spec.workload_selector.iter().flat_map(|s| s.match_labels.keys().cloned()));
+    let mut add = |policy: &TrafficPolicy| {
+        let of_ports = policy.port_level_settings.iter().filter_map(|p| p.load_balancer.as_ref());
+        out.extend(policy.load_balancer.iter().chain(of_ports).flat_map(of_load_balancer));
+    };
+    spec.traffic_policy.iter().for_each(&mut add);
+    spec.subsets.iter().filter_map(|s| s.traffic_policy.as_ref()).for_each(&mut add);
+}

@@ -1,0 +1,244 @@
+//! Resources by their inputs: shared between proxies that differ in nothing that matters, and between snapshots.
+//!
+//! What proxies of one class share is made from the class's own [`Node`], in which everything that does not
+//! matter is blank: so nothing of the proxy that happens to ask first can get in.
+
+use std::sync::Arc;
+
+use envoy_api::Resource;
+use envoy_api::cluster::Cluster;
+use envoy_api::listener::Listener;
+use istio_api::DestinationRule;
+use mesh_types::ArcStr;
+use push_context::{Config, Node, PeerRules, Same, SidecarScope};
+use registry::{Endpoint, Registry, Resolution, Service, TrafficDistribution};
+
+use crate::context::Context;
+use crate::envoy_filter::Patches;
+use crate::{cluster, endpoint, listener, name_table, names, route};
+
+/// Resources that many hold.
+pub(crate) type Shared = Arc<[Resource]>;
+
+/// Endpoints of one service.
+type Endpoints = Option<Same<[Endpoint]>>;
+
+/// What a class of proxies gets.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Use {
+    Listeners,
+    /// And name tables.
+    Routes,
+    /// And endpoints: these are the same for clients of all namespaces.
+    Clusters,
+}
+
+/// Metadata that generators read, other than for the use of EnvoyFilters.
+const METADATA: [&str; 4] = ["MESH_ID", "TLS_SERVER_CERT_CHAIN", "TLS_SERVER_KEY", "TLS_SERVER_ROOT_CERT"];
+const NODE_NAME: &str = "NODE_NAME";
+const HOSTNAME: &str = "kubernetes.io/hostname";
+/// Labels that telemetry reports.
+const REPORTED: [&str; 3] = ["app", "service.istio.io/canonical-name", "service.istio.io/canonical-revision"];
+
+/// All clusters of a proxy.
+pub(crate) fn clusters(cx: &Context<'_>) -> Shared {
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key(Same<Node>, Same<SidecarScope>, Same<Registry>);
+
+    let key = |node| Key(Same(node), Same(cx.scope.clone()), Same(cx.push.registry.clone()));
+    cx.push.memo().get(key(itself(cx)), || {
+        if is_patched(cx) {
+            return encode_clusters(&Patches::of(cx).clusters(cluster::all(cx)));
+        }
+        #[derive(Eq, Hash, PartialEq)]
+        struct OutboundKey(Key);
+        let class = class(cx, Use::Clusters);
+        let outbound = cx.push.memo().get(OutboundKey(key(class.clone())), || {
+            let own = cx.of_class(&class);
+            let services = own.scope.services.iter();
+            services.flat_map(|service| service_clusters(&own, &class, service).to_vec()).collect::<Shared>()
+        });
+        let mut seen = std::collections::HashSet::new();
+        let own = encode_clusters(&cluster::fixed(cx));
+        outbound.iter().chain(own.iter()).filter(|c| seen.insert(c.name.clone())).cloned().collect()
+    })
+}
+
+/// What the clusters and endpoints of a service are made of, beyond its class of clients.
+#[derive(Eq, Hash, PartialEq)]
+struct Target {
+    class: Same<Node>,
+    service: Same<Service>,
+    rule: Option<Same<Config<DestinationRule>>>,
+    endpoints: Endpoints,
+    peers: Same<PeerRules>,
+}
+
+impl Target {
+    fn new(cx: &Context<'_>, class: &Arc<Node>, service: &Arc<Service>) -> Target {
+        Target {
+            class: Same(class.clone()),
+            service: Same(service.clone()),
+            rule: cx.scope.destination_rule(cx.node, &service.hostname, true).cloned().map(Same),
+            endpoints: cx.push.registry.endpoint_list(service).cloned().map(Same),
+            peers: Same(cx.push.peer_rules().clone()),
+        }
+    }
+}
+
+fn service_clusters(cx: &Context<'_>, class: &Arc<Node>, service: &Arc<Service>) -> Shared {
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key(Target);
+
+    cx.push.memo().get(Key(Target::new(cx, class, service)), || {
+        let mut out = Vec::new();
+        cluster::outbound(cx, service, &mut out);
+        encode_clusters(&out)
+    })
+}
+
+/// The load assignments of these names.
+pub(crate) fn endpoints(cx: &Context<'_>, wanted: &[ArcStr]) -> Vec<Resource> {
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key(Target, ArcStr);
+
+    let class = class(cx, Use::Clusters);
+    let own = cx.of_class(&class);
+    let make = |name: &ArcStr| Resource::new(name.clone(), &endpoint::load_assignment(&own, name));
+    let load = |name: &ArcStr| match names::parse_outbound(name).and_then(|(_, _, host)| own.scope.service(host)) {
+        Some(service) => {
+            let key = Key(Target::new(&own, &class, service), name.clone());
+            own.push.memo().get(key, || make(name))
+        }
+        None => make(name),
+    };
+    wanted.iter().map(load).collect()
+}
+
+/// All listeners of a proxy.
+pub(crate) fn listeners(cx: &Context<'_>) -> Shared {
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key {
+        node: Same<Node>,
+        scope: Same<SidecarScope>,
+        /// Its own service, port and target port.
+        targets: Vec<(Same<Service>, u16, u16)>,
+        headless: Vec<Endpoints>,
+    }
+
+    let targets = cx.targets.iter().map(|t| (Same(t.service.clone()), t.port.port, t.target_port)).collect();
+    let key = Key { node: Same(itself(cx)), scope: Same(cx.scope.clone()), targets, headless: headless(cx) };
+    cx.push.memo().get(key, || {
+        if is_patched(cx) {
+            return encode_listeners(&Patches::of(cx).listeners(listener::all(cx)));
+        }
+        #[derive(Eq, Hash, PartialEq)]
+        struct OutboundKey(Same<Node>, Same<SidecarScope>, Vec<Endpoints>);
+        let class = class(cx, Use::Listeners);
+        let key = OutboundKey(Same(class.clone()), Same(cx.scope.clone()), headless(cx));
+        let outbound =
+            cx.push.memo().get(key, || encode_listeners(&listener::outbound_side(&cx.of_class(&class))));
+        let own = encode_listeners(&listener::inbound_side(cx));
+        outbound.iter().chain(own.iter()).cloned().collect()
+    })
+}
+
+/// Route tables of these names.
+pub(crate) fn routes(cx: &Context<'_>, wanted: &[ArcStr]) -> Vec<Resource> {
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key(Same<Node>, Same<SidecarScope>, ArcStr);
+
+    let class = if is_patched(cx) { itself(cx) } else { class(cx, Use::Routes) };
+    let table = |name: &ArcStr| {
+        cx.push.memo().get(Key(Same(class.clone()), Same(cx.scope.clone()), name.clone()), || {
+            let own = cx.of_class(&class);
+            let config = Patches::of(&own).route(route::outbound(&own, name));
+            Resource::new(config.name.as_str(), &config)
+        })
+    };
+    wanted.iter().map(table).collect()
+}
+
+/// The name table.
+pub(crate) fn names(cx: &Context<'_>) -> Resource {
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key(Same<Node>, Same<SidecarScope>, Vec<Endpoints>);
+
+    let class = class(cx, Use::Routes);
+    cx.push.memo().get(Key(Same(class.clone()), Same(cx.scope.clone()), headless(cx)), || {
+        Resource::new("", &name_table::build(&cx.of_class(&class)))
+    })
+}
+
+fn encode_clusters(clusters: &[Cluster]) -> Shared {
+    clusters.iter().map(|c| Resource::new(c.name.as_str(), c)).collect()
+}
+
+fn encode_listeners(listeners: &[Listener]) -> Shared {
+    listeners.iter().map(|l| Resource::new(l.name.as_str(), l)).collect()
+}
+
+/// Whether any EnvoyFilter is for the proxy: it shares nothing then.
+fn is_patched(cx: &Context<'_>) -> bool {
+    !cx.push.envoy_filters(&cx.node.namespace, &cx.node.labels).is_empty()
+}
+
+/// Services without address: their endpoints have a part in listeners and names.
+fn headless(cx: &Context<'_>) -> Vec<Endpoints> {
+    let services = cx.scope.egress.iter().flat_map(|e| &e.services);
+    let headless = services.filter(|s| s.resolution == Resolution::Passthrough);
+    headless.map(|s| cx.push.registry.endpoint_list(s).cloned().map(Same)).collect()
+}
+
+/// The one object that stands for all equal nodes.
+fn one(cx: &Context<'_>, node: Node) -> Arc<Node> {
+    let node = Arc::new(node);
+    let value = node.clone();
+    cx.push.memo().get(node, move || value)
+}
+
+fn itself(cx: &Context<'_>) -> Arc<Node> {
+    one(cx, Node { locality: cx.locality.clone(), ..cx.node.clone() })
+}
+
+/// The proxy without all that does not matter.
+fn class(cx: &Context<'_>, what: Use) -> Arc<Node> {
+    let node = cx.node;
+    let rules = cx.push.client_labels();
+    // Some services are only for clients on the endpoint's own node.
+    let local = |s: &Arc<Service>| s.node_local || s.traffic_distribution == TrafficDistribution::PreferSameNode;
+    let by_node = what == Use::Clusters && (rules.contains(HOSTNAME) || cx.scope.services.iter().any(local));
+    let (listeners, everywhere) = (what == Use::Listeners, what == Use::Clusters);
+    let matters = |label: &str| {
+        rules.contains(label) || (by_node && label == HOSTNAME) || (listeners && REPORTED.contains(&label))
+    };
+    let mut labels = node.labels.clone();
+    labels.retain(|label, _| matters(label));
+    if labels.is_empty() {
+        // Clients without any label have no preference by labels.
+        labels.extend(node.labels.keys().next().map(|_| (String::new(), String::new())));
+    }
+    let own_address = || {
+        let lists = headless(cx).into_iter().flatten();
+        let own = node.addresses.first();
+        let is_own = |e: &Endpoint| e.addresses.first().is_some_and(|a| own.is_some_and(|own| **own == **a));
+        lists.into_iter().any(|list| list.0.iter().any(is_own))
+    };
+    let traced_by_name = listeners && !node.labels.contains_key("app") && !cx.push.mesh.extension_providers.is_empty();
+    let metadata = node.metadata.iter().filter(|(key, _)| METADATA.contains(&&***key) || (by_node && *key == NODE_NAME));
+    one(
+        cx,
+        Node {
+            id: String::new(),
+            name: if traced_by_name { node.name.clone() } else { "".into() },
+            addresses: if listeners && own_address() { node.addresses.clone() } else { vec![String::new()] },
+            namespace: if everywhere { "".into() } else { node.namespace.clone() },
+            dns_domain: if everywhere { String::new() } else { node.dns_domain.clone() },
+            labels,
+            service_account: String::new(),
+            locality: cx.locality.clone(),
+            metadata: metadata.map(|(k, v)| (k.clone(), v.clone())).collect(),
+            ..node.clone()
+        },
+    )
+}
