@@ -1,6 +1,6 @@
 //! What the sidecars measured, put together into edges of a graph: requests, success, latency. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -63,7 +63,7 @@ pub(crate) fn add(edges: &mut Edges, text: &str) {
         }
         let named = |app: &str, workload: &str, version: &str| {
             let name = label(app).or_else(|| label(workload))?;
-            Some(match label(version).filter(|version| *version != "v1" && *version != "latest") {
+            Some(match label(version).filter(|version| *version != "latest") {
                 Some(version) => format!("{name} {version}"),
                 None => name.to_owned(),
             })
@@ -88,11 +88,21 @@ pub(crate) fn add(edges: &mut Edges, text: &str) {
 
 /// The edges as rows, in order.
 pub(crate) fn rows(edges: &Edges) -> Vec<EdgeRow> {
+    let app = |to: &str| to.split(' ').next().unwrap_or_default().to_owned();
+    let mut versions: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+    for edge in edges.keys() {
+        versions.entry(app(&edge.to)).or_default().insert(&edge.to);
+    }
     edges
         .iter()
         .map(|(edge, traffic)| EdgeRow {
             from: edge.from.clone(),
-            to: edge.to.clone(),
+            // An only version is no news.
+            to: if versions.get(&app(&edge.to)).is_some_and(|all| all.len() > 1) {
+                edge.to.clone()
+            } else {
+                app(&edge.to)
+            },
             requests: traffic.requests as u64,
             success: if traffic.requests > 0.0 { 100.0 * (1.0 - traffic.failures / traffic.requests) } else { 100.0 },
             p50_ms: traffic.quantile(0.5),
@@ -188,7 +198,7 @@ broken{a="b
         add(&mut edges, text);
         let rows = rows(&edges);
         assert_eq!(rows.len(), 1);
-        assert_eq!((rows[0].from.as_str(), rows[0].to.as_str(), rows[0].requests), ("productpage", "reviews v2", 100));
+        assert_eq!((rows[0].from.as_str(), rows[0].to.as_str(), rows[0].requests), ("productpage", "reviews", 100));
         assert!((rows[0].success - 90.0).abs() < 1e-9);
         assert_eq!(rows[0].p50_ms, Some(1.0));
         assert!((rows[0].p99_ms.unwrap() - 4.92).abs() < 1e-9);

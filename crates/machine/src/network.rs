@@ -35,8 +35,8 @@ pub(crate) const OUTSIDE_PORT: u16 = 15999;
 pub(crate) enum Error {
     #[error("make a network namespace")]
     Namespace(#[source] io::Error),
-    #[error("{0}")]
-    Netlink(String, #[source] netns::Error),
+    #[error(transparent)]
+    Netlink(#[from] netns::Error),
     #[error("listen on {address} in the mesh")]
     Listen {
         address: SocketAddr,
@@ -45,13 +45,6 @@ pub(crate) enum Error {
     },
     #[error("all addresses of {0} are in use")]
     Exhausted(String),
-}
-
-impl From<netns::Error> for Error {
-    fn from(error: netns::Error) -> Self {
-        // Its own text names the operation; the cause stays reachable through `source`.
-        Self::Netlink(error.to_string(), error)
-    }
 }
 
 /// The mesh's namespace and what is in it.

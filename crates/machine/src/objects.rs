@@ -114,7 +114,9 @@ impl Objects {
 
     /// Forgets an object; false if it was not there.
     pub(crate) fn delete(&mut self, id: &Id) -> bool {
-        self.services.remove(&(id.namespace.clone(), id.name.clone())).filter(|_| id.kind == "Service");
+        if id.kind == "Service" {
+            self.services.remove(&(id.namespace.clone(), id.name.clone()));
+        }
         self.workloads.remove(id);
         self.documents.remove(id).is_some()
     }
@@ -271,4 +273,23 @@ fn strings(value: Option<&Value>) -> BTreeMap<String, String> {
             map.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect()
         })
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deleting_a_virtual_service_leaves_the_service_of_the_same_name() {
+        let mut objects = Objects::default();
+        for (api, kind) in [("v1", "Service"), ("networking.istio.io/v1", "VirtualService")] {
+            let value = json!({"apiVersion": api, "kind": kind, "metadata": {"name": "reviews"}, "spec": {}});
+            objects.apply(Document::from_value(value, "t.yaml"));
+        }
+        let id = |kind: &str| Id { kind: kind.to_owned(), namespace: "default".to_owned(), name: "reviews".to_owned() };
+        assert!(objects.delete(&id("VirtualService")));
+        assert!(objects.service("default", "reviews").is_some());
+        assert!(objects.delete(&id("Service")));
+        assert!(objects.service("default", "reviews").is_none());
+    }
 }

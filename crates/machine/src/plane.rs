@@ -86,7 +86,19 @@ pub(crate) struct Plane {
 impl Plane {
     /// Starts the control plane on the bridge's address. A ConfigMap `istio` among the documents is the mesh config.
     pub(crate) async fn start(network: &Network, documents: &[Document]) -> anyhow::Result<Self> {
-        let mesh = mesh_config(documents)?;
+        let mut mesh = mesh_config(documents)?;
+        let mut settings = Settings::default();
+        if network.dual_stack() {
+            settings.push.dual_stack = true;
+            // As Istio's dual-stack instructions: the agents and the capture learn it from their environment.
+            let metadata = mesh
+                .as_object_mut()
+                .map(|mesh| mesh.entry("defaultConfig").or_insert_with(|| json!({})))
+                .and_then(|config| Some(config.as_object_mut()?.entry("proxyMetadata").or_insert_with(|| json!({}))))
+                .and_then(Value::as_object_mut)
+                .context("defaultConfig.proxyMetadata of the mesh config is no object")?;
+            metadata.entry("ISTIO_DUAL_STACK").or_insert_with(|| json!("true"));
+        }
         let trust_domain = mesh.get("trustDomain").and_then(Value::as_str).unwrap_or(TRUST_DOMAIN).to_owned();
         let authority = Arc::new(Authority::generate(&trust_domain)?);
         let issuer = TokenIssuer::generate()?;
@@ -95,8 +107,7 @@ impl Plane {
         let listeners = Listeners { grpc: grpc?, grpc_tls: grpc_tls?, webhook: webhook?, monitoring: monitoring? };
         let (shutdown, watch) = drain::channel();
         // The mesh config itself reaches the control plane with the other documents.
-        let handle =
-            control_plane::serve(Settings::default(), listeners, Arc::clone(&authority), verifier, watch).await?;
+        let handle = control_plane::serve(settings, listeners, Arc::clone(&authority), verifier, watch).await?;
         let injection = inject::Config::builtin(&Builtin { mesh, ..Builtin::default() }).context("injection")?;
         Ok(Self {
             authority,

@@ -240,3 +240,48 @@ impl AlsLog {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+    use serde_json::json;
+    use std::time::UNIX_EPOCH;
+
+    fn log(filter: serde_json::Value) -> AccessLog {
+        let config = json!({"name": "l", "filter": filter, "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog", "path": "/dev/stdout",
+            "log_format": {"text_format_source": {"inline_string": "%RESPONSE_CODE% %RESPONSE_FLAGS%\n"}}}});
+        let bytes =
+            envoy_api::json::from_json("type.googleapis.com/envoy.config.accesslog.v3.AccessLog", &config).unwrap();
+        AccessLog::compile(&prost::Message::decode(bytes.as_slice()).unwrap(), &Options::default()).unwrap()
+    }
+
+    #[test]
+    fn filters_choose_the_records() {
+        let mut info = StreamInfo::new(Arc::new(ConnectionInfo::default()), UNIX_EPOCH);
+        info.response_code = Some(503);
+        info.flags = ResponseFlags::NO_ROUTE;
+        let status =
+            |op: &str| json!({"status_code_filter": {"comparison": {"op": op, "value": {"default_value": 500}}}});
+        let flag = |flag: &str| json!({"response_flag_filter": {"flags": [flag]}});
+        let cel = json!({"extension_filter": {"name": "cel", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter", "expression": "response.code >= 400"}}});
+        for (filter, wanted) in [
+            (status("GE"), true),
+            (status("LE"), false),
+            (flag("NR"), true),
+            (flag("UH"), false),
+            (cel.clone(), true),
+            (json!({"and_filter": {"filters": [cel.clone(), flag("UH")]}}), false),
+            (json!({"or_filter": {"filters": [cel, flag("UH")]}}), true),
+        ] {
+            let mut out = Vec::new();
+            let written =
+                log(filter.clone()).write(&FormatContext::new(&info, None, None), &mut Random::new(1), &mut out);
+            assert_eq!(written, wanted, "{filter}");
+            assert_eq!(out, if wanted { &b"503 NR\n"[..] } else { b"" });
+        }
+        assert!(matches!(log(flag("NR")).sink, LogSink::Stdout));
+    }
+}

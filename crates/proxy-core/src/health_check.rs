@@ -334,3 +334,43 @@ impl Intervals {
         base + Duration::from_millis(jitter)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoints::Health;
+    use serde_json::json;
+
+    #[test]
+    fn thresholds_and_intervals() {
+        let config = json!({"name": "c", "type": "STATIC",
+            "health_checks": [{"timeout": "1s", "interval": "5s", "unhealthy_threshold": 2, "healthy_threshold": 2, "unhealthy_interval": "2s",
+                "http_health_check": {"path": "/h", "expected_statuses": [{"start": 200, "end": 300}], "retriable_statuses": [{"start": 503, "end": 504}]}}],
+            "load_assignment": {"cluster_name": "c", "endpoints": [{"lb_endpoints": [
+                {"endpoint": {"address": {"socket_address": {"address": "10.0.0.1", "port_value": 80}}}}]}]}});
+        let bytes = envoy_api::json::from_json(envoy_api::type_url::CLUSTER, &config).unwrap();
+        let message = prost::Message::decode(bytes.as_slice()).unwrap();
+        let cluster = crate::Cluster::compile(&message, &crate::Options::default()).unwrap();
+        let config = &cluster.health_checks[0];
+        let CheckKind::Http(http) = &config.kind else { panic!() };
+        assert_eq!(
+            [http.judge(204), http.judge(503), http.judge(404)],
+            [CheckResult::Passed, CheckResult::Unreachable, CheckResult::Failed]
+        );
+        let host = cluster.endpoints.hosts().next().unwrap();
+        // Not proven yet.
+        assert_eq!(host.health(), Health::Unhealthy);
+        let mut checks = HostChecks::default();
+        let mut random = Random::new(1);
+        let mut step = |result| {
+            let (transition, next) = checks.on_result(config, host, result, true, &mut random);
+            (transition, next.as_secs())
+        };
+        assert_eq!(step(CheckResult::Passed), (Transition::Healthy, 5));
+        assert_eq!(step(CheckResult::Unreachable), (Transition::Unchanged, 5));
+        assert_eq!(step(CheckResult::Unreachable), (Transition::Unhealthy, 2));
+        assert_eq!(step(CheckResult::Passed), (Transition::Unchanged, 2));
+        assert_eq!(step(CheckResult::Passed), (Transition::Healthy, 5));
+        assert_eq!(step(CheckResult::Failed), (Transition::Unhealthy, 2));
+    }
+}

@@ -44,6 +44,10 @@ pub struct ConnectionInfo {
     pub direction: Direction,
     /// Why the downstream transport failed, if it did.
     pub transport_failure: Option<ArcStr>,
+    /// This machine's name, for `%HOSTNAME%`.
+    pub hostname: ArcStr,
+    /// Reads the process's environment, for `%ENVIRONMENT()%`; this crate does not.
+    pub environment: fn(&str) -> Option<String>,
 }
 
 impl Default for ConnectionInfo {
@@ -62,6 +66,8 @@ impl Default for ConnectionInfo {
             filter_chain: "".into(),
             direction: Direction::default(),
             transport_failure: None,
+            hostname: "".into(),
+            environment: |_| None,
         }
     }
 }

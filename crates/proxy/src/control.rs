@@ -178,6 +178,7 @@ impl Control {
         }
         let entry = ClusterEntry::new(Arc::new(cluster), incoming.body.clone(), incoming.version.clone(), dynamic);
         crate::ejection::watch(&self.shared, &entry);
+        crate::checks::watch(&self.shared, &entry);
         match &entry.cluster.discovery {
             Discovery::Eds { service_name, .. } => {
                 if let Some(body) = self.assignments.get(service_name).cloned() {

@@ -10,8 +10,7 @@ use crate::worker::Worker;
 use crate::{hcm, tcp};
 use mesh_types::ArcStr;
 use proxy_core::listener::{ChainInput, NetworkFilter, Terminal};
-use proxy_core::rbac::RbacInput;
-use proxy_core::{Address, ConnectionInfo, FilterState, FormatContext, Listener, Metadata, ResponseFlags, StreamInfo};
+use proxy_core::{Address, ConnectionInfo, FormatContext, Listener, ResponseFlags, StreamInfo};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -362,6 +361,11 @@ async fn secure(
     raw: Raw,
 ) -> Option<(Io, Option<proxy_core::TlsInfo>)> {
     let Some(tls) = &chain.tls else { return Some((Io::Raw(raw), None)) };
+    if !looks_like_tls(&raw).await {
+        // As Envoy: plain text on a TLS port is closed without an alert.
+        stats.ssl_connection_error.inc();
+        return None;
+    }
     let handshake = tls.accept(raw, &worker.shared.secrets);
     let result = match chain.chain.transport_socket_connect_timeout {
         Some(timeout) => match tokio::time::timeout(timeout, handshake).await {
@@ -395,24 +399,29 @@ async fn secure(
     }
 }
 
+/// Whether the first byte starts a TLS handshake record. A silent client is the handshake's problem.
+async fn looks_like_tls(raw: &Raw) -> bool {
+    let Raw::Tcp(stream) = raw else { return true };
+    let mut first = [0];
+    // Only looks at what is there already: the handshake waits for the rest.
+    match futures::future::poll_immediate(stream.peek(&mut first)).await {
+        Some(Ok(1)) => first[0] == 22,
+        _ => true,
+    }
+}
+
 async fn run_chain(connection: Connection) {
     let chain = connection.chain.clone();
     let mut cluster = None;
+    let mut gates = Vec::new();
     for filter in &chain.chain.filters {
         match filter {
+            // In front of tcp_proxy the check happens at the client's first byte, as in Envoy.
+            NetworkFilter::Rbac(rbac) if matches!(chain.chain.terminal, Terminal::TcpProxy(_)) => {
+                gates.push(rbac.clone());
+            }
             NetworkFilter::Rbac(rbac) => {
-                let input = RbacInput {
-                    headers: None,
-                    connection: &connection.info,
-                    remote: &connection.info.remote,
-                    metadata: &Metadata::default(),
-                    filter_state: &FilterState::default(),
-                    route_metadata: None,
-                };
-                let verdict = rbac.check(&input);
-                tcp::count_rbac(&connection, rbac, &verdict);
-                if !verdict.allowed {
-                    tcp::log_denied(&connection, &verdict);
+                if tcp::check_rbac(&connection.worker, &connection.info, rbac).is_err() {
                     if let Some(delay) = rbac.delay_deny {
                         tokio::time::sleep(delay).await;
                     }
@@ -440,7 +449,7 @@ async fn run_chain(connection: Connection) {
     }
     match &chain.chain.terminal {
         Terminal::Http(http) => hcm::serve(connection, http.clone()).await,
-        Terminal::TcpProxy(proxy) => tcp::serve(connection, proxy.clone(), cluster).await,
+        Terminal::TcpProxy(proxy) => tcp::serve(connection, proxy.clone(), cluster, gates).await,
         Terminal::DirectResponse(bytes) => tcp::respond(connection, bytes.clone()).await,
         Terminal::Echo => tcp::echo(connection).await,
         Terminal::Close => {}

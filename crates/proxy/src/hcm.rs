@@ -17,12 +17,12 @@ pub(crate) use exchange::{Exchange, civil_date};
 use crate::downstream::Connection;
 use crate::io::Io;
 use crate::runtime::{ChainEntry, RouteSlot};
-use crate::stats::HttpStats;
+use crate::stats::{HttpStats, Workload};
 use crate::worker::Worker;
 use proxy_core::filters::HttpFilter;
 use proxy_core::hcm::{Codec, HeadersWithUnderscores, HttpConnectionManager, Routes};
 use proxy_core::{ConnectionInfo, Listener, RouteTable};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,6 +43,8 @@ pub(crate) struct Http {
     requests: Cell<u32>,
     /// Requests under way.
     active: Cell<u32>,
+    /// The peer's last announcement and what it says: the same on every request of a connection.
+    announced: RefCell<Option<(Vec<u8>, Arc<Workload>)>>,
 }
 
 impl Http {
@@ -67,6 +69,19 @@ impl Http {
 
     fn too_old(&self) -> bool {
         self.config.max_connection_duration.is_some_and(|max| self.since.elapsed() >= max)
+    }
+
+    /// What the peer says of itself.
+    pub(crate) fn announced(&self, value: &[u8]) -> Option<Arc<Workload>> {
+        let mut last = self.announced.borrow_mut();
+        if let Some((seen, workload)) = &*last
+            && seen == value
+        {
+            return Some(workload.clone());
+        }
+        let workload = self.worker.intern(crate::peer::parse(value)?);
+        *last = Some((value.to_vec(), workload.clone()));
+        Some(workload)
     }
 
     /// Limits of a request head.
@@ -118,6 +133,7 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         since: Instant::now(),
         requests: Cell::new(0),
         active: Cell::new(0),
+        announced: RefCell::default(),
     });
     let mut io = connection.io;
     let is_h2 = match http.config.codec {

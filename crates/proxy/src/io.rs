@@ -170,6 +170,17 @@ impl Io {
         })
     }
 
+    /// Ready when a byte (or the end) is really there; readiness alone may be spurious on a new socket.
+    pub(crate) fn poll_first_byte(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Io::Raw(Raw::Tcp(stream)) => {
+                let mut byte = [0];
+                stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)).map(|_| ())
+            }
+            other => other.poll_readable(cx),
+        }
+    }
+
     /// For plain sockets: ready when reading would not block, without a buffer. TLS may hold plain text of its own, so
     /// there one must read to know.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {

@@ -12,6 +12,7 @@
 mod admin;
 mod args;
 mod bootstrap;
+mod checks;
 mod control;
 mod dns;
 mod downstream;

@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +22,13 @@ impl LogFiles {
         if let Some(file) = files.get(path) {
             return Ok(file.clone());
         }
-        let file = Arc::new(OpenOptions::new().append(true).create(true).mode(0o644).open(&**path)?);
+        // The streams are duplicated: opening them again needs rights on the pipe, which another user may have made.
+        let file = match &**path {
+            "/dev/stdout" => File::from(std::io::stdout().as_fd().try_clone_to_owned()?),
+            "/dev/stderr" => File::from(std::io::stderr().as_fd().try_clone_to_owned()?),
+            path => OpenOptions::new().append(true).create(true).mode(0o644).open(path)?,
+        };
+        let file = Arc::new(file);
         files.insert(path.clone(), file.clone());
         Ok(file)
     }

@@ -2,7 +2,7 @@
 
 use crate::bootstrap::NodeInfo;
 use crate::hcm::Http;
-use crate::stats::{RequestLabels, TcpLabels, Workload};
+use crate::stats::{ArcStrOrUnknown, Flags, Peer, RequestLabels, TcpLabels, Workload};
 use crate::upstream::WorkerCluster;
 use crate::worker::Worker;
 use base64::Engine as _;
@@ -18,6 +18,8 @@ use std::time::Duration;
 /// This proxy's own workload.
 pub(crate) struct LocalIdentity {
     pub(crate) workload: Arc<Workload>,
+    /// What nobody knows.
+    pub(crate) unknown: Arc<Workload>,
     /// The `x-envoy-peer-metadata-…` value our proxies announce themselves with.
     announcement: String,
     id: String,
@@ -53,7 +55,7 @@ impl LocalIdentity {
         ]
         .map(|f| if f == "unknown" { "" } else { f });
         let announcement = STANDARD_NO_PAD.encode(fields.join(";"));
-        Self { workload: Arc::new(workload), announcement, id: node.id.clone() }
+        Self { workload: Arc::new(workload), unknown: Arc::default(), announcement, id: node.id.clone() }
     }
 }
 
@@ -89,19 +91,26 @@ impl RequestPeer {
         // Only a peer with a verified certificate is believed, and only about itself.
         let verified = http.info.tls.as_ref().is_some_and(|t| t.peer.is_some());
         if inbound && verified {
-            self.workload = request.get(HEADER).and_then(parse).map(Arc::new);
+            self.workload = request.get(HEADER).and_then(|value| http.announced(value));
         }
         request.remove(HEADER);
         request.remove(ID_HEADER);
     }
 
     /// Puts our own announcement on a request that leaves for another sidecar.
-    pub(crate) fn announce(&self, request: &mut Headers, http: &Http, cluster: &Cluster) {
-        let has_tls = cluster.transport.tls_contexts().next().is_some();
-        if http.listener.direction == Direction::Outbound && has_tls {
+    /// `mutual`: the host is reached over TLS with our certificate.
+    pub(crate) fn announce(&self, request: &mut Headers, http: &Http, mutual: bool) {
+        if http.listener.direction != Direction::Outbound {
+            return;
+        }
+        if mutual {
             let own = &http.worker.shared.identity;
             request.set(HEADER, own.announcement.as_bytes());
             request.set(ID_HEADER, own.id.as_bytes());
+        } else {
+            // A try before may have gone to a sidecar.
+            request.remove(HEADER);
+            request.remove(ID_HEADER);
         }
     }
 
@@ -112,14 +121,15 @@ impl RequestPeer {
             return;
         }
         if headers.contains(ID_HEADER) || headers.contains(HEADER) {
-            self.workload = headers.get(HEADER).and_then(parse).map(Arc::new);
+            self.workload = headers.get(HEADER).and_then(parse).map(|w| http.worker.intern(w));
             headers.remove(HEADER);
             headers.remove(ID_HEADER);
         }
     }
 }
 
-fn parse(value: &[u8]) -> Option<Workload> {
+/// Reads an announcement.
+pub(crate) fn parse(value: &[u8]) -> Option<Workload> {
     if value.len() > MAX_HEADER {
         return None;
     }
@@ -139,7 +149,7 @@ fn parse(value: &[u8]) -> Option<Workload> {
 
 /// From the endpoint's `istio.workload` metadata: `name;namespace;canonical service;revision;cluster`
 /// (istiod, `util.AppendLbEndpointMetadata`).
-fn of_host(host: &Host) -> Option<Workload> {
+pub(crate) fn of_host(host: &Host) -> Option<Workload> {
     let text = host.metadata.get("istio", &["workload"])?.as_str()?;
     let mut fields = text.split(';');
     let mut next = || fields.next().unwrap_or_default();
@@ -170,63 +180,66 @@ fn principal(tls: Option<&TlsInfo>, local: bool) -> Option<ArcStr> {
     certificate?.uri_sans.first().cloned()
 }
 
-/// The service's names, from the cluster's metadata.
-fn service(cluster: Option<&Cluster>) -> (ArcStr, ArcStr, ArcStr) {
-    let field = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().into();
-    let entry = cluster.and_then(|c| c.metadata.get("istio", &["services"])).and_then(|s| s.get(0));
-    match entry {
-        Some(entry) => (field(entry, "host"), field(entry, "name"), field(entry, "namespace")),
-        None => {
-            let name = cluster.map(|c| c.name.clone()).unwrap_or_else(|| "".into());
-            // Pass-through and black-hole traffic is labelled with the cluster's name, as Istio does.
-            if name.ends_with("Cluster") { (name.clone(), name, "".into()) } else { ("".into(), "".into(), "".into()) }
-        }
-    }
+/// The names of a cluster's service, from its metadata.
+pub(crate) struct Service {
+    host: ArcStrOrUnknown,
+    name: ArcStrOrUnknown,
+    namespace: ArcStrOrUnknown,
 }
 
-fn text(value: &ArcStr) -> crate::stats::ArcStrOrUnknown {
-    (&**value).into()
+impl Service {
+    pub(crate) fn of(cluster: &Cluster) -> Self {
+        let entry = cluster.metadata.get("istio", &["services"]).and_then(|s| s.get(0));
+        let field = |key: &str| entry.and_then(|e| e.get(key)).and_then(Value::as_str).unwrap_or_default().into();
+        // Pass-through and black-hole traffic is labelled with the cluster's name, as Istio does.
+        if entry.is_none() && cluster.name.ends_with("Cluster") {
+            let name: ArcStrOrUnknown = (&*cluster.name).into();
+            return Self { host: name.clone(), name, namespace: ArcStrOrUnknown::default() };
+        }
+        Self { host: field("host"), name: field("name"), namespace: field("namespace") }
+    }
 }
 
 fn labels(
     worker: &Worker,
     direction: Direction,
     info: &StreamInfo,
-    cluster: Option<&Cluster>,
+    cluster: Option<&WorkerCluster>,
     peer: Option<Arc<Workload>>,
 ) -> TcpLabels {
-    let own = worker.shared.identity.workload.clone();
-    let (host, name, namespace) = service(cluster);
+    let identity = &worker.shared.identity;
     let (reporter, tls) = match direction {
-        Direction::Inbound => ("destination", info.connection.tls.clone()),
-        _ => ("source", info.upstream.tls.clone()),
+        Direction::Inbound => ("destination", info.connection.tls.as_deref()),
+        _ => ("source", info.upstream.tls.as_deref()),
     };
-    let local_principal = principal(tls.as_deref(), true);
-    let peer_principal = principal(tls.as_deref(), false);
-    let peer = peer
-        .or_else(|| match direction {
-            Direction::Inbound => None,
-            _ => info.upstream.host.as_ref().and_then(|h| of_host(h)).map(Arc::new),
-        })
-        .unwrap_or_else(|| Arc::new(peer_principal.as_deref().map(of_principal).unwrap_or_default()));
-    let known = |p: Option<ArcStr>| p.as_ref().map(text).unwrap_or_default();
+    let local_principal = principal(tls, true);
+    let peer_principal = principal(tls, false);
     let inbound = direction == Direction::Inbound;
+    let peer = peer
+        .or_else(|| match (inbound, cluster, &info.upstream.host) {
+            (false, Some(cluster), Some(host)) => cluster.workload_of(worker, host),
+            _ => None,
+        })
+        .or_else(|| peer_principal.as_deref().map(|p| worker.intern(of_principal(p))))
+        .unwrap_or_else(|| identity.unknown.clone());
     // Istio's source reports do not claim to know the connection's security.
     let mutual_tls = if inbound { Some(peer_principal.is_some()) } else { None };
-    let (source, destination) = if inbound { (peer, own) } else { (own, peer) };
+    let own = Peer(identity.workload.clone());
+    let (source, destination) = if inbound { (Peer(peer), own) } else { (own, Peer(peer)) };
     let (source_principal, destination_principal) =
         if inbound { (peer_principal, local_principal) } else { (local_principal, peer_principal) };
+    let service = cluster.map(|c| &c.entry.service);
     TcpLabels {
         reporter,
         source,
         destination,
-        source_principal: known(source_principal),
-        destination_principal: known(destination_principal),
-        service: text(&host),
-        service_name: text(&name),
-        service_namespace: text(&namespace),
+        source_principal: ArcStrOrUnknown(source_principal),
+        destination_principal: ArcStrOrUnknown(destination_principal),
+        service: service.map(|s| s.host.clone()).unwrap_or_default(),
+        service_name: service.map(|s| s.name.clone()).unwrap_or_default(),
+        service_namespace: service.map(|s| s.namespace.clone()).unwrap_or_default(),
         mutual_tls,
-        flags: crate::stats::Flags::of(info.flags),
+        flags: Flags::of(info.flags),
     }
 }
 
@@ -240,7 +253,7 @@ pub(crate) fn tcp_labels(
     if listener.direction == Direction::Unspecified {
         return None;
     }
-    Some(labels(worker, listener.direction, info, Some(cluster.config()), None))
+    Some(labels(worker, listener.direction, info, Some(cluster), None))
 }
 
 /// Counts a finished request.
@@ -251,13 +264,7 @@ pub(crate) fn report(exchange: &crate::hcm::Exchange, elapsed: Duration) {
     }
     let info = &exchange.info;
     let cluster = info.upstream.cluster.as_deref().and_then(|name| http.worker.cluster(name));
-    let peers = labels(
-        &http.worker,
-        http.listener.direction,
-        info,
-        cluster.as_ref().map(|c| &**c.config()),
-        exchange.peer.workload.clone(),
-    );
+    let peers = labels(&http.worker, http.listener.direction, info, cluster.as_deref(), exchange.peer.workload.clone());
     let labels = RequestLabels {
         peers,
         response_code: info.response_code.unwrap_or(0),

@@ -81,6 +81,8 @@ pub(crate) type Clusters = HashMap<ArcStr, Arc<ClusterEntry>>;
 pub(crate) struct ClusterEntry {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) endpoints: ArcSwap<Endpoints>,
+    /// The service's names, for metrics.
+    pub(crate) service: crate::peer::Service,
     /// Circuit breakers, shared by all workers.
     pub(crate) breakers: Breakers,
     /// Ejects hosts; locked only when a host reached a threshold, and by its timer.
@@ -107,6 +109,7 @@ impl ClusterEntry {
             matches!(cluster.discovery, Discovery::Eds { .. } | Discovery::StrictDns(_) | Discovery::LogicalDns(_));
         Arc::new(Self {
             endpoints,
+            service: crate::peer::Service::of(&cluster),
             breakers: Breakers::new(&cluster.breakers),
             outlier: cluster.outlier.clone().map(|c| Mutex::new(OutlierDetector::new(c, Instant::now()))),
             tls,

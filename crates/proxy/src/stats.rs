@@ -7,7 +7,7 @@ mod registry;
 mod render;
 mod scopes;
 
-pub(crate) use istio::{ArcStrOrUnknown, Computed, Flags, IstioStats, RequestLabels, TcpLabels, Workload};
+pub(crate) use istio::{ArcStrOrUnknown, Computed, Flags, IstioStats, Peer, RequestLabels, TcpLabels, Workload};
 pub(crate) use registry::{Entry, Kind, Registry, Sample, Scope};
 pub(crate) use render::{json, prometheus, text};
 pub(crate) use scopes::{ClusterStats, HttpStats, ListenerStats, Named, PlainStats, TcpStats};

@@ -8,20 +8,30 @@ use crate::log::LogBuffers;
 use crate::peer;
 use crate::stats::TcpStats;
 use crate::upstream::{AcquireError, Variant};
+use crate::worker::Worker;
 use bytes::Bytes;
 use copy::{Side, Transfer};
 use mesh_types::ArcStr;
 use proxy_core::listener::{NetworkLocalRateLimit, TcpProxy};
-use proxy_core::rbac::{Rbac, RbacVerdict};
+use proxy_core::rbac::{Rbac, RbacInput};
 use proxy_core::route::Priority;
-use proxy_core::{AccessLog, FormatContext, PickContext, ResponseFlags, StreamInfo};
+use proxy_core::{
+    AccessLog, ConnectionInfo, FilterState, FormatContext, Metadata, PickContext, ResponseFlags, StreamInfo,
+};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Serves one connection with `tcp_proxy`. `cluster`: chosen by a filter before (sni_cluster).
-pub(crate) async fn serve(connection: Connection, proxy: Arc<TcpProxy>, cluster: Option<ArcStr>) {
+///
+/// `gates`: checked when the client's first byte is there.
+pub(crate) async fn serve(
+    connection: Connection,
+    proxy: Arc<TcpProxy>,
+    cluster: Option<ArcStr>,
+    gates: Vec<Arc<Rbac>>,
+) {
     let worker = connection.worker.clone();
     let stats = worker.tcp_stats(&proxy.stat_prefix);
     stats.downstream_cx_total.inc();
@@ -30,12 +40,13 @@ pub(crate) async fn serve(connection: Connection, proxy: Arc<TcpProxy>, cluster:
     let random = worker.random.borrow_mut().next();
     let (name, metadata_match) = proxy.cluster(random);
     let name = cluster.unwrap_or_else(|| name.clone());
-    run(connection, &proxy, &stats, &name, metadata_match, &mut info).await;
+    let route = Route { name: &name, metadata_match, gates: &gates };
+    run(connection, &proxy, &stats, &route, &mut info).await;
     info.times.complete = Some(began.elapsed());
     write_logs(&worker, &proxy.access_log, &info);
 }
 
-fn write_logs(worker: &std::rc::Rc<crate::worker::Worker>, logs: &[Arc<AccessLog>], info: &StreamInfo) {
+fn write_logs(worker: &std::rc::Rc<Worker>, logs: &[Arc<AccessLog>], info: &StreamInfo) {
     let mut context = FormatContext::new(info, None, None);
     context.access_log_type = "TcpConnectionEnd";
     for log in logs {
@@ -46,14 +57,15 @@ fn write_logs(worker: &std::rc::Rc<crate::worker::Worker>, logs: &[Arc<AccessLog
     }
 }
 
-async fn run(
-    connection: Connection,
-    proxy: &TcpProxy,
-    stats: &TcpStats,
-    name: &ArcStr,
-    metadata_match: Option<&proxy_core::MetadataMatch>,
-    info: &mut StreamInfo,
-) {
+/// Where a connection goes, and what must be checked first.
+struct Route<'a> {
+    name: &'a ArcStr,
+    metadata_match: Option<&'a proxy_core::MetadataMatch>,
+    gates: &'a [Arc<Rbac>],
+}
+
+async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: &Route<'_>, info: &mut StreamInfo) {
+    let Route { name, metadata_match, gates } = *route;
     let began = Instant::now();
     let worker = connection.worker.clone();
     let Some(cluster) = worker.cluster(name) else {
@@ -97,7 +109,7 @@ async fn run(
             Err(AcquireError::Connect(e)) => {
                 info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
                 if !e.reason.is_empty() {
-                    info.upstream.transport_failure = Some(e.reason.into());
+                    info.upstream.transport_failure = Some(e.reason.replace(' ', "_").into());
                 }
                 cluster.on_result(&host, Some(proxy_core::outlier::Outcome::ConnectFailed), &worker);
                 previous.push(host);
@@ -127,7 +139,9 @@ async fn run(
     let mut reported = (0, 0);
     let mut down = connection.io;
     let mut up = io;
-    let moving = copy::both(&mut down, &mut up, &transfer);
+    let connection_info = info.connection.clone();
+    let mut gate = || gates.iter().try_for_each(|rbac| check_rbac(&worker, &connection_info, rbac));
+    let moving = copy::both(&mut down, &mut up, &transfer, (!gates.is_empty()).then_some(&mut gate));
     tokio::pin!(moving);
     // Long connections show up in metrics while they live (Istio's tcp reporting duration is 5 s).
     let mut ticks = tokio::time::interval(REPORT_EVERY);
@@ -158,6 +172,7 @@ async fn run(
     info.upstream.wire_bytes_sent = received;
     info.upstream.wire_bytes_received = sent;
     match ended {
+        copy::Ended::Denied(details) => info.connection_termination_details = Some(details.into()),
         copy::Ended::Idle => {
             stats.idle_timeout.inc();
             info.response_code_details = Some("tcp_session_idle_timeout".into());
@@ -174,27 +189,24 @@ async fn run(
 
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
-/// Counts a network RBAC verdict as Envoy: `PREFIXrbac.allowed` and the shadow ones.
-pub(crate) fn count_rbac(connection: &Connection, rbac: &Rbac, verdict: &RbacVerdict) {
-    let stats = connection.worker.named_stats();
+/// Checks a connection and counts the verdict as Envoy: `PREFIXrbac.allowed` and the shadow ones. An error is the detail.
+pub(crate) fn check_rbac(worker: &Worker, info: &ConnectionInfo, rbac: &Rbac) -> Result<(), String> {
+    let verdict = rbac.check(&RbacInput {
+        headers: None,
+        connection: info,
+        remote: &info.remote,
+        metadata: &Metadata::default(),
+        filter_state: &FilterState::default(),
+        route_metadata: None,
+    });
+    let stats = worker.named_stats();
     let prefix = rbac.stat_prefix.trim_end_matches('.');
     let name = |what: &str| if prefix.is_empty() { format!("rbac.{what}") } else { format!("{prefix}.rbac.{what}") };
     stats.inc(&name(if verdict.allowed { "allowed" } else { "denied" }));
     if let Some(shadow) = &verdict.shadow {
         stats.inc(&name(if shadow.allowed { "shadow_allowed" } else { "shadow_denied" }));
     }
-}
-
-/// Logs a connection that network RBAC refused, with the terminal filter's log.
-pub(crate) fn log_denied(connection: &Connection, verdict: &RbacVerdict) {
-    let mut info = StreamInfo::new(connection.info.clone(), SystemTime::now());
-    info.connection_termination_details = Some(verdict.details().into());
-    info.times.complete = Some(Duration::ZERO);
-    if let proxy_core::listener::Terminal::TcpProxy(proxy) = &connection.chain.chain.terminal {
-        let stats = connection.worker.tcp_stats(&proxy.stat_prefix);
-        stats.downstream_cx_total.inc();
-        write_logs(&connection.worker, &proxy.access_log, &info);
-    }
+    if verdict.allowed { Ok(()) } else { Err(verdict.details()) }
 }
 
 /// Network local rate limit: false means close.

@@ -61,6 +61,14 @@ fn versions(common: &proxy_core::tls::TlsCommon) -> &'static [&'static rustls::S
     }
 }
 
+/// The protocols of a context that we speak.
+///
+/// DIFFERS: Istio's TCP metadata exchange (`istio-peer-exchange`) is not offered: peers are known by certificate and endpoint
+/// metadata, and a peer that negotiated it would wait for bytes that never come.
+fn spoken(alpn: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    alpn.iter().filter(|p| p.as_slice() != b"istio-peer-exchange").cloned().collect()
+}
+
 /// OpenSSL's name of a suite, as Envoy prints it.
 fn cipher_name(suite: rustls::CipherSuite) -> ArcStr {
     let name = suite.as_str().unwrap_or_default();

@@ -7,10 +7,11 @@ mod request;
 
 pub(crate) use connect::{ConnectError, Protocol, Variant};
 pub(crate) use pool::{AcquireError, Acquired, Counted, Pool};
-pub(crate) use request::{Failure, Reply, Upstream, call};
+pub(crate) use request::{Failure, Reply, Upstream, call, h2_request};
 
+use crate::peer;
 use crate::runtime::ClusterEntry;
-use crate::stats::ClusterStats;
+use crate::stats::{ClusterStats, Workload};
 use crate::worker::Worker;
 use arc_swap::ArcSwap;
 use proxy_core::outlier::{Cause, Event, Outcome};
@@ -31,6 +32,8 @@ pub(crate) struct WorkerCluster {
     /// By the host's address in memory: hosts live as long as their entry here.
     hosts: RefCell<HashMap<*const Host, Rc<HostPools>>>,
     sweeping: Cell<bool>,
+    /// Who the hosts are, as far as their metadata says.
+    workloads: RefCell<HashMap<*const Host, Option<Arc<Workload>>>>,
 }
 
 /// The pools of one host, one per way of connecting to it.
@@ -51,6 +54,7 @@ impl WorkerCluster {
             endpoints: RefCell::new(endpoints),
             hosts: RefCell::default(),
             sweeping: Cell::new(false),
+            workloads: RefCell::default(),
         })
     }
 
@@ -61,7 +65,12 @@ impl WorkerCluster {
     /// Chooses a host; `None`: no healthy upstream.
     pub(crate) fn pick(&self, context: &PickContext<'_>, random: &mut proxy_core::Random) -> Option<Arc<Host>> {
         self.refresh();
-        self.balancer.borrow_mut().pick(context, random)
+        let mut balancer = self.balancer.borrow_mut();
+        let host = balancer.pick(context, random);
+        if balancer.panicked() {
+            self.stats.lb_healthy_panic.inc();
+        }
+        host
     }
 
     /// Takes over endpoints that changed since the last pick.
@@ -71,6 +80,7 @@ impl WorkerCluster {
             let current = ArcSwap::load_full(&self.entry.endpoints);
             self.balancer.borrow_mut().update(current.clone());
             self.forget_removed(&current);
+            self.workloads.borrow_mut().clear();
             *self.endpoints.borrow_mut() = current;
         }
     }
@@ -86,6 +96,16 @@ impl WorkerCluster {
             }
             keep
         });
+    }
+
+    /// The workload behind a host of this cluster.
+    pub(crate) fn workload_of(&self, worker: &Worker, host: &Arc<Host>) -> Option<Arc<Workload>> {
+        if self.entry.is_original_dst() {
+            return None;
+        }
+        let key = Arc::as_ptr(host);
+        let mut known = self.workloads.borrow_mut();
+        known.entry(key).or_insert_with(|| peer::of_host(host).map(|w| worker.intern(w))).clone()
     }
 
     /// The pool for this host and way of connecting.

@@ -4,12 +4,14 @@ use crate::downstream;
 use crate::log::LogBuffers;
 use crate::runtime::{Clusters, Shared};
 use crate::socket::Bound;
-use crate::stats::{ClusterStats, HttpStats, IstioStats, Kind, ListenerStats, Named, PlainStats, Scope, TcpStats};
+use crate::stats::{
+    ClusterStats, HttpStats, IstioStats, Kind, ListenerStats, Named, PlainStats, Scope, TcpStats, Workload,
+};
 use crate::upstream::WorkerCluster;
 use mesh_types::ArcStr;
 use proxy_core::Random;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +46,9 @@ pub(crate) struct Worker {
     pub(crate) buckets: RefCell<HashMap<usize, proxy_core::filters::TokenBucket>>,
     pub(crate) active_faults: Cell<u64>,
     /// Connection managers whose filters' counters exist.
-    pub(crate) touched: RefCell<std::collections::HashSet<usize>>,
+    pub(crate) touched: RefCell<HashSet<usize>>,
+    /// Every workload this worker has met, once.
+    workloads: RefCell<HashSet<Arc<Workload>>>,
     /// Keys of JWT providers.
     pub(crate) keys: RefCell<crate::hcm::KeyCache>,
     accepting: RefCell<HashMap<ArcStr, Vec<AbortHandle>>>,
@@ -71,6 +75,7 @@ impl Worker {
             active_faults: Cell::new(0),
             keys: RefCell::default(),
             touched: RefCell::default(),
+            workloads: RefCell::default(),
             accepting: RefCell::default(),
             connections: Cell::new(0),
             shared,
@@ -121,6 +126,21 @@ impl Worker {
         self.stats(&self.listener, Kind::Listener, prefix)
     }
 
+    /// The one copy of a workload.
+    pub(crate) fn intern(&self, workload: Workload) -> Arc<Workload> {
+        let mut known = self.workloads.borrow_mut();
+        if let Some(same) = known.get(&workload) {
+            return same.clone();
+        }
+        if known.len() >= MAX_WORKLOADS {
+            // Peers must not fill the memory: the rest is unknown.
+            return self.shared.identity.unknown.clone();
+        }
+        let fresh = Arc::new(workload);
+        known.insert(fresh.clone());
+        fresh
+    }
+
     /// Counters with names from configuration.
     pub(crate) fn named_stats(&self) -> &Named {
         &self.plain.other
@@ -155,6 +175,9 @@ impl Worker {
         }
     }
 }
+
+/// Workloads a worker tells apart.
+const MAX_WORKLOADS: usize = 10_000;
 
 /// How long a worker waits for open requests when the process ends.
 const LAST_WORDS: Duration = Duration::from_millis(100);

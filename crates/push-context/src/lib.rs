@@ -47,9 +47,8 @@ pub struct PushContext {
     pub registry: Arc<Registry>,
     /// Namespace of mesh-wide policies.
     pub root_namespace: ArcStr,
-    by_host: HashMap<ArcStr, Namespaces>,
+    by_host: Arc<HashMap<ArcStr, Namespaces>>,
     rules: Arc<Rules>,
-    service_accounts: HashMap<(ArcStr, ArcStr), Arc<[String]>>,
     snapshot: Snapshot,
     memo: Arc<Memo>,
     /// Scopes by the Sidecar they are from and the namespace they are for; made when first asked for.
@@ -61,9 +60,18 @@ impl PushContext {
     /// Reads and indexes a snapshot.
     pub fn build(snapshot: &Snapshot, mesh: &Arc<MeshConfig>, settings: &Settings) -> PushContext {
         let root_namespace = root_namespace(mesh);
-        let registry = Registry::build(snapshot, mesh, settings);
-        let rules = Arc::new(Rules::build(snapshot, mesh, settings, &root_namespace, None));
-        PushContext::assemble(snapshot, mesh, settings, registry, rules, Arc::default())
+        let registry = Arc::new(Registry::build(snapshot, mesh, settings));
+        PushContext {
+            mesh: mesh.clone(),
+            settings: settings.clone(),
+            by_host: Arc::new(by_host(&registry)),
+            registry,
+            rules: Arc::new(Rules::build(snapshot, mesh, settings, &root_namespace, None)),
+            root_namespace,
+            snapshot: snapshot.clone(),
+            memo: Arc::default(),
+            scopes: Mutex::default(),
+        }
     }
 
     /// The context of a newer snapshot: what changes leave alone is taken over, and so is what was generated.
@@ -74,8 +82,6 @@ impl PushContext {
             return PushContext::build(snapshot, mesh, &self.settings);
         }
         let changed: Vec<Kind> = snapshot.changed_kinds(&self.snapshot).collect();
-        let previous = (!changed.contains(&Kind::Node)).then_some(&*self.registry);
-        let registry = Registry::build_after(previous, snapshot, mesh, &self.settings);
         let same_rules = !changed.iter().any(|kind| kind.is_istio());
         let rules = match same_rules {
             true => self.rules.clone(),
@@ -84,48 +90,32 @@ impl PushContext {
                 Arc::new(Rules::build(snapshot, mesh, &self.settings, &self.root_namespace, previous))
             }
         };
-        self.memo.age();
-        let next = PushContext::assemble(snapshot, mesh, &self.settings, registry, rules, self.memo.clone());
-        let same_services = next.registry.services.len() == self.registry.services.len()
-            && next.registry.services.iter().zip(&self.registry.services).all(|(a, b)| Arc::ptr_eq(a, b));
-        if same_rules && same_services {
-            let scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            return PushContext { scopes: Mutex::new(scopes), ..next };
-        }
-        next
-    }
-
-    fn assemble(
-        snapshot: &Snapshot,
-        mesh: &Arc<MeshConfig>,
-        settings: &Settings,
-        registry: Registry,
-        rules: Arc<Rules>,
-        memo: Arc<Memo>,
-    ) -> PushContext {
-        let mut by_host: HashMap<ArcStr, Namespaces> = HashMap::new();
-        for service in &registry.services {
-            let namespaces = by_host.entry(service.hostname.clone()).or_default();
-            let existing = namespaces.get(&service.namespace);
-            // The oldest wins, but Kubernetes always wins over ServiceEntries.
-            if existing.is_none_or(|old| old.provider > service.provider) {
-                namespaces.insert(service.namespace.clone(), service.clone());
+        let is_registered = |kind: &Kind| !kind.is_istio() || matches!(kind, Kind::ServiceEntry | Kind::WorkloadEntry);
+        let registry = match changed.iter().any(is_registered) {
+            true => {
+                let previous = (!changed.contains(&Kind::Node)).then_some(&*self.registry);
+                Arc::new(Registry::build_after(previous, snapshot, mesh, &self.settings))
             }
-        }
-        let mut context = PushContext {
-            service_accounts: HashMap::new(),
-            mesh: mesh.clone(),
-            settings: settings.clone(),
-            registry: Arc::new(registry),
-            root_namespace: root_namespace(mesh),
-            by_host,
-            rules,
-            snapshot: snapshot.clone(),
-            memo,
-            scopes: Mutex::default(),
+            false => self.registry.clone(),
         };
-        context.service_accounts = context.collect_service_accounts();
-        context
+        let same_services = registry.services.len() == self.registry.services.len()
+            && registry.services.iter().zip(&self.registry.services).all(|(a, b)| Arc::ptr_eq(a, b));
+        let scopes = match same_rules && same_services {
+            true => self.scopes.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            false => HashMap::new(),
+        };
+        self.memo.age();
+        PushContext {
+            mesh: mesh.clone(),
+            settings: self.settings.clone(),
+            by_host: if same_services { self.by_host.clone() } else { Arc::new(by_host(&registry)) },
+            registry,
+            rules,
+            root_namespace: self.root_namespace.clone(),
+            snapshot: snapshot.clone(),
+            memo: self.memo.clone(),
+            scopes: Mutex::new(scopes),
+        }
     }
 
     /// Where generators keep what they made.
@@ -148,32 +138,23 @@ impl PushContext {
         if self.mesh.trust_domain.is_empty() { "cluster.local" } else { &self.mesh.trust_domain }
     }
 
-    fn collect_service_accounts(&self) -> HashMap<(ArcStr, ArcStr), Arc<[String]>> {
-        let mut out = HashMap::new();
-        for service in &self.registry.services {
-            let endpoints = self.registry.endpoints(&service.hostname, &service.namespace);
-            let identities = endpoints.iter().map(|e| e.workload.identity.clone()).filter(|i| !i.is_empty());
-            let mut names: Vec<String> = identities.chain(service.service_accounts.iter().cloned()).collect();
-            // As istio pkg/spiffe, ExpandWithTrustDomains.
-            for alias in &self.mesh.trust_domain_aliases {
-                let renamed = names.iter().filter_map(|name| {
-                    let (_, path) = name.strip_prefix("spiffe://")?.split_once('/')?;
-                    Some(format!("spiffe://{alias}/{path}"))
-                });
-                let renamed: Vec<String> = renamed.collect();
-                names.extend(renamed);
-            }
-            names.sort();
-            names.dedup();
-            out.insert((service.hostname.clone(), service.namespace.clone()), names.into());
-        }
-        out
-    }
-
     /// SPIFFE identities that a client may meet behind a service, sorted.
-    pub fn service_accounts(&self, service: &Service) -> Arc<[String]> {
-        let key = (service.hostname.clone(), service.namespace.clone());
-        self.service_accounts.get(&key).cloned().unwrap_or_default()
+    pub fn service_accounts(&self, service: &Service) -> Vec<String> {
+        let endpoints = self.registry.endpoints(&service.hostname, &service.namespace);
+        let identities = endpoints.iter().map(|e| e.workload.identity.clone()).filter(|i| !i.is_empty());
+        let mut names: Vec<String> = identities.chain(service.service_accounts.iter().cloned()).collect();
+        // As istio pkg/spiffe, ExpandWithTrustDomains.
+        for alias in &self.mesh.trust_domain_aliases {
+            let renamed = names.iter().filter_map(|name| {
+                let (_, path) = name.strip_prefix("spiffe://")?.split_once('/')?;
+                Some(format!("spiffe://{alias}/{path}"))
+            });
+            let renamed: Vec<String> = renamed.collect();
+            names.extend(renamed);
+        }
+        names.sort();
+        names.dedup();
+        names
     }
 
     /// The services of one host name, by namespace.
@@ -293,4 +274,17 @@ impl PushContext {
 
 fn root_namespace(mesh: &MeshConfig) -> ArcStr {
     if mesh.root_namespace.is_empty() { "istio-system".into() } else { mesh.root_namespace.as_str().into() }
+}
+
+fn by_host(registry: &Registry) -> HashMap<ArcStr, Namespaces> {
+    let mut out: HashMap<ArcStr, Namespaces> = HashMap::new();
+    for service in &registry.services {
+        let namespaces = out.entry(service.hostname.clone()).or_default();
+        let existing = namespaces.get(&service.namespace);
+        // The oldest wins, but Kubernetes always wins over ServiceEntries.
+        if existing.is_none_or(|old| old.provider > service.provider) {
+            namespaces.insert(service.namespace.clone(), service.clone());
+        }
+    }
+    out
 }

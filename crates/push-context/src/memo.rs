@@ -46,6 +46,9 @@ pub struct Memo {
     tables: Mutex<HashMap<TypeId, Erased>>,
 }
 
+/// A table with more values than this forgets them all: proxies may ask for what names they like.
+const MOST: usize = 1 << 18;
+
 /// After so many snapshots with proxies that ask, what none of them asked for is forgotten.
 const KEPT: u64 = 3;
 
@@ -64,6 +67,15 @@ impl Memo {
         K: Eq + Hash + Send + 'static,
         V: Clone + Send + 'static,
     {
+        self.get_of(MOST, key, make)
+    }
+
+    /// As [`Memo::get`] for big values, of which at most so many are kept.
+    pub fn get_of<K, V>(&self, most: usize, key: K, make: impl FnOnce() -> V) -> V
+    where
+        K: Eq + Hash + Send + 'static,
+        V: Clone + Send + 'static,
+    {
         let known = self.with(|table: &mut Table<K, V>| {
             table.used = true;
             let (value, last) = table.values.get_mut(&key)?;
@@ -76,6 +88,9 @@ impl Memo {
         let value = make();
         self.with(|table: &mut Table<K, V>| {
             let epoch = table.epoch;
+            if table.values.len() >= most {
+                table.values.clear();
+            }
             table.values.insert(key, (value.clone(), epoch));
             Some(())
         });

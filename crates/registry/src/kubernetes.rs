@@ -1,6 +1,6 @@
 //! Services, pods and endpoints as Kubernetes knows them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use config_store::{Body, Kind, Object, Snapshot};
@@ -234,15 +234,13 @@ pub(crate) fn endpoints(
         None => by_address.get(address).copied(),
     };
     let mut out = EndpointMap::new();
-    let mut has_slice: Vec<(ArcStr, ArcStr)> = Vec::new();
+    let mut has_slice: HashSet<(ArcStr, ArcStr)> = HashSet::new();
     for object in snapshot.list(Kind::EndpointSlice) {
         let Body::EndpointSlice(slice) = &object.body else { continue };
         let Some(name) = object.labels.get("kubernetes.io/service-name") else { continue };
         let namespace = &object.key.namespace;
         let key = (hostname(name, namespace, settings), namespace.clone());
-        if !has_slice.contains(&key) {
-            has_slice.push(key.clone());
-        }
+        has_slice.insert(key.clone());
         let list = out.entry(key).or_default();
         add_slice(slice, namespace, list, &find);
     }

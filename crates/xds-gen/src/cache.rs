@@ -27,11 +27,16 @@ type Endpoints = Option<Same<[Endpoint]>>;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Use {
     Listeners,
+    /// Listeners without what tells who the proxy is.
+    Ports,
     /// And name tables.
     Routes,
     /// And endpoints: these are the same for clients of all namespaces.
     Clusters,
 }
+
+/// Lists of load assignments that are kept: proxies of one class ask for the same ones, as a rule.
+const LISTS: usize = 256;
 
 /// Metadata that generators read, other than for the use of EnvoyFilters.
 const METADATA: [&str; 4] = ["MESH_ID", "TLS_SERVER_CERT_CHAIN", "TLS_SERVER_KEY", "TLS_SERVER_ROOT_CERT"];
@@ -98,9 +103,11 @@ fn service_clusters(cx: &Context<'_>, class: &Arc<Node>, service: &Arc<Service>)
 }
 
 /// The load assignments of these names.
-pub(crate) fn endpoints(cx: &Context<'_>, wanted: &[ArcStr]) -> Vec<Resource> {
+pub(crate) fn endpoints(cx: &Context<'_>, wanted: &[ArcStr]) -> Shared {
     #[derive(Eq, Hash, PartialEq)]
     struct Key(Target, ArcStr);
+    #[derive(Eq, Hash, PartialEq)]
+    struct All(Same<Node>, Same<SidecarScope>, Same<Registry>, Vec<ArcStr>);
 
     let class = class(cx, Use::Clusters);
     let own = cx.of_class(&class);
@@ -112,7 +119,9 @@ pub(crate) fn endpoints(cx: &Context<'_>, wanted: &[ArcStr]) -> Vec<Resource> {
         }
         None => make(name),
     };
-    wanted.iter().map(load).collect()
+    let (scope, registry) = (Same(own.scope.clone()), Same(own.push.registry.clone()));
+    let all = All(Same(class.clone()), scope, registry, wanted.to_vec());
+    own.push.memo().get_of(LISTS, all, || wanted.iter().map(load).collect())
 }
 
 /// All listeners of a proxy.
@@ -136,8 +145,15 @@ pub(crate) fn listeners(cx: &Context<'_>) -> Shared {
         struct OutboundKey(Same<Node>, Same<SidecarScope>, Vec<Endpoints>);
         let class = class(cx, Use::Listeners);
         let key = OutboundKey(Same(class.clone()), Same(cx.scope.clone()), headless(cx));
-        let outbound =
-            cx.push.memo().get(key, || encode_listeners(&listener::outbound_side(&cx.of_class(&class))));
+        let outbound = cx.push.memo().get(key, || {
+            #[derive(Eq, Hash, PartialEq)]
+            struct PortsKey(OutboundKey);
+            let wide = self::class(cx, Use::Ports);
+            let key = OutboundKey(Same(wide.clone()), Same(cx.scope.clone()), headless(cx));
+            let make = || Arc::new(listener::Ports::of(&cx.of_class(&wide)));
+            let ports = cx.push.memo().get(PortsKey(key), make);
+            encode_listeners(&listener::outbound_side(&cx.of_class(&class), &ports))
+        });
         let own = encode_listeners(&listener::inbound_side(cx));
         outbound.iter().chain(own.iter()).cloned().collect()
     })
@@ -208,10 +224,11 @@ fn class(cx: &Context<'_>, what: Use) -> Arc<Node> {
     // Some services are only for clients on the endpoint's own node.
     let local = |s: &Arc<Service>| s.node_local || s.traffic_distribution == TrafficDistribution::PreferSameNode;
     let by_node = what == Use::Clusters && (rules.contains(HOSTNAME) || cx.scope.services.iter().any(local));
-    let (listeners, everywhere) = (what == Use::Listeners, what == Use::Clusters);
+    let (reported, everywhere) = (what == Use::Listeners, what == Use::Clusters);
     let matters = |label: &str| {
-        rules.contains(label) || (by_node && label == HOSTNAME) || (listeners && REPORTED.contains(&label))
+        rules.contains(label) || (by_node && label == HOSTNAME) || (reported && REPORTED.contains(&label))
     };
+    let bound = matches!(what, Use::Listeners | Use::Ports);
     let mut labels = node.labels.clone();
     labels.retain(|label, _| matters(label));
     if labels.is_empty() {
@@ -224,14 +241,15 @@ fn class(cx: &Context<'_>, what: Use) -> Arc<Node> {
         let is_own = |e: &Endpoint| e.addresses.first().is_some_and(|a| own.is_some_and(|own| **own == **a));
         lists.into_iter().any(|list| list.0.iter().any(is_own))
     };
-    let traced_by_name = listeners && !node.labels.contains_key("app") && !cx.push.mesh.extension_providers.is_empty();
-    let metadata = node.metadata.iter().filter(|(key, _)| METADATA.contains(&&***key) || (by_node && *key == NODE_NAME));
+    let traced_by_name = reported && !node.labels.contains_key("app") && !cx.push.mesh.extension_providers.is_empty();
+    let metadata =
+        node.metadata.iter().filter(|(key, _)| METADATA.contains(&&***key) || (by_node && *key == NODE_NAME));
     one(
         cx,
         Node {
             id: String::new(),
             name: if traced_by_name { node.name.clone() } else { "".into() },
-            addresses: if listeners && own_address() { node.addresses.clone() } else { vec![String::new()] },
+            addresses: if bound && own_address() { node.addresses.clone() } else { vec![String::new()] },
             namespace: if everywhere { "".into() } else { node.namespace.clone() },
             dns_domain: if everywhere { String::new() } else { node.dns_domain.clone() },
             labels,

@@ -65,8 +65,8 @@ pub fn generate(push: &PushContext, node: &Node, type_url: &str, names: Names<'_
             Names::Wildcard => cache::routes(&cx, &route_names(&cx, &Patches::of(&cx))),
         },
         type_url::ENDPOINT => match names {
-            Names::List(list) => cache::endpoints(&cx, list),
-            Names::Wildcard => cache::endpoints(&cx, &eds_names(&cx, &Patches::of(&cx))),
+            Names::List(list) => cache::endpoints(&cx, list).to_vec(),
+            Names::Wildcard => cache::endpoints(&cx, &eds_names(&cx, &Patches::of(&cx))).to_vec(),
         },
         type_url::NAME_TABLE if node.dns_capture => vec![cache::names(&cx)],
         _ => Vec::new(),

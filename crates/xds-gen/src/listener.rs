@@ -20,10 +20,11 @@ use crate::proto::{address, network_filter, parse_duration, u32_value};
 use crate::telemetry::Side;
 
 pub(crate) use http::{counts_attempts, forwards_host, preserves_case};
+pub(crate) use outbound::Ports;
 
 /// All listeners of a proxy.
 pub(crate) fn all(cx: &Context<'_>) -> Vec<Listener> {
-    let mut out = outbound_side(cx);
+    let mut out = outbound_side(cx, &Ports::of(cx));
     out.extend(inbound_side(cx));
     out
 }
@@ -33,11 +34,11 @@ fn none(cx: &Context<'_>) -> bool {
 }
 
 /// Those for what the application sends.
-pub(crate) fn outbound_side(cx: &Context<'_>) -> Vec<Listener> {
+pub(crate) fn outbound_side(cx: &Context<'_>, ports: &Ports) -> Vec<Listener> {
     if none(cx) {
         return Vec::new();
     }
-    let mut out = outbound::all(cx);
+    let mut out = outbound::all(cx, ports);
     out.extend(http_proxy(cx));
     if !cx.no_interception() {
         out.push(virtual_outbound(cx));

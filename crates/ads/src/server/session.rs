@@ -198,13 +198,20 @@ impl Session {
     /// Compares what the source has with what the client has; `None` if the client needs nothing.
     pub fn evaluate(&mut self, type_url: &str, resources: Vec<Arc<Resource>>) -> Option<Response> {
         let key = (rank(type_url), ArcStr::from(type_url));
+        let response = self.compare(&key, resources);
+        // Without a response there will be no acknowledgement to release on.
+        self.release_removals();
+        response
+    }
+
+    fn compare(&mut self, key: &(usize, ArcStr), resources: Vec<Arc<Resource>>) -> Option<Response> {
         let revision = self.revision;
         let keep_back = key.0 < *REFERRING.start() && self.is_unsettled();
-        let watch = self.watches.get_mut(&key)?;
+        let watch = self.watches.get_mut(key)?;
         watch.due = false;
         watch.evaluated = revision;
         let (resources, removed) = match self.protocol {
-            Protocol::StateOfTheWorld => watch.evaluate_sotw(is_wildcard_type(type_url), resources)?,
+            Protocol::StateOfTheWorld => watch.evaluate_sotw(is_wildcard_type(&key.1), resources)?,
             Protocol::Delta => watch.evaluate_delta(resources, keep_back)?,
         };
         self.nonces += 1;
@@ -225,7 +232,7 @@ impl Session {
                 dependents.for_each(|(_, watch)| watch.asks_again = true);
             }
         }
-        Some(Response { type_url: key.1, nonce, revision, resources, removed })
+        Some(Response { type_url: key.1.clone(), nonce, revision, resources, removed })
     }
 
     /// A revision that this client now has applied entirely, reported once.

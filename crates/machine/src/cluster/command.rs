@@ -67,6 +67,8 @@ pub(crate) struct PodRow {
     pub(crate) restarts: u32,
     pub(crate) age: String,
     pub(crate) ips: Vec<IpAddr>,
+    /// Process 1 of a running container, as the host numbers it: a way into the pod's namespaces for nsenter(1).
+    pub(crate) pid: Option<i32>,
     pub(crate) sidecar: Option<String>,
     pub(crate) message: Option<String>,
 }
@@ -201,6 +203,7 @@ impl Cluster {
                 restarts: 0,
                 age: String::new(),
                 ips: Vec::new(),
+                pid: None,
                 sidecar: None,
                 message: Some(problem.clone()),
             });
@@ -283,6 +286,9 @@ fn row(key: &super::Key, entry: &super::Entry, proxies: &[ProxyState]) -> PodRow
         restarts: state.as_ref().map_or(0, pod::state::PodState::restarts),
         age: state.as_ref().map_or_else(String::new, |state| clock::age(state.age())),
         ips: entry.place.ips.clone(),
+        pid: state
+            .as_ref()
+            .and_then(|state| state.containers.iter().find_map(|c| c.enter.as_ref().map(|enter| enter.pid))),
         sidecar,
         message: state.and_then(|state| state.message()),
     }

@@ -59,6 +59,7 @@ pub(super) fn build(spec: &Spec) -> Result<(), String> {
 
     device_files(devices)?;
     private_tmpfs("/run", "mode=755")?;
+    hide_state(&spec.scratch)?;
     for one in detached {
         attach(one)?;
     }
@@ -305,6 +306,14 @@ fn private_tmpfs(path: &str, options: &str) -> Result<(), String> {
     let options = std::ffi::CString::new(options).map_err(failed("mount options"))?;
     rustix::mount::mount("tmpfs", path, "tmpfs", MountFlags::NOSUID, Some(options.as_c_str()))
         .map_err(failed(format_args!("mount a tmpfs at {path}")))
+}
+
+/// Takes the state folders of all meshes out of sight, wherever they are: they hold other pods' tokens.
+fn hide_state(scratch: &Path) -> Result<(), String> {
+    // …/outrigger/NAME/pods/UID/scratch
+    let Some(folders) = scratch.ancestors().nth(4).filter(|path| path.is_dir()) else { return Ok(()) };
+    rustix::mount::mount("tmpfs", folders, "tmpfs", MountFlags::NOSUID | MountFlags::RDONLY, Some(c"mode=000"))
+        .map_err(failed("hide the state folder"))
 }
 
 fn device_files(devices: Vec<(&str, OwnedFd)>) -> Result<(), String> {

@@ -88,8 +88,9 @@ pub fn cors_decide(policy: Option<&CorsPolicy>, request: &Headers) -> CorsDecisi
             headers.push((name, value.as_bytes().to_vec()));
         }
     };
+    // Envoy's encoder adds these to the answer of a preflight, too.
+    add("access-control-expose-headers", &policy.expose);
     if !preflight {
-        add("access-control-expose-headers", &policy.expose);
         return CorsDecision::Actual(headers);
     }
     add("access-control-allow-methods", &policy.methods);
@@ -133,6 +134,7 @@ mod tests {
             [
                 "access-control-allow-origin",
                 "access-control-allow-credentials",
+                "access-control-expose-headers",
                 "access-control-allow-methods",
                 "access-control-max-age"
             ]

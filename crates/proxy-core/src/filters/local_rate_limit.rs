@@ -113,6 +113,13 @@ impl TokenBucket {
         self.tokens as u32
     }
 
+    /// How long until another token is there.
+    pub fn until_next(&mut self, now: Instant) -> Duration {
+        self.refill(now);
+        let missing = 1.0 - self.tokens.fract();
+        self.config.fill_interval.mul_f64(missing / f64::from(self.config.tokens_per_fill))
+    }
+
     fn refill(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.last);
         let rate = f64::from(self.config.tokens_per_fill) / self.config.fill_interval.as_secs_f64();
@@ -312,6 +319,7 @@ mod tests {
         let start = Instant::now();
         let mut bucket = TokenBucket::new(&config, start);
         assert!(bucket.take(1, start) && bucket.take(1, start) && !bucket.take(1, start));
+        assert_eq!(bucket.until_next(start + Duration::from_millis(250)), Duration::from_millis(750));
         assert!(bucket.take(1, start + Duration::from_secs(1)));
         assert_eq!(bucket.remaining(start + Duration::from_secs(100)), 2);
     }

@@ -35,8 +35,12 @@ pub enum Command {
     FilterState(Box<str>),
     /// `GRPC_STATUS`, by number or one of two name styles.
     GrpcStatus(GrpcStatusStyle),
-    /// A fixed text that the format asked for by name (`ENVIRONMENT`, `HOSTNAME`: not known here, so missing).
-    Unknown,
+    /// A variable of the process's environment.
+    Environment(Box<str>),
+    /// This machine's name.
+    Hostname,
+    /// Facts of the socket that nobody measures here: always missing.
+    Unmeasured,
 }
 
 /// A point in a stream's life.
@@ -80,6 +84,8 @@ pub enum Side {
     DownstreamDirectRemote,
     DownstreamLocal,
     UpstreamHost,
+    /// The host's address once a connection stands.
+    UpstreamRemote,
     UpstreamLocal,
 }
 

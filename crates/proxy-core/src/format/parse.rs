@@ -134,12 +134,9 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
             _ => GrpcStatusStyle::Camel,
         }),
         "GRPC_STATUS_NUMBER" => Command::GrpcStatus(GrpcStatusStyle::Number),
-        "HOSTNAME"
-        | "ENVIRONMENT"
-        | "CUSTOM_FLAGS"
-        | "BYTES_RETRANSMITTED"
-        | "PACKETS_RETRANSMITTED"
-        | "ROUNDTRIP_DURATION" => Command::Unknown,
+        "ENVIRONMENT" => Command::Environment(needs()?.into()),
+        "HOSTNAME" => Command::Hostname,
+        "CUSTOM_FLAGS" | "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" | "ROUNDTRIP_DURATION" => Command::Unmeasured,
         other => address(other)
             .or_else(|| tls(other))
             .ok_or_else(|| Invalid::new("format", format!("not supported: {other}")))?,
@@ -205,7 +202,7 @@ fn address(name: &str) -> Option<Command> {
         ("DOWNSTREAM_LOCAL_", Side::DownstreamLocal),
         ("DOWNSTREAM_DIRECT_LOCAL_", Side::DownstreamLocal),
         ("UPSTREAM_LOCAL_", Side::UpstreamLocal),
-        ("UPSTREAM_REMOTE_", Side::UpstreamHost),
+        ("UPSTREAM_REMOTE_", Side::UpstreamRemote),
         ("UPSTREAM_HOST", Side::UpstreamHost),
     ]
     .iter()

@@ -49,7 +49,14 @@ impl Command {
             Command::Metadata(source, namespace, path) => metadata(cx.info, *source, namespace, path, out),
             Command::FilterState(key) => text(cx.info.filter_state.0.get(&**key).map(|v| &**v), out),
             Command::GrpcStatus(style) => grpc_status(cx, *style, out),
-            Command::Unknown => Written::Missing,
+            Command::Environment(name) => {
+                // Envoy prints a dash for variables that are not set, even where missing values print nothing.
+                let value = (cx.info.connection.environment)(name);
+                out.extend_from_slice(value.as_deref().unwrap_or("-").as_bytes());
+                Written::Text
+            }
+            Command::Hostname => text(Some(&cx.info.connection.hostname), out),
+            Command::Unmeasured => Written::Missing,
         }
     }
 }
@@ -117,6 +124,7 @@ fn address(info: &StreamInfo, side: Side, part: AddressPart, out: &mut Vec<u8>) 
         Side::DownstreamDirectRemote => Some(&info.connection.direct_remote),
         Side::DownstreamLocal => Some(&info.connection.local),
         Side::UpstreamHost => info.upstream.host.as_ref().map(|h| &h.address),
+        Side::UpstreamRemote => info.upstream.local.as_ref().and(info.upstream.host.as_ref()).map(|h| &h.address),
         Side::UpstreamLocal => info.upstream.local.as_ref(),
     };
     let Some(address) = address else { return Written::Missing };

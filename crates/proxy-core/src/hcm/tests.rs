@@ -162,3 +162,19 @@ fn responses_name_the_server() {
     assert_eq!(respond(json!({"server_header_transformation": "APPEND_IF_ABSENT"})), "app");
     assert_eq!(respond(json!({"server_header_transformation": "PASS_THROUGH"})), "app");
 }
+
+#[test]
+fn local_replies_are_rewritten() {
+    use crate::format::FormatContext;
+    use crate::stream_info::StreamInfo;
+    let hcm = hcm(json!({"local_reply_config": {
+        "mappers": [{"filter": {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": 503}}}}, "status_code": 418,
+            "body": {"inline_string": "teapot"}, "headers_to_add": [{"header": {"key": "x-a", "value": "1"}}]}],
+        "body_format": {"json_format": {"code": "%RESPONSE_CODE%", "body": "%LOCAL_REPLY_BODY%"}}}}));
+    let mut info = StreamInfo::new(Arc::new(ConnectionInfo::default()), std::time::UNIX_EPOCH);
+    info.response_code = Some(503);
+    let rewritten = hcm.local_reply.rewrite(503, "old", &FormatContext::new(&info, None, None)).unwrap();
+    assert_eq!((rewritten.status, &*rewritten.content_type), (Some(418), "application/json"));
+    assert_eq!(String::from_utf8(rewritten.body).unwrap().trim(), r#"{"body":"teapot","code":418}"#);
+    assert_eq!(rewritten.headers, [("x-a".to_owned(), b"1".to_vec())]);
+}

@@ -9,7 +9,6 @@ use crate::any::Typed;
 use crate::filters::{ExtAuthz, FilterStateValue, IstioStats, TokenBucketConfig};
 use crate::hcm::HttpConnectionManager;
 use crate::metadata::MetadataMatch;
-use crate::percent::Fraction;
 use crate::rbac::Rbac;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::{Options, fields, pb};
@@ -303,9 +302,8 @@ fn compile(name: &str, typed: Typed<'_>, options: &Options) -> Compiled<Part> {
         "stats.PluginConfig" => NetworkFilter::IstioStats(Arc::new(IstioStats::compile(&typed.decode()?)?)),
         "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
             let config: pb::network_filter::local_ratelimit::v3::LocalRateLimit = typed.decode()?;
-            let enabled = Fraction::runtime(None, Fraction::ALL)?;
             let off = config.runtime_enabled.as_ref().and_then(|f| f.default_value.as_ref()).is_some_and(|v| !v.value);
-            if off || enabled == Fraction::NONE {
+            if off {
                 NetworkFilter::NoOp { name: name.into(), type_name: typed.name.as_str().into() }
             } else {
                 NetworkFilter::LocalRateLimit(Arc::new(NetworkLocalRateLimit {

@@ -38,6 +38,8 @@ pub(super) enum Principal {
     /// `None`: any valid client certificate.
     Authenticated(Option<StringMatcher>),
     DirectRemote(Cidr),
+    /// The connection's remote address: the direct one unless PROXY protocol changed it, never `x-forwarded-for`.
+    ConnectionRemote(Cidr),
     Remote(Cidr),
     Header(HeaderMatcher),
     Path(StringMatcher),
@@ -155,8 +157,7 @@ impl Principal {
                 let name = authenticated.principal_name.as_ref().map(StringMatcher::compile).transpose();
                 Self::Authenticated(name.at("authenticated.principal_name")?)
             }
-            // `source_ip` is the connection's remote address, which here is the direct one unless PROXY protocol changed it.
-            Identifier::SourceIp(range) => Self::Remote(Cidr::compile(range).at("source_ip")?),
+            Identifier::SourceIp(range) => Self::ConnectionRemote(Cidr::compile(range).at("source_ip")?),
             Identifier::DirectRemoteIp(range) => Self::DirectRemote(Cidr::compile(range).at("direct_remote_ip")?),
             Identifier::RemoteIp(range) => Self::Remote(Cidr::compile(range).at("remote_ip")?),
             Identifier::Header(header) => {
@@ -190,6 +191,7 @@ impl Principal {
             Self::Not(inner) => !inner.matches(input),
             Self::Authenticated(name) => authenticated(name.as_ref(), input),
             Self::DirectRemote(range) => input.connection.direct_remote.ip().is_some_and(|ip| range.contains(ip)),
+            Self::ConnectionRemote(range) => input.connection.remote.ip().is_some_and(|ip| range.contains(ip)),
             Self::Remote(range) => input.remote.ip().is_some_and(|ip| range.contains(ip)),
             Self::Header(header) => input.headers.is_some_and(|h| header.matches(h)),
             Self::Path(path) => path_of(input).is_some_and(|p| path.matches(p.as_bytes())),

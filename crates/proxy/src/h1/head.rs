@@ -148,6 +148,9 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
     if !valid_target(target, connect) {
         return Err(CODEC);
     }
+    if target.first() == Some(&b'*') && (target.len() > 1 || method != b"OPTIONS") {
+        return Err(bad("http1.invalid_url"));
+    }
     let http10 = match &head[line.version] {
         b"HTTP/1.1" => false,
         b"HTTP/1.0" => true,
@@ -168,6 +171,9 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
     if facts.drop_length {
         headers.remove("content-length");
     }
+    if facts.nominates {
+        remove_nominated(&mut headers);
+    }
     let keep_alive = if http10 { facts.keep_alive && !facts.close } else { !facts.close };
     let body = match body {
         BodyLength::Close => BodyLength::None,
@@ -185,6 +191,30 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
         },
         end,
     )))
+}
+
+/// Fields named by `connection` belong to this hop only (RFC 9110, 7.6.1). Those that say how the message is framed, where it
+/// goes or who sent it stay: a client must not be able to make us forget them.
+fn remove_nominated(headers: &mut Headers) {
+    const KEPT: [&str; 8] = [
+        "connection",
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "te",
+        "upgrade",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+    ];
+    let value = headers.get_all("connection").collect::<Vec<_>>().join(&b","[..]);
+    for token in value.split(|b| *b == b',') {
+        if let Ok(name) = std::str::from_utf8(token.trim_ascii()) {
+            let name = name.to_ascii_lowercase();
+            if !name.is_empty() && !name.starts_with(':') && !KEPT.contains(&name.as_str()) {
+                headers.remove(&name);
+            }
+        }
+    }
 }
 
 /// Garbage is refused before its end is seen: a client that speaks something else would wait for ever.
@@ -335,6 +365,8 @@ struct Facts {
     close: bool,
     keep_alive: bool,
     upgrade: bool,
+    /// `connection` names other fields of this hop.
+    nominates: bool,
     has_upgrade: bool,
     expect_continue: bool,
     drop_length: bool,
@@ -415,6 +447,9 @@ fn fields(
                     facts.close |= token.eq_ignore_ascii_case(b"close");
                     facts.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
                     facts.upgrade |= token.eq_ignore_ascii_case(b"upgrade");
+                    facts.nominates |= [&b"close"[..], b"keep-alive", b"upgrade", b"te"]
+                        .iter()
+                        .all(|known| !token.eq_ignore_ascii_case(known));
                 }
             }
             7 if name.eq_ignore_ascii_case(b"upgrade") => facts.has_upgrade = true,
@@ -630,70 +665,4 @@ pub(crate) fn reason_phrase(status: u16) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request(text: &str) -> Result<RequestHead, HeadError> {
-        parse_request(text.as_bytes(), &Limits::default()).map(|r| r.expect("a complete head").0)
-    }
-
-    fn detail(text: &str) -> &'static str {
-        request(text).expect_err("refused").detail
-    }
-
-    #[test]
-    fn a_usual_request() {
-        let text = b"GET /a?b=c HTTP/1.1\r\nHost: h\r\nX-A:  1 \r\n\r\nrest";
-        let (head, used) = parse_request(text, &Limits::default()).unwrap().unwrap();
-        assert_eq!(used, text.len() - 4);
-        assert_eq!(head.headers.path(), Some("/a?b=c"));
-        assert_eq!(head.headers.authority(), Some("h"));
-        assert_eq!(head.headers.get("x-a"), Some(&b"1"[..]));
-        assert!(head.keep_alive);
-        assert_eq!(head.body, BodyLength::None);
-    }
-
-    #[test]
-    fn smuggling_vectors_are_refused() {
-        let head = |fields: &str| format!("POST / HTTP/1.1\r\nhost: t\r\n{fields}\r\n\r\n");
-        assert_eq!(
-            detail(&head("content-length: 5\r\ntransfer-encoding: chunked")),
-            "http1.content_length_and_chunked_not_allowed"
-        );
-        assert_eq!(detail(&head("content-length: 3\r\ncontent-length: 3")), "http1.codec_error");
-        assert_eq!(detail(&head("content-length: +3")), "http1.codec_error");
-        assert_eq!(detail(&head("content-length: 99999999999999999999999")), "http1.codec_error");
-        assert_eq!(detail(&head("transfer-encoding: gzip, chunked")), "http1.invalid_transfer_encoding");
-        assert_eq!(detail(&head("x-a : 1")), "http1.codec_error");
-        assert_eq!(detail(&head("x-a: a\0b")), "http1.invalid_characters");
-        assert_eq!(detail("GET / HTTP/1.1\r\n host: t\r\n\r\n"), "http1.codec_error");
-    }
-
-    #[test]
-    fn folded_lines_are_joined() {
-        let head = request("GET / HTTP/1.1\r\nhost: t\r\nx-a: 1\r\n folded\r\n\r\n").unwrap();
-        assert_eq!(head.headers.get("x-a"), Some(&b"1 folded"[..]));
-    }
-
-    #[test]
-    fn absolute_form_replaces_the_host() {
-        let head = request("GET http://abs.test:81/p?q=1 HTTP/1.1\r\nhost: other\r\n\r\n").unwrap();
-        assert_eq!(head.headers.authority(), Some("abs.test:81"));
-        assert_eq!(head.headers.path(), Some("/p?q=1"));
-        assert_eq!(detail("GET ftp://abs.test/p HTTP/1.1\r\nhost: other\r\n\r\n"), "http1.invalid_scheme");
-    }
-
-    #[test]
-    fn never_panics_on_any_prefix_or_flip() {
-        let text = b"POST /x HTTP/1.1\r\nhost: t\r\nx-a: 1\r\n folded\r\ntransfer-encoding: chunked\r\n\r\n";
-        for i in 0..text.len() {
-            let _ = parse_request(&text[..i], &Limits::default());
-            for byte in [0u8, 10, 13, 32, 58, 255] {
-                let mut copy = text.to_vec();
-                copy[i] = byte;
-                let _ = parse_request(&copy, &Limits::default());
-                let _ = parse_response(&copy, &Limits::default(), false);
-            }
-        }
-    }
-}
+mod tests;

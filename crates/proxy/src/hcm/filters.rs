@@ -179,7 +179,22 @@ fn rate_limit(exchange: &mut Exchange, limit: &Arc<proxy_core::filters::LocalRat
     let now = Instant::now();
     let mut buckets = worker.buckets.borrow_mut();
     let bucket = buckets.entry(key).or_insert_with(|| proxy_core::filters::TokenBucket::new(&limit.bucket, now));
-    if bucket.take(1, now) {
+    let taken = bucket.take(1, now);
+    if limit.ratelimit_headers {
+        let left = bucket.remaining(now);
+        // Until there is one token again.
+        let per_token = limit.bucket.fill_interval.as_secs_f64() / f64::from(limit.bucket.tokens_per_fill.max(1));
+        let reset = if left == 0 { per_token.ceil() as u64 } else { 0 };
+        let max = limit.bucket.max_tokens;
+        for (name, value) in [
+            ("x-ratelimit-limit", u64::from(max)),
+            ("x-ratelimit-remaining", left.into()),
+            ("x-ratelimit-reset", reset),
+        ] {
+            exchange.add_to_response.push((name.to_owned(), value.to_string().into_bytes()));
+        }
+    }
+    if taken {
         stats.inc(&format!("{prefix}.ok"));
         return Ok(());
     }

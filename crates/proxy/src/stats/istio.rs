@@ -10,6 +10,7 @@ use proxy_core::ResponseFlags;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
+use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,6 +24,24 @@ pub(crate) struct Workload {
     pub(crate) canonical_service: ArcStrOrUnknown,
     pub(crate) canonical_revision: ArcStrOrUnknown,
     pub(crate) cluster: ArcStrOrUnknown,
+}
+
+/// An interned workload: equal when it is the same one, so that a request hashes a pointer and not its names.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer(pub(crate) Arc<Workload>);
+
+impl PartialEq for Peer {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Peer {}
+
+impl Hash for Peer {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
 }
 
 /// Text that prints as `unknown` when it is not known.
@@ -77,8 +96,8 @@ impl std::fmt::Display for Flags {
 pub(crate) struct TcpLabels {
     /// `source` or `destination`.
     pub(crate) reporter: &'static str,
-    pub(crate) source: Arc<Workload>,
-    pub(crate) destination: Arc<Workload>,
+    pub(crate) source: Peer,
+    pub(crate) destination: Peer,
     pub(crate) source_principal: ArcStrOrUnknown,
     pub(crate) destination_principal: ArcStrOrUnknown,
     /// Host of the service, `reviews.default.svc.cluster.local`.
@@ -191,7 +210,7 @@ impl TcpLabels {
     /// Label order as Istio's stats filter writes it.
     fn render(&self, protocol: &str) -> String {
         let mut out = String::with_capacity(700);
-        let (s, d) = (&self.source, &self.destination);
+        let (s, d) = (&self.source.0, &self.destination.0);
         let mut put = |name: &str, value: &str| {
             if !out.is_empty() {
                 out.push(',');

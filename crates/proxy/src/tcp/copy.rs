@@ -31,8 +31,10 @@ pub(super) enum Side {
 }
 
 /// How a transfer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
+    /// A policy refused the client; says which.
+    Denied(String),
     /// Both sides closed.
     Complete,
     Idle,
@@ -166,6 +168,16 @@ impl Direction {
         }
     }
 
+    /// Bytes that a refused client sent; they go nowhere.
+    fn refused(&mut self, cx: &mut Context<'_>, from: &mut Io) -> u64 {
+        let mut buf = [0; SMALL];
+        let mut read = ReadBuf::new(&mut buf);
+        match Pin::new(from).poll_read(cx, &mut read) {
+            Poll::Ready(Ok(())) => read.filled().len() as u64,
+            _ => 0,
+        }
+    }
+
     fn done(&self) -> bool {
         matches!(self.mode, Mode::Done)
     }
@@ -224,7 +236,13 @@ fn when_ready(
 }
 
 /// Moves bytes both ways until both directions ended, one failed, or nothing moved for the idle timeout.
-pub(super) async fn both(down: &mut Io, up: &mut Io, transfer: &Transfer) -> Ended {
+/// `gate` is asked at the client's first byte.
+pub(super) async fn both(
+    down: &mut Io,
+    up: &mut Io,
+    transfer: &Transfer,
+    mut gate: Option<&mut dyn FnMut() -> Result<(), String>>,
+) -> Ended {
     let splice = spliceable(down, up);
     let mut there = Direction::new(splice);
     let mut back = Direction::new(splice);
@@ -244,7 +262,16 @@ pub(super) async fn both(down: &mut Io, up: &mut Io, transfer: &Transfer) -> End
     let mut last = 0;
     let mut last_moved = Instant::now();
     std::future::poll_fn(|cx| {
-        let a = there.poll(cx, down, up);
+        if let Some(check) = &mut gate
+            && down.poll_first_byte(cx).is_ready()
+        {
+            if let Err(details) = check() {
+                transfer.received.set(there.refused(cx, down));
+                return Poll::Ready(Ended::Denied(details));
+            }
+            gate = None;
+        }
+        let a = if gate.is_some() { Poll::Pending } else { there.poll(cx, down, up) };
         let b = back.poll(cx, up, down);
         transfer.received.set(there.moved);
         transfer.sent.set(back.moved);

@@ -94,7 +94,7 @@ impl ClientTls {
             .with_client_cert_resolver(Arc::new(Single(key)));
         config.resumption =
             rustls::client::Resumption::in_memory_sessions(self.context.max_session_keys.clamp(1, 8) as usize);
-        config.alpn_protocols = common.alpn.clone();
+        config.alpn_protocols = super::spoken(&common.alpn);
         Ok(Compiled { generation, config: Arc::new(config), local, validates })
     }
 

@@ -113,7 +113,7 @@ impl ServerTls {
         config.session_storage = rustls::server::ServerSessionMemoryCache::new(SESSIONS);
         config.send_tls13_tickets = 1;
         let without_alpn = Arc::new(config.clone());
-        config.alpn_protocols = common.alpn.clone();
+        config.alpn_protocols = super::spoken(&common.alpn);
         Ok(Compiled { generation, with_alpn: Arc::new(config), without_alpn, certificates, validates })
     }
 

@@ -163,7 +163,8 @@ impl Upstream {
     }
 }
 
-fn h2_request(headers: &Headers) -> Option<http::Request<()>> {
+/// The head as the h2 crate wants it; `None` when it is no request.
+pub(crate) fn h2_request(headers: &Headers) -> Option<http::Request<()>> {
     let method = http::Method::from_bytes(headers.get(":method")?).ok()?;
     let authority = headers.authority().unwrap_or_default();
     let mut uri = http::uri::Builder::new();

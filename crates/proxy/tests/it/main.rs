@@ -1,3 +1,4 @@
-//! Tests of the proxy as a process.
+//! Tests of the proxy as a process and as a library.
 
 mod conformance;
+mod library;

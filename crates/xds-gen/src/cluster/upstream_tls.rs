@@ -51,7 +51,7 @@ pub(super) fn apply(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
 
 /// The client's settings, and whether they are only for servers that can (istiod `buildUpstreamTLSSettings`).
 fn settings(cx: &Context<'_>, target: &Target<'_>) -> (Option<ClientTlsSettings>, bool) {
-    let accounts = || cx.push.service_accounts(target.service).to_vec();
+    let accounts = || cx.push.service_accounts(target.service);
     if let Some(tls) = &target.policy.tls {
         if tls.mode != TlsMode::IstioMutual {
             return (Some(tls.clone()), false);
@@ -165,7 +165,7 @@ fn originate(
     auto_sni(draft, tls);
     let mut names = tls.subject_alt_names.clone();
     if target.service.provider == Provider::External && names.is_empty() {
-        names = cx.push.service_accounts(target.service).to_vec();
+        names = cx.push.service_accounts(target.service);
     }
     let matchers = names.iter().map(|n| exact(n)).collect();
     let insecure = tls.insecure_skip_verify == Some(true);

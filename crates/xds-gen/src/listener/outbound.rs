@@ -128,6 +128,7 @@ impl Chain {
 }
 
 /// A listener while services are added to it.
+#[derive(Clone)]
 struct Entry {
     binds: Vec<String>,
     bind_to_port: bool,
@@ -153,13 +154,22 @@ struct Wish<'a> {
     rules: &'a [Arc<Config<VirtualService>>],
 }
 
-pub(super) fn all(cx: &Context<'_>) -> Vec<Listener> {
-    let mut entries = Entries::new();
-    for egress in &cx.scope.egress {
-        for_egress(cx, egress, &mut entries);
+/// The addresses and ports that listeners are for, and what for: most of the work, and the same for many proxies.
+pub(crate) struct Ports(Entries);
+
+impl Ports {
+    pub(crate) fn of(cx: &Context<'_>) -> Ports {
+        let mut entries = Entries::new();
+        for egress in &cx.scope.egress {
+            for_egress(cx, egress, &mut entries);
+        }
+        Ports(entries)
     }
+}
+
+pub(super) fn all(cx: &Context<'_>, ports: &Ports) -> Vec<Listener> {
     let fallback = catch_all_filters(cx);
-    entries.into_values().map(|entry| finish(cx, entry, &fallback)).collect()
+    ports.0.values().map(|entry| finish(cx, entry.clone(), &fallback)).collect()
 }
 
 fn owned(list: &[&str]) -> Vec<String> {

@@ -44,7 +44,10 @@ pub(super) fn outbound(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<Vir
             service.clone()
         } else {
             let Some(own) = service.port(port) else { continue };
-            Arc::new(Service { ports: vec![own.clone()], ..(**service).clone() })
+            match service.ports.len() {
+                1 => service.clone(),
+                _ => Arc::new(Service { ports: vec![own.clone()], ..(**service).clone() }),
+            }
         };
         let name: Arc<str> = narrowed.hostname.to_ascii_lowercase().into();
         if services.insert(name.clone(), narrowed).is_none() {

@@ -358,3 +358,17 @@ fn a_cluster_that_comes_back_in_time_is_never_removed() {
     session.evaluate(ROUTE, resources(&[("r", "1")]));
     assert_eq!((due(&session), session.newly_synced()), (None, Some(3)));
 }
+
+#[test]
+fn a_cluster_that_no_route_led_to_goes_without_waiting_for_an_acknowledgement_that_never_comes() {
+    let mut session = settled(Protocol::Delta);
+    session.on_revision(2);
+    assert_eq!(contents(session.evaluate(CLUSTER, resources(&[])).as_ref()), None);
+    session.evaluate(ENDPOINT, resources(&[("a", "1")]));
+    assert_eq!(contents(session.evaluate(ROUTE, resources(&[("r", "1")])).as_ref()), None, "routes did not change");
+    assert_eq!(due(&session).as_deref(), Some("Cluster:*"));
+    let clusters = session.evaluate(CLUSTER, resources(&[])).unwrap();
+    assert_eq!(contents(Some(&clusters)).unwrap(), ["-a"]);
+    session.on_request(ack(&clusters)).unwrap();
+    assert_eq!(session.newly_synced(), Some(2));
+}

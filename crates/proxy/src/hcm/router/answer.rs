@@ -1,0 +1,242 @@
+//! Passing an answer on to the client.
+
+use super::outgoing::Outgoing;
+use super::why::Why;
+use super::{Plan, cancel};
+use crate::hcm::exchange::{Exchange, Outcome, Stop};
+use crate::hcm::timers::Deadline;
+use crate::stream::{BodyError, Frame, Pump, PumpError, SendBody};
+use crate::upstream::{Failure, Reply, Upstream};
+use proxy_core::route::Matched;
+use proxy_core::stream_info::HttpProtocol;
+use proxy_core::{FormatContext, ResponseFlags};
+use std::future::poll_fn;
+use std::task::Poll;
+
+/// Passes an answer on to the client, while the rest of the request still goes up.
+pub(super) async fn pass_on(
+    exchange: &mut Exchange,
+    plan: &Plan<'_>,
+    outgoing: &mut Outgoing<'_>,
+    reply: Reply,
+    mut upstream: Upstream,
+    mut up_pump: Pump,
+    mut sent: bool,
+) -> Result<Outcome, Stop> {
+    let stats = plan.cluster.stats.clone();
+    let Reply { status, mut headers, mut body, .. } = reply;
+    stats.upstream_rq.inc(status);
+    exchange.info.upstream.header_bytes_received = headers.byte_size() as u64;
+    let tunnel = (exchange.hints.upgrade && status == 101) || (exchange.hints.connect && (200..300).contains(&status));
+    let service_time =
+        exchange.info.times.upstream_first_tx.map_or(exchange.began.elapsed(), |t| exchange.began.elapsed() - t);
+    if !tunnel && !exchange.hints.connect {
+        headers.remove("connection");
+        headers.remove("upgrade");
+    }
+    if !plan.suppress_envoy_headers && !exchange.hints.upgrade && !exchange.hints.connect {
+        headers.set("x-envoy-upstream-service-time", service_time.as_millis().to_string().as_bytes());
+    }
+    if plan.matched.vhost.include_attempt_count_in_response {
+        headers.set("x-envoy-attempt-count", exchange.info.upstream.attempts.to_string().as_bytes());
+    }
+    let http = exchange.http.clone();
+    exchange.peer.learn_from_answer(&mut headers, &http);
+    exchange.info.response_code = Some(status);
+    exchange.info.response_code_details = Some("via_upstream".into());
+    if has_response_ops(plan.matched) {
+        let response = headers.clone();
+        let cx = FormatContext::new(&exchange.info, Some(&exchange.request), Some(&response));
+        plan.matched.finalize_response(&mut headers, &cx);
+    }
+    exchange.info.response_code_details = Some("via_upstream".into());
+    if exchange.info.upstream.protocol == Some(HttpProtocol::Http2) || exchange.grpc {
+        // Trailers-only answers carry the status in the head.
+        exchange.note_grpc(&headers);
+    }
+    let end = body.is_empty() && !tunnel;
+    if !exchange.body_done && !tunnel && exchange.answer.is_h1() {
+        exchange.answer.close_after();
+    }
+    exchange.timers.clear(Deadline::PerTry);
+    let mut sink = exchange.send_head(headers, end, tunnel);
+    let mut down_pump = Pump::new();
+    let began = exchange.began;
+    let drop_trailers = upstream.protocol != HttpProtocol::Http2 && !plan.cluster.config().http1.enable_trailers;
+    let mut trailers = None;
+    let mut upstream_failed = None;
+    let ended: Result<(), Broken> = poll_fn(|cx| {
+        let mut moved = false;
+        if !sent {
+            let before = up_pump.bytes;
+            match up_pump.poll(cx, |cx| outgoing.poll(cx), &mut upstream.send) {
+                Poll::Ready(Ok(())) if tunnel => return Poll::Ready(Err(Broken::Client(false))),
+                Poll::Ready(Ok(())) => {
+                    sent = true;
+                    exchange.request_complete();
+                }
+                Poll::Ready(Err(PumpError::Source(_))) => return Poll::Ready(Err(Broken::Client(false))),
+                // The answer decides.
+                Poll::Ready(Err(PumpError::Sink(_))) => sent = true,
+                Poll::Pending => {}
+            }
+            moved |= before != up_pump.bytes;
+        }
+        let before = down_pump.bytes;
+        let polled = down_pump.poll(
+            cx,
+            |cx| {
+                let frame = body.poll_frame(cx);
+                match frame {
+                    Poll::Ready(Some(Ok(Frame::Trailers(_)))) if drop_trailers => body.poll_frame(cx),
+                    Poll::Ready(Some(Ok(Frame::Trailers(t)))) => {
+                        trailers = Some(t.clone());
+                        Poll::Ready(Some(Ok(Frame::Trailers(t))))
+                    }
+                    other => other,
+                }
+            },
+            &mut sink,
+        );
+        moved |= before != down_pump.bytes;
+        match polled {
+            Poll::Ready(Ok(())) => {
+                if !tunnel || sent {
+                    return Poll::Ready(Ok(()));
+                }
+                // The upstream closed its side of a tunnel: so do we.
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Ready(Err(PumpError::Source(e))) => {
+                upstream_failed = Some(e);
+                return Poll::Ready(Err(Broken::Upstream));
+            }
+            Poll::Ready(Err(PumpError::Sink(e))) => {
+                return Poll::Ready(Err(Broken::Client(matches!(e, BodyError::Reset(_)))));
+            }
+            Poll::Pending => {}
+        }
+        if moved {
+            exchange.timers.touch(Deadline::Idle);
+            exchange.timers.touch(Deadline::PerTryIdle);
+        }
+        if let Poll::Ready(e) = sink.poll_reset(cx) {
+            return Poll::Ready(Err(Broken::Client(matches!(e, BodyError::Reset(_)))));
+        }
+        if exchange.answer.is_h1()
+            && exchange.body_done
+            && !tunnel
+            && let Poll::Ready(reset) = exchange.answer.poll_gone(cx, true)
+        {
+            return Poll::Ready(Err(Broken::Client(reset)));
+        }
+        match exchange.timers.poll(cx) {
+            Poll::Ready(deadline) => Poll::Ready(Err(Broken::Deadline(deadline))),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await;
+    exchange.info.bytes_sent = down_pump.bytes;
+    exchange.info.times.upstream_last_rx = Some(began.elapsed());
+    exchange.info.times.downstream_last_tx = Some(began.elapsed());
+    stats.upstream_rq_time.record(began.elapsed().as_millis() as u64);
+    stats.upstream_cx_tx_bytes_total.add(up_pump.bytes + exchange.info.upstream.header_bytes_sent);
+    stats.upstream_cx_rx_bytes_total.add(down_pump.bytes + exchange.info.upstream.header_bytes_received);
+    if let Some(trailers) = trailers {
+        exchange.note_grpc(&trailers);
+        exchange.trailers = Some(trailers);
+    }
+    match ended {
+        Ok(()) => {
+            if sent {
+                upstream.response.finish();
+            } else {
+                upstream.send.reset(h2::Reason::NO_ERROR);
+                exchange.http.stats.downstream_rq_response_before_rq_complete.inc();
+            }
+            Ok(if tunnel { Outcome::Tunnel } else { Outcome::Done })
+        }
+        Err(Broken::Upstream) => {
+            let failure = match upstream_failed {
+                // Envoy's HTTP/1 codec calls an incomplete message a protocol error.
+                Some(BodyError::Closed) if upstream.protocol != HttpProtocol::Http2 => Failure::Protocol("incomplete"),
+                Some(e) => e.into(),
+                None => Failure::Terminated,
+            };
+            if matches!(failure, Failure::Protocol(_)) {
+                stats.upstream_cx_protocol_error.inc();
+            } else {
+                stats.upstream_rq_rx_reset.inc();
+            }
+            let why = Why::Stream(failure);
+            exchange.info.flags.insert(why.flags());
+            exchange.info.response_code_details = Some(why.details("after").into());
+            exchange.http.stats.rq_reset_after_downstream_response_started.inc();
+            exchange.http.stats.downstream_rq_tx_reset.inc();
+            abort(exchange, sink, h2::Reason::INTERNAL_ERROR).await;
+            Ok(if tunnel { Outcome::Tunnel } else { Outcome::Aborted })
+        }
+        Err(Broken::Client(reset)) => {
+            cancel(&stats, &mut upstream);
+            if tunnel && !reset {
+                exchange.info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
+                exchange.info.response_code_details = Some("downstream_remote_disconnect".into());
+                return Ok(Outcome::Tunnel);
+            }
+            Err(Stop::Gone(reset))
+        }
+        Err(Broken::Deadline(deadline)) => {
+            cancel(&stats, &mut upstream);
+            let (flag, details) = match deadline {
+                Deadline::Idle => {
+                    exchange.http.stats.downstream_rq_idle_timeout.inc();
+                    (ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
+                }
+                Deadline::Stream => {
+                    exchange.http.stats.downstream_rq_max_duration_reached.inc();
+                    (ResponseFlags::DURATION_TIMEOUT, "max_duration_timeout")
+                }
+                Deadline::UpstreamStream => {
+                    stats.upstream_rq_max_duration_reached.inc();
+                    (ResponseFlags::UPSTREAM_MAX_STREAM_DURATION, "upstream_max_stream_duration_reached")
+                }
+                Deadline::PerTryIdle => {
+                    stats.upstream_rq_per_try_idle_timeout.inc();
+                    (ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_idle_timeout")
+                }
+                _ => {
+                    stats.upstream_rq_timeout.inc();
+                    (ResponseFlags::UPSTREAM_TIMEOUT, "response_timeout")
+                }
+            };
+            exchange.info.flags.insert(flag);
+            exchange.info.response_code_details = Some(details.into());
+            abort(exchange, sink, h2::Reason::INTERNAL_ERROR).await;
+            Ok(Outcome::TimedOut)
+        }
+    }
+}
+
+/// Whether any level changes response headers.
+fn has_response_ops(matched: &Matched) -> bool {
+    matched.weighted.is_some()
+        || !matched.route.response_ops.is_empty()
+        || !matched.vhost.response_ops.is_empty()
+        || !matched.table.response_ops.is_empty()
+}
+
+/// Why an answer could not be passed on to its end.
+enum Broken {
+    Client(bool),
+    Upstream,
+    Deadline(Deadline),
+}
+
+/// What was read is written, then the stream is cut.
+async fn abort(exchange: &mut Exchange, mut sink: SendBody, reason: h2::Reason) {
+    let flush = poll_fn(|cx| sink.poll_flush(cx));
+    // A client that does not read loses the rest at once.
+    let _ = tokio::time::timeout(std::time::Duration::from_millis(100), flush).await;
+    sink.reset(reason);
+    exchange.answer.close_after();
+}

@@ -1,0 +1,274 @@
+//! One try: a connection, the request, and the wait for an answer's head.
+
+use super::outgoing::Outgoing;
+use super::why::Why;
+use super::{Plan, Tried, cancel};
+use crate::hcm::exchange::{Exchange, Stop};
+use crate::hcm::local_reply::LocalReply;
+use crate::hcm::timers::Deadline;
+use crate::stream::{BodyError, Pump, PumpError};
+use crate::upstream::{AcquireError, Acquired, Pool, Protocol, Reply, Upstream, Variant, WorkerCluster};
+use proxy_core::circuit::Resource;
+use proxy_core::cluster::UpstreamProtocol;
+use proxy_core::route::HostRewrite;
+use proxy_core::stream_info::HttpProtocol;
+use proxy_core::{Host, ResponseFlags};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+/// Connects, sends the request and waits for a head.
+pub(super) async fn one_try(
+    exchange: &mut Exchange,
+    plan: &Plan<'_>,
+    outgoing: &mut Outgoing<'_>,
+    host: &Arc<Host>,
+) -> Result<Tried, Stop> {
+    let worker = exchange.http.worker.clone();
+    let stats = plan.cluster.stats.clone();
+    let pool = plan.cluster.pool(&worker, host, &variant(exchange, plan));
+    let breaker = plan.cluster.entry.breakers.get(plan.forward.priority);
+    if plan.forward.connect.is_some() && exchange.hints.connect {
+        return dial_tunnel(exchange, plan, &pool).await;
+    }
+    let acquired = match acquire(exchange, plan, pool.acquire(plan.forward.priority)).await? {
+        Acquire::Done(Ok(acquired)) => acquired,
+        Acquire::Done(Err(AcquireError::Connect(e))) => {
+            return Ok(Tried::Failed { why: Why::Connect(e), started: false });
+        }
+        Acquire::Done(Err(AcquireError::Overflow)) => {
+            exchange.info.upstream.host = None;
+            return Ok(Tried::Failed { why: Why::Overflow, started: false });
+        }
+        Acquire::TimedOut => return Ok(Tried::PerTryTimeout(Deadline::Global)),
+    };
+    let Some(_permit) = breaker.acquire(Resource::Requests) else {
+        return Ok(Tried::Failed { why: Why::Overflow, started: false });
+    };
+    let _active = Active::new(plan.cluster.clone(), host.clone());
+    stats.upstream_rq_total.inc();
+    prepare_head(exchange, plan, host);
+    let end = outgoing.is_empty();
+    let tunnel = exchange.hints.upgrade || exchange.hints.connect;
+    let started = Upstream::start(acquired, &mut exchange.request, end && !tunnel, tunnel, enable_trailers(plan)).await;
+    let mut upstream = match started {
+        Ok(upstream) => upstream,
+        Err(failure) => return Ok(Tried::Failed { why: Why::Stream(failure), started: false }),
+    };
+    let info = &mut exchange.info.upstream;
+    info.local = upstream.facts.local.clone();
+    info.tls = upstream.facts.tls.clone();
+    info.connection_id = Some(upstream.facts.id);
+    info.protocol = Some(upstream.protocol);
+    info.header_bytes_sent = exchange.request.byte_size() as u64;
+    exchange.info.times.upstream_first_tx = Some(exchange.began.elapsed());
+    if exchange.body_done {
+        exchange.timers.set(Deadline::PerTry, plan.timeouts.per_try);
+        exchange.timers.set_idle(Deadline::PerTryIdle, plan.timeouts.per_try_idle);
+    }
+    exchange.timers.set(Deadline::UpstreamStream, plan.cluster.config().max_stream_duration);
+    let mut pump = Pump::new();
+    let mut sent = false;
+    let mut sink_failed = None;
+    let waited: Result<Result<Reply, Tried>, Stop> = poll_fn(|cx| {
+        loop {
+            if !sent && sink_failed.is_none() {
+                match pump.poll(cx, |cx| outgoing.poll(cx), &mut upstream.send) {
+                    Poll::Ready(Ok(())) => {
+                        sent = true;
+                        exchange.info.times.upstream_last_tx = Some(exchange.began.elapsed());
+                    }
+                    Poll::Ready(Err(PumpError::Source(e))) => return Poll::Ready(Err(client_failed(exchange, e))),
+                    // An answer may be there all the same (the upstream refused the body).
+                    Poll::Ready(Err(PumpError::Sink(e))) => sink_failed = Some(e),
+                    Poll::Pending => {}
+                }
+                if outgoing.ended && !exchange.body_done {
+                    exchange.request_complete();
+                    exchange.timers.set(Deadline::Global, plan.timeouts.global);
+                    exchange.timers.set(Deadline::PerTry, plan.timeouts.per_try);
+                    exchange.timers.set_idle(Deadline::PerTryIdle, plan.timeouts.per_try_idle);
+                }
+            }
+            match upstream.response.poll_head(cx) {
+                Poll::Ready(Ok(reply)) if reply.interim => {
+                    if reply.status == 100 && exchange.http.config.proxy_100_continue {
+                        exchange.answer.interim(100, &reply.headers);
+                    }
+                }
+                Poll::Ready(Ok(reply)) => return Poll::Ready(Ok(Ok(reply))),
+                Poll::Ready(Err(failure)) => {
+                    return Poll::Ready(Ok(Err(Tried::Failed { why: Why::Stream(failure), started: true })));
+                }
+                Poll::Pending => break,
+            }
+        }
+        let watch_client = exchange.body_done && !tunnel;
+        if let Poll::Ready(reset) = exchange.answer.poll_gone(cx, watch_client) {
+            stats.upstream_rq_cancelled.inc();
+            return Poll::Ready(Err(Stop::Gone(reset)));
+        }
+        match exchange.timers.poll(cx) {
+            Poll::Ready(
+                deadline @ (Deadline::Global | Deadline::PerTry | Deadline::PerTryIdle | Deadline::UpstreamStream),
+            ) => Poll::Ready(Ok(Err(Tried::PerTryTimeout(deadline)))),
+            Poll::Ready(other) => Poll::Ready(Err(exchange.deadline(other))),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await;
+    match waited {
+        Ok(Ok(reply)) => {
+            exchange.info.times.upstream_first_rx = Some(exchange.began.elapsed());
+            Ok(Tried::Answer(Box::new(reply), Box::new(upstream), pump, sent))
+        }
+        Ok(Err(tried)) => {
+            if let Tried::PerTryTimeout(deadline) = &tried {
+                cancel(&stats, &mut upstream);
+                if *deadline == Deadline::PerTry {
+                    stats.upstream_rq_per_try_timeout.inc();
+                }
+            }
+            Ok(tried)
+        }
+        Err(stop) => {
+            cancel(&stats, &mut upstream);
+            Err(stop)
+        }
+    }
+}
+
+/// CONNECT ends here: the upstream gets the tunnel's bytes.
+async fn dial_tunnel(exchange: &mut Exchange, plan: &Plan<'_>, pool: &Rc<Pool>) -> Result<Tried, Stop> {
+    let dialled = exchange.wait(pool.dial(plan.forward.priority)).await?;
+    let (io, facts, counted) = match dialled {
+        Ok(dialled) => dialled,
+        Err(AcquireError::Connect(e)) => return Ok(Tried::Failed { why: Why::Connect(e), started: false }),
+        Err(AcquireError::Overflow) => return Ok(Tried::Failed { why: Why::Overflow, started: false }),
+    };
+    plan.cluster.stats.upstream_rq_total.inc();
+    exchange.tunnel = Some(counted);
+    exchange.info.upstream.local = facts.local.clone();
+    let (upstream, reply) = Upstream::tunnel(io, facts);
+    Ok(Tried::Answer(Box::new(reply), Box::new(upstream), Pump::new(), false))
+}
+
+enum Acquire {
+    Done(Result<Acquired, AcquireError>),
+    TimedOut,
+}
+
+async fn acquire(
+    exchange: &mut Exchange,
+    _plan: &Plan<'_>,
+    work: impl Future<Output = Result<Acquired, AcquireError>>,
+) -> Result<Acquire, Stop> {
+    let mut work = std::pin::pin!(work);
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(Acquire::Done(done)));
+        }
+        if let Poll::Ready(reset) = exchange.answer.poll_gone(cx, exchange.body_done) {
+            return Poll::Ready(Err(Stop::Gone(reset)));
+        }
+        match exchange.timers.poll(cx) {
+            Poll::Ready(Deadline::Global) => Poll::Ready(Ok(Acquire::TimedOut)),
+            Poll::Ready(other) => Poll::Ready(Err(exchange.deadline(other))),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// The client's side of a request broke.
+fn client_failed(exchange: &mut Exchange, e: BodyError) -> Stop {
+    match e {
+        BodyError::Protocol(detail) => {
+            exchange.http.stats.downstream_cx_protocol_error.inc();
+            let mut reply =
+                LocalReply::new(400, "Bad Request", detail).flagged(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+            reply.close = true;
+            reply.into()
+        }
+        BodyError::Reset(_) => Stop::Gone(true),
+        BodyError::Closed => Stop::Gone(false),
+    }
+}
+
+fn enable_trailers(plan: &Plan<'_>) -> bool {
+    plan.cluster.config().http1.enable_trailers
+}
+
+/// Completes the head for this try.
+fn prepare_head(exchange: &mut Exchange, plan: &Plan<'_>, host: &Host) {
+    let attempts = exchange.info.upstream.attempts;
+    let elapsed = plan.began.elapsed();
+    let request = &mut exchange.request;
+    let tells_grpc = exchange.grpc && request.contains("grpc-timeout");
+    if plan.matched.vhost.include_request_attempt_count {
+        request.set("x-envoy-attempt-count", attempts.to_string().as_bytes());
+    }
+    plan.timeouts.tell(elapsed, request, !plan.suppress_envoy_headers, tells_grpc);
+    if let Some(HostRewrite::Auto) = &plan.forward.host_rewrite
+        && !host.hostname.is_empty()
+    {
+        proxy_core::route::set_authority(
+            request,
+            host.hostname.as_bytes(),
+            plan.forward.append_x_forwarded_host,
+            !plan.suppress_envoy_headers,
+        );
+    }
+    let mutual = plan.cluster.config().transport(host).0.tls().is_some_and(|t| !t.common.certificates.is_empty());
+    exchange.peer.announce(request, &exchange.http, mutual);
+}
+
+/// How connections for this request are made.
+fn variant(exchange: &Exchange, plan: &Plan<'_>) -> Variant {
+    let config = plan.cluster.config();
+    let protocol = match &config.protocol {
+        UpstreamProtocol::Http1 => Protocol::Http1,
+        UpstreamProtocol::Http2 => Protocol::Http2,
+        UpstreamProtocol::UseDownstream => match exchange.info.protocol {
+            Some(HttpProtocol::Http2) => Protocol::Http2,
+            _ => Protocol::Http1,
+        },
+        UpstreamProtocol::Auto => Protocol::Auto,
+    };
+    let server_name = config.auto_sni.then(|| exchange.request.authority()).flatten().map(|authority| {
+        let host = authority.rsplit_once(':').filter(|(_, p)| p.bytes().all(|b| b.is_ascii_digit()));
+        host.map_or(authority, |(host, _)| host).into()
+    });
+    let alpn = plan.alpn.and_then(|alpn| {
+        let protocol = match protocol {
+            Protocol::Http2 => HttpProtocol::Http2,
+            _ if exchange.info.protocol == Some(HttpProtocol::Http10) => HttpProtocol::Http10,
+            _ => HttpProtocol::Http11,
+        };
+        alpn.protocols(protocol).map(Arc::from)
+    });
+    Variant { protocol, server_name, alpn }
+}
+
+/// Counts a request on its host and cluster while it lives.
+struct Active {
+    cluster: Rc<WorkerCluster>,
+    host: Arc<Host>,
+}
+
+impl Active {
+    fn new(cluster: Rc<WorkerCluster>, host: Arc<Host>) -> Self {
+        cluster.stats.upstream_rq_active.inc();
+        host.state.active.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        host.state.stats.rq_total.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Self { cluster, host }
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.cluster.stats.upstream_rq_active.dec();
+        self.host.state.active.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
