@@ -16,6 +16,10 @@ fn main() -> ExitCode {
         Some("istio-clean-iptables") => Some("istio-clean-iptables"),
         _ => None,
     };
+    // Becoming a container comes before anything that could open a file or start a thread.
+    if arguments.get(1).is_some_and(|first| first == "container-init") {
+        return machine::container_init();
+    }
     if let Some(role) = role {
         arguments.insert(1, role.into());
     }

@@ -37,6 +37,8 @@ enum Role {
         #[command(subcommand)]
         verb: inject::InjectArgs,
     },
+    /// Check objects as the control plane would.
+    Validate(control_plane::ValidateArgs),
     /// Serve configuration and certificates to sidecars, as istiod.
     ControlPlane(control_plane::Args),
     /// Work with xDS resources offline.
@@ -53,13 +55,11 @@ enum Role {
     Iptables(Passed),
     /// Undo every redirection, as istio-clean-iptables.
     #[command(name = "istio-clean-iptables")]
-    CleanIptables(capture::CleanArgs),
+    CleanIptables(Box<capture::CleanArgs>),
     /// Run a stand-in for a sample image.
     Sample(sample::Args),
     /// Write the completion script of a shell.
-    Completion {
-        shell: clap_complete::Shell,
-    },
+    Completion { shell: clap_complete::Shell },
     /// Set up a container and become its program (used by `up`).
     #[command(name = "container-init", hide = true)]
     ContainerInit,
@@ -91,12 +91,15 @@ impl Cli {
             Role::RunJob(args) => machine::run_job(&args),
             Role::KubeInject(args) => inject::run(args),
             Role::Inject { verb } => inject::run_inject(verb),
+            Role::Validate(args) => control_plane::validate(args),
             Role::ControlPlane(args) => control_plane::run(args),
-            Role::Xds { verb: Xds::Generate(args) } => xds_gen::run(&args).map(|()| ExitCode::SUCCESS).map_err(Into::into),
+            Role::Xds { verb: Xds::Generate(args) } => {
+                xds_gen::run(&args).map(|()| ExitCode::SUCCESS).map_err(Into::into)
+            }
             Role::Agent(args) => agent::run(args),
             Role::Proxy(args) => Ok(proxy::run(args)),
             Role::Iptables(args) => Ok(capture::main(std::iter::once("istio-iptables".into()).chain(args.arguments))),
-            Role::CleanIptables(args) => Ok(capture::clean(args)),
+            Role::CleanIptables(args) => Ok(capture::clean(*args)),
             Role::Sample(args) => sample::run(args).map(|()| ExitCode::SUCCESS),
             Role::Completion { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "outrigger", &mut std::io::stdout());

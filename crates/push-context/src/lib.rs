@@ -31,6 +31,7 @@ pub use destination_rule::ConsolidatedRule;
 pub use memo::{Memo, Same};
 pub use node::{InterceptionMode, InvalidNode, IpMode, Node, Profile, ProxyConfigText};
 pub use registry::Settings;
+pub use rules::ListenerRules;
 pub use scope::{EgressListener, SidecarScope};
 
 /// Services by namespace.
@@ -126,6 +127,11 @@ impl PushContext {
     /// Labels of clients that outbound rules may ask for; the same object while it is equal.
     pub fn client_labels(&self) -> &Arc<BTreeSet<String>> {
         &self.rules.labels
+    }
+
+    /// The rules that listeners are made of.
+    pub fn listener_rules(&self) -> ListenerRules {
+        self.rules.of_listeners()
     }
 
     /// What servers take, as one object that stays the same while nothing changes.

@@ -13,7 +13,7 @@ use mesh_types::{ArcStr, Labels};
 use registry::Settings;
 
 use crate::authn::PeerRules;
-use crate::{Config, config, destination_rule, virtual_service};
+use crate::{Config, Same, config, destination_rule, virtual_service};
 
 /// Policies that select workloads by labels, by namespace.
 pub(crate) type ByNamespace<T> = BTreeMap<ArcStr, Vec<Arc<Config<T>>>>;
@@ -31,6 +31,20 @@ pub(crate) struct Rules {
     pub(crate) envoy_filters: Arc<ByNamespace<EnvoyFilter>>,
     /// Labels of clients that outbound rules ask for.
     pub(crate) labels: Arc<BTreeSet<String>>,
+}
+
+/// The rules that listeners are made of, to compare: equal while none of them has changed.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct ListenerRules {
+    /// Rules for requests have no part in listeners.
+    virtual_services: Option<Same<virtual_service::Index>>,
+    destination_rules: Same<destination_rule::Index>,
+    sidecars: Same<Vec<Arc<Config<Sidecar>>>>,
+    peers: Same<PeerRules>,
+    request_authentications: Same<ByNamespace<RequestAuthentication>>,
+    authorization_policies: Same<ByNamespace<AuthorizationPolicy>>,
+    telemetries: Same<ByNamespace<Telemetry>>,
+    envoy_filters: Same<ByNamespace<EnvoyFilter>>,
 }
 
 /// Labels that say where a workload runs, but for its node; preference for near endpoints may ask for any of them.
@@ -136,6 +150,19 @@ impl Rules {
             rules.labels = previous.labels.clone();
         }
         rules
+    }
+
+    pub(crate) fn of_listeners(&self) -> ListenerRules {
+        ListenerRules {
+            virtual_services: self.virtual_services.has_l4.then(|| Same(self.virtual_services.clone())),
+            destination_rules: Same(self.destination_rules.clone()),
+            sidecars: Same(self.sidecars.clone()),
+            peers: Same(self.peers.clone()),
+            request_authentications: Same(self.request_authentications.clone()),
+            authorization_policies: Same(self.authorization_policies.clone()),
+            telemetries: Same(self.telemetries.clone()),
+            envoy_filters: Same(self.envoy_filters.clone()),
+        }
     }
 
     fn client_labels(&self, snapshot: &Snapshot, mesh: &MeshConfig) -> BTreeSet<String> {

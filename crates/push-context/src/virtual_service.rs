@@ -25,6 +25,8 @@ pub(crate) struct Index {
     exported: BTreeMap<ArcStr, Vec<Merged>>,
     /// Of sidecars, exported to all.
     public: Vec<Merged>,
+    /// Any of them routes connections, not only requests.
+    pub(crate) has_l4: bool,
 }
 
 fn export_to(spec: &VirtualService, namespace: &str, mesh: &MeshConfig) -> BTreeSet<String> {
@@ -57,6 +59,7 @@ impl Index {
             }
             let mut merged = config.clone();
             merge_delegates(&mut merged, &delegates, mesh);
+            index.has_l4 |= !merged.spec.tcp.is_empty() || !merged.spec.tls.is_empty();
             let merged = Arc::new(merged);
             let audience = export_to(&config.spec, &config.namespace, mesh);
             if audience.contains("*") {

@@ -64,11 +64,23 @@ fn default_json() -> Value {
     })
 }
 
+/// Filter state that logs over gRPC carry.
+const STATE: [&str; 6] = [
+    "upstream_peer",
+    "downstream_peer",
+    "wasm.upstream_peer",
+    "wasm.upstream_peer_id",
+    "wasm.downstream_peer",
+    "wasm.downstream_peer_id",
+];
+
 /// What an access log belongs to.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(crate) enum Of {
-    /// HTTP requests or TCP connections that found their chain.
-    Traffic,
+    /// HTTP requests.
+    Requests,
+    /// TCP connections that found their chain.
+    Connections,
     /// Connections that no filter chain matches.
     Listener,
 }
@@ -83,8 +95,11 @@ pub(crate) fn logs(cx: &Context<'_>, side: Side, of: Of) -> Vec<AccessLog> {
         filter_specifier: Some(FilterSpecifier::ResponseFlagFilter(ResponseFlagFilter { flags: strings(&["NR"]) })),
     });
     match cx.telemetry.logs(side) {
-        None if mesh.access_log_file.is_empty() => Vec::new(),
-        None => vec![with_filter(mesh_file(cx.push, &mesh.access_log_file), unmatched)],
+        None => {
+            let file = (!mesh.access_log_file.is_empty()).then(|| mesh_file(cx.push, &mesh.access_log_file));
+            let service = mesh.enable_envoy_access_log_service.then(|| mesh_service(of));
+            file.into_iter().chain(service).map(|log| with_filter(log, unmatched.clone())).collect()
+        }
         Some(list) => list
             .iter()
             .filter(|log| !log.disabled)
@@ -175,6 +190,36 @@ fn mesh_file(push: &PushContext, path: &str) -> AccessLog {
     }
 }
 
+/// The log service of the proxy's bootstrap (MeshConfig `enableEnvoyAccessLogService`).
+fn mesh_service(of: Of) -> AccessLog {
+    let target = grpc_service::TargetSpecifier::EnvoyGrpc(grpc_service::EnvoyGrpc {
+        cluster_name: "envoy_accesslog_service".to_owned(),
+        ..Default::default()
+    });
+    let common = |log_name: &str| CommonGrpcAccessLogConfig {
+        log_name: log_name.to_owned(),
+        grpc_service: Some(GrpcService { target_specifier: Some(target), ..GrpcService::default() }),
+        transport_api_version: ApiVersion::V3 as i32,
+        filter_state_objects_to_log: strings(&STATE),
+        ..CommonGrpcAccessLogConfig::default()
+    };
+    let tcp = |common| {
+        let config = TcpGrpcAccessLogConfig { common_config: Some(common) };
+        entry("envoy.tcp_grpc_access_log", any(&config))
+    };
+    match of {
+        Of::Connections => tcp(common("tcp_envoy_accesslog")),
+        Of::Listener => tcp(common("listener_envoy_accesslog")),
+        Of::Requests => {
+            let config = HttpGrpcAccessLogConfig {
+                common_config: Some(common("http_envoy_accesslog")),
+                ..HttpGrpcAccessLogConfig::default()
+            };
+            entry("envoy.access_loggers.http_grpc", any(&config))
+        }
+    }
+}
+
 fn provider(push: &PushContext, provider: &ExtensionProvider) -> Option<AccessLog> {
     if let Some(own) = &provider.envoy_file_access_log {
         return Some(provider_file(push, &provider.name, own));
@@ -238,14 +283,6 @@ fn grpc(push: &PushContext, service: &str, port: u32, log_name: String) -> Optio
 
 fn open_telemetry(push: &PushContext, own: &EnvoyOpenTelemetryLogProvider) -> Option<AccessLog> {
     let name = if own.log_name.is_empty() { "otel_envoy_accesslog" } else { &own.log_name };
-    let state = [
-        "upstream_peer",
-        "downstream_peer",
-        "wasm.upstream_peer",
-        "wasm.upstream_peer_id",
-        "wasm.downstream_peer",
-        "wasm.downstream_peer_id",
-    ];
     let format = own.log_format.clone().unwrap_or_default();
     let text = if format.text.is_empty() { TEXT.to_owned() } else { format.text };
     let string = |s: &str| Some(AnyValue { value: Some(any_value::Value::StringValue(s.to_owned())) });
@@ -264,7 +301,7 @@ fn open_telemetry(push: &PushContext, own: &EnvoyOpenTelemetryLogProvider) -> Op
     #[allow(deprecated)] // What istiod sends.
     let config = OpenTelemetryAccessLogConfig {
         common_config: Some(CommonGrpcAccessLogConfig {
-            filter_state_objects_to_log: strings(&state),
+            filter_state_objects_to_log: strings(&STATE),
             ..grpc(push, &own.service, own.port, name.to_owned())?
         }),
         disable_builtin_labels: true,

@@ -10,7 +10,7 @@ use envoy_api::cluster::Cluster;
 use envoy_api::listener::Listener;
 use istio_api::DestinationRule;
 use mesh_types::ArcStr;
-use push_context::{Config, Node, PeerRules, Same, SidecarScope};
+use push_context::{Config, ListenerRules, Node, PeerRules, Same, SidecarScope};
 use registry::{Endpoint, Registry, Resolution, Service, TrafficDistribution};
 
 use crate::context::Context;
@@ -138,25 +138,33 @@ pub(crate) fn listeners(cx: &Context<'_>) -> Shared {
     let targets = cx.targets.iter().map(|t| (Same(t.service.clone()), t.port.port, t.target_port)).collect();
     let key = Key { node: Same(itself(cx)), scope: Same(cx.scope.clone()), targets, headless: headless(cx) };
     cx.push.memo().get(key, || {
-        if is_patched(cx) {
-            return encode_listeners(&Patches::of(cx).listeners(listener::all(cx)));
-        }
+        // Another scope of the same services, because of rules that have no part in listeners.
         #[derive(Eq, Hash, PartialEq)]
-        struct OutboundKey(Same<Node>, Same<SidecarScope>, Vec<Endpoints>);
-        let class = class(cx, Use::Listeners);
-        let key = OutboundKey(Same(class.clone()), Same(cx.scope.clone()), headless(cx));
-        let outbound = cx.push.memo().get(key, || {
-            #[derive(Eq, Hash, PartialEq)]
-            struct PortsKey(OutboundKey);
-            let wide = self::class(cx, Use::Ports);
-            let key = OutboundKey(Same(wide.clone()), Same(cx.scope.clone()), headless(cx));
-            let make = || Arc::new(listener::Ports::of(&cx.of_class(&wide)));
-            let ports = cx.push.memo().get(PortsKey(key), make);
-            encode_listeners(&listener::outbound_side(&cx.of_class(&class), &ports))
-        });
-        let own = encode_listeners(&listener::inbound_side(cx));
-        outbound.iter().chain(own.iter()).cloned().collect()
+        struct Key(Same<Node>, Same<Registry>, ListenerRules);
+        let key = Key(Same(itself(cx)), Same(cx.push.registry.clone()), cx.push.listener_rules());
+        cx.push.memo().get(key, || make_listeners(cx))
     })
+}
+
+fn make_listeners(cx: &Context<'_>) -> Shared {
+    if is_patched(cx) {
+        return encode_listeners(&Patches::of(cx).listeners(listener::all(cx)));
+    }
+    #[derive(Eq, Hash, PartialEq)]
+    struct OutboundKey(Same<Node>, Same<SidecarScope>, Vec<Endpoints>);
+    let class = class(cx, Use::Listeners);
+    let key = OutboundKey(Same(class.clone()), Same(cx.scope.clone()), headless(cx));
+    let outbound = cx.push.memo().get(key, || {
+        #[derive(Eq, Hash, PartialEq)]
+        struct PortsKey(OutboundKey);
+        let wide = self::class(cx, Use::Ports);
+        let key = OutboundKey(Same(wide.clone()), Same(cx.scope.clone()), headless(cx));
+        let make = || Arc::new(listener::Ports::of(&cx.of_class(&wide)));
+        let ports = cx.push.memo().get(PortsKey(key), make);
+        encode_listeners(&listener::outbound_side(&cx.of_class(&class), &ports))
+    });
+    let own = encode_listeners(&listener::inbound_side(cx));
+    outbound.iter().chain(own.iter()).cloned().collect()
 }
 
 /// Route tables of these names.

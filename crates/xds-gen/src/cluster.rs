@@ -30,7 +30,7 @@ use registry::{Port, Resolution, Service};
 
 use crate::context::Context;
 use crate::endpoint::Builder as EndpointBuilder;
-use crate::names;
+use crate::names::{self, StatName};
 use crate::proto::{
     ads, config_path, duration, extension, list, seconds, set_istio_metadata, socket_address, structure, text,
     u32_value,
@@ -155,8 +155,21 @@ fn skeleton(
     port: &Port,
     service: &Service,
 ) -> Option<Cluster> {
+    let pattern = &cx.push.mesh.outbound_cluster_stat_name;
+    let subset = names::parse_outbound(&name).map_or("", |(_, subset, _)| subset);
     let mut cluster = Cluster {
-        alt_stat_name: names::stat(&name),
+        alt_stat_name: names::stat(&match pattern.is_empty() {
+            true => name.clone(),
+            false => StatName {
+                host: &service.hostname,
+                kubernetes: names::of_kubernetes(service),
+                subset,
+                port: port.port,
+                port_name: &port.name,
+                target: Some(0),
+            }
+            .fill(pattern),
+        }),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind as i32)),
         common_lb_config: Some(CommonLbConfig::default()),
         ..Cluster::default()

@@ -104,7 +104,7 @@ pub(crate) fn catch_all_cluster(cx: &Context<'_>) -> String {
 fn catch_all_filters(cx: &Context<'_>) -> Vec<Filter> {
     let config = TcpProxy {
         idle_timeout: parse_duration(&cx.node.idle_timeout),
-        access_log: access_log::logs(cx, Side::Client, Of::Traffic),
+        access_log: access_log::logs(cx, Side::Client, Of::Connections),
         ..to_cluster(&catch_all_cluster(cx))
     };
     let mut filters = cx.telemetry.tcp_filters(Side::Client);

@@ -1,5 +1,7 @@
 //! Names of clusters, and other fixed names that istiod and its proxies agree on.
 
+use registry::{Provider, Service};
+
 pub(crate) const BLACK_HOLE: &str = "BlackHoleCluster";
 pub(crate) const PASSTHROUGH: &str = "PassthroughCluster";
 pub(crate) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
@@ -26,6 +28,42 @@ pub(crate) fn parse_outbound(name: &str) -> Option<(u16, &str, &str)> {
     Some((parts.next()?.parse().ok()?, parts.next()?, parts.next()?))
 }
 
+/// What MeshConfig's patterns for statistics are filled with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StatName<'a> {
+    /// Full host name.
+    pub(crate) host: &'a str,
+    /// Name and namespace, of services of Kubernetes.
+    pub(crate) kubernetes: Option<(&'a str, &'a str)>,
+    pub(crate) subset: &'a str,
+    pub(crate) port: u16,
+    pub(crate) port_name: &'a str,
+    /// Not known to all who ask.
+    pub(crate) target: Option<u16>,
+}
+
+impl StatName<'_> {
+    /// Fills a pattern (istiod `BuildStatPrefix`).
+    pub(crate) fn fill(&self, pattern: &str) -> String {
+        let short = self.kubernetes.map_or_else(|| self.host.to_owned(), |(name, ns)| format!("{name}.{ns}"));
+        let out = pattern
+            .replace("%SERVICE%", &short)
+            .replace("%SERVICE_NAME%", self.kubernetes.map_or(self.host, |(name, _)| name))
+            .replace("%SERVICE_FQDN%", self.host)
+            .replace("%SUBSET_NAME%", self.subset);
+        let out = match self.target {
+            Some(target) => out.replace("%TARGET_PORT%", &target.to_string()),
+            None => out,
+        };
+        out.replace("%SERVICE_PORT%", &self.port.to_string()).replace("%SERVICE_PORT_NAME%", self.port_name)
+    }
+}
+
+/// Name and namespace of a service of Kubernetes.
+pub(crate) fn of_kubernetes(service: &Service) -> Option<(&str, &str)> {
+    (service.provider == Provider::Kubernetes).then_some((&*service.name, &*service.namespace))
+}
+
 /// Metric names end here, so that statistics can be told apart (istio `constants.StatPrefixDelimiter`).
 pub(crate) fn stat(name: &str) -> String {
     format!("{name};")
@@ -39,6 +77,23 @@ pub(crate) fn listener(bind: &str, port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn statistics_are_named_by_pattern() {
+        let name = StatName {
+            host: "a.b.svc.cluster.local",
+            kubernetes: Some(("a", "b")),
+            subset: "v1",
+            port: 80,
+            port_name: "http",
+            target: Some(0),
+        };
+        let all =
+            "%SERVICE%_%SERVICE_NAME%_%SERVICE_FQDN%_%SUBSET_NAME%_%TARGET_PORT%_%SERVICE_PORT%_%SERVICE_PORT_NAME%";
+        assert_eq!(name.fill(all), "a.b_a_a.b.svc.cluster.local_v1_0_80_http");
+        let outside = StatName { kubernetes: None, target: None, ..name };
+        assert_eq!(outside.fill("%SERVICE%|%TARGET_PORT%"), "a.b.svc.cluster.local|%TARGET_PORT%");
+    }
 
     #[test]
     fn outbound_names_round_trip() {

@@ -1,5 +1,6 @@
 //! TLS contexts of both directions.
 
+use envoy_api::core::{DataSource, data_source::Specifier};
 use envoy_api::pb::envoy::r#type::matcher::v3::StringMatcher;
 use envoy_api::tls::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters,
@@ -45,6 +46,19 @@ pub(crate) fn validation(names: Vec<StringMatcher>, root: &str) -> ValidationCon
         validation_context_sds_secret_config: Some(secret(root)),
         ..Default::default()
     })
+}
+
+/// Adds a file of revoked certificates, if there is one.
+pub(crate) fn with_crl(context: ValidationContextType, file: &str) -> ValidationContextType {
+    match context {
+        ValidationContextType::CombinedValidationContext(mut combined) if !file.is_empty() => {
+            let specifier = Some(Specifier::Filename(file.to_owned()));
+            combined.default_validation_context.get_or_insert_default().crl =
+                Some(DataSource { specifier, ..DataSource::default() });
+            ValidationContextType::CombinedValidationContext(combined)
+        }
+        other => other,
+    }
 }
 
 /// The oldest and the newest version that both sides of a mesh connection speak.
@@ -149,7 +163,7 @@ pub(crate) fn ingress(settings: &ServerTlsSettings) -> DownstreamTlsContext {
             alpn_protocols: strings(&["h2", "http/1.1"]),
             tls_params: (params != TlsParameters::default()).then_some(params),
             tls_certificate_sds_secret_configs: certificates,
-            validation_context_type: validate.then(|| validation(names, &root)),
+            validation_context_type: validate.then(|| with_crl(validation(names, &root), &settings.ca_crl)),
             ..CommonTlsContext::default()
         }),
         require_client_certificate: bool_value(mutual),

@@ -15,6 +15,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
         // Binary files have no lines to look at.
         let Ok(text) = std::fs::read_to_string(root().join(&file)) else { continue };
         for (number, line) in text.lines().enumerate() {
+            // Tests have clocks, and stand at the end of their file.
+            if line.starts_with("#[cfg(test)]") && pure(&file) {
+                break;
+            }
             if let Some(breach) = breach(&file, line) {
                 breaches.push(format!("{file}:{}: {breach}", number + 1));
             }
@@ -42,15 +46,19 @@ fn breach(file: &str, line: &str) -> Option<&'static str> {
     if line.contains("/work/") && !line.contains("://") {
         return Some("a path of one machine");
     }
-    // Invariant 1 of ARCHITECTURE.md: what decides reads no clock and no environment.
-    let pure = ["crates/xds-gen/src", "crates/push-context/src", "crates/proxy-core/src"];
-    if rust && pure.iter().any(|folder| file.starts_with(folder)) {
+    if rust && pure(file) {
         let code = line.split("//").next().unwrap_or_default();
         if code.contains("Instant::now") || code.contains("SystemTime::now") || code.contains("env::var") {
             return Some("a pure crate reads a clock or the environment");
         }
     }
     None
+}
+
+/// Invariant 1 of ARCHITECTURE.md: what decides reads no clock and no environment.
+fn pure(file: &str) -> bool {
+    let folders = ["crates/xds-gen/src", "crates/push-context/src", "crates/proxy-core/src"];
+    folders.iter().any(|folder| file.starts_with(folder)) && !file.ends_with("tests.rs")
 }
 
 fn manifests() -> anyhow::Result<Vec<PathBuf>> {

@@ -1,4 +1,6 @@
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use e2e::{Mesh, Output, can_run_meshes, outrigger};
 
@@ -70,30 +72,39 @@ spec:
 ";
     write(folder.path(), "b.yaml", bad);
     let mesh = Mesh::start("e2e-command", &[folder.path().to_str().unwrap()]).unwrap();
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let output = Output::of(&mut mesh.command("ps"));
         let good = output.stdout.lines().any(|line| line.contains("good") && line.contains("Running"));
         if good && output.stdout.contains("broken") && output.stdout.contains("/no/such/program") {
             break;
         }
-        assert!(std::time::Instant::now() < deadline, "{}", output.all());
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(Instant::now() < deadline, "{}", output.all());
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
 #[test]
-fn a_port_that_is_taken_is_named() {
-    if !can_run_meshes("a_port_that_is_taken_is_named") {
+fn a_port_that_is_taken_is_named_and_the_rest_runs() {
+    if !can_run_meshes("a_port_that_is_taken_is_named_and_the_rest_runs") {
         return;
     }
     let taken = std::net::TcpListener::bind("127.0.0.1:19187").unwrap();
-    let output = Output::of(
-        outrigger()
-            .args(["up", "samples/bookinfo", "--name", "e2e-port"])
-            .args(["--publish", "productpage:9080=19187"]),
-    );
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut up = outrigger();
+    up.args(["up", "samples/bookinfo", "--name", "e2e-port", "--publish", "productpage:9080=19187"]);
+    let mut up = up.stdout(Stdio::null()).stderr(log.reopen().unwrap()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let said = loop {
+        let text = std::fs::read_to_string(log.path()).unwrap();
+        if text.contains("pods ready") || Instant::now() > deadline {
+            break text;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
     drop(taken);
-    assert!(!output.success);
-    assert!(output.stderr.contains("19187"), "{}", output.all());
+    Output::of(outrigger().args(["down", "--name", "e2e-port"]));
+    up.wait().unwrap();
+    assert!(said.contains("19187") && said.contains("productpage"), "{said}");
+    assert!(said.contains("all 6 pods ready"), "{said}");
 }

@@ -18,7 +18,7 @@ use registry::{Port, Provider, Resolution, Service, ServiceTarget, TargetPort};
 use super::policy::{self, Draft};
 use super::{bind_config, extra_source, service_metadata};
 use crate::context::Context;
-use crate::names;
+use crate::names::{self, StatName};
 use crate::proto::{address, config_path, list, seconds, set_istio_metadata};
 
 /// What istiod writes to say "never": the largest duration that Envoy takes.
@@ -56,9 +56,21 @@ fn cluster(
     targets: &[&ServiceTarget],
 ) -> Cluster {
     let name = names::inbound(cluster_port);
+    let pattern = &cx.push.mesh.inbound_cluster_stat_name;
     let kind = if bind.is_empty() { DiscoveryType::OriginalDst } else { DiscoveryType::Static };
     let mut cluster = Cluster {
-        alt_stat_name: names::stat(&name),
+        alt_stat_name: names::stat(&match pattern.is_empty() {
+            true => name.clone(),
+            false => StatName {
+                host: &service.hostname,
+                kubernetes: names::of_kubernetes(service),
+                subset: "",
+                port: port.port,
+                port_name: &port.name,
+                target: Some(cluster_port),
+            }
+            .fill(pattern),
+        }),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind as i32)),
         common_lb_config: Some(CommonLbConfig::default()),
         ..Cluster::default()

@@ -16,7 +16,7 @@ use registry::{Provider, Resolution, TlsMode as EndpointTls};
 use super::policy::{Draft, Target};
 use crate::context::Context;
 use crate::proto::{exact, structure, text, transport_socket};
-use crate::tls::{file_certificate, file_root, secret, strings, validation, versions};
+use crate::tls::{file_certificate, file_root, secret, strings, validation, versions, with_crl};
 
 pub(crate) fn raw_buffer() -> core::TransportSocket {
     transport_socket("envoy.transport_sockets.raw_buffer", &RawBuffer {})
@@ -202,7 +202,7 @@ fn originate(
         common.validation_context_type = Some(if insecure {
             ValidationContextType::ValidationContext(Default::default())
         } else {
-            validation(matchers, &file_root(roots))
+            with_crl(validation(matchers, &file_root(roots)), &tls.ca_crl)
         });
     }
     if let (Some(defaults), Some(params)) = (&cx.push.mesh.tls_defaults, &mut common.tls_params) {

@@ -114,7 +114,7 @@ fn build(cx: &Context<'_>, manager: Manager<'_>) -> HttpConnectionManager {
         common_http_protocol_options: parse_duration(&cx.node.idle_timeout)
             .map(|idle| HttpProtocolOptions { idle_timeout: Some(idle), ..HttpProtocolOptions::default() }),
         stream_idle_timeout: Some(seconds(0)),
-        access_log: access_log::logs(cx, manager.side, Of::Traffic),
+        access_log: access_log::logs(cx, manager.side, Of::Requests),
         tracing: tracing.tracing,
         request_id_extension: Some(RequestIdExtension { typed_config: Some(any(&request_id)) }),
         http_filters,

@@ -13,8 +13,9 @@ use envoy_api::pb::envoy::extensions::filters::listener::{
 use envoy_api::pb::envoy::r#type::v3::Int32Range;
 use envoy_api::tls::DownstreamTlsContext;
 use istio_api::sidecar::CaptureMode;
-use mesh_types::Protocol;
+use mesh_types::{ArcStr, Protocol};
 use push_context::{InterceptionMode, MtlsMode};
+use registry::Provider;
 
 use super::http::{self, Manager, Routes};
 use super::outbound::{can_bind, tls_inspector};
@@ -22,7 +23,7 @@ use super::{accept_one, additional, black_hole, mesh_port, network};
 use crate::access_log::{self, Of};
 use crate::context::Context;
 use crate::filters::{network_metadata_exchange, yes};
-use crate::names::{self, INBOUND_PASSTHROUGH};
+use crate::names::{self, INBOUND_PASSTHROUGH, StatName};
 use crate::proto::{address, config_path, duration, listener_filter, set_istio_metadata, transport_socket, u32_value};
 use crate::telemetry::Side;
 use crate::tls::{self, strings};
@@ -48,6 +49,10 @@ struct Port {
     tls: Option<DownstreamTlsContext>,
     /// Host name of the service, or of the Sidecar.
     host: String,
+    /// Name and namespace of the service, if it is Kubernetes'.
+    kubernetes: Option<(ArcStr, ArcStr)>,
+    /// The port's name.
+    port_name: ArcStr,
     metadata: Option<core::Metadata>,
 }
 
@@ -154,6 +159,9 @@ fn ports(cx: &Context<'_>) -> Vec<Port> {
                 bind_to_port: false,
                 tls: None,
                 host: target.service.hostname.to_string(),
+                kubernetes: (target.service.provider == Provider::Kubernetes)
+                    .then(|| (target.service.name.clone(), target.service.namespace.clone())),
+                port_name: target.port.name.clone(),
                 metadata: None,
             });
         }
@@ -191,6 +199,8 @@ fn ports(cx: &Context<'_>) -> Vec<Port> {
             bind_to_port,
             tls: settings.map(tls::ingress),
             host: format!("{}.{}", cx.scope.name, cx.scope.namespace),
+            kubernetes: None,
+            port_name: written.name.as_str().into(),
             metadata,
         });
     }
@@ -226,7 +236,15 @@ fn chain(cx: &Context<'_>, port: &Port, how: &Shape, mode: MtlsMode) -> FilterCh
         };
         network_metadata_exchange(cx).into_iter().chain([http::filter(cx, manager)]).collect()
     } else {
-        network::inbound(cx, port.protocol, &port.cluster)
+        let stat = StatName {
+            host: &port.host,
+            kubernetes: port.kubernetes.as_ref().map(|(name, namespace)| (&**name, &**namespace)),
+            subset: "",
+            port: port.port,
+            port_name: &port.port_name,
+            target: None,
+        };
+        network::inbound(cx, port.protocol, &port.cluster, &stat)
     };
     let context = how.tls.then(|| match &port.tls {
         Some(own) if mode == MtlsMode::Disable => Some(own.clone()),
@@ -269,6 +287,8 @@ fn passthrough_chains(cx: &Context<'_>) -> Vec<FilterChain> {
             bind_to_port: false,
             tls: None,
             host: String::new(),
+            kubernetes: None,
+            port_name: "".into(),
             metadata: None,
         };
         let mode = cx.peer.for_port(target);

@@ -20,7 +20,7 @@ use super::{tcp_proxy_filter, to_cluster};
 use crate::access_log::{self, Of};
 use crate::context::Context;
 use crate::filters::sni_forward_proxy;
-use crate::names;
+use crate::names::{self, StatName};
 use crate::proto::{duration, network_filter, parse_duration};
 use crate::route::destination_cluster;
 use crate::telemetry::Side;
@@ -50,10 +50,12 @@ fn stack(cx: &Context<'_>, protocol: Protocol, config: &TcpProxy) -> Vec<Filter>
 }
 
 /// An inbound TCP port.
-pub(super) fn inbound(cx: &Context<'_>, protocol: Protocol, cluster: &str) -> Vec<Filter> {
+pub(super) fn inbound(cx: &Context<'_>, protocol: Protocol, cluster: &str, stat: &StatName<'_>) -> Vec<Filter> {
+    let pattern = &cx.push.mesh.inbound_cluster_stat_name;
     let config = TcpProxy {
+        stat_prefix: if pattern.is_empty() { cluster.to_owned() } else { stat.fill(pattern) },
         idle_timeout: parse_duration(&cx.node.idle_timeout),
-        access_log: access_log::logs(cx, Side::Server, Of::Traffic),
+        access_log: access_log::logs(cx, Side::Server, Of::Connections),
         ..to_cluster(cluster)
     };
     complete(cx, Side::Server, stack(cx, protocol, &config))
@@ -100,8 +102,13 @@ pub(super) fn single(
     subset: &str,
     rule: Option<&DestinationRule>,
     service: Option<(&Service, u16)>,
+    stat: Option<StatName<'_>>,
 ) -> Vec<Filter> {
-    let mut config = TcpProxy { access_log: access_log::logs(cx, Side::Client, Of::Traffic), ..to_cluster(cluster) };
+    let mut config =
+        TcpProxy { access_log: access_log::logs(cx, Side::Client, Of::Connections), ..to_cluster(cluster) };
+    if let Some(stat) = stat.filter(|_| !cx.push.mesh.outbound_cluster_stat_name.is_empty()) {
+        config.stat_prefix = stat.fill(&cx.push.mesh.outbound_cluster_stat_name);
+    }
     apply_rule(cx, &mut config, rule, subset);
     let mut last = Vec::new();
     if let Some((service, port)) = service
@@ -118,7 +125,7 @@ pub(super) fn single(
 pub(super) fn routed(
     cx: &Context<'_>,
     protocol: Protocol,
-    port: u16,
+    (port, port_name): (u16, &str),
     routes: &[RouteDestination],
     rule_name: (&str, &str),
 ) -> Vec<Filter> {
@@ -132,7 +139,16 @@ pub(super) fn routed(
     };
     if routes.len() == 1 {
         let subset = first.destination.as_ref().map(|d| d.subset.clone()).unwrap_or_default();
-        return single(cx, protocol, &cluster_of(first), &subset, rule, None);
+        let service = service_of(first);
+        let stat = service.as_ref().zip(first.destination.as_ref()).map(|(service, destination)| StatName {
+            host: &destination.host,
+            kubernetes: names::of_kubernetes(service),
+            subset: &subset,
+            port,
+            port_name,
+            target: Some(0),
+        });
+        return single(cx, protocol, &cluster_of(first), &subset, rule, None, stat);
     }
     let clusters: Vec<ClusterWeight> = routes
         .iter()
@@ -146,15 +162,14 @@ pub(super) fn routed(
     let mut config = TcpProxy {
         stat_prefix: format!("{}.{}", rule_name.0, rule_name.1),
         cluster_specifier: Some(ClusterSpecifier::WeightedClusters(WeightedCluster { clusters })),
-        access_log: access_log::logs(cx, Side::Client, Of::Traffic),
+        access_log: access_log::logs(cx, Side::Client, Of::Connections),
         ..TcpProxy::default()
     };
     apply_rule(cx, &mut config, rule, "");
     complete(cx, Side::Client, stack(cx, protocol, &config))
 }
 
-/// The statistics' and cluster's name of a service port, of its only port if it has just one.
-pub(super) fn default_cluster(service: &Service, port: u16) -> String {
-    let port = if service.ports.len() == 1 { service.ports[0].port } else { port };
-    names::outbound(port, "", &service.hostname)
+/// The port that stands in the name of a service's cluster: its only port if it has just one.
+pub(super) fn default_port(service: &Service, port: u16) -> u16 {
+    if service.ports.len() == 1 { service.ports[0].port } else { port }
 }

@@ -154,6 +154,12 @@ struct Wish<'a> {
     rules: &'a [Arc<Config<VirtualService>>],
 }
 
+impl Wish<'_> {
+    fn named_port(&self) -> (u16, &str) {
+        (self.port, self.service.port(self.port).map_or("", |p| &*p.name))
+    }
+}
+
 /// The addresses and ports that listeners are for, and what for: most of the work, and the same for many proxies.
 pub(crate) struct Ports(Entries);
 
@@ -415,7 +421,13 @@ fn tls_chains(cx: &Context<'_>, wish: &Wish<'_>, bind: &str, rules: &[&Arc<Confi
                     metadata: rule_metadata(rule),
                     sni: m.sni_hosts.clone(),
                     cidrs: cidrs.clone(),
-                    filters: network::routed(cx, wish.protocol, wish.port, &route.route, (&rule.name, &rule.namespace)),
+                    filters: network::routed(
+                        cx,
+                        wish.protocol,
+                        wish.named_port(),
+                        &route.route,
+                        (&rule.name, &rule.namespace),
+                    ),
                     ..Chain::default()
                 });
             }
@@ -449,8 +461,18 @@ fn tls_chains(cx: &Context<'_>, wish: &Wish<'_>, bind: &str, rules: &[&Arc<Confi
 fn default_filters(cx: &Context<'_>, wish: &Wish<'_>) -> Vec<Filter> {
     let service = wish.service;
     let rule = cx.scope.destination_rule(cx.node, &service.hostname, true);
-    let cluster = network::default_cluster(service, wish.port);
-    network::single(cx, wish.protocol, &cluster, "", rule.map(|r| &r.spec), Some((service, wish.port)))
+    let port = network::default_port(service, wish.port);
+    let cluster = names::outbound(port, "", &service.hostname);
+    let stat = names::StatName {
+        host: &service.hostname,
+        kubernetes: names::of_kubernetes(service),
+        subset: "",
+        port,
+        port_name: "",
+        target: Some(0),
+    };
+    let service = Some((&**service, wish.port));
+    network::single(cx, wish.protocol, &cluster, "", rule.map(|r| &r.spec), service, Some(stat))
 }
 
 /// TCP by VirtualServices, else to the service (istiod `buildSidecarOutboundTCPFilterChainOpts`).
@@ -458,7 +480,8 @@ fn plain_chains(cx: &Context<'_>, wish: &Wish<'_>, rules: &[&Arc<Config<VirtualS
     let mut out = Vec::new();
     for rule in rules {
         for route in rule.spec.tcp.iter().filter(|r| !r.route.is_empty()) {
-            let filters = || network::routed(cx, wish.protocol, wish.port, &route.route, (&rule.name, &rule.namespace));
+            let filters =
+                || network::routed(cx, wish.protocol, wish.named_port(), &route.route, (&rule.name, &rule.namespace));
             let matching = |m: &&L4MatchAttributes| {
                 applies(cx, wish.port, &m.gateways, &m.source_labels, m.port, &m.source_namespace)
             };

