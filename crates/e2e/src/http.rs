@@ -60,7 +60,8 @@ pub struct LoadReport {
 impl Load {
     /// Starts `rate` requests a second for a path.
     pub fn start(port: u16, path: &'static str, rate: u64) -> Load {
-        const WORKERS: u64 = 8;
+        // Enough that pages which take a second do not slow the rate down much.
+        const WORKERS: u64 = 64;
         let stop = Arc::new(AtomicBool::new(false));
         let counts = Arc::new(Counts::default());
         let worker = |_| {
@@ -75,7 +76,8 @@ impl Load {
                         counts.failed.fetch_add(1, Ordering::Relaxed);
                         eprintln!("failed under load: {}", answer.text.lines().next().unwrap_or_default());
                     }
-                    next += pause;
+                    // A request that took longer than the pause is not made up for.
+                    next = (next + pause).max(Instant::now());
                     std::thread::sleep(next.saturating_duration_since(Instant::now()));
                 }
             })

@@ -126,24 +126,25 @@ pub(crate) fn endpoints(cx: &Context<'_>, wanted: &[ArcStr]) -> Shared {
 
 /// All listeners of a proxy.
 pub(crate) fn listeners(cx: &Context<'_>) -> Shared {
-    #[derive(Eq, Hash, PartialEq)]
-    struct Key {
+    /// While endpoints change, the scope stays.
+    #[derive(Clone, Eq, Hash, PartialEq)]
+    struct ByScope {
         node: Same<Node>,
         scope: Same<SidecarScope>,
         /// Its own service, port and target port.
         targets: Vec<(Same<Service>, u16, u16)>,
         headless: Vec<Endpoints>,
     }
+    /// While rules for requests change, which have no part in listeners, services and endpoints stay.
+    #[derive(Eq, Hash, PartialEq)]
+    struct ByRules(Same<Node>, Same<Registry>, ListenerRules);
 
+    let (memo, node) = (cx.push.memo(), Same(itself(cx)));
     let targets = cx.targets.iter().map(|t| (Same(t.service.clone()), t.port.port, t.target_port)).collect();
-    let key = Key { node: Same(itself(cx)), scope: Same(cx.scope.clone()), targets, headless: headless(cx) };
-    cx.push.memo().get(key, || {
-        // Another scope of the same services, because of rules that have no part in listeners.
-        #[derive(Eq, Hash, PartialEq)]
-        struct Key(Same<Node>, Same<Registry>, ListenerRules);
-        let key = Key(Same(itself(cx)), Same(cx.push.registry.clone()), cx.push.listener_rules());
-        cx.push.memo().get(key, || make_listeners(cx))
-    })
+    let by_scope = ByScope { node: node.clone(), scope: Same(cx.scope.clone()), targets, headless: headless(cx) };
+    let by_rules = ByRules(node, Same(cx.push.registry.clone()), cx.push.listener_rules());
+    let all = memo.get(by_rules, || memo.get(by_scope.clone(), || make_listeners(cx)));
+    memo.get(by_scope, || all.clone())
 }
 
 fn make_listeners(cx: &Context<'_>) -> Shared {

@@ -33,10 +33,10 @@ fn our_proxy_takes_everything() {
                         type_url::LISTENER => Listener::compile(&Message::decode(body).unwrap(), &options).map(drop),
                         _ => RouteTable::compile(&Message::decode(body).unwrap(), &options).map(drop),
                     };
-                    if let Err(error) = result.map_err(|e| (asks_for_more(&e), e)) {
-                        if !error.0 {
-                            rejected.push(format!("{} {}: {}", case.display(), resource.name, error.1));
-                        }
+                    if let Err(error) = result
+                        && !asks_for_more(&error)
+                    {
+                        rejected.push(format!("{} {}: {error}", case.display(), resource.name));
                     }
                 }
             }
