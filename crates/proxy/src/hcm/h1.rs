@@ -101,8 +101,12 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
         if outcome == exchange::Outcome::Tunnel {
             return End::Clean;
         }
-        if !complete || !keep.get() {
+        // As Envoy: once the whole request was read, nothing can race with the end, and it need not wait.
+        if !complete {
             return if conn.borrow().at_eof() { End::Clean } else { End::Delayed };
+        }
+        if !keep.get() {
+            return End::Clean;
         }
     }
 }
