@@ -1,4 +1,4 @@
-use crate::shell::{build_folder, command, must, on_path};
+use crate::shell::{build_folder, command, must, on_path, root};
 use anyhow::bail;
 use std::path::PathBuf;
 
@@ -21,6 +21,7 @@ const DENY_VERSION: &str = "0.20.2";
 pub(crate) fn run() -> anyhow::Result<()> {
     debian_packages()?;
     python_environment()?;
+    kube_lite()?;
     cargo_deny()
 }
 
@@ -96,6 +97,25 @@ fn python_environment() -> anyhow::Result<()> {
     std::os::unix::fs::symlink(path, &link)?;
     std::fs::write(stamp, wanted)?;
     Ok(())
+}
+
+/// The Kubernetes API server that tests talk to. It is Go; where that is missing its tests say that they are skipped.
+fn kube_lite() -> anyhow::Result<()> {
+    if !on_path("go") {
+        println!("no Go here: kube-lite is not built, and tests that need a Kubernetes API server will be skipped");
+        return Ok(());
+    }
+    // Go itself knows what is up to date: some minutes the first time, seconds after.
+    let version = "v1.36.3";
+    let packages = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"];
+    let versions: Vec<_> = packages.iter().map(|package| format!("-X {package}.gitVersion={version}")).collect();
+    must(
+        command("go")
+            .current_dir(root().join("tools/kube-lite"))
+            .args(["build", "-trimpath", "-ldflags", &format!("-s -w {}", versions.join(" ")), "-o"])
+            .arg(build_folder().join("kube-lite"))
+            .arg("."),
+    )
 }
 
 /// `cargo deny` of the pinned version, built once into the build folder.

@@ -1,0 +1,91 @@
+use config_store::Kind;
+use kube::discovery::ApiResource;
+
+/// Versions of Istio's kinds, the preferred one first.
+const NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
+const SECURITY: &[&str] = &["v1", "v1beta1"];
+const TELEMETRY: &[&str] = &["v1", "v1alpha1"];
+
+/// How the API server knows a kind.
+#[derive(Debug)]
+pub(crate) struct Api {
+    pub(crate) kind: Kind,
+    pub(crate) plural: &'static str,
+    /// The preferred version first.
+    pub(crate) versions: &'static [&'static str],
+    /// Other names that `kubectl` takes.
+    pub(crate) short: &'static [&'static str],
+}
+
+/// Kubernetes' own kinds that are watched.
+///
+/// Not Secrets, which nothing that sidecars are sent is made of, and of ConfigMaps the mesh's only.
+pub(crate) const CORE: [Api; 5] = [
+    core(Kind::Namespace, "namespaces"),
+    core(Kind::Node, "nodes"),
+    core(Kind::Pod, "pods"),
+    core(Kind::Service, "services"),
+    core(Kind::EndpointSlice, "endpointslices"),
+];
+
+/// Istio's kinds, by the versions of Istio's own CRDs.
+pub(crate) const ISTIO: [Api; 14] = [
+    istio(Kind::VirtualService, "virtualservices", NETWORKING, &["vs"]),
+    istio(Kind::DestinationRule, "destinationrules", NETWORKING, &["dr"]),
+    istio(Kind::ServiceEntry, "serviceentries", NETWORKING, &["se"]),
+    istio(Kind::Sidecar, "sidecars", NETWORKING, &[]),
+    istio(Kind::WorkloadEntry, "workloadentries", NETWORKING, &["we"]),
+    istio(Kind::WorkloadGroup, "workloadgroups", NETWORKING, &["wg"]),
+    istio(Kind::EnvoyFilter, "envoyfilters", &["v1alpha3"], &[]),
+    istio(Kind::Gateway, "gateways", NETWORKING, &["gw"]),
+    istio(Kind::ProxyConfig, "proxyconfigs", &["v1beta1"], &[]),
+    istio(Kind::PeerAuthentication, "peerauthentications", SECURITY, &["pa"]),
+    istio(Kind::RequestAuthentication, "requestauthentications", SECURITY, &["ra"]),
+    istio(Kind::AuthorizationPolicy, "authorizationpolicies", SECURITY, &["ap"]),
+    istio(Kind::Telemetry, "telemetries", TELEMETRY, &["telemetry"]),
+    istio(Kind::WasmPlugin, "wasmplugins", &["v1alpha1"], &[]),
+];
+
+const fn core(kind: Kind, plural: &'static str) -> Api {
+    Api { kind, plural, versions: &["v1"], short: &[] }
+}
+
+const fn istio(
+    kind: Kind,
+    plural: &'static str,
+    versions: &'static [&'static str],
+    short: &'static [&'static str],
+) -> Api {
+    Api { kind, plural, versions, short }
+}
+
+impl Api {
+    /// The resource in one of its versions.
+    pub(crate) fn resource(&self, version: &str) -> ApiResource {
+        let group = self.kind.group();
+        ApiResource {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            api_version: if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") },
+            kind: self.kind.as_str().to_owned(),
+            plural: self.plural.to_owned(),
+        }
+    }
+
+    /// The name of the CRD.
+    pub(crate) fn crd_name(&self) -> String {
+        format!("{}.{}", self.plural, self.kind.group())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_istio_kind_is_watched() {
+        for kind in Kind::ALL.iter().filter(|kind| kind.is_istio()) {
+            assert!(ISTIO.iter().any(|api| api.kind == *kind), "{kind}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Leaves of an object what decides something: the rest changes often, and fills memory.
+
+use config_store::Kind;
+use kube::api::{DynamicObject, ObjectMeta};
+use manifest::Document;
+use serde_json::{Map, Value, json};
+
+/// Annotations that say nothing: one is a copy of the object, the other changes with every endpoint.
+const NOISE: [&str; 2] =
+    ["kubectl.kubernetes.io/last-applied-configuration", "endpoints.kubernetes.io/last-change-trigger-time"];
+
+/// The object as a document, without what no reader of the store looks at.
+pub(crate) fn document(kind: Kind, api_version: &str, object: DynamicObject) -> Document {
+    let origin = match &object.metadata.namespace {
+        Some(namespace) => format!("{kind} {namespace}/{}", object.metadata.name.as_deref().unwrap_or_default()),
+        None => format!("{kind} {}", object.metadata.name.as_deref().unwrap_or_default()),
+    };
+    let mut whole = Map::new();
+    whole.insert("apiVersion".into(), api_version.into());
+    whole.insert("kind".into(), kind.as_str().into());
+    whole.insert("metadata".into(), metadata(kind, &object.metadata));
+    if let Value::Object(data) = object.data {
+        whole.extend(data);
+    }
+    match kind {
+        Kind::Pod => pod(&mut whole),
+        Kind::Node => whole.retain(|field, _| matches!(field.as_str(), "apiVersion" | "kind" | "metadata")),
+        Kind::Service | Kind::Namespace => drop(whole.remove("status")),
+        kind if kind.is_istio() => drop(whole.remove("status")),
+        _ => {}
+    }
+    Document::from_value(Value::Object(whole), origin)
+}
+
+fn metadata(kind: Kind, metadata: &ObjectMeta) -> Value {
+    let mut out = Map::new();
+    let mut put = |field: &str, value: Option<Value>| value.map(|value| out.insert(field.to_owned(), value));
+    put("name", metadata.name.as_deref().map(Value::from));
+    put("namespace", metadata.namespace.as_deref().map(Value::from));
+    put("labels", metadata.labels.as_ref().map(|labels| json!(labels)));
+    let annotations = metadata.annotations.iter().flatten().filter(|(name, _)| !NOISE.contains(&name.as_str()));
+    let annotations: Map<_, _> = annotations.map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+    put("annotations", (!annotations.is_empty()).then_some(Value::Object(annotations)));
+    put("creationTimestamp", metadata.creation_timestamp.as_ref().map(|time| json!(time)));
+    put("deletionTimestamp", metadata.deletion_timestamp.as_ref().map(|time| json!(time)));
+    if kind == Kind::Pod {
+        let owners = metadata.owner_references.as_ref();
+        put("ownerReferences", owners.map(|owners| json!(owners)));
+        put("uid", metadata.uid.as_deref().map(Value::from));
+    }
+    Value::Object(out)
+}
+
+/// A pod without volumes, variables, probes and the times of its conditions.
+fn pod(whole: &mut Map<String, Value>) {
+    if let Some(spec) = whole.get_mut("spec").and_then(Value::as_object_mut) {
+        const SPEC: [&str; 8] = [
+            "nodeName",
+            "serviceAccountName",
+            "hostname",
+            "subdomain",
+            "hostNetwork",
+            "containers",
+            "initContainers",
+            "restartPolicy",
+        ];
+        spec.retain(|field, _| SPEC.contains(&field.as_str()));
+        for list in ["containers", "initContainers"] {
+            for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+                let Some(container) = container.as_object_mut() else { continue };
+                container.retain(|field, _| matches!(field.as_str(), "name" | "ports"));
+            }
+        }
+    }
+    if let Some(status) = whole.get_mut("status").and_then(Value::as_object_mut) {
+        status.retain(|field, _| matches!(field.as_str(), "phase" | "podIP" | "podIPs" | "hostIP" | "conditions"));
+        if let Some(conditions) = status.get_mut("conditions").and_then(Value::as_array_mut) {
+            conditions.retain(|condition| condition["type"] == "Ready");
+            for condition in conditions {
+                *condition = json!({"type": "Ready", "status": condition["status"]});
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_keeps_what_decides_and_nothing_that_ticks() {
+        let object: DynamicObject = serde_json::from_value(json!({
+            "metadata": {"name": "a", "namespace": "n", "resourceVersion": "7", "uid": "u", "managedFields": [],
+                "creationTimestamp": "2026-11-21T10:00:00Z",
+                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "x": "y"}},
+            "spec": {"nodeName": "node", "volumes": [{"name": "v"}],
+                "containers": [{"name": "c", "image": "i", "ports": [{"name": "http", "containerPort": 80}]}]},
+            "status": {"podIP": "10.0.0.1", "startTime": "2026-11-21T10:00:00Z", "conditions": [
+                {"type": "PodScheduled", "status": "True"},
+                {"type": "Ready", "status": "True", "lastTransitionTime": "2026-11-21T10:00:00Z"}]},
+        }))
+        .unwrap();
+        let document = document(Kind::Pod, "v1", object);
+        assert_eq!(document.file().to_str(), Some("Pod n/a"));
+        let expected = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "a", "namespace": "n", "annotations": {"x": "y"},
+                "creationTimestamp": "2026-11-21T10:00:00Z", "uid": "u"},
+            "spec": {"nodeName": "node",
+                "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 80}]}]},
+            "status": {"podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]},
+        });
+        assert_eq!(document.value, expected);
+    }
+}

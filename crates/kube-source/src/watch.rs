@@ -1,0 +1,366 @@
+//! Lists and watches, merged into batches.
+
+use std::collections::{HashMap, HashSet};
+use std::pin::Pin;
+use std::time::Duration;
+
+use config_store::{Key, Kind};
+use futures::{FutureExt, Stream, StreamExt};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api as KubeApi;
+use kube::api::{DynamicObject, PartialObjectMeta};
+use kube::discovery::ApiResource;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::{Backoff, ResetTimerBackoff};
+use kube::runtime::watcher::{self, Event};
+use manifest::Document;
+use tokio::sync::mpsc;
+use tokio_stream::StreamMap;
+use tracing::{debug, info, warn};
+
+use crate::Cluster;
+use crate::kinds::{self, Api};
+
+/// The largest batch, so that a reader sees something even while everything changes.
+const MOST: usize = 20_000;
+
+/// How soon after an error the server is asked again, and how long at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
+/// A watch that went well for so long starts with short pauses again.
+const HEALTHY: Duration = Duration::from_secs(30);
+/// How often the server is asked whether a kind whose CRD is new is served yet.
+const DISCOVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// A difference to what was said before.
+#[derive(Debug)]
+pub enum Change {
+    /// The object is new or says something else.
+    Apply(Box<Document>),
+    /// The object is gone.
+    Delete(Key),
+}
+
+/// Tells the watches apart.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Watch {
+    /// All objects of a kind.
+    Kind(Kind),
+    /// Which CRDs there are.
+    Crds,
+}
+
+enum Item {
+    Object(Event<DynamicObject>),
+    Crd(Event<PartialObjectMeta<CustomResourceDefinition>>),
+}
+
+type Items = Pin<Box<dyn Stream<Item = Result<Item, watcher::Error>> + Send>>;
+
+/// What a watch has told so far.
+#[derive(Default)]
+struct Told {
+    api_version: String,
+    known: HashSet<Key>,
+    /// The keys of a list that is being read.
+    listing: Option<HashSet<Key>>,
+    listed: bool,
+    failing: bool,
+}
+
+struct Watcher {
+    cluster: Cluster,
+    /// Namespace and name of the mesh's ConfigMap.
+    mesh: (String, String),
+    streams: StreamMap<Watch, Items>,
+    told: HashMap<Watch, Told>,
+    /// Istio's kinds that have a CRD but are not watched yet.
+    pending: HashSet<Kind>,
+    batch: Vec<Change>,
+}
+
+impl Cluster {
+    /// Watches all that sidecars are made of, until nobody listens. The first batch is complete: it is sent when every
+    /// kind that the server serves has been listed.
+    ///
+    /// Of ConfigMaps only `mesh`, a namespace and a name, is read.
+    pub async fn watch(&self, mesh: (String, String), batches: mpsc::Sender<Vec<Change>>) {
+        let mut watcher = Watcher {
+            cluster: self.clone(),
+            mesh,
+            streams: StreamMap::new(),
+            told: HashMap::new(),
+            pending: HashSet::new(),
+            batch: Vec::new(),
+        };
+        watcher.start();
+        watcher.run(batches).await;
+    }
+
+    /// The version in which the server serves each of `kinds`.
+    async fn served(&self, kinds: &HashSet<Kind>) -> Result<Vec<(&'static Api, ApiResource)>, kube::Error> {
+        let groups = self.client.list_api_groups().await?;
+        let mut lists: HashMap<String, HashSet<String>> = HashMap::new();
+        for group in groups.groups.iter().filter(|group| kinds.iter().any(|kind| kind.group() == group.name)) {
+            for version in &group.versions {
+                let resources = self.client.list_api_group_resources(&version.group_version).await?;
+                let plurals = resources.resources.into_iter().map(|resource| resource.name).collect();
+                lists.insert(version.group_version.clone(), plurals);
+            }
+        }
+        let served = kinds::ISTIO.iter().filter(|api| kinds.contains(&api.kind)).filter_map(|api| {
+            let resources = api.versions.iter().map(|version| api.resource(version));
+            let mut served = resources
+                .filter(|resource| lists.get(&resource.api_version).is_some_and(|list| list.contains(api.plural)));
+            served.next().map(|resource| (api, resource))
+        });
+        Ok(served.collect())
+    }
+}
+
+impl Watcher {
+    fn start(&mut self) {
+        for api in &kinds::CORE {
+            self.watch_kind(api.kind, &api.resource(api.versions[0]), watcher::Config::default());
+        }
+        let config_maps = ApiResource {
+            group: String::new(),
+            version: "v1".into(),
+            api_version: "v1".into(),
+            kind: "ConfigMap".into(),
+            plural: "configmaps".into(),
+        };
+        let only = watcher::Config::default().fields(&format!("metadata.name={}", self.mesh.1));
+        self.watch_kind(Kind::ConfigMap, &config_maps, only);
+        let crds = KubeApi::<PartialObjectMeta<CustomResourceDefinition>>::all(self.cluster.client.clone());
+        let crds = watcher::watcher(crds, watcher::Config::default()).backoff(pauses());
+        self.streams.insert(Watch::Crds, Box::pin(crds.map(|event| event.map(Item::Crd))));
+        self.told.insert(Watch::Crds, Told::default());
+    }
+
+    fn watch_kind(&mut self, kind: Kind, resource: &ApiResource, config: watcher::Config) {
+        let client = self.cluster.client.clone();
+        let api = match kind {
+            Kind::ConfigMap => KubeApi::<DynamicObject>::namespaced_with(client, &self.mesh.0, resource),
+            _ => KubeApi::<DynamicObject>::all_with(client, resource),
+        };
+        let objects = watcher::watcher(api, config).backoff(pauses());
+        self.streams.insert(Watch::Kind(kind), Box::pin(objects.map(|event| event.map(Item::Object))));
+        self.told.entry(Watch::Kind(kind)).or_default().api_version = resource.api_version.clone();
+        debug!(%kind, version = resource.api_version, "watching");
+    }
+
+    async fn run(mut self, batches: mpsc::Sender<Vec<Change>>) {
+        let mut pause = DISCOVERY.0;
+        loop {
+            let wait = if self.pending.is_empty() { None } else { Some(pause) };
+            tokio::select! {
+                item = self.streams.next() => {
+                    let Some((watch, item)) = item else { return };
+                    self.take(watch, item);
+                }
+                () = tokio::time::sleep(wait.unwrap_or(DISCOVERY.1)), if wait.is_some() => {
+                    self.discover().await;
+                    pause = (pause * 2).min(DISCOVERY.1);
+                }
+                () = batches.closed() => return,
+            }
+            while self.batch.len() < MOST
+                && let Some(Some((watch, item))) = self.streams.next().now_or_never()
+            {
+                self.take(watch, item);
+            }
+            if self.pending.is_empty() {
+                pause = DISCOVERY.0;
+            }
+            if self.is_complete()
+                && !self.batch.is_empty()
+                && batches.send(std::mem::take(&mut self.batch)).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Whether everything that is served has been listed once.
+    fn is_complete(&self) -> bool {
+        self.told.values().all(|told| told.listed) && !self.starting()
+    }
+
+    /// At the start, kinds with a CRD are waited for; later ones come when they come.
+    fn starting(&self) -> bool {
+        let kinds = self.told.keys().filter(|watch| matches!(watch, Watch::Kind(kind) if kind.is_istio())).count();
+        kinds == 0 && !self.pending.is_empty()
+    }
+
+    async fn discover(&mut self) {
+        match self.cluster.served(&self.pending).await {
+            Ok(served) => {
+                for (api, resource) in served {
+                    self.pending.remove(&api.kind);
+                    self.watch_kind(api.kind, &resource, watcher::Config::default());
+                }
+            }
+            Err(error) => warn!(error = %chain(&error), "the API server does not say what it serves"),
+        }
+    }
+
+    fn take(&mut self, watch: Watch, item: Result<Item, watcher::Error>) {
+        let told = self.told.entry(watch).or_default();
+        let item = match item {
+            Ok(item) => item,
+            Err(error) => {
+                if !told.failing {
+                    told.failing = true;
+                    warn!(?watch, error = %chain(&error), "watch interrupted; what it said holds");
+                }
+                // A version that is no longer served, or a CRD that is gone.
+                if let (true, Watch::Kind(kind)) = (is_not_found(&error), watch)
+                    && kind.is_istio()
+                {
+                    self.streams.remove(&watch);
+                    self.pending.insert(kind);
+                }
+                return;
+            }
+        };
+        if std::mem::take(&mut told.failing) {
+            info!(?watch, "watch resumed");
+        }
+        match (watch, item) {
+            (Watch::Kind(kind), Item::Object(event)) => take_object(told, &mut self.batch, kind, event),
+            (_, Item::Crd(Event::InitApply(crd) | Event::Apply(crd))) => {
+                let name = crd.metadata.name.unwrap_or_default();
+                let api = kinds::ISTIO.iter().find(|api| api.crd_name() == name);
+                if let Some(api) = api.filter(|api| !self.streams.contains_key(&Watch::Kind(api.kind))) {
+                    self.pending.insert(api.kind);
+                }
+            }
+            (_, Item::Crd(Event::Delete(crd))) => {
+                let name = crd.metadata.name.unwrap_or_default();
+                if let Some(api) = kinds::ISTIO.iter().find(|api| api.crd_name() == name) {
+                    // The server has deleted the objects before.
+                    self.streams.remove(&Watch::Kind(api.kind));
+                    self.pending.remove(&api.kind);
+                    let told = self.told.remove(&Watch::Kind(api.kind)).unwrap_or_default();
+                    self.batch.extend(told.known.into_iter().map(Change::Delete));
+                }
+            }
+            (_, Item::Crd(Event::InitDone)) => told.listed = true,
+            (_, Item::Crd(Event::Init)) | (Watch::Crds, Item::Object(_)) => {}
+        }
+    }
+}
+
+fn take_object(told: &mut Told, batch: &mut Vec<Change>, kind: Kind, event: Event<DynamicObject>) {
+    let key = |object: &DynamicObject| {
+        let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+        Key::new(kind, namespace, object.metadata.name.as_deref().unwrap_or_default())
+    };
+    match event {
+        Event::Init => told.listing = Some(HashSet::new()),
+        Event::InitApply(object) | Event::Apply(object) => {
+            let key = key(&object);
+            if let Some(listing) = &mut told.listing {
+                listing.insert(key.clone());
+            }
+            told.known.insert(key);
+            let document = crate::trim::document(kind, &told.api_version, object);
+            batch.push(Change::Apply(Box::new(document)));
+        }
+        Event::Delete(object) => {
+            let key = key(&object);
+            told.known.remove(&key);
+            batch.push(Change::Delete(key));
+        }
+        Event::InitDone => {
+            told.listed = true;
+            let Some(listing) = told.listing.take() else { return };
+            // What went while nobody watched.
+            let gone = told.known.difference(&listing).cloned();
+            batch.extend(gone.map(Change::Delete));
+            told.known = listing;
+        }
+    }
+}
+
+/// Pauses between attempts, each twice the last.
+struct Doubling(Duration);
+
+fn pauses() -> ResetTimerBackoff<Doubling> {
+    ResetTimerBackoff::new(Doubling(BACKOFF.0), HEALTHY)
+}
+
+impl Iterator for Doubling {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.0;
+        self.0 = (pause * 2).min(BACKOFF.1);
+        Some(pause)
+    }
+}
+
+impl Backoff for Doubling {
+    fn reset(&mut self) {
+        self.0 = BACKOFF.0;
+    }
+}
+
+fn is_not_found(error: &watcher::Error) -> bool {
+    let source = match error {
+        watcher::Error::InitialListFailed(source)
+        | watcher::Error::WatchStartFailed(source)
+        | watcher::Error::WatchFailed(source) => source,
+        _ => return false,
+    };
+    matches!(source, kube::Error::Api(status) if status.code == 404)
+}
+
+/// An error with its causes, which `kube` prints partly itself.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn service(name: &str) -> DynamicObject {
+        serde_json::from_value(json!({"metadata": {"name": name, "namespace": "n"}, "spec": {}})).unwrap()
+    }
+
+    #[test]
+    fn a_new_list_deletes_what_is_not_in_it() {
+        let (mut told, mut batch) = (Told::default(), Vec::new());
+        let mut take = |event| take_object(&mut told, &mut batch, Kind::Service, event);
+        take(Event::Init);
+        take(Event::InitApply(service("a")));
+        take(Event::InitApply(service("b")));
+        take(Event::InitDone);
+        take(Event::Apply(service("c")));
+        take(Event::Init);
+        take(Event::InitApply(service("b")));
+        take(Event::InitDone);
+        let mut deleted: Vec<_> = batch
+            .iter()
+            .filter_map(|change| match change {
+                Change::Delete(key) => Some(key.to_string()),
+                Change::Apply(_) => None,
+            })
+            .collect();
+        deleted.sort();
+        assert_eq!(deleted, ["Service n/a", "Service n/c"]);
+        assert!(told.listed);
+    }
+}
