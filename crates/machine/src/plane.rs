@@ -9,7 +9,7 @@ use anyhow::Context;
 use ca::{Authority, TokenIssuer};
 use config_store::{Key, Kind};
 use control_plane::{Handle, Listeners, Settings, Update};
-use inject::{Builtin, Outcome, Owner, Request};
+use inject::{Builtin, NativeSidecars, Outcome, Owner, Request};
 use lifecycle::drain::{self, Trigger};
 use manifest::Document;
 use serde_json::{Value, json};
@@ -108,7 +108,9 @@ impl Plane {
         let (shutdown, watch) = drain::channel();
         // The mesh config itself reaches the control plane with the other documents.
         let handle = control_plane::serve(settings, listeners, Arc::clone(&authority), verifier, watch).await?;
-        let injection = inject::Config::builtin(&Builtin { mesh, ..Builtin::default() }).context("injection")?;
+        let mut injection = inject::Config::builtin(&Builtin { mesh, ..Builtin::default() }).context("injection")?;
+        // The pods' keeper runs native sidecars, so applications start after their proxy and jobs end; as istiod decides from Kubernetes 1.33 on.
+        injection.native = NativeSidecars::On;
         Ok(Self {
             authority,
             tokens: Arc::new(PodTokens(issuer)),
