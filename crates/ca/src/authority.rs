@@ -1,5 +1,6 @@
 //! The certificate authority.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -134,6 +135,20 @@ impl Authority {
         Self::from_pem(&dir.join(CERTIFICATE), &read(CERTIFICATE)?, &chain, &read(ROOT)?, key)
     }
 
+    /// As [`Authority::load`], of files by name: the data of the Secret `cacerts`, or of [`self_signed`].
+    ///
+    /// # Errors
+    /// As [`Authority::load`].
+    pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Self, AuthorityError> {
+        let text = |name: &str| files.get(name).map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let missing = |name: &str| AuthorityError::NoCertificate { path: name.into() };
+        let certificate = text(CERTIFICATE).ok_or_else(|| missing(CERTIFICATE))?;
+        let key = text(KEY).and_then(|key| key_pair(&key)).ok_or_else(|| AuthorityError::Key { path: KEY.into() })?;
+        // A self-signed authority's own certificate is its root.
+        let root = text(ROOT).filter(|root| !root.trim().is_empty()).unwrap_or_else(|| certificate.clone());
+        Self::from_pem(Path::new(CERTIFICATE), &certificate, &text(CHAIN).unwrap_or_default(), &root, key)
+    }
+
     fn from_pem(path: &Path, certificate: &str, chain: &str, root: &str, key: KeyPair) -> Result<Self, AuthorityError> {
         let unusable = |reason: String| AuthorityError::Certificate { path: path.to_path_buf(), reason };
         let list = |text: &str| pem::certificates(text.as_bytes()).map_err(|error| unusable(error.to_string()));
@@ -233,6 +248,17 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.signed_by(key, &self.issuer).map_err(SignError::Sign)
     }
+}
+
+/// The files of a fresh self-signed authority, for a Secret.
+///
+/// # Errors
+/// When no key can be made.
+pub fn self_signed(trust_domain: &str) -> Result<BTreeMap<String, Vec<u8>>, AuthorityError> {
+    let (certificate, key) = generate_root(trust_domain)?;
+    let files =
+        [(CERTIFICATE, certificate.clone()), (KEY, key.serialize_pem()), (ROOT, certificate), (CHAIN, String::new())];
+    Ok(files.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect())
 }
 
 /// Shows no key.

@@ -13,7 +13,7 @@ mod pem;
 mod service;
 mod token;
 
-pub use authority::{Authority, AuthorityError, MAX_TTL, ServerCertificate, SignError};
+pub use authority::{Authority, AuthorityError, MAX_TTL, ServerCertificate, SignError, self_signed};
 pub use service::{Authenticate, CertificateRequest, CertificateResponse, CertificateService, METHOD};
 pub use token::{
     Claims, DEFAULT_AUDIENCE, DEFAULT_ISSUER, InvalidToken, TokenError, TokenIssuer, TokenRequest, TokenVerifier,

@@ -1,4 +1,4 @@
-//! `outrigger control-plane`: istiod's place, reading folders.
+//! `outrigger control-plane`: istiod's place, reading folders and an API server.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -10,21 +10,38 @@ use anyhow::Context;
 use ca::{Authority, TokenIssuer, TokenVerifier};
 use clap::Parser;
 use istio_api::MeshConfig;
+use kube_source::Cluster;
 use lifecycle::signal::Signals;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::folder::Folders;
+use crate::identity::Tokens;
 use crate::serve::{Handle, Listeners, Settings, serve};
+use crate::sources::follow;
+use crate::world::mesh_config_map;
 
 /// How long connections may last after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Serve configuration, certificates and webhooks to sidecars, from folders of YAML.
+/// Serve configuration, certificates and webhooks to sidecars, from a Kubernetes API server and folders of YAML.
 #[derive(Clone, Debug, Parser)]
 pub struct Args {
-    /// Files and folders (without those below them) of Kubernetes and Istio YAML; changes are followed.
-    #[arg(long = "config", visible_alias = "configDir", value_name = "PATH", required = true)]
+    /// Files and folders (without those below them) of Kubernetes and Istio YAML; changes are followed. What they say holds
+    /// over what the API server says.
+    #[arg(long = "config", visible_alias = "configDir", value_name = "PATH")]
     config: Vec<PathBuf>,
+    /// Kubeconfig of the API server; without, the pod's service account is used.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig.
+    #[arg(long = "context", value_name = "NAME")]
+    context: Option<String>,
+    /// Whether to read a Kubernetes API server: `Kubernetes` or nothing. Unless given: with --kubeconfig or without
+    /// --config.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    registries: Option<Vec<String>>,
     /// MeshConfig over the built-in defaults; the ConfigMap `istio` of the root namespace is laid over it.
     #[arg(long = "meshConfig", visible_alias = "mesh-config", value_name = "FILE")]
     mesh_config: Option<PathBuf>,
@@ -66,11 +83,11 @@ pub struct Args {
     #[arg(long, env = "REVISION", default_value = "", value_name = "NAME")]
     revision: String,
     /// Folder of ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem; a self-signed root is made in it when it is
-    /// empty. Without, the root lives as long as this process.
+    /// empty. Without, these are taken from the Secrets `cacerts` or `istio-ca-secret` of the API server, where a self-signed
+    /// root is kept, too; without either, the root lives as long as this process.
     #[arg(long = "ca-dir", value_name = "DIR")]
     ca_dir: Option<PathBuf>,
-    /// JSON Web Key Set that verifies service account tokens. Without, only client certificates are accepted, or, with
-    /// --token-dir, our own tokens.
+    /// JSON Web Key Set that verifies service account tokens. Without, the API server is asked, if there is one.
     #[arg(long = "token-keys", value_name = "FILE")]
     token_keys: Option<PathBuf>,
     /// Issuer that tokens must name.
@@ -113,10 +130,14 @@ async fn serve_until_signal(args: Args) -> anyhow::Result<ExitCode> {
             MeshConfig::load(path, &text)?
         }
     };
-    let authority = match &args.ca_dir {
-        Some(dir) => Authority::load_or_create(dir, &mesh.trust_domain)?,
-        None => Authority::generate(&mesh.trust_domain)?,
+    let cluster = match args.reads_cluster() {
+        true => {
+            let options = kube_source::Options { kubeconfig: args.kubeconfig.clone(), context: args.context.clone() };
+            Some(Cluster::connect(&options).await?)
+        }
+        false => None,
     };
+    let authority = Arc::new(authority(&args, &mesh, cluster.as_ref()).await?);
     let injector = inject::Config::builtin(&inject::Builtin {
         revision: args.revision.clone(),
         mesh: serde_json::to_value(&mesh)?,
@@ -141,10 +162,21 @@ async fn serve_until_signal(args: Args) -> anyhow::Result<ExitCode> {
         monitoring: bind(&args.monitoring)?,
     };
     let (trigger, watch) = lifecycle::drain::channel();
-    let handle = serve(settings, listeners, Arc::new(authority), verifier(&args)?, watch).await?;
-    info!(config = ?args.config, "control plane is serving");
+    let mesh_map = (settings.mesh.root_namespace.clone(), mesh_config_map(&args.revision));
+    let handle = serve(settings, listeners, authority.clone(), tokens(&args, cluster.as_ref())?, watch).await?;
+    info!(config = ?args.config, api_server = cluster.is_some(), "control plane is serving");
+    // Ended, with all they do, when this function is.
+    let mut tasks = JoinSet::new();
+    let batches = cluster.map(|cluster| {
+        // One batch waits while the last is applied; further changes wait in the connection.
+        let (sender, batches) = mpsc::channel(1);
+        let watching = cluster.clone();
+        tasks.spawn(async move { watching.watch(mesh_map, sender).await });
+        tasks.spawn(write_back(cluster, handle.clone(), authority, args.revision.clone()));
+        batches
+    });
     tokio::select! {
-        () = follow(&handle, Folders::new(args.config.clone())) => {}
+        () = follow(&handle, Folders::new(args.config.clone()), batches) => {}
         signal = signals.next() => info!(?signal, "stopping"),
     }
     if !trigger.drain(GRACE).await {
@@ -153,24 +185,65 @@ async fn serve_until_signal(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Never ends by itself.
-async fn follow(handle: &Handle, mut folders: Folders) {
-    loop {
-        let updates = folders.read();
-        handle.update(updates).await;
-        folders.changed().await;
+impl Args {
+    fn reads_cluster(&self) -> bool {
+        match &self.registries {
+            Some(names) => names.iter().any(|name| name == "Kubernetes"),
+            None => self.kubeconfig.is_some() || self.config.is_empty(),
+        }
     }
 }
 
-fn verifier(args: &Args) -> anyhow::Result<TokenVerifier> {
+/// What the API server is told of us, once we serve.
+async fn write_back(cluster: Cluster, handle: Handle, authority: Arc<Authority>, revision: String) {
+    let mut revisions = handle.revisions();
+    if revisions.wait_for(|revision| *revision > 0).await.is_err() {
+        return;
+    }
+    let root = authority.root_pem();
+    tokio::join!(cluster.publish_root_certificate(root), cluster.patch_webhooks(&revision, root));
+}
+
+/// istiod's names of the Secrets with the CA (security/pkg/pki/ca): the one that users plug in comes first.
+const PLUGGED_IN: &str = "cacerts";
+const SELF_SIGNED: &str = "istio-ca-secret";
+
+async fn authority(args: &Args, mesh: &MeshConfig, cluster: Option<&Cluster>) -> anyhow::Result<Authority> {
+    if let Some(dir) = &args.ca_dir {
+        return Ok(Authority::load_or_create(dir, &mesh.trust_domain)?);
+    }
+    let Some(cluster) = cluster else { return Ok(Authority::generate(&mesh.trust_domain)?) };
+    let namespace = &mesh.root_namespace;
+    // Twice, since another replica may make the Secret at the same moment.
+    for _ in 0..2 {
+        for name in [PLUGGED_IN, SELF_SIGNED] {
+            if let Some(files) = cluster.secret(namespace, name).await? {
+                let read = Authority::from_files(&files).with_context(|| format!("Secret {namespace}/{name}"))?;
+                info!(secret = name, "certificate authority loaded");
+                return Ok(read);
+            }
+        }
+        let files = ca::self_signed(&mesh.trust_domain)?;
+        if cluster.create_secret(namespace, SELF_SIGNED, "istio.io/ca-root", files.clone()).await? {
+            info!(secret = SELF_SIGNED, "self-signed root made");
+            return Ok(Authority::from_files(&files)?);
+        }
+    }
+    anyhow::bail!("Secret {namespace}/{SELF_SIGNED} can neither be read nor made")
+}
+
+fn tokens(args: &Args, cluster: Option<&Cluster>) -> anyhow::Result<Tokens> {
     if let Some(path) = &args.token_keys {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        return Ok(TokenVerifier::from_key_set(&text, args.token_issuer.clone())?);
+        return Ok(TokenVerifier::from_key_set(&text, args.token_issuer.clone())?.into());
     }
-    match &args.token_dir {
-        Some(dir) => Ok(TokenIssuer::load_or_create(Path::new(dir))?.verifier()),
-        None => Ok(TokenVerifier::from_key_set(r#"{"keys": []}"#, None)?),
+    if let Some(dir) = &args.token_dir {
+        return Ok(TokenIssuer::load_or_create(Path::new(dir))?.verifier().into());
     }
+    Ok(match cluster {
+        Some(cluster) => cluster.clone().into(),
+        None => TokenVerifier::from_key_set(r#"{"keys": []}"#, None)?.into(),
+    })
 }
 
 /// Binds Go's `:PORT` (all addresses of both families) or `ADDRESS:PORT`.

@@ -22,6 +22,9 @@ use tonic::service::Routes;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
+use crate::identity::{Identities, bearer};
+use crate::metrics::Metrics;
+
 /// Connections at a time on one port; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 20_000;
 /// Handshakes at a time: each costs a signature, and a thousand clients may come at once after a restart.
@@ -41,10 +44,19 @@ pub(crate) type Request = http::Request<Limited<Incoming>>;
 /// Its answer.
 pub(crate) type Response = http::Response<Full<Bytes>>;
 
-/// Serves gRPC on `listener` until the shutdown starts. Every request carries the [`Peer`].
-pub(crate) async fn serve_grpc(listener: TcpListener, tls: Option<TlsAcceptor>, routes: Routes, shutdown: Watch) {
+/// What makes a port secure.
+#[derive(Clone)]
+pub(crate) struct Secure {
+    pub(crate) tls: TlsAcceptor,
+    pub(crate) identities: Identities,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Serves gRPC on `listener` until the shutdown starts. Every request carries the [`Peer`]; on a secure port only
+/// requests of a verified identity arrive.
+pub(crate) async fn serve_grpc(listener: TcpListener, secure: Option<Secure>, routes: Routes, shutdown: Watch) {
     accept(listener, shutdown.clone(), move |stream, address, handshakes| {
-        grpc_connection(stream, address, tls.clone(), routes.clone(), handshakes, shutdown.clone())
+        grpc_connection(stream, address, secure.clone(), routes.clone(), handshakes, shutdown.clone())
     })
     .await;
 }
@@ -94,23 +106,23 @@ where
 async fn grpc_connection(
     stream: TcpStream,
     address: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    secure: Option<Secure>,
     routes: Routes,
     handshakes: Arc<Semaphore>,
     shutdown: Watch,
 ) {
     let _ = stream.set_nodelay(true);
-    match tls {
+    match secure {
         None => {
             let peer = Peer { address: Some(address), ..Peer::default() };
-            http2(stream, peer, routes, shutdown).await;
+            http2(stream, peer, None, routes, shutdown).await;
         }
-        Some(tls) => {
-            let Some(stream) = handshake(&tls, stream, &handshakes).await else { return };
+        Some(secure) => {
+            let Some(stream) = handshake(&secure.tls, stream, &handshakes).await else { return };
             let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let identity = certificate.and_then(crate::tls::identity);
             let peer = Peer { address: Some(address), identity, token: None };
-            http2(stream, peer, routes, shutdown).await;
+            http2(stream, peer, Some(secure), routes, shutdown).await;
         }
     }
 }
@@ -135,10 +147,31 @@ async fn handshake(
     }
 }
 
-async fn http2<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(io: I, peer: Peer, routes: Routes, shutdown: Watch) {
+async fn http2<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    io: I,
+    peer: Peer,
+    secure: Option<Secure>,
+    routes: Routes,
+    shutdown: Watch,
+) {
     let service = service_fn(move |mut request: http::Request<Incoming>| {
-        request.extensions_mut().insert(peer.clone());
-        routes.clone().oneshot(request)
+        let (mut peer, secure, routes) = (peer.clone(), secure.clone(), routes.clone());
+        async move {
+            if let Some(secure) = secure {
+                match secure.identities.verify(peer.identity.as_ref(), bearer(request.headers())).await {
+                    Ok(identity) => peer.identity = Some(identity),
+                    Err(status) => {
+                        secure.metrics.unauthenticated(request.uri().path() == ca::METHOD);
+                        return Ok(status.into_http());
+                    }
+                }
+                if request.uri().path() == ca::METHOD {
+                    secure.metrics.csr();
+                }
+            }
+            request.extensions_mut().insert(peer);
+            routes.oneshot(request).await
+        }
     });
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder

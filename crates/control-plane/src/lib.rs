@@ -8,7 +8,7 @@
 //!
 //! In: objects, a MeshConfig, listeners that somebody else has bound. Out: xDS, certificates, admission
 //! answers, debug pages.
-//! Never: what is inside an Envoy resource; an identity that nobody verified; a Kubernetes client.
+//! Never: what is inside an Envoy resource; an identity that nobody verified; how an API server is asked (`kube-source`).
 
 mod args;
 mod connection;
@@ -19,6 +19,7 @@ mod metrics;
 mod monitoring;
 mod serve;
 mod source;
+mod sources;
 mod status;
 mod tls;
 mod validate;
@@ -26,6 +27,7 @@ mod webhook;
 mod world;
 
 pub use args::{Args, run};
+pub use identity::Tokens;
 pub use serve::{Handle, Listeners, ServeError, Settings, serve};
 pub use status::{Laggard, Laggards, ProxyStatus, TypeStatus};
 pub use validate::{ValidateArgs, validate};

@@ -102,16 +102,23 @@ impl Metrics {
             .increment();
     }
 
-    pub(crate) fn csr(&self, signed: bool) {
+    /// A request for a certificate, of a caller who is known.
+    pub(crate) fn csr(&self) {
         self.registry
             .counter("citadel_server_csr_count", "The number of CSRs received by Citadel server.", &[])
             .increment();
-        let (name, help) = if signed {
-            ("citadel_server_success_cert_issuance_count", "The number of certificates issuances that have succeeded.")
+    }
+
+    /// A caller without identity; `csr`: it wanted a certificate.
+    pub(crate) fn unauthenticated(&self, csr: bool) {
+        if csr {
+            self.csr();
+            self.registry
+                .counter("citadel_server_authentication_failure_count", "The number of authentication failures.", &[])
+                .increment();
         } else {
-            ("citadel_server_authentication_failure_count", "The number of authentication failures.")
-        };
-        self.registry.counter(name, help, &[]).increment();
+            self.refused_connection();
+        }
     }
 
     pub(crate) fn injected(&self, allowed: bool) {

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::debug;
-use crate::identity::Identities;
+use crate::identity::{Identities, bearer};
 use crate::metrics::Metrics;
 use crate::status::Statuses;
 use crate::world::World;
@@ -45,13 +45,12 @@ struct Pages {
 
 impl Handler for Pages {
     fn handle(&self, request: Request) -> Pin<Box<dyn Future<Output = Response> + Send + '_>> {
-        let response = self.page(&request);
-        Box::pin(async move { response })
+        Box::pin(async move { self.page(&request).await })
     }
 }
 
 impl Pages {
-    fn page(&self, request: &Request) -> Response {
+    async fn page(&self, request: &Request) -> Response {
         let Monitoring { world, statuses, metrics, identities } = &self.monitoring;
         let path = request.uri().path();
         match path {
@@ -68,9 +67,8 @@ impl Pages {
             }
             "/metrics" => with_type(200, "text/plain; version=0.0.4; charset=utf-8", metrics.render()),
             _ if path == "/debug" || path.starts_with("/debug/") => {
-                let header = request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-                let token = header.and_then(|header| header.strip_prefix("Bearer "));
-                if !self.local && (token.is_none() || identities.verify(None, token).is_err()) {
+                let token = bearer(request.headers());
+                if !self.local && (token.is_none() || identities.verify(None, token).await.is_err()) {
                     return text(401, "debug pages are for this machine, or for a valid service account token\n");
                 }
                 debug::page(path, request.uri().query().unwrap_or(""), &world.current(), statuses)

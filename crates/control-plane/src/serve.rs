@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use ca::{Authority, CertificateService, TokenVerifier};
+use ca::{Authority, CertificateService};
 use config_store::Rejected;
 use istio_api::MeshConfig;
 use lifecycle::drain::Watch;
@@ -14,8 +14,8 @@ use tokio_rustls::TlsAcceptor;
 use tonic::service::Routes;
 use tracing::info;
 
-use crate::connection;
-use crate::identity::Identities;
+use crate::connection::{self, Secure};
+use crate::identity::{Identities, Tokens, Verified};
 use crate::metrics::Metrics;
 use crate::monitoring::Monitoring;
 use crate::source::Generator;
@@ -141,7 +141,7 @@ pub async fn serve(
     settings: Settings,
     listeners: Listeners,
     authority: Arc<Authority>,
-    tokens: TokenVerifier,
+    tokens: impl Into<Tokens>,
     shutdown: Watch,
 ) -> Result<Handle, ServeError> {
     let metrics = Arc::new(Metrics::default());
@@ -159,36 +159,32 @@ pub async fn serve(
 
     let (world, writer) = world::new(settings.mesh, &settings.revision, settings.push, metrics.clone());
     let statuses = Arc::new(Statuses::default());
-    let identities = Identities {
-        world: world.clone(),
-        tokens: Arc::new(tokens),
-        audiences: settings.audiences.into(),
-        metrics: metrics.clone(),
-    };
+    let identities = Identities { world: world.clone(), tokens: tokens.into(), audiences: settings.audiences.into() };
     let plain = Generator {
         world: world.clone(),
         statuses: statuses.clone(),
         metrics: metrics.clone(),
         connections: Arc::new(AtomicU64::new(1)),
-        identities: None,
+        secure: false,
     };
     let secure = Generator {
         world: world.clone(),
         statuses: statuses.clone(),
         metrics: metrics.clone(),
         connections: plain.connections.clone(),
-        identities: Some(identities.clone()),
+        secure: true,
     };
-    let certificates = CertificateService::new(authority, Arc::new(identities.clone()));
+    let certificates = CertificateService::new(authority, Arc::new(Verified));
     let plain = Routes::new(ads::server::service(Arc::new(plain))).prepare();
     let secure = Routes::new(ads::server::service(Arc::new(secure))).add_service(certificates).prepare();
     let webhooks = Webhooks { injector: settings.injector, metrics: metrics.clone() };
+    let secure_port = Secure { tls: grpc_tls, identities: identities.clone(), metrics: metrics.clone() };
     let monitoring = Monitoring { world: world.clone(), statuses: statuses.clone(), metrics, identities };
 
     let mut tasks = JoinSet::new();
     tasks.spawn(writer.run());
     tasks.spawn(connection::serve_grpc(grpc_listener, None, plain, shutdown.clone()));
-    tasks.spawn(connection::serve_grpc(tls_listener, Some(grpc_tls), secure, shutdown.clone()));
+    tasks.spawn(connection::serve_grpc(tls_listener, Some(secure_port), secure, shutdown.clone()));
     let answer = move |request| webhooks.clone().answer(request);
     tasks.spawn(connection::serve_https(webhook_listener, https, answer, shutdown.clone()));
     tasks.spawn(monitoring.serve(monitoring_listener, shutdown.clone()));

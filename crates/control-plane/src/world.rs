@@ -64,12 +64,18 @@ pub(crate) struct Writer {
     store: Store,
     base_mesh: Arc<MeshConfig>,
     mesh: Arc<MeshConfig>,
-    settings: push_context::Settings,
+    /// The last context: the next takes from it what has not changed.
+    push: Arc<PushContext>,
     mesh_config_map: Key,
     current: Arc<RwLock<Arc<State>>>,
     revision: watch::Sender<u64>,
     requests: mpsc::Receiver<Request>,
     metrics: Arc<Metrics>,
+}
+
+/// The name of the ConfigMap with this revision's MeshConfig.
+pub(crate) fn mesh_config_map(revision: &str) -> String {
+    if revision.is_empty() || revision == "default" { "istio".into() } else { format!("istio-{revision}") }
 }
 
 /// An empty world and its writer.
@@ -82,19 +88,18 @@ pub(crate) fn new(
     settings: push_context::Settings,
     metrics: Arc<Metrics>,
 ) -> (World, Writer) {
-    let name = if revision.is_empty() || revision == "default" { "istio".into() } else { format!("istio-{revision}") };
-    let mesh_config_map = Key::new(Kind::ConfigMap, &mesh.root_namespace, &name);
+    let mesh_config_map = Key::new(Kind::ConfigMap, &mesh.root_namespace, &mesh_config_map(revision));
     let mesh = Arc::new(mesh);
     let store = Store::new();
     let snapshot = store.snapshot();
     let push = Arc::new(PushContext::build(&snapshot, &mesh, &settings));
-    let state = Arc::new(State { revision: 0, snapshot, push, mesh: mesh.clone() });
+    let state = Arc::new(State { revision: 0, snapshot, push: push.clone(), mesh: mesh.clone() });
     let current = Arc::new(RwLock::new(state));
     let (revision, watched) = watch::channel(0);
     let (sender, requests) = mpsc::channel(QUEUE);
     let world = World { current: current.clone(), revision: watched, requests: sender };
     let base_mesh = mesh.clone();
-    let writer = Writer { store, base_mesh, mesh, settings, mesh_config_map, current, revision, requests, metrics };
+    let writer = Writer { store, base_mesh, mesh, push, mesh_config_map, current, revision, requests, metrics };
     (world, writer)
 }
 
@@ -199,7 +204,8 @@ impl Writer {
             self.read_mesh(&snapshot);
         }
         let revision = *self.revision.borrow() + 1;
-        let push = Arc::new(PushContext::build(&snapshot, &self.mesh, &self.settings));
+        let push = Arc::new(self.push.update(&snapshot, &self.mesh));
+        self.push = push.clone();
         self.metrics.built(started.elapsed(), &snapshot);
         let state = Arc::new(State { revision, snapshot, push, mesh: self.mesh.clone() });
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = state;

@@ -11,7 +11,7 @@ mod read;
 
 pub use document::{Document, without_nulls};
 pub use parse::{parse, parse_plain};
-pub use read::{ALIAS_EVENTS_LIMIT, FILE_SIZE_LIMIT, read};
+pub use read::{ALIAS_EVENTS_LIMIT, FILE_SIZE_LIMIT, is_manifest, read};
 
 use std::path::PathBuf;
 

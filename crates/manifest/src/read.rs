@@ -43,14 +43,17 @@ fn list(folder: &Path, documents: &mut Vec<Document>, errors: &mut Vec<Error>) {
     };
     entries.sort();
     for path in entries {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with('.') || name == RUN_FILE {
-            continue;
-        }
-        if path.is_file() && matches!(path.extension().and_then(|e| e.to_str()), Some("yaml" | "yml" | "json")) {
+        if path.is_file() && is_manifest(&path) {
             take(&path, read_file(&path), documents, errors);
         }
     }
+}
+
+/// Whether [`read`] takes a file of this name from a folder.
+pub fn is_manifest(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    !name.starts_with('.') && name != RUN_FILE && matches!(extension, Some("yaml" | "yml" | "json"))
 }
 
 fn read_file(path: &Path) -> std::io::Result<String> {
