@@ -1,0 +1,22 @@
+//! Where a request goes and why, answered by what decides it: `proxy-core`.
+//!
+//! In: configuration (YAML through `xds-gen`, or a proxy's own), and a connection with a request on it.
+//! Out: every decision from the listener to the endpoint with its reasons, as data, text or JSON.
+//! Never: a decision of its own. Whatever is compared, chosen or refused is so by `proxy-core`; this crate asks it in the proxy's order.
+//!
+//! ```text
+//!  YAML ─► files ─► xds-gen ─┐
+//!  config dump ──────────────┴─► Configuration ─► connection ─► calls (Istio's simulator's form)
+//! ```
+
+mod args;
+mod calls;
+mod configuration;
+mod connection;
+mod files;
+mod shapes;
+
+pub use args::{Args, run};
+pub use configuration::Configuration;
+pub use connection::{Arrival, Capture, ClientTls, Dial, Payload, Quirks};
+pub use files::{Files, Sources};
