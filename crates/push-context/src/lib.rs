@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use config_store::{Kind, Snapshot};
 use istio_api::{AuthorizationPolicy, EnvoyFilter, MeshConfig, RequestAuthentication, Sidecar, Telemetry};
 use mesh_types::{ArcStr, Labels, selects};
-use registry::{Registry, Service};
+use registry::{Locality, Registry, Service, augment_labels};
 
 use rules::{ByNamespace, Rules};
 
@@ -178,6 +178,27 @@ impl PushContext {
             (true, false) => default.iter().any(|to| sees(to)),
             (true, true) => true,
         }
+    }
+
+    /// The proxy as its pod or WorkloadEntry says, whose labels and place win over what it says itself.
+    ///
+    /// As istiod `Proxy.SetWorkloadLabels` and `setTopologyLabels`. Nothing if it is just as it says.
+    pub fn effective(&self, node: &Node) -> Option<Node> {
+        let workload = self.registry.workload(&node.query());
+        let mut labels = match workload {
+            Some(workload) if workload.is_pod => {
+                let of_node = if node.meta("NODE_NAME").is_some() { "" } else { &*workload.node };
+                augment_labels(&workload.labels, &self.settings.cluster_id, &workload.locality, of_node, "")
+            }
+            Some(workload) => workload.topology_labels.clone(),
+            None => node.labels.clone(),
+        };
+        let place = Locality::of_topology(&labels).or_else(|| Locality::of_label(&labels));
+        let locality = place.unwrap_or_else(|| node.locality.clone());
+        let of_node = node.meta("NODE_NAME").unwrap_or_default();
+        labels = augment_labels(&labels, &node.cluster_id, &locality, of_node, &node.network);
+        let same = labels == node.labels && locality == node.locality;
+        (!same).then(|| Node { labels, locality, ..node.clone() })
     }
 
     /// What the proxy may see.

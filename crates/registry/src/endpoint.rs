@@ -85,6 +85,8 @@ pub struct Workload {
     pub tls_mode: TlsMode,
     /// Where it runs.
     pub locality: Locality,
+    /// The same as written, `region/zone/subzone`: endpoints of one text form one group.
+    pub locality_label: ArcStr,
     /// Network; empty is the default one.
     pub network: ArcStr,
     /// Kubernetes node.
@@ -106,6 +108,11 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Its address is an IP address, as Kubernetes services need it, not a name or a unix socket.
+    pub(crate) fn has_ip_only(&self) -> bool {
+        self.addresses.iter().all(|a| a.parse::<IpAddr>().is_ok())
+    }
+
     /// The number of a named port.
     pub fn port(&self, name: &str) -> Option<u16> {
         self.ports.iter().find(|(n, _)| &**n == name).map(|(_, port)| *port)

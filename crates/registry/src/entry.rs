@@ -1,6 +1,6 @@
 //! Services, workloads and endpoints of ServiceEntries and WorkloadEntries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use istio_api::service_entry::{Location, Resolution as EntryResolution, ServiceE
 use istio_api::workload_entry::WorkloadEntry;
 use mesh_types::{ArcStr, Labels, Protocol, selects};
 
-use crate::kubernetes::{EndpointMap, trust_domain};
+use crate::kubernetes::{EndpointMap, namespace_annotations, trust_domain};
 use crate::service::TargetPort;
 use crate::{
     Endpoint, Health, Locality, Port, Provider, Resolution, Service, Settings, TlsMode, TrafficDistribution,
@@ -26,7 +26,9 @@ fn entries(snapshot: &Snapshot) -> impl Iterator<Item = (&Object, &ServiceEntry)
 
 /// One service for each host and address (istio `serviceentry/conversion.go`, `convertServices`).
 pub(crate) fn services(snapshot: &Snapshot) -> Vec<Service> {
-    entries(snapshot).flat_map(|(object, entry)| convert(object, entry)).collect()
+    let (namespaces, none) = (namespace_annotations(snapshot), Labels::new());
+    let annotations = |object: &Object| namespaces.get(&*object.key.namespace).copied().unwrap_or(&none);
+    entries(snapshot).flat_map(|(object, entry)| convert(object, entry, annotations(object))).collect()
 }
 
 fn number(value: u32) -> u16 {
@@ -68,7 +70,7 @@ fn listen_address(text: &str) -> Option<ArcStr> {
     }
 }
 
-fn convert(object: &Object, entry: &ServiceEntry) -> Vec<Service> {
+fn convert(object: &Object, entry: &ServiceEntry, of_namespace: &Labels) -> Vec<Service> {
     let resolution = resolution(entry);
     let addresses: Vec<ArcStr> = if entry.addresses.is_empty() {
         vec![UNSPECIFIED_IP.into()]
@@ -81,12 +83,7 @@ fn convert(object: &Object, entry: &ServiceEntry) -> Vec<Service> {
         .filter(|p| resolution == Resolution::Passthrough && p.target_port != 0)
         .map(|p| (number(p.number), number(p.target_port)))
         .collect();
-    let traffic_distribution =
-        match object.annotations.get("networking.istio.io/traffic-distribution").map(String::as_str) {
-            Some("PreferClose" | "PreferSameZone") => TrafficDistribution::PreferSameZone,
-            Some("PreferSameNode") => TrafficDistribution::PreferSameNode,
-            _ => TrafficDistribution::Any,
-        };
+    let traffic_distribution = TrafficDistribution::resolve(None, &object.annotations, of_namespace);
     let make = |host: &String, address: &ArcStr| Service {
         hostname: host.as_str().into(),
         name: host.as_str().into(),
@@ -117,17 +114,21 @@ fn convert_workload(
     name: &str,
     namespace: &ArcStr,
     entry: &WorkloadEntry,
-    more_labels: &Labels,
+    object: Option<&Object>,
     mesh: &MeshConfig,
     settings: &Settings,
 ) -> Workload {
-    let mut labels: Labels = more_labels.clone();
-    labels.extend(entry.labels.clone());
-    let locality = if entry.locality.is_empty() {
-        Locality::of_label(&labels).unwrap_or_default()
-    } else {
-        Locality::parse(&entry.locality)
+    let mut labels: Labels = entry.labels.clone();
+    labels.extend(object.into_iter().flat_map(|o| o.labels.clone()));
+    let locality_label = match entry.locality.as_str() {
+        "" => Locality::label(&labels).unwrap_or_default(),
+        text => text.to_owned(),
     };
+    let locality = Locality::parse(&locality_label);
+    // Of an auto-registered machine the group is what created it.
+    let own_name = object.and_then(|o| {
+        o.annotations.get("istio.io/autoRegistrationGroup").or_else(|| o.labels.get("service.istio.io/workload-name"))
+    });
     let tls_mode = match labels.contains_key("security.istio.io/tlsMode") {
         true => TlsMode::of_labels(&labels),
         false if !entry.service_account.is_empty() => TlsMode::Istio,
@@ -142,7 +143,7 @@ fn convert_workload(
     };
     Workload {
         name: name.into(),
-        workload_name: name.into(),
+        workload_name: own_name.map_or(name, String::as_str).into(),
         namespace: namespace.clone(),
         addresses: if entry.address.is_empty() { Vec::new() } else { vec![entry.address.as_str().into()] },
         topology_labels: augment_labels(&labels, &settings.cluster_id, &locality, "", &network),
@@ -150,6 +151,7 @@ fn convert_workload(
         identity,
         tls_mode,
         locality,
+        locality_label: locality_label.into(),
         network,
         ports: entry.ports.iter().map(|(name, port)| (name.as_str().into(), number(*port))).collect(),
         weight: entry.weight,
@@ -166,7 +168,7 @@ pub(crate) fn workloads(snapshot: &Snapshot, mesh: &MeshConfig, settings: &Setti
             &object.key.name,
             &object.key.namespace,
             entry,
-            &object.labels,
+            Some(object),
             mesh,
             settings,
         ))),
@@ -184,58 +186,75 @@ pub(crate) fn endpoints(
     workload_entries: &[Arc<Workload>],
 ) -> EndpointMap {
     let mut out = EndpointMap::new();
-    for (object, entry) in entries(snapshot) {
+    // Ports of names that the proxies resolve and that have one place only: the first entry's holds.
+    let mut taken: HashSet<(ArcStr, ArcStr, u32)> = HashSet::new();
+    let mut all: Vec<(&Object, &ServiceEntry)> = entries(snapshot).collect();
+    all.sort_by_key(|(object, _)| (object.created, object.key.namespace.clone(), object.key.name.clone()));
+    for (object, entry) in all {
         let namespace = &object.key.namespace;
         let resolution = resolution(entry);
-        let selector = entry.workload_selector.as_ref().map(|s| &s.labels);
-        let mut list: Vec<Arc<Workload>> = entry
-            .endpoints
-            .iter()
-            .enumerate()
-            .map(|(i, e)| {
-                let name = format!("{}-{i}", object.key.name);
-                Arc::new(convert_workload(&name, namespace, e, &Labels::new(), mesh, settings))
-            })
-            .collect();
-        if let Some(selector) = selector {
-            let chosen = |w: &&Arc<Workload>| {
-                w.namespace == *namespace && !w.finished && !w.addresses.is_empty() && selects(selector, &w.labels)
-            };
-            // Names decide nothing for DNS: a pod has no name to resolve.
-            let pods = pods.iter().filter(|w| w.ready && !resolution.is_dns());
-            list.extend(workload_entries.iter().chain(pods).filter(chosen).cloned());
-        }
+        let by_name = matches!(resolution, Resolution::DnsLb | Resolution::DnsRoundRobinLb);
+        let list: Vec<Arc<Workload>> = match entry.workload_selector.as_ref() {
+            None => {
+                let convert = |(i, e): (usize, &WorkloadEntry)| {
+                    let name = format!("{}-{i}", object.key.name);
+                    Arc::new(convert_workload(&name, namespace, e, None, mesh, settings))
+                };
+                entry.endpoints.iter().enumerate().map(convert).collect()
+            }
+            Some(selector) => {
+                let chosen = |w: &&Arc<Workload>| {
+                    w.namespace == *namespace
+                        && !w.addresses.is_empty()
+                        && (by_name || w.has_ip_only())
+                        && selects(&selector.labels, &w.topology_labels)
+                };
+                let pods = pods.iter().filter(|w| w.ready && !w.finished);
+                let mut found: Vec<_> = pods.chain(workload_entries).filter(chosen).cloned().collect();
+                found.sort_by_key(|w| (!w.is_pod, w.name.clone()));
+                found
+            }
+        };
+        let itself = entry.endpoints.is_empty() && entry.workload_selector.is_none() && by_name;
         for host in &entry.hosts {
             let key = (ArcStr::from(host.as_str()), namespace.clone());
-            if out.contains_key(&key) {
-                continue;
-            }
-            let itself = entry.endpoints.is_empty() && selector.is_none() && resolution.is_dns();
-            let mut made = Vec::new();
+            let made = out.entry(key.clone()).or_default();
             for port in &entry.ports {
-                if itself {
-                    made.push(Endpoint {
-                        addresses: vec![host.as_str().into()],
-                        port: number(if port.target_port != 0 { port.target_port } else { port.number }),
-                        service_port_name: port.name.as_str().into(),
-                        workload: Arc::new(Workload {
-                            workload_name: object.key.name.clone(),
-                            namespace: namespace.clone(),
-                            ..Workload::default()
-                        }),
-                        weight: 0,
-                        health: Health::Unknown,
-                    });
-                }
                 // As istiod: a service of several addresses reports its endpoints once for each.
+                let mut of_port = Vec::new();
                 for _ in 0..entry.addresses.len().max(1) {
-                    made.extend(list.iter().map(|w| entry_endpoint(w, port)));
+                    of_port.extend(list.iter().map(|w| entry_endpoint(w, port)));
+                    if itself {
+                        of_port.push(host_endpoint(object, host, port));
+                    }
                 }
+                if resolution == Resolution::DnsRoundRobinLb {
+                    if !taken.insert((key.0.clone(), key.1.clone(), port.number)) {
+                        continue;
+                    }
+                    of_port.truncate(1);
+                }
+                made.extend(of_port);
             }
-            out.insert(key, made);
         }
     }
     out
+}
+
+/// The host of an entry that names no endpoints.
+fn host_endpoint(object: &Object, host: &str, port: &ServicePort) -> Endpoint {
+    Endpoint {
+        addresses: vec![host.into()],
+        port: number(if port.target_port != 0 { port.target_port } else { port.number }),
+        service_port_name: port.name.as_str().into(),
+        workload: Arc::new(Workload {
+            workload_name: object.key.name.clone(),
+            namespace: object.key.namespace.clone(),
+            ..Workload::default()
+        }),
+        weight: 0,
+        health: Health::Unknown,
+    }
 }
 
 fn entry_endpoint(workload: &Arc<Workload>, port: &ServicePort) -> Endpoint {

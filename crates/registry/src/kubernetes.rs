@@ -24,13 +24,22 @@ fn hostname(name: &str, namespace: &str, settings: &Settings) -> ArcStr {
     format!("{name}.{namespace}.svc.{}", settings.domain).into()
 }
 
-pub(crate) fn services(snapshot: &Snapshot, settings: &Settings) -> Vec<Service> {
+pub(crate) fn services(snapshot: &Snapshot, mesh: &MeshConfig, settings: &Settings) -> Vec<Service> {
+    let (namespaces, none) = (namespace_annotations(snapshot), Labels::new());
     let list = snapshot.list(Kind::Service);
     list.filter_map(|object| match &object.body {
-        Body::Service(service) => Some(convert_service(object, service, settings)),
+        Body::Service(service) => {
+            let annotations = namespaces.get(&*object.key.namespace).copied().unwrap_or(&none);
+            Some(convert_service(object, service, settings, trust_domain(mesh), annotations))
+        }
         _ => None,
     })
     .collect()
+}
+
+/// Annotations of the namespaces, which hold for all that is in them.
+pub(crate) fn namespace_annotations(snapshot: &Snapshot) -> HashMap<&str, &Labels> {
+    snapshot.list(Kind::Namespace).map(|object| (&*object.key.name, &object.annotations)).collect()
 }
 
 fn port_number(value: i32) -> u16 {
@@ -57,7 +66,13 @@ fn convert_port(port: &ServicePort) -> Port {
 }
 
 /// istio `pilot/pkg/serviceregistry/kube/conversion.go`, `ConvertService`.
-fn convert_service(object: &Object, kube: &KubeService, settings: &Settings) -> Service {
+fn convert_service(
+    object: &Object,
+    kube: &KubeService,
+    settings: &Settings,
+    trust_domain: &str,
+    namespace_annotations: &Labels,
+) -> Service {
     let spec = kube.spec.clone().unwrap_or_default();
     let (name, namespace) = (object.key.name.clone(), object.key.namespace.clone());
     let mut resolution = Resolution::ClientSideLb;
@@ -78,15 +93,14 @@ fn convert_service(object: &Object, kube: &KubeService, settings: &Settings) -> 
         };
     }
     let annotation = |key: &str| object.annotations.get(key).map(String::as_str);
-    let split = |text: Option<&str>| -> Vec<ArcStr> {
-        text.into_iter().flat_map(|t| t.split(',')).map(str::trim).filter(|t| !t.is_empty()).map(Into::into).collect()
-    };
+    let split =
+        |key: &str| annotation(key).filter(|text| !text.is_empty()).map(|text| text.split(',')).into_iter().flatten();
+    let canonical = split("alpha.istio.io/canonical-serviceaccounts").map(str::to_owned);
+    let kubernetes = split("alpha.istio.io/kubernetes-serviceaccounts")
+        .map(|account| format!("spiffe://{trust_domain}/ns/{namespace}/sa/{account}"));
+    let service_accounts = canonical.chain(kubernetes).collect();
     let traffic_distribution =
-        match spec.traffic_distribution.as_deref().or_else(|| annotation("networking.istio.io/traffic-distribution")) {
-            Some("PreferClose" | "PreferSameZone") => TrafficDistribution::PreferSameZone,
-            Some("PreferSameNode") => TrafficDistribution::PreferSameNode,
-            _ => TrafficDistribution::Any,
-        };
+        TrafficDistribution::resolve(spec.traffic_distribution.as_deref(), &object.annotations, namespace_annotations);
     Service {
         hostname: hostname(&name, &namespace, settings),
         object_name: name.clone(),
@@ -101,13 +115,10 @@ fn convert_service(object: &Object, kube: &KubeService, settings: &Settings) -> 
         cluster_ips,
         labels: object.labels.clone(),
         selector: spec.selector.unwrap_or_default().into_iter().collect(),
-        export_to: split(annotation("networking.istio.io/exportTo")),
+        export_to: split("networking.istio.io/exportTo").map(|to| to.trim().into()).collect(),
         aliases: Vec::new(),
         external_name: if is_alias { external_name.as_str().into() } else { "".into() },
-        service_accounts: split(annotation("alpha.istio.io/canonical-serviceaccounts"))
-            .iter()
-            .map(|a| format!("spiffe://{a}"))
-            .collect(),
+        service_accounts,
         traffic_distribution,
         node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
@@ -143,9 +154,10 @@ fn convert_pod(
     let spec = pod.spec.clone().unwrap_or_default();
     let status = pod.status.clone().unwrap_or_default();
     let node = spec.node_name.unwrap_or_default();
-    let locality = Locality::of_label(&object.labels)
-        .or_else(|| nodes.get(node.as_str()).map(|labels| Locality::of_node(labels)))
+    let locality_label = Locality::label(&object.labels)
+        .or_else(|| nodes.get(node.as_str()).and_then(|labels| Locality::label_of_node(labels)))
         .unwrap_or_default();
+    let locality = Locality::parse(&locality_label);
     let mut addresses: Vec<ArcStr> =
         status.pod_ips.unwrap_or_default().iter().map(|ip| ip.ip.as_str().into()).collect();
     if let Some(ip) = status.pod_ip.filter(|ip| !ip.is_empty() && addresses.is_empty()) {
@@ -165,9 +177,14 @@ fn convert_pod(
         Some(hostname) if !hostname.is_empty() => hostname,
         _ => object.key.name.to_string(),
     };
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let ports = containers
+    // Native sidecars count as containers; other init containers are over when the pod serves.
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let ports = spec
+        .containers
+        .iter()
+        .chain(sidecars)
         .flat_map(|c| c.ports.iter().flatten())
+        .filter(|p| p.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"))
         .filter_map(|p| Some((p.name.as_deref()?.into(), port_number(p.container_port))))
         .collect();
     let phase = status.phase.unwrap_or_default();
@@ -183,6 +200,7 @@ fn convert_pod(
         identity: format!("spiffe://{}/ns/{}/sa/{account}", trust_domain(mesh), object.key.namespace),
         tls_mode: TlsMode::of_labels(&object.labels),
         locality,
+        locality_label: locality_label.into(),
         network,
         node: node.as_str().into(),
         hostname: hostname.as_str().into(),
@@ -202,23 +220,36 @@ pub(crate) fn trust_domain(mesh: &MeshConfig) -> &str {
 
 /// The Deployment, CronJob or other owner of a pod (istio `kube/util.go`, `GetWorkloadMetaFromPod`).
 fn workload_name(object: &Object, pod: &Pod) -> String {
-    let owner = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true));
-    let Some(owner) = owner else { return object.key.name.to_string() };
-    let hash = object.labels.get("pod-template-hash");
-    match (owner.kind.as_str(), hash) {
-        ("ReplicaSet", Some(hash)) if owner.name.ends_with(hash.as_str()) => {
-            owner.name[..owner.name.len() - hash.len()].trim_end_matches('-').to_owned()
-        }
-        // A Job of a CronJob ends in the minute it was scheduled.
-        ("Job", _) => match owner.name.rsplit_once('-') {
-            Some((name, digits)) if digits.len() >= 8 && digits.bytes().all(|b| b.is_ascii_digit()) => name.to_owned(),
-            _ => owner.name.clone(),
-        },
-        _ => owner.name.clone(),
+    if let Some(name) = object.labels.get("service.istio.io/workload-name") {
+        return name.clone();
     }
+    let generated = pod.metadata.generate_name.as_deref().is_some_and(|name| !name.is_empty());
+    let owner = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true));
+    let Some(owner) = owner.filter(|o| generated && !o.name.is_empty()) else { return object.key.name.to_string() };
+    let hash = |key: &str| object.labels.get(key).filter(|hash| !hash.is_empty() && owner.name.ends_with(&**hash));
+    let name = match owner.kind.as_str() {
+        "ReplicaSet" => match hash("pod-template-hash").or_else(|| hash("rollouts-pod-template-hash")) {
+            Some(hash) => owner.name.strip_suffix(&format!("-{hash}")).unwrap_or(&owner.name),
+            None => &owner.name,
+        },
+        "ReplicationController" => object.labels.get("deploymentconfig").unwrap_or(&owner.name),
+        // A Job of a CronJob ends in the minute it was scheduled.
+        "Job" => match owner.name.rsplit_once('-') {
+            Some((name, digits))
+                if !name.is_empty()
+                    && (8..=10).contains(&digits.len())
+                    && digits.bytes().all(|b| b.is_ascii_digit()) =>
+            {
+                name
+            }
+            _ => &owner.name,
+        },
+        _ => &owner.name,
+    };
+    name.to_owned()
 }
 
-/// Endpoints from EndpointSlices; of services without any, from pods that the selector matches.
+/// Endpoints from EndpointSlices.
 pub(crate) fn endpoints(
     snapshot: &Snapshot,
     settings: &Settings,
@@ -227,46 +258,27 @@ pub(crate) fn endpoints(
 ) -> EndpointMap {
     let by_name: HashMap<(&str, &str), &Arc<Workload>> =
         workloads.iter().map(|w| ((&*w.namespace, &*w.name), w)).collect();
-    let by_address: HashMap<&str, &Arc<Workload>> =
-        workloads.iter().flat_map(|w| w.addresses.iter().map(move |a| (&**a, w))).collect();
-    let find = |namespace: &str, pod: Option<&str>, address: &str| match pod {
-        Some(name) => by_name.get(&(namespace, name)).copied(),
-        None => by_address.get(address).copied(),
+    let by_address: HashMap<(&str, &str), &Arc<Workload>> = workloads
+        .iter()
+        .filter(|w| w.ready && !w.finished)
+        .filter_map(|w| Some(((&*w.namespace, &**w.addresses.first()?), w)))
+        .collect();
+    let find = |namespace: &str, pod: Option<(&str, &str)>, address: &str| match pod {
+        Some(key) => by_name.get(&key).copied(),
+        None => by_address.get(&(namespace, address)).copied(),
     };
+    let sticky: HashSet<(&ArcStr, &ArcStr)> =
+        services.iter().filter(|s| s.keeps_draining()).map(|s| (&s.hostname, &s.namespace)).collect();
     let mut out = EndpointMap::new();
-    let mut has_slice: HashSet<(ArcStr, ArcStr)> = HashSet::new();
     for object in snapshot.list(Kind::EndpointSlice) {
         let Body::EndpointSlice(slice) = &object.body else { continue };
-        let Some(name) = object.labels.get("kubernetes.io/service-name") else { continue };
+        let Some(name) = object.labels.get("kubernetes.io/service-name").filter(|name| !name.is_empty()) else {
+            continue;
+        };
         let namespace = &object.key.namespace;
         let key = (hostname(name, namespace, settings), namespace.clone());
-        has_slice.insert(key.clone());
-        let list = out.entry(key).or_default();
-        add_slice(slice, namespace, list, &find);
-    }
-    let kubernetes = |s: &&Service| s.provider == Provider::Kubernetes && s.resolution != Resolution::Alias;
-    for service in services.iter().filter(kubernetes) {
-        let key = (service.hostname.clone(), service.namespace.clone());
-        if service.selector.is_empty() || has_slice.contains(&key) {
-            continue;
-        }
-        let pods = workloads.iter().filter(|w| {
-            w.namespace == service.namespace
-                && !w.finished
-                && !w.addresses.is_empty()
-                && selects(&service.selector, &w.labels)
-        });
-        for (pod, port) in pods.flat_map(|pod| service.ports.iter().map(move |port| (pod, port))) {
-            let Some(number) = target_port(port, pod) else { continue };
-            out.entry(key.clone()).or_default().push(Endpoint {
-                addresses: pod.addresses.clone(),
-                port: number,
-                service_port_name: port.name.clone(),
-                workload: pod.clone(),
-                weight: 0,
-                health: if pod.ready || service.publish_not_ready { Health::Healthy } else { Health::Unhealthy },
-            });
-        }
+        let sticky = sticky.contains(&(&key.0, &key.1));
+        add_slice(slice, namespace, sticky, out.entry(key).or_default(), &find);
     }
     out
 }
@@ -282,25 +294,26 @@ pub(crate) fn target_port(port: &Port, workload: &Workload) -> Option<u16> {
 fn add_slice<'a>(
     slice: &EndpointSlice,
     namespace: &str,
+    sticky: bool,
     list: &mut Vec<Endpoint>,
-    find: &impl Fn(&str, Option<&str>, &str) -> Option<&'a Arc<Workload>>,
+    find: &impl Fn(&str, Option<(&str, &str)>, &str) -> Option<&'a Arc<Workload>>,
 ) {
     if slice.address_type == "FQDN" {
         return;
     }
     for entry in slice.endpoints.iter().flatten() {
-        let (ready, serving, terminating) = match &entry.conditions {
-            Some(c) => (c.ready.unwrap_or(true), c.serving.unwrap_or(true), c.terminating.unwrap_or(false)),
-            None => (true, true, false),
-        };
-        let health = match (ready, serving, terminating) {
-            (true, _, _) => Health::Healthy,
-            (false, true, true) => Health::Draining,
-            (false, _, true) => Health::Terminating,
-            (false, _, false) => Health::Unhealthy,
+        // As istiod `endpointHealthStatus`: what is not ready and does not say that it stays is going.
+        let conditions = entry.conditions.clone().unwrap_or_default();
+        let terminating = conditions.terminating.unwrap_or(true);
+        let health = match conditions.ready.unwrap_or(true) {
+            true => Health::Healthy,
+            false if sticky && terminating && conditions.serving.unwrap_or(true) => Health::Draining,
+            false if terminating => Health::Terminating,
+            false => Health::Unhealthy,
         };
         let target = entry.target_ref.as_ref().filter(|t| t.kind.as_deref() == Some("Pod"));
-        let pod_name = target.and_then(|t| t.name.as_deref());
+        let pod_name =
+            target.map(|t| (t.namespace.as_deref().unwrap_or(namespace), t.name.as_deref().unwrap_or_default()));
         for address in &entry.addresses {
             let found = find(namespace, pod_name, address);
             if found.is_none() && pod_name.is_some() {
@@ -318,7 +331,9 @@ fn add_slice<'a>(
                 let same = |e: &Endpoint| {
                     Arc::ptr_eq(&e.workload, &workload) && e.service_port_name == port_name && e.port == number
                 };
-                if let Some(existing) = list.iter_mut().find(|e| found.is_some() && same(e)) {
+                // Only pods with addresses of both families have several.
+                let both = pod_name.is_some() && workload.addresses.len() > 1;
+                if let Some(existing) = list.iter_mut().find(|e| both && same(e)) {
                     if !existing.addresses.iter().any(|a| **a == **address) {
                         let at = if primary { 0 } else { existing.addresses.len() };
                         existing.addresses.insert(at, address.as_str().into());
@@ -340,18 +355,18 @@ fn add_slice<'a>(
 
 /// Adds WorkloadEntries that the selector of a Kubernetes service matches.
 pub(crate) fn select_workload_entries(services: &[Service], entries: &[Arc<Workload>], endpoints: &mut EndpointMap) {
+    if entries.is_empty() {
+        return;
+    }
     let selecting = services.iter().filter(|s| {
         s.provider == Provider::Kubernetes && s.resolution == Resolution::ClientSideLb && !s.selector.is_empty()
     });
     for service in selecting {
-        let matching =
-            entries.iter().filter(|w| w.namespace == service.namespace && selects(&service.selector, &w.labels));
+        let matching = entries.iter().filter(|w| {
+            w.namespace == service.namespace && w.has_ip_only() && selects(&service.selector, &w.topology_labels)
+        });
         for (entry, port) in matching.flat_map(|entry| service.ports.iter().map(move |port| (entry, port))) {
-            let number = match (&port.target, entry.port(&port.name)) {
-                (_, Some(number)) => number,
-                (TargetPort::Number(number), None) => *number,
-                (TargetPort::Name(name), None) => entry.port(name).unwrap_or(port.port),
-            };
+            let Some(number) = entry_port(port, entry) else { continue };
             let key = (service.hostname.clone(), service.namespace.clone());
             endpoints.entry(key).or_default().push(Endpoint {
                 addresses: entry.addresses.clone(),
@@ -362,5 +377,14 @@ pub(crate) fn select_workload_entries(services: &[Service], entries: &[Arc<Workl
                 health: Health::Unknown,
             });
         }
+    }
+}
+
+/// Where a WorkloadEntry listens for a port of a Kubernetes service: as its `ports` say by the service port's name,
+/// or by the target port's, which must then be there.
+pub(crate) fn entry_port(port: &Port, entry: &Workload) -> Option<u16> {
+    match &port.target {
+        TargetPort::Number(number) => Some(entry.port(&port.name).filter(|p| *p != 0).unwrap_or(*number)),
+        TargetPort::Name(name) => entry.port(name).filter(|p| *p != 0),
     }
 }

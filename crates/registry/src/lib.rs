@@ -38,8 +38,10 @@ pub struct Registry {
     pub services: Vec<Arc<Service>>,
     /// By host name and namespace of the service; each endpoint names its port.
     endpoints: HashMap<(ArcStr, ArcStr), Arc<[Endpoint]>>,
-    /// Pods and WorkloadEntries, for [`Registry::targets`] and selectors.
-    workloads: Vec<Arc<Workload>>,
+    /// Pods and WorkloadEntries by namespace and name; of two with one name the pod.
+    by_name: HashMap<(ArcStr, ArcStr), Arc<Workload>>,
+    /// The same by their first address, which several may share.
+    by_address: HashMap<ArcStr, Vec<Arc<Workload>>>,
     /// Pods as read, by their object's address (which the object held beside it keeps from being used again), so
     /// that a later build need not read them again.
     pods: HashMap<usize, (Arc<Object>, Arc<Workload>)>,
@@ -62,7 +64,7 @@ impl Registry {
         let empty = HashMap::new();
         let pods = kubernetes::pods(snapshot, mesh, settings, previous.map_or(&empty, |p| &p.pods));
         let workloads: Vec<Arc<Workload>> = pods.iter().map(|(_, workload)| workload.clone()).collect();
-        let mut services = kubernetes::services(snapshot, settings);
+        let mut services = kubernetes::services(snapshot, mesh, settings);
         services.extend(entry::services(snapshot));
         sort_by_age(&mut services);
         service::resolve_aliases(&mut services);
@@ -73,7 +75,13 @@ impl Registry {
             endpoints.entry(key).or_default().extend(list);
         }
         kubernetes::select_workload_entries(&services, &entry_workloads, &mut endpoints);
-        let workloads = workloads.into_iter().chain(entry_workloads).collect();
+        let (mut by_name, mut by_address) = (HashMap::new(), HashMap::<ArcStr, Vec<Arc<Workload>>>::new());
+        for workload in workloads.into_iter().chain(entry_workloads) {
+            if let Some(address) = workload.addresses.first() {
+                by_address.entry(address.clone()).or_default().push(workload.clone());
+            }
+            by_name.entry((workload.namespace.clone(), workload.name.clone())).or_insert(workload);
+        }
         let old_services: HashMap<(&str, &str, &str), &Arc<Service>> =
             previous.iter().flat_map(|p| &p.services).map(|s| (identity(s), s)).collect();
         let reuse_service = |service: Service| match old_services.get(&identity(&service)) {
@@ -88,7 +96,8 @@ impl Registry {
         Registry {
             services: services.into_iter().map(reuse_service).collect(),
             endpoints: endpoints.into_iter().map(reuse_endpoints).collect(),
-            workloads,
+            by_name,
+            by_address,
             pods: pods
                 .into_iter()
                 .map(|(object, workload)| (Arc::as_ptr(&object) as usize, (object, workload)))

@@ -23,22 +23,38 @@ impl Locality {
         Locality { region: next(), zone: next(), subzone: next() }
     }
 
-    /// From the `istio-locality` label, whose separator is `.` because labels allow no `/`.
-    pub fn of_label(labels: &Labels) -> Option<Locality> {
+    /// The `istio-locality` label, whose separator may be `.` because labels allow no `/`.
+    pub(crate) fn label(labels: &Labels) -> Option<String> {
         let text = labels.get("istio-locality").filter(|text| !text.is_empty())?;
-        Some(Locality::parse(&if text.contains('/') { text.clone() } else { text.replace('.', "/") }))
+        Some(if text.contains('/') { text.clone() } else { text.replace('.', "/") })
     }
 
-    /// From a Kubernetes Node's labels.
-    pub fn of_node(labels: &Labels) -> Locality {
+    /// From the `istio-locality` label.
+    pub fn of_label(labels: &Labels) -> Option<Locality> {
+        Some(Locality::parse(&Locality::label(labels)?))
+    }
+
+    /// `region/zone/subzone` of a Kubernetes Node's labels.
+    pub(crate) fn label_of_node(labels: &Labels) -> Option<String> {
         let get = |name: &str, older: &str| {
-            labels.get(name).or_else(|| labels.get(older)).map(|v| v.as_str().into()).unwrap_or_default()
+            let own = labels.get(name).filter(|value| !value.is_empty());
+            own.or_else(|| labels.get(older)).map(String::as_str).unwrap_or_default()
         };
-        Locality {
-            region: get(REGION, "failure-domain.beta.kubernetes.io/region"),
-            zone: get(ZONE, "failure-domain.beta.kubernetes.io/zone"),
-            subzone: get(SUBZONE, ""),
-        }
+        let region = get(REGION, "failure-domain.beta.kubernetes.io/region");
+        let zone = get(ZONE, "failure-domain.beta.kubernetes.io/zone");
+        let subzone = get(SUBZONE, "");
+        (!region.is_empty() || !zone.is_empty() || !subzone.is_empty()).then(|| format!("{region}/{zone}/{subzone}"))
+    }
+
+    /// From labels that the topology was added to; nothing if there is none.
+    pub fn of_topology(labels: &Labels) -> Option<Locality> {
+        let get = |key: &str| labels.get(key).map(|value| value.as_str().into());
+        let (region, zone, subzone) = (get(REGION), get(ZONE), get(SUBZONE));
+        (region.is_some() || zone.is_some() || subzone.is_some()).then(|| Locality {
+            region: region.unwrap_or_default(),
+            zone: zone.unwrap_or_default(),
+            subzone: subzone.unwrap_or_default(),
+        })
     }
 
     /// Nothing is known.
@@ -60,7 +76,7 @@ pub fn augment_labels(labels: &Labels, cluster: &str, locality: &Locality, node:
     put(SUBZONE, &locality.subzone);
     put("topology.istio.io/cluster", cluster);
     put("kubernetes.io/hostname", node);
-    if !labels.contains_key("topology.istio.io/network") {
+    if labels.get("topology.istio.io/network").is_none_or(String::is_empty) {
         put("topology.istio.io/network", network);
     }
     out

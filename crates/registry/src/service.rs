@@ -60,6 +60,26 @@ pub enum TrafficDistribution {
     PreferSameNode,
 }
 
+impl TrafficDistribution {
+    /// By the service's field, its annotation, its namespace's annotation (istiod `GetTrafficDistribution`).
+    pub(crate) fn resolve(field: Option<&str>, own: &Labels, of_namespace: &Labels) -> TrafficDistribution {
+        match field {
+            Some("PreferClose" | "PreferSameZone") => return TrafficDistribution::PreferSameZone,
+            Some("PreferSameNode") => return TrafficDistribution::PreferSameNode,
+            _ => {}
+        }
+        let get = |annotations: &Labels| {
+            let text = annotations.get("networking.istio.io/traffic-distribution")?.to_ascii_lowercase();
+            (!text.is_empty()).then_some(text)
+        };
+        match get(own).or_else(|| get(of_namespace)).as_deref() {
+            Some("preferclose" | "prefersamezone") => TrafficDistribution::PreferSameZone,
+            Some("prefersamenode") => TrafficDistribution::PreferSameNode,
+            _ => TrafficDistribution::Any,
+        }
+    }
+}
+
 /// A port of a service.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Port {
@@ -130,6 +150,12 @@ pub struct Service {
 }
 
 impl Service {
+    /// Clients that were sent to an endpoint may return to it while it drains.
+    pub fn keeps_draining(&self) -> bool {
+        let labels = ["istio.io/persistent-session", "istio.io/persistent-session-header"];
+        labels.iter().any(|key| self.labels.get(*key).is_some_and(|value| !value.is_empty()))
+    }
+
     /// The port of that number.
     pub fn port(&self, port: u16) -> Option<&Port> {
         self.ports.iter().find(|p| p.port == port)

@@ -39,8 +39,10 @@ enum Use {
 const LISTS: usize = 256;
 
 /// Metadata that generators read, other than for the use of EnvoyFilters.
-const METADATA: [&str; 4] = ["MESH_ID", "TLS_SERVER_CERT_CHAIN", "TLS_SERVER_KEY", "TLS_SERVER_ROOT_CERT"];
+const METADATA: [&str; 5] =
+    ["MESH_ID", "TLS_SERVER_CERT_CHAIN", "TLS_SERVER_KEY", "TLS_SERVER_ROOT_CERT", route::ORIGINS];
 const NODE_NAME: &str = "NODE_NAME";
+const NETWORK: &str = "topology.istio.io/network";
 const HOSTNAME: &str = "kubernetes.io/hostname";
 /// Labels that telemetry reports.
 const REPORTED: [&str; 3] = ["app", "service.istio.io/canonical-name", "service.istio.io/canonical-revision"];
@@ -223,7 +225,7 @@ fn one(cx: &Context<'_>, node: Node) -> Arc<Node> {
 }
 
 fn itself(cx: &Context<'_>) -> Arc<Node> {
-    one(cx, Node { locality: cx.locality.clone(), ..cx.node.clone() })
+    one(cx, cx.node.clone())
 }
 
 /// The proxy without all that does not matter.
@@ -235,7 +237,10 @@ fn class(cx: &Context<'_>, what: Use) -> Arc<Node> {
     let by_node = what == Use::Clusters && (rules.contains(HOSTNAME) || cx.scope.services.iter().any(local));
     let (reported, everywhere) = (what == Use::Listeners, what == Use::Clusters);
     let matters = |label: &str| {
-        rules.contains(label) || (by_node && label == HOSTNAME) || (reported && REPORTED.contains(&label))
+        rules.contains(label)
+            || (everywhere && label == NETWORK)
+            || (by_node && label == HOSTNAME)
+            || (reported && REPORTED.contains(&label))
     };
     let bound = matches!(what, Use::Listeners | Use::Ports);
     let mut labels = node.labels.clone();
@@ -263,7 +268,6 @@ fn class(cx: &Context<'_>, what: Use) -> Arc<Node> {
             dns_domain: if everywhere { String::new() } else { node.dns_domain.clone() },
             labels,
             service_account: String::new(),
-            locality: cx.locality.clone(),
             metadata: metadata.map(|(k, v)| (k.clone(), v.clone())).collect(),
             ..node.clone()
         },

@@ -19,8 +19,6 @@ pub(crate) struct Context<'a> {
     /// What its own ports accept.
     pub(crate) peer: PeerPolicy,
     pub(crate) telemetry: Telemetry,
-    /// Where it runs: as it says, else as its pod's node says.
-    pub(crate) locality: registry::Locality,
 }
 
 impl<'a> Context<'a> {
@@ -33,11 +31,7 @@ impl<'a> Context<'a> {
         let targets = push.registry.targets(&node.query());
         let peer = push.peer_policy(&node.namespace, &node.labels);
         let telemetry = Telemetry::resolve(push, node);
-        let locality = match node.locality.is_empty() {
-            true => push.registry.workload(&node.query()).map(|w| w.locality.clone()).unwrap_or_default(),
-            false => node.locality.clone(),
-        };
-        Context { push, node, scope, targets, proxy_config, peer, telemetry, locality }
+        Context { push, node, scope, targets, proxy_config, peer, telemetry }
     }
 
     /// The same for a class of proxies, which have no ports of their own.
@@ -53,7 +47,6 @@ impl<'a> Context<'a> {
             proxy_config: self.proxy_config.clone(),
             peer: self.push.peer_policy(&node.namespace, &node.labels),
             telemetry: self.telemetry.clone(),
-            locality: node.locality.clone(),
         }
     }
 

@@ -13,12 +13,15 @@ use istio_api::DestinationRule;
 use istio_api::destination_rule::{LoadBalancerSettings, TlsMode as ClientMode, TrafficPolicy};
 use mesh_types::{Labels, selects};
 use push_context::MtlsMode;
-use registry::{Endpoint, Health, Locality, Service, TlsMode, canonical_service};
+use registry::{Endpoint, Health, Locality, Service, TlsMode, Workload, canonical_service};
 
 use crate::context::Context;
 use crate::names;
 use crate::proto::{address, structure, text, u32_value};
 use locality::Setting;
+
+/// Services with this label keep clients and endpoints together.
+const PERSISTENT_SESSION: &str = "istio.io/persistent-session";
 
 /// Builds the endpoints of one service port, or of a subset of it.
 pub(crate) struct Builder<'a> {
@@ -60,7 +63,8 @@ impl<'a> Builder<'a> {
         subset: &'a str,
         rule: Option<&'a DestinationRule>,
     ) -> Builder<'a> {
-        let labels = rule.and_then(|r| r.subsets.iter().find(|s| s.name == subset)).map(|s| &s.labels);
+        let labels =
+            rule.and_then(|r| r.subsets.iter().find(|s| !subset.is_empty() && s.name == subset)).map(|s| &s.labels);
         Builder { cx, service, port, rule, subset, labels }
     }
 
@@ -72,15 +76,28 @@ impl<'a> Builder<'a> {
     fn chosen(&self, take: impl Fn(&Endpoint) -> bool) -> Vec<&'a Endpoint> {
         let service = self.service;
         let visible = |e: &&Endpoint| {
-            let local = !service.node_local || self.node_name().is_some_and(|n| *n == *e.workload.node);
+            let local = !service.node_local || self.node_name().unwrap_or_default() == &*e.workload.node;
+            let wanted = match Self::health(e) {
+                Health::Unknown | Health::Healthy => true,
+                Health::Unhealthy => self.sends_unhealthy(),
+                Health::Draining => service.labels.get(PERSISTENT_SESSION).is_some_and(|value| !value.is_empty()),
+                Health::Terminating => false,
+            };
             local
                 && !e.addresses.is_empty()
-                && matches!(e.health, Health::Unknown | Health::Healthy | Health::Unhealthy)
-                && (e.health != Health::Unhealthy || self.sends_unhealthy())
-                && self.labels.is_none_or(|l| selects(l, &e.workload.labels))
+                && wanted
+                && self.labels.is_none_or(|l| selects(l, &e.workload.topology_labels))
                 && take(e)
         };
         self.cx.push.registry.endpoints_by_port(service, self.port).filter(visible).collect()
+    }
+
+    /// Its health; workloads may say by a label that they drain.
+    fn health(endpoint: &Endpoint) -> Health {
+        match endpoint.workload.labels.get("istio.io/draining") {
+            Some(value) if !value.is_empty() && endpoint.health != Health::Terminating => Health::Draining,
+            _ => endpoint.health,
+        }
     }
 
     fn node_name(&self) -> Option<&str> {
@@ -131,12 +148,13 @@ impl<'a> Builder<'a> {
     }
 
     fn group(&self, take: impl Fn(&Endpoint) -> bool) -> Vec<LocalityLbEndpoints> {
-        let mut by_locality: BTreeMap<&Locality, Vec<LbEndpoint>> = BTreeMap::new();
+        let mut by_locality: BTreeMap<&str, (&Locality, Vec<LbEndpoint>)> = BTreeMap::new();
         for endpoint in self.chosen(take) {
-            by_locality.entry(&endpoint.workload.locality).or_default().push(self.convert(endpoint));
+            let Workload { locality, locality_label, .. } = &*endpoint.workload;
+            by_locality.entry(locality_label).or_insert((locality, Vec::new())).1.push(self.convert(endpoint));
         }
         by_locality
-            .into_iter()
+            .into_values()
             .map(|(locality, lb_endpoints)| LocalityLbEndpoints {
                 load_balancing_weight: u32_value(locality::total_weight(&lb_endpoints)),
                 locality: Some(core::Locality {
@@ -181,7 +199,7 @@ impl<'a> Builder<'a> {
                     .collect(),
                 ..EnvoyEndpoint::default()
             })),
-            health_status: match endpoint.health {
+            health_status: match Self::health(endpoint) {
                 Health::Unknown => HealthStatus::Unknown as i32,
                 Health::Healthy => HealthStatus::Healthy as i32,
                 Health::Draining => HealthStatus::Draining as i32,
@@ -194,15 +212,15 @@ impl<'a> Builder<'a> {
 
     /// Sorts localities by distance or weighs them, as a rule or the mesh says.
     pub(crate) fn apply_locality(&self, setting: &Setting, failover: bool, assignment: &mut ClusterLoadAssignment) {
-        setting.apply(self.cx.node, &self.cx.locality, failover, assignment, &self.labels_in_order());
+        setting.apply(self.cx.node, &self.cx.node.locality, failover, assignment, &self.labels_in_order());
     }
 
     /// Labels of the endpoints in the order of the assignment: by locality, then as the registry has them.
     fn labels_in_order(&self) -> Vec<Vec<&'a Labels>> {
-        let mut by_locality: BTreeMap<&Locality, Vec<&Labels>> = BTreeMap::new();
+        let mut by_locality: BTreeMap<&str, Vec<&Labels>> = BTreeMap::new();
         let dns = self.service.resolution.is_dns();
         for endpoint in self.chosen(|e| dns || e.port == 0 || e.is_ip()) {
-            by_locality.entry(&endpoint.workload.locality).or_default().push(&endpoint.workload.topology_labels);
+            by_locality.entry(&endpoint.workload.locality_label).or_default().push(&endpoint.workload.topology_labels);
         }
         by_locality.into_values().collect()
     }

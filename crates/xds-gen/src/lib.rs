@@ -55,6 +55,8 @@ impl Names<'_> {
 /// The resources of one type for one proxy. Unknown types and names give nothing, but for route tables and
 /// load assignments: a name that means nothing gets an empty one, so that the proxy does not wait for it.
 pub fn generate(push: &PushContext, node: &Node, type_url: &str, names: Names<'_>) -> Vec<Resource> {
+    let effective = push.effective(node);
+    let node = effective.as_ref().unwrap_or(node);
     let cx = Context::new(push, node);
     let pick = |all: cache::Shared| all.iter().filter(|r| names.wants(&r.name)).cloned().collect();
     match type_url {

@@ -5,6 +5,8 @@ mod matching;
 mod retry;
 pub(crate) mod virtual_host;
 
+pub(crate) use action::ORIGINS;
+
 use envoy_api::route::{
     Decorator, DirectResponseAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route,
     route_action::{ClusterSpecifier, MaxStreamDuration},

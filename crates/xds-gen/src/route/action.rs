@@ -40,20 +40,30 @@ use crate::proto::{
 /// Services of the route table, by host name.
 pub(super) type Services = HashMap<Arc<str>, Arc<Service>>;
 
+/// Node metadata of those who want to know which field of a VirtualService a route is from (`outrigger explain`).
+pub(crate) const ORIGINS: &str = "OUTRIGGER_ORIGINS";
+
 /// All routes of a VirtualService for one port; empty if none applies to this proxy.
 pub(super) fn routes(cx: &Context<'_>, rule: &Config<VirtualService>, port: u16, services: &Services) -> Vec<Route> {
     let mut out = Vec::new();
-    for route in &rule.spec.http {
+    for (i, route) in rule.spec.http.iter().enumerate() {
         let matches: Vec<Option<&HttpMatchRequest>> =
             if route.r#match.is_empty() { vec![None] } else { route.r#match.iter().map(Some).collect() };
-        for m in matches {
-            let Some(translated) = translate(cx, rule, route, m, port, services) else {
+        for (j, m) in matches.into_iter().enumerate() {
+            let Some(mut translated) = translate(cx, rule, route, m, port, services) else {
                 // An unconditional route ends the list even where its redirect code is unknown.
                 if m.is_none() {
                     return out;
                 }
                 continue;
             };
+            if cx.node.meta(ORIGINS).is_some() {
+                let origin = match m {
+                    Some(_) => format!("spec.http[{i}].match[{j}]"),
+                    None => format!("spec.http[{i}]"),
+                };
+                set_istio_metadata(&mut translated.metadata, "origin", crate::proto::text(&origin));
+            }
             let last = m.is_none() || translated.r#match.as_ref().is_some_and(matching::takes_all);
             out.push(translated);
             if last {
