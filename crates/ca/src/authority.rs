@@ -15,6 +15,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::FromDer;
 
 use crate::pem;
+use crate::rotation::{Signer, Signers};
 
 /// The longest life of a workload certificate: istiod's MAX_WORKLOAD_CERT_TTL.
 pub const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -33,13 +34,11 @@ const KEY: &str = "ca-key.pem";
 const ROOT: &str = "root-cert.pem";
 const CHAIN: &str = "cert-chain.pem";
 
-/// Signs with the key of one CA certificate. The key never leaves it.
+/// Signs with the key of one CA certificate at a time. The key never leaves it.
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    /// PEM of the CA certificate and the intermediates above it, without the root; empty when we are the root.
-    intermediates: String,
+    signers: Signers,
+    /// The root it started with.
     root: String,
-    not_after: SystemTime,
 }
 
 /// Why there is no authority.
@@ -150,45 +149,44 @@ impl Authority {
     }
 
     fn from_pem(path: &Path, certificate: &str, chain: &str, root: &str, key: KeyPair) -> Result<Self, AuthorityError> {
-        let unusable = |reason: String| AuthorityError::Certificate { path: path.to_path_buf(), reason };
-        let list = |text: &str| pem::certificates(text.as_bytes()).map_err(|error| unusable(error.to_string()));
-        let missing = || AuthorityError::NoCertificate { path: path.to_path_buf() };
-        let der = list(certificate)?.into_iter().next().ok_or_else(missing)?;
-        let roots = list(root)?;
-        if roots.is_empty() {
-            return Err(missing());
-        }
-        let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|error| unusable(error.to_string()))?;
-        if !parsed.is_ca() {
-            return Err(unusable("it is not a CA certificate".into()));
-        }
-        if parsed.public_key().raw != key.subject_public_key_info() {
-            return Err(AuthorityError::Key { path: path.with_file_name(KEY) });
-        }
-        let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
-        let mut intermediates = Vec::new();
-        if !roots.contains(&der) {
-            intermediates.push(certificate.trim());
-            // As istiod: cert-chain.pem usually starts with ca-cert.pem itself.
-            if list(chain)?.contains(&der) {
-                intermediates.clear();
-            }
-            intermediates.push(chain.trim());
-        }
-        let intermediates: String =
-            intermediates.iter().filter(|text| !text.is_empty()).map(|text| format!("{text}\n")).collect();
-        let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| unusable(error.to_string()))?;
-        let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(not_after);
-        Ok(Self { issuer, intermediates, root: root.to_owned(), not_after })
+        let signer = signer(path, certificate, chain, root, key)?;
+        Ok(Self { signers: Signers::new(signer), root: root.to_owned() })
     }
 
-    /// The root certificates that verify all we sign, as PEM.
+    /// The root certificates it started with, as PEM: those that verify all we sign until a rotation.
     pub fn root_pem(&self) -> &str {
         &self.root
     }
 
+    /// All root certificates to be trusted now, as PEM: during a rotation there are two.
+    pub fn trust_bundle(&self) -> String {
+        self.signers.bundle(SystemTime::now())
+    }
+
+    /// Changes whenever what signs or what is to be trusted has changed by a rotation.
+    pub fn generation(&self) -> u64 {
+        self.signers.generation()
+    }
+
+    /// Starts a rotation: makes a new self-signed root, which is to be trusted from now on and signs nothing yet. Its trust
+    /// bundle must reach everybody before [`Authority::activate`].
+    ///
+    /// # Errors
+    /// When no key can be made.
+    pub fn rotate(&self, trust_domain: &str) -> Result<(), AuthorityError> {
+        let (certificate, key) = generate_root(trust_domain)?;
+        self.signers.announce(signer(Path::new(CERTIFICATE), &certificate, "", &certificate, key)?);
+        Ok(())
+    }
+
+    /// Signs with the root that [`Authority::rotate`] made; the old one stays trusted until all it has signed has expired.
+    /// False if there is none.
+    pub fn activate(&self) -> bool {
+        self.signers.activate(CLOCK_SKEW)
+    }
+
     /// Signs the key of a CSR (PEM or DER) for `identity`; whatever else the CSR asks for is ignored. The chain is
-    /// PEM: leaf, intermediates if any, root, as istiod answers.
+    /// PEM: leaf, intermediates if any, and last all roots to trust, as istiod answers.
     ///
     /// # Errors
     /// When the CSR does not prove that the caller holds the key, or `ttl` is too long.
@@ -196,12 +194,13 @@ impl Authority {
         let key = verified_key(csr)?;
         let uri = identity.to_string();
         let name = uri.as_str().try_into().map_err(|_| SignError::Name(uri.clone()))?;
-        let leaf = self.leaf(&key, vec![SanType::URI(name)], ttl)?.pem();
+        let signer = self.signers.current();
+        let leaf = leaf(&signer, &key, vec![SanType::URI(name)], ttl)?.pem();
         let mut chain = vec![leaf];
-        if !self.intermediates.is_empty() {
-            chain.push(self.intermediates.clone());
+        if !signer.intermediates.is_empty() {
+            chain.push(signer.intermediates.clone());
         }
-        chain.push(self.root.clone());
+        chain.push(if self.signers.generation() == 0 { signer.root.clone() } else { self.trust_bundle() });
         Ok(chain)
     }
 
@@ -215,39 +214,77 @@ impl Authority {
             Ok(address) => Ok(SanType::IpAddress(address)),
             Err(_) => name.as_str().try_into().map(SanType::DnsName).map_err(|_| SignError::Name(name.clone())),
         });
-        let leaf = self.leaf(&key, names.collect::<Result<_, _>>()?, ttl)?;
+        let signer = self.signers.current();
+        let leaf = leaf(&signer, &key, names.collect::<Result<_, _>>()?, ttl)?;
         let mut chain = vec![leaf.der().clone()];
-        chain.extend(pem::certificates(self.intermediates.as_bytes()).unwrap_or_default());
-        let not_after = (SystemTime::now() + ttl).min(self.not_after);
+        chain.extend(pem::certificates(signer.intermediates.as_bytes()).unwrap_or_default());
+        let not_after = (SystemTime::now() + ttl).min(signer.not_after);
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         Ok(ServerCertificate { chain, key, not_after })
     }
+}
 
-    fn leaf(
-        &self,
-        key: &impl PublicKeyData,
-        names: Vec<SanType>,
-        ttl: Duration,
-    ) -> Result<rcgen::Certificate, SignError> {
-        if ttl > MAX_TTL {
-            return Err(SignError::Ttl);
-        }
-        let now = SystemTime::now();
-        if now >= self.not_after {
-            return Err(SignError::Expired);
-        }
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = names;
-        params.not_before = (now - CLOCK_SKEW).into();
-        params.not_after = (now + ttl).min(self.not_after).into();
-        params.serial_number = Some(serial()?);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.use_authority_key_identifier_extension = true;
-        params.signed_by(key, &self.issuer).map_err(SignError::Sign)
+fn leaf(
+    signer: &Signer,
+    key: &impl PublicKeyData,
+    names: Vec<SanType>,
+    ttl: Duration,
+) -> Result<rcgen::Certificate, SignError> {
+    if ttl > MAX_TTL {
+        return Err(SignError::Ttl);
     }
+    let now = SystemTime::now();
+    if now >= signer.not_after {
+        return Err(SignError::Expired);
+    }
+    let not_after = (now + ttl).min(signer.not_after);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = names;
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = not_after.into();
+    params.serial_number = Some(serial()?);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.use_authority_key_identifier_extension = true;
+    let certificate = params.signed_by(key, &signer.issuer).map_err(SignError::Sign)?;
+    signer.signed_until(not_after);
+    Ok(certificate)
+}
+
+/// What signs, put together from PEM texts.
+fn signer(path: &Path, certificate: &str, chain: &str, root: &str, key: KeyPair) -> Result<Signer, AuthorityError> {
+    let unusable = |reason: String| AuthorityError::Certificate { path: path.to_path_buf(), reason };
+    let list = |text: &str| pem::certificates(text.as_bytes()).map_err(|error| unusable(error.to_string()));
+    let missing = || AuthorityError::NoCertificate { path: path.to_path_buf() };
+    let der = list(certificate)?.into_iter().next().ok_or_else(missing)?;
+    let roots = list(root)?;
+    if roots.is_empty() {
+        return Err(missing());
+    }
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|error| unusable(error.to_string()))?;
+    if !parsed.is_ca() {
+        return Err(unusable("it is not a CA certificate".into()));
+    }
+    if parsed.public_key().raw != key.subject_public_key_info() {
+        return Err(AuthorityError::Key { path: path.with_file_name(KEY) });
+    }
+    let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
+    let mut intermediates = Vec::new();
+    if !roots.contains(&der) {
+        intermediates.push(certificate.trim());
+        // As istiod: cert-chain.pem usually starts with ca-cert.pem itself.
+        if list(chain)?.contains(&der) {
+            intermediates.clear();
+        }
+        intermediates.push(chain.trim());
+    }
+    let intermediates: String =
+        intermediates.iter().filter(|text| !text.is_empty()).map(|text| format!("{text}\n")).collect();
+    let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| unusable(error.to_string()))?;
+    let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(not_after);
+    Ok(Signer::new(issuer, intermediates, root.to_owned(), not_after))
 }
 
 /// The files of a fresh self-signed authority, for a Secret.
@@ -264,7 +301,7 @@ pub fn self_signed(trust_domain: &str) -> Result<BTreeMap<String, Vec<u8>>, Auth
 /// Shows no key.
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority").field("not_after", &self.not_after).finish_non_exhaustive()
+        f.debug_struct("Authority").field("not_after", &self.signers.current().not_after).finish_non_exhaustive()
     }
 }
 
@@ -360,6 +397,36 @@ mod tests {
         let root = pem::certificates(authority.root_pem().as_bytes()).unwrap().remove(0);
         let (_, root) = x509_parser::parse_x509_certificate(&root).unwrap();
         leaf.verify_signature(Some(root.public_key())).unwrap();
+    }
+
+    #[test]
+    fn while_a_root_is_replaced_both_are_trusted_and_only_one_signs() {
+        let authority = Authority::generate("td").unwrap();
+        assert!(!authority.activate(), "nothing was announced");
+        let count = |text: &str| pem::certificates(text.as_bytes()).unwrap().len();
+        let issuer = |authority: &Authority| {
+            let chain = authority.sign(&greedy_csr().1, &identity(), Duration::from_secs(3600)).unwrap();
+            let leaf = pem::certificates(chain[0].as_bytes()).unwrap().remove(0);
+            let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).unwrap();
+            let roots = pem::certificates(chain.last().unwrap().as_bytes()).unwrap();
+            roots.iter().position(|root| {
+                let (_, root) = x509_parser::parse_x509_certificate(root).unwrap();
+                leaf.verify_signature(Some(root.public_key())).is_ok()
+            })
+        };
+        let old = authority.trust_bundle();
+        assert_eq!((count(&old), issuer(&authority)), (1, Some(0)));
+        authority.rotate("td").unwrap();
+        let both = authority.trust_bundle();
+        assert!(both.starts_with(old.trim_end()), "the old root still signs");
+        assert_eq!((count(&both), issuer(&authority)), (2, Some(0)));
+        assert!(authority.activate());
+        let bundle = authority.trust_bundle();
+        assert!(!bundle.starts_with(old.trim_end()) && bundle.contains(old.trim_end()));
+        assert_eq!((count(&bundle), issuer(&authority)), (2, Some(0)));
+        let later = SystemTime::now() + Duration::from_secs(3600) + CLOCK_SKEW + Duration::from_secs(5);
+        assert!(!authority.signers.bundle(later).contains(old.trim_end()), "the old root goes with what it signed");
+        assert_eq!(authority.generation(), 2);
     }
 
     #[test]

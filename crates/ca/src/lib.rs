@@ -10,6 +10,7 @@
 
 mod authority;
 mod pem;
+mod rotation;
 mod service;
 mod token;
 

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::certificate::{InvalidCertificate, PrivateKey, WorkloadCertificate, certificates};
 use crate::channel::{ChannelError, Endpoint, within};
+use crate::files::{Files, FilesError};
 use crate::tls::{self, ServerIdentity};
 
 /// How long a CA may take to sign.
@@ -39,6 +40,11 @@ pub struct Authority {
     pub trust_bundle: Vec<String>,
     /// Sent as the `ClusterID` header, by which an istiod of several clusters finds the token's issuer.
     pub cluster_id: String,
+    /// Further headers, CA_HEADER_*.
+    pub headers: Vec<(String, String)>,
+    /// A certificate given beforehand (PROV_CERT), shown to the CA beside the token or instead of it. Machines outside of
+    /// Kubernetes have one.
+    pub provisioned: Option<Files>,
 }
 
 /// What verifies the CA's certificate.
@@ -88,6 +94,8 @@ pub enum AuthorityError {
     Timeout { address: String },
     #[error("the CA at {address} refused to sign: {}: {}{}", .status.code(), .status.message(), hint(.status))]
     Refused { address: String, status: Box<Status> },
+    #[error("the provisioned certificate is not usable")]
+    Provisioned(#[source] FilesError),
     #[error("a key pair or CSR cannot be made")]
     Csr(#[source] rcgen::Error),
     #[error("the CA's answer is not usable")]
@@ -120,6 +128,14 @@ struct CertificateResponse {
 }
 
 impl Authority {
+    /// The file that verifies the CA, if it is one.
+    pub(crate) fn roots_file(&self) -> Option<&std::path::Path> {
+        match &self.roots {
+            Roots::File(path) => Some(path),
+            _ => None,
+        }
+    }
+
     /// Makes a key, has it signed.
     pub async fn fetch(&self) -> Result<WorkloadCertificate, AuthorityError> {
         let (key, csr) = self.request()?;
@@ -135,6 +151,12 @@ impl Authority {
         }
         if let Ok(cluster) = self.cluster_id.parse() {
             request.metadata_mut().insert("clusterid", cluster);
+        }
+        for (name, value) in &self.headers {
+            let key = name.to_ascii_lowercase().parse::<tonic::metadata::MetadataKey<_>>();
+            let (Ok(key), Ok(mut value)) = (key, value.parse::<tonic::metadata::MetadataValue<_>>()) else { continue };
+            value.set_sensitive(true);
+            request.metadata_mut().insert(key, value);
         }
         let (endpoint, roots) = self.endpoint().await?;
         let channel = endpoint.connect().await?;
@@ -154,7 +176,7 @@ impl Authority {
         self.assemble(answer.into_inner(), key, roots)
     }
 
-    /// The last certificate of the answer is the root the CA signs under; it and the roots that verified the CA are trusted
+    /// The last text of the answer holds the roots the CA signs under; they and the roots that verified the CA are trusted
     /// together, so that both old and new ones are while a root is replaced.
     fn assemble(
         &self,
@@ -162,14 +184,17 @@ impl Authority {
         key: PrivateKey,
         known: Vec<CertificateDer<'static>>,
     ) -> Result<WorkloadCertificate, AuthorityError> {
-        let pem = answer.cert_chain.join("\n");
-        let mut chain = certificates("the CA's answer", pem.as_bytes()).map_err(AuthorityError::Answer)?;
+        let parse = |pem: &str| certificates("the CA's answer", pem.as_bytes()).map_err(AuthorityError::Answer);
         let mut roots = known;
-        if chain.len() > 1 {
-            let last = chain.split_off(chain.len() - 1);
-            let fresh: Vec<_> = last.into_iter().filter(|root| !roots.contains(root)).collect();
-            roots.extend(fresh);
-        }
+        let chain = match answer.cert_chain.as_slice() {
+            // Real istiod puts all roots into the last text, so that a root that is being replaced comes with its successor.
+            [own @ .., last] if !own.is_empty() => {
+                let fresh: Vec<_> = parse(last)?.into_iter().filter(|root| !roots.contains(root)).collect();
+                roots.extend(fresh);
+                parse(&own.join("\n"))?
+            }
+            all => parse(&all.join("\n"))?,
+        };
         for pem in &self.trust_bundle {
             let federated =
                 certificates("a root of caCertificatesPem", pem.as_bytes()).map_err(AuthorityError::Answer)?;
@@ -197,6 +222,9 @@ impl Authority {
     async fn read_token(&self) -> Result<Option<Zeroizing<String>>, AuthorityError> {
         let Some(path) = &self.token else { return Ok(None) };
         let text = tokio::fs::read_to_string(path).await;
+        if self.provisioned.is_some() && text.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+            return Ok(None);
+        }
         let text =
             text.map_err(|source| AuthorityError::Read { what: "service account token", path: path.clone(), source })?;
         let token = Zeroizing::new(text).trim().to_owned();
@@ -220,7 +248,10 @@ impl Authority {
             }
         };
         let roots = certificates("the root certificate of the CA", &pem).map_err(AuthorityError::Roots)?;
-        let config = tls::client_config(&roots, None, ServerIdentity::Name, &[b"h2"]).map_err(AuthorityError::Tls)?;
+        let own = self.provisioned.as_ref().filter(|files| files.exist());
+        let own = own.map(Files::load).transpose().map_err(AuthorityError::Provisioned)?;
+        let config =
+            tls::client_config(&roots, own.as_ref(), ServerIdentity::Name, &[b"h2"]).map_err(AuthorityError::Tls)?;
         let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
         let name = self.server_name.clone().unwrap_or_else(|| host.trim_matches(['[', ']']).to_owned());
         Ok((Endpoint { address: self.address.clone(), tls: Some((Arc::new(config), name)) }, roots))

@@ -1,20 +1,23 @@
 //! Keeps one current certificate, whatever happens to the CA.
 
 use std::hash::{BuildHasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::certificate::WorkloadCertificate;
+use crate::certificate::{InvalidCertificate, WorkloadCertificate, certificates as certificates_of};
 use crate::rotation::Rotation;
 use crate::{Authority, Files, write_certificate};
 
 /// How often mounted files are looked at. Kubelets take up to a minute to change them anyway.
 const POLL: Duration = Duration::from_secs(5);
+/// How often the file with the CA's roots is looked at: one system call.
+const POLL_ROOTS: Duration = Duration::from_secs(1);
 
 /// Where certificates come from.
 #[derive(Clone, Debug)]
@@ -104,14 +107,59 @@ async fn run(
                 if matches!(source, Source::Files(_)) { POLL.min(pause.max(Duration::from_millis(500))) } else { pause }
             }
         };
-        tokio::time::sleep(pause).await;
+        match &source {
+            Source::Authority(authority) => watch_roots(authority, pause, &certificates).await,
+            Source::Files(_) => tokio::time::sleep(pause).await,
+        }
     }
+}
+
+/// Waits, and trusts roots that appear in the CA's file meanwhile at once: they must be trusted before anybody has a certificate
+/// of theirs. Roots that disappear go with the next certificate.
+async fn watch_roots(
+    authority: &Authority,
+    pause: Duration,
+    certificates: &watch::Sender<Option<Arc<WorkloadCertificate>>>,
+) {
+    let Some(path) = authority.roots_file() else { return tokio::time::sleep(pause).await };
+    let changed = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let mut seen = changed(path);
+    let end = tokio::time::Instant::now() + pause;
+    loop {
+        let left = end.saturating_duration_since(tokio::time::Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(POLL_ROOTS)).await;
+        let now = changed(path);
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        let Ok(roots) = std::fs::read(path).map_err(drop).and_then(|pem| roots_in(&pem).map_err(drop)) else { continue };
+        certificates.send_if_modified(|current| {
+            let Some(known) = current else { return false };
+            let fresh: Vec<_> = roots.iter().filter(|root| !known.roots.contains(root)).cloned().collect();
+            if fresh.is_empty() {
+                return false;
+            }
+            info!(roots = fresh.len(), "further root certificates are trusted");
+            let mut updated = WorkloadCertificate::clone(known);
+            updated.roots.extend(fresh);
+            *current = Some(Arc::new(updated));
+            true
+        });
+    }
+}
+
+fn roots_in(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, InvalidCertificate> {
+    certificates_of("the root certificate of the CA", pem)
 }
 
 /// Publishes a certificate if it is a new one.
 fn accept(
     fresh: WorkloadCertificate,
-    output: Option<&std::path::Path>,
+    output: Option<&Path>,
     certificates: &watch::Sender<Option<Arc<WorkloadCertificate>>>,
 ) {
     let same = certificates

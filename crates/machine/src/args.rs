@@ -149,3 +149,13 @@ pub struct RunJobArgs {
     #[command(flatten)]
     pub mesh: Mesh,
 }
+
+/// `outrigger ca rotate-root`
+#[derive(Debug, Clone, Args)]
+pub struct RotateRootArgs {
+    #[command(flatten)]
+    pub mesh: Mesh,
+    /// Seconds between trusting the new root and signing with it: all sidecars must have noticed it by then
+    #[arg(long, default_value_t = 5, value_name = "SECONDS")]
+    pub settle: u64,
+}

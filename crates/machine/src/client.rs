@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use crate::args::{ApplyArgs, DeleteArgs, DownArgs, ExecArgs, LogsArgs, PsArgs, RunJobArgs};
+use crate::args::{ApplyArgs, DeleteArgs, DownArgs, ExecArgs, LogsArgs, PsArgs, RotateRootArgs, RunJobArgs};
 use crate::cluster::command::{Found, PodRow};
 use crate::container::enter;
 use crate::control::{Info, Request, Response, TextFile};
@@ -126,6 +126,12 @@ fn change(folder: &Folder, request: &Request, wait: Option<u64>) -> anyhow::Resu
 pub fn apply(args: &ApplyArgs) -> anyhow::Result<ExitCode> {
     let folder = Folder::of(&args.mesh.name)?;
     change(&folder, &Request::Apply { files: read_files(&args.filename, args.recursive)? }, args.wait)
+}
+
+/// `outrigger ca rotate-root`
+pub fn rotate_root(args: &RotateRootArgs) -> anyhow::Result<ExitCode> {
+    let folder = Folder::of(&args.mesh.name)?;
+    report(ask(&folder, &Request::RotateRoot { settle: args.settle })?)
 }
 
 /// `outrigger delete -f FILE` or `outrigger delete KIND NAME`

@@ -16,10 +16,13 @@ use crate::cluster::Remote;
 use crate::cluster::command::{Command, Found, PodRow, Report};
 use crate::load;
 use crate::objects::id_of;
-use crate::plane::SyncWatch;
+use crate::plane::{Rotation, SyncWatch};
 
 /// Manifests of a large mesh, with room to spare.
 const REQUEST_MAX: u64 = 64 << 20;
+
+/// The longest that a rotation of the root waits, in seconds.
+const SETTLE_MAX: u64 = 3600;
 
 /// What a client asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,6 +48,10 @@ pub(crate) enum Request {
     Wait {
         revision: u64,
         seconds: u64,
+    },
+    /// Replaces the CA's root; `settle` is how long the sidecars have to take notice of the new one.
+    RotateRoot {
+        settle: u64,
     },
     Info,
     Down,
@@ -178,6 +185,18 @@ async fn answer(request: Request, remote: &Remote) -> Result<Response, String> {
             let (reply, answer) = oneshot::channel();
             remote.send(Command::RunCron { name, namespace, reply }).await?;
             Ok(Response::Text(answer.await.map_err(gone)??))
+        }
+        Request::RotateRoot { settle } => {
+            for step in [Rotation::Announce, Rotation::Activate] {
+                let (reply, answer) = oneshot::channel();
+                remote.send(Command::RotateRoot { step, reply }).await?;
+                answer.await.map_err(gone)??;
+                if matches!(step, Rotation::Announce) {
+                    tokio::time::sleep(Duration::from_secs(settle.min(SETTLE_MAX))).await;
+                }
+            }
+            let text = "the new root signs; the old one is trusted until all it has signed has expired";
+            Ok(Response::Text(text.to_owned()))
         }
         Request::Wait { .. } | Request::Info | Request::Down => Err("not understood".to_owned()),
     }

@@ -34,8 +34,8 @@ mod up;
 mod watch;
 mod workload;
 
-pub use args::{ApplyArgs, DeleteArgs, DownArgs, ExecArgs, LogsArgs, Mesh, PsArgs, RunJobArgs, UpArgs};
-pub use client::{apply, delete, down, exec, logs, ps, run_job};
+pub use args::{ApplyArgs, DeleteArgs, DownArgs, ExecArgs, LogsArgs, Mesh, PsArgs, RotateRootArgs, RunJobArgs, UpArgs};
+pub use client::{apply, delete, down, exec, logs, ps, rotate_root, run_job};
 pub use container::init::container_init;
 pub use network::publish::Publish;
 pub use up::up;

@@ -13,6 +13,7 @@ use inject::{Builtin, NativeSidecars, Outcome, Owner, Request};
 use lifecycle::drain::{self, Trigger};
 use manifest::Document;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::network::Network;
 use crate::objects::{Id, NamespaceMeta};
@@ -25,6 +26,15 @@ const ROOT_NAMESPACE: &str = "istio-system";
 /// Ports of the control plane, as istiod's: plain xDS, xDS and CA over TLS, monitoring, webhooks.
 const PORTS: [(&str, u16); 4] =
     [("grpc-xds", 15010), ("https-dns", 15012), ("http-monitoring", 15014), ("https-webhook", 15017)];
+
+/// A step of replacing the CA's root.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rotation {
+    /// A new root is made and trusted beside the old one.
+    Announce,
+    /// It signs.
+    Activate,
+}
 
 /// A change for the control plane.
 pub(crate) enum Change {
@@ -77,6 +87,8 @@ pub(crate) struct Plane {
     authority: Arc<Authority>,
     tokens: Arc<PodTokens>,
     trust_domain: String,
+    /// TLS of published ports; another one when the CA's root is replaced.
+    gateway: watch::Sender<Arc<rustls::ClientConfig>>,
     handle: Handle,
     injection: inject::Config,
     /// Dropping it would leave the control plane without anybody to end it; it ends with `up`.
@@ -111,7 +123,9 @@ impl Plane {
         let mut injection = inject::Config::builtin(&Builtin { mesh, ..Builtin::default() }).context("injection")?;
         // The pods' keeper runs native sidecars, so applications start after their proxy and jobs end; as istiod decides from Kubernetes 1.33 on.
         injection.native = NativeSidecars::On;
+        let gateway = identity::gateway(&authority, &trust_domain).context("make the gateway's certificate")?;
         Ok(Self {
+            gateway: watch::Sender::new(gateway),
             authority,
             tokens: Arc::new(PodTokens(issuer)),
             trust_domain,
@@ -159,17 +173,32 @@ impl Plane {
     }
 
     /// TLS for published ports.
-    pub(crate) fn gateway_tls(&self) -> anyhow::Result<Arc<rustls::ClientConfig>> {
-        identity::gateway(&self.authority, &self.trust_domain)
+    pub(crate) fn gateway_tls(&self) -> watch::Receiver<Arc<rustls::ClientConfig>> {
+        self.gateway.subscribe()
+    }
+
+    /// One step of replacing the CA's root: first it is to be trusted, then it signs.
+    pub(crate) fn rotate_root(&self, step: Rotation) -> Result<(), String> {
+        match step {
+            Rotation::Announce => self.authority.rotate(&self.trust_domain).map_err(|error| error.to_string())?,
+            Rotation::Activate => {
+                if !self.authority.activate() {
+                    return Err("no new root was announced".to_owned());
+                }
+            }
+        }
+        let gateway = identity::gateway(&self.authority, &self.trust_domain).map_err(|error| format!("{error:#}"))?;
+        self.gateway.send_replace(gateway);
+        Ok(())
     }
 
     pub(crate) fn tokens(&self) -> Arc<dyn Tokens> {
         Arc::clone(&self.tokens) as Arc<dyn Tokens>
     }
 
-    /// The root certificate that workloads trust.
-    pub(crate) fn root_pem(&self) -> &str {
-        self.authority.root_pem()
+    /// The root certificates that workloads trust.
+    pub(crate) fn root_pem(&self) -> String {
+        self.authority.trust_bundle()
     }
 
     /// Injects a pod, if its namespace and itself want that.

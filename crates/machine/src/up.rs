@@ -80,8 +80,7 @@ async fn run(
     let plane = Plane::start(&network, &input.documents).await.context("start the control plane")?;
     let dialer = network.dialer();
     let sync = plane.sync_watch();
-    let gateway =
-        Gateway { dialer: dialer.clone(), tls: plane.gateway_tls().context("make the gateway's certificate")? };
+    let gateway = Gateway { dialer: dialer.clone(), tls: plane.gateway_tls() };
     // From the first packet on, so that no connection between pods is older than the tap.
     let tap = if args.check {
         Some(Tap::open(network.namespace(), check::APP_PORT).context("listen on the wire")?)
@@ -199,6 +198,8 @@ impl Serving<'_> {
             }
             shown.push(url);
         }
+        // What follows is serving: the start's memory goes back.
+        lifecycle::memory::release_startup();
         self.info.send_modify(|info| {
             info.settled = true;
             info.urls.clone_from(&shown);

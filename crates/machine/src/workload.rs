@@ -46,6 +46,15 @@ pub(crate) struct Workload {
     pub(crate) hash: String,
     service_name: Option<String>,
     claims: Vec<String>,
+    /// `spec.strategy`.
+    strategy: Value,
+}
+
+/// How far a rollout may go over and under the number of replicas.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Rolling {
+    pub(crate) max_surge: usize,
+    pub(crate) max_unavailable: usize,
 }
 
 /// The workload in a document; `None` for other kinds.
@@ -95,12 +104,42 @@ pub(crate) fn of(document: &Document, namespace: &str) -> Option<Workload> {
         replicas,
         hash: hash_name(&template.to_string()),
         claims: claims.filter_map(|claim| claim.pointer("/metadata/name")?.as_str().map(str::to_owned)).collect(),
+        strategy: spec.get("strategy").cloned().unwrap_or(Value::Null),
         service_name: spec.get("serviceName").and_then(Value::as_str).map(str::to_owned),
         template,
     })
 }
 
 impl Workload {
+    /// The strategy of a Deployment; others replace all pods at once, the new ones first.
+    ///
+    /// Source: kubernetes `pkg/controller/deployment/util`, `ResolveFenceposts`: a quarter each by default, surge rounded up,
+    /// unavailability down, and not both zero.
+    pub(crate) fn rolling(&self) -> Rolling {
+        let replicas = self.replicas as usize;
+        if self.kind != "Deployment" {
+            return Rolling { max_surge: replicas, max_unavailable: 0 };
+        }
+        if self.strategy["type"] == "Recreate" {
+            return Rolling { max_surge: 0, max_unavailable: replicas };
+        }
+        let count = |field: &str, up: bool| {
+            let value = &self.strategy["rollingUpdate"][field];
+            let percent = match value.as_str() {
+                Some(text) => text.trim_end_matches('%').parse().unwrap_or(25),
+                None => match value.as_u64() {
+                    Some(count) => return usize::try_from(count).unwrap_or(replicas),
+                    None => 25,
+                },
+            };
+            if up { (replicas * percent).div_ceil(100) } else { replicas * percent / 100 }
+        };
+        match (count("maxSurge", true), count("maxUnavailable", false)) {
+            (0, 0) => Rolling { max_surge: 0, max_unavailable: 1 },
+            (max_surge, max_unavailable) => Rolling { max_surge, max_unavailable },
+        }
+    }
+
     /// A job made of a CronJob now, as `kubectl create job --from` does.
     pub(crate) fn job_of_cron(&self) -> Self {
         Self {
@@ -261,6 +300,20 @@ mod tests {
         assert_eq!(pod["metadata"]["labels"]["pod-template-hash"], json!(web.hash));
         assert_eq!(pod["metadata"]["ownerReferences"][0]["name"], json!(format!("web-{}", web.hash)));
         assert_eq!(workload(text).hash, web.hash);
+    }
+
+    #[test]
+    fn rollouts_keep_to_their_strategy() {
+        let rolling = |replicas: u32, strategy: &str| {
+            let text = format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n  replicas: {replicas}\n  strategy: {strategy}\n  template: {{}}");
+            let rolling = workload(&text).rolling();
+            (rolling.max_surge, rolling.max_unavailable)
+        };
+        assert_eq!(rolling(3, "{}"), (1, 0));
+        assert_eq!(rolling(1, "{}"), (1, 0));
+        assert_eq!(rolling(8, "{rollingUpdate: {maxSurge: 3, maxUnavailable: 50%}}"), (3, 4));
+        assert_eq!(rolling(2, "{rollingUpdate: {maxSurge: 0, maxUnavailable: 0}}"), (0, 1));
+        assert_eq!(rolling(2, "{type: Recreate}"), (0, 2));
     }
 
     #[test]

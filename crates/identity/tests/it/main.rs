@@ -117,6 +117,8 @@ impl World {
             ttl: Duration::from_secs(3600),
             key: KeyKind::EcdsaP256,
             trust_bundle: Vec::new(),
+            headers: vec![("x-tenant".to_owned(), "a".to_owned())],
+            provisioned: None,
             cluster_id: "Kubernetes".to_owned(),
         }
     }

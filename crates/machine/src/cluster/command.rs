@@ -12,7 +12,7 @@ use super::Cluster;
 use crate::clock;
 use crate::container::enter::Enter;
 use crate::objects::{Applied, Id};
-use crate::plane::{Change, ProxyState};
+use crate::plane::{Change, ProxyState, Rotation};
 use crate::pod::state::Role;
 use crate::pod::{self};
 
@@ -39,6 +39,10 @@ pub(crate) enum Command {
         name: String,
         namespace: String,
         reply: oneshot::Sender<Result<String, String>>,
+    },
+    RotateRoot {
+        step: Rotation,
+        reply: oneshot::Sender<Result<(), String>>,
     },
     ShutDown,
 }
@@ -115,6 +119,11 @@ impl Cluster {
                 };
                 let _ = reply.send(outcome);
             }
+            Command::RotateRoot { step, reply } => {
+                let done = self.parts.plane.rotate_root(step);
+                self.data.send_replace(std::sync::Arc::new(self.objects.data(&self.parts.plane.root_pem())));
+                let _ = reply.send(done);
+            }
             Command::ShutDown => self.shut_down(),
         }
     }
@@ -140,7 +149,7 @@ impl Cluster {
             let (_, _, document) = self.objects.apply(Document::from_value(value, "<cluster>"));
             self.tell(document);
         }
-        self.data.send_replace(std::sync::Arc::new(self.objects.data(self.parts.plane.root_pem())));
+        self.data.send_replace(std::sync::Arc::new(self.objects.data(&self.parts.plane.root_pem())));
         lines
     }
 
@@ -178,7 +187,7 @@ impl Cluster {
         match id.kind.as_str() {
             "Service" => self.addresses.release(&(id.namespace.clone(), id.name.clone())),
             "ConfigMap" | "Secret" => {
-                self.data.send_replace(std::sync::Arc::new(self.objects.data(self.parts.plane.root_pem())));
+                self.data.send_replace(std::sync::Arc::new(self.objects.data(&self.parts.plane.root_pem())));
             }
             _ => {}
         }

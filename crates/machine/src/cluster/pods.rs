@@ -21,6 +21,8 @@ struct Seen {
     key: Key,
     current: bool,
     ready: bool,
+    /// Ready, and the control plane was told so: clients may know it.
+    available: bool,
     phase: Phase,
     ordinal: u32,
 }
@@ -74,6 +76,8 @@ impl Cluster {
                 key: key.clone(),
                 current,
                 ready: state.as_ref().is_some_and(pod::state::PodState::ready),
+                available: state.as_ref().is_some_and(pod::state::PodState::ready)
+                    && entry.told.is_some_and(|(ready, _)| ready),
                 phase: state.map_or(Phase::Pending, |state| state.phase),
                 ordinal: entry.ordinal,
             });
@@ -95,27 +99,38 @@ impl Cluster {
         }
     }
 
-    /// New pods first; old ones go as far as ready new ones stand in for them.
+    /// New pods as far as the strategy's surge allows; old ones go as far as available new ones stand in for them.
+    ///
+    /// Source: kubernetes `pkg/controller/deployment/rolling.go`.
     fn replicas(&mut self, id: &Id, workload: &Workload, pods: &[Seen]) {
         let wanted = workload.replicas as usize;
-        let current: Vec<&Seen> = pods.iter().filter(|pod| pod.current).collect();
-        for _ in current.len()..wanted {
+        let rolling = workload.rolling();
+        let (mut current, mut old): (Vec<&Seen>, Vec<&Seen>) = pods.iter().partition(|pod| pod.current);
+        let room =
+            if old.is_empty() { wanted } else { (wanted + rolling.max_surge).saturating_sub(current.len() + old.len()) };
+        for _ in 0..room.min(wanted.saturating_sub(current.len())) {
             if !self.create(id, workload, 0) {
                 break;
             }
         }
         // Those not ready go first.
-        let mut surplus: Vec<&&Seen> = current.iter().collect();
-        surplus.sort_by_key(|pod| !pod.ready);
-        for pod in surplus.iter().rev().take(current.len().saturating_sub(wanted)) {
+        current.sort_by_key(|pod| !pod.ready);
+        for pod in current.iter().rev().take(current.len().saturating_sub(wanted)) {
             self.stop(&pod.key);
         }
-        let ready_new = current.iter().filter(|pod| pod.ready).count();
-        let old: Vec<&Seen> = pods.iter().filter(|pod| !pod.current).collect();
-        let keep = wanted.saturating_sub(ready_new);
-        let mut old_sorted = old;
-        old_sorted.sort_by_key(|pod| !pod.ready);
-        for pod in old_sorted.iter().skip(keep) {
+        old.sort_by_key(|pod| pod.available);
+        let mut spare = pods
+            .iter()
+            .filter(|pod| pod.available)
+            .count()
+            .saturating_sub(wanted.saturating_sub(rolling.max_unavailable));
+        for pod in old {
+            if pod.available {
+                if spare == 0 {
+                    break;
+                }
+                spare -= 1;
+            }
             self.stop(&pod.key);
         }
     }

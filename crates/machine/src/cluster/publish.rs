@@ -117,6 +117,7 @@ impl Cluster {
     /// Tells the control plane of pods whose phase or readiness changed.
     fn pods_changed(&mut self) {
         let node_ip = self.parts.network.gateway();
+        let mut news = false;
         for entry in self.pods.values_mut() {
             let state = entry.handle.as_ref().map(pod::PodHandle::state);
             let told = match &state {
@@ -127,6 +128,7 @@ impl Cluster {
                 continue;
             }
             entry.told = Some(told);
+            news = true;
             let mut object = entry.object.clone();
             object["status"] = match &state {
                 Some(state) => state.status(&entry.place.ips, node_ip),
@@ -138,6 +140,10 @@ impl Cluster {
                 }),
             };
             self.pending.push(Change::Apply(Box::new(Document::from_value(object, "<cluster>"))));
+        }
+        if news {
+            // A rollout goes on when what it made is known to others.
+            self.changed.send_modify(|count| *count += 1);
         }
     }
 

@@ -70,7 +70,7 @@ pub(crate) type Target = watch::Receiver<Destination>;
 pub(crate) struct Gateway {
     pub(crate) dialer: Dialer,
     /// Mutual TLS with the gateway's own identity.
-    pub(crate) tls: Arc<rustls::ClientConfig>,
+    pub(crate) tls: watch::Receiver<Arc<rustls::ClientConfig>>,
 }
 
 /// A byte stream of either kind.
@@ -85,7 +85,8 @@ impl Gateway {
             let stream = self.dialer.connect(address).await?;
             // The peer is known by its SPIFFE identity; the name is only a formality of TLS.
             let name = rustls::pki_types::ServerName::IpAddress(address.ip().into());
-            let handshake = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream);
+            let tls = Arc::clone(&self.tls.borrow());
+            let handshake = tokio_rustls::TlsConnector::from(tls).connect(name, stream);
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
                 Ok(Ok(stream)) => return Ok(Box::new(stream)),
                 // With mutual TLS disabled by policy the sidecar does not answer in TLS.

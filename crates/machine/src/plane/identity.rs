@@ -46,7 +46,7 @@ pub(super) fn gateway(authority: &Authority, trust_domain: &str) -> anyhow::Resu
     let certificate = WorkloadCertificate::from_pem(
         chain.as_bytes(),
         key.serialize_pem().as_bytes(),
-        authority.root_pem().as_bytes(),
+        authority.trust_bundle().as_bytes(),
     )?;
     let roots = certificate.roots.clone();
     let peers = ServerIdentity::TrustDomains(vec![trust_domain.to_owned()]);
