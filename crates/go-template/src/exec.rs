@@ -158,7 +158,11 @@ impl<'a> Executor<'a> {
         let pipe = &branch.pipe;
         let value = self.commands(dot, pipe)?;
         // With := the variables live for one turn, with = they are set from outside.
-        if !pipe.assigns {
+        if pipe.assigns {
+            for name in &pipe.declares {
+                self.assign(&pipe.context, name, value.clone())?;
+            }
+        } else {
             for name in &pipe.declares {
                 self.variables.push((name, value.clone()));
             }
@@ -170,12 +174,11 @@ impl<'a> Executor<'a> {
             this.step(&pipe.context)?;
             ran = true;
             match (pipe.declares.as_slice(), &key) {
-                ([name], None) | ([name], Some(_)) => this.set(pipe, name, inner, 1, item.clone()),
+                ([name], None) | ([name], Some(_)) => this.set(pipe, name, inner, 1, item.clone())?,
                 ([first, second], Some(key)) => {
-                    this.set(pipe, first, inner, 2, key.clone());
-                    this.set(pipe, second, inner, 1, item.clone());
+                    this.set(pipe, first, inner, 2, key.clone())?;
+                    this.set(pipe, second, inner, 1, item.clone())?;
                 }
-                ([_, _], None) => return this.fail(&pipe.context, "can't use more than one iteration variable here"),
                 _ => {}
             }
             let flow = this.walk(&item, &branch.then)?;
@@ -199,6 +202,10 @@ impl<'a> Executor<'a> {
                 }
             }
             Value::Int(count, kind) => {
+                if pipe.declares.len() > 1 {
+                    let message = format!("can't use {count} to iterate over more than one variable");
+                    return self.fail(&pipe.commands[0].context, message);
+                }
                 for index in 0..*count {
                     if !turn(self, None, Value::Int(index, kind))? {
                         break;
@@ -215,7 +222,8 @@ impl<'a> Executor<'a> {
             }
         }
         if !ran {
-            self.variables.truncate(mark);
+            // The variables have the value of the whole here.
+            self.variables.truncate(inner);
             result = self.walk(dot, &branch.otherwise)?;
         }
         self.variables.truncate(mark);
@@ -223,19 +231,21 @@ impl<'a> Executor<'a> {
     }
 
     /// Sets a loop variable: the `back`th from the end of those declared before `inner`, or an outer one.
-    fn set(&mut self, pipe: &Pipe, name: &str, inner: usize, back: usize, value: Value<'a>) {
+    fn set(&mut self, pipe: &Pipe, name: &str, inner: usize, back: usize, value: Value<'a>) -> Done<()> {
         if pipe.assigns {
-            self.assign(name, value);
-        } else {
-            self.variables[inner - back].1 = value;
+            return self.assign(&pipe.context, name, value);
         }
+        self.variables[inner - back].1 = value;
+        Ok(())
     }
 
-    fn assign(&mut self, name: &str, value: Value<'a>) {
+    fn assign(&mut self, context: &Context, name: &str, value: Value<'a>) -> Done<()> {
         let floor = self.floor;
         if let Some(slot) = self.variables[floor..].iter_mut().rev().find(|(known, _)| *known == name) {
             slot.1 = value;
+            return Ok(());
         }
+        self.fail(context, format!("undefined variable: {name}"))
     }
 
     fn template(&mut self, dot: &Value<'a>, name: &'a str, pipe: Option<&'a Pipe>, context: &'a Context) -> Done<()> {
@@ -268,7 +278,7 @@ impl<'a> Executor<'a> {
         let value = self.commands(dot, pipe)?;
         for name in &pipe.declares {
             if pipe.assigns {
-                self.assign(name, value.clone());
+                self.assign(&pipe.context, name, value.clone())?;
             } else {
                 self.variables.push((name, value.clone()));
             }
@@ -314,11 +324,15 @@ impl<'a> Executor<'a> {
                     return Ok(last.unwrap_or(value));
                 }
                 let mut values = Vec::with_capacity(given);
-                for arg in args {
+                let mut constants = 0;
+                for (index, arg) in args.iter().enumerate() {
                     values.push(self.argument(dot, arg)?);
+                    if index < 64 && matches!(arg.operand, Operand::Int(_) | Operand::Float(_)) {
+                        constants |= 1 << index;
+                    }
                 }
                 values.extend(last);
-                let value = match (function.call)(Args::new(&values)) {
+                let value = match (function.call)(Args::new(&values, constants)) {
                     Ok(value) => value,
                     Err(message) => {
                         return self.fail(&command.context, format!("error calling {name}: {message}"));
@@ -327,24 +341,50 @@ impl<'a> Executor<'a> {
                 self.bounded(&command.context, &value)?;
                 Ok(value)
             }
-            Operand::Field(names) => self.fields(&word.context, dot.clone(), names, has_args),
+            Operand::Field(names) => self.method(dot, word, dot.clone(), names, (args, last)),
             Operand::Variable(name, names) => {
                 let value = self.variable(&word.context, name)?;
                 if names.is_empty() {
                     self.no_args(word, has_args)?;
                     return Ok(value);
                 }
-                self.fields(&word.context, value, names, has_args)
+                self.method(dot, word, value, names, (args, last))
             }
             Operand::Chain(inner, names) => {
                 let value = self.argument(dot, inner)?;
-                self.fields(&word.context, value, names, has_args)
+                self.method(dot, word, value, names, (args, last))
             }
             Operand::Nil => self.fail(&word.context, "nil is not a command"),
             _ => {
                 self.no_args(word, has_args)?;
                 self.argument(dot, word)
             }
+        }
+    }
+
+    /// Fields after each other; the last may be a method that takes the arguments.
+    fn method(
+        &mut self,
+        dot: &Value<'a>,
+        word: &'a Word,
+        value: Value<'a>,
+        names: &'a [Box<str>],
+        (args, last): (&'a [Word], Option<Value<'a>>),
+    ) -> Done<Value<'a>> {
+        let has_args = !args.is_empty() || last.is_some();
+        let Some((name, before)) = names.split_last().filter(|_| has_args) else {
+            return self.fields(&word.context, value, names, false);
+        };
+        let value = self.fields(&word.context, value, before, false)?;
+        let Value::Version(version) = &value else { return self.field(&word.context, value, name, has_args) };
+        let mut values = Vec::with_capacity(args.len() + 1);
+        for arg in args {
+            values.push(self.argument(dot, arg)?);
+        }
+        values.extend(last);
+        match version.call(name, &values) {
+            Some(value) => Ok(value),
+            None => self.fail(&word.context, format!("can't evaluate field {name} in type *semver.Version")),
         }
     }
 
@@ -394,7 +434,7 @@ impl<'a> Executor<'a> {
                         format!("wrong number of args for {name}: want {} got 0", function.least),
                     );
                 }
-                match (function.call)(Args::new(&[])) {
+                match (function.call)(Args::new(&[], 0)) {
                     Ok(value) => value,
                     Err(message) => {
                         return self.fail(&word.context, format!("error calling {name}: {message}"));
@@ -428,7 +468,17 @@ impl<'a> Executor<'a> {
     ) -> Done<Value<'a>> {
         for (index, name) in names.iter().enumerate() {
             let has_args = has_args && index + 1 == names.len();
-            value = self.field(context, value, name, has_args)?;
+            let mapped = matches!(value, Value::Map(_));
+            let before = std::mem::replace(&mut value, Value::Nil);
+            value = self.field(context, before.clone(), name, has_args)?;
+            // Of a missing key there is no value, nor of what would be in it; null has no fields.
+            if let (Value::Nil, true, Some(next)) = (&value, mapped, names.get(index + 1)) {
+                let Value::Map(map) = &before else { continue };
+                if map.get(name).is_none() {
+                    return Ok(Value::Nil);
+                }
+                return self.fail(context, format!("nil pointer evaluating interface {{}}.{next}"));
+            }
         }
         Ok(value)
     }
@@ -471,6 +521,10 @@ impl<'a> Executor<'a> {
             }
             Value::Enum(item) if name == "String" => Ok(Value::Str(Text::Shared(Rc::from(item.name)))),
             Value::Enum(item) if name == "Number" => Ok(Value::Int(i64::from(item.number), "int32")),
+            Value::Version(version) => match version.call(name, &[]) {
+                Some(value) => Ok(value),
+                None => self.fail(context, format!("can't evaluate field {name} in type *semver.Version")),
+            },
             Value::Time(seconds, _) if name == "Unix" => Ok(Value::Int(*seconds, "int64")),
             Value::Time(seconds, nanos) => match crate::time::part(*seconds, *nanos, name) {
                 Some(value) => Ok(value),

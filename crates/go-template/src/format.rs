@@ -1,5 +1,9 @@
 //! Printing as Go's `fmt`.
 
+mod printf;
+
+pub use printf::sprintf;
+
 use std::fmt::Write;
 
 use crate::value::Value;
@@ -110,6 +114,9 @@ fn verb_v(out: &mut String, value: &Value<'_>, depth: usize) {
         }
         Value::Enum(value) => out.push_str(value.name),
         Value::Time(seconds, nanos) => out.push_str(&crate::time::display(*seconds, *nanos)),
+        Value::Version(version) => {
+            let _ = write!(out, "{version}");
+        }
     }
 }
 
@@ -154,11 +161,25 @@ pub(crate) fn float_g(value: f64, precision: Option<usize>) -> String {
 pub(crate) fn to_int(value: &Value<'_>) -> i64 {
     match value {
         Value::Int(value, _) => *value,
-        Value::Float(value) => *value as i64,
+        Value::Float(value) => truncated(*value),
         Value::Bool(value) => i64::from(*value),
         Value::Enum(value) => i64::from(value.number),
-        Value::Str(text) => parse_int(text.as_str()).unwrap_or(0),
+        Value::Str(text) => parse_int(without_zero_fraction(text.as_str())).unwrap_or(0),
         _ => 0,
+    }
+}
+
+/// `int64(float)` as it is on amd64, where what does not fit is the smallest integer.
+fn truncated(value: f64) -> i64 {
+    const LIMIT: f64 = 9_223_372_036_854_775_808.0;
+    if (-LIMIT..LIMIT).contains(&value) { value as i64 } else { i64::MIN }
+}
+
+/// cast's `trimZeroDecimal`: `10.00` is read as `10`.
+fn without_zero_fraction(text: &str) -> &str {
+    match text.rsplit_once('.') {
+        Some((whole, zeros)) if !zeros.is_empty() && zeros.bytes().all(|b| b == b'0') => whole,
+        _ => text,
     }
 }
 
@@ -178,13 +199,21 @@ pub(crate) fn parse_int(text: &str) -> Option<i64> {
     if digits.starts_with(['+', '-']) {
         return None;
     }
-    i64::from_str_radix(digits, radix).ok().map(|value| value * sign)
+    // Base 0 allows single underscores between digits.
+    if digits.contains('_') {
+        let odd = digits.starts_with('_') && radix == 10 || digits.ends_with('_') || digits.contains("__");
+        let clean = digits.replace('_', "");
+        return if odd { None } else { i64::from_str_radix(&clean, radix).ok().map(|value| value * sign) };
+    }
+    let value = u64::from_str_radix(digits, radix).ok()?;
+    i64::try_from(i128::from(value) * i128::from(sign)).ok()
 }
 
 pub(crate) fn to_float(value: &Value<'_>) -> f64 {
     match value {
         Value::Float(value) => *value,
         Value::Str(text) => text.as_str().parse().unwrap_or(0.0),
+        Value::Int(value, _) => *value as f64,
         other => to_int(other) as f64,
     }
 }
@@ -225,267 +254,4 @@ fn quote_with(text: &str, mark: char, ascii: bool) -> String {
     }
     out.push(mark);
     out
-}
-
-#[derive(Clone, Copy, Default)]
-struct Flags {
-    minus: bool,
-    plus: bool,
-    sharp: bool,
-    space: bool,
-    zero: bool,
-    width: Option<usize>,
-    precision: Option<usize>,
-}
-
-/// Widths and precisions beyond this are cut: a template must not make megabytes of blanks.
-const WIDTH_LIMIT: usize = 10_000;
-
-/// `fmt.Sprintf`
-pub fn sprintf(format: &str, args: &[Value<'_>]) -> String {
-    let mut out = String::new();
-    let mut next = 0;
-    let mut reordered = false;
-    let mut chars = format.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        let mut flags = Flags::default();
-        while let Some(flag) = chars.peek() {
-            match flag {
-                '-' => flags.minus = true,
-                '+' => flags.plus = true,
-                '#' => flags.sharp = true,
-                ' ' => flags.space = true,
-                '0' => flags.zero = true,
-                _ => break,
-            }
-            chars.next();
-        }
-        let index = |chars: &mut std::iter::Peekable<std::str::Chars<'_>>, next: &mut usize| {
-            if chars.peek() == Some(&'[') {
-                chars.next();
-                let digits: String = std::iter::from_fn(|| chars.next_if(char::is_ascii_digit)).collect();
-                chars.next_if_eq(&']');
-                *next = digits.parse::<usize>().unwrap_or(1).saturating_sub(1);
-                return true;
-            }
-            false
-        };
-        reordered |= index(&mut chars, &mut next);
-        flags.width = size(&mut chars, args, &mut next, &mut flags.minus);
-        if chars.next_if_eq(&'.').is_some() {
-            reordered |= index(&mut chars, &mut next);
-            let mut ignored = false;
-            flags.precision = Some(size(&mut chars, args, &mut next, &mut ignored).unwrap_or(0));
-        }
-        reordered |= index(&mut chars, &mut next);
-        let Some(verb) = chars.next() else {
-            out.push_str("%!(NOVERB)");
-            break;
-        };
-        if verb == '%' {
-            out.push('%');
-            continue;
-        }
-        let Some(value) = args.get(next) else {
-            let _ = write!(out, "%!{verb}({})", if reordered { "BADINDEX" } else { "MISSING" });
-            continue;
-        };
-        next += 1;
-        one(&mut out, verb, flags, value, 0);
-    }
-    if !reordered && next < args.len() {
-        out.push_str("%!(EXTRA ");
-        for (index, value) in args[next..].iter().enumerate() {
-            if index > 0 {
-                out.push_str(", ");
-            }
-            match value {
-                Value::Nil => out.push_str("<nil>"),
-                _ => {
-                    let _ = write!(out, "{}={}", value.type_name(), sprint(value));
-                }
-            }
-        }
-        out.push(')');
-    }
-    out
-}
-
-fn size(
-    chars: &mut std::iter::Peekable<std::str::Chars<'_>>,
-    args: &[Value<'_>],
-    next: &mut usize,
-    minus: &mut bool,
-) -> Option<usize> {
-    if chars.next_if_eq(&'*').is_some() {
-        let value = args.get(*next).map_or(0, to_int);
-        *next += 1;
-        *minus |= value < 0;
-        return Some((value.unsigned_abs() as usize).min(WIDTH_LIMIT));
-    }
-    let digits: String = std::iter::from_fn(|| chars.next_if(char::is_ascii_digit)).collect();
-    if digits.is_empty() { None } else { Some(digits.parse().unwrap_or(WIDTH_LIMIT).min(WIDTH_LIMIT)) }
-}
-
-fn pad(out: &mut String, text: &str, flags: Flags, numeric: bool) {
-    let length = text.chars().count();
-    let missing = flags.width.unwrap_or(0).saturating_sub(length);
-    if flags.minus {
-        out.push_str(text);
-        out.extend(std::iter::repeat_n(' ', missing));
-    } else if flags.zero && numeric {
-        let (sign, digits) = match text.strip_prefix(['-', '+', ' ']) {
-            Some(digits) => text.split_at(text.len() - digits.len()),
-            None => ("", text),
-        };
-        out.push_str(sign);
-        out.extend(std::iter::repeat_n('0', missing));
-        out.push_str(digits);
-    } else {
-        out.extend(std::iter::repeat_n(' ', missing));
-        out.push_str(text);
-    }
-}
-
-fn one(out: &mut String, verb: char, flags: Flags, value: &Value<'_>, depth: usize) {
-    if depth > DEPTH_LIMIT {
-        return;
-    }
-    match (verb, value) {
-        ('T', _) => return pad(out, &value.type_name(), flags, false),
-        ('v', Value::Nil) => return pad(out, "<nil>", flags, false),
-        (_, Value::Nil) => {
-            let _ = write!(out, "%!{verb}(<nil>)");
-            return;
-        }
-        ('p', _) => {
-            let _ = write!(out, "%!p({}={})", value.type_name(), sprint(value));
-            return;
-        }
-        _ => {}
-    }
-    let text = match value {
-        Value::List(list) => {
-            out.push('[');
-            for (index, item) in list.iter().enumerate() {
-                if index > 0 {
-                    out.push(' ');
-                }
-                one(out, verb, flags, &item, depth + 1);
-            }
-            out.push(']');
-            return;
-        }
-        Value::Map(map) => {
-            out.push_str("map[");
-            for (index, (key, item)) in map.entries().into_iter().enumerate() {
-                if index > 0 {
-                    out.push(' ');
-                }
-                one(out, verb, flags, &Value::from(key.to_string()), depth + 1);
-                out.push(':');
-                one(out, verb, flags, &item, depth + 1);
-            }
-            out.push(']');
-            return;
-        }
-        Value::Bool(value) if matches!(verb, 't' | 'v') => Some((value.to_string(), false)),
-        Value::Int(number, _) => integer(verb, flags, i128::from(*number)).map(|text| (text, true)),
-        Value::Enum(item) if matches!(verb, 'd' | 'x' | 'X' | 'o' | 'b' | 'c' | 'U') => {
-            integer(verb, flags, i128::from(item.number)).map(|text| (text, true))
-        }
-        Value::Float(number) => float(verb, flags, *number).map(|text| (text, number.is_finite())),
-        Value::Str(text) => string(verb, flags, text.as_str()).map(|text| (text, false)),
-        Value::Enum(item) => string(verb, flags, item.name).map(|text| (text, false)),
-        Value::Typed(_) | Value::Record(_) | Value::Time(..) if matches!(verb, 'v' | 's') => {
-            Some((sprint(value), false))
-        }
-        _ => (verb == 'v').then(|| (sprint(value), false)),
-    };
-    match text {
-        Some((text, numeric)) => pad(out, &text, flags, numeric),
-        None => {
-            let _ = write!(out, "%!{verb}({}={})", value.type_name(), sprint(value));
-        }
-    }
-}
-
-fn integer(verb: char, flags: Flags, value: i128) -> Option<String> {
-    let magnitude = value.unsigned_abs();
-    let mut digits = match verb {
-        'd' | 'v' => magnitude.to_string(),
-        'x' => format!("{magnitude:x}"),
-        'X' => format!("{magnitude:X}"),
-        'o' | 'O' => format!("{magnitude:o}"),
-        'b' => format!("{magnitude:b}"),
-        'c' => return char::from_u32(u32::try_from(value).ok()?).map(String::from),
-        'q' => {
-            let c = char::from_u32(u32::try_from(value).ok()?)?;
-            return Some(quote_with(c.encode_utf8(&mut [0; 4]), '\'', flags.plus));
-        }
-        'U' => return Some(format!("U+{magnitude:04X}")),
-        _ => return None,
-    };
-    if let Some(precision) = flags.precision {
-        while digits.len() < precision {
-            digits.insert(0, '0');
-        }
-    }
-    let prefix = match verb {
-        'x' if flags.sharp => "0x",
-        'X' if flags.sharp => "0X",
-        'o' if flags.sharp => "0",
-        'O' => "0o",
-        'b' if flags.sharp => "0b",
-        _ => "",
-    };
-    Some(format!("{}{prefix}{digits}", sign(value < 0, flags)))
-}
-
-fn sign(negative: bool, flags: Flags) -> &'static str {
-    match (negative, flags.plus, flags.space) {
-        (true, ..) => "-",
-        (false, true, _) => "+",
-        (false, false, true) => " ",
-        _ => "",
-    }
-}
-
-fn float(verb: char, flags: Flags, value: f64) -> Option<String> {
-    let text = match verb {
-        'v' | 'g' => float_g(value.abs(), flags.precision),
-        'G' => float_g(value.abs(), flags.precision).to_uppercase(),
-        'f' | 'F' if value.is_finite() => format!("{:.*}", flags.precision.unwrap_or(6), value.abs()),
-        'e' | 'E' if value.is_finite() => {
-            let text = format!("{:.*e}", flags.precision.unwrap_or(6), value.abs());
-            let (mantissa, exponent) = text.split_once('e')?;
-            let exponent: i32 = exponent.parse().ok()?;
-            let mark = if exponent < 0 { '-' } else { '+' };
-            format!("{mantissa}{verb}{mark}{:02}", exponent.abs())
-        }
-        'f' | 'F' | 'e' | 'E' => float_g(value.abs(), None),
-        _ => return None,
-    };
-    let text = text.trim_start_matches('+');
-    Some(format!("{}{text}", sign(value.is_sign_negative() && !value.is_nan(), flags)))
-}
-
-fn string(verb: char, flags: Flags, text: &str) -> Option<String> {
-    let cut: String = match flags.precision {
-        Some(precision) => text.chars().take(precision).collect(),
-        None => text.to_owned(),
-    };
-    Some(match verb {
-        'v' if flags.sharp => quote(&cut),
-        's' | 'v' => cut,
-        'q' if flags.sharp && !cut.contains('`') && !cut.contains(char::is_control) => format!("`{cut}`"),
-        'q' => quote_with(&cut, '"', flags.plus),
-        'x' => cut.bytes().map(|byte| format!("{byte:02x}")).collect(),
-        'X' => cut.bytes().map(|byte| format!("{byte:02X}")).collect(),
-        _ => return None,
-    })
 }

@@ -445,13 +445,8 @@ impl<'t> Parser<'t> {
                         return self.fail(format!("too many declarations in {wherein}"));
                     }
                     let assigns = token.kind == Kind::Assign;
-                    if assigns {
-                        for name in &names {
-                            self.known(name)?;
-                        }
-                    } else {
-                        self.variables.extend(names.iter().cloned());
-                    }
+                    // Also with =: whether the variable exists shows when the template runs.
+                    self.variables.extend(names.iter().cloned());
                     return Ok((names, assigns));
                 }
                 Kind::Comma if range && names.len() < 2 => {
@@ -581,6 +576,9 @@ fn constant(text: &str) -> Option<Operand> {
         let re = if re.is_empty() { 0.0 } else { re.replace('_', "").parse().ok()? };
         return Some(Operand::Complex(re, im.replace('_', "").parse().ok()?));
     }
+    if !underscores_fine(text) {
+        return None;
+    }
     let clean = text.replace('_', "");
     let (negative, digits) = match clean.strip_prefix('-') {
         Some(digits) => (true, digits),
@@ -614,6 +612,27 @@ fn constant(text: &str) -> Option<Operand> {
         return None;
     }
     clean.parse().ok().filter(|value: &f64| value.is_finite()).map(Operand::Float)
+}
+
+/// Underscores stand between digits, or between a prefix such as `0x` and a digit.
+fn underscores_fine(text: &str) -> bool {
+    if !text.contains('_') {
+        return true;
+    }
+    let digits = text.trim_start_matches(['+', '-']);
+    let based = digits.len() > 1 && digits.starts_with('0');
+    let prefix = based && digits[1..].starts_with(['x', 'X', 'o', 'O', 'b', 'B']);
+    // Decimal numbers with a fraction or an exponent cannot have any.
+    if !prefix && digits.contains(['.', 'e', 'E']) {
+        return false;
+    }
+    let bytes = digits.as_bytes();
+    bytes.iter().enumerate().filter(|(_, byte)| **byte == b'_').all(|(at, _)| {
+        let before = at.checked_sub(1).and_then(|at| bytes.get(at));
+        let prefixed = prefix && at == 2;
+        before.is_some_and(|byte| byte.is_ascii_hexdigit() || prefixed)
+            && bytes.get(at + 1).is_some_and(u8::is_ascii_hexdigit)
+    })
 }
 
 /// `1.8p3` without its `0x`.

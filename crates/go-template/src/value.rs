@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use serde_json::Value as Json;
 
+use crate::functions::Version;
 use crate::json;
 
 /// A Go value. Lists and maps of the data are borrowed; what functions make is shared.
@@ -29,6 +30,8 @@ pub enum Value<'a> {
     Enum(Enum<'a>),
     /// A `time.Time`: seconds and nanoseconds since 1970.
     Time(i64, u32),
+    /// sprig's `*semver.Version`.
+    Version(Rc<Version>),
 }
 
 /// A string, borrowed from data or template, or shared.
@@ -53,6 +56,10 @@ pub enum List<'a> {
     /// A `[]interface{}` of the data.
     Json(&'a [Json]),
     Shared(Rc<Vec<Value<'a>>>),
+    /// A slice of something else than `interface{}`; the name is the Go type, such as `[]string`.
+    Typed(Rc<Vec<Value<'a>>>, &'static str),
+    /// A nil slice of that Go type: empty, and `null` in JSON.
+    Nil(&'static str),
 }
 
 /// What a map's values are declared as: it decides what `index` gives for a missing key.
@@ -217,10 +224,24 @@ impl<'a> List<'a> {
         Self::Shared(Rc::new(items))
     }
 
+    /// A slice of the Go type `ty`, such as `[]string`.
+    pub fn typed(items: Vec<Value<'a>>, ty: &'static str) -> Self {
+        Self::Typed(Rc::new(items), ty)
+    }
+
+    /// The Go type's name.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Typed(_, ty) | Self::Nil(ty) => ty,
+            _ => "[]interface {}",
+        }
+    }
+
     pub fn len(&self) -> usize {
         match self {
             Self::Json(items) => items.len(),
-            Self::Shared(items) => items.len(),
+            Self::Shared(items) | Self::Typed(items, _) => items.len(),
+            Self::Nil(_) => 0,
         }
     }
 
@@ -231,7 +252,8 @@ impl<'a> List<'a> {
     pub fn get(&self, index: usize) -> Option<Value<'a>> {
         match self {
             Self::Json(items) => items.get(index).map(Value::from_json),
-            Self::Shared(items) => items.get(index).cloned(),
+            Self::Shared(items) | Self::Typed(items, _) => items.get(index).cloned(),
+            Self::Nil(_) => None,
         }
     }
 
@@ -280,6 +302,11 @@ impl<'a> Value<'a> {
         Self::List(List::new(items))
     }
 
+    /// A `[]string`.
+    pub fn texts(items: impl IntoIterator<Item = String>) -> Self {
+        Self::List(List::typed(items.into_iter().map(Value::from).collect(), "[]string"))
+    }
+
     /// `if`'s test. As Go's `text/template` `IsTrue`.
     pub fn truth(&self) -> bool {
         match self {
@@ -293,7 +320,7 @@ impl<'a> Value<'a> {
             Self::Map(map) => !map.is_empty(),
             Self::Typed(typed) => !typed.nil,
             Self::Enum(value) => value.number != 0,
-            Self::Record(_) | Self::Time(..) => true,
+            Self::Record(_) | Self::Time(..) | Self::Version(_) => true,
         }
     }
 
@@ -306,7 +333,7 @@ impl<'a> Value<'a> {
             Some(())
         };
         match self {
-            Self::List(List::Shared(items)) => items.iter().try_for_each(&mut add)?,
+            Self::List(List::Shared(items) | List::Typed(items, _)) => items.iter().try_for_each(&mut add)?,
             Self::Map(Map { entries: Entries::Shared(map), .. }) => map.borrow().values().try_for_each(&mut add)?,
             _ => {}
         }
@@ -329,13 +356,14 @@ impl<'a> Value<'a> {
             Self::Float(_) => "float64".to_owned(),
             Self::Complex(..) => "complex128".to_owned(),
             Self::Str(_) => "string".to_owned(),
-            Self::List(_) => "[]interface {}".to_owned(),
+            Self::List(list) => list.type_name().to_owned(),
             Self::Map(map) if map.element == Element::Text => "map[string]string".to_owned(),
             Self::Map(_) => "map[string]interface {}".to_owned(),
             Self::Typed(typed) => typed.ty.name().to_owned(),
             Self::Record(record) => record.name.to_owned(),
             Self::Enum(value) => value.ty.to_owned(),
             Self::Time(..) => "time.Time".to_owned(),
+            Self::Version(_) => "*semver.Version".to_owned(),
         }
     }
 
@@ -351,6 +379,7 @@ impl<'a> Value<'a> {
             Self::List(_) => "slice",
             Self::Map(_) => "map",
             Self::Typed(typed) if typed.nil => "ptr",
+            Self::Version(_) => "ptr",
             Self::Typed(_) | Self::Record(_) | Self::Time(..) => "struct",
             Self::Enum(_) => "int32",
         }
@@ -365,6 +394,7 @@ impl<'a> Value<'a> {
             Self::Float(value) => json::number(*value),
             Self::Complex(..) => Json::Null,
             Self::Str(text) => Json::from(text.as_str()),
+            Self::List(List::Nil(_)) => Json::Null,
             Self::List(list) => Json::Array(list.iter().map(|item| item.to_json()).collect()),
             Self::Map(map) if map.is_nil() => Json::Null,
             Self::Map(map) => {
@@ -376,7 +406,8 @@ impl<'a> Value<'a> {
                 Json::Object(record.fields.iter().map(|(name, value)| ((*name).to_owned(), value.to_json())).collect())
             }
             Self::Enum(value) => Json::from(value.number),
-            Self::Time(..) => Json::from(crate::format::sprint(self)),
+            Self::Time(seconds, nanos) => Json::from(crate::time::rfc3339(*seconds, *nanos)),
+            Self::Version(version) => Json::from(version.to_string()),
         }
     }
 }
@@ -409,8 +440,11 @@ impl PartialEq for Value<'_> {
             (Self::Float(a), Self::Float(b)) => a == b,
             (Self::Complex(a, b), Self::Complex(c, d)) => a == c && b == d,
             (Self::Str(a), Self::Str(b)) => a.as_str() == b.as_str(),
-            (Self::List(a), Self::List(b)) => a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a == b),
-            (Self::Map(a), Self::Map(b)) => a.entries() == b.entries(),
+            (Self::List(a), Self::List(b)) => {
+                a.type_name() == b.type_name() && a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a == b)
+            }
+            (Self::Map(a), Self::Map(b)) => a.element == b.element && a.entries() == b.entries(),
+            (Self::Version(a), Self::Version(b)) => a == b,
             (Self::Enum(a), Self::Enum(b)) => a.ty == b.ty && a.number == b.number,
             (Self::Time(a, b), Self::Time(c, d)) => a == c && b == d,
             (Self::Typed(a), Self::Typed(b)) => a.ty.name() == b.ty.name() && a.nil == b.nil && a.data == b.data,

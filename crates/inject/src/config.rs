@@ -10,7 +10,7 @@ use manifest::Document;
 use serde_json::Value;
 
 pub use builtin::Builtin;
-pub use files::Files;
+pub use files::{Files, Texts};
 
 use crate::decision::{Policy, Selection};
 use crate::functions::FUNCTIONS;

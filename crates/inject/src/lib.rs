@@ -33,7 +33,7 @@ mod yaml;
 
 pub use annotations::InvalidAnnotation;
 pub use cli::{Args, CheckArgs, ConfigArgs, InjectArgs, RenderArgs, ReviewArgs, render, run, run_inject};
-pub use config::{Builtin, Config, ConfigError, Files, NativeSidecars};
+pub use config::{Builtin, Config, ConfigError, Files, NativeSidecars, Texts};
 pub use decision::{Decision, NamespaceMeta, Policy, Rule, selected};
 pub use owner::Owner;
 pub use pipeline::{InjectError, Outcome, ProxyConfigs, Request, inject};

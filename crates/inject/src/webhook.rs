@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::decision::NamespaceMeta;
 use crate::owner::Owner;
 use crate::patch;
-use crate::pipeline::{Outcome, Request, inject};
+use crate::pipeline::{Outcome, ProxyConfigs, Request, inject};
 use crate::schema;
 use crate::status::{INJECT, label};
 
@@ -36,23 +36,34 @@ pub struct Response {
     pub result: Result,
 }
 
-/// Labels and annotations of a namespace, from whoever watches them.
-pub type Namespaces<'a> = &'a dyn Fn(&str) -> Option<NamespaceMeta>;
-
-/// Answers a request to `path` (`/inject` or `/inject/KEY/VALUE/…`) without knowledge of namespaces,
-/// which only OpenShift needs.
-pub fn handle(path: &str, content_type: Option<&str>, body: &[u8], config: &Config) -> Response {
-    handle_with(path, content_type, body, config, &|_| None)
+/// What the webhook knows of the cluster, from whoever watches it.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    /// Labels and annotations of a namespace.
+    pub namespaces: &'a dyn Fn(&str) -> Option<NamespaceMeta>,
+    /// The ProxyConfig resources for a pod of a namespace with these labels, as a JSON object.
+    pub proxy_configs: &'a dyn Fn(&str, &Value) -> ProxyConfigs,
 }
 
-/// As [`handle`], with the namespaces' annotations.
-pub fn handle_with(
-    path: &str,
-    content_type: Option<&str>,
-    body: &[u8],
-    config: &Config,
-    namespaces: Namespaces<'_>,
-) -> Response {
+impl std::fmt::Debug for Known<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Known").finish_non_exhaustive()
+    }
+}
+
+impl Known<'_> {
+    /// Nothing is known; only OpenShift's identities and ProxyConfig resources need more.
+    pub const NOTHING: Known<'static> =
+        Known { namespaces: &|_| None, proxy_configs: &|_, _| ProxyConfigs { wide: Vec::new(), workload: None } };
+}
+
+/// Answers a request to `path` (`/inject` or `/inject/KEY/VALUE/…`) without knowledge of the cluster.
+pub fn handle(path: &str, content_type: Option<&str>, body: &[u8], config: &Config) -> Response {
+    handle_with(path, content_type, body, config, Known::NOTHING)
+}
+
+/// As [`handle`], with what is known of the cluster.
+pub fn handle_with(path: &str, content_type: Option<&str>, body: &[u8], config: &Config, known: Known<'_>) -> Response {
     let plain = |status: u16, message: &str| Response {
         status,
         content_type: "text/plain; charset=utf-8",
@@ -60,7 +71,8 @@ pub fn handle_with(
         result: Result::Failed(message.to_owned()),
     };
     if body.len() > BODY_LIMIT {
-        return plain(413, "limit on body size exceeded");
+        // Istio answers 400, not 413.
+        return plain(400, &format!("Request entity too large: limit is {BODY_LIMIT}"));
     }
     if body.is_empty() {
         return plain(400, "no body found");
@@ -69,7 +81,7 @@ pub fn handle_with(
         return plain(415, "invalid Content-Type, want `application/json`");
     }
     let (review, result) = match serde_json::from_slice::<Value>(body) {
-        Ok(request) => review(path, &request, config, namespaces),
+        Ok(request) => review(path, &request, config, known),
         Err(error) => {
             let message = format!("could not decode body: {error}");
             (refused("admission.k8s.io/v1", "", &message), Result::Failed(message))
@@ -79,12 +91,12 @@ pub fn handle_with(
 }
 
 /// Answers an AdmissionReview, v1 or v1beta1, in its own version.
-pub fn review(path: &str, review: &Value, config: &Config, namespaces: Namespaces<'_>) -> (Value, Result) {
+pub fn review(path: &str, review: &Value, config: &Config, known: Known<'_>) -> (Value, Result) {
     let version = review["apiVersion"].as_str().unwrap_or_default();
     let request = &review["request"];
     let uid = request["uid"].as_str().unwrap_or_default();
-    let known = matches!(version, "admission.k8s.io/v1" | "admission.k8s.io/v1beta1");
-    if !known || review["kind"] != "AdmissionReview" {
+    let supported = matches!(version, "admission.k8s.io/v1" | "admission.k8s.io/v1beta1");
+    if !supported || review["kind"] != "AdmissionReview" {
         let message =
             format!("no kind {:?} is registered for version {version:?}", review["kind"].as_str().unwrap_or_default());
         return (refused("admission.k8s.io/v1", uid, &message), Result::Failed(message));
@@ -109,10 +121,11 @@ pub fn review(path: &str, review: &Value, config: &Config, namespaces: Namespace
     };
     let owner = Owner::of_pod(&base);
     let name = base["metadata"]["namespace"].as_str().unwrap_or_default();
-    let mut namespace = namespaces(name).unwrap_or_default();
+    let mut namespace = (known.namespaces)(name).unwrap_or_default();
     namespace.name = name.to_owned();
     let mut call = Request::new(&pod, &owner, &namespace);
     call.env = path_env(path);
+    call.proxy_configs = (known.proxy_configs)(name, &base["metadata"]["labels"]);
     match inject(&call, config) {
         Ok(Outcome::Injected { pod: mut result, warnings, .. }) => {
             let mut base = base;

@@ -7,11 +7,17 @@ use crate::value::{Element, List, Map, Text, Typed, Value};
 #[derive(Clone, Copy)]
 pub struct Args<'a, 'b> {
     values: &'b [Value<'a>],
+    /// Bit n: argument n is a constant, which Go reads as the type that the function wants.
+    constants: u64,
 }
 
 impl<'a, 'b> Args<'a, 'b> {
-    pub(crate) fn new(values: &'b [Value<'a>]) -> Self {
-        Self { values }
+    pub(crate) fn new(values: &'b [Value<'a>], constants: u64) -> Self {
+        Self { values, constants }
+    }
+
+    fn constant(&self, index: usize) -> bool {
+        index < 64 && self.constants >> index & 1 == 1
     }
 
     pub fn len(&self) -> usize {
@@ -48,7 +54,11 @@ impl<'a, 'b> Args<'a, 'b> {
     /// An argument declared as `int`.
     pub fn int(&self, index: usize) -> Result<i64, String> {
         match self.get(index) {
-            Value::Int(value, _) => Ok(*value),
+            Value::Int(value, "int") => Ok(*value),
+            // A constant such as 2.0 is an int where one is wanted.
+            Value::Float(value) if self.constant(index) && value.fract() == 0.0 && value.abs() < 1e18 => {
+                Ok(*value as i64)
+            }
             other => Err(wrong_type("int", other)),
         }
     }
@@ -61,6 +71,14 @@ impl<'a, 'b> Args<'a, 'b> {
     /// As [`Self::to_int`], by `cast.ToFloat64`.
     pub fn to_float(&self, index: usize) -> f64 {
         format::to_float(self.get(index))
+    }
+
+    /// An argument declared as `time.Time`: seconds and nanoseconds since 1970.
+    pub fn time(&self, index: usize) -> Result<(i64, u32), String> {
+        match self.get(index) {
+            Value::Time(seconds, nanos) => Ok((*seconds, *nanos)),
+            other => Err(wrong_type("time.Time", other)),
+        }
     }
 
     pub fn bool(&self, index: usize) -> Result<bool, String> {

@@ -43,10 +43,12 @@ pub(super) fn define(functions: &mut Functions) {
 
 /// What the escaping functions work on: the arguments as `print` writes them.
 fn joined(args: Args<'_, '_>) -> String {
-    match args.all() {
-        [Value::Nil] => "<no value>".to_owned(),
-        values => format::sprint_all(values),
-    }
+    let values: Vec<Value<'_>> = args
+        .all()
+        .iter()
+        .map(|value| if matches!(value, Value::Nil) { Value::from("<no value>") } else { value.clone() })
+        .collect();
+    format::sprint_all(&values)
 }
 
 fn len<'a>(args: Args<'a, '_>) -> Outcome<'a> {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::{Args, Functions, Outcome};
-use crate::format::{self, sprint};
-use crate::value::{Element, Map, Value};
+use crate::format;
+use crate::value::{Element, List, Map, Value};
 
 /// sprig's `empty`: as false values, but structs are never empty.
 pub(super) fn empty(value: &Value<'_>) -> bool {
@@ -39,7 +39,10 @@ pub(super) fn define(functions: &mut Functions) {
     functions.define("kindIs", 2, Some(2), |args| Ok(Value::Bool(args.get(1).kind() == args.text(0)?)));
     functions.define("deepEqual", 2, Some(2), |args| Ok(Value::Bool(args.get(0) == args.get(1))));
     for name in ["deepCopy", "mustDeepCopy"] {
-        functions.define(name, 1, Some(1), |args| Ok(copy(args.get(0), 0)));
+        functions.define(name, 1, Some(1), |args| match args.get(0) {
+            Value::Nil => Err("reflect: call of reflect.Value.Type on zero Value".to_owned()),
+            value => Ok(copy(value, 0)),
+        });
     }
 
     functions.define("dict", 0, None, |args| {
@@ -51,8 +54,11 @@ pub(super) fn define(functions: &mut Functions) {
     });
     functions.define("get", 2, Some(2), |args| Ok(args.map(0)?.get(args.text(1)?).unwrap_or_else(|| Value::from(""))));
     functions.define("set", 3, Some(3), |args| {
-        let key: Rc<str> = Rc::from(args.text(1)?);
-        Ok(Value::Map(args.map(0)?.update(|map| {
+        let (map, key) = (args.map(0)?, Rc::from(args.text(1)?));
+        if map.is_nil() {
+            return Err("assignment to entry in nil map".to_owned());
+        }
+        Ok(Value::Map(map.update(|map| {
             map.insert(key, args.get(2).clone());
         })))
     });
@@ -74,9 +80,9 @@ pub(super) fn define(functions: &mut Functions) {
     functions.define("keys", 0, None, |args| {
         let mut keys = Vec::new();
         for index in 0..args.len() {
-            keys.extend(args.map(index)?.keys().into_iter().map(|key| Value::from(key.to_string())));
+            keys.extend(args.map(index)?.keys().into_iter().map(|key| key.to_string()));
         }
-        Ok(Value::list(keys))
+        Ok(Value::texts(keys))
     });
     functions.define("values", 1, Some(1), |args| {
         Ok(Value::list(args.map(0)?.entries().into_iter().map(|(_, value)| value).collect()))
@@ -96,7 +102,7 @@ pub(super) fn define(functions: &mut Functions) {
     });
     functions.define("splitn", 3, Some(3), |args| {
         let count = usize::try_from(args.int(1)?).unwrap_or(usize::MAX);
-        Ok(numbered(args.text(2)?.splitn(count.max(1), args.text(0)?).collect()))
+        Ok(numbered(super::text::splitn(args.text(2)?, args.text(0)?, count)))
     });
 }
 
@@ -130,13 +136,15 @@ fn merge<'a>(args: Args<'a, '_>, overwrite: bool) -> Outcome<'a> {
 
 fn merge_into<'a>(into: &mut BTreeMap<Rc<str>, Value<'a>>, from: &Map<'a>, overwrite: bool, depth: usize) {
     for (key, value) in from.entries() {
+        // As mergo: null only overwrites, maps merge, all else goes to what is missing or empty.
         let merged = match (into.get(&key), &value) {
-            (Some(Value::Map(old)), Value::Map(new)) if depth < 100 => {
+            (_, Value::Nil) if !overwrite => continue,
+            (Some(Value::Map(old)), Value::Map(new)) if !old.is_empty() && depth < 100 => {
                 let mut entries = old.entries().into_iter().collect();
                 merge_into(&mut entries, new, overwrite, depth + 1);
                 Value::Map(Map::new(old.element(), entries))
             }
-            (Some(old), new) if !empty(old) && (!overwrite || empty(new)) => continue,
+            (Some(old), _) if !overwrite && !empty(old) => continue,
             _ => value,
         };
         into.insert(key, merged);
@@ -146,15 +154,28 @@ fn merge_into<'a>(into: &mut BTreeMap<Rc<str>, Value<'a>>, from: &Map<'a>, overw
 fn dig<'a>(args: Args<'a, '_>) -> Outcome<'a> {
     let count = args.len();
     let default = args.get(count - 2);
-    let mut value = Value::Map(args.map(count - 1)?);
-    for index in 0..count - 2 {
-        let key = args.text(index)?;
+    let wrong = |value: &Value<'_>, wanted: &str| {
+        let found = if matches!(value, Value::Nil) { "nil".to_owned() } else { value.type_name() };
+        Err(format!("interface conversion: interface {{}} is {found}, not {wanted}"))
+    };
+    let mut value = match args.get(count - 1) {
+        Value::Map(map) if map.element() == Element::Any => Value::Map(map.clone()),
+        other => return wrong(other, "map[string]interface {}"),
+    };
+    let mut keys = Vec::with_capacity(count);
+    for key in &args.all()[..count - 2] {
+        match key.as_str() {
+            Some(key) => keys.push(key),
+            None => return wrong(key, "string"),
+        }
+    }
+    for key in keys {
         value = match &value {
             Value::Map(map) => match map.get(key) {
                 Some(value) => value,
                 None => return Ok(default.clone()),
             },
-            other => return Err(format!("cannot dig into {}", sprint(other))),
+            other => return wrong(other, "map[string]interface {}"),
         };
     }
     Ok(value)
@@ -166,7 +187,13 @@ fn copy<'a>(value: &Value<'a>, depth: usize) -> Value<'a> {
             map.element(),
             map.entries().into_iter().map(|(key, value)| (key, copy(&value, depth + 1))),
         )),
-        Value::List(list) if depth < 100 => Value::list(list.iter().map(|item| copy(&item, depth + 1)).collect()),
+        Value::List(list) if depth < 100 => {
+            let items = list.iter().map(|item| copy(&item, depth + 1)).collect();
+            Value::List(match list {
+                List::Typed(_, ty) => List::typed(items, ty),
+                _ => List::new(items),
+            })
+        }
         other => other.clone(),
     }
 }

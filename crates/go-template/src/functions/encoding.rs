@@ -1,14 +1,16 @@
 //! sprig's functions on JSON, base64, checksums, paths, URLs and the environment.
 
+mod decode;
+mod url;
+
 use std::fmt::Write;
-use std::rc::Rc;
 
 use data_encoding::{BASE32, BASE64};
 use sha2::Digest;
 
 use super::{Functions, Outcome};
 use crate::json;
-use crate::value::{Element, Map, Value};
+use crate::value::Value;
 
 fn text<'a>(value: impl Into<String>) -> Outcome<'a> {
     Ok(Value::from(value.into()))
@@ -31,9 +33,9 @@ pub(super) fn define(functions: &mut Functions) {
         serde_json::from_str(args.text(0)?).map(Value::from_owned_json).map_err(|error| error.to_string())
     });
     functions.define("b64enc", 1, Some(1), |args| text(BASE64.encode(args.text(0)?.as_bytes())));
-    functions.define("b64dec", 1, Some(1), |args| text(decoded(BASE64.decode(args.text(0)?.as_bytes()))));
+    functions.define("b64dec", 1, Some(1), |args| text(decode::base64(args.text(0)?)));
     functions.define("b32enc", 1, Some(1), |args| text(BASE32.encode(args.text(0)?.as_bytes())));
-    functions.define("b32dec", 1, Some(1), |args| text(decoded(BASE32.decode(args.text(0)?.as_bytes()))));
+    functions.define("b32dec", 1, Some(1), |args| text(decode::base32(args.text(0)?)));
     functions.define("sha1sum", 1, Some(1), |args| text(checksum::<sha1::Sha1>(args.text(0)?)));
     functions.define("sha256sum", 1, Some(1), |args| text(checksum::<sha2::Sha256>(args.text(0)?)));
     functions.define("sha512sum", 1, Some(1), |args| text(checksum::<sha2::Sha512>(args.text(0)?)));
@@ -60,24 +62,10 @@ pub(super) fn define(functions: &mut Functions) {
     for name in ["isAbs", "osIsAbs"] {
         functions.define(name, 1, Some(1), |args| Ok(Value::Bool(args.text(0)?.starts_with('/'))));
     }
-    functions
-        .define("urlquery", 0, None, |args| text(super::builtin::url_query(&crate::format::sprint_all(args.all()))));
-    functions.define("urlParse", 1, Some(1), |args| Ok(url_parse(args.text(0)?)));
-    functions.define("urlJoin", 1, Some(1), |args| {
-        let map = args.map(0)?;
-        let part = |name: &str| map.get(name).map(|value| crate::format::strval(&value)).unwrap_or_default();
-        text(url_join(&part))
-    });
+    functions.define("urlParse", 1, Some(1), |args| url::parse(args.text(0)?));
+    functions.define("urlJoin", 1, Some(1), |args| text(url::join(&args.map(0)?)?));
     functions.define("env", 1, Some(1), |args| text(std::env::var(args.text(0)?).unwrap_or_default()));
     functions.define("expandenv", 1, Some(1), |args| text(expand(args.text(0)?)));
-}
-
-/// As sprig, which returns the complaint as the value.
-fn decoded(bytes: Result<Vec<u8>, data_encoding::DecodeError>) -> String {
-    match bytes {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(error) => format!("illegal base64 data at input byte {}", error.position),
-    }
 }
 
 fn checksum<D: Digest>(text: &str) -> String {
@@ -95,65 +83,6 @@ fn adler32(bytes: &[u8]) -> u32 {
         b = (b + a) % 65521;
     }
     b << 16 | a
-}
-
-/// The parts of a URL under sprig's names.
-fn url_parse<'a>(url: &str) -> Value<'a> {
-    let (rest, fragment) = url.split_once('#').unwrap_or((url, ""));
-    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let (scheme, rest) = match rest.split_once(':') {
-        Some((scheme, rest)) if scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && !scheme.contains('/') => {
-            (scheme, rest)
-        }
-        _ => ("", rest),
-    };
-    let (authority, path, opaque) = match rest.strip_prefix("//") {
-        Some(rest) => {
-            let at = rest.find('/').unwrap_or(rest.len());
-            (&rest[..at], &rest[at..], "")
-        }
-        None if !scheme.is_empty() && !rest.starts_with('/') => ("", "", rest),
-        None => ("", rest, ""),
-    };
-    let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-    let name = match host.strip_prefix('[').and_then(|host| host.split_once(']')) {
-        Some((name, _)) => name,
-        None => host.split_once(':').map_or(host, |(name, _)| name),
-    };
-    let parts = [
-        ("scheme", scheme),
-        ("host", host),
-        ("hostname", name),
-        ("path", path),
-        ("query", query),
-        ("opaque", opaque),
-        ("fragment", fragment),
-        ("userinfo", user),
-    ];
-    Value::Map(Map::new(Element::Any, parts.map(|(name, part)| (Rc::from(name), Value::from(part.to_owned())))))
-}
-
-fn url_join(part: &dyn Fn(&str) -> String) -> String {
-    let mut url = String::new();
-    let add = |url: &mut String, before: &str, part: &str, after: &str| {
-        if !part.is_empty() {
-            url.push_str(before);
-            url.push_str(part);
-            url.push_str(after);
-        }
-    };
-    add(&mut url, "", &part("scheme"), ":");
-    if part("host").is_empty() {
-        url.push_str(&part("opaque"));
-    } else {
-        url.push_str("//");
-        add(&mut url, "", &part("userinfo"), "@");
-        url.push_str(&part("host"));
-    }
-    url.push_str(&part("path"));
-    add(&mut url, "?", &part("query"), "");
-    add(&mut url, "#", &part("fragment"), "");
-    url
 }
 
 /// `path.Base`

@@ -3,6 +3,11 @@
 use super::{Args, Functions, Outcome};
 use crate::value::{List, Value};
 
+/// A nil slice.
+fn nothing<'a>() -> Value<'a> {
+    Value::List(List::Nil("[]interface {}"))
+}
+
 /// Items of a list made from a number.
 const RANGE_LIMIT: i64 = 100_000;
 
@@ -21,14 +26,13 @@ pub(super) fn define(functions: &mut Functions) {
     for name in ["rest", "mustRest"] {
         functions.define(name, 1, Some(1), |args| {
             let items = args.list(0, "rest")?.to_vec();
-            Ok(Value::list(items.get(1..).unwrap_or_default().to_vec()))
+            Ok(if items.is_empty() { nothing() } else { Value::list(items[1..].to_vec()) })
         });
     }
     for name in ["initial", "mustInitial"] {
         functions.define(name, 1, Some(1), |args| {
             let mut items = args.list(0, "initial")?.to_vec();
-            items.pop();
-            Ok(Value::list(items))
+            Ok(if items.pop().is_none() { nothing() } else { Value::list(items) })
         });
     }
     for name in ["append", "push", "mustAppend", "mustPush"] {
@@ -59,7 +63,7 @@ pub(super) fn define(functions: &mut Functions) {
                 other => return Err(format!("Cannot concat type {} as list", other.kind())),
             }
         }
-        Ok(Value::list(items))
+        Ok(if items.is_empty() { nothing() } else { Value::list(items) })
     });
     for name in ["reverse", "mustReverse"] {
         functions.define(name, 1, Some(1), |args| Ok(Value::list(args.list(0, "reverse")?.iter().rev().collect())));
@@ -98,11 +102,7 @@ pub(super) fn define(functions: &mut Functions) {
         functions.define(name, 1, None, slice);
     }
     for name in ["chunk", "mustChunk"] {
-        functions.define(name, 2, Some(2), |args| {
-            let size = usize::try_from(args.int(0)?).unwrap_or(0).max(1);
-            let items = args.list(1, "chunk")?.to_vec();
-            Ok(Value::list(items.chunks(size).map(|part| Value::list(part.to_vec())).collect()))
-        });
+        functions.define(name, 2, Some(2), chunk);
     }
     functions.define("until", 1, Some(1), |args| {
         let count = args.int(0)?;
@@ -110,6 +110,23 @@ pub(super) fn define(functions: &mut Functions) {
     });
     functions.define("untilStep", 3, Some(3), |args| range(args.int(0)?, args.int(1)?, args.int(2)?));
     functions.define("seq", 0, Some(3), seq);
+}
+
+fn chunk<'a>(args: Args<'a, '_>) -> Outcome<'a> {
+    let size = args.int(0)?;
+    let items = match args.get(1) {
+        Value::List(list) => list.to_vec(),
+        other => return Err(format!("Cannot chunk type {}", other.kind())),
+    };
+    // What sprig computes of a size that makes no sense.
+    let chunks = ((items.len() as f64 - 1.0) / size as f64).floor() + 1.0;
+    if size == 0 || chunks < 0.0 || (size < 0 && chunks > 1.0) {
+        return Err("runtime error: makeslice: len out of range".to_owned());
+    }
+    // One chunk of everything where the size is negative: the same remainder.
+    let parts = items.chunks(usize::try_from(size).unwrap_or(usize::MAX)).map(|part| Value::list(part.to_vec()));
+    let parts = parts.take(chunks as usize).collect();
+    Ok(Value::List(List::typed(parts, "[][]interface {}")))
 }
 
 fn slice<'a>(args: Args<'a, '_>) -> Outcome<'a> {
@@ -127,7 +144,10 @@ fn slice<'a>(args: Args<'a, '_>) -> Outcome<'a> {
     };
     let (from, to) = (bound(1, 0)?, bound(2, list.len())?);
     match list.to_vec().get(from..to) {
-        Some(items) => Ok(Value::list(items.to_vec())),
+        Some(items) => Ok(Value::List(match list {
+            List::Typed(_, ty) => List::typed(items.to_vec(), ty),
+            _ => List::new(items.to_vec()),
+        })),
         None => Err("reflect.Value.Slice: slice index out of bounds".to_owned()),
     }
 }
@@ -135,7 +155,7 @@ fn slice<'a>(args: Args<'a, '_>) -> Outcome<'a> {
 fn range<'a>(start: i64, stop: i64, step: i64) -> Outcome<'a> {
     let mut items = Vec::new();
     if step == 0 || (stop < start) != (step < 0) {
-        return Ok(Value::list(items));
+        return Ok(Value::List(List::typed(items, "[]int")));
     }
     if (stop.saturating_sub(start) / step).saturating_abs() > RANGE_LIMIT {
         return Err(format!("a list of more than {RANGE_LIMIT} items"));
@@ -145,7 +165,7 @@ fn range<'a>(start: i64, stop: i64, step: i64) -> Outcome<'a> {
         items.push(Value::int(at));
         at = at.saturating_add(step);
     }
-    Ok(Value::list(items))
+    Ok(Value::List(List::typed(items, "[]int")))
 }
 
 /// As the shell's `seq`: numbers with spaces between.
@@ -162,7 +182,10 @@ fn seq<'a>(args: Args<'a, '_>) -> Outcome<'a> {
         }
         _ => (args.int(0)?, args.int(1)?, args.int(2)?),
     };
-    let stop = last.saturating_add(step.signum());
+    if last < first && step > 0 {
+        return Ok(Value::from(""));
+    }
+    let stop = last.saturating_add(if last < first { -1 } else { 1 });
     let Value::List(items) = range(first, stop, step)? else { return Ok(Value::from("")) };
     let words: Vec<String> = items.iter().map(|item| crate::format::sprint(&item)).collect();
     Ok(Value::from(words.join(" ")))

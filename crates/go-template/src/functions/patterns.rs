@@ -4,7 +4,12 @@ use regex_automata::meta::Regex;
 use regex_automata::util::syntax;
 
 use super::{Args, Functions, Outcome};
-use crate::value::Value;
+use crate::value::{List, Value};
+
+/// What Go returns when nothing was found.
+fn nothing<'a>() -> Value<'a> {
+    Value::List(List::Nil("[]string"))
+}
 
 /// Memory of a compiled expression.
 const SIZE_LIMIT: usize = 1 << 20;
@@ -13,8 +18,100 @@ fn compile(pattern: &str) -> Result<Regex, String> {
     Regex::builder()
         .configure(Regex::config().nfa_size_limit(Some(SIZE_LIMIT)).hybrid_cache_capacity(SIZE_LIMIT))
         .syntax(syntax::Config::new().nest_limit(50))
-        .build(pattern)
+        .build(&translated(pattern))
         .map_err(|error| format!("error parsing regexp: {pattern:?}: {error}"))
+}
+
+/// The expression as Rust's engine reads it: classes such as `\d` are ASCII in Go, a brace that repeats
+/// nothing is itself, and sets have no operators.
+fn translated(pattern: &str) -> String {
+    let mut out = String::with_capacity(pattern.len() + 8);
+    let mut rest = pattern;
+    let mut class = false;
+    while let Some(c) = rest.chars().next() {
+        let after = &rest[c.len_utf8()..];
+        rest = after;
+        match c {
+            '\\' => {
+                let Some(escaped) = after.chars().next() else {
+                    out.push(c);
+                    break;
+                };
+                rest = &after[escaped.len_utf8()..];
+                match (escaped, class) {
+                    ('d', true) => out.push_str("0-9"),
+                    ('d', false) => out.push_str("[0-9]"),
+                    ('D', _) => out.push_str("[^0-9]"),
+                    ('w', true) => out.push_str("0-9A-Za-z_"),
+                    ('w', false) => out.push_str("[0-9A-Za-z_]"),
+                    ('W', _) => out.push_str("[^0-9A-Za-z_]"),
+                    ('s', true) => out.push_str(r"\t\n\f\r\x20"),
+                    ('s', false) => out.push_str(r"[\t\n\f\r\x20]"),
+                    ('S', _) => out.push_str(r"[^\t\n\f\r\x20]"),
+                    ('b', false) => out.push_str(r"(?-u:\b)"),
+                    ('B', false) => out.push_str(r"(?-u:\B)"),
+                    ('Q', false) => {
+                        let (quoted, tail) = rest.split_once("\\E").unwrap_or((rest, ""));
+                        quoted.chars().for_each(|c| push_literal(&mut out, c));
+                        rest = tail;
+                    }
+                    (escaped, _) => {
+                        out.push('\\');
+                        out.push(escaped);
+                    }
+                }
+            }
+            '[' if !class => {
+                class = true;
+                out.push('[');
+                if let Some(after) = rest.strip_prefix('^') {
+                    out.push('^');
+                    rest = after;
+                }
+                // A bracket right at the start is a member.
+                if let Some(after) = rest.strip_prefix(']') {
+                    out.push_str("\\]");
+                    rest = after;
+                }
+            }
+            '[' if after.starts_with(':') && after[1..].contains(":]") => {
+                let end = after[1..].find(":]").map_or(0, |end| end + 3);
+                out.push('[');
+                out.push_str(&after[..end]);
+                rest = &after[end..];
+            }
+            ']' if class => {
+                class = false;
+                out.push(']');
+            }
+            '[' | '&' | '~' if class => {
+                out.push('\\');
+                out.push(c);
+            }
+            '-' if class && after.starts_with('-') => out.push_str("\\-"),
+            '{' if !class && !repetition(after) => out.push_str("\\{"),
+            '}' if !class && !out.ends_with(|c: char| c.is_ascii_digit() || c == ',') => out.push_str("\\}"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Whether a brace before `text` repeats: `{2}`, `{2,}`, `{2,3}`.
+fn repetition(text: &str) -> bool {
+    let Some((inner, _)) = text.split_once('}') else { return false };
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    match inner.split_once(',') {
+        Some((least, most)) => number(least) && (most.is_empty() || number(most)),
+        None => number(inner),
+    }
+}
+
+fn push_literal(out: &mut String, c: char) {
+    if r"\.+*?()|[]{}^$#&-~".contains(c) {
+        out.push('\\');
+    }
+    out.push(c);
 }
 
 fn text<'a>(value: impl Into<String>) -> Outcome<'a> {
@@ -22,9 +119,15 @@ fn text<'a>(value: impl Into<String>) -> Outcome<'a> {
 }
 
 pub(super) fn define(functions: &mut Functions) {
-    for name in ["regexMatch", "mustRegexMatch"] {
-        functions.define(name, 2, Some(2), |args| Ok(Value::Bool(compile(args.text(0)?)?.is_match(args.text(1)?))));
-    }
+    functions.define("mustRegexMatch", 2, Some(2), |args| {
+        let whole = args.text(1)?;
+        Ok(Value::Bool(compile(args.text(0)?)?.is_match(whole)))
+    });
+    functions.define("regexMatch", 2, Some(2), |args| {
+        // A bad expression matches nothing.
+        let whole = args.text(1)?;
+        Ok(Value::Bool(compile(args.text(0)?).is_ok_and(|regex| regex.is_match(whole))))
+    });
     for name in ["regexFind", "mustRegexFind"] {
         functions.define(name, 2, Some(2), |args| {
             let whole = args.text(1)?;
@@ -35,12 +138,10 @@ pub(super) fn define(functions: &mut Functions) {
         functions.define(name, 3, Some(3), |args| {
             let whole = args.text(1)?;
             let count = usize::try_from(args.int(2)?).unwrap_or(usize::MAX);
-            let found = compile(args.text(0)?)?
-                .find_iter(whole)
-                .take(count)
-                .map(|found| Value::from(whole[found.range()].to_owned()))
-                .collect();
-            Ok(Value::list(found))
+            let regex = compile(args.text(0)?)?;
+            let found = regex.find_iter(whole).take(count).map(|found| whole[found.range()].to_owned());
+            let found: Vec<String> = found.collect();
+            Ok(if found.is_empty() { nothing() } else { Value::texts(found) })
         });
     }
     for name in ["regexReplaceAll", "mustRegexReplaceAll"] {
@@ -83,13 +184,32 @@ fn replace(args: Args<'_, '_>, expand: bool) -> Result<String, String> {
     Ok(out)
 }
 
+/// `regexp.Split`: no empty part at the start where the expression matches nothing.
 fn split<'a>(args: Args<'a, '_>) -> Outcome<'a> {
-    let regex = compile(args.text(0)?)?;
+    let pattern = args.text(0)?;
+    let regex = compile(pattern)?;
     let (whole, count) = (args.text(1)?, args.int(2)?);
-    let parts: Vec<&str> = match usize::try_from(count) {
-        Ok(0) => Vec::new(),
-        Ok(count) => regex.splitn(whole, count).map(|span| &whole[span]).collect(),
-        Err(_) => regex.split(whole).map(|span| &whole[span]).collect(),
-    };
-    Ok(Value::list(parts.into_iter().map(|part| Value::from(part.to_owned())).collect()))
+    let mut parts = Vec::new();
+    if count == 0 {
+        return Ok(nothing());
+    }
+    if !pattern.is_empty() && whole.is_empty() {
+        return Ok(Value::texts([String::new()]));
+    }
+    let most = usize::try_from(count).unwrap_or(usize::MAX);
+    let (mut start, mut end) = (0, 0);
+    for found in regex.find_iter(whole).take(most) {
+        if parts.len() == most - 1 {
+            break;
+        }
+        end = found.start();
+        if found.end() != 0 {
+            parts.push(whole[start..end].to_owned());
+        }
+        start = found.end();
+    }
+    if end != whole.len() {
+        parts.push(whole[start..].to_owned());
+    }
+    Ok(Value::texts(parts))
 }

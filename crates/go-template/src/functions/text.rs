@@ -1,5 +1,7 @@
 //! sprig's functions on strings.
 
+mod words;
+
 use super::{Args, Functions, Outcome};
 use crate::format::{quote, strval};
 use crate::value::Value;
@@ -23,8 +25,8 @@ pub(super) fn define(functions: &mut Functions) {
         let whole = args.text(1)?;
         text(whole.strip_suffix(args.text(0)?).unwrap_or(whole))
     });
-    functions.define("upper", 1, Some(1), |args| text(args.text(0)?.to_uppercase()));
-    functions.define("lower", 1, Some(1), |args| text(args.text(0)?.to_lowercase()));
+    functions.define("upper", 1, Some(1), |args| text(args.text(0)?.chars().map(upper).collect::<String>()));
+    functions.define("lower", 1, Some(1), |args| text(args.text(0)?.chars().map(lower).collect::<String>()));
     functions.define("title", 1, Some(1), |args| text(title(args.text(0)?)));
     functions.define("untitle", 1, Some(1), |args| text(untitle(args.text(0)?)));
     functions.define("repeat", 2, Some(2), |args| {
@@ -37,16 +39,14 @@ pub(super) fn define(functions: &mut Functions) {
     });
     functions.define("substr", 3, Some(3), substr);
     functions.define("nospace", 1, Some(1), |args| {
-        text(args.text(0)?.chars().filter(|c| !c.is_whitespace()).collect::<String>())
+        text(latin(args.text(0)?).filter(|c| !c.is_whitespace()).collect::<String>())
     });
     functions.define("trunc", 2, Some(2), |args| text(trunc(args.int(0)?, args.text(1)?)));
     functions.define("abbrev", 2, Some(2), |args| text(abbreviate(0, args.int(0)?, args.text(1)?)));
     functions.define("abbrevboth", 3, Some(3), |args| text(abbreviate(args.int(0)?, args.int(1)?, args.text(2)?)));
-    functions.define("initials", 1, Some(1), |args| {
-        text(args.text(0)?.split_whitespace().filter_map(|word| word.chars().next()).collect::<String>())
-    });
-    functions.define("wrap", 2, Some(2), |args| text(wrap(args.int(0)?, "\n", args.text(1)?)));
-    functions.define("wrapWith", 3, Some(3), |args| text(wrap(args.int(0)?, args.text(1)?, args.text(2)?)));
+    functions.define("initials", 1, Some(1), |args| text(initials(args.text(0)?)));
+    functions.define("wrap", 2, Some(2), |args| text(wrap(args.int(0)?, "\n", args.text(1)?, false)));
+    functions.define("wrapWith", 3, Some(3), |args| text(wrap(args.int(0)?, args.text(1)?, args.text(2)?, true)));
     functions.define("contains", 2, Some(2), |args| Ok(Value::Bool(args.text(1)?.contains(args.text(0)?))));
     functions.define("hasPrefix", 2, Some(2), |args| Ok(Value::Bool(args.text(1)?.starts_with(args.text(0)?))));
     functions.define("hasSuffix", 2, Some(2), |args| Ok(Value::Bool(args.text(1)?.ends_with(args.text(0)?))));
@@ -62,8 +62,8 @@ pub(super) fn define(functions: &mut Functions) {
         let words: Vec<String> = present(args).map(strval).collect();
         text(words.join(" "))
     });
-    functions.define("indent", 2, Some(2), |args| text(indent(args.int(0)?, args.text(1)?)));
-    functions.define("nindent", 2, Some(2), |args| text(format!("\n{}", indent(args.int(0)?, args.text(1)?))));
+    functions.define("indent", 2, Some(2), |args| text(indent(args.int(0)?, args.text(1)?)?));
+    functions.define("nindent", 2, Some(2), |args| text(format!("\n{}", indent(args.int(0)?, args.text(1)?)?)));
     functions.define("replace", 3, Some(3), |args| {
         let (old, new, whole) = (args.text(0)?, args.text(1)?, args.text(2)?);
         if whole.len().saturating_mul(new.len().max(1)) > REPEAT_LIMIT << 4 {
@@ -71,27 +71,29 @@ pub(super) fn define(functions: &mut Functions) {
         }
         text(whole.replace(old, new))
     });
-    functions.define("plural", 3, Some(3), |args| text(args.text(if args.int(2)? == 1 { 0 } else { 1 })?));
-    functions.define("snakecase", 1, Some(1), |args| text(separated(args.text(0)?, '_')));
-    functions.define("kebabcase", 1, Some(1), |args| text(separated(args.text(0)?, '-')));
-    functions.define("camelcase", 1, Some(1), |args| text(camel(args.text(0)?)));
+    functions.define("plural", 3, Some(3), |args| {
+        let (one, many, count) = (args.text(0)?, args.text(1)?, args.int(2)?);
+        text(if count == 1 { one } else { many })
+    });
+    functions.define("snakecase", 1, Some(1), |args| text(words::separated(args.text(0)?, '_')));
+    functions.define("kebabcase", 1, Some(1), |args| text(words::separated(args.text(0)?, '-')));
+    functions.define("camelcase", 1, Some(1), |args| text(words::pascal(args.text(0)?)));
     functions.define("swapcase", 1, Some(1), |args| text(swap_case(args.text(0)?)));
     functions.define("toString", 1, Some(1), |args| text(args.strval(0)));
-    functions.define("toStrings", 1, Some(1), |args| {
-        let words = strings(args.get(0)).into_iter().map(Value::from).collect();
-        Ok(Value::list(words))
-    });
+    functions.define("toStrings", 1, Some(1), |args| Ok(Value::texts(strings(args.get(0)))));
     functions.define("join", 2, Some(2), |args| text(strings(args.get(1)).join(args.text(0)?)));
     functions.define("splitList", 2, Some(2), |args| {
         let parts = split(args.text(1)?, args.text(0)?);
-        Ok(Value::list(parts.into_iter().map(|part| Value::from(part.to_owned())).collect()))
+        Ok(Value::texts(parts.into_iter().map(str::to_owned)))
     });
     functions.define("sortAlpha", 1, Some(1), |args| {
-        let mut words = strings(args.get(0));
+        let mut words = match args.get(0) {
+            list @ Value::List(_) => strings(list),
+            other => vec![strval(other)],
+        };
         words.sort();
-        Ok(Value::list(words.into_iter().map(Value::from).collect()))
+        Ok(Value::texts(words))
     });
-    functions.define("ellipsis", 2, Some(2), |args| text(abbreviate(0, args.int(0)?, args.text(1)?)));
     functions.define("hello", 0, Some(0), |_| text("Hello!"));
 }
 
@@ -111,11 +113,63 @@ pub(super) fn strings(value: &Value<'_>) -> Vec<String> {
 
 /// `strings.Split`: an empty separator splits after each character.
 pub(super) fn split<'t>(whole: &'t str, separator: &str) -> Vec<&'t str> {
-    if separator.is_empty() {
-        whole.char_indices().map(|(at, c)| &whole[at..at + c.len_utf8()]).collect()
-    } else {
-        whole.split(separator).collect()
+    splitn(whole, separator, usize::MAX)
+}
+
+/// `strings.SplitN` for at most `count` parts.
+pub(super) fn splitn<'t>(whole: &'t str, separator: &str, count: usize) -> Vec<&'t str> {
+    if count == 0 {
+        return Vec::new();
     }
+    if !separator.is_empty() {
+        return whole.splitn(count, separator).collect();
+    }
+    let mut parts = Vec::new();
+    let mut rest = whole;
+    while let Some(c) = rest.chars().next() {
+        if parts.len() + 1 == count {
+            parts.push(rest);
+            break;
+        }
+        let (first, after) = rest.split_at(c.len_utf8());
+        parts.push(first);
+        rest = after;
+    }
+    parts
+}
+
+/// `unicode.ToUpper`: what has no upper case of one character stays.
+pub(super) fn upper(c: char) -> char {
+    let mut all = c.to_uppercase();
+    match (all.next(), all.next()) {
+        (Some(one), None) => one,
+        _ => c,
+    }
+}
+
+/// `unicode.ToLower`.
+fn lower(c: char) -> char {
+    c.to_lowercase().next().unwrap_or(c)
+}
+
+/// The bytes as characters of their number, which is how goutils reads strings.
+fn latin(text: &str) -> impl Iterator<Item = char> {
+    // What has nothing to leave out stays as it is.
+    let (whole, bytes) = if text.bytes().any(|b| char::from(b).is_whitespace()) { ("", text) } else { (text, "") };
+    whole.chars().chain(bytes.bytes().map(char::from))
+}
+
+fn initials(text: &str) -> String {
+    let mut gap = true;
+    let mut out = String::new();
+    for c in text.bytes().map(char::from) {
+        if c.is_whitespace() {
+            gap = true;
+        } else if std::mem::take(&mut gap) {
+            out.push(c);
+        }
+    }
+    out
 }
 
 fn trim_all(cut: &str, whole: &str) -> String {
@@ -127,7 +181,7 @@ fn title(words: &str) -> String {
     let mut start = true;
     for c in words.chars() {
         if start {
-            out.extend(c.to_uppercase());
+            out.push(upper(c));
         } else {
             out.push(c);
         }
@@ -141,7 +195,7 @@ fn untitle(words: &str) -> String {
     let mut start = true;
     for c in words.chars() {
         if start {
-            out.extend(c.to_lowercase());
+            out.push(lower(c));
         } else {
             out.push(c);
         }
@@ -150,140 +204,123 @@ fn untitle(words: &str) -> String {
     out
 }
 
-/// Go slices bytes; a cut within a character moves back to its start.
-fn prefix(whole: &str, length: usize) -> &str {
-    let mut end = length.min(whole.len());
-    while !whole.is_char_boundary(end) {
-        end -= 1;
+/// What Go's slice of bytes is as text: characters that were cut show as replacement characters.
+fn bytes(slice: &[u8]) -> String {
+    match std::str::from_utf8(slice) {
+        Ok(text) => text.to_owned(),
+        Err(_) => {
+            // One mark a byte, as Go decodes it.
+            let mut out = String::new();
+            for chunk in slice.utf8_chunks() {
+                out.push_str(chunk.valid());
+                out.extend(std::iter::repeat_n('\u{fffd}', chunk.invalid().len()));
+            }
+            out
+        }
     }
-    &whole[..end]
 }
 
-fn trunc(count: i64, whole: &str) -> &str {
-    if count >= 0 {
-        return prefix(whole, usize::try_from(count).unwrap_or(usize::MAX));
+fn trunc(count: i64, whole: &str) -> String {
+    let size = usize::try_from(count.unsigned_abs()).unwrap_or(usize::MAX);
+    if size >= whole.len() {
+        return whole.to_owned();
     }
-    let keep = usize::try_from(count.unsigned_abs()).unwrap_or(usize::MAX);
-    let mut start = whole.len().saturating_sub(keep);
-    while !whole.is_char_boundary(start) {
-        start += 1;
-    }
-    &whole[start..]
+    bytes(if count >= 0 { &whole.as_bytes()[..size] } else { &whole.as_bytes()[whole.len() - size..] })
 }
 
 fn substr<'a>(args: Args<'a, '_>) -> Outcome<'a> {
-    let (start, end, whole) = (args.int(0)?, args.int(1)?, args.text(2)?);
-    let bound = |at: i64| usize::try_from(at).ok();
-    let cut = match (bound(start), bound(end)) {
-        (None, None) => "",
-        (None, Some(end)) => prefix(whole, end),
-        (Some(start), end) => {
-            let end = end.filter(|end| *end <= whole.len()).unwrap_or(whole.len());
-            whole.get(start..end).ok_or_else(|| format!("slice bounds out of range [{start}:{end}]"))?
-        }
+    let (start, end, whole) = (args.int(0)?, args.int(1)?, args.text(2)?.as_bytes());
+    let slice = match (usize::try_from(start), usize::try_from(end)) {
+        (Err(_), Ok(end)) => whole.get(..end),
+        (Err(_), Err(_)) => None,
+        (Ok(start), Ok(end)) if end <= whole.len() => whole.get(start..end),
+        (Ok(start), _) => whole.get(start..),
     };
-    text(cut)
+    match slice {
+        Some(slice) => text(bytes(slice)),
+        None => Err(format!("runtime error: slice bounds out of range [{start}:{end}]")),
+    }
 }
 
+/// As goutils' `AbbreviateFull`, which counts bytes.
 fn abbreviate(offset: i64, width: i64, whole: &str) -> String {
-    let chars: Vec<char> = whole.chars().collect();
+    let whole = whole.as_bytes();
     let width = usize::try_from(width).unwrap_or(0);
-    let mut offset = usize::try_from(offset).unwrap_or(0);
-    if width < 4 || (offset > 0 && width < 7) || chars.len() <= width {
-        return whole.to_owned();
+    if width < 4 || (offset > 0 && width < 7) || whole.len() <= width {
+        return bytes(whole);
     }
-    offset = offset.min(chars.len());
-    if chars.len() - offset < width - 3 {
-        offset = chars.len() - (width - 3);
+    let mut offset = usize::try_from(offset).unwrap_or(0).min(whole.len());
+    let keep = width - 3;
+    if whole.len() - offset < keep {
+        offset = whole.len() - keep;
     }
     if offset <= 4 {
-        return chars[..width - 3].iter().chain(['.', '.', '.'].iter()).collect();
+        return bytes(&whole[..keep]) + "...";
     }
-    let rest: String = chars[offset..].iter().collect();
-    if offset + width - 3 < chars.len() {
-        return format!("...{}", abbreviate(0, (width - 3) as i64, &rest));
+    if offset + keep >= whole.len() {
+        return format!("...{}", bytes(&whole[whole.len() - keep..]));
     }
-    let tail: String = chars[chars.len() - (width - 3)..].iter().collect();
-    format!("...{tail}")
+    // What is in the middle is abbreviated itself, when there is room for it.
+    let rest = &whole[offset..];
+    match keep {
+        ..4 => "...".to_owned(),
+        _ if rest.len() <= keep => format!("...{}", bytes(rest)),
+        _ => format!("...{}...", bytes(&rest[..keep - 3])),
+    }
 }
 
-/// As goutils' `WrapCustom`: lines end at spaces, words that are too long stay whole.
-fn wrap(width: i64, newline: &str, whole: &str) -> String {
+/// As goutils' `WrapCustom`, which counts bytes: lines end at spaces; words that are too long are cut or
+/// stay whole.
+fn wrap(width: i64, newline: &str, whole: &str, cut: bool) -> String {
     let width = usize::try_from(width).unwrap_or(1).max(1);
-    let chars: Vec<char> = whole.chars().collect();
-    let mut out = String::with_capacity(whole.len());
+    let newline = if newline.is_empty() { "\n" } else { newline };
+    let whole = whole.as_bytes();
+    let mut out = Vec::with_capacity(whole.len());
     let mut at = 0;
-    while chars.len() - at > width {
-        if chars[at] == ' ' {
+    while whole.len() - at > width {
+        if whole[at] == b' ' {
             at += 1;
             continue;
         }
-        let end = (at + width + 1).min(chars.len());
-        let space = chars[at..end].iter().rposition(|c| *c == ' ').map(|space| space + at);
-        let space =
-            space.or_else(|| chars[at + width..].iter().position(|c| *c == ' ').map(|space| space + at + width));
-        let Some(space) = space else { break };
-        out.extend(&chars[at..space]);
-        out.push_str(newline);
+        let space = match whole[at..=at + width].iter().rposition(|b| *b == b' ') {
+            Some(space) => at + space,
+            None if cut => {
+                out.extend_from_slice(&whole[at..at + width]);
+                out.extend_from_slice(newline.as_bytes());
+                at += width;
+                continue;
+            }
+            None => match whole[at + width..].iter().position(|b| *b == b' ') {
+                Some(space) => at + width + space,
+                None => break,
+            },
+        };
+        out.extend_from_slice(&whole[at..space]);
+        out.extend_from_slice(newline.as_bytes());
         at = space + 1;
     }
-    out.extend(&chars[at..]);
-    out
+    out.extend_from_slice(&whole[at..]);
+    bytes(&out)
 }
 
-fn indent(spaces: i64, whole: &str) -> String {
-    let pad = " ".repeat(usize::try_from(spaces).unwrap_or(0).min(10_000));
-    format!("{pad}{}", whole.replace('\n', &format!("\n{pad}")))
-}
-
-fn separated(words: &str, separator: char) -> String {
-    let chars: Vec<char> = words.chars().collect();
-    let mut out = String::with_capacity(words.len() + 4);
-    for (at, c) in chars.iter().enumerate() {
-        if matches!(c, ' ' | '_' | '-') {
-            if !out.ends_with(separator) && !out.is_empty() {
-                out.push(separator);
-            }
-            continue;
-        }
-        if c.is_uppercase() && at > 0 {
-            let before = chars[at - 1];
-            let after_lower = chars.get(at + 1).is_some_and(|next| next.is_lowercase());
-            if (before.is_lowercase() || before.is_ascii_digit() || (before.is_uppercase() && after_lower))
-                && !out.ends_with(separator)
-            {
-                out.push(separator);
-            }
-        }
-        out.extend(c.to_lowercase());
+fn indent(spaces: i64, whole: &str) -> Result<String, String> {
+    let spaces = usize::try_from(spaces).map_err(|_| "strings: negative Repeat count".to_owned())?;
+    let lines = whole.matches('\n').count() + 1;
+    if spaces.saturating_mul(lines) > REPEAT_LIMIT {
+        return Err(format!("a result of more than {REPEAT_LIMIT} bytes"));
     }
-    out
+    let pad = " ".repeat(spaces);
+    Ok(format!("{pad}{}", whole.replace('\n', &format!("\n{pad}"))))
 }
 
-fn camel(words: &str) -> String {
-    let mut out = String::with_capacity(words.len());
-    let mut upper = true;
-    for c in words.chars() {
-        if matches!(c, ' ' | '_' | '-') {
-            upper = true;
-        } else if upper {
-            out.extend(c.to_uppercase());
-            upper = false;
-        } else {
-            out.push(c);
-        }
-    }
-    out
-}
-
+/// As goutils' `SwapCase`; title case is upper case.
 fn swap_case(words: &str) -> String {
-    let mut out = String::with_capacity(words.len());
-    for c in words.chars() {
-        if c.is_lowercase() {
-            out.extend(c.to_uppercase());
-        } else {
-            out.extend(c.to_lowercase());
-        }
-    }
-    out
+    words
+        .chars()
+        .map(|c| match c {
+            c if c.is_uppercase() => lower(c),
+            c if c.is_lowercase() => upper(c),
+            c => c,
+        })
+        .collect()
 }

@@ -70,14 +70,85 @@ fn encodings_and_patterns() {
         r#"{{(urlParse "http://u@h:80/p?q=1#f").hostname}} {{urlJoin (dict "scheme" "http" "host" "h" "path" "/p")}}"#,
         "h http://h/p",
     );
-    check_error(r#"{{regexMatch "(" "a"}}"#, "error parsing regexp");
+    check_error(r#"{{mustRegexMatch "(" "a"}}"#, "error parsing regexp");
 }
 
 #[test]
 fn dates() {
     check(
-        r#"{{toDate "2006-01-02" "2017-12-31" | date "02/01/2006"}} {{duration 95}} {{durationRound "2h10m5s"}}"#,
+        r#"{{toDate "2006-01-02" "2017-12-31" | date "02/01/2006"}} {{duration "95"}} {{durationRound "2h10m5s"}}"#,
         "31/12/2017 1m35s 2h",
     );
     check(r#"{{toDate "2006-01-02" "2017-12-31" | dateModify "-24h" | htmlDate}}"#, "2017-12-30");
+}
+
+/// What a comparison of many thousand generated templates with Go's engine and sprig found.
+#[test]
+fn found_by_comparison() {
+    for (source, want) in [
+        (r#"{{ upper "stra\u00dfe" }}"#, "STRA\u{df}E"),
+        (r#"{{ initials "a b" }}{{ nospace "a b" }}"#, "abab"),
+        (r#"{{ html 3 .n }}{{ urlquery nil }}"#, "3&lt;no value&gt;%3Cno+value%3E"),
+        (r#"{{ semver "v1.2" }} {{ (semver "1.2.3-a").Prerelease }}"#, "1.2.0 a"),
+        (r#"{{ (semver "1.2.3").Compare (semver "1.3") }}"#, "-1"),
+        (r#"{{ semverCompare "1.2 - 2 || ~4" "4.9.1" }}"#, "true"),
+        (
+            r#"{{ b32dec "a" }}|{{ b64dec "hello world" }}"#,
+            "illegal base32 data at input byte 0|illegal base64 data at input byte 5",
+        ),
+        (r#"{{ duration 3 }} {{ duration "90" }} {{ duration (int64 3700) }}"#, "0s 1m30s 1h1m40s"),
+        (
+            r#"{{ kebabcase "HTTP20xOK Bld4Floor3rd" }} {{ snakecase "  aB\t" }} {{ camelcase "a_b c\nd" }}"#,
+            "http-20x-ok-bld4-floor-3rd __a_b_ ABCD",
+        ),
+        (r#"{{ wrapWith 5 "-" "abcdefgh ij" }} {{ wrap 5 "abcdefgh ij" }}"#, "abcde-fgh-ij abcdefgh\nij"),
+        (r#"{{ splitn "" 2 "abc" }} {{ splitn "," 0 "a,b" }}"#, "map[_0:a _1:bc] map[]"),
+        (
+            r#"{{ typeOf (until 2) }} {{ typeOf (splitList "," "a") }} {{ typeOf (keys .m) }}"#,
+            "[]int []string []string",
+        ),
+        (r#"{{ toJson (rest .el) }} {{ toJson (concat) }}"#, "null null"),
+        (r#"{{ regexMatch "[" "a" }} {{ regexFind "\\w+" "\u00fcab" }} {{ regexFind "{" "a{" }}"#, "false ab {"),
+        (r#"{{ regexSplit "" "abc" -1 }} {{ regexReplaceAll `\Qa.b\E` "a.b" "x" }}"#, "[a b c] x"),
+        (r#"{{ chunk 2 .el | len }}"#, "0"),
+        (r#"{{ addf 0.1 0.2 }} {{ divf 1 3 }} {{ mulf 0 -1 }}"#, "0.3 0.3333333333333333 0"),
+        (r#"{{ int64 1e21 }} {{ int "10.00" }} {{ int "1_000" }}"#, "-9223372036854775808 10 1000"),
+        (
+            r#"{{ printf "%*d|%-5d|%05s|%#v|% x|%.3s|%+q" 4 7 3 "ab" .ls "hi" "abcd" "\u00fc" }}"#,
+            "   7|3    |000ab|[]interface {}{\"x\", \"y\", \"z\"}|68 69|abc|\"\\u00fc\"",
+        ),
+        (
+            r#"{{ printf "%d %!" "x" }} {{ printf "%[2]v %[1]v" 1 2 }} {{ printf "%[5]d" 1 }}"#,
+            "%!d(string=x) %!!(MISSING) 2 1 %!d(BADINDEX)",
+        ),
+        (r#"{{ mergeOverwrite (dict "a" (dict "b" 2)) (dict "a" (dict "b" 0 "c" nil)) }}"#, "map[a:map[b:0 c:<nil>]]"),
+        (r#"{{ merge (dict "a" (dict "b" 2)) (dict "a" (dict "b" 0 "c" nil "d" 1)) }}"#, "map[a:map[b:2 d:1]]"),
+        (
+            r#"{{ urlParse "https://u:p@h.example:8443/a%20b?x=1#f" }}"#,
+            "map[fragment:f host:h.example:8443 hostname:h.example opaque: path:/a b query:x=1 scheme:https userinfo:u:p]",
+        ),
+        (
+            r#"{{ date "Mon Jan _2 002 15:04:05.000 Z07:00" (toDate "2006-01-02T15:04:05Z07:00" "2026-03-04T05:06:07+01:00") }}"#,
+            "Wed Mar  4 063 04:06:07.000 Z",
+        ),
+        (r#"{{ trunc 2.0 "abc" }}"#, "ab"),
+        (r#"{{ $c := 1 }}{{ range $c = .el }}{{ else }}{{ $c }}{{ end }}"#, "[]"),
+        (r#"{{ sortAlpha "b" }} {{ join "-" (list 1 nil "a") }}"#, "[b] 1-a"),
+    ] {
+        check(source, want);
+    }
+    for (source, want) in [
+        ("{{ range $i, $x := 0 }}{{ end }}", "can't use 0 to iterate over more than one variable"),
+        ("{{ $a = 1 }}", "undefined variable: $a"),
+        ("{{ .n.x }}", "nil pointer evaluating interface {}.x"),
+        (r#"{{ nindent -1 "a" }}"#, "negative Repeat count"),
+        ("{{ unixEpoch 1 }}", "expected time.Time"),
+        ("{{ divf 1 0 }}", "decimal division by 0"),
+        ("{{ deepCopy nil }}", "zero Value"),
+        (r#"{{ urlParse ":" }}"#, "missing protocol scheme"),
+        (r#"{{ trunc (int64 2) "abc" }}"#, "expected int; got int64"),
+        ("{{ uuidv4 }}", "the same each time"),
+    ] {
+        check_error(source, want);
+    }
 }

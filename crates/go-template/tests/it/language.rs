@@ -44,7 +44,7 @@ fn variables_have_scopes() {
     check("{{$i := 0}}{{$x := 0}}{{range $i, $x = .ls}}{{end}}{{$i}}{{$x}}", "2z");
     check("{{with $v := .s}}{{$v}}{{end}}", "hello world");
     check_parse_error("{{$y}}", "undefined variable");
-    check_parse_error("{{$y = 1}}", "undefined variable");
+    check_error("{{$y = 1}}", "undefined variable");
     check_parse_error("{{if true}}{{$y := 1}}{{end}}{{$y}}", "undefined variable");
     check_parse_error("{{$a, $b := .l}}", "too many declarations");
     check_error("{{define \"T\"}}{{$.a}}{{end}}{{template \"T\" 1}}", "can't evaluate field a");
@@ -71,7 +71,7 @@ fn loops() {
     check("{{range .l}}{{if eq . 1.0}}{{break}}{{end}}{{.}}{{end}}", "3");
     check("{{range .n}}x{{else}}none{{end}}{{range .el}}x{{else}}none{{end}}", "nonenone");
     check_error("{{range .s}}{{end}}", "range can't iterate over hello world");
-    check_error("{{range $i, $e := 3}}{{end}}", "more than one iteration variable");
+    check_error("{{range $i, $e := 3}}{{end}}", "more than one variable");
     check_parse_error("{{break}}", "outside {{range}}");
     check_parse_error("{{range .l}}{{define \"x\"}}{{end}}{{end}}", "unexpected {{define}}");
 }

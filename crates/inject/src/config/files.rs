@@ -40,6 +40,37 @@ impl Config {
     }
 }
 
+/// The parts of a configuration as texts, as config maps hold them. What is not given is the built-in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Texts {
+    /// Key `config` of `istio-sidecar-injector`.
+    pub inject: Option<String>,
+    /// Its key `values`.
+    pub values: Option<String>,
+    /// Key `mesh` of `istio`.
+    pub mesh: Option<String>,
+}
+
+impl Config {
+    /// As [`Config::load`]; `builtin` fills in what is missing, `origin` names the source in errors.
+    ///
+    /// # Errors
+    /// The first wrong field or template.
+    pub fn from_texts(texts: &Texts, origin: &str, builtin: &Builtin) -> Result<Self, ConfigError> {
+        let document = |text: &Option<String>, key: &str, default: serde_json::Value| match text {
+            Some(text) => Ok(yaml::document(Path::new(&format!("{origin}/{key}")), text)?),
+            None => Ok::<_, ConfigError>(Document::from_value(default, format!("built-in {key}"))),
+        };
+        let mut config = Self::assemble(
+            &document(&texts.inject, "config", builtin.injection())?,
+            &document(&texts.values, "values", builtin.values())?,
+            &document(&texts.mesh, "mesh", builtin.mesh.clone())?,
+        )?;
+        config.revision.clone_from(&builtin.revision);
+        Ok(config)
+    }
+}
+
 fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(|source| ConfigError::Read { file: path.display().to_string(), source })
 }

@@ -203,7 +203,8 @@ fn admission() {
             Some(inject::NamespaceMeta { annotations: annotations.collect(), ..inject::NamespaceMeta::default() })
         };
         let body = request.as_bytes();
-        let response = webhook::handle_with(path, Some("application/json"), body, &config, &namespaces);
+        let known = webhook::Known { namespaces: &namespaces, ..webhook::Known::NOTHING };
+        let response = webhook::handle_with(path, Some("application/json"), body, &config, known);
         if i64::from(response.status) != case["httpStatus"].as_i64().unwrap_or(200) {
             found.push(format!("HTTP status {}", response.status));
         } else if response.status == 200 {
@@ -232,8 +233,7 @@ fn admission() {
                 // Injecting what was injected changes nothing.
                 again["request"]["object"] = object;
                 let body = again.to_string();
-                let second =
-                    webhook::handle_with(path, Some("application/json"), body.as_bytes(), &config, &namespaces);
+                let second = webhook::handle_with(path, Some("application/json"), body.as_bytes(), &config, known);
                 let second: Value = serde_json::from_slice(&second.body).unwrap();
                 let patch = second["response"]["patch"].as_str().unwrap_or_default();
                 let patch = data_encoding::BASE64.decode(patch.as_bytes()).unwrap();
