@@ -48,8 +48,10 @@ impl Files {
     ///
     /// # Errors
     /// When a file cannot be read or is no YAML. Objects that the control plane would refuse are listed, not fatal.
-    pub fn load(sources: &Sources) -> anyhow::Result<Self> {
-        let (documents, errors) = manifest::read(&sources.input);
+    ///
+    /// With `complete`, workloads get pods and services get endpoints, as if the manifests ran.
+    pub fn load(sources: &Sources, complete: bool) -> anyhow::Result<Self> {
+        let (mut documents, errors) = manifest::read(&sources.input);
         if let Some(error) = errors.into_iter().next() {
             return Err(error.into());
         }
@@ -64,6 +66,10 @@ impl Files {
                 let node = Node::from_yaml(&document.value, &settings);
                 proxies.push(node.with_context(|| path.display().to_string())?);
             }
+        }
+        if complete {
+            let made = crate::workloads::complete(&mut documents);
+            documents.extend(made);
         }
         let mut store = Store::new();
         let mut refused = Vec::new();

@@ -6,17 +6,30 @@
 //!
 //! ```text
 //!  YAML ─► files ─► xds-gen ─┐
-//!  config dump ──────────────┴─► Configuration ─► connection ─► calls (Istio's simulator's form)
+//!  config dump ──────────────┴─► Configuration ─► connection ─┬─► calls (Istio's simulator's form)
+//!                                                            └─► walk: hop, upstream ─► trace ─► text, JSON
 //! ```
 
 mod args;
 mod calls;
+mod capture_rule;
 mod configuration;
 mod connection;
+mod dump;
 mod files;
+mod hop;
+mod mesh;
+mod origin;
+mod request;
 mod shapes;
+mod text;
+mod trace;
+mod upstream;
+mod walk;
+mod workloads;
 
 pub use args::{Args, run};
-pub use configuration::Configuration;
+pub use configuration::{Configuration, Resources};
 pub use connection::{Arrival, Capture, ClientTls, Dial, Payload, Quirks};
 pub use files::{Files, Sources};
+pub use trace::{Explanation, Outcome, PassedOver, Side, Source, Step};

@@ -87,6 +87,20 @@ impl StringMatcher {
     }
 }
 
+/// In words, for explanations: `exact "a"`, `prefix "a" (any case)`.
+impl std::fmt::Display for StringMatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (word, text, ignore_case) = match self {
+            Self::Exact { text, ignore_case } => ("exact", text, *ignore_case),
+            Self::Prefix { text, ignore_case } => ("prefix", text, *ignore_case),
+            Self::Suffix { text, ignore_case } => ("suffix", text, *ignore_case),
+            Self::Contains { text, ignore_case } => ("containing", text, *ignore_case),
+            Self::Regex(regex) => return write!(f, "regex {:?}", regex.source()),
+        };
+        write!(f, "{word} {text:?}{}", if ignore_case { " (any case)" } else { "" })
+    }
+}
+
 fn equal(part: &[u8], text: &str, ignore_case: bool) -> bool {
     if ignore_case { part.eq_ignore_ascii_case(text.as_bytes()) } else { part == text.as_bytes() }
 }

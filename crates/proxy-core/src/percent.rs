@@ -9,6 +9,13 @@ pub struct Fraction {
     denominator: u32,
 }
 
+/// In percent: `0.5 %`.
+impl std::fmt::Display for Fraction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} %", f64::from(self.numerator) * 100.0 / f64::from(self.denominator))
+    }
+}
+
 impl Fraction {
     /// Always.
     pub const ALL: Fraction = Fraction { numerator: 100, denominator: 100 };

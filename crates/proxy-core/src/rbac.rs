@@ -76,6 +76,8 @@ pub struct RbacVerdict {
     pub policy: Option<ArcStr>,
     /// What the shadow rules would have said.
     pub shadow: Option<ShadowVerdict>,
+    /// What the enforced rules said; `None`: there are none.
+    pub enforced: Option<bool>,
     /// The rules only mark requests for the log: `envoy.common`/`access_log_hint` is to be set to this.
     pub log_hint: Option<bool>,
 }
@@ -128,6 +130,13 @@ impl Rbac {
         self.rules.is_none() && self.shadow.is_none()
     }
 
+    /// Names of the enforced policies in the order in which they are tried, and whether a match means yes (`ALLOW`).
+    /// `None` without enforced rules.
+    pub fn policies(&self) -> Option<(bool, impl Iterator<Item = &ArcStr>)> {
+        let rules = self.rules.as_ref()?;
+        Some((rules.action == Action::Allow, rules.policies.iter().map(|policy| &policy.name)))
+    }
+
     /// Decides.
     pub fn check(&self, input: &RbacInput<'_>) -> RbacVerdict {
         let shadow = self.shadow.as_ref().map(|rules| {
@@ -135,11 +144,11 @@ impl Rbac {
             ShadowVerdict { allowed, policy: policy.cloned() }
         });
         let Some(rules) = &self.rules else {
-            return RbacVerdict { allowed: true, policy: None, shadow, log_hint: None };
+            return RbacVerdict { allowed: true, policy: None, shadow, enforced: None, log_hint: None };
         };
         let (allowed, policy) = rules.check(input);
         let log_hint = (rules.action == Action::Log).then_some(policy.is_some());
-        RbacVerdict { allowed, policy: policy.cloned(), shadow, log_hint }
+        RbacVerdict { allowed, policy: policy.cloned(), shadow, enforced: Some(allowed), log_hint }
     }
 }
 

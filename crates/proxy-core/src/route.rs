@@ -4,6 +4,7 @@ mod action;
 mod domains;
 mod hashing;
 mod header_ops;
+mod internal_redirect;
 mod matching;
 mod redirect;
 mod template;
@@ -16,11 +17,12 @@ use std::time::Duration;
 use mesh_types::ArcStr;
 
 pub use action::{
-    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, InternalRedirect, Mirror, PathRewrite, Priority,
-    WeightedCluster, set_authority,
+    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, Mirror, PathRewrite, Priority, WeightedCluster,
+    set_authority,
 };
 pub use hashing::{HashContext, HashPolicy, SetCookie};
 pub use header_ops::HeaderOps;
+pub use internal_redirect::{InternalRedirect, NotFollowed};
 pub use matching::RouteMatcher;
 pub use redirect::Redirect;
 pub(crate) use template::template_regex;
@@ -293,6 +295,11 @@ impl RouteTable {
         }
     }
 
+    /// Why a route of this table does not apply to a request, in words; `None` if it does.
+    pub fn mismatch(&self, route: &Route, input: &RouteInput<'_>) -> Option<String> {
+        route.matcher.mismatch(input, self.ignore_path_parameters)
+    }
+
     /// Names of all clusters that its routes may go to, for validation and dumps.
     pub fn cluster_names(&self) -> impl Iterator<Item = &ArcStr> {
         self.hosts.iter().flat_map(|host| &host.routes).filter_map(|r| r.forward()).flat_map(Forward::cluster_names)
@@ -507,6 +514,16 @@ impl Matched {
             Some(forward) if !forward.mirrors.is_empty() => &forward.mirrors,
             _ => &self.vhost.mirrors,
         }
+    }
+
+    /// Rate limit rules: the route's; those of the virtual host if it has none, or wants them, too.
+    pub fn rate_limit_rules(&self) -> Vec<&RateLimitRule> {
+        let (own, both) = match self.forward() {
+            Some(forward) => (forward.rate_limits.as_slice(), forward.include_vhost_rate_limits),
+            None => (&[][..], false),
+        };
+        let outer = if own.is_empty() || both { self.vhost.rate_limits.as_slice() } else { &[] };
+        own.iter().chain(outer).collect()
     }
 
     /// Bytes of a request that may be kept for retries; `None`: the connection's limit.

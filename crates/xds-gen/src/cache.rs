@@ -255,14 +255,15 @@ fn class(cx: &Context<'_>, what: Use) -> Arc<Node> {
         let is_own = |e: &Endpoint| e.addresses.first().is_some_and(|a| own.is_some_and(|own| **own == **a));
         lists.into_iter().any(|list| list.0.iter().any(is_own))
     };
-    let traced_by_name = reported && !node.labels.contains_key("app") && !cx.push.mesh.extension_providers.is_empty();
+    let traced = reported && !cx.push.mesh.extension_providers.is_empty();
     let metadata =
         node.metadata.iter().filter(|(key, _)| METADATA.contains(&&***key) || (by_node && *key == NODE_NAME));
     one(
         cx,
         Node {
             id: String::new(),
-            name: if traced_by_name { node.name.clone() } else { "".into() },
+            name: if traced { node.name.clone() } else { "".into() },
+            cluster: if traced { node.cluster.clone() } else { String::new() },
             addresses: if bound && own_address() { node.addresses.clone() } else { vec![String::new()] },
             namespace: if everywhere { "".into() } else { node.namespace.clone() },
             dns_domain: if everywhere { String::new() } else { node.dns_domain.clone() },

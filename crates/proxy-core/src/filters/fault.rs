@@ -122,15 +122,38 @@ impl Fault {
         })
     }
 
-    /// Decides for a request that goes to `cluster` (Envoy `FaultFilter::decodeHeaders`). `active`: faults under way.
-    pub fn decide(&self, headers: &Headers, cluster: Option<&str>, random: &mut Random, active: u64) -> FaultDecision {
+    /// What it may do to requests that it touches, and to how many of them, in words.
+    pub fn describe(&self) -> Vec<String> {
+        let of = |fraction: Fraction| format!("{fraction} of requests");
+        let delay = self.delay.map(|(source, fraction)| match source {
+            DelaySource::Fixed(delay) => format!("delays {} by {delay:?}", of(fraction)),
+            DelaySource::Header => format!("delays {} as their headers say", of(fraction)),
+        });
+        let abort = self.abort.map(|(source, fraction)| match source {
+            AbortSource::Http(status) => format!("answers {} with {status}", of(fraction)),
+            AbortSource::Grpc(status) => format!("answers {} with gRPC status {status}", of(fraction)),
+            AbortSource::Header => format!("answers {} as their headers say", of(fraction)),
+        });
+        delay.into_iter().chain(abort).collect()
+    }
+
+    /// Whether there are as many faults under way as there may be.
+    pub fn is_full(&self, active: u64) -> bool {
+        self.max_active.is_some_and(|max| active >= max)
+    }
+
+    /// Whether requests like this one are meant at all, before any chance.
+    pub fn touches(&self, headers: &Headers, cluster: Option<&str>) -> bool {
         let node = || headers.get_str("x-envoy-downstream-service-node");
-        let applies = self.upstream_cluster.as_deref().is_none_or(|wanted| Some(wanted) == cluster)
+        self.upstream_cluster.as_deref().is_none_or(|wanted| Some(wanted) == cluster)
             && (self.downstream_nodes.is_empty()
                 || node().is_some_and(|n| self.downstream_nodes.iter().any(|d| **d == *n)))
             && self.headers.iter().all(|m| m.matches(headers))
-            && self.max_active.is_none_or(|max| active < max);
-        if !applies {
+    }
+
+    /// Decides for a request that goes to `cluster` (Envoy `FaultFilter::decodeHeaders`). `active`: faults under way.
+    pub fn decide(&self, headers: &Headers, cluster: Option<&str>, random: &mut Random, active: u64) -> FaultDecision {
+        if !self.touches(headers, cluster) || self.is_full(active) {
             return FaultDecision::default();
         }
         let number = |name: &str| headers.get_str(name).and_then(|v| v.trim().parse::<u64>().ok());

@@ -101,6 +101,20 @@ impl HeaderMatcher {
     }
 }
 
+/// In words, for explanations: `header end-user exact "jason"`.
+impl std::fmt::Display for HeaderMatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "header {} ", self.name)?;
+        match (&self.condition, self.invert) {
+            (Condition::Present(wanted), invert) => f.write_str(if *wanted != invert { "present" } else { "absent" }),
+            (Condition::Text(text), invert) => write!(f, "{}{text}", if invert { "not " } else { "" }),
+            (Condition::Range(start, end), invert) => {
+                write!(f, "{}from {start} to below {end}", if invert { "not " } else { "" })
+            }
+        }
+    }
+}
+
 /// A condition on a query parameter.
 #[derive(Clone, Debug)]
 pub struct QueryMatcher {
@@ -130,6 +144,17 @@ impl QueryMatcher {
             (value, None) => value.is_some() != self.absent,
             (Some(value), Some(condition)) => condition.matches(value.as_bytes()),
             (None, Some(_)) => false,
+        }
+    }
+}
+
+/// In words, for explanations: `query parameter v exact "1"`.
+impl std::fmt::Display for QueryMatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "query parameter {} ", self.name)?;
+        match &self.condition {
+            Some(text) => write!(f, "{text}"),
+            None => f.write_str(if self.absent { "absent" } else { "present" }),
         }
     }
 }
@@ -171,6 +196,13 @@ impl CookieMatcher {
     /// Whether the cookie fulfils the condition; a missing one does not, so it does if inverted.
     pub fn matches(&self, headers: &Headers) -> bool {
         cookie(headers, &self.name).is_some_and(|v| self.condition.matches(v)) != self.invert
+    }
+}
+
+/// In words, for explanations: `cookie a exact "1"`.
+impl std::fmt::Display for CookieMatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cookie {} {}{}", self.name, if self.invert { "not " } else { "" }, self.condition)
     }
 }
 

@@ -116,6 +116,18 @@ impl MetadataMatcher {
     }
 }
 
+/// In words, for explanations: `metadata istio_authn.request.auth.claims.group`.
+impl std::fmt::Display for MetadataMatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}metadata {}", if self.invert { "not " } else { "" }, self.namespace)?;
+        self.path.iter().try_for_each(|key| write!(f, ".{key}"))?;
+        match &self.value {
+            ValueMatcher::Text(text) => write!(f, " {text}"),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A condition on a filter state object.
 #[derive(Clone, Debug)]
 pub struct FilterStateMatcher {

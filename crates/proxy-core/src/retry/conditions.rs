@@ -42,6 +42,15 @@ const RATE_LIMITED: u32 = 1 << 12;
 const INTERNAL: u32 = 1 << 13;
 const RESET_BEFORE_REQUEST: u32 = 1 << 15;
 
+/// As configured: `connect-failure,refused-stream`.
+impl std::fmt::Display for RetryOn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> =
+            NAMES.iter().enumerate().filter(|(i, _)| self.0 & 1 << i != 0).map(|(_, n)| *n).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
 impl RetryOn {
     /// Nothing.
     pub const NONE: Self = Self(0);

@@ -161,7 +161,47 @@ impl RouteMatcher {
         }
     }
 
-    /// Whether it matches on more than the path, for dumps and explanations.
+    /// The first condition that the request does not fulfil and what the request has there, in words; `None` if the route applies.
+    pub(super) fn mismatch(&self, input: &RouteInput<'_>, ignore_path_parameters: bool) -> Option<String> {
+        let headers = input.headers;
+        let path = headers.path().unwrap_or_default();
+        let text = |value: Option<std::borrow::Cow<'_, [u8]>>| match value {
+            Some(value) => format!("{:?}", String::from_utf8_lossy(&value)),
+            None => "missing".to_owned(),
+        };
+        if !self.path_matches(headers, ignore_path_parameters) {
+            let method = headers.method().unwrap_or_default();
+            return Some(match &self.path {
+                PathRule::Connect => format!("method CONNECT: it is {method}"),
+                _ => format!("path {}: it is {:?}", self.describe(), path_without_query(path)),
+            });
+        }
+        if let Some(fraction) = self.fraction.filter(|f| !f.holds_for(input.random)) {
+            return Some(format!("{fraction} of requests: this is none of them"));
+        }
+        if self.grpc && !is_grpc(headers) {
+            return Some(format!("gRPC: content-type is {}", text(headers.joined("content-type"))));
+        }
+        if let Some(m) = self.headers.iter().find(|m| !m.matches(headers)) {
+            return Some(format!("{m}: it is {}", text(headers.joined(m.name()))));
+        }
+        if let Some(m) = self.query.iter().find(|m| !m.matches(path)) {
+            return Some(format!("{m}: the path is {path:?}"));
+        }
+        if let Some(m) = self.cookies.iter().find(|m| !m.matches(headers)) {
+            return Some(format!("{m}: cookies are {}", text(headers.joined("cookie"))));
+        }
+        if self.tls.as_ref().is_some_and(|rule| !rule.matches(input)) {
+            return Some("the client's certificate".to_owned());
+        }
+        if let Some(m) = self.metadata.iter().find(|m| !m.matches(input.metadata)) {
+            let found = m.find(input.metadata).map_or_else(|| "missing".to_owned(), ToString::to_string);
+            return Some(format!("{m}: it is {found}"));
+        }
+        self.filter_state.iter().any(|m| !m.matches(input.filter_state)).then(|| "the filter state".to_owned())
+    }
+
+    /// The condition on the path, in words: `/a*` is a prefix, `/a[/*]` one that ends where an element ends, `~` a regular expression.
     pub fn describe(&self) -> String {
         match &self.path {
             PathRule::Prefix { text, .. } => format!("{text}*"),
@@ -170,6 +210,18 @@ impl RouteMatcher {
             PathRule::Regex(regex) | PathRule::Template(regex) => format!("~{}", regex.source()),
             PathRule::Connect => "CONNECT".to_owned(),
         }
+    }
+
+    /// All conditions in words, that on the path first.
+    pub fn conditions(&self) -> Vec<String> {
+        let mut all = vec![format!("path {}", self.describe())];
+        all.extend(self.fraction.map(|f| format!("{f} of requests")));
+        all.extend(self.grpc.then(|| "gRPC".to_owned()));
+        all.extend(self.headers.iter().map(ToString::to_string));
+        all.extend(self.query.iter().map(ToString::to_string));
+        all.extend(self.cookies.iter().map(ToString::to_string));
+        all.extend(self.metadata.iter().map(ToString::to_string));
+        all
     }
 }
 

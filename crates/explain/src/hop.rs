@@ -1,0 +1,440 @@
+//! HTTP at one proxy: what the connection manager does to a request until it goes to a cluster or is answered.
+
+use std::sync::Arc;
+
+use proxy_core::filters::{Abort, CorsDecision, HttpFilter, PerFilter, cors_decide};
+use proxy_core::hcm::{PathVerdict, Routes, conform_request, normalize};
+use proxy_core::rbac::{RbacInput, RbacVerdict};
+use proxy_core::route::{Action, ClusterSpecifier, Forward, Matched, RouteInput, RouteResult};
+use proxy_core::{
+    Address, ArcStr, ConnectionInfo, FilterState, FormatContext, Headers, HttpConnectionManager, Metadata, Random,
+    Rbac, RouteTable, StreamInfo,
+};
+
+use crate::mesh::Mesh;
+use crate::trace::{Outcome, PassedOver, Source, Step};
+use crate::{Configuration, origin};
+
+/// One request at one connection manager.
+pub(crate) struct Hop<'a> {
+    pub(crate) at: &'a Configuration,
+    pub(crate) mesh: Option<&'a Mesh>,
+    pub(crate) hcm: &'a HttpConnectionManager,
+    pub(crate) connection: &'a Arc<ConnectionInfo>,
+    /// Decides weights and shares.
+    pub(crate) random: u64,
+}
+
+/// A request on its way to a cluster.
+pub(crate) struct Onward {
+    pub(crate) cluster: ArcStr,
+    pub(crate) matched: Matched,
+    /// The head as it goes upstream.
+    pub(crate) head: Headers,
+    /// The ALPN that Istio's filter wants for HTTP/1.1 and HTTP/2.
+    pub(crate) alpn: Option<Arc<proxy_core::filters::AlpnOverride>>,
+}
+
+impl Hop<'_> {
+    /// In the proxy's order: head, route, filters, action.
+    pub(crate) fn run(&self, mut head: Headers, steps: &mut Vec<Step>) -> Result<Onward, Outcome> {
+        let identity =
+            conform_request(self.hcm, &mut head, self.connection, || "00000000-0000-4000-8000-000000000000".to_owned());
+        match normalize(self.hcm, &mut head) {
+            PathVerdict::Ok => {}
+            PathVerdict::Reject(details) => {
+                steps.push(Step::new("path", "it is refused").end());
+                return Err(answered(400, None, details, "the path is malformed"));
+            }
+            PathVerdict::Redirect(to) => {
+                steps.push(Step::new("path", format!("redirected to {to}")).end());
+                return Err(answered(307, None, "path_normalization_redirect", &format!("redirected to {to}")));
+            }
+        }
+        let table = self.table(steps)?;
+        let matched = self.route(&table, &head, steps);
+        let mut metadata = Metadata::default();
+        self.filters(&matched, &mut head, &identity.remote, &mut metadata, steps)?;
+        let matched = matched?;
+        let forward = self.action(&matched, &head, steps)?;
+        let Some(cluster) = matched.cluster(&head) else {
+            return Err(answered(
+                forward.cluster_not_found_status,
+                Some("NC"),
+                "cluster_not_found",
+                "no cluster is named",
+            ));
+        };
+        if let Some(step) = limits(&matched, forward, &mut head, self.router_respects_expected()) {
+            steps.push(step);
+        }
+        for mirror in matched.mirrors() {
+            steps.push(Step::new("mirror", format!("{} of requests also go to {}", mirror.fraction, mirror.cluster)));
+        }
+        let info = StreamInfo::new(Arc::clone(self.connection), std::time::SystemTime::UNIX_EPOCH);
+        let before = (head.authority().map(str::to_owned), head.path().map(str::to_owned));
+        matched.finalize_request(&mut head, &FormatContext::new(&info, None, None), true);
+        let after = (head.authority().map(str::to_owned), head.path().map(str::to_owned));
+        if before != after {
+            let text = |(host, path): (Option<String>, Option<String>)| {
+                format!("{}{}", host.unwrap_or_default(), path.unwrap_or_default())
+            };
+            steps.push(Step::new("rewrite", format!("{} becomes {}", text(before), text(after))));
+        }
+        let alpn = self.hcm.filters.iter().find_map(|entry| match &entry.filter {
+            HttpFilter::IstioAlpn(alpn) => Some(Arc::clone(alpn)),
+            _ => None,
+        });
+        Ok(Onward { cluster, matched, head, alpn })
+    }
+
+    fn router_respects_expected(&self) -> bool {
+        self.hcm.filters.iter().any(|entry| match &entry.filter {
+            HttpFilter::Router(router) => router.respect_expected_rq_timeout,
+            _ => false,
+        })
+    }
+
+    fn table(&self, steps: &mut Vec<Step>) -> Result<Arc<RouteTable>, Outcome> {
+        match &self.hcm.routes {
+            Routes::Inline(table) => Ok(Arc::clone(table)),
+            Routes::Rds { name, .. } => match self.at.tables.get(name) {
+                Some(table) => {
+                    steps.push(Step::new("route table", &**name));
+                    Ok(Arc::clone(table))
+                }
+                None => {
+                    steps.push(Step::new("route table", format!("{name} is not there")).end());
+                    Err(answered(404, Some("NR"), "route_not_found", "the route table is missing"))
+                }
+            },
+        }
+    }
+
+    /// The route, or the answer in its place, which filters may still forestall.
+    fn route(&self, table: &RouteTable, head: &Headers, steps: &mut Vec<Step>) -> Result<Matched, Outcome> {
+        let input = RouteInput {
+            headers: head,
+            metadata: &Metadata::default(),
+            filter_state: &FilterState::default(),
+            tls: self.connection.tls.as_deref(),
+            random: self.random,
+        };
+        let host = head.authority().unwrap_or_default();
+        let result = table.find(&input);
+        let vhost = match &result {
+            RouteResult::NoVirtualHost => {
+                let step = Step::new("virtual host", format!("none is for {host:?}"));
+                steps.push(step.end());
+                return Err(answered(404, Some("NR"), "route_not_found", &format!("no virtual host is for {host:?}")));
+            }
+            RouteResult::NoRoute(vhost) | RouteResult::RedirectToTls(vhost, _) => vhost,
+            RouteResult::Found(matched) => &matched.vhost,
+        };
+        let mut step = Step::new("virtual host", &*vhost.name);
+        if vhost.domains.iter().any(|domain| &**domain == "*") {
+            step = step.fact(format!("it takes every host that no other takes; this one is {host:?}"));
+        }
+        steps.push(step);
+        let (answer, passed) = match &result {
+            RouteResult::Found(matched) => (Some(matched), matched.route.index),
+            RouteResult::NoRoute(_) => (None, vhost.routes.len()),
+            _ => (None, 0),
+        };
+        let passed_over = vhost.routes.iter().take(passed).map(|route| PassedOver {
+            what: route_name(&route.name, route.index),
+            why: table.mismatch(route, &input).unwrap_or_default(),
+            source: self.origin(&route.metadata),
+        });
+        let mut step = match answer {
+            Some(matched) => {
+                let route = &matched.route;
+                let conditions = route.matcher.conditions().join(", ");
+                let name = route_name(&route.name, route.index);
+                let of = if vhost.routes.len() > 1 { format!(" of {}", vhost.routes.len()) } else { String::new() };
+                Step::new("route", format!("{name}{of}: {conditions}")).source(self.origin(&route.metadata))
+            }
+            None if passed > 0 => Step::new("route", "none of them applies").end(),
+            None => Step::new("route", "the virtual host has no routes").end(),
+        };
+        step.passed_over = passed_over.collect();
+        match result {
+            RouteResult::Found(matched) => {
+                steps.push(step);
+                Ok(matched)
+            }
+            RouteResult::RedirectToTls(_, location) => {
+                steps.push(Step::new("route", format!("the virtual host wants TLS: redirected to {location}")).end());
+                Err(answered(301, None, "direct_response", &format!("redirected to {location}")))
+            }
+            _ => {
+                steps.push(step);
+                Err(answered(404, Some("NR"), "route_not_found", "no route applies"))
+            }
+        }
+    }
+
+    fn origin(&self, metadata: &Metadata) -> Option<Source> {
+        origin::of_metadata(metadata, self.mesh)
+    }
+
+    fn filters(
+        &self,
+        matched: &Result<Matched, Outcome>,
+        head: &mut Headers,
+        remote: &Address,
+        metadata: &mut Metadata,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Outcome> {
+        let matched = matched.as_ref().ok();
+        for entry in &self.hcm.filters {
+            let per = matched.and_then(|m| m.per_filter(&entry.name));
+            let off = match per {
+                Some(PerFilter::Disabled) => true,
+                Some(_) => false,
+                None => entry.disabled,
+            };
+            if off {
+                continue;
+            }
+            let per = per.and_then(PerFilter::settings);
+            match (&entry.filter, per) {
+                (HttpFilter::Fault(_), Some(PerFilter::Fault(fault))) | (HttpFilter::Fault(fault), _) => {
+                    self.fault(fault, matched, head, steps)?;
+                }
+                (HttpFilter::Cors, _) => {
+                    let policy = matched.and_then(Matched::cors_policy);
+                    match cors_decide(policy.map(Arc::as_ref), head) {
+                        CorsDecision::NotCors => {}
+                        CorsDecision::Invalid => {
+                            steps.push(Step::new("cors", "the origin is not allowed; the browser will see no headers"))
+                        }
+                        CorsDecision::Actual(_) => steps.push(Step::new("cors", "the origin is allowed")),
+                        CorsDecision::Preflight(_) | CorsDecision::Refused(_) => {
+                            steps.push(Step::new("cors", "a preflight request, which the proxy answers").end());
+                            return Err(answered(
+                                200,
+                                None,
+                                "cors_response",
+                                "the proxy answers the preflight request",
+                            ));
+                        }
+                    }
+                }
+                (HttpFilter::Rbac(_), Some(PerFilter::Rbac(rbac))) | (HttpFilter::Rbac(rbac), _) => {
+                    self.rbac(rbac, matched, head, remote, metadata, steps)?;
+                }
+                (HttpFilter::Jwt(jwt), per) => {
+                    let over = match per {
+                        Some(PerFilter::Jwt(over)) => Some(over),
+                        _ => None,
+                    };
+                    if let Ok(Some(_)) = jwt.requirement(head, over) {
+                        let step = if head.contains("authorization") {
+                            Step::new("token", "there is one; its signature is not checked here, it counts as absent")
+                        } else {
+                            Step::new("token", "none is sent; the token filter lets such requests pass on")
+                        };
+                        steps.push(step);
+                    }
+                }
+                (HttpFilter::ExtAuthz(_), _) => {
+                    steps.push(Step::new("authorization", "an external service is asked; it is taken to say yes"));
+                }
+                (HttpFilter::LocalRateLimit(_), Some(PerFilter::LocalRateLimit(limit)))
+                | (HttpFilter::LocalRateLimit(limit), _) => {
+                    let bucket = &limit.bucket;
+                    steps.push(Step::new(
+                        "rate limit",
+                        format!(
+                            "{} at once, {} more every {:?}",
+                            bucket.max_tokens, bucket.tokens_per_fill, bucket.fill_interval
+                        ),
+                    ));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn fault(
+        &self,
+        fault: &proxy_core::filters::Fault,
+        matched: Option<&Matched>,
+        head: &Headers,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Outcome> {
+        let cluster = matched.and_then(|m| m.cluster(head));
+        if !fault.touches(head, cluster.as_deref()) {
+            return Ok(());
+        }
+        let effects = fault.describe();
+        if effects.is_empty() {
+            return Ok(());
+        }
+        let source = matched.and_then(|m| self.origin(&m.route.metadata)).map(|mut source| {
+            if let Some(at) = source.field.find(".match") {
+                source.field.truncate(at);
+            }
+            source.field.push_str(".fault");
+            match self.mesh {
+                Some(_) => self.refine(&source),
+                None => source,
+            }
+        });
+        let mut random = Random::new(self.random);
+        let decision = fault.decide(head, cluster.as_deref(), &mut random, 0);
+        let mut step = Step::new("fault", format!("on purpose: {}", effects.join(", "))).source(source);
+        step.ends = decision.abort.is_some();
+        steps.push(step);
+        match decision.abort {
+            None => Ok(()),
+            Some(Abort::Http(status)) => {
+                Err(answered(status, Some("FI"), "fault_filter_abort", "an injected fault answers"))
+            }
+            Some(Abort::Grpc(status)) => Err(answered(
+                200,
+                Some("FI"),
+                "fault_filter_abort",
+                &format!("an injected fault answers with gRPC status {status}"),
+            )),
+        }
+    }
+
+    /// The line of a field that was changed after the source was found.
+    fn refine(&self, source: &Source) -> Source {
+        let Some((kind, name)) = source.object.split_once(' ') else { return source.clone() };
+        let Some((namespace, name)) = name.split_once('/') else { return source.clone() };
+        let kind = config_store::Kind::ALL.iter().find(|known| known.as_str() == kind);
+        match (kind, self.mesh) {
+            (Some(kind), Some(mesh)) => mesh.source(&config_store::Key::new(*kind, namespace, name), &source.field),
+            _ => source.clone(),
+        }
+    }
+
+    fn rbac(
+        &self,
+        rbac: &Rbac,
+        matched: Option<&Matched>,
+        head: &Headers,
+        remote: &Address,
+        metadata: &Metadata,
+        steps: &mut Vec<Step>,
+    ) -> Result<(), Outcome> {
+        let verdict = rbac.check(&RbacInput {
+            headers: Some(head),
+            connection: self.connection,
+            remote,
+            metadata,
+            filter_state: &FilterState::default(),
+            route_metadata: matched.map(|m| &m.route.metadata),
+        });
+        steps.extend(verdict_step(rbac, &verdict, self.mesh));
+        match verdict.allowed {
+            true => Ok(()),
+            false => Err(answered(403, None, &verdict.details(), &denial(&verdict))),
+        }
+    }
+
+    fn action<'m>(&self, matched: &'m Matched, head: &Headers, steps: &mut Vec<Step>) -> Result<&'m Forward, Outcome> {
+        match &matched.route.action {
+            Action::Forward(forward) => {
+                if let ClusterSpecifier::Weighted { clusters, total, .. } = &forward.clusters {
+                    let all = clusters.iter().map(|c| format!("{} {}", percent(c.weight, *total), c.name));
+                    let drawn = matched.cluster(head).unwrap_or_else(|| "none".into());
+                    let step = Step::new("weights", all.collect::<Vec<_>>().join(", "));
+                    steps.push(step.fact(format!("this draw: {drawn}")));
+                }
+                Ok(forward)
+            }
+            Action::Redirect(redirect) => {
+                let (status, location) = redirect.location(&matched.route.matcher, head);
+                steps.push(Step::new("action", format!("redirect {status} to {location}")).end());
+                Err(answered(status, None, "direct_response", &format!("redirected to {location}")))
+            }
+            Action::Direct(direct) => {
+                steps.push(Step::new("action", format!("the proxy answers {} itself", direct.status)).end());
+                Err(answered(direct.status, None, "direct_response", "the route answers by itself"))
+            }
+            Action::NonForwarding => Err(answered(404, Some("NR"), "route_not_found", "the route does not forward")),
+        }
+    }
+}
+
+/// What an RBAC filter said, with the policies it had; nothing for one without enforced rules and without opinion.
+pub(crate) fn verdict_step(rbac: &Rbac, verdict: &RbacVerdict, mesh: Option<&Mesh>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if let Some(shadow) = &verdict.shadow {
+        let word = if shadow.allowed { "allow" } else { "deny" };
+        let mut step = Step::new("dry run", format!("would {word}"));
+        step = step.source(shadow.policy.as_deref().and_then(|name| origin::of_policy(name, mesh)));
+        steps.push(step);
+    }
+    let Some((allows, policies)) = rbac.policies() else { return steps };
+    let names: Vec<&ArcStr> = policies.collect();
+    let source = verdict.policy.as_deref().and_then(|name| origin::of_policy(name, mesh));
+    let mut step = match (verdict.allowed, allows, source.is_some()) {
+        (true, true, _) => Step::new("authorization", "allowed by a rule").source(source),
+        (true, false, _) => Step::new("authorization", "not denied: no DENY rule applies"),
+        (false, _, true) => Step::new("authorization", "denied by a rule").source(source).end(),
+        (false, true, false) => {
+            Step::new("authorization", "denied: there are ALLOW policies, and no rule of theirs applies").end()
+        }
+        (false, ..) => Step::new("authorization", "denied").end(),
+    };
+    if verdict.policy.is_none() {
+        step.passed_over = names
+            .iter()
+            .map(|name| PassedOver {
+                what: (**name).to_string(),
+                why: String::new(),
+                source: origin::of_policy(name, mesh),
+            })
+            .collect();
+    }
+    steps.push(step);
+    steps
+}
+
+fn denial(verdict: &RbacVerdict) -> String {
+    match &verdict.policy {
+        Some(policy) => format!("denied by {policy}"),
+        None => "denied: no ALLOW rule applies".to_owned(),
+    }
+}
+
+/// An answer of the proxy itself.
+pub(crate) fn answered(status: u16, flag: Option<&'static str>, details: &str, summary: &str) -> Outcome {
+    let summary = format!("{status}: {summary}");
+    Outcome { delivered: false, status: Some(status), flag, details: details.to_owned(), summary }
+}
+
+fn limits(matched: &Matched, forward: &Forward, head: &mut Headers, respect_expected: bool) -> Option<Step> {
+    let retry = matched.retry_policy();
+    let timeouts = forward.timeouts(retry.map(Arc::as_ref), head, respect_expected, true);
+    let text =
+        |limit: Option<std::time::Duration>| limit.map_or_else(|| "none".to_owned(), |limit| format!("{limit:?}"));
+    let mut step = Step::new("timeout", text(timeouts.global));
+    if let Some(retry) = retry.filter(|retry| retry.num_retries > 0) {
+        step = step.fact(format!("up to {} retries on {}", retry.num_retries, retry.on));
+        if timeouts.per_try.is_some() {
+            step = step.fact(format!("each try within {}", text(timeouts.per_try)));
+        }
+    } else {
+        step = step.fact("no retries");
+    }
+    Some(step)
+}
+
+fn route_name(name: &str, index: usize) -> String {
+    match name {
+        "" => format!("#{}", index + 1),
+        name => format!("#{} {name:?}", index + 1),
+    }
+}
+
+fn percent(part: u64, total: u64) -> String {
+    let share = part as f64 * 100.0 / total.max(1) as f64;
+    if share.fract() == 0.0 { format!("{share:.0} %") } else { format!("{share:.1} %") }
+}

@@ -1,0 +1,453 @@
+//! The whole way: out of the client's pod, through its proxy, into the server's pod, through its proxy.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use proxy_core::listener::{NetworkFilter, Terminal};
+use proxy_core::rbac::RbacInput;
+use proxy_core::stream_info::PeerCertificate;
+use proxy_core::{Address, ConnectionInfo, FilterState, Headers, Metadata, TlsInfo};
+use push_context::MtlsMode;
+
+use crate::hop::{Hop, verdict_step};
+use crate::mesh::{Mesh, Pod};
+use crate::request::{Request, Scheme};
+use crate::trace::{Explanation, Outcome, Side, Step};
+use crate::upstream::{Departure, Landing};
+use crate::{Arrival, Capture, ClientTls, Configuration, Dial, Payload, Quirks, capture_rule};
+
+/// An address that stands for whatever DNS says (TEST-NET-3).
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// Port of clients; it decides nothing.
+const CLIENT_PORT: u16 = 40000;
+
+/// A proxy that a request passes.
+struct Proxy<'a> {
+    at: &'a Configuration,
+    mesh: Option<&'a Mesh>,
+    identity: &'a str,
+}
+
+/// A connection as it reaches a proxy.
+struct Incoming<'a> {
+    dial: Dial,
+    /// The client's certificate, if it shows one.
+    peer: Option<&'a str>,
+    head: Headers,
+}
+
+/// A request from a pod of a mesh to a URL.
+pub(crate) fn from_pod(mesh: &Mesh, pod: &Rc<Pod>, request: &Request, random: u64) -> Explanation {
+    let mut out = Explanation {
+        request: request.line(),
+        from: format!("{} ({})", pod.full_name(), pod.identity),
+        ..Explanation::default()
+    };
+    let mut side = Side { role: "client", proxy: pod.full_name(), ..Side::default() };
+    let (address, step) = resolve(mesh, pod, request);
+    side.steps.push(step);
+    let destination = SocketAddr::new(address, request.url.port);
+    let (captured, step) = capture_rule::outbound(&pod.annotations, destination);
+    side.steps.push(step);
+    let landing = if !pod.has_sidecar || !captured {
+        if !pod.has_sidecar {
+            side.steps.push(Step::new("sidecar", "the pod has none"));
+        }
+        Ok(Landing {
+            address: Some(destination),
+            name: destination.to_string(),
+            tls: own_tls(request),
+            payload: request.payload(),
+        })
+        .map(|landing| (landing, request.head()))
+    } else {
+        let configuration = mesh.configuration(pod);
+        refusals(&configuration, &mut side);
+        let proxy = Proxy { at: &configuration, mesh: Some(mesh), identity: &pod.identity };
+        let dial = Dial {
+            capture: Capture::Outbound,
+            source: SocketAddr::new(pod.ip, CLIENT_PORT),
+            destination,
+            tls: own_tls(request),
+            payload: request.payload(),
+            quirks: Quirks::default(),
+        };
+        proxy.pass(Incoming { dial, peer: None, head: request.head() }, random, &mut side)
+    };
+    out.sides.push(side);
+    let (landing, head) = match landing {
+        Ok(onward) => onward,
+        Err(outcome) => {
+            out.outcome = outcome;
+            return out;
+        }
+    };
+    match landing.address.and_then(|address| Some((mesh.pod_at(address)?, address))) {
+        Some((server, address)) => {
+            let encrypted = landing.tls.as_ref().is_some_and(|tls| tls.certificate);
+            let peer = encrypted.then_some(pod.identity.as_str());
+            let dial = Dial {
+                capture: Capture::Inbound,
+                source: SocketAddr::new(pod.ip, CLIENT_PORT),
+                destination: address,
+                tls: landing.tls,
+                payload: landing.payload,
+                quirks: Quirks::default(),
+            };
+            into_pod(mesh, &server, Incoming { dial, peer, head }, random, &mut out);
+        }
+        None => {
+            let summary = format!("it leaves the mesh for {}", landing.name);
+            out.outcome = Outcome { delivered: true, summary, ..Outcome::default() };
+        }
+    }
+    out
+}
+
+/// A request to a port of a pod, from another pod or from outside the mesh.
+pub(crate) fn to_pod(
+    mesh: &Mesh,
+    server: &Rc<Pod>,
+    from: Option<&Pod>,
+    request: &Request,
+    mutual: bool,
+    random: u64,
+) -> Explanation {
+    let identity = from.map(|pod| pod.identity.as_str());
+    let mut out = Explanation { request: request.line(), ..Explanation::default() };
+    out.from = match from {
+        Some(pod) => format!("{} ({})", pod.full_name(), pod.identity),
+        None => "outside the mesh".to_owned(),
+    };
+    let source = from.map_or(IpAddr::V4(ELSEWHERE), |pod| pod.ip);
+    let alpn = match request.payload() {
+        Payload::Http1 => vec![b"istio-http/1.1".to_vec(), b"istio".to_vec(), b"http/1.1".to_vec()],
+        Payload::Http2 => vec![b"istio-h2".to_vec(), b"istio".to_vec(), b"h2".to_vec()],
+        Payload::Opaque => vec![b"istio-peer-exchange".to_vec(), b"istio".to_vec()],
+    };
+    let mesh_tls = ClientTls { sni: String::new(), alpn, certificate: true };
+    let dial = Dial {
+        capture: Capture::Inbound,
+        source: SocketAddr::new(source, CLIENT_PORT),
+        destination: SocketAddr::new(server.ip, request.url.port),
+        tls: if mutual { Some(mesh_tls) } else { own_tls(request) },
+        payload: request.payload(),
+        quirks: Quirks::default(),
+    };
+    let peer = identity.filter(|_| mutual);
+    into_pod(mesh, server, Incoming { dial, peer, head: request.head() }, random, &mut out);
+    out
+}
+
+/// A request at a proxy of which only its configuration is known.
+pub(crate) fn at_proxy(
+    at: &Configuration,
+    name: &str,
+    identity: &str,
+    request: &Request,
+    inbound: bool,
+    random: u64,
+) -> Explanation {
+    let role = if inbound { "server" } else { "client" };
+    let mut side = Side { role, proxy: name.to_owned(), ..Side::default() };
+    refusals(at, &mut side);
+    let (address, step) = match inbound {
+        true => (IpAddr::V4(ELSEWHERE), Step::new("name", "the pod itself")),
+        false => resolve_in_tables(at, request),
+    };
+    side.steps.push(step);
+    let dial = Dial {
+        capture: if inbound { Capture::Inbound } else { Capture::Outbound },
+        source: SocketAddr::new(IpAddr::V4(ELSEWHERE), CLIENT_PORT),
+        destination: SocketAddr::new(address, request.url.port),
+        tls: own_tls(request),
+        payload: request.payload(),
+        quirks: Quirks::default(),
+    };
+    let proxy = Proxy { at, mesh: None, identity };
+    let outcome = match proxy.pass(Incoming { dial, peer: None, head: request.head() }, random, &mut side) {
+        Ok((landing, _)) => {
+            let summary = format!("it goes to {}{}", landing.name, if landing.tls.is_some() { " in TLS" } else { "" });
+            Outcome { delivered: true, summary, ..Outcome::default() }
+        }
+        Err(outcome) => outcome,
+    };
+    Explanation { request: request.line(), from: String::new(), sides: vec![side], outcome }
+}
+
+fn into_pod(mesh: &Mesh, server: &Rc<Pod>, incoming: Incoming<'_>, random: u64, out: &mut Explanation) {
+    let mut side = Side { role: "server", proxy: server.full_name(), ..Side::default() };
+    let destination = incoming.dial.destination;
+    let encrypted = incoming.dial.tls.is_some();
+    let peer = incoming.peer.map(str::to_owned);
+    let (captured, step) = capture_rule::inbound(&server.annotations, destination);
+    let passed = if !server.has_sidecar || !captured {
+        match server.has_sidecar {
+            true => side.steps.push(step),
+            false => {
+                side.steps.push(Step::new("sidecar", "the pod has none: its application gets the bytes as they are"))
+            }
+        }
+        Ok(())
+    } else {
+        side.steps.push(step);
+        let (mode, source) = mesh.peer_policy(server, destination.port());
+        let takes = match mode {
+            MtlsMode::Disable => "plain text only",
+            MtlsMode::Permissive => "plain text and mutual TLS",
+            MtlsMode::Strict => "mutual TLS only",
+        };
+        side.steps.push(Step::new("port takes", takes).source(source));
+        let configuration = mesh.configuration(server);
+        refusals(&configuration, &mut side);
+        let proxy = Proxy { at: &configuration, mesh: Some(mesh), identity: &server.identity };
+        proxy.pass(incoming, random, &mut side).map(|_| ())
+    };
+    out.sides.push(side);
+    out.outcome = match passed {
+        Err(outcome) => outcome,
+        Ok(()) => {
+            let how = match (encrypted, peer) {
+                (true, Some(peer)) => format!("in mutual TLS as {peer}"),
+                (true, None) => "in TLS".to_owned(),
+                (false, _) => "in plain text".to_owned(),
+            };
+            let summary = format!("delivered to {} port {}, {how}", server.full_name(), destination.port());
+            Outcome { delivered: true, summary, ..Outcome::default() }
+        }
+    };
+}
+
+fn refusals(at: &Configuration, side: &mut Side) {
+    for error in &at.rejected {
+        side.steps.push(Step::new("warning", format!("the proxy refuses {error}")));
+    }
+}
+
+fn own_tls(request: &Request) -> Option<ClientTls> {
+    let alpn: &[&[u8]] = match request.url.scheme {
+        Scheme::Http | Scheme::Tcp => return None,
+        Scheme::Https => &[b"h2", b"http/1.1"],
+        Scheme::Tls => &[],
+    };
+    let sni = if request.url.host.parse::<IpAddr>().is_ok() { String::new() } else { request.url.host.clone() };
+    Some(ClientTls { sni, alpn: alpn.iter().map(|p| p.to_vec()).collect(), certificate: false })
+}
+
+/// The address that a name means to the pod.
+fn resolve(mesh: &Mesh, pod: &Pod, request: &Request) -> (IpAddr, Step) {
+    let host = &request.url.host;
+    if let Ok(ip) = host.parse() {
+        return (ip, Step::new("name", format!("{ip} is an address")));
+    }
+    let Some(service) = mesh.service(pod, host) else {
+        let text = format!("{host} is no service of the mesh; DNS says where it is ({ELSEWHERE} stands for that)");
+        return (IpAddr::V4(ELSEWHERE), Step::new("name", text));
+    };
+    let own = service.cluster_ips.first().map(|ip| &**ip).or(Some(&*service.default_address));
+    let fixed = own.and_then(|ip| ip.split('/').next()?.parse::<IpAddr>().ok()).filter(|ip| !ip.is_unspecified());
+    let port = service.port(request.url.port).map(|_| request.url.port);
+    let endpoint = || {
+        let endpoints = mesh.files.push.registry.endpoints(&service.hostname, &service.namespace);
+        endpoints.iter().find_map(|endpoint| endpoint.addresses.first()?.parse::<IpAddr>().ok())
+    };
+    let (ip, what) = match fixed {
+        Some(ip) => (ip, format!("{host} is {}, {ip}", service.hostname)),
+        None => match endpoint() {
+            Some(ip) => (ip, format!("{host} is {}, headless; one of its endpoints: {ip}", service.hostname)),
+            None => (
+                IpAddr::V4(ELSEWHERE),
+                format!("{host} is {}, without an address; {ELSEWHERE} stands for it", service.hostname),
+            ),
+        },
+    };
+    let mut step = Step::new("name", what).source(Some(mesh.service_source(service)));
+    if port.is_none() {
+        let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
+        step = step.fact(format!("it has no port {}, only {}", request.url.port, ports.join(", ")));
+    }
+    (ip, step)
+}
+
+/// Istio writes services' addresses into the domains of their virtual hosts.
+fn resolve_in_tables(at: &Configuration, request: &Request) -> (IpAddr, Step) {
+    let host = &request.url.host;
+    if let Ok(ip) = host.parse() {
+        return (ip, Step::new("name", format!("{ip} is an address")));
+    }
+    let hosts = at.tables.values().flat_map(|table| table.virtual_hosts());
+    let named = hosts.filter(|vhost| vhost.domains.iter().any(|domain| domain.eq_ignore_ascii_case(host)));
+    let found = named.flat_map(|vhost| &vhost.domains).find_map(|domain| domain.parse::<IpAddr>().ok());
+    match found {
+        Some(ip) => (ip, Step::new("name", format!("{host} is {ip}, as its virtual host says"))),
+        None => {
+            let text = format!("{host} has no address in this configuration; {ELSEWHERE} stands for it");
+            (IpAddr::V4(ELSEWHERE), Step::new("name", text))
+        }
+    }
+}
+
+fn closed(flag: &'static str, details: &str, summary: &str) -> Outcome {
+    Outcome {
+        flag: Some(flag),
+        details: details.to_owned(),
+        summary: format!("closed: {summary}"),
+        ..Outcome::default()
+    }
+}
+
+impl Proxy<'_> {
+    /// From the socket to the next connection, or to an answer.
+    fn pass(&self, incoming: Incoming<'_>, random: u64, side: &mut Side) -> Result<(Landing, Headers), Outcome> {
+        let Incoming { dial, peer, head } = incoming;
+        let steps = &mut side.steps;
+        let Some(arrival) = dial.arrive(self.at) else {
+            steps.push(Step::new("listener", "there is none").end());
+            return Err(closed("NR", "no listener", "nothing listens there"));
+        };
+        steps.push(Step::new("listener", &*arrival.listener.name));
+        let Some(chain) = arrival.chain else {
+            steps.push(Step::new("filter chain", "none fits").fact(seen(&dial, &arrival)).end());
+            return Err(closed("NR", "filter_chain_not_found", "no filter chain fits the connection"));
+        };
+        let name = if chain.name.is_empty() { "(unnamed)" } else { &chain.name };
+        steps.push(Step::new("filter chain", name).fact(seen(&dial, &arrival)));
+        let terminates = chain.tls.as_ref();
+        match (terminates, &dial.tls) {
+            (Some(_), None) => {
+                steps.push(Step::new("tls", "the chain wants TLS, plain text comes").end());
+                return Err(closed("-", "TLS_error", "plain text where TLS is wanted"));
+            }
+            (Some(tls), Some(client)) if tls.require_client_certificate && !client.certificate => {
+                steps.push(Step::new("tls", "the chain wants a client certificate, none comes").end());
+                return Err(closed("-", "TLS_error:peer_did_not_return_a_certificate", "no client certificate"));
+            }
+            (Some(tls), Some(_)) => {
+                let word = if tls.require_client_certificate { "mutual, terminated here" } else { "terminated here" };
+                let mut step = Step::new("tls", word);
+                if let Some(peer) = peer {
+                    step = step.fact(format!("they are {peer}"));
+                }
+                if !self.identity.is_empty() {
+                    step = step.fact(format!("we are   {}", self.identity));
+                }
+                steps.push(step);
+            }
+            (None, _) => {}
+        }
+        let connection = Arc::new(self.connection(&dial, &arrival, chain, peer));
+        for filter in &chain.filters {
+            if let NetworkFilter::Rbac(rbac) = filter {
+                let verdict = rbac.check(&RbacInput {
+                    headers: None,
+                    connection: &connection,
+                    remote: &connection.remote,
+                    metadata: &Metadata::default(),
+                    filter_state: &FilterState::default(),
+                    route_metadata: None,
+                });
+                steps.extend(verdict_step(rbac, &verdict, self.mesh));
+                if !verdict.allowed {
+                    return Err(closed("UAEX", &verdict.details(), "denied by an AuthorizationPolicy"));
+                }
+            }
+        }
+        match &chain.terminal {
+            Terminal::TcpProxy(proxy) => {
+                let (cluster, metadata_match) = proxy.cluster(random);
+                let departure = Departure {
+                    at: self.at,
+                    mesh: self.mesh,
+                    cluster,
+                    metadata_match,
+                    http: None,
+                    payload: dial.payload,
+                    original: dial.destination,
+                    identity: self.identity,
+                    random,
+                };
+                let mut landing = departure.run(steps)?;
+                // What the application encrypted stays encrypted underneath.
+                if landing.tls.is_none() && terminates.is_none() {
+                    landing.tls.clone_from(&dial.tls);
+                }
+                Ok((landing, head))
+            }
+            Terminal::Http(_) if dial.payload == Payload::Opaque || (dial.tls.is_some() && terminates.is_none()) => {
+                steps.push(Step::new("protocol", "HTTP is expected, something else comes").end());
+                Err(closed("DPE", "http1.codec_error", "the filter chain expects HTTP"))
+            }
+            Terminal::Http(hcm) => {
+                let hop = Hop { at: self.at, mesh: self.mesh, hcm, connection: &connection, random };
+                let onward = hop.run(head, steps)?;
+                let departure = Departure {
+                    at: self.at,
+                    mesh: self.mesh,
+                    cluster: &onward.cluster,
+                    metadata_match: onward.matched.metadata_match(),
+                    http: Some(&onward),
+                    payload: dial.payload,
+                    original: dial.destination,
+                    identity: self.identity,
+                    random,
+                };
+                let landing = departure.run(steps)?;
+                Ok((landing, onward.head))
+            }
+            Terminal::DirectResponse(bytes) => {
+                steps.push(Step::new("action", format!("{} fixed bytes are sent back", bytes.len())).end());
+                Err(closed("-", "", "the listener answers by itself"))
+            }
+            Terminal::Echo | Terminal::Close => {
+                steps.push(Step::new("action", "the connection is closed").end());
+                Err(closed("-", "", "the listener leads nowhere"))
+            }
+        }
+    }
+
+    fn connection(
+        &self,
+        dial: &Dial,
+        arrival: &Arrival<'_>,
+        chain: &proxy_core::FilterChain,
+        peer: Option<&str>,
+    ) -> ConnectionInfo {
+        let certificate =
+            |uri: &str| PeerCertificate { validated: true, uri_sans: vec![uri.into()], ..PeerCertificate::default() };
+        let tls = chain.tls.as_ref().map(|_| {
+            Arc::new(TlsInfo {
+                server_name: (!arrival.server_name.is_empty()).then(|| arrival.server_name.as_str().into()),
+                peer: peer.map(certificate),
+                local: (!self.identity.is_empty()).then(|| certificate(self.identity)),
+                ..TlsInfo::default()
+            })
+        });
+        ConnectionInfo {
+            remote: Address::Ip(dial.source),
+            direct_remote: Address::Ip(dial.source),
+            local: Address::Ip(dial.destination),
+            server_name: (!arrival.server_name.is_empty()).then(|| arrival.server_name.as_str().into()),
+            transport_protocol: if arrival.saw_tls { "tls" } else { "raw_buffer" },
+            application_protocols: arrival.protocols.clone(),
+            tls,
+            listener: arrival.listener.name.clone(),
+            filter_chain: chain.name.clone(),
+            direction: arrival.listener.direction,
+            ..ConnectionInfo::default()
+        }
+    }
+}
+
+/// What the choice of a filter chain looked at.
+fn seen(dial: &Dial, arrival: &Arrival<'_>) -> String {
+    let protocols: Vec<_> = arrival.protocols.iter().map(|p| String::from_utf8_lossy(p).into_owned()).collect();
+    let mut text = format!("for {}, {}", dial.destination, if arrival.saw_tls { "TLS" } else { "no TLS seen" });
+    if !arrival.server_name.is_empty() {
+        text = format!("{text}, SNI {}", arrival.server_name);
+    }
+    if !protocols.is_empty() {
+        text = format!("{text}, {}", protocols.join(","));
+    }
+    text
+}
