@@ -305,7 +305,9 @@ mod tests {
     #[test]
     fn rollouts_keep_to_their_strategy() {
         let rolling = |replicas: u32, strategy: &str| {
-            let text = format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n  replicas: {replicas}\n  strategy: {strategy}\n  template: {{}}");
+            let text = format!(
+                "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n  replicas: {replicas}\n  strategy: {strategy}\n  template: {{}}"
+            );
             let rolling = workload(&text).rolling();
             (rolling.max_surge, rolling.max_unavailable)
         };

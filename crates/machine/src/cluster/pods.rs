@@ -106,8 +106,11 @@ impl Cluster {
         let wanted = workload.replicas as usize;
         let rolling = workload.rolling();
         let (mut current, mut old): (Vec<&Seen>, Vec<&Seen>) = pods.iter().partition(|pod| pod.current);
-        let room =
-            if old.is_empty() { wanted } else { (wanted + rolling.max_surge).saturating_sub(current.len() + old.len()) };
+        let room = if old.is_empty() {
+            wanted
+        } else {
+            (wanted + rolling.max_surge).saturating_sub(current.len() + old.len())
+        };
         for _ in 0..room.min(wanted.saturating_sub(current.len())) {
             if !self.create(id, workload, 0) {
                 break;

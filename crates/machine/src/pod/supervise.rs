@@ -25,6 +25,8 @@ const BACKOFF_FORGET: Duration = Duration::from_secs(600);
 /// DIFFERS: kubelet asks once per period from the start. Early failures do not count here, so thresholds mean the same.
 const EAGER_PERIOD: Duration = Duration::from_millis(100);
 const EAGER_FOR: Duration = Duration::from_secs(10);
+/// Failures of a container that has just started are no news.
+const STARTING: Duration = Duration::from_secs(2);
 /// What kubelet leaves a container after a preStop hook has used up the grace.
 const GRACE_MIN: Duration = Duration::from_secs(2);
 
@@ -331,8 +333,10 @@ impl Supervisor {
             match self.shared.probe(&self.container, probe).await {
                 Ok(()) => return Ok(()),
                 Err(why) => {
-                    let kept = why.clone();
-                    self.shared.update_container(&self.container.name, |state| state.complaint = Some(kept));
+                    if began.elapsed() >= STARTING {
+                        let kept = why.clone();
+                        self.shared.update_container(&self.container.name, |state| state.complaint = Some(kept));
+                    }
                     if began.elapsed() < EAGER_FOR.min(timing.period * timing.failure_threshold.saturating_sub(1)) {
                         tokio::time::sleep(EAGER_PERIOD.min(timing.period)).await;
                         continue;
