@@ -1,26 +1,33 @@
 //! The serving end: a [`Source`] of encoded resources behind the aggregated discovery service.
 
 mod session;
+mod wire;
 
+use std::convert::Infallible;
 use std::fmt;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use envoy_api::Resource;
-use envoy_api::pb::envoy::config::core::v3::{ControlPlane, Node};
-use envoy_api::pb::envoy::service::discovery::v3 as discovery;
-use envoy_api::pb::envoy::service::secret::v3 as secret;
-use envoy_api::pb::google::protobuf::Any;
-use futures::Stream;
+use envoy_api::pb::envoy::config::core::v3::Node;
+use http_body::Frame;
+use http_body_util::StreamBody;
 use mesh_types::{ArcStr, SpiffeId};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::{Request, Status, Streaming};
+use tonic::body::Body;
+use tonic::codec::Codec;
+use tonic::server::NamedService;
+use tonic::{Status, Streaming};
+use tonic_prost::ProstCodec;
 
-pub use self::session::{BadRequest, Heard, Response, Session};
+pub use self::session::{BadRequest, Heard, Picked, Response, Session};
+use self::wire::{Chunks, Delta, Sotw, Wire};
 use crate::{MAX_REQUEST, Protocol};
 
 /// How long listeners and routes wait for a client to acknowledge clusters; real proxies take milliseconds.
@@ -43,8 +50,9 @@ pub trait Source: Send + Sync + 'static {
     /// A client opened a stream; an error refuses it.
     fn connect(&self, node: &Node, peer: &Peer) -> Result<Self::Proxy, Status>;
 
-    /// The resources of the latest snapshot. Called for each watched type at each revision, so cheap when nothing changed.
-    fn resources(&self, proxy: &Self::Proxy, type_url: &str, names: Names<'_>) -> Vec<Arc<Resource>>;
+    /// The resources of the latest snapshot. Called for each watched type at each revision, so cheap when nothing changed:
+    /// then the same list as before, ideally, which needs no comparison.
+    fn resources(&self, proxy: &Self::Proxy, type_url: &str, names: Names<'_>) -> Arc<[Resource]>;
 
     /// The revision of the snapshot that [`Source::resources`] reads. When it changes, all streams look again.
     fn changes(&self) -> watch::Receiver<u64>;
@@ -110,42 +118,40 @@ pub enum EventKind {
     Synced { revision: u64 },
 }
 
-/// The gRPC service.
-pub type Service<S> = discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer<Server<S>>;
-
 /// The aggregated discovery service over `source`, to be added to a tonic router.
 pub fn service<S: Source>(source: Arc<S>) -> Service<S> {
-    let server = Server { source, streams: Arc::default() };
-    Service::new(server).max_decoding_message_size(MAX_REQUEST).max_encoding_message_size(usize::MAX)
+    Service(Server { source, streams: Arc::default() })
 }
 
 /// The secret discovery service over `source`: the same sessions under SDS' own name, as Envoy asks an agent on this machine.
 pub fn secret_service<S: Source>(source: Arc<S>) -> SecretService<S> {
-    let server = Server { source, streams: Arc::default() };
-    SecretService::new(server).max_decoding_message_size(MAX_REQUEST).max_encoding_message_size(usize::MAX)
+    SecretService(Server { source, streams: Arc::default() })
 }
 
-/// The gRPC service of [`secret_service`].
-pub type SecretService<S> = secret::secret_discovery_service_server::SecretDiscoveryServiceServer<Server<S>>;
-
-/// Implements the generated traits; made by [`service`] and [`secret_service`].
+/// Opens streams; shared by all connections of a port.
 #[derive(Debug)]
-pub struct Server<S> {
+struct Server<S> {
     source: Arc<S>,
     streams: Arc<AtomicU64>,
 }
 
+impl<S> Clone for Server<S> {
+    fn clone(&self) -> Self {
+        Server { source: self.source.clone(), streams: self.streams.clone() }
+    }
+}
+
 impl<S: Source> Server<S> {
-    async fn open<W: Wire>(
-        &self,
-        request: Request<Streaming<W::Request>>,
-    ) -> Result<tonic::Response<ResponseStream<W::Response>>, Status> {
+    async fn open<W: Wire>(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         let mut peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
-        peer.address = peer.address.or_else(|| request.remote_addr());
-        if let Some(header) = request.metadata().get("authorization").and_then(|value| value.to_str().ok()) {
+        peer.address = peer.address.or_else(|| {
+            request.extensions().get::<tonic::transport::server::TcpConnectInfo>().and_then(|info| info.remote_addr())
+        });
+        if let Some(header) = request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok()) {
             peer.token = header.strip_prefix("Bearer ").map(|token| BearerToken(token.to_owned()));
         }
-        let mut requests = request.into_inner();
+        let decoder = ProstCodec::<W::Request, W::Request>::default().decoder();
+        let mut requests = Streaming::new_request(decoder, request.into_body(), None, Some(MAX_REQUEST));
         // The node comes with the first message only, so nothing can be said before it.
         let first =
             requests.message().await?.ok_or_else(|| Status::invalid_argument("the stream ended without a request"))?;
@@ -154,7 +160,7 @@ impl<S: Source> Server<S> {
         let proxy = self.source.connect(node, &peer)?;
         let changes = self.source.changes();
         let revision = *changes.borrow();
-        let mut stream = Driver::<S, W> {
+        let mut driver = Driver::<S, W> {
             session: Session::new(W::PROTOCOL, revision),
             requests,
             changes,
@@ -164,22 +170,100 @@ impl<S: Source> Server<S> {
             number: self.streams.fetch_add(1, Ordering::Relaxed),
             node_id: ArcStr::from(node.id.as_str()),
         };
-        stream.report(EventKind::Connected { protocol: W::PROTOCOL, peer });
-        stream.hear(first)?;
-        // The stream is driven by whoever reads it: when the client reads slowly, snapshots pass by and are skipped.
-        let responses = futures::stream::unfold(Some(stream), |state| async move {
-            let mut stream = state?;
-            match stream.next().await {
-                Ok(Some(response)) => Some((Ok(response), Some(stream))),
-                Ok(None) => None,
-                Err(status) => Some((Err(status), None)),
-            }
-        });
-        Ok(tonic::Response::new(Box::pin(responses)))
+        driver.report(EventKind::Connected { protocol: W::PROTOCOL, peer });
+        driver.hear(first)?;
+        let mut response = http::Response::new(body(driver));
+        let content_type = http::HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
+        Ok(response)
     }
 }
 
-type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// The stream's responses. It is driven by whoever reads it: when the client reads slowly, snapshots pass by and are
+/// skipped, and of a response no more is encoded than the connection takes.
+fn body<S: Source, W: Wire>(driver: Driver<S, W>) -> Body {
+    let frames = futures::stream::unfold(Some((driver, None::<Chunks>)), |state| async move {
+        let (mut driver, mut chunks) = state?;
+        loop {
+            if let Some(chunk) = chunks.as_mut().and_then(Chunks::next) {
+                return Some((Ok::<_, Status>(Frame::data(chunk)), Some((driver, chunks))));
+            }
+            let ended = match driver.next().await {
+                Ok(Some(response)) => match W::chunks(response) {
+                    Ok(encoded) => {
+                        chunks = Some(encoded);
+                        continue;
+                    }
+                    Err(status) => status,
+                },
+                Ok(None) => Status::ok(""),
+                Err(status) => status,
+            };
+            let mut trailers = http::HeaderMap::new();
+            // A message that no header can carry is left out.
+            if ended.add_header(&mut trailers).is_err() {
+                trailers.insert("grpc-status", http::HeaderValue::from_static("13"));
+            }
+            return Some((Ok(Frame::trailers(trailers)), None));
+        }
+    });
+    Body::new(StreamBody::new(frames))
+}
+
+macro_rules! grpc_service {
+    ($(#[$doc:meta])* $name:ident, $grpc:literal, $sotw:literal, $delta:literal) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name<S>(Server<S>);
+
+        impl<S> Clone for $name<S> {
+            fn clone(&self) -> Self {
+                $name(self.0.clone())
+            }
+        }
+
+        impl<S> NamedService for $name<S> {
+            const NAME: &'static str = $grpc;
+        }
+
+        impl<S: Source> tonic::codegen::Service<http::Request<Body>> for $name<S> {
+            type Response = http::Response<Body>;
+            type Error = Infallible;
+            type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+                Poll::Ready(Ok(()))
+            }
+
+            fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+                let server = self.0.clone();
+                Box::pin(async move {
+                    let opened = match request.uri().path() {
+                        concat!("/", $grpc, "/", $sotw) => server.open::<Sotw>(request).await,
+                        concat!("/", $grpc, "/", $delta) => server.open::<Delta>(request).await,
+                        _ => Err(Status::unimplemented("resources are streamed")),
+                    };
+                    Ok(opened.unwrap_or_else(Status::into_http))
+                })
+            }
+        }
+    };
+}
+
+grpc_service!(
+    /// The gRPC service of [`service`].
+    Service,
+    "envoy.service.discovery.v3.AggregatedDiscoveryService",
+    "StreamAggregatedResources",
+    "DeltaAggregatedResources"
+);
+grpc_service!(
+    /// The gRPC service of [`secret_service`].
+    SecretService,
+    "envoy.service.secret.v3.SecretDiscoveryService",
+    "StreamSecrets",
+    "DeltaSecrets"
+);
 
 /// One open stream. Dropping it, at whatever point, reports the disconnection.
 struct Driver<S: Source, W: Wire> {
@@ -196,7 +280,7 @@ struct Driver<S: Source, W: Wire> {
 
 impl<S: Source, W: Wire> Driver<S, W> {
     /// Waits until there is something to send; `None` when the client has hung up or the source is gone.
-    async fn next(&mut self) -> Result<Option<W::Response>, Status> {
+    async fn next(&mut self) -> Result<Option<Response>, Status> {
         loop {
             while let Some((type_url, names)) = self.session.due() {
                 let resources = self.source.resources(&self.proxy, &type_url, names);
@@ -209,7 +293,7 @@ impl<S: Source, W: Wire> Driver<S, W> {
                         removed: response.removed.len(),
                         bytes: response.resources.iter().map(|r| r.body.len()).sum(),
                     });
-                    return Ok(Some(W::encode(response)));
+                    return Ok(Some(response));
                 }
             }
             if !self.session.is_waiting() {
@@ -259,143 +343,4 @@ impl<S: Source, W: Wire> Drop for Driver<S, W> {
     fn drop(&mut self) {
         self.report(EventKind::Disconnected);
     }
-}
-
-#[tonic::async_trait]
-impl<S: Source> discovery::aggregated_discovery_service_server::AggregatedDiscoveryService for Server<S> {
-    type StreamAggregatedResourcesStream = ResponseStream<discovery::DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = ResponseStream<discovery::DeltaDiscoveryResponse>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<discovery::DiscoveryRequest>>,
-    ) -> Result<tonic::Response<Self::StreamAggregatedResourcesStream>, Status> {
-        self.open::<Sotw>(request).await
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<discovery::DeltaDiscoveryRequest>>,
-    ) -> Result<tonic::Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        self.open::<Delta>(request).await
-    }
-}
-
-#[tonic::async_trait]
-impl<S: Source> secret::secret_discovery_service_server::SecretDiscoveryService for Server<S> {
-    type StreamSecretsStream = ResponseStream<discovery::DiscoveryResponse>;
-    type DeltaSecretsStream = ResponseStream<discovery::DeltaDiscoveryResponse>;
-
-    async fn stream_secrets(
-        &self,
-        request: Request<Streaming<discovery::DiscoveryRequest>>,
-    ) -> Result<tonic::Response<Self::StreamSecretsStream>, Status> {
-        self.open::<Sotw>(request).await
-    }
-
-    async fn delta_secrets(
-        &self,
-        request: Request<Streaming<discovery::DeltaDiscoveryRequest>>,
-    ) -> Result<tonic::Response<Self::DeltaSecretsStream>, Status> {
-        self.open::<Delta>(request).await
-    }
-
-    async fn fetch_secrets(
-        &self,
-        _request: Request<discovery::DiscoveryRequest>,
-    ) -> Result<tonic::Response<discovery::DiscoveryResponse>, Status> {
-        Err(Status::unimplemented("secrets are streamed"))
-    }
-}
-
-/// The messages of one flavour of the protocol.
-trait Wire: Send + Sync + 'static {
-    const PROTOCOL: Protocol;
-    type Request: Send;
-    type Response: Send;
-    fn node(request: &Self::Request) -> Option<&Node>;
-    fn decode(request: Self::Request) -> session::Request;
-    fn encode(response: Response) -> Self::Response;
-}
-
-struct Sotw;
-struct Delta;
-
-impl Wire for Sotw {
-    const PROTOCOL: Protocol = Protocol::StateOfTheWorld;
-    type Request = discovery::DiscoveryRequest;
-    type Response = discovery::DiscoveryResponse;
-
-    fn node(request: &Self::Request) -> Option<&Node> {
-        request.node.as_ref()
-    }
-
-    fn decode(request: Self::Request) -> session::Request {
-        session::Request {
-            type_url: request.type_url,
-            names: request.resource_names,
-            nonce: request.response_nonce,
-            error: request.error_detail.map(|status| status.message),
-            ..Default::default()
-        }
-    }
-
-    fn encode(response: Response) -> Self::Response {
-        let resources = response.resources.iter().map(|r| any(&response.type_url, r)).collect();
-        discovery::DiscoveryResponse {
-            version_info: response.revision.to_string(),
-            resources,
-            type_url: response.type_url.to_string(),
-            nonce: response.nonce,
-            control_plane: Some(control_plane()),
-            ..Default::default()
-        }
-    }
-}
-
-impl Wire for Delta {
-    const PROTOCOL: Protocol = Protocol::Delta;
-    type Request = discovery::DeltaDiscoveryRequest;
-    type Response = discovery::DeltaDiscoveryResponse;
-
-    fn node(request: &Self::Request) -> Option<&Node> {
-        request.node.as_ref()
-    }
-
-    fn decode(request: Self::Request) -> session::Request {
-        session::Request {
-            type_url: request.type_url,
-            names: request.resource_names_subscribe,
-            unsubscribe: request.resource_names_unsubscribe,
-            initial_versions: request.initial_resource_versions,
-            nonce: request.response_nonce,
-            error: request.error_detail.map(|status| status.message),
-        }
-    }
-
-    fn encode(response: Response) -> Self::Response {
-        let resource = |r: &Arc<Resource>| discovery::Resource {
-            name: r.name.to_string(),
-            version: r.version.to_string(),
-            resource: Some(any(&response.type_url, r)),
-            ..Default::default()
-        };
-        discovery::DeltaDiscoveryResponse {
-            system_version_info: response.revision.to_string(),
-            resources: response.resources.iter().map(resource).collect(),
-            removed_resources: response.removed.iter().map(ToString::to_string).collect(),
-            type_url: response.type_url.to_string(),
-            nonce: response.nonce,
-            control_plane: Some(control_plane()),
-            ..Default::default()
-        }
-    }
-}
-
-fn any(type_url: &str, resource: &Resource) -> Any {
-    Any { type_url: type_url.to_owned(), value: resource.body.to_vec() }
-}
-
-fn control_plane() -> ControlPlane {
-    ControlPlane { identifier: format!("outrigger-{}", env!("CARGO_PKG_VERSION")) }
 }

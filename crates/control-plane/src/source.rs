@@ -77,13 +77,13 @@ impl Source for Generator {
         })
     }
 
-    fn resources(&self, proxy: &Client, type_url: &str, names: Names<'_>) -> Vec<Arc<Resource>> {
+    fn resources(&self, proxy: &Client, type_url: &str, names: Names<'_>) -> Arc<[Resource]> {
         let state = self.world.current();
         let names = match names {
             Names::Wildcard => xds_gen::Names::Wildcard,
             Names::List(names) => xds_gen::Names::List(names),
         };
-        xds_gen::generate(&state.push, &proxy.node, type_url, names).into_iter().map(Arc::new).collect()
+        xds_gen::shared(&state.push, &proxy.node, type_url, names)
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -12,6 +12,11 @@ use serde_saphyr::{DuplicateKeyPolicy, Location, Spanned};
 use crate::document::{Mark, Marks};
 use crate::{ALIAS_EVENTS_LIMIT, Document, Error};
 
+/// Documents of one file.
+const DOCUMENTS_LIMIT: usize = 1 << 20;
+/// Mappings, sequences and scalars of one file.
+const NODES_LIMIT: usize = 1 << 24;
+
 /// Parses the manifests of one file. Lists are expanded, empty documents dropped.
 ///
 /// # Errors
@@ -63,6 +68,12 @@ fn options() -> serde_saphyr::Options {
         legacy_octal_numbers: true,
         with_snippet: false,
         ignore_binary_tag_for_string: true,
+        // The size of the file is the limit of what it holds; a dump of a big cluster is one file of many documents.
+        budget: serde_saphyr::budget! {
+            max_documents: DOCUMENTS_LIMIT,
+            max_nodes: NODES_LIMIT,
+            max_events: 2 * NODES_LIMIT,
+        },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: ALIAS_EVENTS_LIMIT },
     }
 }

@@ -24,6 +24,9 @@ mod route;
 mod telemetry;
 mod tls;
 mod trace_provider;
+mod wasm;
+
+use std::sync::Arc;
 
 use envoy_api::{Resource, type_url};
 use mesh_types::ArcStr;
@@ -55,23 +58,36 @@ impl Names<'_> {
 /// The resources of one type for one proxy. Unknown types and names give nothing, but for route tables and
 /// load assignments: a name that means nothing gets an empty one, so that the proxy does not wait for it.
 pub fn generate(push: &PushContext, node: &Node, type_url: &str, names: Names<'_>) -> Vec<Resource> {
+    shared(push, node, type_url, names).to_vec()
+}
+
+/// As [`generate`]: a list that proxies share, and snapshots, while nothing in it changes.
+pub fn shared(push: &PushContext, node: &Node, type_url: &str, names: Names<'_>) -> Arc<[Resource]> {
     let effective = push.effective(node);
     let node = effective.as_ref().unwrap_or(node);
     let cx = Context::new(push, node);
-    let pick = |all: cache::Shared| all.iter().filter(|r| names.wants(&r.name)).cloned().collect();
+    let pick = |all: cache::Shared| match names {
+        Names::Wildcard => all,
+        Names::List(_) => all.iter().filter(|r| names.wants(&r.name)).cloned().collect(),
+    };
     match type_url {
         type_url::CLUSTER => pick(cache::clusters(&cx)),
         type_url::LISTENER => pick(cache::listeners(&cx)),
         type_url::ROUTE => match names {
-            Names::List(list) => cache::routes(&cx, list),
-            Names::Wildcard => cache::routes(&cx, &route_names(&cx, &Patches::of(&cx))),
+            Names::List(list) => cache::routes(&cx, list).into(),
+            Names::Wildcard => cache::routes(&cx, &route_names(&cx, &Patches::of(&cx))).into(),
         },
         type_url::ENDPOINT => match names {
-            Names::List(list) => cache::endpoints(&cx, list).to_vec(),
-            Names::Wildcard => cache::endpoints(&cx, &eds_names(&cx, &Patches::of(&cx))).to_vec(),
+            Names::List(list) => cache::endpoints(&cx, list),
+            Names::Wildcard => cache::endpoints(&cx, &eds_names(&cx, &Patches::of(&cx))),
         },
-        type_url::NAME_TABLE if node.dns_capture => vec![cache::names(&cx)],
-        _ => Vec::new(),
+        type_url::EXTENSION => {
+            let patches = Patches::of(&cx);
+            let own = wasm::configurations(&cx, |name| names.wants(name)).into_iter();
+            own.chain(patches.extensions(|name| names.wants(name))).map(|e| Resource::new(e.name.as_str(), &e)).collect()
+        }
+        type_url::NAME_TABLE if node.dns_capture => Arc::from([cache::names(&cx)]),
+        _ => Arc::default(),
     }
 }
 

@@ -1,11 +1,14 @@
 //! One stream's memory of what was asked for, sent, acknowledged. No I/O, no clock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod held;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use envoy_api::Resource;
 use mesh_types::ArcStr;
 
+use self::held::Held;
 use super::Names;
 use crate::{Protocol, is_wildcard_type, rank};
 
@@ -68,9 +71,47 @@ pub struct Response {
     /// The revision of the snapshot it was made from.
     pub revision: u64,
     /// The resources to carry.
-    pub resources: Vec<Arc<Resource>>,
+    pub resources: Picked,
     /// Delta only: the names that are gone.
     pub removed: Vec<ArcStr>,
+}
+
+/// Some resources of a list that others hold, too.
+#[derive(Clone, Debug)]
+pub struct Picked {
+    list: Arc<[Resource]>,
+    /// Places in the list; `None`: all of it.
+    places: Option<Vec<u32>>,
+}
+
+impl Picked {
+    /// The whole list.
+    pub fn all(list: Arc<[Resource]>) -> Picked {
+        Picked { list, places: None }
+    }
+
+    /// How many they are.
+    pub fn len(&self) -> usize {
+        self.places.as_ref().map_or(self.list.len(), Vec::len)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One of them, by its number.
+    pub fn get(&self, number: usize) -> Option<&Resource> {
+        match &self.places {
+            None => self.list.get(number),
+            Some(places) => self.list.get(*places.get(number)? as usize),
+        }
+    }
+
+    /// All of them, in the list's order.
+    pub fn iter(&self) -> impl Iterator<Item = &Resource> {
+        (0..self.len()).filter_map(|number| self.get(number))
+    }
 }
 
 /// One client's subscriptions and what it has been sent.
@@ -92,11 +133,11 @@ pub struct Session {
 #[derive(Debug, Default)]
 struct Watch {
     wildcard: bool,
-    names: BTreeSet<ArcStr>,
-    /// The names as a list, for the source; kept in step with `names`.
-    list: Vec<ArcStr>,
-    /// Name to version as the client has it; `None`: it was told that there is none.
-    sent: HashMap<ArcStr, Option<ArcStr>>,
+    /// The names asked for: sorted, each once.
+    names: Vec<ArcStr>,
+    /// Names have come since the last evaluation.
+    new_names: bool,
+    held: Held,
     /// The client must get an answer even if nothing differs.
     owed: bool,
     /// The client asked or the snapshot changed since the last evaluation.
@@ -177,7 +218,7 @@ impl Session {
         let gated = self.is_gated();
         let mut due = self.watches.iter().filter(|(_, watch)| watch.due);
         let ((_, type_url), watch) = due.find(|((rank, _), _)| !gated || !REFERRING.contains(rank))?;
-        let names = if watch.wildcard { Names::Wildcard } else { Names::List(&watch.list) };
+        let names = if watch.wildcard { Names::Wildcard } else { Names::List(&watch.names) };
         Some((type_url.clone(), names))
     }
 
@@ -196,7 +237,7 @@ impl Session {
     }
 
     /// Compares what the source has with what the client has; `None` if the client needs nothing.
-    pub fn evaluate(&mut self, type_url: &str, resources: Vec<Arc<Resource>>) -> Option<Response> {
+    pub fn evaluate(&mut self, type_url: &str, resources: Arc<[Resource]>) -> Option<Response> {
         let key = (rank(type_url), ArcStr::from(type_url));
         let response = self.compare(&key, resources);
         // Without a response there will be no acknowledgement to release on.
@@ -204,7 +245,7 @@ impl Session {
         response
     }
 
-    fn compare(&mut self, key: &(usize, ArcStr), resources: Vec<Arc<Resource>>) -> Option<Response> {
+    fn compare(&mut self, key: &(usize, ArcStr), resources: Arc<[Resource]>) -> Option<Response> {
         let revision = self.revision;
         let keep_back = key.0 < *REFERRING.start() && self.is_unsettled();
         let watch = self.watches.get_mut(key)?;
@@ -264,7 +305,7 @@ impl Watch {
         let restart = first || (request.nonce.is_empty() && !self.nonce.is_empty());
         let changed = self.set_names(request)?;
         if restart {
-            self.sent.clear();
+            self.held = Held::default();
             (self.owed, self.due) = (true, true);
             return Ok(Heard::Subscribed);
         }
@@ -272,7 +313,7 @@ impl Watch {
         let again = std::mem::take(&mut self.asks_again);
         if changed || again {
             if again {
-                self.sent.clear();
+                self.held = Held::default();
             }
             (self.owed, self.due) = (true, true);
         }
@@ -286,39 +327,53 @@ impl Watch {
         }
         let explicit = request.names.iter().any(|name| name == "*");
         let wildcard = explicit || (request.names.is_empty() && is_wildcard_type(&request.type_url));
-        let names: BTreeSet<ArcStr> =
-            if wildcard { BTreeSet::new() } else { request.names.iter().map(|n| ArcStr::from(n.as_str())).collect() };
-        let grown = (wildcard && !self.wildcard) || names.iter().any(|name| !self.names.contains(name));
+        let mut names = if wildcard { Vec::new() } else { request.names };
+        names.sort_unstable();
+        names.dedup();
+        let grown = (wildcard && !self.wildcard) || names.iter().any(|name| !self.asked_for(name));
+        let same = wildcard == self.wildcard && names.len() == self.names.len() && !grown;
+        // An acknowledgement repeats all names.
+        if same {
+            return Ok(false);
+        }
+        self.names = names.into_iter().map(ArcStr::from).collect();
         if !wildcard {
-            self.sent.retain(|name, _| names.contains(name));
+            let names = &self.names;
+            self.held.map().retain(|name, _| names.binary_search(name).is_ok());
         }
         self.wildcard = wildcard;
-        self.names = names;
-        self.list = self.names.iter().cloned().collect();
         Ok(grown)
     }
 
+    fn asked_for(&self, name: &str) -> bool {
+        self.names.binary_search_by(|asked| (**asked).cmp(name)).is_ok()
+    }
+
     /// SotW: wildcard types go whole or not at all; of the others only what changed.
-    fn evaluate_sotw(
-        &mut self,
-        whole: bool,
-        resources: Vec<Arc<Resource>>,
-    ) -> Option<(Vec<Arc<Resource>>, Vec<ArcStr>)> {
-        let differs = |sent: &HashMap<ArcStr, Option<ArcStr>>, r: &Resource| {
-            sent.get(&r.name).and_then(Option::as_ref) != Some(&r.version)
-        };
-        let changed = resources.iter().any(|r| differs(&self.sent, r));
-        let gone = self.sent.len() > resources.len();
-        if !(self.owed || changed || (whole && gone)) {
+    fn evaluate_sotw(&mut self, whole: bool, resources: Arc<[Resource]>) -> Option<(Picked, Vec<ArcStr>)> {
+        if self.held.is(&resources) && !self.owed {
             return None;
         }
-        let resources: Vec<_> =
-            if whole { resources } else { resources.into_iter().filter(|r| differs(&self.sent, r)).collect() };
-        if whole {
-            self.sent.clear();
+        let difference = self.held.difference(&resources);
+        let differs = !difference.changed.is_empty() || (whole && !difference.gone.is_empty());
+        self.share_names(&resources);
+        self.held = Held::List(resources.clone(), BTreeSet::new());
+        if !(self.owed || differs) {
+            return None;
         }
-        self.sent.extend(resources.iter().map(|r| (r.name.clone(), Some(r.version.clone()))));
-        Some((resources, Vec::new()))
+        let places = (!whole).then_some(difference.changed);
+        Some((Picked { list: resources, places }, Vec::new()))
+    }
+
+    /// Names are kept as the resources' own where there are such.
+    fn share_names(&mut self, resources: &[Resource]) {
+        if self.names.len() == resources.len() {
+            for (name, resource) in self.names.iter_mut().zip(resources) {
+                if *name == resource.name {
+                    name.clone_from(&resource.name);
+                }
+            }
+        }
     }
 
     fn on_delta(&mut self, request: Request, first: bool) -> Result<Heard, BadRequest> {
@@ -331,9 +386,11 @@ impl Watch {
             // request of a wildcard type means all, for clients that do not say "*".
             self.wildcard = request.names.is_empty() && is_wildcard_type(&request.type_url);
             let had = request.initial_versions.into_iter();
-            self.sent = had.map(|(name, version)| (ArcStr::from(name), Some(ArcStr::from(version)))).collect();
+            let had = had.map(|(name, version)| (ArcStr::from(name), Some(ArcStr::from(version))));
+            self.held = Held::Map(had.collect());
             self.owed = true;
         }
+        let mut added = Vec::new();
         for name in request.names {
             asked = true;
             if name == "*" {
@@ -341,30 +398,38 @@ impl Watch {
                 self.owed = true;
                 continue;
             }
-            let name = ArcStr::from(name);
             if !first {
                 // Asking again for a name means that the client has lost it.
-                self.sent.remove(&name);
+                self.held.map().remove(name.as_str());
             }
-            self.names.insert(name);
+            added.push(ArcStr::from(name));
         }
+        if !added.is_empty() {
+            self.new_names = true;
+            self.names.extend(added);
+            self.names.sort();
+            self.names.dedup();
+        }
+        let mut dropped = BTreeSet::new();
         for name in request.unsubscribe {
             if name == "*" {
                 self.wildcard = false;
                 let names = &self.names;
-                self.sent.retain(|name, _| names.contains(name));
+                self.held.map().retain(|name, _| names.binary_search(name).is_ok());
                 continue;
             }
-            self.names.remove(name.as_str());
             if !self.wildcard {
-                self.sent.remove(name.as_str());
-            } else if let Some(version) = self.sent.get_mut(name.as_str()) {
+                self.held.map().remove(name.as_str());
+            } else if let Some(version) = self.held.map().get_mut(name.as_str()) {
                 // Still covered by the wildcard, but the client forgot it with its own subscription.
                 *version = Some(ArcStr::from(""));
                 asked = true;
             }
+            dropped.insert(name);
         }
-        self.list = self.names.iter().cloned().collect();
+        if !dropped.is_empty() {
+            self.names.retain(|name| !dropped.contains(&**name));
+        }
         self.due |= asked;
         let nonce = request.nonce;
         if nonce.is_empty() || first {
@@ -383,43 +448,43 @@ impl Watch {
     }
 
     /// `keep_back`: names that are gone are not said to be, yet.
-    fn evaluate_delta(
-        &mut self,
-        resources: Vec<Arc<Resource>>,
-        keep_back: bool,
-    ) -> Option<(Vec<Arc<Resource>>, Vec<ArcStr>)> {
-        let present: HashSet<&ArcStr> = resources.iter().map(|r| &r.name).collect();
-        let mut removed: Vec<ArcStr> = Vec::new();
-        self.keeps_back = false;
-        for (name, version) in &mut self.sent {
-            if version.is_some() && !present.contains(name) {
-                if keep_back {
-                    self.keeps_back = true;
+    fn evaluate_delta(&mut self, resources: Arc<[Resource]>, keep_back: bool) -> Option<(Picked, Vec<ArcStr>)> {
+        let new_names = std::mem::take(&mut self.new_names);
+        if self.held.is(&resources) && !new_names {
+            self.keeps_back = false;
+            return self.owed.then(|| (Picked { list: resources, places: Some(Vec::new()) }, Vec::new()));
+        }
+        let difference = self.held.difference(&resources);
+        self.keeps_back = keep_back && !difference.gone.is_empty();
+        let mut removed = if self.keeps_back { Vec::new() } else { difference.gone.clone() };
+        self.share_names(&resources);
+        // A name that was asked for and does not exist is reported as removed, once, so that the client stops waiting.
+        let mut none = BTreeSet::new();
+        if self.names.len() != resources.len() || self.names.iter().zip(&*resources).any(|(a, b)| *a != b.name) {
+            let present: std::collections::HashSet<&str> = resources.iter().map(|r| &*r.name).collect();
+            for name in self.names.iter().filter(|name| !present.contains(&***name)) {
+                let gone = difference.gone.binary_search(name).is_ok();
+                if gone && self.keeps_back {
                     continue;
                 }
-                removed.push(name.clone());
-                *version = None;
+                if !gone && !self.held.knows_of_nothing(name) {
+                    removed.push(name.clone());
+                }
+                none.insert(name.clone());
             }
-        }
-        // A name that was asked for and does not exist is reported as removed, once, so that the client stops waiting.
-        for name in self.names.iter().filter(|name| !present.contains(name)) {
-            if !self.sent.contains_key(name) {
-                removed.push(name.clone());
-                self.sent.insert(name.clone(), None);
-            }
-        }
-        if self.wildcard {
-            let names = &self.names;
-            self.sent.retain(|name, version| version.is_some() || names.contains(name));
         }
         removed.sort();
-        let sent = &mut self.sent;
-        let fresh = |r: &Arc<Resource>| sent.get(&r.name).and_then(Option::as_ref) != Some(&r.version);
-        let changed: Vec<_> = resources.iter().filter(|r| fresh(r)).cloned().collect();
-        for resource in &changed {
-            sent.insert(resource.name.clone(), Some(resource.version.clone()));
+        if self.keeps_back {
+            let map = self.held.map();
+            let kept: Vec<_> = difference.gone.iter().filter_map(|name| map.remove_entry(name)).collect();
+            *map = resources.iter().map(|r| (r.name.clone(), Some(r.version.clone()))).collect();
+            map.extend(none.into_iter().map(|name| (name, None)));
+            map.extend(kept);
+        } else {
+            self.held = Held::List(resources.clone(), none);
         }
-        (self.owed || !changed.is_empty() || !removed.is_empty()).then_some((changed, removed))
+        let answer = self.owed || !difference.changed.is_empty() || !removed.is_empty();
+        answer.then(|| (Picked { list: resources, places: Some(difference.changed) }, removed))
     }
 }
 

@@ -38,7 +38,7 @@ impl Source for Mesh {
         if node.id == "stranger" { Err(tonic::Status::permission_denied("who?")) } else { Ok(node.id.clone()) }
     }
 
-    fn resources(&self, _proxy: &String, type_url: &str, names: Names<'_>) -> Vec<Arc<Resource>> {
+    fn resources(&self, _proxy: &String, type_url: &str, names: Names<'_>) -> Arc<[Resource]> {
         let snapshot = self.snapshot.lock().unwrap();
         let wanted = |name: &str| match names {
             Names::Wildcard => true,
@@ -49,7 +49,7 @@ impl Source for Mesh {
             let mut body = vec![0x0a, name.len() as u8];
             body.extend_from_slice(name.as_bytes());
             let version = if type_url == CLUSTER { ArcStr::from("fixed") } else { ArcStr::from(version.to_string()) };
-            Arc::new(Resource { name: ArcStr::from(*name), version, body: body.into() })
+            Resource { name: ArcStr::from(*name), version, body: body.into() }
         };
         snapshot.iter().filter(|(name, _)| wanted(name)).map(resource).collect()
     }

@@ -58,18 +58,18 @@ impl Source for Secrets {
         Ok(()) // the socket's mode says who may
     }
 
-    fn resources(&self, (): &(), _type_url: &str, names: Names<'_>) -> Vec<Arc<Resource>> {
-        let Names::List(names) = names else { return Vec::new() };
+    fn resources(&self, (): &(), _type_url: &str, names: Names<'_>) -> Arc<[Resource]> {
+        let Names::List(names) = names else { return Arc::default() };
         let found = names.iter().filter_map(|name| {
             let secret = Secret { name: name.to_string(), r#type: Some(self.find(name)?) };
             let body = secret.encode_to_vec();
             let mut hasher = DefaultHasher::new();
             hasher.write(&body);
-            Some(Arc::new(Resource {
+            Some(Resource {
                 name: name.clone(),
                 version: ArcStr::from(format!("{:016x}", hasher.finish())),
                 body: body.into(),
-            }))
+            })
         });
         found.collect()
     }

@@ -178,18 +178,18 @@ impl Source for Mesh {
         Ok(())
     }
 
-    fn resources(&self, (): &(), type_url: &str, names: Names<'_>) -> Vec<Arc<Resource>> {
+    fn resources(&self, (): &(), type_url: &str, names: Names<'_>) -> Arc<[Resource]> {
         let text = self.text.lock().unwrap().clone();
         let resource = |name: &str, body: Vec<u8>| {
-            Arc::new(Resource { name: ArcStr::from(name), version: ArcStr::from(text.as_str()), body: body.into() })
+            Arc::from([Resource { name: ArcStr::from(name), version: ArcStr::from(text.as_str()), body: body.into() }])
         };
         match type_url {
-            type_url::LISTENER => vec![resource("hello", self.listener().encode_to_vec())],
+            type_url::LISTENER => resource("hello", self.listener().encode_to_vec()),
             type_url::ROUTE if names == Names::List(&[ArcStr::from("hello")]) => {
-                vec![resource("hello", routes(&text).encode_to_vec())]
+                resource("hello", routes(&text).encode_to_vec())
             }
-            type_url::NAME_TABLE => vec![resource("", names_of_the_mesh().encode_to_vec())],
-            _ => Vec::new(),
+            type_url::NAME_TABLE => resource("", names_of_the_mesh().encode_to_vec()),
+            _ => Arc::default(),
         }
     }
 

@@ -2,10 +2,12 @@ use envoy_api::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 
 use super::*;
 
-fn resources(of: &[(&str, &str)]) -> Vec<Arc<Resource>> {
+fn resources(of: &[(&str, &str)]) -> Arc<[Resource]> {
     of.iter()
-        .map(|(name, version)| {
-            Arc::new(Resource { name: ArcStr::from(*name), version: ArcStr::from(*version), body: Default::default() })
+        .map(|(name, version)| Resource {
+            name: ArcStr::from(*name),
+            version: ArcStr::from(*version),
+            body: Default::default(),
         })
         .collect()
 }
@@ -213,14 +215,14 @@ fn types_are_due_in_push_order() {
     let mut session = Session::new(Protocol::Delta, 1);
     for type_url in ["other", ROUTE, LISTENER, ENDPOINT, CLUSTER] {
         session.on_request(named(type_url, &["x"])).unwrap();
-        let response = session.evaluate(type_url, Vec::new()).unwrap();
+        let response = session.evaluate(type_url, Arc::default()).unwrap();
         session.on_request(ack(&response)).unwrap();
     }
     session.on_revision(2);
     let mut order = Vec::new();
     while let Some((type_url, _)) = session.due() {
         order.push(type_url.rsplit('.').next().unwrap().to_owned());
-        session.evaluate(&type_url, Vec::new());
+        session.evaluate(&type_url, Arc::default());
     }
     assert_eq!(order, ["Cluster", "ClusterLoadAssignment", "Listener", "RouteConfiguration", "other"]);
 }
