@@ -85,7 +85,7 @@ impl Protocol {
 
     /// HTTP/2 in clear text.
     pub fn is_http2(self) -> bool {
-        matches!(self, Protocol::Http2 | Protocol::Grpc)
+        matches!(self, Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
     }
 
     /// Handled as opaque TCP, TLS included.

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use config_store::{Kind, Snapshot};
-use istio_api::{AuthorizationPolicy, EnvoyFilter, MeshConfig, RequestAuthentication, Sidecar, Telemetry};
+use istio_api::{AuthorizationPolicy, EnvoyFilter, MeshConfig, RequestAuthentication, Sidecar, Telemetry, WasmPlugin};
 use mesh_types::{ArcStr, Labels, selects};
 use registry::{Locality, Registry, Service, augment_labels};
 
@@ -275,6 +275,16 @@ impl PushContext {
         let mut out: Vec<_> = self.for_workload(&self.rules.envoy_filters, namespace, true).filter(selected).collect();
         out.sort_by_key(|filter| filter.spec.priority);
         out
+    }
+
+    /// WasmPlugins of the proxy's namespace, then of the root namespace, that select it.
+    pub fn wasm_plugins(&self, namespace: &str, labels: &Labels) -> Vec<&Arc<Config<WasmPlugin>>> {
+        let selected = |plugin: &&Arc<Config<WasmPlugin>>| {
+            let spec = &plugin.spec;
+            let attached = !spec.target_refs.is_empty() || spec.target_ref.is_some();
+            !attached && spec.selector.as_ref().is_none_or(|s| selects(&s.match_labels, labels))
+        };
+        self.for_workload(&self.rules.wasm_plugins, namespace, false).filter(selected).collect()
     }
 
     /// The Telemetry objects that hold for a proxy, from the widest to the narrowest: of the root namespace,

@@ -48,6 +48,8 @@ pub enum Profile {
 pub struct Node {
     /// `sidecar~IP~NAME.NAMESPACE~DNS_DOMAIN`.
     pub id: String,
+    /// Envoy's name for the cluster of like proxies, which the agent sets to `APP.NAMESPACE`.
+    pub cluster: String,
     /// Pod name.
     pub name: ArcStr,
     /// Pod namespace; from the verified identity where there is one.
@@ -172,6 +174,7 @@ impl Node {
             subzone: l.sub_zone.as_str().into(),
         });
         let mut out = Node::from_parts(&node.id, metadata, locality)?;
+        out.cluster.clone_from(&node.cluster);
         if let Some(peer) = peer {
             if *out.namespace != *peer.namespace() {
                 return Err(InvalidNode::Namespace { id: node.id.clone(), namespace: peer.namespace().to_owned() });
@@ -237,6 +240,7 @@ impl Node {
         });
         Ok(Node {
             id: id.to_owned(),
+            cluster: format!("{}.{namespace}", labels.get("app").map_or(short, String::as_str)),
             name: short.into(),
             namespace: namespace.into(),
             dns_domain: domain.to_owned(),

@@ -1,11 +1,13 @@
 //! Proxies as the conformance suite and `xds generate` describe them.
 
+use registry::Locality;
 use serde_json::{Map, Value, json};
 
 use crate::{InvalidNode, Node, Settings};
 
 impl Node {
-    /// Reads one document of a proxy.yaml: `name`, `namespace`, `ips`, `serviceAccount`, `labels`, `metadata`.
+    /// Reads one document of a proxy.yaml: `name`, `namespace`, `ips`, `serviceAccount`, `labels`,
+    /// `locality`, `metadata`.
     pub fn from_yaml(document: &Value, settings: &Settings) -> Result<Node, InvalidNode> {
         let text = |key: &str| document.get(key).and_then(Value::as_str);
         let name = text("name").ok_or_else(|| InvalidNode::Yaml("no name".to_owned()))?;
@@ -24,6 +26,6 @@ impl Node {
         put("LABELS", document.get("labels").cloned().unwrap_or_else(|| json!({})));
         metadata.extend(document.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default());
         let id = format!("sidecar~{first}~{name}.{namespace}~{namespace}.svc.{}", settings.domain);
-        Node::from_parts(&id, metadata, None)
+        Node::from_parts(&id, metadata, text("locality").map(Locality::parse))
     }
 }

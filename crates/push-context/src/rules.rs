@@ -7,7 +7,7 @@ use config_store::{Body, Kind, Snapshot};
 use istio_api::destination_rule::{LoadBalancerSettings, TrafficPolicy};
 use istio_api::{
     AuthorizationPolicy, DestinationRule, EnvoyFilter, MeshConfig, RequestAuthentication, Sidecar, Telemetry,
-    VirtualService,
+    VirtualService, WasmPlugin,
 };
 use mesh_types::{ArcStr, Labels};
 use registry::Settings;
@@ -29,6 +29,7 @@ pub(crate) struct Rules {
     pub(crate) authorization_policies: Arc<ByNamespace<AuthorizationPolicy>>,
     pub(crate) telemetries: Arc<ByNamespace<Telemetry>>,
     pub(crate) envoy_filters: Arc<ByNamespace<EnvoyFilter>>,
+    pub(crate) wasm_plugins: Arc<ByNamespace<WasmPlugin>>,
     /// Labels of clients that outbound rules ask for.
     pub(crate) labels: Arc<BTreeSet<String>>,
 }
@@ -45,6 +46,7 @@ pub struct ListenerRules {
     authorization_policies: Same<ByNamespace<AuthorizationPolicy>>,
     telemetries: Same<ByNamespace<Telemetry>>,
     envoy_filters: Same<ByNamespace<EnvoyFilter>>,
+    wasm_plugins: Same<ByNamespace<WasmPlugin>>,
 }
 
 /// Labels that say where a workload runs, but for its node; preference for near endpoints may ask for any of them.
@@ -142,6 +144,16 @@ impl Rules {
                     })
                 },
             ),
+            wasm_plugins: builder.part(
+                Kind::WasmPlugin,
+                |r| &r.wasm_plugins,
+                || {
+                    config::by_namespace(snapshot, Kind::WasmPlugin, |body| match body {
+                        Body::WasmPlugin(spec) => Some((**spec).clone()),
+                        _ => None,
+                    })
+                },
+            ),
             labels: Arc::default(),
         };
         rules.labels = Arc::new(rules.client_labels(snapshot, mesh));
@@ -162,6 +174,7 @@ impl Rules {
             authorization_policies: Same(self.authorization_policies.clone()),
             telemetries: Same(self.telemetries.clone()),
             envoy_filters: Same(self.envoy_filters.clone()),
+            wasm_plugins: Same(self.wasm_plugins.clone()),
         }
     }
 
@@ -179,6 +192,9 @@ impl Rules {
         }
         for telemetry in self.telemetries.values().flatten() {
             out.extend(telemetry.spec.selector.iter().flat_map(|s| s.match_labels.keys().cloned()));
+        }
+        for plugin in self.wasm_plugins.values().flatten() {
+            out.extend(plugin.spec.selector.iter().flat_map(|s| s.match_labels.keys().cloned()));
         }
         let locality = mesh.locality_lb_setting.iter().flat_map(|s| &s.failover_priority);
         let zone = mesh.zone_aware_lb_setting.iter().flat_map(|s| &s.failover_priority);

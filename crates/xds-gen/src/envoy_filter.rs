@@ -5,6 +5,7 @@ mod listener;
 mod route;
 
 use envoy_api::cluster::Cluster;
+use envoy_api::core::TypedExtensionConfig;
 use envoy_api::listener::Listener;
 use envoy_api::route::RouteConfiguration;
 use envoy_api::{Any, Message, Name, json};
@@ -45,7 +46,8 @@ fn type_of(apply_to: ApplyTo) -> Option<&'static str> {
         ApplyTo::RouteConfiguration => "envoy.config.route.v3.RouteConfiguration",
         ApplyTo::VirtualHost => "envoy.config.route.v3.VirtualHost",
         ApplyTo::HttpRoute => "envoy.config.route.v3.Route",
-        ApplyTo::Invalid | ApplyTo::ExtensionConfig | ApplyTo::Bootstrap => return None,
+        ApplyTo::ExtensionConfig => "envoy.config.core.v3.TypedExtensionConfig",
+        ApplyTo::Invalid | ApplyTo::Bootstrap => return None,
     })
 }
 
@@ -148,6 +150,12 @@ impl Patches {
 
     pub(crate) fn listeners(&self, listeners: Vec<Listener>) -> Vec<Listener> {
         if self.0.is_empty() { listeners } else { listener::patch(self, listeners) }
+    }
+
+    /// Filter configurations that are asked for by name.
+    pub(crate) fn extensions(&self, wanted: impl Fn(&str) -> bool) -> Vec<TypedExtensionConfig> {
+        let added = self.0.iter().filter(|p| p.apply_to == ApplyTo::ExtensionConfig && p.operation == Operation::Add);
+        added.map(Patch::value).filter(|c: &TypedExtensionConfig| wanted(&c.name)).collect()
     }
 
     pub(crate) fn route(&self, mut config: RouteConfiguration) -> RouteConfiguration {

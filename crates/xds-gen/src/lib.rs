@@ -84,7 +84,9 @@ pub fn shared(push: &PushContext, node: &Node, type_url: &str, names: Names<'_>)
         type_url::EXTENSION => {
             let patches = Patches::of(&cx);
             let own = wasm::configurations(&cx, |name| names.wants(name)).into_iter();
-            own.chain(patches.extensions(|name| names.wants(name))).map(|e| Resource::new(e.name.as_str(), &e)).collect()
+            own.chain(patches.extensions(|name| names.wants(name)))
+                .map(|e| Resource::new(e.name.as_str(), &e))
+                .collect()
         }
         type_url::NAME_TABLE if node.dns_capture => Arc::from([cache::names(&cx)]),
         _ => Arc::default(),

@@ -88,7 +88,8 @@ pub(super) fn unix_address(path: &str) -> Result<(), String> {
 
 /// istiod `ValidateProtocol`; empty text means the proxy sniffs.
 pub(super) fn protocol(text: &str) -> Result<(), String> {
-    if text.is_empty() || mesh_types::Protocol::parse(text) != mesh_types::Protocol::Unsupported {
+    let is_known = mesh_types::Protocol::parse(text) != mesh_types::Protocol::Unsupported;
+    if text.is_empty() || is_known || text.eq_ignore_ascii_case("HTTP_PROXY") {
         return Ok(());
     }
     Err(format!("unsupported protocol: {text}"))

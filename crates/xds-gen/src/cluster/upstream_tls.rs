@@ -27,7 +27,7 @@ pub(super) fn apply(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
     if let Some(settings) = settings {
         let context = context(cx, draft, target, &settings);
         let socket = context.map(|c| transport_socket("envoy.transport_sockets.tls", &c));
-        if automatic && draft.kind() != Some(DiscoveryType::OriginalDst) {
+        if automatic && settings.mode == TlsMode::IstioMutual && draft.kind() != Some(DiscoveryType::OriginalDst) {
             draft.cluster.transport_socket_matches = vec![
                 TransportSocketMatch {
                     name: "tlsMode-istio".to_owned(),
@@ -53,6 +53,18 @@ pub(super) fn apply(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
 fn settings(cx: &Context<'_>, target: &Target<'_>) -> (Option<ClientTlsSettings>, bool) {
     let accounts = || cx.push.service_accounts(target.service);
     if let Some(tls) = &target.policy.tls {
+        if matches!(tls.mode, TlsMode::Disable | TlsMode::Simple) {
+            return (Some(tls.clone()), false);
+        }
+        if let Some(own) = own_certificates(cx) {
+            if target.service.mesh_external {
+                return (Some(tls.clone()), false);
+            }
+            let names = tls.subject_alt_names.clone();
+            let (sni, insecure_skip_verify) = (tls.sni.clone(), tls.insecure_skip_verify);
+            let tls = ClientTlsSettings { subject_alt_names: names, sni, insecure_skip_verify, ..own };
+            return (Some(tls), false);
+        }
         if tls.mode != TlsMode::IstioMutual {
             return (Some(tls.clone()), false);
         }
@@ -69,13 +81,22 @@ fn settings(cx: &Context<'_>, target: &Target<'_>) -> (Option<ClientTlsSettings>
     if target.service.mesh_external || !enabled || server_mode(cx, target) == MtlsMode::Disable {
         return (None, false);
     }
-    let tls = ClientTlsSettings {
-        mode: TlsMode::IstioMutual,
-        subject_alt_names: accounts(),
-        sni: target.sni.clone(),
+    let own = own_certificates(cx);
+    let own = own.unwrap_or_else(|| ClientTlsSettings { mode: TlsMode::IstioMutual, ..ClientTlsSettings::default() });
+    (Some(ClientTlsSettings { subject_alt_names: accounts(), sni: target.sni.clone(), ..own }), true)
+}
+
+/// Mutual TLS with the certificate files that the proxy itself names, in place of the mesh's certificate.
+fn own_certificates(cx: &Context<'_>) -> Option<ClientTlsSettings> {
+    let meta = |key: &str| cx.node.meta(key).unwrap_or_default().to_owned();
+    let client_certificate = meta("TLS_CLIENT_CERT_CHAIN");
+    (!client_certificate.is_empty()).then(|| ClientTlsSettings {
+        mode: TlsMode::Mutual,
+        client_certificate,
+        private_key: meta("TLS_CLIENT_KEY"),
+        ca_certificates: meta("TLS_CLIENT_ROOT_CERT"),
         ..ClientTlsSettings::default()
-    };
-    (Some(tls), true)
+    })
 }
 
 /// What the servers probably take (istiod `BestEffortInferServiceMTLSMode`).
@@ -257,7 +278,7 @@ fn prepend_proxy_protocol(draft: &mut Draft, version: ProxyProtocolVersion) {
     match cluster.transport_socket.take() {
         Some(inner) => cluster.transport_socket = Some(wrap(NAME, inner)),
         None if cluster.transport_socket_matches.is_empty() => {
-            cluster.transport_socket = Some(wrap(NAME, raw_buffer()));
+            cluster.transport_socket = Some(wrap(NAME, transport_socket("raw_buffer", &RawBuffer {})));
         }
         None => {
             for m in &mut cluster.transport_socket_matches {

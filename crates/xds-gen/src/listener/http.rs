@@ -23,6 +23,7 @@ use crate::context::Context;
 use crate::filters::{self, HTTP_CONNECTION_MANAGER, yes};
 use crate::proto::{ads, bool_value, network_filter, parse_duration, seconds};
 use crate::telemetry::Side;
+use crate::wasm::{self, Phase};
 use crate::{authz, jwt, names};
 
 /// Where a connection manager gets its routes.
@@ -41,6 +42,8 @@ pub(super) struct Manager<'a> {
     pub(super) protocol: Protocol,
     /// A forward proxy: absolute URLs are taken.
     pub(super) is_forward_proxy: bool,
+    /// Where the workload listens, or what clients dial.
+    pub(super) port: u16,
     /// The first service of an outbound listener.
     pub(super) service: Option<&'a Service>,
 }
@@ -169,11 +172,20 @@ fn http_filters(cx: &Context<'_>, manager: &Manager<'_>, ph: &ProxyHeaders) -> V
     let in_mesh_only = ph.metadata_exchange_headers.as_ref().is_some_and(|m| m.mode == MetadataExchangeMode::InMesh);
     let mut out: Vec<HttpFilter> = Vec::new();
     out.extend(filters::peer_metadata(cx, inbound, in_mesh_only && !manager.is_forward_proxy));
+    let plugins = |phase| wasm::http(cx, manager.side, manager.port, phase);
     if inbound {
         out.extend(authz::http_custom(cx));
+    }
+    out.extend(plugins(Phase::Authn));
+    if inbound {
         out.extend(jwt::filter(cx));
+    }
+    out.extend(plugins(Phase::Authz));
+    if inbound {
         out.extend(authz::http(cx));
     }
+    out.extend(plugins(Phase::Stats));
+    out.extend(plugins(Phase::Any));
     if manager.protocol == Protocol::GrpcWeb {
         out.push(filters::grpc_web());
     }

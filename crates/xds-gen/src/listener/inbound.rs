@@ -27,6 +27,7 @@ use crate::names::{self, INBOUND_PASSTHROUGH, StatName};
 use crate::proto::{address, config_path, duration, listener_filter, set_istio_metadata, transport_socket, u32_value};
 use crate::telemetry::Side;
 use crate::tls::{self, strings};
+use crate::wasm;
 
 const TLS: &str = "tls";
 const RAW: &str = "raw_buffer";
@@ -232,9 +233,11 @@ fn chain(cx: &Context<'_>, port: &Port, how: &Shape, mode: MtlsMode) -> FilterCh
             },
             protocol: port.protocol,
             is_forward_proxy: false,
+            port: port.target,
             service: None,
         };
-        network_metadata_exchange(cx).into_iter().chain([http::filter(cx, manager)]).collect()
+        let plugins = wasm::before_http(cx, Side::Server, port.target);
+        network_metadata_exchange(cx).into_iter().chain(plugins).chain([http::filter(cx, manager)]).collect()
     } else {
         let stat = StatName {
             host: &port.host,

@@ -24,16 +24,22 @@ use crate::names::{self, StatName};
 use crate::proto::{duration, network_filter, parse_duration};
 use crate::route::destination_cluster;
 use crate::telemetry::Side;
+use crate::wasm::{self, Phase};
 use crate::{authz, filters};
 
 /// The filters around the last ones: who may connect, what is counted.
-fn complete(cx: &Context<'_>, side: Side, last: Vec<Filter>) -> Vec<Filter> {
+fn complete(cx: &Context<'_>, side: Side, port: u16, last: Vec<Filter>) -> Vec<Filter> {
     let mut out = Vec::new();
     if side == Side::Server {
         out.extend(filters::network_metadata_exchange(cx));
         out.extend(authz::tcp_custom(cx));
+    }
+    let plugins = |phase| wasm::network(cx, side, port, phase);
+    out.extend(plugins(Phase::Authn).chain(plugins(Phase::Authz)));
+    if side == Side::Server {
         out.extend(authz::tcp(cx));
     }
+    out.extend(plugins(Phase::Stats).chain(plugins(Phase::Any)));
     out.extend(cx.telemetry.tcp_filters(side));
     out.extend(last);
     out
@@ -58,7 +64,7 @@ pub(super) fn inbound(cx: &Context<'_>, protocol: Protocol, cluster: &str, stat:
         access_log: access_log::logs(cx, Side::Server, Of::Connections),
         ..to_cluster(cluster)
     };
-    complete(cx, Side::Server, stack(cx, protocol, &config))
+    complete(cx, Side::Server, stat.port, stack(cx, protocol, &config))
 }
 
 fn tunnel(rule: &DestinationRule, subset: &str) -> Option<TunnelSettings> {
@@ -101,7 +107,8 @@ pub(super) fn single(
     cluster: &str,
     subset: &str,
     rule: Option<&DestinationRule>,
-    service: Option<(&Service, u16)>,
+    port: u16,
+    service: Option<&Service>,
     stat: Option<StatName<'_>>,
 ) -> Vec<Filter> {
     let mut config =
@@ -111,14 +118,14 @@ pub(super) fn single(
     }
     apply_rule(cx, &mut config, rule, subset);
     let mut last = Vec::new();
-    if let Some((service, port)) = service
+    if let Some(service) = service
         && service.is_wildcard()
         && service.resolution == Resolution::DynamicDns
     {
         last.push(sni_forward_proxy(cx, service, port));
     }
     last.extend(stack(cx, protocol, &config));
-    complete(cx, Side::Client, last)
+    complete(cx, Side::Client, port, last)
 }
 
 /// An outbound chain for a VirtualService's TCP or TLS route.
@@ -148,7 +155,7 @@ pub(super) fn routed(
             port_name,
             target: Some(0),
         });
-        return single(cx, protocol, &cluster_of(first), &subset, rule, None, stat);
+        return single(cx, protocol, &cluster_of(first), &subset, rule, port, None, stat);
     }
     let clusters: Vec<ClusterWeight> = routes
         .iter()
@@ -166,7 +173,7 @@ pub(super) fn routed(
         ..TcpProxy::default()
     };
     apply_rule(cx, &mut config, rule, "");
-    complete(cx, Side::Client, stack(cx, protocol, &config))
+    complete(cx, Side::Client, port, stack(cx, protocol, &config))
 }
 
 /// The port that stands in the name of a service's cluster: its only port if it has just one.

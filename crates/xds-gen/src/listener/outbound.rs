@@ -25,6 +25,7 @@ use crate::proto::{
 use crate::route::virtual_host::alternatives;
 use crate::telemetry::Side;
 use crate::tls::strings;
+use crate::wasm;
 
 /// What HTTP looks like to the inspector.
 const PLAINTEXT_HTTP: [&str; 2] = ["http/1.1", "h2c"];
@@ -471,8 +472,7 @@ fn default_filters(cx: &Context<'_>, wish: &Wish<'_>) -> Vec<Filter> {
         port_name: "",
         target: Some(0),
     };
-    let service = Some((&**service, wish.port));
-    network::single(cx, wish.protocol, &cluster, "", rule.map(|r| &r.spec), service, Some(stat))
+    network::single(cx, wish.protocol, &cluster, "", rule.map(|r| &r.spec), wish.port, Some(service), Some(stat))
 }
 
 /// TCP by VirtualServices, else to the service (istiod `buildSidecarOutboundTCPFilterChainOpts`).
@@ -551,6 +551,7 @@ fn finish(cx: &Context<'_>, entry: Entry, fallback: &[Filter]) -> Listener {
             ..FilterChain::default()
         };
         if let Some(own) = chain.http {
+            out.filters.extend(wasm::before_http(cx, Side::Client, entry.port));
             out.filters.push(http::filter(
                 cx,
                 Manager {
@@ -559,6 +560,7 @@ fn finish(cx: &Context<'_>, entry: Entry, fallback: &[Filter]) -> Listener {
                     stat_prefix: outbound_prefix(&name),
                     protocol: own.protocol,
                     is_forward_proxy: own.is_forward_proxy,
+                    port: entry.port,
                     service: own.service.as_deref(),
                 },
             ));

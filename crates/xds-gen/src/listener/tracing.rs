@@ -14,7 +14,7 @@ use istio_api::telemetry::{CustomTag as RuleTag, WorkloadMode};
 use std::collections::BTreeMap;
 
 use crate::context::Context;
-use crate::proto::{percent, u32_value};
+use crate::proto::{bool_value, percent, u32_value};
 use crate::telemetry::Side;
 
 /// Tracing of one direction, and whether the request id decides about sampling.
@@ -80,10 +80,12 @@ pub(super) fn settings(cx: &Context<'_>, side: Side) -> Settings {
         tags.extend(custom.iter().filter_map(|(name, tag)| rule_tag(name, tag)));
     }
     let limit = (exporter.max_tag_length != 0).then_some(exporter.max_tag_length).and_then(u32_value).or(max_path);
+    let percentage = if exporter.samples_itself { 100.0 } else { percentage.unwrap_or(sampling) };
     let tracing = Tracing {
         provider: Some(exporter.http),
+        spawn_upstream_span: if exporter.starts_child_span { bool_value(true) } else { None },
         no_context_propagation: no_context,
-        ..build(percentage.unwrap_or(sampling), tags, limit)
+        ..build(percentage, tags, limit)
     };
     Settings { tracing: Some(tracing), use_request_id: request_id }
 }

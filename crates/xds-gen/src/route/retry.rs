@@ -71,10 +71,11 @@ fn conditions(text: &str) -> (String, Vec<u32>) {
             None => names.push(part),
         }
     }
-    if !codes.is_empty() && !names.contains(&"retriable-status-codes") {
-        names.push("retriable-status-codes");
+    let mut names = names.join(",");
+    if !codes.is_empty() && !names.contains("retriable-status-codes") {
+        names.push_str(",retriable-status-codes");
     }
-    (names.join(","), codes)
+    (names, codes)
 }
 
 /// Codes that Go's net/http has a text for.

@@ -44,12 +44,17 @@ pub(super) fn outbound(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<Vir
             service.clone()
         } else {
             let Some(own) = service.port(port) else { continue };
-            match service.ports.len() {
-                1 => service.clone(),
-                _ => Arc::new(Service { ports: vec![own.clone()], ..(**service).clone() }),
+            let lower = service.hostname.to_ascii_lowercase();
+            match service.ports.len() == 1 && *lower == *service.hostname {
+                true => service.clone(),
+                false => Arc::new(Service {
+                    ports: vec![own.clone()],
+                    hostname: lower.as_str().into(),
+                    ..(**service).clone()
+                }),
             }
         };
-        let name: Arc<str> = narrowed.hostname.to_ascii_lowercase().into();
+        let name: Arc<str> = narrowed.hostname.to_string().into();
         if services.insert(name.clone(), narrowed).is_none() {
             order.push(name);
         }
