@@ -23,7 +23,15 @@ use crate::status::{self, Controls, Port, Status};
 use crate::{control_plane, envoy, flags, outrigger};
 
 /// How often connections are counted while waiting for the last. Source: istio `pkg/envoy/agent.go`.
-const CONNECTIONS_CHECK: Duration = Duration::from_secs(1);
+///
+/// DIFFERS: every second there; the pod of a rollout need not wait that long for its end.
+const CONNECTIONS_CHECK: Duration = Duration::from_millis(100);
+/// How often a wait for connections is worth a line.
+const CONNECTIONS_LOG: Duration = Duration::from_secs(5);
+/// How often in a row connections may not be countable.
+const CONNECTIONS_RETRIES: u32 = 5;
+/// How often the proxy is asked whether the start is over.
+const SETTLE_CHECK: Duration = Duration::from_millis(50);
 /// How long the status ports may finish what they are answering.
 const STATUS_DRAIN: Duration = Duration::from_millis(200);
 
@@ -78,6 +86,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     };
     let proxy = proxy.context("the proxy cannot start")?;
     running.send_replace(Some(proxy.clone()));
+    // Ends by itself; a process that ends earlier has nothing to give back.
+    tokio::spawn(settle(proxy.clone()));
 
     let mut drained = false;
     let signal = loop {
@@ -109,32 +119,57 @@ pub async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Serves on while clients turn away, as istio `pkg/envoy/agent.go`, `terminate`.
+/// Serves on while clients turn away, as istio `pkg/envoy/agent.go`, `terminate`; but there is one deadline for all of it.
 async fn terminate(proxy: &dyn DataPlane, drain: Drain, signal: Shutdown, signals: &mut Signals, controls: &Controls) {
+    let started = Instant::now();
     proxy.drain().await;
     let finished = async {
         if !drain.exit_on_zero {
             info!(wait = ?drain.termination, ?signal, "draining");
             tokio::time::sleep(drain.termination).await;
-            return;
+            return "the drain is over";
         }
-        info!(minimum = ?drain.minimum, ?signal, "draining until the last connection has ended");
+        info!(minimum = ?drain.minimum, deadline = ?drain.deadline, ?signal, "draining until the last connection has ended");
         tokio::time::sleep(drain.minimum).await;
+        let (mut told, mut failures) = (None, 0);
         loop {
             match proxy.active_connections().await {
-                Some(0) | None => return,
-                Some(open) => info!(open, "connections are still open"),
+                Some(0) => return "the last connection has ended",
+                Some(open) => {
+                    failures = 0;
+                    if told.is_none_or(|told: Instant| told.elapsed() >= CONNECTIONS_LOG) {
+                        info!(open, "connections are still open");
+                        told = Some(Instant::now());
+                    }
+                }
+                // A count that cannot be had may be had the next time.
+                None if failures < CONNECTIONS_RETRIES => failures += 1,
+                None => return "connections cannot be counted",
             }
             tokio::time::sleep(CONNECTIONS_CHECK).await;
         }
     };
-    let started = Instant::now();
+    let deadline = async {
+        match drain.deadline {
+            Some(deadline) => tokio::time::sleep_until(started + deadline).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        () = finished => info!(after = ?started.elapsed(), "drained"),
+        reason = finished => info!(after = ?started.elapsed(), reason, "drained"),
+        () = deadline => warn!(after = ?started.elapsed(), "the pod's grace is nearly over; closing what is still open"),
         // The same signal twice: somebody is in a hurry.
         second = signals.next() => warn!(signal = ?second, "asked again; ending without waiting"),
         () = controls.quit.notified() => info!("asked to quit; ending without waiting"),
     }
+}
+
+/// Gives back what only the start needed, as soon as the proxy is ready to serve.
+async fn settle(proxy: Arc<dyn DataPlane>) {
+    while proxy.ready().await.is_err() {
+        tokio::time::sleep(SETTLE_CHECK).await;
+    }
+    lifecycle::memory::release_startup();
 }
 
 async fn mirror_certificate(

@@ -6,6 +6,7 @@
 pub mod drain;
 pub mod http;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod readiness;
 pub mod signal;

@@ -40,7 +40,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 match args.sample {
                     Sample::Bookinfo(args) => bookinfo::run(args).await,
                     Sample::Echo { port } => echo::run(port).await,
-                    Sample::Sleep => std::future::pending().await,
+                    Sample::Sleep => {
+                        lifecycle::memory::release_startup();
+                        std::future::pending().await
+                    }
                 }
             } => result,
             stopped = server::stop_signal() => stopped,
