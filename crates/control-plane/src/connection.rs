@@ -36,6 +36,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// As istiod's keepalive: a dead peer is found after 40 seconds.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
+/// Bytes of a stream that wait for the kernel: what a slow reader costs, beside one shared list.
+const MAX_UNSENT: usize = 64 << 10;
+
 /// The largest HTTPS request: an admission review of the largest object that etcd holds.
 const MAX_BODY: usize = 4 << 20;
 
@@ -179,6 +182,7 @@ async fn http2<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .keep_alive_interval(Some(KEEPALIVE.0))
         .keep_alive_timeout(KEEPALIVE.1)
         .max_concurrent_streams(64)
+        .max_send_buf_size(MAX_UNSENT)
         .max_header_list_size(64 << 10);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
     let result = tokio::select! {

@@ -1,6 +1,8 @@
 //! istiod's debug pages (pilot/pkg/xds/debug.go), for people and for `istioctl`.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod registry;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use config_store::{Body, Kind, Object};
@@ -19,18 +21,21 @@ type Page = fn(&State, &Statuses, &str) -> Result<Value, String>;
 const PAGES: &[(&str, &str, Page)] = &[
     ("adsz", "connected proxies and what they watch", adsz),
     ("authorizationz", "authorization policies by namespace", authorizationz),
-    ("config_distribution", "revision and version of each proxy", syncz),
+    ("config_distribution", "version of each proxy", config_distribution),
     ("config_dump", "what the proxy of ?proxyID=NAME.NAMESPACE is sent", config_dump),
     ("configz", "Istio resources in effect", configz),
     ("connections", "connected proxies", connections),
-    ("endpointz", "endpoint slices by service", endpointz),
-    ("endpointShardz", "endpoint slices by service", endpointz),
+    ("endpointz", "endpoints of each port of each service", |state, _, _| Ok(registry::endpoints(&state.push))),
+    ("endpointShardz", "endpoints by service and registry", |state, _, _| Ok(registry::endpoint_shards(&state.push))),
+    ("instancesz", "services that each connected proxy serves", instancesz),
+    ("list", "these pages", |_, _, _| Ok(PAGES.iter().map(|(name, _, _)| format!("/debug/{name}")).collect())),
     ("mesh", "MeshConfig in effect", mesh),
     ("ndsz", "the name table of the proxy of ?proxyID=NAME.NAMESPACE", ndsz),
     ("push_status", "the latest snapshot", push_status),
-    ("registryz", "services", registryz),
-    ("sidecarz", "Sidecar resources", sidecarz),
+    ("registryz", "services", |state, _, _| Ok(registry::services(&state.push))),
+    ("sidecarz", "what the proxy of ?proxyID=NAME.NAMESPACE may see", sidecarz),
     ("syncz", "which proxies have accepted what they were sent", syncz),
+    ("telemetryz", "Telemetry resources by namespace", telemetryz),
 ];
 
 /// The page at `path`, which starts with `/debug`.
@@ -54,30 +59,50 @@ fn parameter<'q>(query: &'q str, key: &str) -> Option<&'q str> {
     query.split('&').filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == key).map(|(_, value)| value)
 }
 
-/// As istiod's `SyncStatus`: per type what was sent, accepted and refused.
+/// As istiod's `SyncStatus`: per type what was sent, accepted and, ours, refused.
 fn syncz(state: &State, statuses: &Statuses, query: &str) -> Result<Value, String> {
     let wanted = parameter(query, "proxyID");
     let proxies = statuses.all();
     let rows = proxies.iter().filter(|proxy| wanted.is_none_or(|wanted| wanted == proxy.proxy)).map(|proxy| {
         let mut row = Map::new();
+        row.insert("cluster_id".into(), proxy.cluster_id.as_str().into());
         row.insert("proxy".into(), proxy.proxy.as_str().into());
         row.insert("proxy_type".into(), "sidecar".into());
         row.insert("istio_version".into(), proxy.version.as_str().into());
         row.insert("revision".into(), state.revision.into());
         row.insert("synced_to".into(), proxy.synced_to.into());
         for (url, status) in &proxy.types {
-            let kind = match short(url) {
-                "cds" => "cluster",
-                "eds" => "endpoint",
-                "lds" => "listener",
-                "rds" => "route",
-                other => other,
-            };
+            let kind = kind_of(url);
             row.insert(format!("{kind}_sent"), status.sent_nonce.as_str().into());
             row.insert(format!("{kind}_acked"), status.acked_nonce.as_str().into());
             if let Some(error) = &status.nacked {
                 row.insert(format!("{kind}_nacked"), error.as_str().into());
             }
+        }
+        Value::Object(row)
+    });
+    Ok(rows.collect())
+}
+
+fn kind_of(url: &str) -> &str {
+    match short(url) {
+        "cds" => "cluster",
+        "eds" => "endpoint",
+        "lds" => "listener",
+        "rds" => "route",
+        "ecds" => "extensionconfig",
+        other => other,
+    }
+}
+
+/// As istiod's `SyncedVersions`; our nonces begin with the revision that was accepted.
+fn config_distribution(_: &State, statuses: &Statuses, _: &str) -> Result<Value, String> {
+    let rows = statuses.all().into_iter().map(|proxy| {
+        let mut row = Map::new();
+        row.insert("proxy".into(), proxy.proxy.as_str().into());
+        for (url, status) in &proxy.types {
+            let version = status.acked_nonce.split('-').next().unwrap_or_default();
+            row.insert(format!("{}_acked", kind_of(url)), version.into());
         }
         Value::Object(row)
     });
@@ -123,18 +148,51 @@ fn connected(statuses: &Statuses, query: &str) -> Result<Arc<Node>, String> {
     statuses.node(proxy).ok_or_else(|| format!("no proxy {proxy:?} is connected"))
 }
 
-fn adsz(_: &State, statuses: &Statuses, _: &str) -> Result<Value, String> {
-    let proxies = statuses.all();
-    Ok(json!({"totalClients": proxies.len(), "clients": proxies}))
+/// As istiod's `AdsClients`, with what each type's last response was.
+fn adsz(_: &State, statuses: &Statuses, query: &str) -> Result<Value, String> {
+    let wanted = parameter(query, "proxyID");
+    let mut proxies = statuses.all();
+    proxies.retain(|proxy| wanted.is_none_or(|wanted| wanted == proxy.proxy || wanted == &*proxy.node_id));
+    if let (Some(wanted), true) = (wanted, proxies.is_empty()) {
+        return Err(format!("no proxy {wanted:?} is connected to this control plane; it may be to another"));
+    }
+    let row = |proxy: ProxyStatus| {
+        let node = statuses.node(&proxy.node_id);
+        let watches: Map<_, _> = proxy.types.keys().map(|url| (url.to_string(), json!([]))).collect();
+        let mut row = client(&proxy);
+        row["labels"] = json!(node.as_ref().map(|node| &node.labels));
+        row["metadata"] = json!(node.as_ref().map(|node| &node.metadata));
+        row["watches"] = Value::Object(watches);
+        row["types"] = json!(proxy.types);
+        row
+    };
+    Ok(json!({"totalClients": proxies.len(), "clients": proxies.into_iter().map(row).collect::<Value>()}))
+}
+
+fn client(proxy: &ProxyStatus) -> Value {
+    json!({"connectionId": format!("{}-{}", proxy.node_id, proxy.connection),
+        "connectedAt": registry::time(i64::try_from(proxy.connected_at).unwrap_or_default()),
+        "address": proxy.address, "identity": proxy.identity})
 }
 
 fn connections(_: &State, statuses: &Statuses, _: &str) -> Result<Value, String> {
-    let row = |proxy: ProxyStatus| {
-        json!({"connectionId": proxy.connection, "proxy": proxy.proxy, "connectedAt": proxy.connected_at,
-            "address": proxy.address, "identity": proxy.identity})
-    };
     let proxies = statuses.all();
-    Ok(json!({"totalClients": proxies.len(), "clients": proxies.into_iter().map(row).collect::<Value>()}))
+    Ok(json!({"totalClients": proxies.len(), "clients": proxies.iter().map(client).collect::<Value>()}))
+}
+
+/// Node id and what it serves.
+fn instancesz(state: &State, statuses: &Statuses, _: &str) -> Result<Value, String> {
+    let rows = statuses.all().into_iter().filter_map(|proxy| {
+        let node = statuses.node(&proxy.node_id)?;
+        let targets = state.push.registry.targets(&node.query());
+        let targets = targets.iter().map(|target| {
+            json!({"Service": {"hostname": &*target.service.hostname, "Attributes": {
+                    "Name": &*target.service.name, "Namespace": &*target.service.namespace}},
+                "Port": {"name": &*target.port.name, "port": target.port.port, "TargetPort": target.target_port}})
+        });
+        Some((proxy.node_id.to_string(), targets.collect()))
+    });
+    Ok(Value::Object(rows.collect()))
 }
 
 fn mesh(state: &State, _: &Statuses, _: &str) -> Result<Value, String> {
@@ -155,42 +213,30 @@ fn configz(state: &State, _: &Statuses, _: &str) -> Result<Value, String> {
     Ok(kinds.flat_map(|kind| state.snapshot.list(*kind)).map(|object| manifest(object)).collect())
 }
 
-fn sidecarz(state: &State, _: &Statuses, _: &str) -> Result<Value, String> {
-    Ok(state.snapshot.list(Kind::Sidecar).map(|object| manifest(object)).collect())
+fn sidecarz(state: &State, statuses: &Statuses, query: &str) -> Result<Value, String> {
+    let node = connected(statuses, query)?;
+    Ok(registry::scope(&state.push, &state.push.scope(&node)))
+}
+
+fn telemetryz(state: &State, _: &Statuses, _: &str) -> Result<Value, String> {
+    let mut namespaces: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    for object in state.snapshot.list(Kind::Telemetry) {
+        let row = json!({"name": &*object.key.name, "namespace": &*object.key.namespace, "spec": spec(&object.body)});
+        namespaces.entry(&object.key.namespace).or_default().push(row);
+    }
+    Ok(json!({"telemetries": {"namespace_to_telemetries": namespaces, "root_namespace": state.mesh.root_namespace}}))
 }
 
 fn authorizationz(state: &State, _: &Statuses, _: &str) -> Result<Value, String> {
     let mut namespaces: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
     for object in state.snapshot.list(Kind::AuthorizationPolicy) {
-        namespaces.entry(&object.key.namespace).or_default().push(manifest(object));
+        let row = json!({"name": &*object.key.name, "namespace": &*object.key.namespace,
+            "annotations": object.annotations, "spec": spec(&object.body)});
+        namespaces.entry(&object.key.namespace).or_default().push(row);
     }
     Ok(
         json!({"authorization_policies": {"namespace_to_policies": namespaces, "root_namespace": state.mesh.root_namespace}}),
     )
-}
-
-fn registryz(state: &State, _: &Statuses, _: &str) -> Result<Value, String> {
-    let services = state.snapshot.list(Kind::Service).chain(state.snapshot.list(Kind::ServiceEntry));
-    Ok(services.map(|object| manifest(object)).collect())
-}
-
-fn endpointz(state: &State, _: &Statuses, _: &str) -> Result<Value, String> {
-    let mut services: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for object in state.snapshot.list(Kind::EndpointSlice) {
-        let Body::EndpointSlice(slice) = &object.body else { continue };
-        let service = object.labels.get("kubernetes.io/service-name").map_or(&*object.key.name, String::as_str);
-        let addresses = services.entry(format!("{service}.{}", object.key.namespace)).or_default();
-        for endpoint in slice.endpoints.iter().flatten() {
-            let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
-            for (address, port) in
-                endpoint.addresses.iter().flat_map(|a| slice.ports.iter().flatten().map(move |p| (a, p)))
-            {
-                let state = if ready { "HEALTHY" } else { "UNHEALTHY" };
-                addresses.insert(format!("{address}:{} {state}", port.port.unwrap_or_default()));
-            }
-        }
-    }
-    Ok(services.into_iter().map(|(service, addresses)| json!({"svc": service, "ep": addresses})).collect())
 }
 
 /// An object as a manifest; Kubernetes' own without what is secret.

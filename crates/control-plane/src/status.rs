@@ -24,6 +24,8 @@ pub struct ProxyStatus {
     pub identity: Option<String>,
     /// Where it connects from.
     pub address: String,
+    /// Its Kubernetes cluster.
+    pub cluster_id: String,
     /// The version it reports.
     pub version: String,
     /// Unix seconds.
@@ -133,6 +135,7 @@ impl Statuses {
             proxy: format!("{}.{}", arrival.node.name, arrival.node.namespace),
             identity: arrival.identity.map(ToString::to_string),
             address: arrival.address,
+            cluster_id: arrival.node.cluster_id.to_string(),
             version: arrival.node.metadata.get("ISTIO_VERSION").cloned().unwrap_or_default(),
             connected_at,
             synced_to: 0,

@@ -1,5 +1,6 @@
 //! `outrigger validate`: says what istiod would refuse or warn of, without a mesh.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -48,4 +49,13 @@ pub fn validate(args: ValidateArgs) -> anyhow::Result<ExitCode> {
     let skipped = documents.len() - checked;
     println!("{checked} objects checked, {skipped} of other kinds skipped: {errors} errors, {warnings} warnings");
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `outrigger crds`: writes the CustomResourceDefinitions of Istio's kinds.
+///
+/// # Errors
+/// When nobody takes the output.
+pub fn crds() -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(kube_source::crds().as_bytes())?;
+    Ok(ExitCode::SUCCESS)
 }

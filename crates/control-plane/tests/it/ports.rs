@@ -185,9 +185,13 @@ async fn monitoring_shows_metrics_and_debug_pages() {
     let metrics = get(&mesh, "/metrics").await;
     assert!(metrics.contains("pilot_xds_pushes{type=\"cds\"} 1"), "{metrics}");
     assert!(get(&mesh, "/debug/syncz").await.contains("\"cluster_acked\""));
-    assert!(get(&mesh, "/debug/endpointz").await.contains("10.0.0.1:9080 HEALTHY"));
+    assert!(get(&mesh, "/debug/endpointz").await.contains("\"reviews.default.svc.cluster.local:http\""));
+    assert!(get(&mesh, "/debug/endpointShardz").await.contains("\"Kubernetes/Kubernetes\""));
+    assert!(get(&mesh, "/debug/registryz").await.contains("\"defaultAddress\": \"10.96.0.1\""));
+    assert!(get(&mesh, "/debug/sidecarz?proxyID=sleep.default").await.contains("\"outboundTrafficPolicy\""));
     assert!(get(&mesh, "/debug/mesh").await.contains("\"trustDomain\": \"cluster.local\""));
-    for page in ["adsz", "configz", "connections", "registryz", "sidecarz", "authorizationz", "push_status"] {
+    for page in ["adsz", "configz", "connections", "instancesz", "telemetryz", "authorizationz", "push_status", "list"]
+    {
         assert!(get(&mesh, &format!("/debug/{page}")).await.starts_with("HTTP/1.1 200"), "{page}");
     }
     let dump = get(&mesh, "/debug/config_dump?proxyID=sleep.default").await;
