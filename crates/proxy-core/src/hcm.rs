@@ -134,7 +134,8 @@ pub struct HttpConnectionManager {
     add_user_agent: bool,
     local_address: Option<IpAddr>,
     node_id: ArcStr,
-    node_cluster: ArcStr,
+    /// This proxy's `--service-cluster`.
+    pub node_cluster: ArcStr,
 }
 
 /// Which peers count as inside.

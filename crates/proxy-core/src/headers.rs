@@ -7,6 +7,16 @@
 pub struct Headers {
     buffer: Vec<u8>,
     entries: Vec<Entry>,
+    /// One bit for every name that was ever added: most names that somebody looks for are not there, which this
+    /// says without a look at the entries.
+    names: u64,
+}
+
+/// The bit of a name, of any case.
+fn bit(name: &[u8]) -> u64 {
+    let (Some(first), Some(last)) = (name.first(), name.last()) else { return 1 };
+    let mixed = name.len() + 5 * usize::from(first | 0x20) + 11 * usize::from(last | 0x20);
+    1 << (mixed % 64)
 }
 
 /// Envoy's inline headers, which exist once (`Http::Headers`, `INLINE_REQ_*`, `INLINE_RESP_*` and the custom ones). Sorted.
@@ -93,13 +103,14 @@ impl Headers {
 
     /// Room for so many headers with so many bytes of names and values.
     pub fn with_capacity(entries: usize, bytes: usize) -> Self {
-        Self { buffer: Vec::with_capacity(bytes), entries: Vec::with_capacity(entries) }
+        Self { buffer: Vec::with_capacity(bytes), entries: Vec::with_capacity(entries), names: 0 }
     }
 
     /// Forgets all headers and keeps the memory.
     pub fn clear(&mut self) {
         self.buffer.clear();
         self.entries.clear();
+        self.names = 0;
     }
 
     /// Number of headers, pseudo headers included.
@@ -123,6 +134,7 @@ impl Headers {
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         let Some((name_at, value_at)) = self.store(name, value) else { return };
         self.buffer[name_at as usize..][..name.len()].make_ascii_lowercase();
+        self.names |= bit(name);
         self.entries.push(Entry {
             name: name_at,
             name_len: name.len() as u32,
@@ -153,6 +165,9 @@ impl Headers {
 
     fn position(&self, name: &str) -> Option<usize> {
         let name = name.as_bytes();
+        if self.names & bit(name) == 0 {
+            return None;
+        }
         self.entries.iter().position(|e| e.name_len as usize == name.len() && e.name(&self.buffer) == name)
     }
 
@@ -233,6 +248,9 @@ impl Headers {
 
     /// Removes all values under the name; says whether there were any.
     pub fn remove(&mut self, name: &str) -> bool {
+        if self.names & bit(name.as_bytes()) == 0 {
+            return false;
+        }
         let before = self.entries.len();
         let buffer = &self.buffer;
         self.entries.retain(|e| e.name(buffer) != name.as_bytes());

@@ -58,7 +58,7 @@ pub use hcm::HttpConnectionManager;
 pub use headers::Headers;
 pub use listener::{FilterChain, Listener, ListenerSet};
 pub use mesh_types::ArcStr;
-pub use metadata::{FilterState, Metadata, MetadataMatch};
+pub use metadata::{FilterState, Metadata, MetadataMatch, object as json_object};
 pub use percent::Fraction;
 pub use random::Random;
 pub use rbac::Rbac;

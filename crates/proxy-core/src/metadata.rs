@@ -30,8 +30,12 @@ impl Metadata {
     }
 
     /// Sets one field of a namespace.
-    pub fn set(&mut self, namespace: &str, key: &str, value: Value) {
-        self.0.entry(namespace.into()).or_default().insert(key.to_owned(), value);
+    pub fn set(&mut self, namespace: &str, key: &str, mut value: Value) {
+        let fields = self.0.entry(namespace.into()).or_default();
+        // Protobuf prints the fields of a struct in order.
+        value.sort_all_objects();
+        fields.insert(key.to_owned(), value);
+        fields.sort_keys();
     }
 
     /// Whether there is nothing in it.
@@ -69,7 +73,7 @@ impl MetadataMatch {
 }
 
 /// A protobuf struct as JSON object.
-pub(crate) fn object(fields: &pb::Struct) -> Map<String, Value> {
+pub fn object(fields: &pb::Struct) -> Map<String, Value> {
     // Sorted, because protobuf maps have no order and equal input must give equal tables.
     let mut sorted: Vec<_> = fields.fields.iter().collect();
     sorted.sort_by(|a, b| a.0.cmp(b.0));

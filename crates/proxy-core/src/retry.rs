@@ -146,6 +146,8 @@ pub enum RetryVerdict {
     Retry {
         /// The pause.
         after: Duration,
+        /// The upstream said how long.
+        asked: bool,
     },
     /// It should be tried again, but not more often: flag URX.
     LimitExceeded,
@@ -252,7 +254,7 @@ impl RetryState {
             Some(least) => least + Duration::from_millis(random.below(least.as_millis() as u64 / 2)),
             None => self.pause.next(random),
         };
-        RetryVerdict::Retry { after }
+        RetryVerdict::Retry { after, asked: asked.is_some() }
     }
 }
 

@@ -1,18 +1,22 @@
 //! The HTTP connection manager: downstream HTTP/1 and HTTP/2 connections, and what happens to each request.
 
 mod authz;
+mod encode;
 mod exchange;
 mod filters;
 mod h1;
 mod h2;
+mod limits;
 mod local_reply;
 mod mirror;
+mod redirect;
 mod respond;
 mod router;
 mod timers;
 
 pub(crate) use authz::KeyCache;
 pub(crate) use exchange::{Exchange, civil_date};
+pub(crate) use limits::LocalLimits;
 
 use crate::downstream::Connection;
 use crate::io::Io;
@@ -41,8 +45,14 @@ pub(crate) struct Http {
     routes: Option<Arc<RouteSlot>>,
     since: Instant,
     requests: Cell<u32>,
+    /// An idle or old connection says so with its next answer, and ends after the drain timeout.
+    ending: Cell<bool>,
+    /// `max_connection_duration` passed and was counted.
+    aged: Cell<bool>,
     /// Requests under way.
     active: Cell<u32>,
+    /// Buckets of local rate limits that count each connection by itself.
+    limits: RefCell<std::collections::HashMap<usize, Vec<proxy_core::filters::TokenBucket>>>,
     /// The peer's last announcement and what it says: the same on every request of a connection.
     announced: RefCell<Option<(Vec<u8>, Arc<Workload>)>>,
 }
@@ -60,7 +70,7 @@ impl Http {
     /// True when this connection should end after the current request.
     fn closing(&self) -> bool {
         let worn = self.config.max_requests_per_connection.is_some_and(|max| self.requests.get() >= max);
-        worn || self.draining()
+        worn || self.ending.get() || self.draining()
     }
 
     fn draining(&self) -> bool {
@@ -132,7 +142,10 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         stats,
         since: Instant::now(),
         requests: Cell::new(0),
+        ending: Cell::new(false),
+        aged: Cell::new(false),
         active: Cell::new(0),
+        limits: RefCell::default(),
         announced: RefCell::default(),
     });
     let mut io = connection.io;
@@ -162,7 +175,13 @@ fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &
     }
     for entry in &config.filters {
         let names: &[&str] = match &entry.filter {
-            HttpFilter::Fault(_) => &["fault.aborts_injected", "fault.delays_injected", "fault.faults_overflow"],
+            HttpFilter::Fault(_) => &[
+                "fault.aborts_injected",
+                "fault.delays_injected",
+                "fault.faults_overflow",
+                "fault.active_faults",
+                "fault.response_rl_injected",
+            ],
             HttpFilter::Cors => &["cors.origin_invalid", "cors.origin_valid"],
             HttpFilter::Rbac(_) => &["rbac.allowed", "rbac.denied", "rbac.shadow_allowed", "rbac.shadow_denied"],
             HttpFilter::Jwt(_) => &["jwt_authn.allowed", "jwt_authn.denied", "jwt_authn.cors_preflight_bypassed"],

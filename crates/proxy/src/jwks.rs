@@ -2,8 +2,17 @@
 
 use aws_lc_rs::{hmac, signature};
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet::URL_SAFE;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use serde_json::Value;
+
+/// Bits that say nothing at the end are taken, as jwt_verify_lib does.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(base64::engine::DecodePaddingMode::RequireNone),
+);
 
 /// A set of keys.
 #[derive(Debug, Default)]
@@ -27,7 +36,7 @@ enum Material {
 }
 
 fn bytes(value: &Value, field: &str) -> Option<Vec<u8>> {
-    URL_SAFE_NO_PAD.decode(value.get(field)?.as_str()?.trim_end_matches('=')).ok()
+    BASE64.decode(value.get(field)?.as_str()?.trim_end_matches('=')).ok()
 }
 
 impl Key {
@@ -166,7 +175,7 @@ impl Token {
         let [head, body, sign] = parts[..] else {
             return Err("Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections");
         };
-        let decoded = URL_SAFE_NO_PAD.decode(head).map_err(|_| "Jwt header is an invalid Base64url encoded")?;
+        let decoded = BASE64.decode(head).map_err(|_| "Jwt header is an invalid Base64url encoded")?;
         let header: Value = serde_json::from_slice(&decoded).map_err(|_| "Jwt header is an invalid JSON")?;
         let algorithm = match header.get("alg") {
             Some(Value::String(s)) => s.clone(),
@@ -181,7 +190,7 @@ impl Token {
             Some(_) => return Err("Jwt header [kid] field is not a string"),
             None => None,
         };
-        let decoded = URL_SAFE_NO_PAD.decode(body).map_err(|_| "Jwt payload is an invalid Base64url encoded")?;
+        let decoded = BASE64.decode(body).map_err(|_| "Jwt payload is an invalid Base64url encoded")?;
         let payload: Value = serde_json::from_slice(&decoded).map_err(|_| "Jwt payload is an invalid JSON")?;
         for (field, message) in [
             ("iat", "Jwt payload [iat] field is not an integer or not positive"),
@@ -192,7 +201,7 @@ impl Token {
                 return Err(message);
             }
         }
-        let signature = URL_SAFE_NO_PAD.decode(sign).map_err(|_| "Jwt signature is an invalid Base64url encoded")?;
+        let signature = BASE64.decode(sign).map_err(|_| "Jwt signature is an invalid Base64url encoded")?;
         Ok(Self {
             header,
             payload,
@@ -239,21 +248,21 @@ mod tests {
         let error = |text: &str| Token::parse(text).expect_err("refused");
         assert!(error("a.b").starts_with("Jwt is not in the form"));
         assert_eq!(error("x.y.z"), "Jwt header is an invalid Base64url encoded");
-        let none = URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#);
+        let none = BASE64.encode(r#"{"alg":"none"}"#);
         assert_eq!(error(&format!("{none}.e30.aa")), "Jwt header [alg] is not supported");
     }
 
     #[test]
     fn a_shared_secret_signs() {
         let keys = Jwks::parse(br#"{"keys":[{"kty":"oct","k":"c2VjcmV0","kid":"1"}]}"#).unwrap();
-        let head = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","kid":"1"}"#);
-        let signed = format!("{head}.{}", URL_SAFE_NO_PAD.encode(r#"{"iss":"me","exp":10}"#));
+        let head = BASE64.encode(r#"{"alg":"HS256","kid":"1"}"#);
+        let signed = format!("{head}.{}", BASE64.encode(r#"{"iss":"me","exp":10}"#));
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, b"secret"), signed.as_bytes());
-        let token = Token::parse(&format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag.as_ref()))).unwrap();
+        let token = Token::parse(&format!("{signed}.{}", BASE64.encode(tag.as_ref()))).unwrap();
         assert_eq!(keys.verify(&token), Ok(()));
         assert_eq!(token.check_time(100, 60), Err("Jwt is expired"));
         assert_eq!(token.check_time(60, 60), Ok(()));
-        let forged = Token::parse(&format!("{signed}.{}", URL_SAFE_NO_PAD.encode([0u8; 32]))).unwrap();
+        let forged = Token::parse(&format!("{signed}.{}", BASE64.encode([0u8; 32]))).unwrap();
         assert_eq!(keys.verify(&forged), Err("Jwt verification fails"));
     }
 }

@@ -25,6 +25,7 @@ pub(crate) struct Shared {
     pub(crate) routes: RouteSlots,
     pub(crate) logs: LogFiles,
     pub(crate) identity: crate::peer::LocalIdentity,
+    pub(crate) limits: crate::hcm::LocalLimits,
     ids: AtomicU64,
     /// `/healthcheck/fail`: answers say that they are unhealthy, `/ready` says DRAINING.
     pub(crate) health_failed: AtomicBool,
@@ -56,6 +57,7 @@ impl Shared {
             routes: RouteSlots::default(),
             logs,
             identity: crate::peer::LocalIdentity::of(&node),
+            limits: crate::hcm::LocalLimits::default(),
             ids: AtomicU64::new(1),
             health_failed: AtomicBool::new(false),
             draining: AtomicBool::new(false),

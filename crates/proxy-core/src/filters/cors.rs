@@ -17,6 +17,8 @@ pub struct CorsPolicy {
     private_network: bool,
     forward_not_matching_preflights: bool,
     enabled: bool,
+    /// Count what would have been done.
+    shadow: bool,
 }
 
 /// What to do with a request that may come from another origin.
@@ -24,8 +26,12 @@ pub struct CorsPolicy {
 pub enum CorsDecision {
     /// It does not, or nothing is said about it.
     NotCors,
+    /// Only counted: whether its origin is allowed.
+    Shadow(bool),
     /// Its origin is not allowed: it goes on without headers.
     Invalid,
+    /// Its origin is not allowed, and preflights are answered here: 200 with these headers.
+    Refused(Vec<(&'static str, Vec<u8>)>),
     /// Answer 200 with these headers.
     Preflight(Vec<(&'static str, Vec<u8>)>),
     /// Add these headers to the response.
@@ -45,6 +51,7 @@ impl CorsPolicy {
             forward_not_matching_preflights: fields::flag(policy.forward_not_matching_preflights.as_ref(), true),
             // A share between none and all makes no sense for CORS; none switches it off.
             enabled: Fraction::runtime(policy.filter_enabled.as_ref(), Fraction::ALL)?.parts().0 > 0,
+            shadow: Fraction::runtime(policy.shadow_enabled.as_ref(), Fraction::NONE)?.parts().0 > 0,
         })
     }
 
@@ -69,17 +76,22 @@ impl CorsPolicy {
 
 /// Envoy `CorsFilter::decodeHeaders`.
 pub fn cors_decide(policy: Option<&CorsPolicy>, request: &Headers) -> CorsDecision {
-    let Some(policy) = policy.filter(|p| p.enabled) else { return CorsDecision::NotCors };
+    let Some(policy) = policy.filter(|p| p.enabled || p.shadow) else { return CorsDecision::NotCors };
     let Some(origin) = request.get("origin").filter(|o| !o.is_empty()) else { return CorsDecision::NotCors };
     let preflight = request.method() == Some("OPTIONS")
         && request.get("access-control-request-method").is_some_and(|m| !m.is_empty());
-    if !policy.origins.iter().any(|m| m.matches(origin)) {
-        return match preflight && !policy.forward_not_matching_preflights {
-            true => CorsDecision::Preflight(Vec::new()),
-            false => CorsDecision::Invalid,
-        };
+    // A matcher that takes `*` takes every origin.
+    let allowed = policy.origins.iter().any(|m| m.matches(b"*") || m.matches(origin));
+    if !policy.enabled {
+        return CorsDecision::Shadow(allowed);
     }
-    let mut headers = vec![("access-control-allow-origin", origin.to_vec())];
+    if !allowed && (!preflight || policy.forward_not_matching_preflights) {
+        return CorsDecision::Invalid;
+    }
+    let mut headers = Vec::new();
+    if allowed {
+        headers.push(("access-control-allow-origin", origin.to_vec()));
+    }
     if policy.credentials {
         headers.push(("access-control-allow-credentials", b"true".to_vec()));
     }
@@ -88,14 +100,24 @@ pub fn cors_decide(policy: Option<&CorsPolicy>, request: &Headers) -> CorsDecisi
             headers.push((name, value.as_bytes().to_vec()));
         }
     };
-    // Envoy's encoder adds these to the answer of a preflight, too.
-    add("access-control-expose-headers", &policy.expose);
+    if allowed {
+        // Envoy's encoder adds these to the answer of a preflight, too.
+        add("access-control-expose-headers", &policy.expose);
+    }
     if !preflight {
         return CorsDecision::Actual(headers);
     }
-    add("access-control-allow-methods", &policy.methods);
-    add("access-control-allow-headers", &policy.headers);
+    // A star stands for what the client asked for.
+    let asked = |name: &str, own: &str| match own {
+        "*" => String::from_utf8_lossy(request.get(name).unwrap_or_default()).into_owned(),
+        own => own.to_owned(),
+    };
+    add("access-control-allow-methods", &asked("access-control-request-method", &policy.methods));
+    add("access-control-allow-headers", &asked("access-control-request-headers", &policy.headers));
     add("access-control-max-age", &policy.max_age);
+    if !allowed {
+        return CorsDecision::Refused(headers);
+    }
     if policy.private_network && request.get("access-control-request-private-network") == Some(b"true") {
         add("access-control-allow-private-network", "true");
     }
@@ -117,6 +139,7 @@ mod tests {
             private_network: false,
             forward_not_matching_preflights: forward,
             enabled: true,
+            shadow: false,
         }
     }
 
@@ -140,7 +163,10 @@ mod tests {
             ]
         );
         assert_eq!(cors_decide(Some(&policy(true)), &preflight("https://b.test")), CorsDecision::Invalid);
-        assert_eq!(cors_decide(Some(&policy(false)), &preflight("https://b.test")), CorsDecision::Preflight(vec![]));
+        assert!(matches!(
+            cors_decide(Some(&policy(false)), &preflight("https://b.test")),
+            CorsDecision::Refused(h) if h.iter().all(|(n, _)| *n != "access-control-allow-origin")
+        ));
         let actual = Headers::of([(":method", "GET"), ("origin", "https://a.test")]);
         assert!(matches!(cors_decide(Some(&policy(true)), &actual), CorsDecision::Actual(h) if h.len() == 3));
         assert_eq!(cors_decide(None, &actual), CorsDecision::NotCors);

@@ -1,9 +1,13 @@
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use mesh_types::ArcStr;
 
 use crate::any::Typed;
 use crate::fields;
+use crate::headers::Headers;
+use crate::matchers::{cookie, path_without_query};
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 
@@ -71,9 +75,52 @@ impl StatefulSession {
         Ok(Self { kind: Some(kind), strict })
     }
 
+    /// The host that the request's session names, as `address:port`. `now`: seconds since 1970.
+    pub fn wanted(&self, headers: &Headers, now: u64) -> Option<String> {
+        if !self.applies_to(headers.path().unwrap_or_default()) {
+            return None;
+        }
+        match self.kind.as_ref()? {
+            SessionKind::Cookie { name, .. } => {
+                let value = cookie(headers, name)?;
+                let bytes = STANDARD.decode(value).ok()?;
+                decode_cookie(&bytes, now)
+            }
+            SessionKind::Header(name) => String::from_utf8(STANDARD.decode(headers.get(name)?).ok()?).ok(),
+        }
+    }
+
+    /// The response header that makes the client come back to `host`. `now`: seconds since 1970.
+    pub fn remember(&self, request: &Headers, host: &str, now: u64) -> Option<(ArcStr, String)> {
+        if !self.applies_to(request.path().unwrap_or_default()) {
+            return None;
+        }
+        match self.kind.as_ref()? {
+            SessionKind::Cookie { name, path, ttl, attributes } => {
+                let value = STANDARD.encode(encode_cookie(host, (!ttl.is_zero()).then(|| now + ttl.as_secs())));
+                let mut text = format!("{name}=\"{value}\"");
+                if !ttl.is_zero() {
+                    text.push_str(&format!("; Max-Age={}", ttl.as_secs()));
+                }
+                if !path.is_empty() {
+                    text.push_str(&format!("; Path={path}"));
+                }
+                for (name, value) in attributes {
+                    text.push_str(&format!("; {name}"));
+                    if !value.is_empty() {
+                        text.push_str(&format!("={value}"));
+                    }
+                }
+                text.push_str("; HttpOnly");
+                Some(("set-cookie".into(), text))
+            }
+            SessionKind::Header(name) => Some((name.clone(), STANDARD.encode(host))),
+        }
+    }
+
     /// Whether the session applies to requests of this path.
-    pub fn applies_to(&self, path: &str) -> bool {
-        let path = crate::matchers::path_without_query(path);
+    fn applies_to(&self, path: &str) -> bool {
+        let path = path_without_query(path);
         match &self.kind {
             Some(SessionKind::Cookie { path: scope, .. }) => match path.strip_prefix(&**scope) {
                 _ if scope.is_empty() || &**scope == "/" => true,
@@ -82,6 +129,71 @@ impl StatefulSession {
             },
             Some(SessionKind::Header(_)) => true,
             None => false,
+        }
+    }
+}
+
+/// `envoy.extensions.http.stateful_session.cookie.v3.Cookie`: field 1 the address, field 2 when it expires.
+fn encode_cookie(host: &str, expires: Option<u64>) -> Vec<u8> {
+    let mut out = vec![0x0a];
+    varint(host.len() as u64, &mut out);
+    out.extend_from_slice(host.as_bytes());
+    if let Some(expires) = expires {
+        out.push(0x10);
+        varint(expires, &mut out);
+    }
+    out
+}
+
+fn varint(mut n: u64, out: &mut Vec<u8>) {
+    while n >= 0x80 {
+        out.push((n as u8) | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+/// The address, unless the cookie expired; cookies of old Envoys are the plain address.
+fn decode_cookie(bytes: &[u8], now: u64) -> Option<String> {
+    if bytes.first() != Some(&0x0a) {
+        return String::from_utf8(bytes.to_vec()).ok();
+    }
+    let length = usize::from(*bytes.get(1)?);
+    let host = bytes.get(2..2 + length)?;
+    if let Some((&0x10, rest)) = bytes[2 + length..].split_first() {
+        let expires = rest.iter().take(9).enumerate().fold(0u64, |n, (i, b)| n | (u64::from(b & 0x7f) << (7 * i)));
+        if expires < now {
+            return None;
+        }
+    }
+    String::from_utf8(host.to_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_round_trip_until_they_expire() {
+        let session = StatefulSession {
+            kind: Some(SessionKind::Cookie {
+                name: "sess".into(),
+                path: "/".into(),
+                ttl: Duration::from_secs(120),
+                attributes: vec![("SameSite".into(), "Strict".into())],
+            }),
+            strict: None,
+        };
+        let request = Headers::of([(":path", "/a")]);
+        let (name, value) = session.remember(&request, "127.0.0.1:31710", 1_795_272_593).unwrap();
+        assert_eq!(&*name, "set-cookie");
+        assert!(value.ends_with("; Max-Age=120; Path=/; SameSite=Strict; HttpOnly"), "{value}");
+        let cookie = value.split(';').next().unwrap().to_owned();
+        let back = Headers::of([(":path", "/a"), ("cookie", &cookie)]);
+        assert_eq!(session.wanted(&back, 1_795_272_600).as_deref(), Some("127.0.0.1:31710"));
+        assert_eq!(session.wanted(&back, 1_795_272_800), None);
+        for garbage in ["sess=!!", "sess=Cg==", "sess=CgI="] {
+            let _ = session.wanted(&Headers::of([(":path", "/"), ("cookie", garbage)]), 0);
         }
     }
 }

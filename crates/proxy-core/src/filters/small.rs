@@ -73,10 +73,17 @@ pub struct HeaderMutation {
 pub struct HeaderChanges(Vec<HeaderOps>);
 
 impl HeaderChanges {
-    /// Makes them.
-    pub fn apply(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
+    /// Changes a request; formats see it as it is then.
+    pub fn apply_to_request(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
         for ops in &self.0 {
-            ops.apply(headers, cx);
+            ops.apply_to_request(headers, cx);
+        }
+    }
+
+    /// Changes a response; formats see it as it is then.
+    pub fn apply_to_response(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
+        for ops in &self.0 {
+            ops.apply_to_response(headers, cx);
         }
     }
 }

@@ -31,8 +31,8 @@ pub enum Command {
     Stream(Field),
     /// A value of a metadata namespace.
     Metadata(MetadataSource, ArcStr, Box<[Box<str>]>),
-    /// A filter state object.
-    FilterState(Box<str>),
+    /// A filter state object; `true`: its text, else its JSON.
+    FilterState(Box<str>, bool),
     /// `GRPC_STATUS`, by number or one of two name styles.
     GrpcStatus(GrpcStatusStyle),
     /// A variable of the process's environment.

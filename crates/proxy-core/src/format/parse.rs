@@ -126,7 +126,8 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "METADATA" => sourced_metadata(needs()?)?,
         "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
             let key = needs()?;
-            Command::FilterState(key.split_once(':').map_or(key, |(key, _)| key).into())
+            let (key, form) = key.split_once(':').unwrap_or((key, "TYPED"));
+            Command::FilterState(key.into(), form == "PLAIN")
         }
         "GRPC_STATUS" => Command::GrpcStatus(match argument.unwrap_or("CAMEL_STRING") {
             "SNAKE_STRING" => GrpcStatusStyle::Snake,

@@ -47,7 +47,21 @@ impl Command {
             Command::Tls(end, field) => tls(cx.info, *end, *field, out),
             Command::Stream(field) => stream(cx, *field, out),
             Command::Metadata(source, namespace, path) => metadata(cx.info, *source, namespace, path, out),
-            Command::FilterState(key) => text(cx.info.filter_state.0.get(&**key).map(|v| &**v), out),
+            Command::FilterState(key, plain) => {
+                let value = cx.info.filter_state.0.get(&**key).map(|v| &**v);
+                match value {
+                    // Objects are kept as their JSON already.
+                    Some(value) if !plain && value.starts_with('{') => {
+                        out.extend_from_slice(value.as_bytes());
+                        Written::Json
+                    }
+                    Some(value) if !plain && !value.is_empty() => {
+                        out.extend_from_slice(Value::from(value).to_string().as_bytes());
+                        Written::Json
+                    }
+                    other => text(other, out),
+                }
+            }
             Command::GrpcStatus(style) => grpc_status(cx, *style, out),
             Command::Environment(name) => {
                 // Envoy prints a dash for variables that are not set, even where missing values print nothing.

@@ -31,7 +31,12 @@ pub fn normalize(config: &HttpConnectionManager, headers: &mut Headers) -> PathV
         let unescaped = unescape_slashes(&new);
         if unescaped != new {
             match config.escaped_slashes {
-                EscapedSlashes::RejectRequest => return PathVerdict::Reject("path_normalization_failed"),
+                EscapedSlashes::RejectRequest => {
+                    // The log shows the path as it was understood.
+                    let shown = [&*unescaped, query].concat();
+                    headers.set(":path", &shown);
+                    return PathVerdict::Reject("path_normalization_failed");
+                }
                 EscapedSlashes::UnescapeAndRedirect => redirect = true,
                 _ => {}
             }
@@ -81,12 +86,19 @@ fn unescape_slashes(path: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Envoy `PathUtil::mergeSlashes`: a path of slashes only keeps two.
 fn merge_slashes(path: &[u8]) -> Vec<u8> {
+    if !path.windows(2).any(|pair| pair == b"//") {
+        return path.to_vec();
+    }
+    let parts: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|part| !part.is_empty()).collect();
     let mut out: Vec<u8> = Vec::with_capacity(path.len());
-    for byte in path {
-        if *byte != b'/' || out.last() != Some(&b'/') {
-            out.push(*byte);
-        }
+    if path.starts_with(b"/") {
+        out.push(b'/');
+    }
+    out.extend_from_slice(&parts.join(&b'/'));
+    if path.ends_with(b"/") {
+        out.push(b'/');
     }
     out
 }

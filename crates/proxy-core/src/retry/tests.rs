@@ -19,7 +19,7 @@ fn limits_and_pauses() {
     let mut random = Random::new(1);
     let mut state = RetryState::new(Some(&policy("5xx", 2)), &mut Headers::new()).unwrap();
     for upper in [25, 50] {
-        let RetryVerdict::Retry { after } = state.on_response(&status("503"), &mut random, UNIX_EPOCH) else {
+        let RetryVerdict::Retry { after, .. } = state.on_response(&status("503"), &mut random, UNIX_EPOCH) else {
             panic!()
         };
         assert!(after < Duration::from_millis(upper), "{after:?}");

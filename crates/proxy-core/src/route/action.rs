@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mesh_types::ArcStr;
 
+use super::internal_redirect::InternalRedirect;
 use crate::filters::{CorsPolicy, RateLimitRule};
 use crate::format::FormatString;
 use crate::headers::Headers;
@@ -223,19 +224,6 @@ pub struct StreamDuration {
     pub grpc_header_max: Option<Duration>,
     /// Taken off the client's `grpc-timeout`.
     pub grpc_header_offset: Option<Duration>,
-}
-
-/// Following redirects of the upstream.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct InternalRedirect {
-    /// In a row.
-    pub max: u32,
-    /// Statuses that are followed.
-    pub codes: Vec<u16>,
-    /// From http to https and back, too.
-    pub allow_cross_scheme: bool,
-    /// Headers of the redirect that the next request gets.
-    pub copied_headers: Vec<ArcStr>,
 }
 
 impl Action {

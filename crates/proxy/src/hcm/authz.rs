@@ -54,9 +54,51 @@ async fn ask(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Denied(&'static str);
 
+/// Namespace of the filter's dynamic metadata.
+const NAMESPACE: &str = "envoy.filters.http.jwt_authn";
+
 const MISSING: Denied = Denied("Jwt is missing");
 const UNKNOWN_ISSUER: Denied = Denied("Jwt issuer is not configured");
 const AUDIENCE: Denied = Denied("Audiences in Jwt are not allowed");
+
+impl Denied {
+    /// The place in jwt_verify_lib's `enum class Status`; 0 where only its message is known here.
+    fn code(self) -> u32 {
+        const MESSAGES: [&str; 26] = [
+            "OK",
+            "Jwt is missing",
+            "Jwt not yet valid",
+            "Jwt is expired",
+            "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections",
+            "Jwt header is an invalid Base64url encoded",
+            "Jwt header is an invalid JSON",
+            "Jwt header [alg] field is required and must be a string",
+            "Jwt header [alg] is not supported",
+            "Jwt header [kid] field is not a string",
+            "Jwt payload is an invalid Base64url encoded",
+            "Jwt payload is an invalid JSON",
+            "Jwt payload [iss] field is not a string",
+            "Jwt payload [sub] field is not a string",
+            "Jwt payload [iat] field is not an integer",
+            "Jwt payload [iat] field is not a positive integer",
+            "Jwt payload [nbf] field is not an integer",
+            "Jwt payload [nbf] field is not a positive integer",
+            "Jwt payload [exp] field is not an integer",
+            "Jwt payload [exp] field is not a positive integer",
+            "Jwt payload [jti] field is not a string",
+            "Jwt payload [aud] field is not a string or string list",
+            "Jwt signature is an invalid Base64url encoded",
+            "Jwt ED25519 signature is wrong length",
+            "Jwt issuer is not configured",
+            "Audiences in Jwt are not allowed",
+        ];
+        let known = MESSAGES.iter().position(|m| *m == self.0);
+        match self.0 {
+            "Jwt verification fails" => 26,
+            _ => known.map_or(0, |at| at as u32),
+        }
+    }
+}
 
 /// Keys of remote providers, by provider, with the time at which they are stale.
 pub(crate) type KeyCache = std::collections::HashMap<usize, (Option<Instant>, Arc<Jwks>)>;
@@ -83,27 +125,38 @@ pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Op
             return Err(LocalReply::new(403, "Wrong requirement_name", "jwt_authn_access_denied").into());
         }
     };
-    let mut keys = Vec::with_capacity(config.providers.len());
-    for provider in &config.providers {
-        keys.push(keys_of(exchange, provider).await?);
+    let mut keys = vec![None; config.providers.len()];
+    for index in wanted_providers(config, requirement) {
+        keys[index] = keys_of(exchange, &config.providers[index]).await?;
     }
-    let mut applied = Vec::new();
-    match check(&exchange.request, config, &keys, requirement, &mut applied) {
+    let mut clear = false;
+    let checked = check(exchange, config, &keys, requirement, &mut clear);
+    if clear {
+        exchange.clear_route();
+    }
+    match checked {
         Ok(()) => {
             exchange.http.stats.other.inc("jwt_authn.allowed");
-            let mut clear = false;
-            for (provider, token, place) in applied {
-                clear |= apply(exchange, provider, &token, &place);
-            }
-            if clear {
-                exchange.clear_route();
-            }
             Ok(())
         }
         Err(denied) => {
             exchange.http.stats.other.inc("jwt_authn.denied");
             Err(refuse(exchange, config, denied))
         }
+    }
+}
+
+/// The providers whose tokens a requirement may look at.
+fn wanted_providers(config: &JwtAuthn, requirement: &Requirement) -> Vec<usize> {
+    match requirement {
+        Requirement::Provider { provider, .. } => vec![*provider],
+        Requirement::Any(list) | Requirement::All(list) => {
+            let mut all: Vec<usize> = list.iter().flat_map(|part| wanted_providers(config, part)).collect();
+            all.sort_unstable();
+            all.dedup();
+            all
+        }
+        Requirement::AllowMissing | Requirement::AllowMissingOrFailed => (0..config.providers.len()).collect(),
     }
 }
 
@@ -128,24 +181,24 @@ fn refuse(exchange: &Exchange, config: &JwtAuthn, denied: Denied) -> Stop {
     reply.into()
 }
 
-type Applied<'a> = (&'a Arc<JwtProvider>, Token, proxy_core::filters::Token);
-
-fn check<'a>(
-    headers: &Headers,
-    config: &'a JwtAuthn,
+/// Good tokens take effect at once: a later requirement no longer sees a token that was taken away.
+fn check(
+    exchange: &mut Exchange,
+    config: &Arc<JwtAuthn>,
     keys: &[Option<Arc<Jwks>>],
     requirement: &Requirement,
-    applied: &mut Vec<Applied<'a>>,
+    clear: &mut bool,
 ) -> Result<(), Denied> {
     match requirement {
         Requirement::Provider { provider, audiences } => {
             let Some(entry) = config.providers.get(*provider) else { return Err(MISSING) };
-            one_provider(headers, entry, keys.get(*provider).and_then(Option::as_ref), audiences.as_deref(), applied)
+            let keys = keys.get(*provider).and_then(Option::as_ref);
+            one_provider(exchange, entry, keys, audiences.as_deref(), clear)
         }
         Requirement::Any(list) => {
             let mut worst = MISSING;
             for part in list {
-                match check(headers, config, keys, part, applied) {
+                match check(exchange, config, keys, part, clear) {
                     Ok(()) => return Ok(()),
                     // A real fault says more than a missing or foreign token.
                     Err(e) if e == MISSING || (e == UNKNOWN_ISSUER && worst != MISSING) => {}
@@ -154,59 +207,81 @@ fn check<'a>(
             }
             Err(worst)
         }
-        Requirement::All(list) => list.iter().try_for_each(|part| check(headers, config, keys, part, applied)),
-        Requirement::AllowMissing => any_tokens(headers, config, keys, applied),
+        Requirement::All(list) => list.iter().try_for_each(|part| check(exchange, config, keys, part, clear)),
+        Requirement::AllowMissing => any_tokens(exchange, config, keys, clear),
         Requirement::AllowMissingOrFailed => {
-            let _ = any_tokens(headers, config, keys, applied);
+            let _ = any_tokens(exchange, config, keys, clear);
             Ok(())
         }
     }
 }
 
 /// Every token that is there must be good; none need be.
-fn any_tokens<'a>(
-    headers: &Headers,
-    config: &'a JwtAuthn,
+fn any_tokens(
+    exchange: &mut Exchange,
+    config: &Arc<JwtAuthn>,
     keys: &[Option<Arc<Jwks>>],
-    applied: &mut Vec<Applied<'a>>,
+    clear: &mut bool,
 ) -> Result<(), Denied> {
     let mut seen: Vec<String> = Vec::new();
     for provider in &config.providers {
-        for place in provider.tokens(headers) {
+        for place in provider.tokens(&exchange.request) {
             if seen.contains(&place.text) {
                 continue;
             }
             seen.push(place.text.clone());
-            let token = Token::parse(&place.text).map_err(Denied)?;
-            let owner = config.providers.iter().position(|p| p.issuer.is_empty() || *p.issuer == *token.issuer());
-            let Some(owner) = owner else { return Err(UNKNOWN_ISSUER) };
-            let entry = &config.providers[owner];
-            verify(entry, keys.get(owner).and_then(Option::as_ref), None, &token)?;
-            applied.push((entry, token, place));
+            let checked = Token::parse(&place.text).map_err(Denied).and_then(|token| {
+                let owner = config.providers.iter().position(|p| p.issuer.is_empty() || *p.issuer == *token.issuer());
+                let owner = owner.ok_or(UNKNOWN_ISSUER)?;
+                let entry = &config.providers[owner];
+                verify(entry, keys.get(owner).and_then(Option::as_ref), None, &token)?;
+                *clear |= apply(exchange, entry, &token, &place);
+                Ok(())
+            });
+            if let Err(denied) = checked {
+                failed(exchange, provider, denied);
+                return Err(denied);
+            }
+        }
+    }
+    if seen.is_empty() {
+        for provider in &config.providers {
+            failed(exchange, provider, MISSING);
         }
     }
     Ok(())
 }
 
-fn one_provider<'a>(
-    headers: &Headers,
-    provider: &'a Arc<JwtProvider>,
+fn one_provider(
+    exchange: &mut Exchange,
+    provider: &Arc<JwtProvider>,
     keys: Option<&Arc<Jwks>>,
     audiences: Option<&[mesh_types::ArcStr]>,
-    applied: &mut Vec<Applied<'a>>,
+    clear: &mut bool,
 ) -> Result<(), Denied> {
     let mut result = Err(MISSING);
-    for place in provider.tokens(headers) {
+    for place in provider.tokens(&exchange.request) {
         let parsed = Token::parse(&place.text).map_err(Denied);
-        result = match parsed {
-            Ok(token) => verify(provider, keys, audiences, &token).map(|()| applied.push((provider, token, place))),
-            Err(e) => Err(e),
-        };
+        result = parsed.and_then(|token| {
+            verify(provider, keys, audiences, &token)?;
+            *clear |= apply(exchange, provider, &token, &place);
+            Ok(())
+        });
         if result.is_ok() {
             break;
         }
     }
+    if let Err(denied) = result {
+        failed(exchange, provider, denied);
+    }
     result
+}
+
+/// `failed_status_in_metadata`: the number of jwt_verify_lib's status and its message.
+fn failed(exchange: &mut Exchange, provider: &JwtProvider, denied: Denied) {
+    let Some(key) = &provider.failed_status_in_metadata else { return };
+    let value = serde_json::json!({ "code": denied.code(), "message": denied.0 });
+    exchange.info.dynamic_metadata.set(NAMESPACE, key, value);
 }
 
 fn verify(
@@ -245,6 +320,15 @@ fn plain(audience: &str) -> &str {
     rest.strip_suffix('/').unwrap_or(rest)
 }
 
+/// What Envoy's internal client adds to its requests.
+fn as_internal(exchange: &Exchange, headers: &mut Headers, timeout: Duration) {
+    headers.set("x-envoy-internal", b"true");
+    if let Some(own) = exchange.http.worker.shared.own_address {
+        headers.add("x-forwarded-for", own.to_string().as_bytes());
+    }
+    headers.set("x-envoy-expected-rq-timeout-ms", timeout.as_millis().to_string().as_bytes());
+}
+
 /// A provider's keys: out of the configuration, or fetched and kept.
 async fn keys_of(exchange: &mut Exchange, provider: &Arc<JwtProvider>) -> Result<Option<Arc<Jwks>>, Stop> {
     let worker = exchange.http.worker.clone();
@@ -265,8 +349,13 @@ async fn keys_of(exchange: &mut Exchange, provider: &Arc<JwtProvider>) -> Result
             let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
             let mut headers = Headers::of([(":method", "GET"), (":scheme", "http"), (":authority", host)]);
             headers.push(b":path", if path.is_empty() { b"/" } else { path.as_bytes() });
+            headers.push(b"user-agent", b"Go-browser");
+            as_internal(exchange, &mut headers, *timeout);
             let answer = ask(exchange, cluster, headers, Bytes::new(), *timeout, 1 << 20).await?;
             let body = answer.filter(|(status, ..)| *status == 200).map(|(_, _, body)| body);
+            let good = body.as_ref().is_some_and(|text| Jwks::parse(text).is_some());
+            let what = if good { "jwt_authn.jwks_fetch_success" } else { "jwt_authn.jwks_fetch_failed" };
+            exchange.http.stats.other.inc(what);
             (body, Some(Instant::now() + *cache))
         }
     };
@@ -305,7 +394,6 @@ fn apply(exchange: &mut Exchange, provider: &JwtProvider, token: &Token, place: 
         };
         exchange.request.set(&claim.header, text.as_bytes());
     }
-    const NAMESPACE: &str = "envoy.filters.http.jwt_authn";
     if let Some(key) = &provider.payload_in_metadata {
         let mut payload = token.payload.clone();
         for claim in &provider.space_delimited_claims {
@@ -321,11 +409,18 @@ fn apply(exchange: &mut Exchange, provider: &JwtProvider, token: &Token, place: 
     provider.clear_route_cache
 }
 
+/// Namespace of the filter's dynamic metadata.
+const AUTHZ: &str = "envoy.filters.http.ext_authz";
+
 /// What an authorization service decided.
 enum Decision {
     Allow {
         set: Vec<(String, Vec<u8>)>,
+        /// Added beside what is there.
         append: Vec<(String, Vec<u8>)>,
+        /// Joined to what is there; left out if nothing is.
+        join: Vec<(String, Vec<u8>)>,
+        metadata: serde_json::Map<String, Value>,
         remove: Vec<String>,
         to_client: Vec<(String, Vec<u8>)>,
     },
@@ -362,18 +457,23 @@ pub(super) async fn ext_authz(
         Some(over) if over.body.is_some() => over.body,
         _ => config.body,
     };
-    let sent_body = match &buffer {
-        Some(buffer) => {
-            super::filters::peek_body(exchange, body, buffer.max_bytes as usize, buffer.allow_partial).await?
+    let had_body = !body.is_empty();
+    let (sent_body, partial) = match &buffer {
+        Some(buffer) if had_body => {
+            let (sent, whole) =
+                super::filters::peek_body(exchange, body, buffer.max_bytes as usize, buffer.allow_partial).await?;
+            (sent, Some(!whole))
         }
-        None => Bytes::new(),
+        _ => (Bytes::new(), None),
     };
+    let asked_at = Instant::now();
     let decision = match &config.service {
-        AuthzService::Http(http) => by_http(exchange, config, http, sent_body).await?,
+        AuthzService::Http(http) => by_http(exchange, config, http, sent_body, partial).await?,
         AuthzService::Grpc { cluster, timeout, authority, metadata } => {
             let authority = if authority.is_empty() { cluster } else { authority };
             let context = over.as_ref().map(|o| o.context.as_slice()).unwrap_or_default();
-            let check = check_request(exchange, config, context, &sent_body);
+            let check =
+                check_request(exchange, config, context, &sent_body, buffer.is_some_and(|b| b.as_bytes), partial);
             let mut headers = Headers::of([
                 (":method", "POST"),
                 (":scheme", "http"),
@@ -392,21 +492,33 @@ pub(super) async fn ext_authz(
     let cluster = exchange.info.upstream.cluster.clone().and_then(|name| worker.cluster(&name));
     let count = |what: &str| {
         if let Some(cluster) = &cluster {
-            cluster.stats.other.inc(&format!("ext_authz.{what}"));
+            let prefix = if config.stat_prefix.is_empty() { "" } else { "." };
+            cluster.stats.other.inc(&format!("ext_authz{prefix}{}.{what}", config.stat_prefix));
         }
     };
     match decision {
-        Decision::Allow { set, append, remove, to_client } => {
+        Decision::Allow { set, append, join, mut metadata, remove, to_client } => {
             count("ok");
+            if !metadata.is_empty() {
+                metadata.insert("ext_authz_duration".into(), (asked_at.elapsed().as_millis() as u64).into());
+                for (key, value) in metadata {
+                    exchange.info.dynamic_metadata.set(AUTHZ, &key, value);
+                }
+            }
             for name in remove {
                 exchange.request.remove(&name);
             }
-            let changed = !set.is_empty() || !append.is_empty();
+            let changed = !set.is_empty() || !append.is_empty() || !join.is_empty();
             for (name, value) in set {
                 exchange.request.set(&name, &value);
             }
             for (name, value) in append {
-                exchange.request.append(&name, &value, ",");
+                exchange.request.push(name.as_bytes(), &value);
+            }
+            for (name, value) in join {
+                if exchange.request.contains(&name) {
+                    exchange.request.append(&name, &value, ",");
+                }
             }
             exchange.add_to_response.extend(to_client);
             if config.clear_route_cache && changed {
@@ -437,7 +549,13 @@ pub(super) async fn ext_authz(
     }
 }
 
-async fn by_http(exchange: &mut Exchange, config: &ExtAuthz, http: &HttpAuthz, body: Bytes) -> Result<Decision, Stop> {
+async fn by_http(
+    exchange: &mut Exchange,
+    config: &ExtAuthz,
+    http: &HttpAuthz,
+    body: Bytes,
+    partial: Option<bool>,
+) -> Result<Decision, Stop> {
     let request = &exchange.request;
     let path = http.path(request.path().unwrap_or("/"));
     let mut headers = Headers::with_capacity(16, 512);
@@ -454,10 +572,16 @@ async fn by_http(exchange: &mut Exchange, config: &ExtAuthz, http: &HttpAuthz, b
         headers.set(name, value.as_bytes());
     }
     headers.set("content-length", body.len().to_string().as_bytes());
+    if let Some(partial) = partial {
+        headers.set("x-envoy-auth-partial-body", if partial { b"true" } else { b"false" });
+    }
     headers.set("x-envoy-internal", b"true");
     headers.set("x-envoy-expected-rq-timeout-ms", http.timeout.as_millis().to_string().as_bytes());
+    let asked_at = Instant::now();
     let answer = ask(exchange, &http.cluster, headers, body, http.timeout, 1 << 20).await?;
-    let Some((status, headers, body)) = answer else { return Ok(Decision::Error) };
+    let Some((status, mut headers, body)) = answer else { return Ok(Decision::Error) };
+    // The router of Envoy's internal client adds it, so clients see it.
+    headers.set("x-envoy-upstream-service-time", asked_at.elapsed().as_millis().to_string().as_bytes());
     if (500..600).contains(&status) {
         return Ok(Decision::Error);
     }
@@ -473,6 +597,11 @@ async fn by_http(exchange: &mut Exchange, config: &ExtAuthz, http: &HttpAuthz, b
         return Ok(Decision::Allow {
             set: pick(&|name| http.sets_upstream(name)),
             append: pick(&|name| http.appends_upstream(name)),
+            join: Vec::new(),
+            metadata: pick(&|name| http.goes_to_metadata(name))
+                .into_iter()
+                .map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned().into()))
+                .collect(),
             remove: Vec::new(),
             to_client: pick(&|name| http.tells_client_on_success(name)),
         });
@@ -495,6 +624,8 @@ fn check_request(
     config: &ExtAuthz,
     context: &[(mesh_types::ArcStr, mesh_types::ArcStr)],
     body: &Bytes,
+    as_bytes: bool,
+    partial: Option<bool>,
 ) -> auth::CheckRequest {
     use auth::attribute_context::{HttpRequest, Peer, Request};
     use envoy_api::core::socket_address::PortSpecifier;
@@ -512,10 +643,13 @@ fn check_request(
         ..Default::default()
     };
     let request = &exchange.request;
-    let headers = config
+    let mut headers: std::collections::HashMap<String, String> = config
         .sent(request)
         .map(|(name, value)| (name.to_owned(), String::from_utf8_lossy(value).into_owned()))
         .collect();
+    if let Some(partial) = partial {
+        headers.insert("x-envoy-auth-partial-body".to_owned(), partial.to_string());
+    }
     let tls = info.tls.as_deref();
     let text = |v: Option<&str>| v.unwrap_or_default().to_owned();
     let http = HttpRequest {
@@ -527,7 +661,8 @@ fn check_request(
         scheme: text(request.scheme()),
         size: request.get_str("content-length").and_then(|s| s.parse().ok()).unwrap_or(-1),
         protocol: exchange.info.protocol.map(|p| p.as_str().to_owned()).unwrap_or_default(),
-        body: String::from_utf8_lossy(body).into_owned(),
+        body: if as_bytes { String::new() } else { String::from_utf8_lossy(body).into_owned() },
+        raw_body: if as_bytes { body.to_vec() } else { Vec::new() },
         ..Default::default()
     };
     auth::CheckRequest {
@@ -544,6 +679,7 @@ fn check_request(
     }
 }
 
+#[expect(deprecated, reason = "services still set `append`")]
 fn grpc_decision(headers: &Headers, body: &[u8]) -> Decision {
     use auth::check_response::HttpResponse;
     if headers.get_str("grpc-status").is_some_and(|s| s != "0") {
@@ -551,24 +687,34 @@ fn grpc_decision(headers: &Headers, body: &[u8]) -> Decision {
     }
     let Some(message) = body.get(5..) else { return Decision::Error };
     let Ok(response) = auth::CheckResponse::decode(message) else { return Decision::Error };
+    let text = |h: envoy_api::core::HeaderValue| -> (String, Vec<u8>) {
+        let value = if h.value.is_empty() { h.raw_value } else { h.value.into_bytes() };
+        (h.key.to_ascii_lowercase(), value)
+    };
     let options = |list: Vec<envoy_api::core::HeaderValueOption>| -> Vec<(String, Vec<u8>)> {
-        list.into_iter()
-            .filter_map(|o| o.header)
-            .map(|h| {
-                let value = if h.value.is_empty() { h.raw_value } else { h.value.into_bytes() };
-                (h.key.to_ascii_lowercase(), value)
-            })
-            .collect()
+        list.into_iter().filter_map(|o| o.header).map(text).collect()
     };
     if response.status.as_ref().is_none_or(|s| s.code == 0) {
-        return match response.http_response {
-            Some(HttpResponse::OkResponse(ok)) => Decision::Allow {
-                set: options(ok.headers),
+        let metadata = response.dynamic_metadata.as_ref().map(proxy_core::json_object).unwrap_or_default();
+        let Some(HttpResponse::OkResponse(ok)) = response.http_response else {
+            return Decision::Allow {
+                set: Vec::new(),
                 append: Vec::new(),
-                remove: ok.headers_to_remove,
-                to_client: options(ok.response_headers_to_add),
-            },
-            _ => Decision::Allow { set: Vec::new(), append: Vec::new(), remove: Vec::new(), to_client: Vec::new() },
+                join: Vec::new(),
+                metadata,
+                remove: Vec::new(),
+                to_client: Vec::new(),
+            };
+        };
+        let (join, set): (Vec<_>, Vec<_>) =
+            ok.headers.into_iter().partition(|o| o.append.as_ref().is_some_and(|append| append.value));
+        return Decision::Allow {
+            set: options(set),
+            append: Vec::new(),
+            join: options(join),
+            metadata,
+            remove: ok.headers_to_remove,
+            to_client: options(ok.response_headers_to_add),
         };
     }
     match response.http_response {

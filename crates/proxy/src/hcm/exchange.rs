@@ -1,6 +1,8 @@
 //! One request and its answer: preparation, filters, router, log and counters.
 
+use super::encode::{self, GrpcMessages, Session, Throttle};
 use super::local_reply::LocalReply;
+use super::redirect::Redirected;
 use super::respond::Answer;
 use super::timers::{Deadline, Timers};
 use super::{Http, filters, router};
@@ -46,6 +48,8 @@ pub(crate) enum Outcome {
 pub(crate) enum Stop {
     /// Answer this.
     Reply(Box<LocalReply>),
+    /// The upstream's redirect is followed.
+    Redirect(Box<Redirected>, u16),
     /// The client is gone; `true`: it reset the stream.
     Gone(bool),
 }
@@ -71,6 +75,14 @@ pub(crate) struct Exchange {
     pub(crate) conformed: bool,
     /// Fields that filters want on the answer.
     pub(crate) add_to_response: Vec<(String, Vec<u8>)>,
+    /// The stateful session, when its filter ran.
+    pub(crate) session: Option<Session>,
+    /// Slows the answer's body.
+    pub(crate) throttle: Option<Throttle>,
+    /// Internal redirects followed so far.
+    pub(crate) redirects: u32,
+    /// gRPC messages of request and answer, when they are to be counted.
+    pub(crate) messages: Option<Box<[GrpcMessages; 2]>>,
     /// Body of the proxy's own answer, for %LOCAL_REPLY_BODY%.
     pub(crate) local_body: String,
     pub(crate) peer: peer::RequestPeer,
@@ -108,6 +120,10 @@ impl Exchange {
             timers,
             conformed: false,
             add_to_response: Vec::new(),
+            session: None,
+            throttle: None,
+            redirects: 0,
+            messages: None,
             local_body: String::new(),
             peer: peer::RequestPeer::default(),
             grpc,
@@ -125,8 +141,24 @@ impl Exchange {
         } else {
             self.timers.set(Deadline::Request, self.http.config.request_timeout);
         }
-        let result = self.serve(&mut body).await;
-        let outcome = match result {
+        let mut result = self.prepare();
+        if result.is_ok() && self.grpc && http_counts_messages(&self.http) {
+            self.messages = Some(Box::default());
+        }
+        let outcome = loop {
+            let served = match result {
+                Ok(()) => self.serve(&mut body).await,
+                Err(stop) => Err(stop),
+            };
+            match served {
+                Err(Stop::Redirect(redirected, status)) => {
+                    body = self.redirect_to(*redirected, status);
+                    result = Ok(());
+                }
+                done => break done,
+            }
+        };
+        let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(Stop::Reply(reply)) => {
                 if !self.body_done {
@@ -140,13 +172,13 @@ impl Exchange {
                 self.gone(reset);
                 Outcome::Aborted
             }
+            Err(Stop::Redirect(..)) => Outcome::Aborted,
         };
         self.finish(outcome);
         outcome
     }
 
     async fn serve(&mut self, body: &mut RecvBody) -> Result<Outcome, Stop> {
-        self.prepare()?;
         self.find_route();
         filters::run(self, body).await?;
         router::route(self, body).await
@@ -219,7 +251,7 @@ impl Exchange {
             }
             PathVerdict::Redirect(location) => {
                 http.stats.downstream_rq_redirected_with_normalized_path.inc();
-                let mut reply = LocalReply::new(307, "", "path_normalization_redirect");
+                let mut reply = LocalReply::new(307, "", "path_normalization_failed");
                 reply.headers.push(("location".into(), location.into_bytes()));
                 return Err(reply.into());
             }
@@ -229,6 +261,13 @@ impl Exchange {
             hcm::conform_request(config, &mut self.request, &http.info, || uuid(&mut http.worker.random.borrow_mut()));
         self.conformed = true;
         self.info.remote = identity.remote;
+        if identity.edge
+            && let Some(table) = http.route_table()
+        {
+            for name in &table.common.internal_only_headers {
+                self.request.remove(name);
+            }
+        }
         Ok(())
     }
 
@@ -412,6 +451,10 @@ impl Exchange {
         for (name, value) in self.add_to_response.drain(..) {
             headers.set(&name, &value);
         }
+        self.info.response_code = Some(status);
+        if self.conformed {
+            encode::head(self, &mut headers);
+        }
         hcm::conform_response(&http.config, &mut headers, &self.request, tunnel);
         if http.closing() || http.too_old() {
             if http.draining() {
@@ -486,9 +529,27 @@ impl Exchange {
         let Some(cluster) = cluster else { return };
         let prefix = format!("grpc.{service}.{method}");
         let stats = &cluster.stats.other;
+        if let Some(messages) = &self.messages {
+            stats.add(&format!("{prefix}.request_message_count"), messages[0].count);
+            stats.add(&format!("{prefix}.response_message_count"), messages[1].count);
+        }
         stats.inc(&format!("{prefix}.{status}"));
         stats.inc(&format!("{prefix}.{}", if status == 0 { "success" } else { "failure" }));
         stats.inc(&format!("{prefix}.total"));
+    }
+
+    /// Filter state `envoy.filters.http.grpc_stats` (`emit_filter_state`).
+    fn tell_messages(&mut self) {
+        let emits = self.http.config.filters.iter().any(|f| matches!(f.filter, HttpFilter::GrpcStats(true)));
+        let Some(messages) = self.messages.as_ref().filter(|_| emits) else { return };
+        let fields: Vec<String> =
+            [("requestMessageCount", messages[0].count), ("responseMessageCount", messages[1].count)]
+                .into_iter()
+                .filter(|(_, n)| *n > 0)
+                .map(|(name, n)| format!("\"{name}\":\"{n}\""))
+                .collect();
+        let text = format!("{{{}}}", fields.join(","));
+        self.info.filter_state.0.insert("envoy.filters.http.grpc_stats".into(), text.into());
     }
 
     /// Logs and counts.
@@ -502,7 +563,14 @@ impl Exchange {
             http.stats.downstream_rq_time.record(elapsed.as_millis() as u64);
         }
         self.count_grpc();
+        self.tell_messages();
         peer::report(self, elapsed);
+        self.log();
+    }
+
+    /// Writes the access log.
+    pub(crate) fn log(&self) {
+        let http = &self.http;
         if http.config.access_log.is_empty() {
             return;
         }
@@ -517,6 +585,21 @@ impl Exchange {
     }
 }
 
+/// Whether the `grpc_stats` filter is there.
+fn http_counts_messages(http: &Http) -> bool {
+    http.config.filters.iter().any(|f| matches!(f.filter, HttpFilter::GrpcStats(_)))
+}
+
+/// Logs an HTTP/2 message that the codec refused.
+pub(crate) fn malformed(http: &Rc<Http>) {
+    let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
+    http.stats.downstream_rq_total.inc();
+    info.protocol = Some(HttpProtocol::Http2);
+    info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+    info.response_code_details = Some("http2.invalid.header.field".into());
+    log_without_request(http, info);
+}
+
 /// Logs a request of which not even the head arrived.
 pub(crate) fn abandoned(http: &Rc<Http>, protocol: HttpProtocol) {
     let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
@@ -524,6 +607,10 @@ pub(crate) fn abandoned(http: &Rc<Http>, protocol: HttpProtocol) {
     info.protocol = Some(protocol);
     info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
     info.response_code_details = Some("downstream_remote_disconnect".into());
+    log_without_request(http, info);
+}
+
+fn log_without_request(http: &Rc<Http>, mut info: StreamInfo) {
     info.times.complete = Some(Duration::ZERO);
     let context = FormatContext::new(&info, None, None);
     for log in &http.config.access_log {
@@ -541,15 +628,19 @@ pub(crate) fn is_grpc(headers: &Headers) -> bool {
 
 /// A random UUID (version 4).
 fn uuid(random: &mut proxy_core::Random) -> String {
-    let (a, b) = (random.next(), random.next());
-    format!(
-        "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
-        a >> 32,
-        (a >> 16) & 0xffff,
-        a & 0xfff,
-        (b >> 48) & 0x3fff | 0x8000,
-        b & 0xffff_ffff_ffff
-    )
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    // Version 4, variant 1.
+    let high = random.next() & !0xf000 | 0x4000;
+    let low = random.next() & !(0b11 << 62) | 0b10 << 62;
+    let bits = u128::from(high) << 64 | u128::from(low);
+    let mut text = String::with_capacity(36);
+    for at in 0..32 {
+        if matches!(at, 8 | 12 | 16 | 20) {
+            text.push('-');
+        }
+        text.push(char::from(DIGITS[(bits >> (124 - 4 * at)) as usize & 0xf]));
+    }
+    text
 }
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT`, made once a second.

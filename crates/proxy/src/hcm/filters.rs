@@ -1,30 +1,43 @@
 //! The HTTP filters before the router, in their configured order. Decisions are proxy-core's; this carries them out.
 
-use super::authz;
+use super::encode::{Session, Throttle};
 use super::exchange::{Exchange, Stop};
 use super::local_reply::LocalReply;
+use super::{authz, limits};
 use crate::stream::{Frame, RecvBody};
 use bytes::Bytes;
-use proxy_core::filters::{Abort, CorsDecision, HttpFilter, PerFilter};
+use proxy_core::filters::{Abort, CorsDecision, FilterStateValue, HttpFilter, HttpFilterEntry, PerFilter};
 use proxy_core::rbac::RbacInput;
-use proxy_core::{Headers, ResponseFlags};
+use proxy_core::{FormatContext, ResponseFlags};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Instant;
+
+/// Whether a filter takes part, and its settings at the request's route.
+pub(super) fn settings(exchange: &Exchange, entry: &HttpFilterEntry) -> (bool, Option<PerFilter>) {
+    let per = exchange.matched.as_ref().and_then(|m| m.per_filter(&entry.name));
+    let enabled = match per {
+        Some(PerFilter::Disabled) => false,
+        Some(_) => true,
+        None => !entry.disabled,
+    };
+    (enabled, per.and_then(PerFilter::settings).cloned())
+}
+
+fn set_filter_state(exchange: &mut Exchange, values: &[FilterStateValue]) {
+    for value in values {
+        let mut state = std::mem::take(&mut exchange.info.filter_state);
+        value.apply(&FormatContext::new(&exchange.info, Some(&exchange.request), None), &mut state);
+        exchange.info.filter_state = state;
+    }
+}
 
 /// Runs them all; an error is the answer instead of the router's.
 pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<(), Stop> {
     let config = exchange.http.config.clone();
     for entry in &config.filters {
-        let per = exchange.matched.as_ref().and_then(|m| m.per_filter(&entry.name)).cloned();
-        let disabled = match &per {
-            Some(PerFilter::Disabled) => true,
-            Some(_) => false,
-            None => entry.disabled,
-        };
-        let per = per.as_ref().and_then(|p| p.settings()).cloned();
-        if disabled {
+        let (enabled, per) = settings(exchange, entry);
+        if !enabled {
             continue;
         }
         match &entry.filter {
@@ -49,7 +62,7 @@ pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<
                     Some(PerFilter::LocalRateLimit(own)) => own,
                     _ => limit,
                 };
-                rate_limit(exchange, limit)?;
+                limits::run(exchange, limit)?;
             }
             HttpFilter::Buffer(limit) => {
                 let limit = match &per {
@@ -60,9 +73,25 @@ pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<
             }
             HttpFilter::Jwt(jwt) => authz::jwt(exchange, jwt, per.as_ref()).await?,
             HttpFilter::ExtAuthz(config) => authz::ext_authz(exchange, config, per.as_ref(), body).await?,
-            HttpFilter::HeaderMutation(mutation) => {
-                let cx = proxy_core::FormatContext::new(&exchange.info, None, None);
-                mutation.request.apply(&mut exchange.request, &cx);
+            HttpFilter::HeaderMutation(own) => {
+                let cx = FormatContext::new(&exchange.info, None, None);
+                own.request.apply_to_request(&mut exchange.request, &cx);
+                if let Some(PerFilter::HeaderMutation(route)) = &per {
+                    route.request.apply_to_request(&mut exchange.request, &cx);
+                }
+            }
+            HttpFilter::SetFilterState(own) => {
+                set_filter_state(exchange, own);
+                if let Some(PerFilter::SetFilterState(route)) = &per {
+                    set_filter_state(exchange, route);
+                }
+            }
+            HttpFilter::StatefulSession(own) => {
+                let session = match &per {
+                    Some(PerFilter::StatefulSession(route)) => route,
+                    _ => own,
+                };
+                exchange.session = Some(Session::begin(session, &exchange.request));
             }
             HttpFilter::HealthCheck(check) => {
                 if let Some(status) = check.answer(
@@ -78,8 +107,6 @@ pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<
             | HttpFilter::IstioAlpn(_)
             | HttpFilter::PeerMetadata(_)
             | HttpFilter::IstioStats(_)
-            | HttpFilter::StatefulSession(_)
-            | HttpFilter::SetFilterState(_)
             | HttpFilter::DynamicForwardProxy(_)
             | HttpFilter::NoOp { .. } => {}
         }
@@ -96,6 +123,14 @@ async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fau
         &mut worker.random.borrow_mut(),
         worker.active_faults.get(),
     );
+    let stats = exchange.http.stats.clone();
+    if fault.is_full(worker.active_faults.get()) && fault.touches(&exchange.request, cluster.as_deref()) {
+        stats.other.inc("fault.faults_overflow");
+    }
+    if let Some(kib) = decision.rate_limit_kib {
+        stats.other.inc("fault.response_rl_injected");
+        exchange.throttle = Some(Throttle::new(kib));
+    }
     if let Some(delay) = decision.delay {
         exchange.http.stats.other.inc("fault.delays_injected");
         exchange.info.flags.insert(ResponseFlags::FAULT_DELAY);
@@ -106,8 +141,8 @@ async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fau
     }
     if let Some(abort) = decision.abort {
         exchange.http.stats.other.inc("fault.aborts_injected");
-        let mut reply =
-            LocalReply::new(200, "fault filter abort", "fault_filter_abort").flagged(ResponseFlags::FAULT_ABORT);
+        let text = fault.abort_body.as_deref().unwrap_or("fault filter abort").to_owned();
+        let mut reply = LocalReply::new(200, text, "fault_filter_abort").flagged(ResponseFlags::FAULT_ABORT);
         match abort {
             Abort::Http(status) => reply.status = status,
             Abort::Grpc(status) => reply.grpc_status = Some(status),
@@ -122,9 +157,11 @@ fn cors(exchange: &mut Exchange) -> Result<(), Stop> {
     let stats = exchange.http.stats.clone();
     match proxy_core::filters::cors_decide(policy.as_deref(), &exchange.request) {
         CorsDecision::NotCors => {}
-        CorsDecision::Invalid => stats.other.inc("cors.origin_invalid"),
-        CorsDecision::Preflight(headers) => {
-            stats.other.inc("cors.origin_valid");
+        CorsDecision::Invalid | CorsDecision::Shadow(false) => stats.other.inc("cors.origin_invalid"),
+        CorsDecision::Shadow(true) => stats.other.inc("cors.origin_valid"),
+        CorsDecision::Preflight(headers) | CorsDecision::Refused(headers) => {
+            let valid = headers.iter().any(|(name, _)| *name == "access-control-allow-origin");
+            stats.other.inc(if valid { "cors.origin_valid" } else { "cors.origin_invalid" });
             let mut reply = LocalReply::new(200, "", "cors_response");
             reply.direct = true;
             reply.headers = headers.into_iter().map(|(n, v)| (n.to_string(), v.to_vec())).collect();
@@ -150,65 +187,36 @@ fn run_rbac(exchange: &mut Exchange, rbac: &Arc<proxy_core::Rbac>) -> Result<(),
         filter_state: &exchange.info.filter_state,
         route_metadata: exchange.matched.as_ref().map(|m| &m.route.metadata),
     });
-    let stats = &exchange.http.stats.other;
+    const NAMESPACE: &str = "envoy.filters.http.rbac";
+    let http = exchange.http.clone();
+    let stats = &http.stats.other;
+    let metadata = &mut exchange.info.dynamic_metadata;
+    // `joinPrefix` of Envoy puts a dot behind the prefix of statistics, but not of metadata.
+    let scope = |prefix: &str| if prefix.is_empty() { "rbac".to_owned() } else { format!("rbac.{prefix}") };
+    let mut record = |prefix: &str, kind: &str, allowed: bool, policy: Option<&str>| {
+        let result = if allowed { "allowed" } else { "denied" };
+        metadata.set(NAMESPACE, &format!("{prefix}{kind}_engine_result"), result.into());
+        if let Some(policy) = policy {
+            metadata.set(NAMESPACE, &format!("{prefix}{kind}_effective_policy_id"), policy.into());
+        }
+    };
     if let Some(shadow) = &verdict.shadow {
-        stats.inc(if shadow.allowed { "rbac.shadow_allowed" } else { "rbac.shadow_denied" });
+        let what = if shadow.allowed { "shadow_allowed" } else { "shadow_denied" };
+        stats.inc(&format!("{}.{what}", scope(&rbac.shadow_prefix)));
+        record(&rbac.shadow_prefix, "shadow", shadow.allowed, shadow.policy.as_deref());
+    }
+    if let Some(enforced) = verdict.enforced {
+        record(&rbac.stat_prefix, "enforced", enforced, verdict.policy.as_deref());
+    }
+    if let Some(hint) = verdict.log_hint {
+        exchange.info.dynamic_metadata.set("envoy.common", "access_log_hint", hint.into());
     }
     if verdict.allowed {
-        stats.inc("rbac.allowed");
+        stats.inc(&format!("{}.allowed", scope(&rbac.stat_prefix)));
         return Ok(());
     }
-    stats.inc("rbac.denied");
+    stats.inc(&format!("{}.denied", scope(&rbac.stat_prefix)));
     let reply = LocalReply::new(403, "RBAC: access denied", verdict.details());
-    Err(reply.into())
-}
-
-fn rate_limit(exchange: &mut Exchange, limit: &Arc<proxy_core::filters::LocalRateLimit>) -> Result<(), Stop> {
-    let worker = exchange.http.worker.clone();
-    let stats = worker.named_stats();
-    let prefix = format!("{}.http_local_rate_limit", limit.stat_prefix);
-    for what in ["enabled", "enforced", "ok", "rate_limited"] {
-        stats.touch(&format!("{prefix}.{what}"));
-    }
-    let mut random = worker.random.borrow_mut();
-    if !limit.enabled.hit(&mut random) {
-        return Ok(());
-    }
-    stats.inc(&format!("{prefix}.enabled"));
-    let key = Arc::as_ptr(limit) as usize;
-    let now = Instant::now();
-    let mut buckets = worker.buckets.borrow_mut();
-    let bucket = buckets.entry(key).or_insert_with(|| proxy_core::filters::TokenBucket::new(&limit.bucket, now));
-    let taken = bucket.take(1, now);
-    if limit.ratelimit_headers {
-        let left = bucket.remaining(now);
-        // Until there is one token again.
-        let per_token = limit.bucket.fill_interval.as_secs_f64() / f64::from(limit.bucket.tokens_per_fill.max(1));
-        let reset = if left == 0 { per_token.ceil() as u64 } else { 0 };
-        let max = limit.bucket.max_tokens;
-        for (name, value) in [
-            ("x-ratelimit-limit", u64::from(max)),
-            ("x-ratelimit-remaining", left.into()),
-            ("x-ratelimit-reset", reset),
-        ] {
-            exchange.add_to_response.push((name.to_owned(), value.to_string().into_bytes()));
-        }
-    }
-    if taken {
-        stats.inc(&format!("{prefix}.ok"));
-        return Ok(());
-    }
-    stats.inc(&format!("{prefix}.rate_limited"));
-    if !limit.enforced.hit(&mut random) {
-        return Ok(());
-    }
-    stats.inc(&format!("{prefix}.enforced"));
-    let mut reply =
-        LocalReply::new(limit.status, "local_rate_limited", "local_rate_limited").flagged(ResponseFlags::RATE_LIMITED);
-    let mut extra = Headers::new();
-    let cx = proxy_core::FormatContext::new(&exchange.info, Some(&exchange.request), None);
-    limit.response_headers.apply(&mut extra, &cx);
-    reply.headers = extra.iter_regular().map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.to_vec())).collect();
     Err(reply.into())
 }
 
@@ -226,6 +234,7 @@ async fn buffer(exchange: &mut Exchange, body: &mut RecvBody, limit: u64) -> Res
             Some(Ok(Frame::Data(data))) => {
                 size += data.len() as u64;
                 if size > limit {
+                    exchange.info.bytes_received = size;
                     exchange.http.stats.downstream_rq_too_large.inc();
                     return Err(LocalReply::new(413, "Payload Too Large", "request_payload_too_large").into());
                 }
@@ -246,13 +255,13 @@ async fn buffer(exchange: &mut Exchange, body: &mut RecvBody, limit: u64) -> Res
     Ok(())
 }
 
-/// The first `limit` bytes of the request's body, which stays readable.
+/// The first `limit` bytes of the request's body, which stays readable, and whether that is all of it.
 pub(super) async fn peek_body(
     exchange: &mut Exchange,
     body: &mut RecvBody,
     limit: usize,
     allow_partial: bool,
-) -> Result<Bytes, Stop> {
+) -> Result<(Bytes, bool), Stop> {
     let mut frames = VecDeque::new();
     let mut seen = Vec::new();
     let mut ended = body.is_empty();
@@ -266,6 +275,7 @@ pub(super) async fn peek_body(
                 }
                 frames.push_back(frame);
                 if seen.len() > limit && !allow_partial {
+                    exchange.info.bytes_received = seen.len() as u64;
                     return Err(LocalReply::new(413, "Payload Too Large", "request_payload_too_large").into());
                 }
                 if seen.len() >= limit {
@@ -278,10 +288,11 @@ pub(super) async fn peek_body(
     if ended {
         exchange.request_complete();
     }
+    let whole = ended && seen.len() <= limit;
     seen.truncate(limit);
     if !frames.is_empty() {
         let rest = std::mem::replace(body, RecvBody::Empty);
         *body = if ended { RecvBody::Memory(frames) } else { RecvBody::Then(frames, Box::new(rest)) };
     }
-    Ok(seen.into())
+    Ok((seen.into(), whole))
 }

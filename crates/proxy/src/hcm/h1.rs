@@ -3,13 +3,15 @@
 use super::Http;
 use super::exchange::{self, Exchange};
 use super::respond::{Answer, H1Answer};
+use super::timers::{Deadline, Timers};
 use crate::h1::{Conn, HeadError, ReadError, RequestHead, Shared};
 use crate::io::Io;
 use crate::stream::RecvBody;
 use proxy_core::Headers;
 use proxy_core::stream_info::HttpProtocol;
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -63,8 +65,11 @@ async fn close(http: &Http, conn: Shared, end: End) {
 
 async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
     let limits = http.head_limits();
+    // Made once for all requests: to set and unset timers for each costs more than to parse it.
+    let mut drained = Box::pin(drain_over(http));
+    let mut timers = Timers::default();
     loop {
-        let head = match next_head(http, conn, &limits).await {
+        let head = match next_head(http, conn, &limits, &mut timers, drained.as_mut()).await {
             Next::Head(head) => *head,
             Next::End(end) => return end,
         };
@@ -117,33 +122,16 @@ enum Next {
 }
 
 /// Waits for a request head within the idle timeout, then within the header timeout.
-async fn next_head(http: &Rc<Http>, conn: &Shared, limits: &crate::h1::Limits) -> Next {
-    let first = http.requests.get() == 0;
-    let wait_for_bytes = poll_fn(|cx| conn.borrow_mut().poll_news(cx));
-    let idle = async {
-        match http.config.idle_timeout {
-            Some(timeout) => tokio::time::sleep(timeout).await,
-            None => std::future::pending().await,
-        }
-    };
-    let old = async {
-        match http.config.max_connection_duration {
-            Some(max) => tokio::time::sleep(max.saturating_sub(http.since.elapsed())).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        biased;
-        () = wait_for_bytes => {}
-        () = idle => {
-            http.stats.downstream_cx_idle_timeout.inc();
-            return Next::End(End::Clean);
-        }
-        () = old => {
-            http.stats.downstream_cx_max_duration_reached.inc();
-            return Next::End(End::Clean);
-        }
-        () = drain_over(http), if !first => return Next::End(End::Clean),
+async fn next_head(
+    http: &Rc<Http>,
+    conn: &Shared,
+    limits: &crate::h1::Limits,
+    timers: &mut Timers,
+    drained: Pin<&mut impl Future<Output = ()>>,
+) -> Next {
+    match wait_for_request(http, conn, timers, drained).await {
+        Waited::Bytes => {}
+        Waited::End => return Next::End(End::Clean),
     }
     let read = poll_fn(|cx| conn.borrow_mut().poll_request(cx, limits));
     let head = match http.config.request_headers_timeout {
@@ -180,6 +168,49 @@ async fn next_head(http: &Rc<Http>, conn: &Shared, limits: &crate::h1::Limits) -
             http.stats.downstream_cx_destroy_remote_active_rq.inc();
             exchange::abandoned(http, HttpProtocol::Http11);
             Next::End(End::Clean)
+        }
+    }
+}
+
+enum Waited {
+    Bytes,
+    End,
+}
+
+/// Waits for the first byte of a request. A connection that idles or is too old ends at once before its first request,
+/// later after the drain timeout, in which it would serve one more (Envoy `ConnectionManagerImpl::onIdleTimeout`).
+async fn wait_for_request(
+    http: &Rc<Http>,
+    conn: &Shared,
+    timers: &mut Timers,
+    mut drained: Pin<&mut impl Future<Output = ()>>,
+) -> Waited {
+    let first = http.requests.get() == 0;
+    timers.set(Deadline::Idle, http.config.idle_timeout);
+    let left = |max: Duration| max.saturating_sub(http.since.elapsed());
+    timers.set(Deadline::Stream, http.config.max_connection_duration.filter(|_| !http.aged.get()).map(left));
+    timers.set(Deadline::Global, http.ending.get().then_some(http.config.drain_timeout));
+    loop {
+        let passed = tokio::select! {
+            biased;
+            () = poll_fn(|cx| conn.borrow_mut().poll_news(cx)) => return Waited::Bytes,
+            passed = poll_fn(|cx| timers.poll(cx)) => passed,
+            () = drained.as_mut(), if !first => return Waited::End,
+        };
+        match passed {
+            Deadline::Idle => http.stats.downstream_cx_idle_timeout.inc(),
+            Deadline::Stream => {
+                http.stats.downstream_cx_max_duration_reached.inc();
+                http.aged.set(true);
+            }
+            // The drain timeout.
+            _ => return Waited::End,
+        }
+        if first {
+            return Waited::End;
+        }
+        if !http.ending.replace(true) {
+            timers.set(Deadline::Global, Some(http.config.drain_timeout));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Downstream HTTP/2 on the `h2` crate: one task per stream.
 
+mod guard;
+
 use super::Http;
 use super::exchange::{self, Exchange};
 use super::respond::{Answer, H2Answer};
@@ -7,6 +9,7 @@ use crate::h1::UnderscoreAction;
 use crate::io::Io;
 use crate::stream::{RecvBody, push_map};
 use bytes::Bytes;
+use guard::{Guard, Settings, Switch};
 use proxy_core::Headers;
 use proxy_core::stream_info::HttpProtocol;
 use std::rc::Rc;
@@ -37,7 +40,16 @@ async fn requests(http: &Rc<Http>, io: Io) {
     if options.allow_connect {
         builder.enable_connect_protocol();
     }
-    let handshake = builder.handshake::<Io, Bytes>(io);
+    let settings = Settings {
+        table_size: options.hpack_table_size,
+        connect: options.allow_connect,
+        streams: options.max_concurrent_streams,
+        window: options.initial_stream_window,
+    };
+    let stream_errors = options.stream_error_on_invalid_message || http.config.stream_error_on_invalid_message;
+    let guard = Guard::new(io, settings, stream_errors, http.config.drain_timeout);
+    let switch = guard.switch();
+    let handshake = builder.handshake::<Guard, Bytes>(guard);
     let mut connection = match tokio::time::timeout(std::time::Duration::from_secs(10), handshake).await {
         Ok(Ok(connection)) => connection,
         _ => {
@@ -72,7 +84,7 @@ async fn requests(http: &Rc<Http>, io: Io) {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, answer))) => {
                     let last = http.config.max_requests_per_connection.is_some_and(|max| http.requests.get() + 1 >= max);
-                    stream(http, request, answer);
+                    stream(http, request, answer, (!stream_errors).then_some(&switch));
                     if last && !draining {
                         http.stats.downstream_cx_max_requests_reached.inc();
                         draining = true;
@@ -80,8 +92,11 @@ async fn requests(http: &Rc<Http>, io: Io) {
                     }
                 }
                 Some(Err(e)) => {
-                    if e.is_library() {
+                    if e.is_library() || switch.is_cut() {
                         http.stats.downstream_cx_protocol_error.inc();
+                    }
+                    if switch.is_cut() {
+                        exchange::malformed(http);
                     }
                     tracing::debug!(error = %e, "downstream HTTP/2 connection ended");
                     return;
@@ -110,7 +125,23 @@ async fn requests(http: &Rc<Http>, io: Io) {
 }
 
 /// Starts the exchange of one stream.
-fn stream(http: &Rc<Http>, request: http::Request<h2::RecvStream>, answer: h2::server::SendResponse<Bytes>) {
+/// `switch`: ends the connection when the message is malformed; `None`: only its stream ends.
+fn stream(
+    http: &Rc<Http>,
+    request: http::Request<h2::RecvStream>,
+    mut answer: h2::server::SendResponse<Bytes>,
+    switch: Option<&Switch>,
+) {
+    if is_malformed(&request) {
+        match switch {
+            Some(switch) => switch.cut(),
+            None => {
+                answer.send_reset(h2::Reason::PROTOCOL_ERROR);
+                exchange::malformed(http);
+            }
+        }
+        return;
+    }
     http.requests.set(http.requests.get() + 1);
     http.stats.downstream_rq_http2_total.inc();
     let (parts, body) = request.into_parts();
@@ -160,6 +191,16 @@ fn stream(http: &Rc<Http>, request: http::Request<h2::RecvStream>, answer: h2::s
             Err(detail) => exchange.reset(detail, h2::Reason::INTERNAL_ERROR),
         }
     });
+}
+
+/// What Envoy's codec refuses and the crate lets through.
+fn is_malformed(request: &http::Request<h2::RecvStream>) -> bool {
+    let (uri, headers) = (request.uri(), request.headers());
+    let connect = request.method() == http::Method::CONNECT;
+    let rooted = uri.path_and_query().is_none_or(|path| path.as_str().starts_with('/'));
+    let has_host = uri.authority().is_some() || headers.contains_key("host");
+    let userinfo = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+    headers.get_all("content-length").iter().count() > 1 || (!connect && !rooted) || !has_host || userinfo
 }
 
 /// Limits and names that the codec of Envoy checks.

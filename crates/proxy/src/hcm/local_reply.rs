@@ -66,12 +66,14 @@ impl LocalReply {
         let mut body = body;
         exchange.local_body = String::from_utf8_lossy(&body).into_owned();
         let mut content_type: Cow<'static, str> = "text/plain".into();
-        if exchange.conformed
-            && let Some(rewritten) = {
-                let cx = FormatContext::new(&exchange.info, Some(&exchange.request), Some(&headers));
-                exchange.http.config.local_reply.rewrite(self.status, &exchange.local_body, &cx)
-            }
-        {
+        // The mappers' filters look at the status; the route's formats must not see it yet.
+        exchange.info.response_code = Some(self.status);
+        let rewritten = {
+            let cx = FormatContext::new(&exchange.info, Some(&exchange.request), Some(&headers));
+            exchange.http.config.local_reply.rewrite(self.status, &exchange.local_body, &cx)
+        };
+        exchange.info.response_code = None;
+        if let Some(rewritten) = rewritten {
             if let Some(status) = rewritten.status {
                 headers.set_status(status);
             }
@@ -79,6 +81,7 @@ impl LocalReply {
                 headers.push(name.as_bytes(), value);
             }
             body = Bytes::from(rewritten.body);
+            headers.remove("content-type");
             content_type = rewritten.content_type.to_string().into();
         }
         let status = headers.status().unwrap_or(self.status);
@@ -87,8 +90,9 @@ impl LocalReply {
             headers.set("content-type", b"application/grpc");
             let code = self.grpc_status.unwrap_or_else(|| grpc_status_of_http(status));
             headers.set("grpc-status", code.to_string().as_bytes());
-            if !body.is_empty() {
-                headers.set("grpc-message", percent_encode(&body).as_bytes());
+            let message = body.strip_suffix(b"\n").unwrap_or(&body);
+            if !message.is_empty() {
+                headers.set("grpc-message", percent_encode(message).as_bytes());
             }
             exchange.add_route_headers(&mut headers, self.finalize);
             return (headers, Bytes::new());

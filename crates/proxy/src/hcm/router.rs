@@ -59,7 +59,27 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
         Action::Direct(answer) => {
             stats.rq_direct_response.inc();
             let mut reply = LocalReply::new(answer.status, "", "direct_response");
-            reply.raw_body = Some(answer.body.clone());
+            exchange.info.response_code = Some(answer.status);
+            reply.raw_body = Some(match &answer.body_format {
+                None => answer.body.clone(),
+                Some(format) => {
+                    let text = String::from_utf8_lossy(&answer.body);
+                    let mut cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
+                    cx.local_reply_body = &text;
+                    let mut body = Vec::new();
+                    format.write(&cx, &mut body);
+                    body.into()
+                }
+            });
+            if let Some(format) = &answer.body_format {
+                let own = answer.content_type.as_deref();
+                let plain = if matches!(format, proxy_core::format::FormatString::Json(_)) {
+                    "application/json"
+                } else {
+                    "text/plain"
+                };
+                reply.headers.push(("content-type".into(), own.unwrap_or(plain).as_bytes().to_vec()));
+            }
             Err(direct(exchange, &matched, reply))
         }
         Action::NonForwarding => {
@@ -160,10 +180,11 @@ async fn forward_request(
         at: 0,
         size: 0,
         limit: limit as usize,
-        keeping: (retries.is_some() || !mirrors.is_empty()) && !tunnel,
+        keeping: (retries.is_some() || !mirrors.is_empty() || forward.internal_redirect.is_some()) && !tunnel,
         ended,
         received: 0,
         drop_trailers: exchange.answer.is_h1() && !http.config.http1.enable_trailers,
+        messages: exchange.messages.is_some().then(Default::default),
     };
     let plan = Plan {
         matched,
@@ -182,7 +203,13 @@ async fn forward_request(
     if let Err(Stop::Reply(reply)) = &mut result {
         reply.finalize = true;
     }
-    exchange.info.bytes_received = exchange.info.bytes_received.max(outgoing.received);
+    exchange.info.bytes_received = match exchange.redirects {
+        0 => exchange.info.bytes_received.max(outgoing.received),
+        _ => exchange.info.bytes_received + outgoing.received,
+    };
+    if let (Some(all), Some(messages)) = (&mut exchange.messages, outgoing.messages.take()) {
+        all[0] = messages;
+    }
     if !mirrors.is_empty() {
         if outgoing.keeping && outgoing.ended {
             super::mirror::send(exchange, mirrors, std::mem::take(&mut outgoing.kept));
@@ -206,8 +233,11 @@ async fn tries(
     let stats = plan.cluster.stats.clone();
     let mut previous: Vec<Arc<Host>> = Vec::new();
     let mut retry_permit = None;
+    // Whether the try before ran into its timeout.
+    let mut last_timed_out = None;
     loop {
         let host = pick(exchange, plan, &previous);
+        exchange.info.upstream.attempts += 1;
         let Some(host) = host else {
             stats.upstream_cx_none_healthy.inc();
             if plan.cluster.entry.is_original_dst() {
@@ -219,8 +249,15 @@ async fn tries(
                 .into());
         };
         exchange.info.upstream.host = Some(host.clone());
-        exchange.info.upstream.attempts += 1;
+        if let Some(strict) = strict_session(exchange, &host) {
+            return Err(strict);
+        }
+        if let (Some(timed_out), true) = (last_timed_out, plan.matched.vhost.include_is_timeout_retry_header) {
+            let value: &[u8] = if timed_out { b"true" } else { b"false" };
+            exchange.request.set("x-envoy-is-timeout-retry", value);
+        }
         let tried = one_try(exchange, plan, outgoing, &host).await?;
+        last_timed_out = Some(matches!(tried, Tried::PerTryTimeout(_)));
         let mut failure = None;
         let verdict = match &tried {
             Tried::Answer(reply, ..) => {
@@ -264,7 +301,7 @@ async fn tries(
         drop(retry_permit.take());
         let retried = exchange.info.upstream.attempts > 1;
         match verdict {
-            RetryVerdict::Retry { after } if outgoing.repeatable() => {
+            RetryVerdict::Retry { after, asked } if outgoing.repeatable() => {
                 let breaker = plan.cluster.entry.breakers.get(plan.forward.priority);
                 match breaker.acquire(Resource::Retries) {
                     Some(permit) => {
@@ -272,7 +309,10 @@ async fn tries(
                             discard(&reply, &mut upstream);
                         }
                         stats.upstream_rq_retry.inc();
-                        stats.upstream_rq_retry_backoff_exponential.inc();
+                        match asked {
+                            true => stats.upstream_rq_retry_backoff_ratelimited.inc(),
+                            false => stats.upstream_rq_retry_backoff_exponential.inc(),
+                        }
                         retry_permit = Some(permit);
                         outgoing.rewind();
                         previous.push(host);
@@ -299,6 +339,14 @@ async fn tries(
         }
         return match tried {
             Tried::Answer(reply, upstream, pump, sent) => {
+                let body = (outgoing.ended && outgoing.keeping).then_some(&*outgoing.kept);
+                if let Some(next) = super::redirect::follow(exchange, plan.forward, &reply.headers, body) {
+                    let status = reply.status;
+                    stats.upstream_rq.inc(status);
+                    let mut upstream = upstream;
+                    discard(&reply, &mut upstream);
+                    return Err(Stop::Redirect(Box::new(next), status));
+                }
                 if retried && reply.status < 500 && verdict == RetryVerdict::No {
                     stats.upstream_rq_retry_success.inc();
                 }
@@ -376,6 +424,18 @@ fn discard(reply: &Reply, upstream: &mut Upstream) {
     }
 }
 
+/// A strict session whose host is gone: the answer.
+fn strict_session(exchange: &Exchange, host: &Host) -> Option<Stop> {
+    let session = exchange.session.as_ref()?;
+    let status = session.config.strict?;
+    let wanted = session.wanted.as_deref()?;
+    if host.address.to_string() == wanted {
+        return None;
+    }
+    let reply = LocalReply::new(status, "no healthy upstream", "no_healthy_upstream");
+    Some(reply.flagged(ResponseFlags::NO_HEALTHY_UPSTREAM).into())
+}
+
 fn pick(exchange: &mut Exchange, plan: &Plan<'_>, previous: &[Arc<Host>]) -> Option<Arc<Host>> {
     let worker = exchange.http.worker.clone();
     let context = PickContext {
@@ -383,7 +443,7 @@ fn pick(exchange: &mut Exchange, plan: &Plan<'_>, previous: &[Arc<Host>]) -> Opt
         metadata_match: plan.matched.metadata_match(),
         previous,
         retry: plan.matched.retry_policy().map(Arc::as_ref),
-        override_host: None,
+        override_host: exchange.session.as_ref().and_then(|s| s.wanted.as_deref()),
         original_dst: exchange.http.original_dst,
         headers: Some(&exchange.request),
         now: Instant::now(),

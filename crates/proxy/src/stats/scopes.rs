@@ -67,11 +67,15 @@ pub(crate) struct Named(std::sync::Mutex<std::collections::BTreeMap<String, u64>
 impl Named {
     /// The lock is uncontended: one writer, and a scrape now and then.
     pub(crate) fn inc(&self, name: &str) {
+        self.add(name, 1);
+    }
+
+    pub(crate) fn add(&self, name: &str, by: u64) {
         let mut map = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match map.get_mut(name) {
-            Some(n) => *n += 1,
+            Some(n) => *n += by,
             None => {
-                map.insert(name.to_owned(), 1);
+                map.insert(name.to_owned(), by);
             }
         }
     }

@@ -29,12 +29,14 @@ pub(super) async fn pass_on(
     exchange.info.upstream.header_bytes_received = headers.byte_size() as u64;
     let tunnel = (exchange.hints.upgrade && status == 101) || (exchange.hints.connect && (200..300).contains(&status));
     let service_time =
-        exchange.info.times.upstream_first_tx.map_or(exchange.began.elapsed(), |t| exchange.began.elapsed() - t);
+        exchange.began.elapsed().saturating_sub(exchange.info.times.upstream_first_tx.unwrap_or_default());
     if !tunnel && !exchange.hints.connect {
         headers.remove("connection");
         headers.remove("upgrade");
     }
-    if !plan.suppress_envoy_headers && !exchange.hints.upgrade && !exchange.hints.connect {
+    // Envoy measures from the end of the request, so an early answer has no such time.
+    let measurable = exchange.body_done && !exchange.hints.upgrade && !exchange.hints.connect;
+    if !plan.suppress_envoy_headers && measurable {
         headers.set("x-envoy-upstream-service-time", service_time.as_millis().to_string().as_bytes());
     }
     if plan.matched.vhost.include_attempt_count_in_response {
@@ -63,6 +65,9 @@ pub(super) async fn pass_on(
     let mut down_pump = Pump::new();
     let began = exchange.began;
     let drop_trailers = upstream.protocol != HttpProtocol::Http2 && !plan.cluster.config().http1.enable_trailers;
+    let connected = exchange.hints.connect;
+    let mut throttle = exchange.throttle.take();
+    let mut messages = exchange.messages.take();
     let mut trailers = None;
     let mut upstream_failed = None;
     let ended: Result<(), Broken> = poll_fn(|cx| {
@@ -86,7 +91,13 @@ pub(super) async fn pass_on(
         let polled = down_pump.poll(
             cx,
             |cx| {
-                let frame = body.poll_frame(cx);
+                let frame = match &mut throttle {
+                    Some(throttle) => throttle.poll(cx, &mut body),
+                    None => body.poll_frame(cx),
+                };
+                if let (Some(messages), Poll::Ready(Some(Ok(Frame::Data(data))))) = (&mut messages, &frame) {
+                    messages[1].look(data);
+                }
                 match frame {
                     Poll::Ready(Some(Ok(Frame::Trailers(_)))) if drop_trailers => body.poll_frame(cx),
                     Poll::Ready(Some(Ok(Frame::Trailers(t)))) => {
@@ -101,11 +112,12 @@ pub(super) async fn pass_on(
         moved |= before != down_pump.bytes;
         match polled {
             Poll::Ready(Ok(())) => {
-                if !tunnel || sent {
+                if !tunnel || sent || upstream.protocol == HttpProtocol::Http2 || connected {
                     return Poll::Ready(Ok(()));
                 }
-                // The upstream closed its side of a tunnel: so do we.
-                return Poll::Ready(Ok(()));
+                // The upstream left an upgraded connection: for Envoy's codec its answer is not complete.
+                upstream_failed = Some(BodyError::Closed);
+                return Poll::Ready(Err(Broken::Upstream));
             }
             Poll::Ready(Err(PumpError::Source(e))) => {
                 upstream_failed = Some(e);
@@ -136,10 +148,12 @@ pub(super) async fn pass_on(
         }
     })
     .await;
+    exchange.messages = messages;
     exchange.info.bytes_sent = down_pump.bytes;
-    exchange.info.times.upstream_last_rx = Some(began.elapsed());
-    exchange.info.times.downstream_last_tx = Some(began.elapsed());
-    stats.upstream_rq_time.record(began.elapsed().as_millis() as u64);
+    let elapsed = began.elapsed();
+    exchange.info.times.upstream_last_rx = Some(elapsed);
+    exchange.info.times.downstream_last_tx = Some(elapsed);
+    stats.upstream_rq_time.record(elapsed.as_millis() as u64);
     stats.upstream_cx_tx_bytes_total.add(up_pump.bytes + exchange.info.upstream.header_bytes_sent);
     stats.upstream_cx_rx_bytes_total.add(down_pump.bytes + exchange.info.upstream.header_bytes_received);
     if let Some(trailers) = trailers {
@@ -159,7 +173,9 @@ pub(super) async fn pass_on(
         Err(Broken::Upstream) => {
             let failure = match upstream_failed {
                 // Envoy's HTTP/1 codec calls an incomplete message a protocol error.
-                Some(BodyError::Closed) if upstream.protocol != HttpProtocol::Http2 => Failure::Protocol("incomplete"),
+                Some(BodyError::Closed) if upstream.protocol != HttpProtocol::Http2 && !tunnel => {
+                    Failure::Protocol("incomplete")
+                }
                 Some(e) => e.into(),
                 None => Failure::Terminated,
             };
@@ -174,7 +190,7 @@ pub(super) async fn pass_on(
             exchange.http.stats.rq_reset_after_downstream_response_started.inc();
             exchange.http.stats.downstream_rq_tx_reset.inc();
             abort(exchange, sink, h2::Reason::INTERNAL_ERROR).await;
-            Ok(if tunnel { Outcome::Tunnel } else { Outcome::Aborted })
+            Ok(if tunnel { Outcome::TimedOut } else { Outcome::Aborted })
         }
         Err(Broken::Client(reset)) => {
             cancel(&stats, &mut upstream);

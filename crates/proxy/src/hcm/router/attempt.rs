@@ -203,7 +203,7 @@ fn enable_trailers(plan: &Plan<'_>) -> bool {
 /// Completes the head for this try.
 fn prepare_head(exchange: &mut Exchange, plan: &Plan<'_>, host: &Host) {
     let attempts = exchange.info.upstream.attempts;
-    let elapsed = plan.began.elapsed();
+    let elapsed = if attempts > 1 { plan.began.elapsed() } else { std::time::Duration::ZERO };
     let request = &mut exchange.request;
     let tells_grpc = exchange.grpc && request.contains("grpc-timeout");
     if plan.matched.vhost.include_request_attempt_count {

@@ -17,6 +17,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) received: u64,
     /// HTTP/1 trailers are dropped unless they are enabled.
     pub(super) drop_trailers: bool,
+    /// Counts gRPC messages.
+    pub(super) messages: Option<crate::hcm::encode::GrpcMessages>,
 }
 
 impl Outgoing<'_> {
@@ -33,6 +35,9 @@ impl Outgoing<'_> {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Frame::Data(data) = &frame {
                     self.received += data.len() as u64;
+                    if let Some(messages) = &mut self.messages {
+                        messages.look(data);
+                    }
                     self.size += data.len();
                 }
                 if self.keeping && self.size > self.limit {

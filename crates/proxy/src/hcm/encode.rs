@@ -1,0 +1,155 @@
+//! What filters do to the answer on its way back: header changes, sessions, slowed bodies, counted gRPC messages.
+
+use super::exchange::Exchange;
+use super::filters;
+use crate::stream::{BodyError, Frame, RecvBody};
+use bytes::Bytes;
+use proxy_core::filters::{HttpFilter, PerFilter, StatefulSession};
+use proxy_core::{FormatContext, Headers};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
+use tokio::time::Sleep;
+
+/// A session that the request brought, or would get.
+pub(crate) struct Session {
+    pub(crate) config: Arc<StatefulSession>,
+    /// The host it names.
+    pub(crate) wanted: Option<String>,
+}
+
+impl Session {
+    pub(super) fn begin(config: &Arc<StatefulSession>, request: &Headers) -> Self {
+        Self { config: config.clone(), wanted: config.wanted(request, unix_seconds()) }
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Lets the filters change the head of the answer, the last one first.
+pub(super) fn head(exchange: &mut Exchange, headers: &mut Headers) {
+    let http = exchange.http.clone();
+    for entry in http.config.filters.iter().rev() {
+        match &entry.filter {
+            HttpFilter::HeaderMutation(own) => {
+                let (enabled, per) = filters::settings(exchange, entry);
+                if !enabled {
+                    continue;
+                }
+                let cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
+                own.response.apply_to_response(headers, &cx);
+                if let Some(PerFilter::HeaderMutation(route)) = &per {
+                    route.response.apply_to_response(headers, &cx);
+                }
+            }
+            HttpFilter::StatefulSession(_) => {
+                let Some(session) = &exchange.session else { continue };
+                let Some(host) = &exchange.info.upstream.host else { continue };
+                let host = host.address.to_string();
+                if session.wanted.as_deref() != Some(&*host)
+                    && let Some((name, value)) = session.config.remember(&exchange.request, &host, unix_seconds())
+                {
+                    headers.push(name.as_bytes(), value.as_bytes());
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// How often a slowed body gets new bytes (Envoy `StreamRateLimiter`: 16 times a second).
+const TICK: Duration = Duration::from_micros(62_500);
+
+/// Lets a body through at a fixed rate.
+pub(crate) struct Throttle {
+    /// Bytes each tick.
+    share: usize,
+    left: usize,
+    held: Option<Bytes>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Throttle {
+    pub(super) fn new(kib_per_second: u64) -> Self {
+        let share = usize::try_from(kib_per_second.saturating_mul(64)).unwrap_or(usize::MAX);
+        // The first bytes come with the first tick.
+        Self { share, left: 0, held: None, sleep: Some(Box::pin(tokio::time::sleep(TICK))) }
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, body: &mut RecvBody) -> Poll<Option<Result<Frame, BodyError>>> {
+        let mut data = match self.held.take() {
+            Some(data) => data,
+            None => match ready!(body.poll_frame(cx)) {
+                Some(Ok(Frame::Data(data))) => data,
+                other => return Poll::Ready(other),
+            },
+        };
+        while self.left == 0 {
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(TICK)));
+            if sleep.as_mut().poll(cx).is_pending() {
+                self.held = Some(data);
+                return Poll::Pending;
+            }
+            self.sleep = None;
+            self.left = self.share;
+        }
+        let now = data.split_to(data.len().min(self.left));
+        self.left -= now.len();
+        if !data.is_empty() {
+            self.held = Some(data);
+        }
+        Poll::Ready(Some(Ok(Frame::Data(now))))
+    }
+}
+
+/// Counts the messages of a gRPC body: five bytes (flags, length), then the message.
+#[derive(Debug, Default)]
+pub(crate) struct GrpcMessages {
+    pub(crate) count: u64,
+    prefix: [u8; 5],
+    have: usize,
+    rest: usize,
+}
+
+impl GrpcMessages {
+    pub(super) fn look(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            if self.rest > 0 {
+                let skip = self.rest.min(data.len());
+                self.rest -= skip;
+                data = &data[skip..];
+                continue;
+            }
+            self.prefix[self.have] = data[0];
+            data = &data[1..];
+            self.have += 1;
+            if self.have == 5 {
+                self.have = 0;
+                self.count += 1;
+                let [_, length @ ..] = self.prefix;
+                self.rest = u32::from_be_bytes(length) as usize;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_counted_over_any_cuts() {
+        let bytes = [&[0, 0, 0, 0, 2, 1, 1][..], &[0, 0, 0, 0, 0], &[1, 0, 0, 0, 1, 9]].concat();
+        for cut in 1..bytes.len() {
+            let mut messages = GrpcMessages::default();
+            for part in bytes.chunks(cut) {
+                messages.look(part);
+            }
+            assert_eq!(messages.count, 3);
+        }
+    }
+}

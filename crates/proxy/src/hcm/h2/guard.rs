@@ -1,0 +1,444 @@
+//! What the `h2` crate says on the wire, in Envoy's words: the first SETTINGS, and which errors end a connection.
+//!
+//! Envoy's codec (oghttp2) closes the connection without a frame for most violations: malformed messages, wrong stream
+//! numbers, bad values in control frames. Only framing, padding, compression and DATA errors get a GOAWAY. The crate
+//! answers each of them with GOAWAY or RST_STREAM; the guard stands between it and the socket and swallows those.
+
+use crate::io::Io;
+use std::cell::Cell;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+const ACK: u8 = 1;
+
+const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
+const STREAM_CLOSED: u32 = 5;
+const FRAME_SIZE_ERROR: u32 = 6;
+
+/// The client's preface comes before its first frame.
+const PREFACE: usize = 24;
+
+/// The head of a frame.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    length: usize,
+    kind: u8,
+    flags: u8,
+    stream: u32,
+}
+
+impl Head {
+    fn read(bytes: &[u8; 9]) -> Self {
+        Self {
+            length: usize::from(bytes[0]) << 16 | usize::from(bytes[1]) << 8 | usize::from(bytes[2]),
+            kind: bytes[3],
+            flags: bytes[4],
+            stream: u32::from_be_bytes([bytes[5], bytes[6], bytes[7], bytes[8]]) & 0x7fff_ffff,
+        }
+    }
+}
+
+impl Head {
+    /// RFC 9113, section 6: lengths that make a FRAME_SIZE_ERROR.
+    fn has_bad_size(&self) -> bool {
+        match self.kind {
+            PRIORITY => self.length != 5,
+            RST_STREAM | WINDOW_UPDATE => self.length != 4,
+            SETTINGS if self.flags & ACK != 0 => self.length != 0,
+            SETTINGS => !self.length.is_multiple_of(6),
+            PING => self.length != 8,
+            _ => false,
+        }
+    }
+}
+
+/// Finds frames in a stream of bytes, whatever the cuts.
+#[derive(Clone, Debug, Default)]
+struct Frames {
+    /// Bytes that belong to the frame before (or the preface).
+    skip: usize,
+    head: [u8; 9],
+    have: usize,
+}
+
+impl Frames {
+    /// Whether a frame has just ended.
+    fn is_between(&self) -> bool {
+        self.skip == 0 && self.have == 0
+    }
+
+    /// Calls `found` with each frame's head and where it ends in `bytes`; stops when that says false.
+    fn look(&mut self, bytes: &[u8], mut found: impl FnMut(Head, usize) -> bool) {
+        let mut at = 0;
+        while at < bytes.len() {
+            if self.skip > 0 {
+                let step = self.skip.min(bytes.len() - at);
+                self.skip -= step;
+                at += step;
+                continue;
+            }
+            let step = (9 - self.have).min(bytes.len() - at);
+            self.head[self.have..self.have + step].copy_from_slice(&bytes[at..at + step]);
+            self.have += step;
+            at += step;
+            if self.have == 9 {
+                self.have = 0;
+                let head = Head::read(&self.head);
+                self.skip = head.length;
+                if !found(head, at) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// What has come in, as far as it decides how an error is answered.
+#[derive(Debug, Default)]
+struct Seen {
+    last: Option<u8>,
+    /// A header block is not complete.
+    in_block: bool,
+    /// A frame of a length that its kind cannot have.
+    bad_size: bool,
+    /// Streams with DATA, the last few.
+    with_data: [u32; 32],
+    next: usize,
+}
+
+impl Seen {
+    fn note(&mut self, head: Head) {
+        self.last = Some(head.kind);
+        self.bad_size |= head.has_bad_size();
+        match head.kind {
+            DATA if !self.with_data.contains(&head.stream) => {
+                self.with_data[self.next] = head.stream;
+                self.next = (self.next + 1) % self.with_data.len();
+            }
+            HEADERS | CONTINUATION if !self.in_block || head.kind == CONTINUATION => {
+                self.in_block = head.flags & END_HEADERS == 0;
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether Envoy closes without this GOAWAY.
+    fn hides_goaway(&self, code: u32) -> bool {
+        matches!(code, PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED)
+            && !self.in_block
+            && !self.bad_size
+            && !matches!(self.last, Some(DATA | CONTINUATION))
+    }
+
+    /// Whether Envoy closes the connection instead of this RST_STREAM.
+    fn closes_instead(&self, code: u32, stream: u32) -> bool {
+        match code {
+            PROTOCOL_ERROR => !self.with_data.contains(&stream),
+            FLOW_CONTROL_ERROR | STREAM_CLOSED => self.last != Some(DATA),
+            _ => false,
+        }
+    }
+}
+
+/// Tells the guard to end its connection.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Switch(Rc<Cell<bool>>);
+
+impl Switch {
+    /// The connection ends without another byte.
+    pub(super) fn cut(&self) {
+        self.0.set(true);
+    }
+
+    pub(super) fn is_cut(&self) -> bool {
+        self.0.get()
+    }
+}
+
+/// The first SETTINGS as Envoy sends them: header table size, extended CONNECT, streams, window.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    pub(super) table_size: u32,
+    pub(super) connect: bool,
+    pub(super) streams: u32,
+    pub(super) window: u32,
+}
+
+impl Settings {
+    fn frame(self) -> Vec<u8> {
+        let mut out = vec![0, 0, 24, SETTINGS, 0, 0, 0, 0, 0];
+        for (id, value) in [(1u16, self.table_size), (8, u32::from(self.connect)), (3, self.streams), (4, self.window)]
+        {
+            out.extend_from_slice(&id.to_be_bytes());
+            out.extend_from_slice(&value.to_be_bytes());
+        }
+        out
+    }
+}
+
+/// A connection between socket and crate.
+pub(super) struct Guard {
+    io: Io,
+    incoming: Frames,
+    outgoing: Frames,
+    seen: Seen,
+    settings: Option<Settings>,
+    /// Our SETTINGS, as far as they are not written.
+    pending: Vec<u8>,
+    /// Bytes of the crate's own SETTINGS that are not to be written.
+    drop: usize,
+    /// Malformed messages end their stream only.
+    stream_errors: bool,
+    switch: Switch,
+    drain_timeout: Duration,
+    /// The answer to the crate's ping, and when it gets it.
+    pong: Option<(Pin<Box<Sleep>>, Vec<u8>)>,
+}
+
+/// What becomes of a frame that the crate wants to write.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    /// The connection ends before it.
+    Cut,
+    /// GOAWAY says FRAME_SIZE_ERROR.
+    SizeError,
+    /// It is left out and answered later.
+    Ping,
+}
+
+impl Guard {
+    pub(super) fn new(io: Io, settings: Settings, stream_errors: bool, drain_timeout: Duration) -> Self {
+        Self {
+            io,
+            incoming: Frames { skip: PREFACE, ..Frames::default() },
+            outgoing: Frames::default(),
+            seen: Seen::default(),
+            settings: Some(settings),
+            pending: Vec::new(),
+            drop: 0,
+            stream_errors,
+            switch: Switch::default(),
+            drain_timeout,
+            pong: None,
+        }
+    }
+
+    pub(super) fn switch(&self) -> Switch {
+        self.switch.clone()
+    }
+
+    /// What in `bytes`, which the crate wants to write, is not to be written as it is, and where.
+    fn change(&self, bytes: &[u8]) -> Option<(usize, Change)> {
+        let mut change = None;
+        let word = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        self.outgoing.clone().look(bytes, |head, body| {
+            let found = match head.kind {
+                RST_STREAM if !self.stream_errors => {
+                    word(body).is_some_and(|code| self.seen.closes_instead(code, head.stream)).then_some(Change::Cut)
+                }
+                GOAWAY => match word(body + 4) {
+                    Some(PROTOCOL_ERROR) if self.seen.bad_size => Some(Change::SizeError),
+                    Some(code) if self.seen.hides_goaway(code) => Some(Change::Cut),
+                    _ => None,
+                },
+                // The crate measures a round trip after its first GOAWAY; Envoy waits for the drain timeout.
+                PING if head.flags & ACK == 0 && bytes.len() >= body + 8 => Some(Change::Ping),
+                _ => None,
+            };
+            change = found.zip(body.checked_sub(9)).map(|(change, at)| (at, change));
+            change.is_none()
+        });
+        change
+    }
+
+    /// Makes a change that is due at the start of `bytes`.
+    fn poll_change(&mut self, cx: &mut Context<'_>, change: Change, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match change {
+            Change::Cut => {}
+            Change::SizeError => {
+                let mut frame = vec![0, 0, 8];
+                frame.extend_from_slice(&bytes[3..13]);
+                frame.extend_from_slice(&FRAME_SIZE_ERROR.to_be_bytes());
+                std::task::ready!(Pin::new(&mut self.io).poll_write(cx, &frame))?;
+            }
+            Change::Ping => {
+                let mut answer = bytes[..17].to_vec();
+                answer[4] = ACK;
+                self.outgoing.look(&bytes[..17], |_, _| true);
+                self.pong = Some((Box::pin(tokio::time::sleep(self.drain_timeout)), answer));
+                cx.waker().wake_by_ref();
+                return Poll::Ready(Ok(17));
+            }
+        }
+        self.switch.cut();
+        // The crate reads on, and finds the end.
+        cx.waker().wake_by_ref();
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    /// Writes our SETTINGS in the place of the crate's. Ready when nothing is left of them.
+    fn poll_settings(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(settings) = self.settings
+            && bytes.len() >= 9
+        {
+            self.settings = None;
+            self.pending = settings.frame();
+            self.drop = 9 + (usize::from(bytes[1]) << 8 | usize::from(bytes[2]));
+        }
+        while !self.pending.is_empty() {
+            match Pin::new(&mut self.io).poll_write(cx, &self.pending) {
+                Poll::Ready(Ok(n)) => drop(self.pending.drain(..n)),
+                other => return other,
+            }
+        }
+        // What the crate wrote counts as written.
+        let n = self.drop.min(bytes.len());
+        self.drop -= n;
+        self.outgoing.look(&bytes[..n], |_, _| true);
+        Poll::Ready(Ok(n))
+    }
+}
+
+impl AsyncRead for Guard {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.switch.is_cut() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some((sleep, answer)) = &mut this.pong
+            && this.incoming.is_between()
+            && buf.remaining() >= answer.len()
+            && sleep.as_mut().poll(cx).is_ready()
+        {
+            buf.put_slice(answer);
+            this.pong = None;
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        let seen = &mut this.seen;
+        this.incoming.look(&buf.filled()[before..], |head, _| {
+            seen.note(head);
+            true
+        });
+        polled
+    }
+}
+
+impl AsyncWrite for Guard {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.switch.is_cut() {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        if this.settings.is_some() || !this.pending.is_empty() || this.drop > 0 {
+            match this.poll_settings(cx, buf) {
+                Poll::Ready(Ok(0)) if !buf.is_empty() => {}
+                other => return other,
+            }
+        }
+        let upto = match this.change(buf) {
+            Some((0, change)) => return this.poll_change(cx, change, buf),
+            Some((at, _)) => at,
+            None => buf.len(),
+        };
+        let written = std::task::ready!(Pin::new(&mut this.io).poll_write(cx, &buf[..upto]))?;
+        this.outgoing.look(&buf[..written], |_, _| true);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let plain = !this.switch.is_cut() && this.settings.is_none() && this.pending.is_empty() && this.drop == 0;
+        // Errors come in the first part: frame heads and control frames; the others are payload of DATA.
+        let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
+        if !plain || this.change(first).is_some() {
+            return Pin::new(this).poll_write(cx, first);
+        }
+        let written = std::task::ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
+        let mut left = written;
+        for part in bufs {
+            let n = left.min(part.len());
+            this.outgoing.look(&part[..n], |_, _| true);
+            left -= n;
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u8, body: &[u8]) -> Vec<u8> {
+        [&[0, 0, body.len() as u8, kind, flags, 0, 0, 0, stream][..], body].concat()
+    }
+
+    #[test]
+    fn frames_are_found_over_any_cuts() {
+        let bytes =
+            [frame(HEADERS, 4, 1, b"abc"), frame(DATA, 1, 1, b""), frame(RST_STREAM, 0, 3, &[0, 0, 0, 1])].concat();
+        for cut in 1..bytes.len() {
+            let mut frames = Frames::default();
+            let mut kinds = Vec::new();
+            for part in bytes.chunks(cut) {
+                frames.look(part, |head, _| {
+                    kinds.push((head.kind, head.stream));
+                    true
+                });
+            }
+            assert_eq!(kinds, [(HEADERS, 1), (DATA, 1), (RST_STREAM, 3)]);
+        }
+    }
+
+    #[test]
+    fn malformed_messages_close_but_bad_bodies_reset() {
+        let mut seen = Seen::default();
+        seen.note(Head { length: 1, kind: HEADERS, flags: 5, stream: 1 });
+        assert!(seen.closes_instead(PROTOCOL_ERROR, 1) && seen.hides_goaway(PROTOCOL_ERROR));
+        seen.note(Head { length: 1, kind: DATA, flags: 1, stream: 1 });
+        assert!(!seen.closes_instead(PROTOCOL_ERROR, 1) && !seen.hides_goaway(PROTOCOL_ERROR));
+        seen.note(Head { length: 1, kind: HEADERS, flags: 0, stream: 3 });
+        assert!(!seen.hides_goaway(PROTOCOL_ERROR), "a header block was interrupted");
+    }
+
+    #[test]
+    fn settings_are_envoys() {
+        let frame = Settings { table_size: 4096, connect: false, streams: 1024, window: 1 << 24 }.frame();
+        assert_eq!(frame.len(), 33);
+        assert_eq!(frame[9..15], [0, 1, 0, 0, 0x10, 0]);
+    }
+}

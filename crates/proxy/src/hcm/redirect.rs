@@ -1,0 +1,91 @@
+//! Internal redirects: the answer sends the request on, and the proxy follows by itself.
+
+use super::exchange::Exchange;
+use crate::stream::{Frame, RecvBody};
+use proxy_core::route::{Forward, NotFollowed, RouteInput, RouteResult};
+use proxy_core::{Headers, RouteTable, StreamInfo};
+use std::time::{Instant, SystemTime};
+
+/// A request that replaces the one it came from.
+pub(crate) struct Redirected {
+    pub(super) request: Headers,
+    pub(super) body: Vec<Frame>,
+}
+
+/// The next request, if the answer is a redirect that is to be followed. `body`: the request's, when all of it is
+/// still there.
+pub(super) fn follow(
+    exchange: &Exchange,
+    forward: &Forward,
+    answer: &Headers,
+    body: Option<&[Frame]>,
+) -> Option<Redirected> {
+    let policy = forward.internal_redirect.as_ref()?;
+    if !answer.status().is_some_and(|status| policy.codes.contains(&status)) {
+        return None;
+    }
+    let http = &exchange.http;
+    let cluster = exchange.info.upstream.cluster.as_deref().and_then(|name| http.worker.cluster(name))?;
+    let failed = |what: Option<&str>| {
+        if let Some(what) = what {
+            http.stats.other.inc(&format!("passthrough_internal_redirect_{what}"));
+        }
+        cluster.stats.upstream_internal_redirect_failed_total.inc();
+        None
+    };
+    let Some(body) = body else { return failed(None) };
+    let request = match policy.next(&exchange.request, answer, exchange.redirects, http.info.tls.is_some()) {
+        Ok(request) => request,
+        Err(NotFollowed::NoLocation) => return failed(None),
+        Err(NotFollowed::BadLocation) => return failed(Some("bad_location")),
+        Err(NotFollowed::UnsafeScheme) => return failed(Some("unsafe_scheme")),
+        Err(NotFollowed::TooMany) => return failed(Some("too_many_redirects")),
+    };
+    let table = http.route_table()?;
+    if !leads_somewhere(exchange, &table, &request) {
+        return failed(Some("no_route"));
+    }
+    cluster.stats.upstream_internal_redirect_succeeded_total.inc();
+    let keeps_body = answer.status() != Some(303) || matches!(exchange.request.method(), Some("GET" | "HEAD"));
+    Some(Redirected { request, body: if keeps_body { body.to_vec() } else { Vec::new() } })
+}
+
+fn leads_somewhere(exchange: &Exchange, table: &RouteTable, request: &Headers) -> bool {
+    let input = RouteInput {
+        headers: request,
+        metadata: &exchange.info.dynamic_metadata,
+        filter_state: &exchange.info.filter_state,
+        tls: exchange.http.info.tls.as_deref(),
+        random: 0,
+    };
+    !matches!(table.find(&input), RouteResult::NoRoute(_) | RouteResult::NoVirtualHost)
+}
+
+impl Exchange {
+    /// Becomes the redirected request: the one before is logged as a stream of its own, as in Envoy.
+    pub(super) fn redirect_to(&mut self, redirected: Redirected, status: u16) -> RecvBody {
+        self.request = redirected.request;
+        let host = self.info.upstream.host.clone();
+        // Envoy looks the new route up before it logs the old stream.
+        self.clear_route();
+        self.info.upstream.host = host;
+        self.info.response_code = Some(status);
+        self.info.response_code_details = Some("internal_redirect".into());
+        self.info.times.complete = Some(self.began.elapsed());
+        self.log();
+        self.http.stats.downstream_rq_total.inc();
+        let mut info = StreamInfo::new(self.http.info.clone(), SystemTime::now());
+        info.protocol = self.info.protocol;
+        info.remote = self.info.remote.clone();
+        info.bytes_received = self.info.bytes_received;
+        info.filter_state = std::mem::take(&mut self.info.filter_state);
+        info.trace_id = self.info.trace_id.take();
+        info.traced = self.info.traced;
+        self.info = info;
+        self.began = Instant::now();
+        self.redirects += 1;
+        self.add_to_response.clear();
+        self.matched = None;
+        if redirected.body.is_empty() { RecvBody::Empty } else { RecvBody::Memory(redirected.body.into()) }
+    }
+}
