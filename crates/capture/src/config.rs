@@ -1,6 +1,5 @@
 //! What to capture, parsed and checked. Every error names the flag and the value.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -77,7 +76,8 @@ impl FromStr for Cidr {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (ip, prefix) = text.split_once('/').ok_or("no prefix length (as in 10.0.0.0/8)")?;
         let ip: IpAddr = ip.parse().map_err(|_| "no IP address before the /")?;
-        if prefix.is_empty() || !prefix.bytes().all(|b| b.is_ascii_digit()) {
+        let plain = prefix.bytes().all(|b| b.is_ascii_digit()) && (prefix == "0" || !prefix.starts_with('0'));
+        if prefix.is_empty() || !plain {
             return Err("the prefix length is no number");
         }
         let prefix = prefix.parse().map_err(|_| "the prefix length is too large")?;
@@ -177,6 +177,8 @@ pub struct Config {
     pub ipv6: bool,
     /// Inside 127.0.0.0/8.
     pub loopback_v4: Cidr,
+    /// Outbound connections are captured when they are made, by eBPF programs, and not by packet rules.
+    pub by_sockets: bool,
 }
 
 impl Default for Config {
@@ -204,6 +206,7 @@ impl Default for Config {
             drop_invalid: false,
             ipv6: false,
             loopback_v4: Cidr::host(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            by_sockets: false,
         }
     }
 }
@@ -268,18 +271,19 @@ pub(crate) fn loopback(flag: &'static str, text: &str) -> Result<Cidr, Invalid> 
     if inside { Ok(cidr) } else { Err(Invalid::new(flag, text, "a loopback block must be inside 127.0.0.0/8")) }
 }
 
-/// Resolves names through `/etc/passwd` or `/etc/group` given as text: `NAME:x:ID:…`.
+pub(crate) fn nonempty(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+/// Looks a name up in `/etc/passwd` or `/etc/group` given as text: `NAME:x:ID:…`.
+pub(crate) fn named(name: &str, database: &str) -> Option<u32> {
+    let mut entries = database.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    entries.find(|fields| fields.first() == Some(&name))?.get(2)?.parse().ok()
+}
+
+/// A name or a number.
 pub(crate) fn owner(name: &str, database: &str) -> Owner {
-    let id = name.parse().ok().or_else(|| {
-        database
-            .lines()
-            .map(|line| line.split(':').collect::<Vec<_>>())
-            .find(|f| f.first() == Some(&name))?
-            .get(2)?
-            .parse()
-            .ok()
-    });
-    Owner { name: name.to_owned(), id }
+    Owner { name: name.to_owned(), id: name.parse().ok().or_else(|| named(name, database)) }
 }
 
 pub(crate) fn owners(text: &str, database: &str) -> Vec<Owner> {
@@ -288,11 +292,11 @@ pub(crate) fn owners(text: &str, database: &str) -> Vec<Owner> {
 
 /// `include` is `*` or a list; the exclusions count only with `*`.
 pub(crate) fn groups(include: &str, exclude: &str, database: &str) -> Result<Groups, Invalid> {
-    if items(include).any(|item| item == "*") {
+    if include == "*" {
         return Ok(Groups::AllExcept(owners(exclude, database)));
     }
     let all = owners(include, database);
-    if all.iter().map(|o| &o.name).collect::<BTreeSet<_>>().len() > MAX_OWNER_GROUPS {
+    if all.len() > MAX_OWNER_GROUPS {
         let reason = format!("{} groups; at most {MAX_OWNER_GROUPS} can be given", all.len());
         return Err(Invalid::new("ISTIO_OUTBOUND_OWNER_GROUPS", include, reason));
     }
@@ -310,7 +314,7 @@ mod tests {
         assert_eq!(cidr.network().to_string(), "127.0.0.0/8");
         assert_eq!("::127.0.0.53/128".parse::<Cidr>().expect("block").to_string(), "::127.0.0.53/128");
         assert_eq!("::1/0".parse::<Cidr>().expect("block").network().to_string(), "::/0");
-        for bad in ["10.0.0.0", "10.0.0.0/33", "10.0.0.0/", "x/8", "::/129", "10.0.0.0/+8", "/8", ""] {
+        for bad in ["10.0.0.0", "10.0.0.0/33", "10.0.0.0/", "x/8", "::/129", "10.0.0.0/+8", "10.0.0.0/08", "/8", ""] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
         }
     }

@@ -2,19 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
 use serde_json::Value;
 
 use crate::args::{Args, Surroundings};
 use crate::config::Dns;
 use crate::rules::rules;
 use crate::{iptables, nftables};
-
-#[derive(Parser)]
-struct Program {
-    #[command(flatten)]
-    args: Args,
-}
 
 /// The folder with reference data, or nothing after saying so.
 fn data(folder: &str) -> Option<PathBuf> {
@@ -40,10 +33,9 @@ fn dry_runs_print_what_the_reference_prints() {
         let read = |name: &str| std::fs::read_to_string(entry.path().join(name)).expect(name);
         let case: Value = serde_json::from_str(&read("case.json")).expect("case.json");
         let args = strings(&case["args"]);
-        let program = Program::try_parse_from(["istio-iptables".to_owned()].into_iter().chain(args))
-            .unwrap_or_else(|e| panic!("{e}"));
+        let given = Args::read(args.into_iter().map(Into::into)).unwrap_or_else(|e| panic!("{e}")).expect("no help");
         let env = |name: &str| case["env"][name].as_str().map(str::to_owned);
-        let settings = program.args.resolve(&Surroundings { env: &env, users: "", groups: "" }).expect("valid");
+        let settings = given.resolve(&Surroundings { env: &env, users: "", groups: "" }).expect("valid");
         let mut config = settings.config.clone();
         config.ipv6 = case["ipv6Enabled"].as_bool().expect("bool");
         let servers = |key: &str| strings(&case[key]).iter().map(|ip| ip.parse().expect("address")).collect::<Vec<_>>();

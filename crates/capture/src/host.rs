@@ -2,31 +2,44 @@
 
 use std::net::IpAddr;
 
-use netns::Netlink;
+use netns::{Addr, Netlink};
 
 /// Which families the namespace has addresses in, apart from loopback and link-local ones.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Addresses {
     /// The first address is IPv6, or, with dual stack, any is.
     pub(crate) ipv6: bool,
+    /// The first address is IPv6.
+    pub(crate) first_ipv6: bool,
     /// There is an IPv6 address that `ipv6` ignores.
     pub(crate) ipv6_uncaptured: bool,
 }
 
-/// Reads the addresses in the order of the interfaces. `None`: there is none.
+/// Reads the addresses in the kernel's order, which is all IPv4 ones before all IPv6 ones. `None`: there is none.
 pub(crate) fn addresses(netlink: &mut Netlink, dual_stack: bool) -> Result<Option<Addresses>, netns::Error> {
-    let usable = |ip: &IpAddr| !ip.is_loopback() && !ip.is_multicast() && !ip.is_unspecified();
-    let mut all = netlink.addrs()?;
-    all.retain(|a| usable(&a.ip) && !a.link_local);
-    all.sort_by_key(|a| (a.index, a.ip.is_ipv6()));
-    Ok(decide(&all.iter().map(|a| a.ip).collect::<Vec<_>>(), dual_stack))
+    Ok(decide(&usable(netlink.addrs()?), dual_stack))
+}
+
+/// Without loopback and link-local addresses; IPv4-mapped ones count as IPv4, as in the reference.
+fn usable(all: Vec<Addr>) -> Vec<IpAddr> {
+    let local = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
+    };
+    all.into_iter().map(|a| a.ip.to_canonical()).filter(|ip| !local(ip)).collect()
+}
+
+/// Every address of this namespace but IPv6 link-local ones, which come and go with their interfaces' state.
+pub(crate) fn local_addresses(netlink: &mut Netlink) -> Result<Vec<IpAddr>, netns::Error> {
+    let lasts = |ip: &IpAddr| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    Ok(netlink.addrs()?.into_iter().map(|a| a.ip).filter(lasts).collect())
 }
 
 fn decide(ips: &[IpAddr], dual_stack: bool) -> Option<Addresses> {
-    let first = ips.first()?;
+    let first_ipv6 = ips.first()?.is_ipv6();
     let any = ips.iter().any(IpAddr::is_ipv6);
-    let ipv6 = first.is_ipv6() || (dual_stack && any);
-    Some(Addresses { ipv6, ipv6_uncaptured: any && !ipv6 })
+    let ipv6 = first_ipv6 || (dual_stack && any);
+    Some(Addresses { ipv6, first_ipv6, ipv6_uncaptured: any && !ipv6 })
 }
 
 /// The name servers of a resolver configuration, IPv4 and IPv6.
@@ -50,12 +63,19 @@ mod tests {
 
     #[test]
     fn the_first_address_decides_unless_dual_stack() {
-        let of = |text: &str, dual| decide(&ips(text), dual);
+        let of = |text: &str, dual| decide(&ips(text), dual).map(|a| (a.ipv6, a.first_ipv6, a.ipv6_uncaptured));
         assert_eq!(of("", false), None);
-        assert_eq!(of("10.0.0.1", true), Some(Addresses { ipv6: false, ipv6_uncaptured: false }));
-        assert_eq!(of("10.0.0.1 fd00::1", false), Some(Addresses { ipv6: false, ipv6_uncaptured: true }));
-        assert_eq!(of("10.0.0.1 fd00::1", true), Some(Addresses { ipv6: true, ipv6_uncaptured: false }));
-        assert_eq!(of("fd00::1 10.0.0.1", false), Some(Addresses { ipv6: true, ipv6_uncaptured: false }));
+        assert_eq!(of("10.0.0.1", true), Some((false, false, false)));
+        assert_eq!(of("10.0.0.1 fd00::1", false), Some((false, false, true)));
+        assert_eq!(of("10.0.0.1 fd00::1", true), Some((true, false, false)));
+        assert_eq!(of("fd00::1 10.0.0.1", false), Some((true, true, false)));
+    }
+
+    #[test]
+    fn loopback_and_link_local_addresses_do_not_count() {
+        let addr = |ip: &str| Addr { index: 1, ip: ip.parse().expect("address"), prefix: 24, link_local: false };
+        let all = ["127.0.0.1", "169.254.3.4", "::1", "fe80::1", "::ffff:10.0.0.9", "fd00::1"].map(addr).to_vec();
+        assert_eq!(usable(all), ips("10.0.0.9 fd00::1"));
     }
 
     #[test]

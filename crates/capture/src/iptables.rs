@@ -3,7 +3,7 @@
 mod apply;
 mod plan;
 
-pub(crate) use apply::{Backend, Error, Programs, apply, find_leftovers};
+pub(crate) use apply::{Backend, Error, Programs, apply, find_leftovers, legacy_tables};
 
 use crate::config::Owner;
 use crate::rules::{L4, Match, Rule, RuleSet, Table, Target};
@@ -147,4 +147,20 @@ fn save_spec(rule: &Rule, v6: bool) -> String {
         target = target.replace("--on-ip 0.0.0.0", "--on-ip ::");
     }
     words.into_iter().map(|(_, word)| word).chain([target]).collect::<Vec<_>>().join(" ")
+}
+
+/// What `iptables-save` prints of these rules alone.
+#[cfg(test)]
+pub(crate) fn saved_text(set: &RuleSet, v6: bool) -> String {
+    let mut text = String::new();
+    for table in TABLES {
+        text.push_str(&format!("*{}\n", table.name()));
+        let names =
+            set.chains(table, Some(v6)).into_iter().map(|chain| format!(":{} - [0:0]\n", chain.iptables_name()));
+        text.extend(names);
+        let rules = set.evaluated(table, Some(v6)).into_iter();
+        text.extend(rules.map(|r| format!("-A {} {}\n", r.chain.iptables_name(), save_spec(r, v6))));
+        text.push_str("COMMIT\n");
+    }
+    text
 }

@@ -15,7 +15,9 @@
 
 mod args;
 mod config;
+mod ebpf;
 mod host;
+mod inspect;
 mod iptables;
 mod nftables;
 mod routes;
@@ -29,10 +31,10 @@ mod conformance;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-pub use args::{Args, CleanArgs};
+pub use args::{Args, Usage};
 pub use config::{Cidr, Config, Dns, Groups, Invalid, Mode, Owner, Selection};
+pub use ebpf::attached_programs;
+pub use inspect::{InspectArgs, inspect};
 pub use iptables::restore_text as iptables_text;
 pub use nftables::{Captured, captured, text as nft_text};
 pub use rules::{Chain, Families, L4, Match, Rule, RuleSet, Table, Target, rules};
@@ -41,37 +43,31 @@ pub use validate::original_destination;
 /// What an unknown flag ends with, as in the reference.
 const USAGE: u8 = 255;
 
-/// Sets up capture in the current network namespace: `outrigger istio-iptables`.
+/// Runs `istio-iptables` from a whole command line (with the program's name): sets up capture in the current network namespace.
 ///
-/// Exit status 0; 1 on any error; 126 when validation failed.
-pub fn run(args: Args) -> ExitCode {
-    finish(run::run(&args))
-}
-
-/// Removes everything of ours from the current network namespace: `outrigger istio-clean-iptables`.
-pub fn clean(args: CleanArgs) -> ExitCode {
-    finish(run::run(&args.args.clean_up()))
-}
-
-/// Runs `istio-iptables` from a whole command line (with the program's name). Exit status 255 for unknown flags.
+/// Exit status 0; 1 on any error; 126 when validation failed; 255 for a command line that cannot be read.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    #[derive(Parser)]
-    #[command(name = "istio-iptables")]
-    struct Program {
-        #[command(flatten)]
-        args: Args,
-    }
-    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    command("istio-iptables", arguments, |args| finish(run::run(&args)))
+}
+
+/// Runs `istio-clean-iptables` from a whole command line: removes everything of ours from the current network namespace.
+pub fn clean(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    command("istio-clean-iptables", arguments, |args| finish(run::run(&args.clean_up())))
+}
+
+fn command(name: &str, arguments: impl IntoIterator<Item = OsString>, then: impl FnOnce(Args) -> ExitCode) -> ExitCode {
+    let mut arguments = arguments.into_iter().skip(1).peekable();
     // `pilot-agent istio-iptables …` and `istio-iptables …` are the same.
-    if arguments.get(1).is_some_and(|first| first == "istio-iptables") {
-        arguments.remove(1);
-    }
-    match Program::try_parse_from(arguments) {
-        Ok(program) => run(program.args),
+    arguments.next_if(|first| first == name);
+    match Args::read(arguments) {
+        Ok(Some(args)) => then(args),
+        Ok(None) => {
+            print!("{}", Args::help());
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            // Help goes to stdout and is no failure; there is nobody left to tell when printing fails.
-            let _ = error.print();
-            if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
+            eprintln!("Error: {error}");
+            ExitCode::from(USAGE)
         }
     }
 }

@@ -271,7 +271,9 @@ impl Builder<'_> {
         let tcp = Match::Proto(L4::Tcp);
         let tunnel = [tcp.clone(), Match::Dport(config.tunnel_port)];
         self.append(Table::Nat, Chain::Inbound, tunnel, Target::Return);
-        self.append(Table::Nat, Chain::Redirect, [tcp.clone()], Target::Redirect(config.proxy_port));
+        if !config.by_sockets || !config.virt_interfaces.is_empty() {
+            self.append(Table::Nat, Chain::Redirect, [tcp.clone()], Target::Redirect(config.proxy_port));
+        }
         self.append(Table::Nat, Chain::InRedirect, [tcp], Target::Redirect(config.inbound_port));
         self.inbound();
         self.outbound();
@@ -354,12 +356,23 @@ impl Builder<'_> {
                     [lo(), Match::NotDst(loopback), tcp.clone(), Match::NotDport(ports.clone()), owner.clone()];
                 b.append(nat, output, matches, Target::Jump(Chain::InRedirect));
             });
+            // The rest is decided where connections are made.
+            if config.by_sockets {
+                continue;
+            }
             if !captures_loopback {
                 let matches =
                     if dns { vec![lo(), tcp.clone(), Match::NotDport(vec![DNS]), others] } else { vec![lo(), others] };
                 self.append(nat, output, matches, Target::Return);
             }
             self.append(nat, output, [owner], Target::Return);
+        }
+        if config.by_sockets {
+            match &config.outbound_cidrs {
+                Selection::All => self.virtual_machines(None),
+                Selection::Only(cidrs) => by_family(cidrs).for_each(|cidr| self.virtual_machines(Some(cidr))),
+            }
+            return;
         }
         match &config.groups {
             Groups::AllExcept(groups) => {
@@ -376,7 +389,8 @@ impl Builder<'_> {
             Groups::Only(groups) if !groups.is_empty() => {
                 self.append(nat, output, [Match::NotGid(groups.clone())], Target::Return);
             }
-            Groups::Only(_) => {}
+            // The list was set and is empty: nobody's traffic is captured.
+            Groups::Only(_) => self.append(nat, output, [], Target::Return),
         }
         self.dns();
         self.destinations();
@@ -398,19 +412,22 @@ impl Builder<'_> {
         match &config.outbound_cidrs {
             Selection::All => {
                 self.append(nat, output, [], Target::Jump(Chain::Redirect));
-                for name in &config.virt_interfaces {
-                    self.insert(nat, Chain::Prerouting, 0, [Match::In(name.clone())], Target::Jump(Chain::Redirect));
-                }
+                self.virtual_machines(None);
             }
             Selection::Only(cidrs) => {
                 for cidr in by_family(cidrs) {
-                    for name in &config.virt_interfaces {
-                        let matches = [Match::In(name.clone()), Match::Dst(cidr)];
-                        self.insert(nat, Chain::Prerouting, 0, matches, Target::Jump(Chain::Redirect));
-                    }
+                    self.virtual_machines(Some(cidr));
                     self.append(nat, output, [Match::Dst(cidr)], Target::Jump(Chain::Redirect));
                 }
             }
+        }
+    }
+
+    /// What comes in from a virtual machine goes where outbound traffic goes.
+    fn virtual_machines(&mut self, to: Option<Cidr>) {
+        for name in &self.config.virt_interfaces {
+            let matches: Vec<Match> = [Match::In(name.clone())].into_iter().chain(to.map(Match::Dst)).collect();
+            self.insert(Table::Nat, Chain::Prerouting, 0, matches, Target::Jump(Chain::Redirect));
         }
     }
 

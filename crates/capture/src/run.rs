@@ -1,7 +1,9 @@
 //! From flags to rules in the kernel, and the exit status.
 
 use std::fmt::Write;
+use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use netns::Netlink;
 use netns::nft::{LiveRule, Nft};
@@ -11,7 +13,7 @@ use crate::config::{Config, Dns, Invalid};
 use crate::iptables::{self, Backend, Programs};
 use crate::rules::{Chain, RuleSet, Table, rules};
 use crate::validate::{self, validate};
-use crate::{host, nftables, routes};
+use crate::{ebpf, host, nftables, routes};
 
 /// Why capture could not be set up. Nothing is half-applied: each table changes in one transaction.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,10 @@ pub(crate) enum Failure {
     Netlink(#[source] netns::Error),
     #[error("cannot set up traffic capture with iptables")]
     Iptables(#[from] iptables::Error),
+    #[error("cannot capture outbound traffic with eBPF")]
+    Ebpf(#[from] ebpf::Error),
+    #[error("failed to load /etc/resolv.conf, which --redirect-dns needs without --capture-all-dns")]
+    Resolver(#[source] io::Error),
     #[error(transparent)]
     Validation(#[from] validate::Failed),
 }
@@ -50,12 +56,19 @@ pub(crate) fn run(args: &Args) -> Result<String, Failure> {
     let env = |name: &str| std::env::var(name).ok();
     let settings = args.resolve(&Surroundings { env: &env, users: &users, groups: &groups })?;
     let mut netlink = Netlink::open()?;
-    let config = complete(&settings, &mut netlink, &read("/etc/resolv.conf"))?;
+    let resolver = || std::fs::read_to_string("/etc/resolv.conf");
+    let (config, first_ipv6) = complete(&settings, &mut netlink, resolver)?;
     let set = rules(&config);
     let mut shown = String::new();
     match settings.action {
         Action::Nothing => {}
-        Action::Apply if settings.dry_run => shown = dry_run(&settings, &set),
+        Action::Apply if settings.dry_run => {
+            shown = dry_run(&settings, &set);
+            if let Some(cgroup) = &settings.cgroup {
+                let tables = ebpf::Tables::new(&config, &host::local_addresses(&mut netlink)?);
+                let _ = write!(shown, "eBPF programs on {}\n  {}\n", cgroup.display(), tables.describe().join("\n  "));
+            }
+        }
         Action::Apply => {
             if let Some(unknown) = config.unknown_owner() {
                 return Err(unknown.into());
@@ -65,17 +78,23 @@ pub(crate) fn run(args: &Args) -> Result<String, Failure> {
         Action::CleanUp | Action::CleanUpAll => shown = clean_up(&settings, &config, &mut netlink)?,
     }
     if settings.validate && !settings.dry_run {
-        validate(&config, settings.probe_port, settings.probe_timeout)?;
+        validate(&config, first_ipv6, settings.probe_port, settings.probe_timeout)?;
     }
     Ok(shown)
 }
 
-/// Adds what depends on this namespace.
-fn complete(settings: &Settings, netlink: &mut Netlink, resolv_conf: &str) -> Result<Config, Failure> {
+/// Adds what depends on this namespace, and says whether its first address is IPv6.
+fn complete(
+    settings: &Settings,
+    netlink: &mut Netlink,
+    resolver: impl FnOnce() -> io::Result<String>,
+) -> Result<(Config, bool), Failure> {
     let mut config = settings.config.clone();
+    let mut first_ipv6 = false;
     match host::addresses(netlink, settings.dual_stack)? {
         Some(addresses) => {
             config.ipv6 = addresses.ipv6;
+            first_ipv6 = addresses.first_ipv6;
             // DIFFERS: Istio says nothing, and IPv6 traffic silently passes the proxy by.
             if addresses.ipv6_uncaptured && settings.action == Action::Apply {
                 eprintln!(
@@ -88,10 +107,9 @@ fn complete(settings: &Settings, netlink: &mut Netlink, resolv_conf: &str) -> Re
         None => return Err(Failure::NoAddress),
     }
     config.dns = match (settings.redirect_dns, settings.capture_all_dns) {
-        (false, _) => Dns::Off,
         (true, true) => Dns::All,
-        (true, false) => {
-            let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = host::name_servers(resolv_conf);
+        (true, false) if settings.action == Action::Apply => {
+            let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = host::name_servers(&resolver().map_err(Failure::Resolver)?);
             if v4.is_empty() && v6.is_empty() {
                 eprintln!("Warning: no name servers in /etc/resolv.conf; DNS queries are not captured");
                 Dns::Off
@@ -99,8 +117,9 @@ fn complete(settings: &Settings, netlink: &mut Netlink, resolv_conf: &str) -> Re
                 Dns::Servers { v4, v6 }
             }
         }
+        _ => Dns::Off,
     };
-    Ok(config)
+    Ok((config, first_ipv6))
 }
 
 /// What the reference logs in a dry run: its commands and their input.
@@ -129,6 +148,10 @@ fn apply(settings: &Settings, config: &Config, set: &RuleSet, netlink: &mut Netl
     };
     // Marked packets must have somewhere to go before the first one is marked.
     routes::apply(netlink, config)?;
+    // Programs come before the rules that they replace go, and go after the rules that replace them have come.
+    if let Some(cgroup) = &settings.cgroup {
+        ebpf::apply(cgroup, &ebpf::Tables::new(config, &host::local_addresses(netlink)?))?;
+    }
     let mut marks = nft.as_mut().map(native_marks).transpose()?.unwrap_or_default();
     match backend {
         Some(backend) => marks.extend(iptables::apply(&programs, backend, Some(set), &leftovers, false)?.marks),
@@ -144,6 +167,11 @@ fn apply(settings: &Settings, config: &Config, set: &RuleSet, netlink: &mut Netl
     if let (Some(_), Some(nft)) = (backend, nft.as_mut()) {
         remove_native(nft, false)?;
     }
+    for cgroup in programmed_cgroups(settings) {
+        if Some(&cgroup) != settings.cgroup.as_ref() {
+            ebpf::remove(&cgroup)?;
+        }
+    }
     routes::remove_stale(netlink, config, &marks, true)?;
     if !config.ipv6 {
         routes::remove_passthrough(netlink)?;
@@ -151,8 +179,18 @@ fn apply(settings: &Settings, config: &Config, set: &RuleSet, netlink: &mut Netl
     Ok(())
 }
 
+/// The cgroups that may hold programs of ours: the one given, else this process's own and those above it, since the containers of a pod
+/// are below the pod's.
+fn programmed_cgroups(settings: &Settings) -> Vec<PathBuf> {
+    match &settings.cgroup {
+        Some(given) => vec![given.clone()],
+        // Without the privilege to look, there was none to attach either.
+        None => ebpf::cgroups_of("self").into_iter().filter(|c| matches!(ebpf::live(c), Ok(Some(_)))).collect(),
+    }
+}
+
 /// The kernel's nftables; none in a kernel without them, which leaves iptables-legacy.
-fn open_nft() -> Result<Option<Nft>, Failure> {
+pub(crate) fn open_nft() -> Result<Option<Nft>, Failure> {
     let mut nft = Nft::open()?;
     match nft.tables() {
         Ok(_) => Ok(Some(nft)),
@@ -218,6 +256,13 @@ fn clean_up(settings: &Settings, config: &Config, netlink: &mut Netlink) -> Resu
     if let Some(nft) = nft.as_mut() {
         marks.extend(native_marks(nft)?);
         shown.push_str(&remove_native(nft, settings.dry_run)?);
+    }
+    for cgroup in programmed_cgroups(settings) {
+        if !settings.dry_run {
+            ebpf::remove(&cgroup)?;
+        } else if ebpf::live(&cgroup)?.is_some() {
+            let _ = writeln!(shown, "detach eBPF programs from {}", cgroup.display());
+        }
     }
     if !settings.dry_run {
         routes::remove_stale(netlink, config, &marks, false)?;

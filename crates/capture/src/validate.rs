@@ -26,10 +26,9 @@ pub(crate) enum Failed {
     Timeout { port: u16, timeout: Duration },
 }
 
-/// Connects to the passthrough address at the probe port until a listener of the proxy's ports sees a connection that was meant for it.
+/// Over the family of the pod's first address, connects to the passthrough address at the probe port until a listener of the proxy's ports sees a connection that was meant for it.
 /// Works only when this process is one whose traffic is captured.
-pub(crate) fn validate(config: &Config, probe_port: u16, timeout: Duration) -> Result<(), Failed> {
-    let v6 = config.ipv6;
+pub(crate) fn validate(config: &Config, v6: bool, probe_port: u16, timeout: Duration) -> Result<(), Failed> {
     let loopback = if v6 { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
     let listeners: Vec<io::Result<TcpListener>> =
         [config.proxy_port, config.inbound_port].map(|port| listen(loopback, port)).into();

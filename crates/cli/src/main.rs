@@ -23,5 +23,17 @@ fn main() -> ExitCode {
     if let Some(role) = role {
         arguments.insert(1, role.into());
     }
+    // Capture runs in an init container: in milliseconds and a few MiB, so without the parser of the whole command line.
+    let word = |at: usize| arguments.get(at).and_then(|word| word.to_str());
+    let at = if word(1) == Some("agent") { 2 } else { 1 };
+    match word(at) {
+        Some("istio-iptables") => return capture::main(arguments.drain(at..)),
+        Some("istio-clean-iptables") => return capture::clean(arguments.drain(at..)),
+        _ => {}
+    }
+    if word(1) == Some("agent") {
+        let agent = agent::without_unknown_flags(arguments.split_off(1));
+        arguments.extend(agent);
+    }
     roles::Cli::parse_from(arguments).run()
 }

@@ -37,25 +37,51 @@ enum Role {
         #[command(subcommand)]
         verb: inject::InjectArgs,
     },
+    /// Put the control plane into a cluster, or print its manifests.
+    Install(install::InstallArgs),
+    /// Take out of a cluster what `install` put there.
+    Uninstall(install::UninstallArgs),
     /// Check objects as the control plane would.
     Validate(control_plane::ValidateArgs),
+    /// Write the CustomResourceDefinitions of Istio's kinds, for clusters that lack them.
+    Crds,
     /// Serve configuration and certificates to sidecars, as istiod.
     ControlPlane(control_plane::Args),
+    /// Work with the certificate authority of a running mesh.
+    Ca {
+        #[command(subcommand)]
+        verb: Ca,
+    },
     /// Work with xDS resources offline.
     Xds {
         #[command(subcommand)]
         verb: Xds,
     },
+    /// Say where a request goes, and why.
+    Explain(Box<explain::Args>),
+    /// Wait until a change is live at every proxy.
+    Wait(inspect::WaitArgs),
+    /// Look at what a proxy holds, as istioctl proxy-config.
+    #[command(visible_alias = "pc")]
+    ProxyConfig(inspect::ProxyConfigArgs),
+    /// Say how far each proxy is, as istioctl proxy-status.
+    ProxyStatus(inspect::ProxyStatusArgs),
+    /// Tell the version.
+    Version(inspect::VersionArgs),
     /// Run beside a workload: identity, proxy, probes, names; as pilot-agent.
     Agent(agent::Args),
+    /// Look at names as a pod sees them.
+    Dns(agent::DnsArgs),
     /// Run the proxy from an Envoy bootstrap file, as envoy.
     Proxy(proxy::Args),
     /// Redirect a pod's traffic to its sidecar, as istio-iptables.
     #[command(name = "istio-iptables", disable_help_flag = true)]
     Iptables(Passed),
     /// Undo every redirection, as istio-clean-iptables.
-    #[command(name = "istio-clean-iptables")]
-    CleanIptables(Box<capture::CleanArgs>),
+    #[command(name = "istio-clean-iptables", disable_help_flag = true)]
+    CleanIptables(Passed),
+    /// See what is captured in a pod: show, explain, doctor.
+    Capture(capture::InspectArgs),
     /// Run a stand-in for a sample image.
     Sample(sample::Args),
     /// Write the completion script of a shell.
@@ -70,6 +96,12 @@ enum Role {
 struct Passed {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
     arguments: Vec<std::ffi::OsString>,
+}
+
+#[derive(Subcommand)]
+enum Ca {
+    /// Replace the root certificate without a failed handshake: trust the new one, then sign with it.
+    RotateRoot(machine::RotateRootArgs),
 }
 
 #[derive(Subcommand)]
@@ -91,15 +123,30 @@ impl Cli {
             Role::RunJob(args) => machine::run_job(&args),
             Role::KubeInject(args) => inject::run(args),
             Role::Inject { verb } => inject::run_inject(verb),
+            Role::Install(args) => install::install(&args),
+            Role::Uninstall(args) => install::uninstall(&args),
             Role::Validate(args) => control_plane::validate(args),
+            Role::Crds => control_plane::crds(),
             Role::ControlPlane(args) => control_plane::run(args),
+            Role::Ca { verb: Ca::RotateRoot(args) } => machine::rotate_root(&args),
             Role::Xds { verb: Xds::Generate(args) } => {
                 xds_gen::run(&args).map(|()| ExitCode::SUCCESS).map_err(Into::into)
             }
+            Role::Explain(args) => explain::run(&args),
+            Role::Wait(args) => inspect::wait(&args),
+            Role::ProxyConfig(args) => inspect::proxy_config(&args),
+            Role::ProxyStatus(args) => inspect::proxy_status(&args),
+            Role::Version(args) => inspect::version(&args),
             Role::Agent(args) => agent::run(args),
+            Role::Dns(args) => agent::dns(args),
             Role::Proxy(args) => Ok(proxy::run(args)),
             Role::Iptables(args) => Ok(capture::main(std::iter::once("istio-iptables".into()).chain(args.arguments))),
-            Role::CleanIptables(args) => Ok(capture::clean(*args)),
+            Role::CleanIptables(args) => {
+                Ok(capture::clean(std::iter::once("istio-clean-iptables".into()).chain(args.arguments)))
+            }
+            Role::Capture(args) => Ok(capture::inspect(&args, |mesh, pod| {
+                machine::pod_process(mesh, pod).map_err(|error| format!("{error:#}"))
+            })),
             Role::Sample(args) => sample::run(args).map(|()| ExitCode::SUCCESS),
             Role::Completion { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "outrigger", &mut std::io::stdout());

@@ -157,7 +157,7 @@ pub fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// `vs`, `virtualservices` and `VirtualService` are the same kind.
-fn kind_name(text: &str) -> String {
+pub fn kind_name(text: &str) -> String {
     const KINDS: [(&str, &str); 25] = [
         ("VirtualService", "vs"),
         ("DestinationRule", "dr"),
@@ -265,6 +265,13 @@ fn find(name: &str, pod: &str, container: Option<String>) -> anyhow::Result<Foun
         Response::Refused(errors) => bail!("{}", errors.join("; ")),
         _ => bail!("the mesh answered something else; is it of another version?"),
     }
+}
+
+/// A process of a pod of a running mesh, by which its network namespace and its cgroup can be found.
+pub fn pod_process(mesh: &str, pod: &str) -> anyhow::Result<u32> {
+    let found = find(mesh, pod, None)?;
+    let pid = found.enter.and_then(|enter| u32::try_from(enter.pid).ok());
+    pid.with_context(|| format!("pod {} has no running container", found.pod))
 }
 
 /// `outrigger exec POD[.NS] [-c CONTAINER] -- CMD`. Must be called before the process has made any thread.

@@ -10,6 +10,7 @@
 //! ```
 
 mod args;
+mod ask;
 mod check;
 mod client;
 mod clock;
@@ -35,7 +36,8 @@ mod watch;
 mod workload;
 
 pub use args::{ApplyArgs, DeleteArgs, DownArgs, ExecArgs, LogsArgs, Mesh, PsArgs, RotateRootArgs, RunJobArgs, UpArgs};
-pub use client::{apply, delete, down, exec, logs, ps, rotate_root, run_job};
+pub use ask::{Distribution, ProxySync, Wanted, ask_proxy, distribution};
+pub use client::{apply, delete, down, exec, kind_name, logs, pod_process, ps, rotate_root, run_job};
 pub use container::init::container_init;
 pub use network::publish::Publish;
 pub use up::up;

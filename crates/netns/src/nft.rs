@@ -4,6 +4,7 @@
 //! `add rule inet t c jump nosuch: No such file or directory (at "nosuch")`. [`Nft::apply`] makes all of it happen or nothing.
 
 mod batch;
+mod decode;
 mod expr;
 mod live;
 mod set;
@@ -12,6 +13,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 pub use batch::Batch;
+pub use decode::Part;
 pub use expr::{CtState, Expr, Field, Op, Pick, Rejection};
 pub use live::{LiveChain, LiveRule, Nft};
 pub use set::{Type, Value, Verdict};

@@ -3,11 +3,18 @@ use anyhow::bail;
 use std::path::PathBuf;
 
 /// Programs that tests call, and the Debian packages that bring them.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("ip", "iproute2"),
     ("iptables-save", "iptables"),
     ("nft", "nftables"),
+    ("strace", "strace"),
+    // The compiler of the eBPF programs, whose output a test compares with the one kept here.
+    ("clang", "clang"),
+    ("llvm-objcopy", "llvm"),
+    ("llvm-objdump", "llvm"),
     ("curl", "curl"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("openssl", "openssl"),
     ("python3", "python3"),
     ("chromium", "chromium"),
 ];

@@ -1,23 +1,15 @@
-use clap::Parser;
-
 use super::*;
-use crate::config::{Owner, Selection};
-
-#[derive(Parser)]
-struct Program {
-    #[command(flatten)]
-    args: Args,
-}
+use crate::config::{Groups, Owner, Selection};
 
 fn resolve(args: &[&str], env: &[(&str, &str)]) -> Result<Settings, Invalid> {
-    let program = Program::try_parse_from(["istio-iptables"].iter().chain(args)).unwrap_or_else(|e| panic!("{e}"));
+    let read = Args::read(args.iter().map(Into::into)).unwrap_or_else(|e| panic!("{e}")).expect("no help");
     let lookup = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
     let around = Surroundings {
         env: &lookup,
         users: "games:x:5:60:games\nistio-proxy:x:1400:1400::\n",
         groups: "games:x:60:\n",
     };
-    program.args.resolve(&around)
+    read.resolve(&around)
 }
 
 #[test]
@@ -50,7 +42,8 @@ fn flag_before_environment_before_default() {
     assert_eq!(config.inbound_port, 16006);
     assert_eq!(config.inbound_ports, Selection::Only(vec![80, 81]));
     assert_eq!(config.proxy_uids, [Owner::id(3), Owner::id(4)]);
-    assert!(settings.redirect_dns && config.drop_invalid);
+    assert!(!settings.redirect_dns, "ISTIO_META_DNS_CAPTURE is read later than REDIRECT_DNS");
+    assert!(config.drop_invalid);
     assert_eq!(config.virt_interfaces, ["tap9"]);
     let again = resolve(&["--drop-invalid=false", "-z", "1", "-z", "2"], &env).expect("valid");
     assert!(!again.config.drop_invalid);
@@ -70,8 +63,56 @@ fn bad_values_name_flag_and_value() {
     assert!(error(&["-i", "10.0.0.0"]).contains("--istio-service-cidr \"10.0.0.0\""));
     assert!(error(&["-x", "*"]).contains("--istio-service-exclude-cidr \"*\""));
     assert!(error(&["--force-iptables-binary", "foo"]).contains("\"foo\""));
-    assert!(error(&["--probe-timeout", "5"]).contains("--probe-timeout"));
-    assert!(resolve(&[], &[("REDIRECT_DNS", "maybe")]).expect_err("invalid").to_string().contains("REDIRECT_DNS"));
+    assert!(error(&["--ebpf-cgroup", "/x", "-c", "eth1"]).contains("--istio-exclude-interfaces \"eth1\""));
+}
+
+#[test]
+fn a_variable_that_is_no_switch_does_not_count() {
+    assert!(!resolve(&[], &[("REDIRECT_DNS", "maybe")]).expect("valid").redirect_dns);
+    assert!(
+        resolve(&[], &[("REDIRECT_DNS", "true"), ("ISTIO_META_DNS_CAPTURE", "maybe")]).expect("valid").redirect_dns
+    );
+    assert_eq!(resolve(&[], &[("PROBE_TIMEOUT", "5")]).expect("valid").probe_timeout, Duration::from_secs(5));
+}
+
+#[test]
+fn owner_groups_as_the_reference_reads_them() {
+    let groups = |include: &str, exclude: &str| {
+        let env = [("ISTIO_OUTBOUND_OWNER_GROUPS", include), ("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", exclude)];
+        resolve(&[], &env).expect("valid").config.groups
+    };
+    assert_eq!(groups("*", "202,,203"), Groups::AllExcept(vec![Owner::id(202), Owner::id(203)]));
+    assert_eq!(groups("", "202"), Groups::Only(Vec::new()), "set but empty is nobody");
+    assert_eq!(groups("1,2", "202"), Groups::Only(vec![Owner::id(1), Owner::id(2)]));
+    let env = [("ISTIO_OUTBOUND_OWNER_GROUPS", "*,1")];
+    let unknown = resolve(&[], &env).expect("valid").config.unknown_owner().expect("no group is called *");
+    assert_eq!(unknown.value, "*");
+}
+
+#[test]
+fn the_command_line_is_read_as_the_reference_reads_it() {
+    let config = |args: &[&str]| resolve(args, &[]).expect("valid").config;
+    // A value may look like a flag, words that are no flags do not count, -- ends the flags.
+    assert_eq!(config(&["-b", "80", "stray", "-d", "81", "--", "-b", "82"]).inbound_ports, Selection::Only(vec![80]));
+    assert!(resolve(&["-i", "-x"], &[]).is_err(), "-x is the value of -i");
+    assert_eq!(config(&["-b=80"]).inbound_ports, config(&["-b80"]).inbound_ports);
+    let settings = resolve(&["-nz", "16000", "--dual-stack=false", "--redirect-dns", "false"], &[]).expect("valid");
+    assert!(settings.dry_run && settings.redirect_dns && !settings.dual_stack);
+    assert_eq!(settings.config.inbound_port, 16000);
+    assert!(!resolve(&["-n=f"], &[]).expect("valid").dry_run);
+    assert_eq!(resolve(&["--iptables-probe-port", "0x10"], &[]).expect("valid").probe_port, 16);
+
+    let usage = |args: &[&str]| Args::read(args.iter().map(Into::into)).expect_err("usage").to_string();
+    assert_eq!(usage(&["--nosuch=1"]), "unknown flag: --nosuch");
+    assert_eq!(usage(&["-ny"]), "unknown shorthand flag: 'y' in -ny");
+    assert_eq!(usage(&["-b"]), "flag needs an argument: 'b' in -b");
+    assert_eq!(usage(&["--istio-inbound-ports"]), "flag needs an argument: --istio-inbound-ports");
+    assert_eq!(usage(&["--=x"]), "bad flag syntax: --=x");
+    assert!(usage(&["-n=maybe"]).contains("\"maybe\" for \"-n, --dry-run\""));
+    assert!(usage(&["--probe-timeout", "5"]).contains("\"5\" for \"--probe-timeout\""));
+    assert!(usage(&["--iptables-probe-port", "70000"]).contains("70000"));
+    assert_eq!(Args::read(["-h"].map(Into::into)).map(|a| a.is_none()), Ok(true));
+    assert!(Args::help().contains("-p, --envoy-port"));
 }
 
 #[test]

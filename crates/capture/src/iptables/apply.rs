@@ -69,7 +69,7 @@ impl Programs {
         self.path.iter().map(|dir| dir.join(name)).find(|file| file.is_file())
     }
 
-    fn has(&self, backend: Backend) -> bool {
+    pub(crate) fn has(&self, backend: Backend) -> bool {
         self.find(&backend.program(false, "restore")).is_some()
     }
 
@@ -133,6 +133,11 @@ impl Programs {
         self.run(&backend.program(v6, "save"), &[], "")
     }
 
+    /// What is there, with counters.
+    pub(crate) fn counted(&self, backend: Backend, v6: bool) -> Result<String, Error> {
+        self.run(&backend.program(v6, "save"), &["-c"], "")
+    }
+
     /// What is there, read without making tables come into being.
     fn saved(&self, backend: Backend, v6: bool, leftovers: &Leftovers) -> Result<Saved, Error> {
         let worth_reading = match backend {
@@ -148,7 +153,7 @@ impl Programs {
 }
 
 /// The kernel lists legacy tables that are in use in this namespace; reading the list loads none.
-fn legacy_tables(v6: bool) -> bool {
+pub(crate) fn legacy_tables(v6: bool) -> bool {
     let file = if v6 { "/proc/thread-self/net/ip6_tables_names" } else { "/proc/thread-self/net/ip_tables_names" };
     std::fs::read_to_string(file).is_ok_and(|names| !names.trim().is_empty())
 }

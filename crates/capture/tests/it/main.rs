@@ -2,7 +2,11 @@
 
 mod applied;
 mod behaviour;
+mod ebpf;
+mod inspect;
+mod traffic;
 mod undo;
+mod world;
 
 use std::process::{Command, Output};
 
@@ -50,4 +54,20 @@ fn output(ns: &Netns, program: &str, args: &[&str]) -> String {
     let out = ns.run(|| command.args(args).output()).expect("enter").unwrap_or_else(|e| panic!("{program}: {e}"));
     assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// Says visibly why eBPF programs cannot be tried here, when they cannot.
+fn cannot_load_programs() -> bool {
+    let (Some(ns), Some(cgroup)) = (pod(&["10.244.0.7/24"]), world::new_cgroup()) else { return true };
+    let path = cgroup.display().to_string();
+    let out = tool(&ns, &["--native-nftables", "--ebpf-cgroup", &path], &[]);
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    tool(&ns, &["--cleanup-only", "--ebpf-cgroup", &path], &[]);
+    let _ = std::fs::remove_dir(&cgroup);
+    if !out.status.success() {
+        println!("SKIPPED: this system loads no eBPF programs: {text}");
+        // A refusal by the verifier is our own fault and no reason to skip.
+        assert!(!text.contains("erifier"), "{text}");
+    }
+    !out.status.success()
 }

@@ -1,7 +1,6 @@
 //! Whatever happens, a clean-up leaves the namespace as it was, and a second run the same as the first.
 
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use netns::Netns;
 
@@ -68,8 +67,13 @@ fn state(ns: &Netns) -> String {
         lines.sort_unstable();
         parts.push(lines.join("\n"));
     }
-    // Link-local addresses are drawn by lot and come up in their own time.
-    parts.join("\n----\n").lines().filter(|l| !l.contains("fe80:")).map(|l| format!("{l}\n")).collect()
+    // Link-local addresses are drawn by lot and come up in their own time, and so do the kernel's own routes.
+    parts
+        .join("\n----\n")
+        .lines()
+        .filter(|l| !l.contains("fe80:") && !l.contains("proto kernel"))
+        .map(|l| format!("{l}\n"))
+        .collect()
 }
 
 /// Legacy chain lines carry packet counters: `:OUTPUT ACCEPT [3:180]`.
@@ -216,29 +220,97 @@ fn a_changed_back_end_leaves_nothing_of_the_old_one() {
     }
 }
 
+/// Runs the program under strace; the positions, from 1, of the calls of this name whose line holds `text`.
+pub(crate) fn calls(ns: &Netns, args: &[&str], name: &str, text: &str) -> Option<Vec<usize>> {
+    let file = tempfile::NamedTempFile::new().expect("file");
+    let mut command = Command::new("strace");
+    command.arg("-qq").arg("-o").arg(file.path()).args(["-e", &format!("trace={name}"), TOOL]).args(args);
+    match ns.run(|| command.output()).expect("enter") {
+        Ok(out) if out.status.success() => {}
+        other => {
+            println!("SKIPPED: needs strace to stop the program at a system call: {other:?}");
+            return None;
+        }
+    }
+    let lines = std::fs::read_to_string(file.path()).expect("strace's lines");
+    let calls = lines.lines().filter(|line| line.starts_with(&format!("{name}("))).zip(1..);
+    Some(calls.filter(|(line, _)| line.contains(text)).map(|(_, at)| at).collect())
+}
+
+/// Runs the program and kills it, or the program that it runs, before the given call of this name takes effect.
+/// False: it made no such call.
+pub(crate) fn kill_at(ns: &Netns, args: &[&str], name: &str, at: usize) -> bool {
+    let mut command = Command::new("strace");
+    let inject = format!("inject={name}:error=EINTR:signal=KILL:when={at}");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={name}"), "-e", &inject, TOOL]).args(args);
+    let status = ns.run(|| command.stderr(Stdio::null()).status()).expect("enter").expect("strace");
+    !status.success()
+}
+
+/// The system calls by which each back end changes the kernel's state: netlink messages, and for legacy iptables socket options.
+const CHANGES: [&[&str]; 3] = [&["sendto"], &["sendto", "sendmsg"], &["sendto", "setsockopt"]];
+
 #[test]
-fn killed_at_any_moment_and_run_again_it_is_the_same() {
-    for backend in BACKENDS {
+fn killed_at_every_call_that_changes_state_and_run_again_it_is_the_same() {
+    if calls(&pod(&ADDRESSES).expect("namespace"), &["--dry-run"], "sendto", "").is_none() {
+        return;
+    }
+    for (backend, changes) in BACKENDS.into_iter().zip(CHANGES) {
         let args = [FLAGS[1], backend].concat();
         let Some(reference) = pod(&ADDRESSES) else { return };
         apply(&reference, &args);
         let want = state(&reference);
-        for delay in [0_u64, 1, 2, 3, 5, 8, 12, 20, 30] {
-            let Some(ns) = pod(&ADDRESSES) else { return };
-            if backend.contains(&"legacy") {
-                // So that the tables' own lines are the same.
-                state(&ns);
+        // One namespace for all steps: each starts from a clean one, which the clean-up before is tested to leave.
+        let Some(ns) = pod(&ADDRESSES) else { return };
+        state(&ns);
+        for name in changes {
+            let mut steps = 0;
+            while kill_at(&ns, &args, name, steps + 1) {
+                steps += 1;
+                apply(&ns, &args);
+                pretty(&want, &state(&ns), &format!("{backend:?} killed at {name} {steps}"));
+                apply(&ns, &["--cleanup-only"]);
+                let left = state(&ns);
+                assert!(!left.contains("ISTIO_") && !left.contains("istio-") && !left.contains("fwmark"), "{left}");
             }
-            let mut command = Command::new(TOOL);
-            let mut child = ns.run(|| command.args(&args).stderr(Stdio::null()).spawn()).expect("enter").expect("run");
-            std::thread::sleep(Duration::from_millis(delay));
-            let _ = child.kill();
-            let _ = child.wait();
-            apply(&ns, &args);
-            pretty(&want, &state(&ns), &format!("{backend:?} killed after {delay} ms"));
+            assert!(steps > 0, "{backend:?} makes no call {name}");
+            println!("{backend:?}: killed at {steps} calls of {name}");
             apply(&ns, &["--cleanup-only"]);
-            let left = state(&ns);
-            assert!(!left.contains("ISTIO_") && !left.contains("istio-") && !left.contains("fwmark"), "{left}");
+        }
+    }
+}
+
+/// The same on the way from other rules: whatever is there at the moment of death, a second run brings the new rules, and at no
+/// moment is there none.
+#[test]
+fn killed_while_it_replaces_there_are_always_rules() {
+    if calls(&pod(&ADDRESSES).expect("namespace"), &["--dry-run"], "sendto", "").is_none() {
+        return;
+    }
+    for (backend, changes) in BACKENDS.into_iter().zip(CHANGES) {
+        let (old, new) = ([FLAGS[0], backend].concat(), [FLAGS[2], backend].concat());
+        let Some(ns) = pod(&ADDRESSES) else { return };
+        apply(&ns, &old);
+        apply(&ns, &new);
+        let want = state(&ns);
+        for name in changes {
+            let mut steps = 0;
+            loop {
+                apply(&ns, &old);
+                if !kill_at(&ns, &new, name, steps + 1) {
+                    break;
+                }
+                steps += 1;
+                let between = state(&ns);
+                assert!(
+                    between.contains("jump istio-output")
+                        || between.contains("-j ISTIO_OUTPUT")
+                        || between.contains("jump ISTIO_OUTPUT"),
+                    "{backend:?} {name} {steps}: {between}"
+                );
+                apply(&ns, &new);
+                pretty(&want, &state(&ns), &format!("{backend:?} killed at {name} {steps}"));
+            }
         }
     }
 }

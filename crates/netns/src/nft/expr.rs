@@ -39,6 +39,10 @@ pub struct CtState(u32);
 impl CtState {
     pub const INVALID: Self = Self(1);
     pub const RELATED_ESTABLISHED: Self = Self(6);
+
+    pub(super) fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
 }
 
 impl fmt::Display for CtState {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::batch::{self, Batch};
+use super::decode::{self, Part};
 use super::{Family, Table};
 use crate::socket::{F_REQUEST, Socket};
 use crate::wire::{self, HEADER, Message, attributes, find};
@@ -25,6 +26,8 @@ pub struct LiveChain {
     pub hook: Option<(u32, i32)>,
     /// Base chains only: the policy drops what no rule decided.
     pub drops: bool,
+    /// Base chains only: of type nat.
+    pub nat: bool,
 }
 
 /// A rule as the kernel has it.
@@ -130,7 +133,8 @@ impl Nft {
             let hook =
                 find(rest, 4).map(|h| (find(h, 1).map_or(0, wire::be32), find(h, 2).map_or(0, wire::be32) as i32));
             let drops = find(rest, 5).is_some_and(|policy| wire::be32(policy) == 0);
-            Some(LiveChain { name: wire::text(find(rest, 3)?), hook, drops })
+            let nat = find(rest, 7).is_some_and(|kind| wire::text(kind) == "nat");
+            Some(LiveChain { name: wire::text(find(rest, 3)?), hook, drops, nat })
         };
         self.socket.dump(&request, parse).map_err(|e| Error::new(format!("list chains of {table}"), e))
     }
@@ -214,6 +218,17 @@ impl Nft {
             }
         }
         Ok(true)
+    }
+
+    /// What a live rule of this table is made of.
+    pub fn parts(&mut self, table: &Table, rule: &LiveRule) -> Vec<Part> {
+        let v6_table = match table.family {
+            Family::Inet => None,
+            Family::Ip => Some(false),
+            Family::Ip6 => Some(true),
+        };
+        // A set that went in the meantime reads as an empty one.
+        decode::parts(&rule.exprs, v6_table, &mut |set| self.elements(table, set).unwrap_or_default())
     }
 
     /// Keys and data of a set, sorted.
