@@ -12,7 +12,7 @@ use crate::mesh::Mesh;
 use crate::request::{Request, Url};
 use crate::text::Paint;
 use crate::trace::Explanation;
-use crate::{Configuration, Files, Sources, calls, dump, text, walk};
+use crate::{Configuration, Files, Sources, calls, text, walk};
 
 /// Where a request goes, and why.
 ///
@@ -23,6 +23,7 @@ use crate::{Configuration, Files, Sources, calls, dump, text, walk};
 #[command(after_help = "Example:
   outrigger explain -f samples/bookinfo --from productpage GET http://reviews:9080/reviews/0 -H 'end-user: jason'
   outrigger explain -f samples/bookinfo --to ratings --from reviews GET http://ratings:9080/ratings/0
+  outrigger explain --from productpage GET http://reviews:9080/reviews/0        (of the running mesh)
   outrigger explain --config-dump dump.json GET http://reviews:9080/")]
 pub struct Args {
     #[command(flatten)]
@@ -39,6 +40,9 @@ pub struct Args {
     /// With --config-dump: the request comes to the pod, instead of leaving it
     #[arg(long, requires = "config_dump")]
     inbound: bool,
+    /// Name of the running mesh that is asked where there is no --input
+    #[arg(long, default_value = "default", env = "OUTRIGGER_NAME")]
+    mesh: String,
     /// Answer all calls of a file at once, in the form of Istio's request simulator
     #[arg(long, value_name = "FILE", requires = "proxy")]
     calls: Option<PathBuf>,
@@ -90,12 +94,8 @@ enum Output {
 /// # Errors
 /// When the input cannot be read, or does not say what is asked about.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    if let Some(path) = &args.config_dump {
-        let dump = dump::read(path)?;
-        let configuration = Configuration::new(dump.resources);
-        let request = request(args)?;
-        let explanation = walk::at_proxy(&configuration, &dump.name, "", &request, args.inbound, args.seed);
-        return write(&explanation, args.output);
+    if args.sources.input.is_empty() {
+        return of_proxy(args);
     }
     let files = Files::load(&args.sources, args.calls.is_none())?;
     for error in &files.refused {
@@ -120,6 +120,26 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (None, None) => bail!("say where the request comes from (--from POD), or where it goes to (--to POD)"),
     };
     write(&explanation, args.output)
+}
+
+/// Asks one proxy's own configuration: out of a file, or of a pod of a running mesh.
+fn of_proxy(args: &Args) -> anyhow::Result<ExitCode> {
+    let (pod, inbound) = match (&args.config_dump, &args.from, &args.to) {
+        (Some(_), _, _) => (None, args.inbound),
+        (None, Some(from), None) => (Some(from.clone()), false),
+        (None, _, Some(to)) => (Some(to.clone()), true),
+        (None, None, None) => bail!("say where the request comes from (--from POD), or where it goes to (--to POD)"),
+    };
+    let target = inspect::Target { pod, file: args.config_dump.clone(), mesh: args.mesh.clone() };
+    let dump = target.dump()?;
+    let name = dump.name.clone();
+    let configuration = Configuration::new(Resources {
+        listeners: dump.listeners,
+        routes: dump.routes,
+        clusters: dump.clusters,
+        endpoints: dump.endpoints,
+    });
+    write(&walk::at_proxy(&configuration, &name, "", &request(args)?, inbound, args.seed), args.output)
 }
 
 fn request(args: &Args) -> anyhow::Result<Request> {

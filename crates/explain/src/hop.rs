@@ -205,7 +205,6 @@ impl Hop<'_> {
                 (HttpFilter::Cors, _) => {
                     let policy = matched.and_then(Matched::cors_policy);
                     match cors_decide(policy.map(Arc::as_ref), head) {
-                        CorsDecision::NotCors => {}
                         CorsDecision::Invalid => {
                             steps.push(Step::new("cors", "the origin is not allowed; the browser will see no headers"))
                         }
@@ -219,6 +218,8 @@ impl Hop<'_> {
                                 "the proxy answers the preflight request",
                             ));
                         }
+                        // No answer of the proxy's own, and nothing that the browser sees.
+                        _ => {}
                     }
                 }
                 (HttpFilter::Rbac(_), Some(PerFilter::Rbac(rbac))) | (HttpFilter::Rbac(rbac), _) => {

@@ -15,7 +15,6 @@ mod calls;
 mod capture_rule;
 mod configuration;
 mod connection;
-mod dump;
 mod files;
 mod hop;
 mod mesh;

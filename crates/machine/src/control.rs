@@ -53,6 +53,10 @@ pub(crate) enum Request {
     RotateRoot {
         settle: u64,
     },
+    /// How far an object's last change got, or all of them: the revision that holds it, and each sidecar's.
+    Distribution {
+        object: Option<(String, String, String)>,
+    },
     Info,
     Down,
 }
@@ -72,6 +76,7 @@ pub(crate) enum Response {
     Found(Box<Found>),
     Text(String),
     Info(Info),
+    Distribution(crate::ask::Distribution),
     /// Sentences; nothing was changed.
     Refused(Vec<String>),
 }
@@ -141,6 +146,10 @@ async fn client(
             Ok(count) => Response::Text(format!("all {count} proxies in sync")),
             Err(laggards) => Response::Refused(vec![laggards]),
         },
+        Ok(Request::Distribution { object }) => match sync.distribution(object.as_ref()) {
+            Ok(distribution) => Response::Distribution(distribution),
+            Err(error) => Response::Refused(vec![error]),
+        },
         Ok(request) => answer(request, remote).await.unwrap_or_else(|error| Response::Refused(vec![error])),
         Err(error) => Response::Refused(vec![format!("not understood: {error}")]),
     };
@@ -198,7 +207,9 @@ async fn answer(request: Request, remote: &Remote) -> Result<Response, String> {
             let text = "the new root signs; the old one is trusted until all it has signed has expired";
             Ok(Response::Text(text.to_owned()))
         }
-        Request::Wait { .. } | Request::Info | Request::Down => Err("not understood".to_owned()),
+        Request::Wait { .. } | Request::Distribution { .. } | Request::Info | Request::Down => {
+            Err("not understood".to_owned())
+        }
     }
 }
 

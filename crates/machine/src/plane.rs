@@ -9,12 +9,13 @@ use anyhow::Context;
 use ca::{Authority, TokenIssuer};
 use config_store::{Key, Kind};
 use control_plane::{Handle, Listeners, Settings, Update};
-use inject::{Builtin, NativeSidecars, Outcome, Owner, Request};
+use inject::{NativeSidecars, Outcome, Owner, Request};
 use lifecycle::drain::{self, Trigger};
 use manifest::Document;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::ask::{Distribution, ProxySync};
 use crate::network::Network;
 use crate::objects::{Id, NamespaceMeta};
 use crate::pod::volumes::Tokens;
@@ -76,6 +77,32 @@ impl SyncWatch {
         Ok(self.0.sync_status().len())
     }
 
+    /// How far changes got: of one object (kind, namespace, name) or of all.
+    pub(crate) fn distribution(&self, object: Option<&(String, String, String)>) -> Result<Distribution, String> {
+        let state = self.0.state();
+        let wanted = match object {
+            None => state.revision,
+            Some((kind, namespace, name)) => {
+                let kind = Kind::ALL
+                    .iter()
+                    .find(|known| known.as_str() == kind)
+                    .ok_or_else(|| format!("no sidecar has anything of a {kind}"))?;
+                let key = Key::new(*kind, namespace, name);
+                let object = state.snapshot.get(&key).ok_or_else(|| format!("there is no {key}"))?;
+                object.resource_version
+            }
+        };
+        let proxy = |status: control_plane::ProxyStatus| ProxySync {
+            nacks: status
+                .refusals()
+                .map(|(kind, why)| format!("{}: {why}", kind.rsplit('.').next().unwrap_or(kind)))
+                .collect(),
+            proxy: status.proxy,
+            synced_to: status.synced_to,
+        };
+        Ok(Distribution { wanted, proxies: self.0.sync_status().into_iter().map(proxy).collect() })
+    }
+
     /// Waits for the latest revision.
     pub(crate) async fn wait_latest(&self, patience: Duration) -> Result<usize, String> {
         self.wait(self.0.state().revision, patience).await
@@ -97,7 +124,11 @@ pub(crate) struct Plane {
 
 impl Plane {
     /// Starts the control plane on the bridge's address. A ConfigMap `istio` among the documents is the mesh config.
-    pub(crate) async fn start(network: &Network, documents: &[Document]) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        network: &Network,
+        documents: &[Document],
+        templates: &inject::Files,
+    ) -> anyhow::Result<Self> {
         let mut mesh = mesh_config(documents)?;
         let mut settings = Settings::default();
         if network.dual_stack() {
@@ -120,7 +151,8 @@ impl Plane {
         let (shutdown, watch) = drain::channel();
         // The mesh config itself reaches the control plane with the other documents.
         let handle = control_plane::serve(settings, listeners, Arc::clone(&authority), verifier, watch).await?;
-        let mut injection = inject::Config::builtin(&Builtin { mesh, ..Builtin::default() }).context("injection")?;
+        let mut injection = inject::Config::load(templates).context("injection")?;
+        injection.set_mesh(&mesh).context("mesh configuration")?;
         // The pods' keeper runs native sidecars, so applications start after their proxy and jobs end; as istiod decides from Kubernetes 1.33 on.
         injection.native = NativeSidecars::On;
         let gateway = identity::gateway(&authority, &trust_domain).context("make the gateway's certificate")?;
