@@ -178,9 +178,17 @@ fn serve(args: Args) -> anyhow::Result<()> {
             println!("configuration OK");
             return Ok(());
         }
+        let settle = async {
+            while handle.ready().is_err() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            lifecycle::memory::release_startup();
+            std::future::pending::<()>().await
+        };
         tokio::select! {
             _ = signals.next() => {}
             () = handle.quit_requested() => {}
+            () = settle => {}
         }
         handle.shutdown();
         Ok(())

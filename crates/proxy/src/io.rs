@@ -137,9 +137,39 @@ const FIRST_READ: usize = 4 * 1024;
 /// Reads grow up to this while they come in full.
 const MAX_READ: usize = 64 * 1024;
 
+/// Buffers that a worker keeps for the next connections that have bytes to move.
+const SPARE: usize = 32;
+/// Larger ones are freed.
+const SPARE_SIZE: usize = 16 * 1024;
+/// What a write buffer starts with: most heads with a small body fit.
+const FIRST_WRITE: usize = 2 * 1024;
+
 thread_local! {
     /// TLS reads of idle connections go through this, so that an idle connection owns no buffer.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Idle connections give their buffers to busy ones: most requests then allocate none.
+    static SPARE_READS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    static SPARE_WRITES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Takes the buffer of a connection that has nothing to read. If pieces of it are still in use it is freed with them.
+pub(crate) fn give_back(buf: &mut BytesMut) {
+    let mut buf = std::mem::take(buf);
+    if buf.capacity() == 0 {
+        return;
+    }
+    buf.clear();
+    if buf.try_reclaim(FIRST_READ) && buf.capacity() <= SPARE_SIZE {
+        keep(&SPARE_READS, buf);
+    }
+}
+
+fn keep<T>(spare: &'static std::thread::LocalKey<RefCell<Vec<T>>>, buf: T) {
+    spare.with_borrow_mut(|spare| {
+        if spare.len() < SPARE {
+            spare.push(buf);
+        }
+    });
 }
 
 impl Io {
@@ -150,6 +180,7 @@ impl Io {
                 Io::Raw(raw) => ready!(raw.poll_read_ready(cx))?,
                 _ => return self.poll_read_scratch(cx, buf),
             }
+            *buf = SPARE_READS.with_borrow_mut(Vec::pop).unwrap_or_default();
         }
         let room = buf.capacity() - buf.len();
         if room < FIRST_READ / 2 {
@@ -165,6 +196,7 @@ impl Io {
             scratch.resize(16 * 1024, 0);
             let mut read_buf = ReadBuf::new(scratch);
             ready!(Pin::new(&mut *self).poll_read(cx, &mut read_buf))?;
+            *buf = SPARE_READS.with_borrow_mut(Vec::pop).unwrap_or_default();
             buf.extend_from_slice(read_buf.filled());
             Poll::Ready(Ok(read_buf.filled().len()))
         })
@@ -214,15 +246,24 @@ impl Out {
 
     /// Runs `write` on the open end of the buffer.
     pub(crate) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let before = self.tail.len();
-        write(&mut self.tail);
+        let tail = self.open_tail();
+        let before = tail.len();
+        write(tail);
         self.len += self.tail.len() - before;
+    }
+
+    fn open_tail(&mut self) -> &mut Vec<u8> {
+        if self.tail.capacity() == 0 {
+            let spare = SPARE_WRITES.with_borrow_mut(Vec::pop);
+            self.tail = spare.unwrap_or_else(|| Vec::with_capacity(FIRST_WRITE));
+        }
+        &mut self.tail
     }
 
     pub(crate) fn push(&mut self, bytes: Bytes) {
         if bytes.len() < COPY_BELOW {
             self.len += bytes.len();
-            self.tail.extend_from_slice(&bytes);
+            self.open_tail().extend_from_slice(&bytes);
             return;
         }
         if self.tail.len() > self.tail_at {
@@ -288,8 +329,13 @@ impl Out {
 
     /// Frees what an idle connection does not need.
     pub(crate) fn shrink(&mut self) {
-        if self.len == 0 {
-            *self = Self::default();
+        if self.len > 0 {
+            return;
+        }
+        let mut tail = std::mem::take(self).tail;
+        if (FIRST_WRITE..=SPARE_SIZE).contains(&tail.capacity()) {
+            tail.clear();
+            keep(&SPARE_WRITES, tail);
         }
     }
 }
@@ -297,6 +343,25 @@ impl Out {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn buffers_are_passed_on_when_nobody_reads_them() {
+        let mut used = BytesMut::with_capacity(FIRST_READ);
+        used.extend_from_slice(b"a request");
+        let piece = used.split_to(4).freeze();
+        give_back(&mut used);
+        assert_eq!(SPARE_READS.with_borrow(Vec::len), 0, "a piece is in use: {piece:?}");
+        let mut used = BytesMut::with_capacity(FIRST_READ);
+        used.extend_from_slice(b"a request");
+        drop(used.split_to(4).freeze());
+        give_back(&mut used);
+        assert_eq!(SPARE_READS.with_borrow(|spare| spare[0].len()), 0);
+        let mut out = Out::default();
+        out.write(|v| v.extend_from_slice(b"head"));
+        out.consume(4);
+        out.shrink();
+        assert_eq!(SPARE_WRITES.with_borrow(|spare| spare[0].len()), 0);
+    }
 
     #[test]
     fn out_keeps_order_over_partial_writes() {

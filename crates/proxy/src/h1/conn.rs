@@ -2,8 +2,8 @@
 
 use super::body::{Decoder, Frame, Step};
 use super::head::{BodyLength, HeadError, Limits, RequestHead, ResponseHead, parse_request, parse_response};
-use crate::io::{Io, Out};
-use bytes::BytesMut;
+use crate::io::{self as buffers, Io, Out};
+use bytes::{Buf, BytesMut};
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
@@ -72,13 +72,13 @@ impl Conn {
         loop {
             if !self.read.is_empty() {
                 if let Some((head, used)) = parse_request(&self.read, limits)? {
-                    let _ = self.read.split_to(used);
+                    self.read.advance(used);
                     self.decoder = Decoder::new(head.body);
                     return Poll::Ready(Ok(Some(head)));
                 }
             } else {
                 // Idle: nothing is kept until bytes arrive.
-                self.read = BytesMut::new();
+                buffers::give_back(&mut self.read);
                 self.out.shrink();
             }
             match ready!(self.poll_fill(cx)) {
@@ -101,7 +101,7 @@ impl Conn {
             if !self.read.is_empty()
                 && let Some((head, used)) = parse_response(&self.read, limits, head_request)?
             {
-                let _ = self.read.split_to(used);
+                self.read.advance(used);
                 self.decoder = Decoder::new(head.body);
                 return Poll::Ready(Ok(head));
             }
@@ -171,7 +171,7 @@ impl Conn {
         if self.eof || !self.read.is_empty() {
             return Poll::Ready(());
         }
-        self.read = BytesMut::new();
+        buffers::give_back(&mut self.read);
         self.out.shrink();
         // An error shows again when the head is read.
         self.poll_fill(cx).map(|_| ())
@@ -191,7 +191,7 @@ impl Conn {
     /// Releases buffers of a connection that goes to the pool.
     pub(crate) fn rest(&mut self) {
         if self.read.is_empty() {
-            self.read = BytesMut::new();
+            buffers::give_back(&mut self.read);
         }
         self.out.shrink();
     }
