@@ -18,6 +18,7 @@ use envoy_api::pb::envoy::config::core::v3::Node;
 use http_body::Frame;
 use http_body_util::StreamBody;
 use mesh_types::{ArcStr, SpiffeId};
+use prost::Message as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::body::Body;
@@ -30,6 +31,8 @@ pub use self::session::{BadRequest, Heard, Picked, Response, Session};
 use self::wire::{Chunks, Delta, Sotw, Wire};
 use crate::{MAX_REQUEST, Protocol};
 
+/// Bytes of a client's description of itself, which is kept as long as its stream; real ones have some kilobytes.
+const MAX_NODE: usize = 1 << 20;
 /// How long listeners and routes wait for a client to acknowledge clusters; real proxies take milliseconds.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -157,6 +160,9 @@ impl<S: Source> Server<S> {
             requests.message().await?.ok_or_else(|| Status::invalid_argument("the stream ended without a request"))?;
         let node =
             W::node(&first).ok_or_else(|| Status::invalid_argument("the first request of a stream names no node"))?;
+        if node.encoded_len() > MAX_NODE {
+            return Err(Status::resource_exhausted(format!("a node of more than {MAX_NODE} bytes")));
+        }
         let proxy = self.source.connect(node, &peer)?;
         let changes = self.source.changes();
         let revision = *changes.borrow();
@@ -201,13 +207,23 @@ fn body<S: Source, W: Wire>(driver: Driver<S, W>) -> Body {
             };
             let mut trailers = http::HeaderMap::new();
             // A message that no header can carry is left out.
-            if ended.add_header(&mut trailers).is_err() {
+            if brief(ended).add_header(&mut trailers).is_err() {
                 trailers.insert("grpc-status", http::HeaderValue::from_static("13"));
             }
             return Some((Ok(Frame::trailers(trailers)), None));
         }
     });
     Body::new(StreamBody::new(frames))
+}
+
+/// Reasons often quote what the client sent; what is longer than this fits into no header.
+fn brief(status: Status) -> Status {
+    const MOST: usize = 1024;
+    if status.message().len() <= MOST {
+        return status;
+    }
+    let message: String = status.message().chars().take(MOST).chain(['…']).collect();
+    Status::new(status.code(), message)
 }
 
 macro_rules! grpc_service {
@@ -243,7 +259,7 @@ macro_rules! grpc_service {
                         concat!("/", $grpc, "/", $delta) => server.open::<Delta>(request).await,
                         _ => Err(Status::unimplemented("resources are streamed")),
                     };
-                    Ok(opened.unwrap_or_else(Status::into_http))
+                    Ok(opened.unwrap_or_else(|status| brief(status).into_http()))
                 })
             }
         }

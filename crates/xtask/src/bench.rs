@@ -1,9 +1,39 @@
+mod agent;
+mod control_plane;
+mod inject;
 mod proxy;
 mod up;
 
 /// One benchmark a file.
 #[derive(clap::Subcommand)]
 pub(crate) enum What {
+    /// A sidecar: time from start to ready, memory, names resolved a second.
+    Agent {
+        /// How many sidecars are started, one after the other.
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+        /// The program to measure, instead of a fresh release build.
+        #[arg(long)]
+        program: Option<std::path::PathBuf>,
+    },
+    /// 1000 services and 100 proxies on one control plane: full sync, one rule changed, one endpoint changed.
+    ControlPlane {
+        /// The program to measure, instead of a fresh release build.
+        #[arg(long)]
+        program: Option<std::path::PathBuf>,
+    },
+    /// The asking half of `agent`, inside a pod's network.
+    #[command(hide = true)]
+    DnsLoad,
+    /// Injection: time a pod, pods a second on one core, `kube-inject` of bookinfo as a process.
+    Inject {
+        /// How many pods the webhook's code is given.
+        #[arg(long, default_value_t = 5000)]
+        pods: u32,
+        /// The program to measure, instead of a fresh release build.
+        #[arg(long)]
+        program: Option<std::path::PathBuf>,
+    },
     /// Bookinfo on this machine: time from the command to the page served, and resident memory.
     Up {
         /// How often to start it.
@@ -29,6 +59,10 @@ pub(crate) enum What {
 
 pub(crate) fn run(what: What) -> anyhow::Result<()> {
     match what {
+        What::Agent { runs, program } => agent::run(runs, program),
+        What::ControlPlane { program } => control_plane::run(program),
+        What::DnsLoad => agent::dns_load(),
+        What::Inject { pods, program } => inject::run(pods, program),
         What::Up { runs } => up::run(runs),
         What::Proxy { rounds, seconds, only, program } => proxy::run(rounds, seconds, only.as_deref(), program),
     }

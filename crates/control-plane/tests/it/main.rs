@@ -1,5 +1,6 @@
 //! Integration tests: a control plane on loopback ports, and clients of every port.
 
+mod bad_input;
 mod injection;
 mod kubernetes;
 mod mesh;

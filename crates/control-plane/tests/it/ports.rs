@@ -22,18 +22,23 @@ use tonic::{Code, Request, Status, Streaming};
 use crate::mesh::{Mesh, tls_stream};
 
 /// One open state-of-the-world stream.
-struct Stream {
-    requests: mpsc::Sender<DiscoveryRequest>,
-    responses: Streaming<DiscoveryResponse>,
+pub(crate) struct Stream {
+    pub(crate) requests: mpsc::Sender<DiscoveryRequest>,
+    pub(crate) responses: Streaming<DiscoveryResponse>,
 }
 
-fn node() -> Node {
+pub(crate) fn node() -> Node {
     Node { id: "sidecar~10.0.0.9~sleep.default~default.svc.cluster.local".into(), ..Node::default() }
 }
 
 async fn subscribe(channel: Channel, token: Option<&str>, type_url: &str) -> Result<Stream, Status> {
-    let (requests, receiver) = mpsc::channel(8);
     let first = DiscoveryRequest { node: Some(node()), type_url: type_url.into(), ..DiscoveryRequest::default() };
+    open(channel, token, first).await
+}
+
+/// Opens a stream with any first request.
+pub(crate) async fn open(channel: Channel, token: Option<&str>, first: DiscoveryRequest) -> Result<Stream, Status> {
+    let (requests, receiver) = mpsc::channel(8);
     requests.send(first).await.unwrap();
     let mut request = Request::new(ReceiverStream::new(receiver));
     if let Some(token) = token {
@@ -45,12 +50,12 @@ async fn subscribe(channel: Channel, token: Option<&str>, type_url: &str) -> Res
 }
 
 impl Stream {
-    async fn next(&mut self) -> DiscoveryResponse {
+    pub(crate) async fn next(&mut self) -> DiscoveryResponse {
         let next = tokio::time::timeout(Duration::from_secs(5), self.responses.message());
         next.await.expect("a response in time").unwrap().expect("an open stream")
     }
 
-    async fn answer(&self, response: &DiscoveryResponse, error: Option<&str>) {
+    pub(crate) async fn answer(&self, response: &DiscoveryResponse, error: Option<&str>) {
         let request = DiscoveryRequest {
             type_url: response.type_url.clone(),
             version_info: response.version_info.clone(),
@@ -116,13 +121,16 @@ async fn the_secure_port_serves_only_whom_a_token_or_certificate_proves() {
 }
 
 /// Asks for a certificate and gives it with its key.
-async fn certificate(
+pub(crate) async fn certificate(
     mesh: &Mesh,
     channel: Channel,
     token: Option<&str>,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Status> {
     let key = KeyPair::generate().unwrap();
-    let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+    let mut params = CertificateParams::default();
+    // Whatever the request asks for, the certificate says who the caller is.
+    params.subject_alt_names = vec![rcgen::SanType::URI("spiffe://cluster.local/ns/x/sa/admin".try_into().unwrap())];
+    let csr = params.serialize_request(&key).unwrap().pem().unwrap();
     let mut request = Request::new(CertificateRequest { csr, validity_duration: 3600 });
     if let Some(token) = token {
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
@@ -147,7 +155,7 @@ async fn a_certificate_is_got_with_a_token_and_then_proves_the_same_identity() {
     let mut stream = subscribe(channel.clone(), None, type_url::CLUSTER).await.unwrap();
     assert!(!stream.next().await.resources.is_empty());
     let status = mesh.handle.sync_status().remove(0);
-    assert_eq!(status.identity.as_deref(), Some("spiffe://cluster.local/ns/default/sa/sleep"));
+    assert_eq!(status.identity.as_deref(), Some("spiffe://cluster.local/ns/default/sa/sleep"), "not what the CSR said");
     certificate(&mesh, channel, None).await.expect("renewal with the old certificate");
 }
 
