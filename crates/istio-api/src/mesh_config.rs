@@ -63,6 +63,7 @@ message! {
         discovery_selectors "discoverySelectors": Vec<LabelSelector>,
         path_normalization "pathNormalization": Option<ProxyPathNormalization>,
         default_http_retry_policy "defaultHttpRetryPolicy": Option<HttpRetry>,
+        default_inbound_http_retry_policy "defaultInboundHttpRetryPolicy": Option<HttpRetry>,
         mesh_mtls "meshMTLS" "mesh_mTLS": Option<TlsConfig>,
         tls_defaults "tlsDefaults": Option<TlsConfig>,
         default_traffic_policy "defaultTrafficPolicy": Option<DefaultTrafficPolicy>,

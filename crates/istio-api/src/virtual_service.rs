@@ -297,3 +297,9 @@ message! {
         value: f64,
     }
 }
+
+/// Codes that Go's net/http has a text for: only these count as status codes among conditions for retries.
+pub fn is_http_status(code: u16) -> bool {
+    matches!(code, 100..=103 | 200..=208 | 226 | 300..=305 | 307 | 308 | 400..=418 | 421..=426 | 428 | 429 | 431 | 451
+        | 500..=508 | 510 | 511)
+}

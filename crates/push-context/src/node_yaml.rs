@@ -20,6 +20,8 @@ impl Node {
         put("NAME", json!(name));
         put("NAMESPACE", json!(namespace));
         put("INSTANCE_IPS", json!(ips.join(",")));
+        put("ISTIO_VERSION", json!("1.32.0"));
+        put("INTERCEPTION_MODE", json!("REDIRECT"));
         put("CLUSTER_ID", json!(&*settings.cluster_id));
         put("MESH_ID", json!(&*settings.domain));
         put("SERVICE_ACCOUNT", json!(text("serviceAccount").unwrap_or("default")));

@@ -156,9 +156,9 @@ impl Service {
         labels.iter().any(|key| self.labels.get(*key).is_some_and(|value| !value.is_empty()))
     }
 
-    /// The port of that number.
+    /// The port of that number, but for UDP, which no proxy handles.
     pub fn port(&self, port: u16) -> Option<&Port> {
-        self.ports.iter().find(|p| p.port == port)
+        self.ports.iter().find(|p| p.port == port && p.protocol != Protocol::Udp)
     }
 
     /// A name starting with `*`.

@@ -39,8 +39,17 @@ enum Use {
 const LISTS: usize = 256;
 
 /// Metadata that generators read, other than for the use of EnvoyFilters.
-const METADATA: [&str; 5] =
-    ["MESH_ID", "TLS_SERVER_CERT_CHAIN", "TLS_SERVER_KEY", "TLS_SERVER_ROOT_CERT", route::ORIGINS];
+const METADATA: [&str; 9] = [
+    "MESH_ID",
+    "WORKLOAD_NAME",
+    "TLS_SERVER_CERT_CHAIN",
+    "TLS_SERVER_KEY",
+    "TLS_SERVER_ROOT_CERT",
+    "TLS_CLIENT_CERT_CHAIN",
+    "TLS_CLIENT_KEY",
+    "TLS_CLIENT_ROOT_CERT",
+    route::ORIGINS,
+];
 const NODE_NAME: &str = "NODE_NAME";
 const NETWORK: &str = "topology.istio.io/network";
 const HOSTNAME: &str = "kubernetes.io/hostname";

@@ -52,7 +52,9 @@ pub(crate) fn build(cx: &Context<'_>) -> NameTable {
 fn headless(cx: &Context<'_>, service: &Service, ips: &mut Vec<String>, table: &mut BTreeMap<String, NameInfo>) {
     let mut seen: Vec<&str> = Vec::new();
     for endpoint in cx.push.registry.endpoints(&service.hostname, &service.namespace) {
-        let usable = endpoint.is_ip() && (service.publish_not_ready || endpoint.health == Health::Healthy);
+        let (own, theirs) = (&cx.node.network, &endpoint.workload.network);
+        let near = own.is_empty() || theirs.is_empty() || own == theirs;
+        let usable = near && endpoint.is_ip() && (service.publish_not_ready || endpoint.health == Health::Healthy);
         let Some(first) = endpoint.addresses.first().filter(|a| usable && !seen.contains(&&***a)) else { continue };
         seen.push(first);
         let addresses = || endpoint.addresses.iter().map(|a| a.to_string());

@@ -103,7 +103,13 @@ fn default_route(cluster: &str, operation: &str, action: RouteAction) -> Route {
 }
 
 /// The routes of one of the proxy's own ports.
-pub(crate) fn inbound(cluster: &str, host: &str, port: u16, protocol: Protocol) -> RouteConfiguration {
+pub(crate) fn inbound(
+    cx: &Context<'_>,
+    cluster: &str,
+    host: &str,
+    port: u16,
+    protocol: Protocol,
+) -> RouteConfiguration {
     let action = RouteAction {
         timeout: Some(seconds(0)),
         max_stream_duration: Some(MaxStreamDuration {
@@ -112,7 +118,10 @@ pub(crate) fn inbound(cluster: &str, host: &str, port: u16, protocol: Protocol) 
             ..MaxStreamDuration::default()
         }),
         // A stream that gRPC resets is the application's answer.
-        retry_policy: if protocol == Protocol::Grpc { None } else { retry::inbound() },
+        retry_policy: match protocol {
+            Protocol::Grpc | Protocol::GrpcWeb => None,
+            _ => retry::inbound(cx.push.mesh.default_inbound_http_retry_policy.as_ref()),
+        },
         ..RouteAction::default()
     };
     RouteConfiguration {

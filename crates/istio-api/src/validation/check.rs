@@ -196,6 +196,14 @@ impl Check {
     /// istiod `ValidateTLS`.
     pub(super) fn client_tls(&mut self, tls: &crate::destination_rule::ClientTlsSettings) {
         let given = !tls.credential_name.is_empty();
+        if tls.insecure_skip_verify == Some(true) {
+            let by_name = tls.mode == TlsMode::Simple && given;
+            let checked = !tls.ca_certificates.is_empty() || !tls.subject_alt_names.is_empty() || by_name;
+            self.require(
+                !checked || !matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual),
+                "cannot specify caCertificates, credentialName or subjectAltNames when insecureSkipVerify is set true",
+            );
+        }
         if given && matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual) {
             self.require(
                 tls.ca_certificates.is_empty() && tls.ca_crl.is_empty(),

@@ -26,6 +26,8 @@ impl MeshConfig {
             check.some("localityLbSetting", &self.locality_lb_setting, |check, lb| locality(check, lb, true));
             check.some("defaultConfig", &self.default_config, proxy_config);
             check.some("defaultHttpRetryPolicy", &self.default_http_retry_policy, super::virtual_service::retry);
+            let inbound = &self.default_inbound_http_retry_policy;
+            check.some("defaultInboundHttpRetryPolicy", inbound, super::virtual_service::retry);
             let mut names: Vec<&str> = Vec::new();
             for (index, provider) in self.extension_providers.iter().enumerate() {
                 check.at(format_args!("extensionProviders[{index}]"), |check| {

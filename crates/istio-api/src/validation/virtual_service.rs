@@ -425,8 +425,9 @@ pub(super) fn retry(check: &mut Check, retry: &HttpRetry) {
     check.duration("perTryTimeout", retry.per_try_timeout);
     check.duration("backoff", retry.backoff);
     check.at("retryOn", |check| {
-        for policy in retry.retry_on.split(',').map(str::trim).filter(|policy| !policy.is_empty()) {
-            let status = policy.parse::<u16>().is_ok_and(|status| (100..600).contains(&status));
+        let policies = retry.retry_on.split(',').filter(|_| !retry.retry_on.is_empty());
+        for policy in policies {
+            let status = policy.parse::<u16>().is_ok_and(crate::virtual_service::is_http_status);
             if !status && !RETRY_ON.contains(&policy) {
                 check.error(format!("{policy:?} is not a valid retry condition"));
             }

@@ -222,6 +222,7 @@ fn chain(cx: &Context<'_>, port: &Port, how: &Shape, mode: MtlsMode) -> FilterCh
         let manager = Manager {
             side: Side::Server,
             routes: Routes::Inline(Box::new(crate::route::inbound(
+                cx,
                 &port.cluster,
                 &port.host,
                 port.port,

@@ -373,7 +373,7 @@ fn http_chain(wish: &Wish<'_>, bind: &str, by_service: bool) -> Chain {
             route,
             protocol: wish.protocol,
             service: Some(wish.service.clone()),
-            is_forward_proxy: wish.is_http_proxy,
+            is_forward_proxy: false,
         }),
         ..Chain::default()
     }

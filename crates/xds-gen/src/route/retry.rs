@@ -8,7 +8,7 @@ use envoy_api::route::{
     RetryPolicy,
     retry_policy::{RetryBackOff, RetryHostPredicate, RetryPriority, retry_host_predicate, retry_priority},
 };
-use istio_api::virtual_service::HttpRetry;
+use istio_api::virtual_service::{HttpRetry, is_http_status};
 
 use crate::proto::{duration, u32_value};
 
@@ -54,19 +54,27 @@ pub(super) fn outbound(policy: Option<&HttpRetry>, is_hashed: bool) -> Option<Re
 }
 
 /// Retries towards the proxy's own application: only what it cannot have seen.
-pub(super) fn inbound() -> Option<RetryPolicy> {
-    Some(RetryPolicy {
+pub(super) fn inbound(policy: Option<&HttpRetry>) -> Option<RetryPolicy> {
+    let mut out = RetryPolicy {
         num_retries: u32_value(2),
         retry_on: "reset-before-request".to_owned(),
         ..RetryPolicy::default()
-    })
+    };
+    let Some(policy) = policy else { return Some(out) };
+    out.num_retries = u32_value(u32::try_from(policy.attempts).ok().filter(|n| *n > 0)?);
+    if !policy.retry_on.is_empty() {
+        (out.retry_on, out.retriable_status_codes) = conditions(&policy.retry_on);
+    }
+    out.retry_back_off =
+        policy.backoff.map(|b| RetryBackOff { base_interval: Some(duration(b)), ..RetryBackOff::default() });
+    Some(out)
 }
 
 /// Status codes among the conditions become a list of their own.
 fn conditions(text: &str) -> (String, Vec<u32>) {
     let (mut names, mut codes) = (Vec::new(), Vec::new());
     for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-        match part.parse::<u16>().ok().filter(|code| is_status(*code)) {
+        match part.parse::<u16>().ok().filter(|code| is_http_status(*code)) {
             Some(code) => codes.push(u32::from(code)),
             None => names.push(part),
         }
@@ -76,12 +84,6 @@ fn conditions(text: &str) -> (String, Vec<u32>) {
         names.push_str(",retriable-status-codes");
     }
     (names, codes)
-}
-
-/// Codes that Go's net/http has a text for.
-fn is_status(code: u16) -> bool {
-    matches!(code, 100..=103 | 200..=208 | 226 | 300..=305 | 307 | 308 | 400..=418 | 421..=426 | 428 | 429 | 431 | 451
-        | 500..=508 | 510 | 511)
 }
 
 #[cfg(test)]
