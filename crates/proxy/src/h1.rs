@@ -3,6 +3,8 @@
 mod body;
 mod conn;
 mod head;
+#[cfg(test)]
+mod hostile;
 
 pub(crate) use body::Frame;
 pub(crate) use conn::{Conn, ReadError, Shared};
