@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use crate::folder::Folders;
 use crate::identity::Tokens;
+use crate::injection::{self, Injector, Native};
 use crate::serve::{Handle, Listeners, Settings, serve};
 use crate::sources::follow;
 use crate::world::mesh_config_map;
@@ -102,6 +103,16 @@ pub struct Args {
     /// Further names of this server in its certificate.
     #[arg(long = "server-name", value_name = "NAME")]
     server_names: Vec<String>,
+    /// Folder with injection's files `config` and `values`, as istiod's projected ConfigMap; changes are followed.
+    /// Without them the ConfigMap `istio-sidecar-injector` of the root namespace holds, else what is built in.
+    #[arg(long = "inject-dir", default_value = "./var/lib/istio/inject", value_name = "DIR")]
+    inject_dir: PathBuf,
+    /// Run sidecars as init containers that stay; `auto`: when every node can.
+    #[arg(long = "native-sidecars", env = "ENABLE_NATIVE_SIDECARS", default_value = "auto", value_name = "WHEN")]
+    native_sidecars: Native,
+    /// Compliance policy that injected proxies keep to, such as fips-140-3.
+    #[arg(long = "compliance-policy", env = "COMPLIANCE_POLICY", default_value = "", value_name = "NAME")]
+    compliance_policy: String,
     /// Levels of what is logged, such as `default:info,ads:debug`.
     #[arg(long = "log_output_level", default_value = "", value_name = "LEVELS")]
     log_level: String,
@@ -138,11 +149,23 @@ async fn serve_until_signal(args: Args) -> anyhow::Result<ExitCode> {
         false => None,
     };
     let authority = Arc::new(authority(&args, &mesh, cluster.as_ref()).await?);
-    let injector = inject::Config::builtin(&inject::Builtin {
+    let builtin = inject::Builtin {
         revision: args.revision.clone(),
         mesh: serde_json::to_value(&mesh)?,
         ..inject::Builtin::default()
-    })?;
+    };
+    let injector = Injector::new(inject::Config::builtin(&builtin)?);
+    let sources = injection::Sources {
+        folder: args.inject_dir.clone(),
+        mesh: args.mesh_config.clone(),
+        cluster: cluster.clone(),
+        namespace: mesh.root_namespace.clone(),
+        injection_map: injection::injection_config_map(&args.revision),
+        mesh_map: mesh_config_map(&args.revision),
+        builtin,
+        native: args.native_sidecars,
+        compliance_policy: args.compliance_policy.clone(),
+    };
     let settings = Settings {
         mesh,
         push: push_context::Settings {
@@ -153,7 +176,7 @@ async fn serve_until_signal(args: Args) -> anyhow::Result<ExitCode> {
         revision: args.revision.clone(),
         server_names: args.server_names.clone(),
         audiences: args.audiences.clone(),
-        injector: Some(Arc::new(injector)),
+        injector: Some(injector.clone()),
     };
     let listeners = Listeners {
         grpc: bind(&args.grpc)?,
@@ -167,6 +190,7 @@ async fn serve_until_signal(args: Args) -> anyhow::Result<ExitCode> {
     info!(config = ?args.config, api_server = cluster.is_some(), "control plane is serving");
     // Ended, with all they do, when this function is.
     let mut tasks = JoinSet::new();
+    tasks.spawn(sources.follow(injector, handle.metrics()));
     let batches = cluster.map(|cluster| {
         // One batch waits while the last is applied; further changes wait in the connection.
         let (sender, batches) = mpsc::channel(1);
@@ -200,8 +224,36 @@ async fn write_back(cluster: Cluster, handle: Handle, authority: Arc<Authority>,
     if revisions.wait_for(|revision| *revision > 0).await.is_err() {
         return;
     }
-    let root = authority.root_pem();
-    tokio::join!(cluster.publish_root_certificate(root), cluster.patch_webhooks(&revision, root));
+    // While the root is replaced, both are published: the API server and agents trust the old and the new.
+    loop {
+        let (bundle, generation) = (authority.trust_bundle(), authority.generation());
+        tokio::select! {
+            _ = async {
+                tokio::join!(cluster.publish_root_certificate(&bundle), cluster.patch_webhooks(&revision, &bundle))
+            } => {}
+            () = replaced(&authority, generation) => {}
+        }
+    }
+}
+
+/// Keeps the caBundle of the revision's webhooks to all roots that `authority` wants trusted. Ends never.
+pub async fn keep_webhooks_trusting(cluster: Cluster, authority: Arc<Authority>, revision: String) {
+    loop {
+        let (bundle, generation) = (authority.trust_bundle(), authority.generation());
+        tokio::select! {
+            () = cluster.patch_webhooks(&revision, &bundle) => {}
+            () = replaced(&authority, generation) => {}
+        }
+    }
+}
+
+/// Waits until other roots are to be trusted than in `generation`.
+async fn replaced(authority: &Authority, generation: u64) {
+    /// A root is replaced once in years, in two steps that are minutes apart.
+    const LOOK: Duration = Duration::from_millis(500);
+    while authority.generation() == generation {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// istiod's names of the Secrets with the CA (security/pkg/pki/ca): the one that users plug in comes first.

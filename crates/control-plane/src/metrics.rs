@@ -10,6 +10,9 @@ use lifecycle::metrics::Registry;
 /// Seconds; istiod's bounds of `pilot_proxy_convergence_time`.
 const BOUNDS: [f64; 8] = [0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0];
 
+/// Seconds; istiod's bounds of `sidecar_injection_time_seconds`.
+const INJECTION_BOUNDS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
 /// Counts what happens. Series are made when first used.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
@@ -121,16 +124,33 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn injected(&self, allowed: bool) {
+    /// A request to `/inject`, as istio `pkg/kube/inject/monitoring.go` counts.
+    pub(crate) fn injected(&self, result: &inject::webhook::Result, took: Duration) {
+        use inject::webhook::Result::{Failed, Injected, Skipped};
+        let count = |name: &str, help: &str| self.registry.counter(name, help, &[]).increment();
+        count("sidecar_injection_requests_total", "Total number of sidecar injection requests.");
+        match result {
+            Injected => {
+                count("sidecar_injection_success_total", "Total number of successful sidecar injection requests.")
+            }
+            Skipped(_) => {
+                count("sidecar_injection_skip_total", "Total number of skipped sidecar injection requests.");
+            }
+            Failed(_) => {
+                count("sidecar_injection_failure_total", "Total number of failed sidecar injection requests.");
+            }
+        }
+        let help = "Total time taken for injection in seconds.";
         self.registry
-            .counter("sidecar_injection_requests_total", "Total number of sidecar injection requests.", &[])
-            .increment();
-        let (name, help) = if allowed {
-            ("sidecar_injection_success_total", "Total number of successful sidecar injection requests.")
-        } else {
-            ("sidecar_injection_failure_total", "Total number of failed sidecar injection requests.")
-        };
-        self.registry.counter(name, help, &[]).increment();
+            .histogram("sidecar_injection_time_seconds", help, &INJECTION_BOUNDS, &[])
+            .observe(took.as_secs_f64());
+    }
+
+    /// An injection configuration was read: used, or refused.
+    pub(crate) fn injection_configured(&self, used: bool) {
+        let labels = [("result", if used { "used" } else { "refused" })];
+        let help = "Injection configurations that were read, and whether they could be used.";
+        self.registry.counter("outrigger_injection_config_loads_total", help, &labels).increment();
     }
 }
 

@@ -16,6 +16,7 @@ use tracing::info;
 
 use crate::connection::{self, Secure};
 use crate::identity::{Identities, Tokens, Verified};
+use crate::injection::Injector;
 use crate::metrics::Metrics;
 use crate::monitoring::Monitoring;
 use crate::source::Generator;
@@ -38,7 +39,7 @@ pub struct Settings {
     /// Audiences of tokens that are accepted; one is enough.
     pub audiences: Vec<String>,
     /// What `POST /inject` works with; `None` when injection is done elsewhere.
-    pub injector: Option<Arc<inject::Config>>,
+    pub injector: Option<Injector>,
 }
 
 impl Default for Settings {
@@ -100,9 +101,14 @@ pub enum ServeError {
 pub struct Handle {
     world: World,
     statuses: Arc<Statuses>,
+    metrics: Arc<Metrics>,
 }
 
 impl Handle {
+    pub(crate) fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
+    }
+
     /// Applies updates as one snapshot. Returns its revision, once proxies can see it, and what was left out and why.
     pub async fn update(&self, updates: Vec<Update>) -> (u64, Vec<Rejected>) {
         self.world.update(updates).await
@@ -177,9 +183,10 @@ pub async fn serve(
     let certificates = CertificateService::new(authority, Arc::new(Verified));
     let plain = Routes::new(ads::server::service(Arc::new(plain))).prepare();
     let secure = Routes::new(ads::server::service(Arc::new(secure))).add_service(certificates).prepare();
-    let webhooks = Webhooks { injector: settings.injector, metrics: metrics.clone() };
+    let webhooks = Webhooks { injector: settings.injector, world: world.clone(), metrics: metrics.clone() };
     let secure_port = Secure { tls: grpc_tls, identities: identities.clone(), metrics: metrics.clone() };
-    let monitoring = Monitoring { world: world.clone(), statuses: statuses.clone(), metrics, identities };
+    let monitoring =
+        Monitoring { world: world.clone(), statuses: statuses.clone(), metrics: metrics.clone(), identities };
 
     let mut tasks = JoinSet::new();
     tasks.spawn(writer.run());
@@ -198,7 +205,7 @@ pub async fn serve(
         }
         drop(shutdown);
     });
-    Ok(Handle { world, statuses })
+    Ok(Handle { world, statuses, metrics })
 }
 
 /// The names proxies and API servers call istiod by.

@@ -1,6 +1,7 @@
 //! Admission webhooks: `/inject` and `/validate`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use config_store::{Kind, Object};
 use http::Method;
@@ -10,13 +11,17 @@ use serde_json::{Value, json};
 use tracing::{debug, warn};
 
 use crate::connection::{Request, Response};
+use crate::injection::{self, Injector};
 use crate::metrics::Metrics;
+use crate::world::World;
 
 /// Everything behind port 15017.
 #[derive(Clone)]
 pub(crate) struct Webhooks {
     /// `None` when injection is done elsewhere.
-    pub(crate) injector: Option<Arc<inject::Config>>,
+    pub(crate) injector: Option<Injector>,
+    /// For namespaces and ProxyConfig resources.
+    pub(crate) world: World,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -32,25 +37,31 @@ impl Webhooks {
         }
         let content_type = request.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let content_type = content_type.map(str::to_owned);
+        let started = Instant::now();
         let body = match request.into_body().collect().await {
             Ok(body) => body.to_bytes(),
-            Err(error) => return plain(413, &format!("the request cannot be read: {error}\n")),
+            // istiod answers so too when a body is too large.
+            Err(error) => return plain(400, &format!("the request cannot be read: {error}\n")),
         };
         if path == "/validate" || path.starts_with("/validate/") {
             return self.validate(&body);
         }
         if path == "/inject" || path.starts_with("/inject/") {
             return match &self.injector {
-                Some(config) => {
-                    let answer = inject::webhook::handle(&path, content_type.as_deref(), &body, config);
-                    let failed = match answer.result {
-                        inject::webhook::Result::Failed(reason) => {
-                            warn!(reason, "injection refused");
-                            true
-                        }
-                        _ => false,
+                Some(injector) => {
+                    let config = injector.current();
+                    let state = self.world.current();
+                    let known = inject::webhook::Known {
+                        namespaces: &|name| injection::namespace(&state, name),
+                        proxy_configs: &|namespace, labels| injection::proxy_configs(&state, namespace, labels),
                     };
-                    self.metrics.injected(!failed);
+                    let answer = inject::webhook::handle_with(&path, content_type.as_deref(), &body, &config, known);
+                    match &answer.result {
+                        inject::webhook::Result::Failed(reason) => warn!(reason, "injection refused"),
+                        inject::webhook::Result::Skipped(rule) => debug!(rule, "not injected"),
+                        inject::webhook::Result::Injected => {}
+                    }
+                    self.metrics.injected(&answer.result, started.elapsed());
                     lifecycle::http::with_type(answer.status, answer.content_type, answer.body)
                 }
                 None => plain(503, "this control plane has no injection configuration\n"),

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
@@ -161,6 +162,9 @@ pub struct ReviewArgs {
     /// Path of the URL that the API server would have called
     #[arg(long, default_value = "/inject")]
     path: String,
+    /// Answer so many times and print how long it took instead of the answer (for benchmarks)
+    #[arg(long, hide = true)]
+    measure: Option<u32>,
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -187,6 +191,9 @@ pub fn run_inject(args: InjectArgs) -> anyhow::Result<ExitCode> {
             let config = args.config.load()?;
             let mut body = Vec::new();
             std::io::stdin().read_to_end(&mut body).context("cannot read standard input")?;
+            if let Some(times) = args.measure {
+                return measure(&args.path, &body, &config, times);
+            }
             let response = webhook::handle(&args.path, Some("application/json"), &body, &config);
             if response.status != 200 {
                 bail!("HTTP {}: {}", response.status, String::from_utf8_lossy(&response.body).trim());
@@ -200,6 +207,31 @@ pub fn run_inject(args: InjectArgs) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// The webhook's whole answer, bytes to bytes, on this one thread.
+fn measure(path: &str, body: &[u8], config: &Config, times: u32) -> anyhow::Result<ExitCode> {
+    let mut took = Vec::new();
+    let started = Instant::now();
+    for _ in 0..times.max(1) {
+        let before = Instant::now();
+        let response = webhook::handle(path, Some("application/json"), body, config);
+        took.push(before.elapsed());
+        if response.result != webhook::Result::Injected {
+            bail!("the pod is not injected: {:?}", response.result);
+        }
+    }
+    let whole = started.elapsed().as_secs_f64();
+    took.sort_unstable();
+    let milliseconds = |at: usize| took[at.min(took.len() - 1)].as_secs_f64() * 1e3;
+    println!(
+        "{} pods, median {:.3} ms, 99% in {:.3} ms, {:.0} pods/s on one core",
+        took.len(),
+        milliseconds(took.len() / 2),
+        milliseconds(took.len() * 99 / 100),
+        took.len() as f64 / whole
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
 pub use render::render;

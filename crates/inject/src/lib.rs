@@ -38,3 +38,4 @@ pub use decision::{Decision, NamespaceMeta, Policy, Rule, selected};
 pub use owner::Owner;
 pub use pipeline::{InjectError, Outcome, ProxyConfigs, Request, inject};
 pub use workload::{Document, WorkloadError, inject_text};
+pub use yaml::emit as to_yaml;

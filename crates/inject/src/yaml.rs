@@ -7,7 +7,7 @@ use std::path::Path;
 use manifest::{Document, Error};
 use serde_json::{Map, Value};
 
-pub(crate) use emit::emit;
+pub use emit::emit;
 
 /// The one mapping that a text holds, with its positions; an empty text is an empty mapping.
 pub(crate) fn document(file: &Path, text: &str) -> Result<Document, Error> {

@@ -9,7 +9,9 @@
 //! there is, then what changed. A server that is away is asked again with back-off; nothing is taken back meanwhile.
 //! Never: what the objects mean; whether they are valid.
 
+mod apply;
 mod client;
+mod config_map;
 mod crds;
 mod kinds;
 mod review;
@@ -19,6 +21,7 @@ mod trim;
 mod watch;
 mod webhooks;
 
+pub use apply::{ApplyError, Removal};
 pub use client::{Cluster, ConnectError, Options};
 pub use crds::crds;
 pub use review::{Account, ReviewError};

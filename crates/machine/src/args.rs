@@ -47,6 +47,12 @@ pub struct UpArgs {
     /// Leave pods alone in namespaces that the YAML does not declare; without this they get a sidecar
     #[arg(long)]
     pub no_default_injection: bool,
+    /// Injection's configuration with its templates, such as the key `config` of Istio's ConfigMap
+    #[arg(long, value_name = "FILE")]
+    pub inject_config: Option<PathBuf>,
+    /// Values for the templates, YAML or JSON
+    #[arg(long, value_name = "FILE")]
+    pub inject_values: Option<PathBuf>,
     /// Seconds to wait for all pods to be ready before saying which are not
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     pub timeout: u64,

@@ -80,18 +80,14 @@ impl SyncWatch {
     /// How far changes got: of one object (kind, namespace, name) or of all.
     pub(crate) fn distribution(&self, object: Option<&(String, String, String)>) -> Result<Distribution, String> {
         let state = self.0.state();
-        let wanted = match object {
-            None => state.revision,
-            Some((kind, namespace, name)) => {
-                let kind = Kind::ALL
-                    .iter()
-                    .find(|known| known.as_str() == kind)
-                    .ok_or_else(|| format!("no sidecar has anything of a {kind}"))?;
-                let key = Key::new(*kind, namespace, name);
-                let object = state.snapshot.get(&key).ok_or_else(|| format!("there is no {key}"))?;
-                object.resource_version
-            }
-        };
+        if let Some((kind, namespace, name)) = object {
+            let known = Kind::ALL.iter().find(|known| known.as_str() == kind);
+            let kind = known.ok_or_else(|| format!("no sidecar has anything of a {kind}"))?;
+            let key = Key::new(*kind, namespace, name);
+            state.snapshot.get(&key).ok_or_else(|| format!("there is no {key}"))?;
+        }
+        // The revision that is out now holds the object's last change; an earlier one might do, but never a later one.
+        let wanted = state.revision;
         let proxy = |status: control_plane::ProxyStatus| ProxySync {
             nacks: status
                 .refusals()

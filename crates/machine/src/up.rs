@@ -77,7 +77,9 @@ async fn run(
     let folder = held.folder();
     let network = Network::create(args.dual_stack).context("make the mesh's network")?;
     let publishes = publishes(args, &input.documents, progress);
-    let plane = Plane::start(&network, &input.documents).await.context("start the control plane")?;
+    let templates =
+        inject::Files { inject: args.inject_config.clone(), values: args.inject_values.clone(), mesh: None };
+    let plane = Plane::start(&network, &input.documents, &templates).await.context("start the control plane")?;
     let dialer = network.dialer();
     let sync = plane.sync_watch();
     let gateway = Gateway { dialer: dialer.clone(), tls: plane.gateway_tls() };

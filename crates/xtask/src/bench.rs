@@ -1,7 +1,9 @@
 mod agent;
+mod capture;
 mod control_plane;
 mod inject;
 mod proxy;
+mod soak;
 mod up;
 
 /// One benchmark a file.
@@ -15,6 +17,21 @@ pub(crate) enum What {
         /// The program to measure, instead of a fresh release build.
         #[arg(long)]
         program: Option<std::path::PathBuf>,
+    },
+    /// Traffic capture: applying rules natively, by iptables and eBPF, and what capture adds to a connection.
+    Capture {
+        /// How often each is measured; the median counts.
+        #[arg(long, default_value_t = 15)]
+        runs: usize,
+        /// Connections a round.
+        #[arg(long, default_value_t = 4000)]
+        connections: u32,
+        /// The program to measure, instead of a fresh release build.
+        #[arg(long)]
+        program: Option<std::path::PathBuf>,
+        /// A real istio-iptables to measure beside it.
+        #[arg(long)]
+        reference: Option<std::path::PathBuf>,
     },
     /// 1000 services and 100 proxies on one control plane: full sync, one rule changed, one endpoint changed.
     ControlPlane {
@@ -31,6 +48,17 @@ pub(crate) enum What {
         #[arg(long, default_value_t = 5000)]
         pods: u32,
         /// The program to measure, instead of a fresh release build.
+        #[arg(long)]
+        program: Option<std::path::PathBuf>,
+    },
+    /// Two sidecars under steady load while configuration, certificates and endpoints change: nothing may fail.
+    Soak {
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+        /// The share of what the pair can do at most.
+        #[arg(long, default_value_t = 0.8)]
+        share: f64,
+        /// The program to test, instead of a fresh release build.
         #[arg(long)]
         program: Option<std::path::PathBuf>,
     },
@@ -60,10 +88,14 @@ pub(crate) enum What {
 pub(crate) fn run(what: What) -> anyhow::Result<()> {
     match what {
         What::Agent { runs, program } => agent::run(runs, program),
+        What::Capture { runs, connections, program, reference } => {
+            capture::run(runs, connections, program, reference.as_deref())
+        }
         What::ControlPlane { program } => control_plane::run(program),
         What::DnsLoad => agent::dns_load(),
         What::Inject { pods, program } => inject::run(pods, program),
         What::Up { runs } => up::run(runs),
+        What::Soak { seconds, share, program } => soak::run(seconds, share, program),
         What::Proxy { rounds, seconds, only, program } => proxy::run(rounds, seconds, only.as_deref(), program),
     }
 }

@@ -307,7 +307,8 @@ async fn a_real_api_server_drives_proxies() {
     std::fs::write(&kubeconfig, config.replace(&server, &format!("127.0.0.1:{}", wire.port))).unwrap();
 
     let created = kube.kubectl(&["create", "namespace", "istio-system"]);
-    assert!(created.success, "{}", created.stderr);
+    // Another test of this process may have installed a control plane there.
+    assert!(created.success || created.stderr.contains("AlreadyExists"), "{}", created.stderr);
     let mut control_plane = ControlPlane::new(&kubeconfig);
     control_plane.ready().await;
 

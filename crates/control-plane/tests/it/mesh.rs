@@ -60,7 +60,7 @@ impl Mesh {
         let issuer = TokenIssuer::generate().unwrap();
         let (trigger, watch) = lifecycle::drain::channel();
         let injector = inject::Config::builtin(&inject::Builtin::default()).unwrap();
-        let settings = Settings { injector: Some(Arc::new(injector)), ..Settings::default() };
+        let settings = Settings { injector: Some(control_plane::Injector::new(injector)), ..Settings::default() };
         let handle = serve(settings, listeners, authority.clone(), issuer.verifier(), watch).await.unwrap();
         Self { handle, authority, issuer, grpc, grpc_tls, webhook, monitoring, _trigger: trigger }
     }

@@ -35,12 +35,12 @@ impl Default for Builtin {
 
 impl Builtin {
     /// `policy`, `templates` and so on, as in a config map.
-    pub(crate) fn injection(&self) -> Value {
+    pub fn injection(&self) -> Value {
         json!({"policy": "enabled", "defaultTemplates": ["sidecar"], "templates": {"sidecar": SIDECAR}})
     }
 
     /// Helm's values, as far as the template reads them.
-    pub(crate) fn values(&self) -> Value {
+    pub fn values(&self) -> Value {
         let mut values = json!({
             "revision": if self.revision == "default" { "" } else { &self.revision },
             "global": {

@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use serde_json::Value;
 
 /// The value as a YAML document that ends in a newline.
-pub(crate) fn emit(value: &Value) -> String {
+pub fn emit(value: &Value) -> String {
     let mut out = String::new();
     match value {
         Value::Object(map) if !map.is_empty() => mapping(&mut out, map, 0),

@@ -69,7 +69,9 @@ impl Volumes {
         renewal: &mut Option<Duration>,
     ) -> Result<PathBuf, String> {
         let place = self.folder.join(&volume.name);
-        let files = if volume.empty_dir.is_some() || volume.ephemeral.is_some() {
+        // The API server makes a volume without a source an emptyDir; Istio's template has such.
+        let sourceless = *volume == Volume { name: volume.name.clone(), ..Volume::default() };
+        let files = if volume.empty_dir.is_some() || volume.ephemeral.is_some() || sourceless {
             return writable_folder(&place, facts);
         } else if let Some(claim) = &volume.persistent_volume_claim {
             return writable_folder(&self.claims.join(facts.namespace()).join(&claim.claim_name), facts);
@@ -98,6 +100,11 @@ impl Volumes {
                 files.extend(self.projection(projection, facts, data, source.default_mode, renewal)?);
             }
             files
+        } else if serde_json::to_value(volume)
+            .is_ok_and(|value| value.as_object().is_some_and(|fields| fields.len() <= 1))
+        {
+            // As the API server's defaults: a volume that says nothing but its name is an emptyDir.
+            return writable_folder(&place, facts);
         } else {
             return Err("this kind of volume is not supported on one machine".to_owned());
         };
