@@ -5,6 +5,8 @@
 //!  query ─► message::Query ──────┴─► answer, or upstream: bytes out, bytes back
 //! ```
 
+mod cache;
+pub(crate) mod explain;
 mod message;
 mod server;
 mod upstream;

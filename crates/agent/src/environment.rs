@@ -1,11 +1,17 @@
 //! The environment of an injected pod: which variables there are, and what became of each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// A copy of the environment, so that everything that reads it can be tested with a map.
+/// A copy of the environment, so that everything that reads it can be tested with a map. It remembers what was read: what nobody
+/// reads is named as ignored.
 #[derive(Clone, Debug, Default)]
-pub struct Environment(BTreeMap<String, String>);
+pub struct Environment {
+    values: BTreeMap<String, String>,
+    /// Locked for one insertion.
+    read: Arc<Mutex<BTreeSet<String>>>,
+}
 
 /// A variable whose value cannot be used.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
@@ -16,28 +22,36 @@ pub struct BadVariable {
     reason: String,
 }
 
-/// Variables of pilot-agent that have no effect here, with the reason.
+/// Why variables of pilot-agent have no effect here.
 ///
-/// Source: istio `pilot/cmd/pilot-agent/options/options.go` and the injection templates.
-const IGNORED: [(&str, &str); 25] = [
-    ("GOMEMLIMIT", "there is no Go runtime"),
-    ("GOMAXPROCS", "there is no Go runtime"),
-    ("GODEBUG", "there is no Go runtime"),
-    ("COMPLIANCE_POLICY", "cipher suites follow the mesh configuration"),
+/// Source: istio `pilot/cmd/pilot-agent/options/options.go`, `pkg/features`, and the injection templates.
+const REASONS: [(&str, &str); 33] = [
     ("CA_PROVIDER", "only Istio's CA protocol is spoken"),
+    ("CLOUD_PLATFORM", "metadata of clouds is not asked for"),
+    ("COMPLIANCE_POLICY", "cipher suites follow the mesh configuration"),
     ("CREDENTIAL_FETCHER_TYPE", "only mounted tokens are used"),
     ("CREDENTIAL_IDENTITY_PROVIDER", "only mounted tokens are used"),
     ("ENABLE_PROBE_KEEPALIVE_CONNECTIONS", "probes never keep connections, as kubelets do not"),
-    ("ENVOY_SECURE_METRICS_PORT", "not supported"),
-    ("ENVOY_SECURE_MERGED_METRICS_PORT", "not supported"),
-    ("ENVOY_SKIP_DEPRECATED_LOGS", "there are none"),
     ("FILE_DEBOUNCE_DURATION", "files are compared as a whole"),
-    ("GRPC_XDS_BOOTSTRAP", "proxyless gRPC is not supported"),
+    ("GCP_METADATA", "metadata of clouds is not asked for"),
+    ("GODEBUG", "there is no Go runtime"),
+    ("GOMAXPROCS", "there is no Go runtime"),
+    ("GOMEMLIMIT", "there is no Go runtime"),
+    ("HOST_IP", "only a bootstrap override of Envoy uses it"),
+    ("ISTIO_AGENT_ENABLE_WASM_REMOTE_LOAD_CONVERSION", "modules are not fetched by the agent"),
+    ("ISTIO_BOOTSTRAP", "the bootstrap is generated; --templateFile replaces it"),
+    ("ISTIO_BOOTSTRAP_OVERRIDE", "only Envoy takes it; see --proxy"),
     ("ISTIO_ENABLE_HTTP2_PROBING", "probes speak HTTP/1.1"),
+    ("ISTIO_ENVOY_ENABLE_CORE_DUMP", "only Envoy takes it; see --proxy"),
+    ("ISTIO_KUBE_CLIENT_CONTENT_TYPE", "the agent does not speak to Kubernetes"),
+    ("ISTIO_MULTIROOT_MESH", "several roots are always trusted"),
+    ("MUTEX_PROFILE_FRACTION", "there is no Go runtime"),
+    ("OTEL_RESOURCE_ATTRIBUTES", "the control plane puts resource attributes into tracing configuration"),
     ("PEER_METADATA_DISCOVERY", "ambient only"),
     ("PKCS8_KEY", "keys are always PKCS #8"),
-    ("PROXY_CONFIG_XDS_AGENT", "not supported"),
+    ("PROXY_CONFIG_XDS_AGENT", "roots of the trust bundle come with the certificate and in its root file"),
     ("STS_PORT", "there is no token exchange"),
+    ("TOKEN_AUDIENCES", "the control plane checks audiences"),
     ("WASM_HTTP_REQUEST_MAX_RETRIES", "modules are not fetched by the agent"),
     ("WASM_HTTP_REQUEST_TIMEOUT", "modules are not fetched by the agent"),
     ("WASM_INSECURE_REGISTRIES", "modules are not fetched by the agent"),
@@ -47,16 +61,41 @@ const IGNORED: [(&str, &str); 25] = [
     ("XDS_AUTH_PROVIDER", "only certificates and tokens are used"),
 ];
 
+/// Names that start so are meant for the agent or the proxy, whether we know them or not.
+const OURS: [&str; 16] = [
+    "CA_",
+    "CREDENTIAL_",
+    "DNS_",
+    "ECC_",
+    "ENVOY_",
+    "FILE_",
+    "GRPC_XDS_",
+    "ISTIO_",
+    "JWT_",
+    "OUTRIGGER_",
+    "PILOT_",
+    "PROXY_",
+    "SECRET_",
+    "WASM_",
+    "WORKLOAD_",
+    "XDS_",
+];
+
+/// Read elsewhere: by the command line and by logging.
+const ELSEWHERE: [&str; 2] = ["OUTRIGGER_DATA_PLANE", "OUTRIGGER_LOG"];
+
 impl Environment {
     /// The process's environment. Variables that are not UTF-8 are left out.
     pub fn of_process() -> Environment {
         let text = |s: std::ffi::OsString| s.into_string().ok();
-        Environment(std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect())
+        std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
     }
 
     /// The value of a variable; empty counts as unset, as in Go's `env` package.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        let value = self.values.get(name)?;
+        self.mark(name);
+        Some(value.as_str()).filter(|value| !value.is_empty())
     }
 
     /// The same, owned, or a default.
@@ -89,12 +128,30 @@ impl Environment {
 
     /// Names and values of all variables that start with `prefix`, without it.
     pub fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
-        self.0.iter().filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, value.as_str())))
+        self.values.iter().filter_map(move |(name, value)| {
+            let rest = name.strip_prefix(prefix)?;
+            self.mark(name);
+            Some((rest, value.as_str()))
+        })
     }
 
-    /// The variables that are set and have no effect, each with the reason: one log line's worth.
-    pub fn ignored(&self) -> Vec<(&'static str, &'static str)> {
-        IGNORED.into_iter().filter(|(name, _)| self.get(name).is_some()).collect()
+    fn mark(&self, name: &str) {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    }
+
+    /// The variables of an agent that are set and that nobody has read so far, each with the reason. To be asked when all is read.
+    pub fn ignored(&self) -> Vec<(&str, &'static str)> {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let unread = self.values.iter().filter(|(name, value)| !value.is_empty() && !read.contains(*name));
+        let ours = unread.filter_map(|(name, _)| {
+            let reason = REASONS.iter().find(|(known, _)| known == name).map(|(_, reason)| *reason);
+            let unknown = || {
+                let ours = OURS.iter().any(|prefix| name.starts_with(prefix)) && !ELSEWHERE.contains(&name.as_str());
+                ours.then_some("not known, or without effect in this mode")
+            };
+            Some((name.as_str(), reason.or_else(unknown)?))
+        });
+        ours.collect()
     }
 
     fn bad(&self, name: &str, reason: &str) -> BadVariable {
@@ -104,13 +161,13 @@ impl Environment {
 
 impl FromIterator<(String, String)> for Environment {
     fn from_iter<T: IntoIterator<Item = (String, String)>>(pairs: T) -> Environment {
-        Environment(pairs.into_iter().collect())
+        Environment { values: pairs.into_iter().collect(), read: Arc::default() }
     }
 }
 
 impl<const N: usize> From<[(&str, &str); N]> for Environment {
     fn from(pairs: [(&str, &str); N]) -> Environment {
-        Environment(pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+        pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 }
 
@@ -127,6 +184,9 @@ mod tests {
             ("E", ""),
             ("GOMEMLIMIT", "1"),
             ("N", "x"),
+            ("ISTIO_META_X", "y"),
+            ("ISTIO_NEW", "z"),
+            ("PATH", "/bin"),
         ]);
         assert_eq!(env.flag("A", false), Ok(true));
         assert_eq!(env.flag("E", true), Ok(true));
@@ -136,6 +196,8 @@ mod tests {
         );
         assert_eq!(env.duration("D", Duration::ZERO), Ok(Duration::from_secs(90)));
         assert!(env.number::<u16>("N", 1).is_err());
-        assert_eq!(env.ignored(), [("GOMEMLIMIT", "there is no Go runtime")]);
+        assert_eq!(env.with_prefix("ISTIO_META_").collect::<Vec<_>>(), [("X", "y")]);
+        let unknown = "not known, or without effect in this mode";
+        assert_eq!(env.ignored(), [("GOMEMLIMIT", "there is no Go runtime"), ("ISTIO_NEW", unknown)]);
     }
 }

@@ -143,11 +143,35 @@ fn command(settings: &Settings, file: &Path) -> Command {
     if !components.is_empty() {
         command.args(["--component-log-level", &components]);
     }
+    if settings.envoy.skip_deprecated_logs {
+        command.arg("--skip-deprecated-logs");
+    }
+    if settings.envoy.core_dump {
+        command.arg("--enable-core-dump");
+    }
+    if let Some(path) = &settings.envoy.bootstrap_override {
+        match bootstrap_override(path, &settings.envoy.host_ip) {
+            Ok(json) => {
+                command.args(["--config-yaml", &json]);
+            }
+            Err(error) => warn!(path = %path.display(), %error, "the bootstrap override cannot be used"),
+        }
+    }
     if settings.concurrency > 0 {
         command.args(["--concurrency", &settings.concurrency.to_string()]);
     }
     command.kill_on_drop(true);
     command
+}
+
+/// The override as JSON, which Envoy merges over the bootstrap. Source: istio `pkg/envoy/proxy.go`, `readBootstrapToJSON`.
+fn bootstrap_override(path: &Path, host_ip: &str) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path)?;
+    let host = if host_ip.contains(':') { format!("[{host_ip}]") } else { host_ip.to_owned() };
+    let text = text.replace("[$(HOST_IP)]", &host).replace("$(HOST_IP)", &host);
+    let documents = manifest::parse_plain(path, &text)?;
+    let first = documents.into_iter().next().context("it is empty")?;
+    Ok(first.value.to_string())
 }
 
 /// Starts Envoy, and again whenever it ends, until told to stop.

@@ -122,6 +122,78 @@ pub struct ProxyFlags {
     pub outlier_log_path: Option<String>,
     #[command(flatten)]
     pub older: OlderFlags,
+    /// Envoy: log JSON, as the agent with --log_as_json
+    #[arg(skip)]
+    pub log_json: bool,
+    /// Flags that nobody knows; see [`without_unknown_flags`]
+    #[arg(long = UNKNOWN_FLAG, hide = true)]
+    pub unknown: Vec<String>,
+}
+
+const UNKNOWN_FLAG: &str = "outrigger-unknown-flag";
+
+/// Turns flags that `proxy` does not know into ones that only say so: pilot-agent takes all flags, so that templates of any release
+/// work (cobra's `UnknownFlags`). `words` starts with the program's name; other commands are left as they are.
+pub fn without_unknown_flags(words: Vec<OsString>) -> Vec<OsString> {
+    let root = <Args as clap::CommandFactory>::command();
+    let Some(proxy) = words.iter().position(|word| word == "proxy") else { return words };
+    let Some(command) = root.find_subcommand("proxy") else { return words };
+    let known: Vec<(String, bool)> = command
+        .get_arguments()
+        .chain(root.get_arguments())
+        .filter_map(|arg| {
+            let value = arg.get_num_args().is_none_or(|range| range.takes_values()) && arg.get_action().takes_values();
+            // Those whose value may be left out have it behind an equals sign or not at all.
+            let optional = arg.get_num_args().is_some_and(|range| range.min_values() == 0);
+            Some((arg.get_long()?.to_owned(), value && !optional))
+        })
+        .chain([("help".to_owned(), false)])
+        .collect();
+    let mut out: Vec<OsString> = Vec::with_capacity(words.len());
+    let mut rest = words.into_iter().peekable();
+    let mut at = 0;
+    while let Some(word) = rest.next() {
+        let is_option = word.to_str().filter(|text| at > proxy && text.len() > 1 && text.starts_with('-'));
+        at += 1;
+        let Some(text) = is_option else {
+            out.push(word);
+            continue;
+        };
+        let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+        if text == "-h" {
+            out.push(word);
+            continue;
+        }
+        match known.iter().find(|(known, _)| name.strip_prefix("--") == Some(known)) {
+            Some((_, takes_value)) => {
+                let follows = *takes_value && value.is_none();
+                out.push(word);
+                if follows {
+                    out.extend(rest.next());
+                    at += 1;
+                }
+            }
+            None => {
+                out.push(format!("--{UNKNOWN_FLAG}={name}").into());
+                // As cobra: the next word is its value, unless it is a flag.
+                if value.is_none()
+                    && rest.peek().and_then(|next| next.to_str()).is_some_and(|next| !next.starts_with('-'))
+                {
+                    rest.next();
+                    at += 1;
+                }
+            }
+        }
+    }
+    out
+}
+
+impl ProxyFlags {
+    /// All flags that were given and have no effect.
+    pub fn ignored(&self) -> Vec<String> {
+        let older = self.older.ignored().into_iter().map(|name| format!("{name} (of an older release)"));
+        older.chain(self.unknown.iter().map(|name| format!("{name} (not known)"))).collect()
+    }
 }
 
 /// Flags of older releases, which guides still show. Each overrides the same setting of the proxy configuration or is
@@ -318,6 +390,25 @@ mod tests {
             ["--parentShutdownDuration", "--connectTimeout", "--dnsRefreshRate", "--applicationPorts"]
         );
         assert_eq!(proxy.concurrency, Some(2));
+    }
+
+    #[test]
+    fn flags_that_nobody_knows_are_taken_and_named() {
+        let read = |line: &str| {
+            let words = without_unknown_flags(line.split_whitespace().map(OsString::from).collect());
+            let Command::Proxy(proxy) = Args::try_parse_from(words).unwrap().command else { panic!("not proxy") };
+            proxy
+        };
+        let proxy = read(
+            "pilot-agent proxy sidecar --domain d --newFlag value --other=x --bare --log_output_level default:info \
+             --controlPlaneBootstrap=false --concurrency 3 -z",
+        );
+        assert_eq!(proxy.unknown, ["--newFlag", "--other", "--bare", "-z"]);
+        assert_eq!((proxy.domain.as_deref(), proxy.concurrency), (Some("d"), Some(3)));
+        assert_eq!(proxy.ignored()[0], "--controlPlaneBootstrap (of an older release)");
+        assert_eq!(read("pilot-agent proxy --unknown sidecar").role, Role::Sidecar);
+        let other = ["pilot-agent", "wait", "--odd"].map(OsString::from).to_vec();
+        assert_eq!(without_unknown_flags(other.clone()), other);
     }
 
     #[test]

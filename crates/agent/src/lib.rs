@@ -35,9 +35,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use tracing::info;
 
+pub use dns::explain::{Args as DnsArgs, run as dns};
 pub use environment::Environment;
 pub use flags::{
     Args, Command, DataPlane, LogFlags, OlderFlags, ProxyFlags, RequestFlags, Role, VersionFlags, WaitFlags,
+    without_unknown_flags,
 };
 pub use settings::{Root, Settings};
 pub use sidecar::run as sidecar;
@@ -46,19 +48,15 @@ pub use sidecar::run as sidecar;
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     lifecycle::logging::init(&lifecycle::logging::Options { json: args.log.json, levels: args.log.levels })?;
     match args.command {
-        Command::Proxy(flags) => on_one_thread(proxy(&flags)),
+        Command::Proxy(mut flags) => {
+            flags.log_json = args.log.json;
+            on_one_thread(proxy(&flags))
+        }
         Command::Wait(flags) => on_one_thread(requests::wait(&flags)),
         Command::Request(flags) => on_one_thread(requests::request(&flags)),
         Command::Version(flags) => requests::version(&flags),
         Command::IstioIptables(passed) => Ok(capture::main(passed.command_line("istio-iptables"))),
-        Command::IstioCleanIptables(passed) => {
-            #[derive(clap::Parser)]
-            struct Program {
-                #[command(flatten)]
-                args: capture::CleanArgs,
-            }
-            Ok(capture::clean(<Program as clap::Parser>::parse_from(passed.command_line("istio-clean-iptables")).args))
-        }
+        Command::IstioCleanIptables(passed) => Ok(capture::clean(passed.command_line("istio-clean-iptables"))),
     }
 }
 
@@ -73,13 +71,15 @@ fn on_one_thread<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Re
 
 async fn proxy(flags: &ProxyFlags) -> anyhow::Result<ExitCode> {
     let env = Environment::of_process();
-    for (name, reason) in env.ignored() {
-        info!(name, reason, "environment variable ignored");
-    }
-    for name in flags.older.ignored() {
-        info!(flag = name, "flag of an older release ignored");
-    }
     let settings = Settings::resolve(flags, &env, Root::system())?;
+    let ignored: Vec<String> = env.ignored().iter().map(|(name, reason)| format!("{name} ({reason})")).collect();
+    if !ignored.is_empty() {
+        info!("environment variables ignored: {}", ignored.join(", "));
+    }
+    let ignored = flags.ignored();
+    if !ignored.is_empty() {
+        info!("flags ignored: {}", ignored.join(", "));
+    }
     info!(node = %settings.node.id, control_plane = %settings.discovery.address, "starting");
     sidecar::run(settings).await
 }

@@ -28,6 +28,11 @@ pub(crate) struct Facts<'a> {
     pub status_port: u16,
     pub prometheus_port: u16,
     pub exit_on_zero_active_connections: bool,
+    /// The name in the control plane's certificate; empty without TLS.
+    pub pilot_san: &'a str,
+    pub outlier_log_path: Option<&'a str>,
+    /// An Envoy that is not Istio's: it knows none of Istio's own filters, and the control plane is to send none.
+    pub stock_envoy: bool,
     /// Whether our own proxy runs; the control plane may then use what Envoy lacks.
     pub own_proxy: bool,
 }
@@ -78,6 +83,10 @@ fn metadata(facts: &Facts<'_>, env: &Environment) -> Map<String, Value> {
             }
         }
     }
+    if facts.stock_envoy {
+        metadata.entry("PROFILE").or_insert_with(|| "stock".into());
+    }
+    metadata.entry("METADATA_DISCOVERY").or_insert_with(|| "false".into());
     let mut labels = static_labels.clone();
     // The hash changes with each rollout and would split metrics by it.
     let pod_labels = facts.labels.iter().filter(|(name, _)| *name != "pod-template-hash");
@@ -108,6 +117,11 @@ fn metadata(facts: &Facts<'_>, env: &Environment) -> Map<String, Value> {
     set("PROXY_CONFIG", facts.proxy_config.clone());
     set("ENVOY_STATUS_PORT", facts.status_port.into());
     set("ENVOY_PROMETHEUS_PORT", facts.prometheus_port.into());
+    if !facts.pilot_san.is_empty() {
+        set("PILOT_SAN", json!([facts.pilot_san]));
+    }
+    set("OUTLIER_LOG_PATH", facts.outlier_log_path.unwrap_or_default().into());
+    set("WORKLOAD_IDENTITY_SOCKET_FILE", "socket".into());
     if facts.exit_on_zero_active_connections {
         set("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "true".into());
     }
@@ -206,6 +220,9 @@ mod tests {
             status_port: 15021,
             prometheus_port: 15090,
             exit_on_zero_active_connections: false,
+            pilot_san: "istiod.istio-system.svc",
+            outlier_log_path: None,
+            stock_envoy: false,
             own_proxy: true,
         };
         let env = Environment::from([

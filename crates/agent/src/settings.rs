@@ -45,6 +45,12 @@ const MOUNTED_CERTS: &str = "/etc/certs";
 const KUBERNETES_ROOT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
+const WORKLOAD_CERTS: &str = "/var/run/secrets/workload-spiffe-credentials";
+/// Where Istio's image has its Envoy; one from elsewhere is taken for a stock one, unless ISTIO_META_PROFILE says otherwise.
+const ISTIO_ENVOY: &str = "/usr/local/bin/envoy";
+/// What is left of the pod's grace for closing what is open and for ending.
+const GRACE_RESERVE: Duration = Duration::from_secs(1);
+
 /// What the agent does and with whom.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -74,7 +80,42 @@ pub struct Settings {
     pub proxy_component_log_level: String,
     pub template_file: Option<PathBuf>,
     pub outlier_log_path: Option<String>,
+    /// What only Envoy's bootstrap and command line take.
+    pub envoy: EnvoyOptions,
     pub root: Root,
+}
+
+/// What only Envoy's bootstrap and command line take.
+#[derive(Clone, Debug, Default)]
+pub struct EnvoyOptions {
+    /// The merged proxy configuration as it was written.
+    pub config: Value,
+    /// The pod's annotations, some of which choose statistics.
+    pub annotations: BTreeMap<String, String>,
+    /// --log_as_json.
+    pub log_json: bool,
+    /// ISTIO_BOOTSTRAP_OVERRIDE: a file that is merged over the bootstrap.
+    pub bootstrap_override: Option<PathBuf>,
+    /// HOST_IP, which the override may refer to.
+    pub host_ip: String,
+    /// ISTIO_ENVOY_ENABLE_CORE_DUMP.
+    pub core_dump: bool,
+    /// ENVOY_SKIP_DEPRECATED_LOGS, a flag that only Istio's Envoy has.
+    pub skip_deprecated_logs: bool,
+    /// METRICS_LOCALHOST_ACCESS_ONLY.
+    pub metrics_localhost_only: bool,
+    /// ENVOY_STATUS_PORT_ENABLE_PROXY_PROTOCOL.
+    pub status_proxy_protocol: bool,
+    /// HTTP_STRIP_FRAGMENT_FROM_PATH_UNSAFE_IF_DISABLED.
+    pub strip_fragment: bool,
+    /// ISTIO_DUAL_STACK.
+    pub dual_stack: bool,
+    /// ISTIO_META_ENABLE_SELF_DISCOVERY.
+    pub self_discovery: bool,
+    /// ENVOY_SECURE_METRICS_PORT; 0: none.
+    pub secure_metrics_port: u16,
+    /// ENVOY_SECURE_MERGED_METRICS_PORT; 0: none.
+    pub secure_merged_metrics_port: u16,
 }
 
 /// The control plane's xDS server.
@@ -111,6 +152,9 @@ pub struct Drain {
     pub minimum: Duration,
     /// End when the last connection has, EXIT_ON_ZERO_ACTIVE_CONNECTIONS.
     pub exit_on_zero: bool,
+    /// End then at the latest, whatever is open: a little before the pod's grace is over and the kubelet kills. From
+    /// OUTRIGGER_TERMINATION_GRACE_SECONDS; unlimited without it, as in Istio.
+    pub deadline: Option<Duration>,
 }
 
 /// The DNS server.
@@ -146,6 +190,7 @@ impl Settings {
             health: env.number("ENVOY_STATUS_PORT", 15021)?,
             prometheus: env.number("ENVOY_PROMETHEUS_PORT", 15090)?,
         };
+        let discovery = discovery(env, &root, &proxy_config)?;
         let node = node::node(
             &node::Facts {
                 role: flags.role,
@@ -160,11 +205,16 @@ impl Settings {
                 status_port: ports.health,
                 prometheus_port: ports.prometheus,
                 exit_on_zero_active_connections: exit_on_zero,
+                pilot_san: match discovery.roots {
+                    Roots::Plaintext => "",
+                    _ => &discovery.server_name,
+                },
+                outlier_log_path: flags.outlier_log_path.as_deref(),
+                stock_envoy: flags.proxy == DataPlane::Envoy && proxy_config.binary_path != ISTIO_ENVOY,
                 own_proxy: flags.proxy == DataPlane::Outrigger,
             },
             env,
         );
-        let discovery = discovery(env, &root, &proxy_config)?;
         let certificates = if namespace.is_empty() && !env.flag("FILE_MOUNTED_CERTS", false)? {
             bail!("POD_NAMESPACE is not set: without a namespace there is no identity to ask for");
         } else {
@@ -179,6 +229,10 @@ impl Settings {
             termination: duration(proxy_config.termination_drain_duration, 5),
             minimum: env.duration("MINIMUM_DRAIN_DURATION", Duration::from_secs(5))?,
             exit_on_zero,
+            deadline: match env.number("OUTRIGGER_TERMINATION_GRACE_SECONDS", 0)? {
+                0 => None,
+                grace => Some(Duration::from_secs(grace).saturating_sub(GRACE_RESERVE).max(GRACE_RESERVE)),
+            },
         };
         Ok(Settings {
             role: flags.role,
@@ -212,12 +266,41 @@ impl Settings {
             proxy_component_log_level: flags.proxy_component_log_level.clone(),
             template_file: flags.template_file.clone(),
             outlier_log_path: flags.outlier_log_path.clone(),
+            envoy: match flags.proxy {
+                DataPlane::Envoy => envoy_options(env, annotations, config_json, flags)?,
+                DataPlane::Outrigger => EnvoyOptions::default(),
+            },
             addresses,
             namespace,
             domain,
             root,
         })
     }
+}
+
+fn envoy_options(
+    env: &Environment,
+    annotations: BTreeMap<String, String>,
+    config: Value,
+    flags: &ProxyFlags,
+) -> anyhow::Result<EnvoyOptions> {
+    Ok(EnvoyOptions {
+        config,
+        annotations,
+        log_json: flags.log_json,
+        bootstrap_override: env.get("ISTIO_BOOTSTRAP_OVERRIDE").map(PathBuf::from),
+        host_ip: env.or("HOST_IP", ""),
+        core_dump: env.flag("ISTIO_ENVOY_ENABLE_CORE_DUMP", false)?,
+        // DIFFERS: true in Istio, whose Envoy knows the flag; a stock one does not start with it.
+        skip_deprecated_logs: env.flag("ENVOY_SKIP_DEPRECATED_LOGS", false)?,
+        metrics_localhost_only: env.flag("METRICS_LOCALHOST_ACCESS_ONLY", false)?,
+        status_proxy_protocol: env.flag("ENVOY_STATUS_PORT_ENABLE_PROXY_PROTOCOL", false)?,
+        strip_fragment: env.flag("HTTP_STRIP_FRAGMENT_FROM_PATH_UNSAFE_IF_DISABLED", true)?,
+        dual_stack: env.flag("ISTIO_DUAL_STACK", false)?,
+        self_discovery: env.flag("ISTIO_META_ENABLE_SELF_DISCOVERY", false)?,
+        secure_metrics_port: env.number("ENVOY_SECURE_METRICS_PORT", 0)?,
+        secure_merged_metrics_port: env.number("ENVOY_SECURE_MERGED_METRICS_PORT", 0)?,
+    })
 }
 
 fn merged_config(
@@ -316,6 +399,10 @@ fn discovery(env: &Environment, root: &Root, config: &istio_api::MeshProxyConfig
     })
 }
 
+fn headers(env: &Environment, prefix: &str) -> Vec<(String, String)> {
+    env.with_prefix(prefix).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
 /// The file that verifies the control plane. Source: istio `pkg/istio-agent/agent.go`, `FindRootCAForXDS`, `FindRootCAForCA`.
 fn control_plane_roots(env: &Environment, root: &Root, variable: &str) -> Roots {
     if let Some(path) = env.get(variable) {
@@ -346,9 +433,17 @@ fn certificates(
         return Ok(Source::Files(Files::in_dir(&root.path(MOUNTED_CERTS))));
     }
     // A workload certificate mounted where Istio looks for one is used without asking.
-    let mounted = Files::in_dir(&root.path(MOUNTED_CERTS));
-    if mounted.exist() {
-        return Ok(Source::Files(mounted));
+    // Source: istio `pkg/istio-agent/agent.go`, `initSdsServer`.
+    let workload_credentials = root.path(WORKLOAD_CERTS);
+    let workload = Files {
+        chain: workload_credentials.join("certificates.pem"),
+        key: workload_credentials.join("private_key.pem"),
+        roots: workload_credentials.join("ca_certificates.pem"),
+    };
+    for mounted in [Files::in_dir(&workload_credentials), workload, Files::in_dir(&root.path(MOUNTED_CERTS))] {
+        if mounted.exist() {
+            return Ok(Source::Files(mounted));
+        }
     }
     let address = env.or("CA_ADDR", &discovery.address);
     let plaintext =
@@ -358,7 +453,7 @@ fn certificates(
     } else {
         None
     };
-    let token = (env.or("JWT_POLICY", "third-party-jwt") != "none").then(|| root.path(TOKEN));
+    let token = Some(root.path(TOKEN)).filter(|_| env.or("JWT_POLICY", "third-party-jwt") != "none");
     let key = match (env.get("ECC_SIGNATURE_ALGORITHM"), env.get("ECC_CURVE"), env.get("WORKLOAD_RSA_KEY_SIZE")) {
         (Some(_), Some("P384"), _) => KeyKind::EcdsaP384,
         // Asked for RSA by naming its size.
@@ -376,6 +471,8 @@ fn certificates(
         key,
         trust_bundle: config.ca_certificates_pem.clone(),
         cluster_id: env.or("ISTIO_META_CLUSTER_ID", "Kubernetes"),
+        headers: headers(env, "CA_HEADER_"),
+        provisioned: prov_cert.map(|dir| Files::in_dir(Path::new(dir))),
     })))
 }
 

@@ -222,7 +222,8 @@ impl Authority {
     async fn read_token(&self) -> Result<Option<Zeroizing<String>>, AuthorityError> {
         let Some(path) = &self.token else { return Ok(None) };
         let text = tokio::fs::read_to_string(path).await;
-        if self.provisioned.is_some() && text.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        if self.provisioned.is_some() && text.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        {
             return Ok(None);
         }
         let text =

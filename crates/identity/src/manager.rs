@@ -136,7 +136,9 @@ async fn watch_roots(
             continue;
         }
         seen = now;
-        let Ok(roots) = std::fs::read(path).map_err(drop).and_then(|pem| roots_in(&pem).map_err(drop)) else { continue };
+        let Ok(roots) = std::fs::read(path).map_err(drop).and_then(|pem| roots_in(&pem).map_err(drop)) else {
+            continue;
+        };
         certificates.send_if_modified(|current| {
             let Some(known) = current else { return false };
             let fresh: Vec<_> = roots.iter().filter(|root| !known.roots.contains(root)).cloned().collect();

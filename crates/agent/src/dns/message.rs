@@ -3,6 +3,7 @@
 //! Everything else (what is forwarded) passes as bytes. Source: RFC 1035 section 4, RFC 6891 for EDNS.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 
 /// How long clients may keep our answers, in seconds. Low, because addresses of services change with their entries.
 ///
@@ -14,13 +15,15 @@ const OUR_UDP_SIZE: u16 = 1232;
 pub(super) const TYPE_A: u16 = 1;
 pub(super) const TYPE_PTR: u16 = 12;
 pub(super) const TYPE_AAAA: u16 = 28;
-const TYPE_CNAME: u16 = 5;
-const TYPE_OPT: u16 = 41;
+pub(super) const TYPE_CNAME: u16 = 5;
+pub(super) const TYPE_SOA: u16 = 6;
+pub(super) const TYPE_OPT: u16 = 41;
 const CLASS_IN: u16 = 1;
 
 /// Response codes.
 pub(super) const FORMAT_ERROR: u8 = 1;
 pub(super) const SERVER_FAILURE: u8 = 2;
+pub(super) const NAME_ERROR: u8 = 3;
 pub(super) const NOT_IMPLEMENTED: u8 = 4;
 
 /// A query with one question.
@@ -199,6 +202,70 @@ pub(super) fn refuse(packet: &[u8], code: u8) -> Vec<u8> {
     out[3] = 0x80 | code;
     out[4..12].fill(0);
     out
+}
+
+/// One record of a packet, by places in it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct RecordAt {
+    pub(super) kind: u16,
+    pub(super) ttl: u32,
+    pub(super) ttl_at: usize,
+    pub(super) data: Range<usize>,
+}
+
+/// All records behind the questions of a packet, in order; `None` if it cannot be read to its end.
+pub(super) fn records(packet: &[u8]) -> Option<Vec<RecordAt>> {
+    let count = |at: usize| read_u16(packet, at).map(usize::from);
+    let mut at = 12;
+    for _ in 0..count(4)? {
+        at = skip_name(packet, at)? + 4;
+    }
+    let mut found = Vec::new();
+    for _ in 0..count(6)? + count(8)? + count(10)? {
+        at = skip_name(packet, at)?;
+        let (kind, ttl_at) = (read_u16(packet, at)?, at + 4);
+        let ttl = u32::from_be_bytes(packet.get(ttl_at..ttl_at + 4)?.try_into().ok()?);
+        let data = at + 10..at + 10 + usize::from(read_u16(packet, at + 8)?);
+        at = data.end;
+        packet.get(data.clone())?;
+        found.push(RecordAt { kind, ttl, ttl_at, data });
+    }
+    Some(found)
+}
+
+/// The possibly compressed name at a place of a packet, without the trailing dot.
+pub(super) fn name_at(packet: &[u8], mut at: usize) -> Option<String> {
+    let mut labels: Vec<String> = Vec::new();
+    // More parts than a name of 255 bytes has: pointers in a circle.
+    for _ in 0..128 {
+        let length = usize::from(*packet.get(at)?);
+        if length == 0 {
+            return Some(labels.join("."));
+        }
+        if length & 0xc0 == 0xc0 {
+            at = usize::from(read_u16(packet, at)? & 0x3fff);
+            continue;
+        }
+        labels.push(String::from_utf8_lossy(packet.get(at + 1..at + 1 + length)?).into_owned());
+        at += 1 + length;
+    }
+    None
+}
+
+/// A query for one name, recursion desired; `None` if a label is empty or too long.
+pub(super) fn query(name: &str, kind: u16) -> Option<Vec<u8>> {
+    let mut packet = vec![0x4f, 0x52, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.trim_end_matches('.').split('.') {
+        if label.is_empty() || label.len() > 63 {
+            return None;
+        }
+        packet.push(label.len() as u8);
+        packet.extend_from_slice(label.as_bytes());
+    }
+    packet.push(0);
+    packet.extend_from_slice(&kind.to_be_bytes());
+    packet.extend_from_slice(&CLASS_IN.to_be_bytes());
+    (packet.len() <= 12 + 255 + 4).then_some(packet)
 }
 
 /// The address that a name under `in-addr.arpa` or `ip6.arpa` stands for.

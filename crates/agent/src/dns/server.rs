@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lifecycle::metrics::{Counter, Registry};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::SharedTable;
+use super::cache::Cache;
 use super::message::{self, Query, Record, SERVER_FAILURE, TYPE_A, TYPE_AAAA, TYPE_PTR, Unreadable};
 use super::upstream::Upstream;
 use super::zone::Zone;
@@ -49,6 +50,7 @@ pub(crate) enum ServerError {
 struct Shared {
     table: SharedTable,
     upstream: Upstream,
+    cache: Cache,
     forwarded: Arc<Semaphore>,
     /// Turns answers with several addresses, so that clients that take the first spread over all.
     turn: AtomicUsize,
@@ -70,6 +72,7 @@ impl Server {
         let shared = Arc::new(Shared {
             table,
             upstream: Upstream::new(servers, settings.parallel, settings.timeout),
+            cache: Cache::default(),
             forwarded: Arc::new(Semaphore::new(MAX_FORWARDED)),
             turn: AtomicUsize::new(0),
             requests: counter("istio_agent_dns_requests_total", "Total number of DNS requests."),
@@ -159,11 +162,18 @@ impl Shared {
         Some(query.answer(alias_of, &records, limit))
     }
 
+    /// The answer of the pod's resolver, as it came. DIFFERS: istio asks again each time; here TTLs are honoured.
     async fn forward(&self, packet: &[u8], tcp: bool) -> Vec<u8> {
+        if let Some(answer) = self.cache.get(packet, tcp, Instant::now()) {
+            return answer;
+        }
         self.upstream_requests.increment();
         let Ok(_permit) = self.forwarded.try_acquire() else { return failure(packet) };
         match self.upstream.ask(packet, tcp).await {
-            Some(answer) => answer,
+            Some(answer) => {
+                self.cache.put(packet, tcp, &answer, Instant::now());
+                answer
+            }
             None => {
                 self.failures.increment();
                 failure(packet)
@@ -190,6 +200,10 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
                 let _ = socket.send_to(&answer, client).await; // the client asks again
             }
             Outcome::Forward => {
+                if let Some(answer) = shared.cache.get(&buffer[..n], false, Instant::now()) {
+                    let _ = socket.send_to(&answer, client).await;
+                    continue;
+                }
                 let (packet, socket, shared) = (buffer[..n].to_vec(), socket.clone(), shared.clone());
                 forwards.spawn(async move {
                     let answer = shared.forward(&packet, false).await;
@@ -234,5 +248,7 @@ async fn converse(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     }
 }
 
+#[cfg(test)]
+mod side_by_side;
 #[cfg(test)]
 mod tests;

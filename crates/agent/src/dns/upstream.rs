@@ -20,6 +20,8 @@ const MAX_DATAGRAM: usize = 65535;
 pub(crate) struct ResolvConf {
     pub servers: Vec<SocketAddr>,
     pub search: Vec<String>,
+    /// A name with fewer dots is looked for in the search domains first.
+    pub ndots: usize,
 }
 
 impl ResolvConf {
@@ -30,7 +32,7 @@ impl ResolvConf {
 
     /// Reads the text; see resolv.conf(5): the last `search` or `domain` counts, comments start with `#` or `;`.
     pub(crate) fn parse(text: &str) -> ResolvConf {
-        let mut conf = ResolvConf::default();
+        let mut conf = ResolvConf { ndots: 1, ..ResolvConf::default() };
         for line in text.lines() {
             let mut words = line.split_whitespace();
             match words.next() {
@@ -42,10 +44,26 @@ impl ResolvConf {
                     conf.servers.extend(address.map(|ip| SocketAddr::new(ip, 53)));
                 }
                 Some("search" | "domain") => conf.search = words.map(str::to_owned).collect(),
+                Some("options") => {
+                    let ndots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok()).next_back();
+                    conf.ndots = ndots.unwrap_or(conf.ndots);
+                }
                 _ => {}
             }
         }
         conf
+    }
+
+    /// The names that a resolver asks for, in order, without trailing dots. Source: resolv.conf(5), `ndots`.
+    pub(crate) fn candidates(&self, name: &str) -> Vec<String> {
+        let lower = name.to_ascii_lowercase();
+        if let Some(absolute) = lower.strip_suffix('.') {
+            return vec![absolute.to_owned()];
+        }
+        let searched = self.search.iter().map(|domain| format!("{lower}.{}", domain.trim_matches('.')));
+        let first = lower.matches('.').count() >= self.ndots;
+        let own = || std::iter::once(lower.clone());
+        if first { own().chain(searched).collect() } else { searched.chain(own()).collect() }
     }
 }
 
@@ -140,5 +158,11 @@ mod tests {
         );
         assert_eq!(conf.servers, ["10.0.0.10:53".parse().unwrap(), "[fe80::1]:53".parse().unwrap()]);
         assert_eq!(conf.search, ["default.svc.cluster.local", "svc.cluster.local"]);
+        assert_eq!(
+            conf.candidates("Details"),
+            ["details.default.svc.cluster.local", "details.svc.cluster.local", "details"]
+        );
+        assert_eq!(conf.candidates("a.b.c.d.e.f")[0], "a.b.c.d.e.f");
+        assert_eq!(conf.candidates("example.com."), ["example.com"]);
     }
 }

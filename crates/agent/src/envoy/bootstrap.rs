@@ -2,6 +2,9 @@
 //!
 //! Source: istio `tools/packaging/common/envoy_bootstrap.json`, `pkg/bootstrap/config.go`. It loads in Istio's Envoy and in a stock one.
 
+mod sinks;
+mod stats;
+
 use envoy_api::wkt;
 use envoy_api::wkt::value::Kind;
 use serde_json::{Map, Value, json};
@@ -15,9 +18,16 @@ const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v
 
 /// Makes the bootstrap. `xds` and `sds` are the agent's sockets.
 pub(crate) fn bootstrap(settings: &Settings, xds: &str, sds: &str) -> Value {
-    let (localhost, wildcard, family) = match settings.addresses.first() {
-        Some(ip) if ip.is_ipv6() => ("::1", "::", "V6_ONLY"),
-        _ => ("127.0.0.1", "0.0.0.0", "V4_ONLY"),
+    let v6 = settings.addresses.iter().all(|ip| ip.is_ipv6());
+    let mixed = !v6 && settings.addresses.iter().any(|ip| ip.is_ipv6());
+    let first_v6 = settings.addresses.first().is_some_and(|ip| ip.is_ipv6());
+    let (v4_hosts, v6_hosts) = (("127.0.0.1", "0.0.0.0"), ("::1", "::"));
+    // Source: istio `pkg/bootstrap/config.go`, `toTemplateParams`.
+    let ((localhost, wildcard), additional, family) = match (mixed && settings.envoy.dual_stack, first_v6) {
+        (true, true) => (v6_hosts, Some(v4_hosts), "ALL"),
+        (true, false) => (v4_hosts, Some(v6_hosts), "ALL"),
+        (false, _) if v6 => (v6_hosts, None, "V6_ONLY"),
+        (false, _) => (v4_hosts, None, "V4_ONLY"),
     };
     let ports = settings.ports;
     let mut clusters = vec![
@@ -26,15 +36,45 @@ pub(crate) fn bootstrap(settings: &Settings, xds: &str, sds: &str) -> Value {
         pipe_cluster("sds-grpc", sds),
         xds_cluster(xds),
     ];
-    let zipkin = settings
-        .proxy_config
-        .tracing
-        .as_ref()
-        .and_then(|t| t.zipkin.as_ref())
-        .and_then(|zipkin| zipkin.address.rsplit_once(':'));
-    let zipkin = zipkin.and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
-    clusters.extend(zipkin.map(|(host, port)| dns_cluster("zipkin", host, port, family)));
+    clusters.extend(sinks::clusters(settings, family));
+    if settings.envoy.self_discovery {
+        clusters.push(local_cluster());
+    }
+    let metrics_host = if settings.envoy.metrics_localhost_only { localhost } else { wildcard };
+    let stats_path: &[(&str, &str)] = &[("/stats/prometheus", "prometheus_stats")];
+    let mut stats = listener(metrics_host, ports.prometheus, "stats", stats_path);
+    if settings.envoy.config["statsCompression"] != json!(false) {
+        compress(&mut stats);
+    }
+    let mut health = listener(wildcard, ports.health, "agent", &[("/healthz/ready", "agent")]);
+    if settings.envoy.status_proxy_protocol {
+        health["listener_filters"] = json!([{ "name": "envoy.listener.proxy_protocol", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
+            "allow_requests_without_proxy_protocol": true,
+        } }]);
+    }
+    if let Some((other_localhost, other_wildcard)) = additional {
+        let other = if settings.envoy.metrics_localhost_only { other_localhost } else { other_wildcard };
+        stats["additional_addresses"] = json!([{ "address": address(other, ports.prometheus) }]);
+        health["additional_addresses"] = json!([{ "address": address(other_wildcard, ports.health) }]);
+    }
+    let mut listeners = vec![stats];
+    if settings.envoy.secure_metrics_port > 0 {
+        listeners.push(secure(listener(wildcard, settings.envoy.secure_metrics_port, "secure_stats", stats_path)));
+    }
+    if settings.envoy.secure_merged_metrics_port > 0 {
+        let paths = [("/stats/prometheus", "agent"), ("/metrics", "agent")];
+        let port = settings.envoy.secure_merged_metrics_port;
+        listeners.push(secure(listener(wildcard, port, "secure_merged_stats", &paths)));
+    }
+    listeners.push(health);
+    let log_format = if settings.envoy.log_json {
+        json!({ "json_format": { "time": "%Y-%m-%dT%T.%fZ", "level": "%l", "scope": "envoy %n", "msg": "%j", "caller": "%g:%#", "thread": "%t" } })
+    } else {
+        json!({ "text_format": "%Y-%m-%dT%T.%fZ\t%l\tenvoy %n %g:%#\t%v\tthread=%t" })
+    };
     let mut bootstrap = json!({
+        "application_log_config": { "log_format": log_format },
         "node": node(settings),
         "layered_runtime": { "layers": [
             { "name": "global config", "static_layer": runtime(settings) },
@@ -48,7 +88,7 @@ pub(crate) fn bootstrap(settings: &Settings, xds: &str, sds: &str) -> Value {
                 "value": { "buffer_size_kb": 64 },
             },
         }],
-        "stats_config": { "use_all_default_tags": false, "stats_tags": stats_tags(), "stats_matcher": { "inclusion_list": { "patterns": stats_patterns(settings) } } },
+        "stats_config": stats::config(settings),
         "admin": {
             "access_log": [{
                 "name": "envoy.access_loggers.file",
@@ -69,33 +109,37 @@ pub(crate) fn bootstrap(settings: &Settings, xds: &str, sds: &str) -> Value {
         },
         "static_resources": {
             "clusters": clusters,
-            "listeners": [
-                listener(wildcard, ports.prometheus, "stats", "/stats/prometheus", "prometheus_stats"),
-                listener(wildcard, ports.health, "agent", "/healthz/ready", "agent"),
-            ],
+            "listeners": listeners,
         },
         "overload_manager": { "resource_monitors": [{
             "name": "envoy.resource_monitors.global_downstream_max_connections",
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-                "max_active_downstream_connections": i32::MAX,
+                "max_active_downstream_connections": max_connections(settings),
             },
         }] },
         "deferred_stat_options": { "enable_deferred_creation_stats": true },
     });
-    if zipkin.is_some() {
-        bootstrap["tracing"] = json!({ "http": { "name": "envoy.tracers.zipkin", "typed_config": {
-            "@type": "type.googleapis.com/envoy.config.trace.v3.ZipkinConfig",
-            "collector_cluster": "zipkin",
-            "collector_endpoint": "/api/v2/spans",
-            "collector_endpoint_version": "HTTP_JSON",
-            "trace_id_128bit": true,
-            "shared_span_context": false,
-        } } });
+    if let Some(tracing) = sinks::tracing(settings) {
+        bootstrap["tracing"] = tracing;
+    }
+    let stats_sinks = sinks::stats_sinks(settings);
+    if !stats_sinks.is_empty() {
+        bootstrap["stats_sinks"] = stats_sinks.into();
+    }
+    for (name, value) in stats::intervals(settings) {
+        bootstrap[name] = value.into();
+    }
+    let mut manager = json!({});
+    if settings.envoy.self_discovery {
+        manager["local_cluster_name"] = "local_cluster".into();
     }
     if let Some(path) = &settings.outlier_log_path {
-        bootstrap["cluster_manager"] =
-            json!({ "outlier_detection": { "event_log_path": path }, "enable_deferred_cluster_creation": true });
+        manager["outlier_detection"] = json!({ "event_log_path": path });
+    }
+    if manager != json!({}) {
+        manager["enable_deferred_cluster_creation"] = true.into();
+        bootstrap["cluster_manager"] = manager;
     }
     bootstrap
 }
@@ -114,20 +158,6 @@ fn tcp_cluster(name: &str, host: &str, port: u16) -> Value {
         "alt_stat_name": format!("{name};"),
         "type": "STATIC",
         "connect_timeout": "0.250s",
-        "lb_policy": "ROUND_ROBIN",
-        "load_assignment": endpoint(name, address(host, port)),
-    })
-}
-
-fn dns_cluster(name: &str, host: &str, port: u16, family: &str) -> Value {
-    json!({
-        "name": name,
-        "alt_stat_name": format!("{name};"),
-        "type": "STRICT_DNS",
-        "respect_dns_ttl": true,
-        "dns_lookup_family": family,
-        "dns_refresh_rate": "30s",
-        "connect_timeout": "1s",
         "lb_policy": "ROUND_ROBIN",
         "load_assignment": endpoint(name, address(host, port)),
     })
@@ -154,8 +184,12 @@ fn xds_cluster(path: &str) -> Value {
     cluster
 }
 
-/// One path of one port, led to a cluster.
-fn listener(host: &str, port: u16, stat_prefix: &str, path: &str, cluster: &str) -> Value {
+/// Some paths of one port, each led to a cluster.
+fn listener(host: &str, port: u16, stat_prefix: &str, paths: &[(&str, &str)]) -> Value {
+    let routes: Vec<Value> = paths
+        .iter()
+        .map(|(path, cluster)| json!({ "match": { "prefix": path }, "route": { "cluster": cluster } }))
+        .collect();
     json!({
         "name": format!("{host}_{port}"),
         "address": address(host, port),
@@ -167,15 +201,100 @@ fn listener(host: &str, port: u16, stat_prefix: &str, path: &str, cluster: &str)
                 "@type": MANAGER,
                 "codec_type": "AUTO",
                 "stat_prefix": stat_prefix,
-                "route_config": { "virtual_hosts": [{
-                    "name": "backend",
-                    "domains": ["*"],
-                    "routes": [{ "match": { "prefix": path }, "route": { "cluster": cluster } }],
-                }] },
+                "route_config": { "virtual_hosts": [{ "name": "backend", "domains": ["*"], "routes": routes }] },
                 "http_filters": [{ "name": "envoy.filters.http.router", "typed_config": { "@type": ROUTER } }],
             },
         }] }],
     })
+}
+
+/// Compressors before the router.
+fn compress(listener: &mut Value) {
+    let compressor = |name: &str, library: &str, kind: &str| {
+        json!({ "name": format!("envoy.filters.http.compressor.{name}"), "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.compressor.v3.Compressor",
+            "compressor_library": { "name": library, "typed_config": { "@type": format!("type.googleapis.com/envoy.extensions.compression.{name}.compressor.v3.{kind}") } },
+            "response_direction_config": { "common_config": { "content_type": [
+                "text/plain",
+                "application/vnd.google.protobuf",
+                "application/openmetrics-text",
+                "application/openmetrics-protobuf",
+            ] } },
+        } })
+    };
+    let filters =
+        listener.pointer_mut("/filter_chains/0/filters/0/typed_config/http_filters").and_then(Value::as_array_mut);
+    if let Some(filters) = filters {
+        let all =
+            [("brotli", "stats_brotli", "Brotli"), ("zstd", "stats_zstd", "Zstd"), ("gzip", "stats_gzip", "Gzip")];
+        filters.splice(0..0, all.map(|(name, library, kind)| compressor(name, library, kind)));
+    }
+}
+
+/// The same listener for clients with a certificate of the mesh only.
+fn secure(mut listener: Value) -> Value {
+    listener["listener_filters"] = json!([{ "name": "envoy.filters.listener.tls_inspector", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+    } }]);
+    let chain = &mut listener["filter_chains"][0];
+    chain["filter_chain_match"] = json!({ "transport_protocol": "tls" });
+    chain["transport_socket"] = json!({ "name": "envoy.transport_sockets.tls", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "require_client_certificate": true,
+        "common_tls_context": {
+            "tls_certificate_sds_secret_configs": [sds("default")],
+            "combined_validation_context": {
+                "default_validation_context": {},
+                "validation_context_sds_secret_config": sds("ROOTCA"),
+            },
+        },
+    } });
+    listener
+}
+
+/// A secret of the agent's.
+fn sds(name: &str) -> Value {
+    json!({ "name": name, "sds_config": {
+        "api_config_source": {
+            "api_type": "GRPC",
+            "grpc_services": [{ "envoy_grpc": { "cluster_name": "sds-grpc" } }],
+            "set_node_on_first_message_only": true,
+            "transport_api_version": "V3",
+        },
+        "resource_api_version": "V3",
+    } })
+}
+
+/// The cluster of this proxy's own peers, for zone-aware balancing.
+fn local_cluster() -> Value {
+    json!({
+        "name": "local_cluster",
+        "alt_stat_name": "local_cluster;",
+        "type": "EDS",
+        "connect_timeout": "1s",
+        "load_balancing_policy": { "policies": [{ "typed_extension_config": {
+            "name": "envoy.load_balancing_policies.least_request",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
+                "locality_lb_config": { "zone_aware_lb_config": { "min_cluster_size": "1" } },
+            },
+        } }] },
+        "eds_cluster_config": {
+            "eds_config": { "ads": {}, "resource_api_version": "V3" },
+            "service_name": "local_cluster",
+        },
+    })
+}
+
+/// Source: istio `pkg/bootstrap/config.go`, `getNodeMetadataOptions`.
+fn max_connections(settings: &Settings) -> u64 {
+    let config = &settings.envoy.config;
+    let limit = config["connectionSettings"]["globalDownstreamConnectionLimit"].as_u64().filter(|limit| *limit > 0);
+    let text = |value: &Value| value.as_str().and_then(|text| text.parse().ok());
+    limit
+        .or_else(|| text(&config["proxyMetadata"]["ISTIO_META_GLOBAL_DOWNSTREAM_MAX_CONNECTIONS"]))
+        .or_else(|| text(&config["runtimeValues"]["overload.global_downstream_max_connections"]))
+        .unwrap_or(i32::MAX as u64)
 }
 
 fn runtime(settings: &Settings) -> Value {
@@ -184,7 +303,11 @@ fn runtime(settings: &Settings) -> Value {
         "envoy.deprecated_features:envoy.config.listener.v3.Listener.hidden_envoy_deprecated_use_original_dst": true,
         "envoy.reloadable_features.http_reject_path_with_fragment": false,
         "envoy.reloadable_features.fixed_heap_use_allocated": true,
+        "envoy.reloadable_features.coalesce_lb_rebuilds_on_batch_update": false,
     });
+    if !settings.envoy.strip_fragment {
+        flags["envoy.reloadable_features.http_strip_fragment_from_path_unsafe_if_disabled"] = "false".into();
+    }
     for (name, value) in &settings.proxy_config.runtime_values {
         if value.is_empty() {
             // As `extractRuntimeFlags`: an empty value takes a default away.
@@ -200,53 +323,6 @@ fn runtime(settings: &Settings) -> Value {
         };
     }
     flags
-}
-
-fn stats_tags() -> Value {
-    let tags = [
-        ("cluster_name", r"^cluster(\.(.+);)"),
-        ("http_conn_manager_prefix", r"^http\.(((?:[_.[:digit:]\w]*|[_\[\]aAbBcCdDeEfF[:digit:]\w\:]*));\.)"),
-        ("thread_name", r"^server(\.(.+))\.watchdog"),
-        ("tcp_prefix", r"^tcp\.((.*?)\.)\w+?$"),
-        ("response_code", r"_rq(_(\d{3}))$"),
-        ("response_code_class", r"_rq(_(\dxx))$"),
-        (
-            "http_conn_manager_listener_prefix",
-            r"^listener(?=\.).*?\.http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)",
-        ),
-        ("listener_address", r"^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)"),
-        ("mongo_prefix", r"^mongo\.(.+?)\.(collection|cmd|cx_|op_|delays_|decoding_)(.*?)$"),
-        ("cache", r"(cache\.(.+?)\.)"),
-        ("component", r"(component\.(.+?)\.)"),
-        ("tag", r"(tag\.(.+?);\.)"),
-        ("wasm_filter", r"(wasm_filter\.(.+?)\.)"),
-        ("authz_enforce_result", r"rbac(\.(allowed|denied))"),
-        ("authz_dry_run_action", r"(\.istio_dry_run_(allow|deny)_)"),
-        ("authz_dry_run_result", r"(\.shadow_(allowed|denied))"),
-    ];
-    tags.iter().map(|(name, regex)| json!({ "tag_name": name, "regex": regex })).collect()
-}
-
-/// Which statistics Envoy keeps: those readiness needs, and what the configuration asks for.
-fn stats_patterns(settings: &Settings) -> Value {
-    let config = settings.proxy_config.proxy_stats_matcher.as_ref();
-    let mut patterns = vec![json!({ "prefix": "reporter=" })];
-    let asked = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
-    let prefixes = asked(config.map(|c| &c.inclusion_prefixes)).into_iter();
-    let prefixes = prefixes
-        .chain(["cluster_manager", "listener_manager", "server", "cluster.xds-grpc", "wasm"].map(str::to_owned));
-    patterns.extend(prefixes.map(|prefix| json!({ "prefix": prefix })));
-    let mut suffixes = asked(config.map(|c| &c.inclusion_suffixes));
-    suffixes.extend(["rbac.allowed", "rbac.denied", "shadow_allowed", "shadow_denied"].map(str::to_owned));
-    if settings.drain.exit_on_zero {
-        suffixes.push("downstream_cx_active".to_owned());
-    }
-    patterns.extend(suffixes.into_iter().map(|suffix| json!({ "suffix": suffix })));
-    let regexes = asked(config.map(|c| &c.inclusion_regexps)).into_iter().chain([r"vhost\..*\.route\..*".to_owned()]);
-    patterns.extend(regexes.map(|regex| json!({ "safe_regex": { "regex": regex } })));
-    patterns.push(json!({ "prefix": "component" }));
-    patterns.push(json!({ "prefix": "istio" }));
-    patterns.into()
 }
 
 fn node(settings: &Settings) -> Value {

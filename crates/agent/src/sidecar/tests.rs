@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::*;
 use crate::dataplane::Later;
 
-/// A proxy whose connections end one a second after the drain.
+/// A proxy of whose connections one ends each time they are counted.
 #[derive(Default)]
 struct Fake {
     open: AtomicU64,
@@ -36,7 +36,7 @@ impl DataPlane for Fake {
 
 fn drain(exit_on_zero: bool) -> Drain {
     let seconds = Duration::from_secs;
-    Drain { listeners: seconds(45), termination: seconds(30), minimum: seconds(5), exit_on_zero }
+    Drain { listeners: seconds(45), termination: seconds(30), minimum: seconds(5), exit_on_zero, deadline: None }
 }
 
 async fn time_to_end(open: u64, drain: Drain, controls: &Controls) -> Duration {
@@ -56,7 +56,14 @@ async fn by_default_the_drain_takes_its_time() {
 #[tokio::test(start_paused = true)]
 async fn with_exit_on_zero_it_ends_with_the_last_connection_but_not_before_the_minimum() {
     assert_eq!(time_to_end(0, drain(true), &Controls::default()).await.as_secs(), 5);
-    assert_eq!(time_to_end(3, drain(true), &Controls::default()).await.as_secs(), 8);
+    let ended = time_to_end(3, drain(true), &Controls::default()).await;
+    assert_eq!(ended, Duration::from_secs(5) + 3 * CONNECTIONS_CHECK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_ends_a_drain_whatever_is_open() {
+    let late = Drain { deadline: Some(Duration::from_secs(9)), ..drain(true) };
+    assert_eq!(time_to_end(u64::MAX, late, &Controls::default()).await.as_secs(), 9);
 }
 
 #[tokio::test(start_paused = true)]

@@ -30,6 +30,11 @@ const STARTING: Duration = Duration::from_secs(2);
 /// What kubelet leaves a container after a preStop hook has used up the grace.
 const GRACE_MIN: Duration = Duration::from_secs(2);
 
+/// How long clients have to learn that a pod is no endpoint any more before its applications are told to end.
+///
+/// DIFFERS: kubelet signals at once, and what clients send until they know is refused by applications that end at once.
+const HEAD_START: Duration = Duration::from_millis(500);
+
 /// Looks after one container.
 pub(super) struct Supervisor {
     shared: Arc<Shared>,
@@ -229,6 +234,12 @@ impl Supervisor {
         self.shared.update_container(&self.container.name, |state| state.ready = false);
         let orderly = async {
             let deadline = Instant::now() + grace;
+            if self.role == Role::Main && grace >= 4 * HEAD_START {
+                tokio::select! {
+                    () = tokio::time::sleep(HEAD_START) => {}
+                    exit = running.wait() => return exit.ok(),
+                }
+            }
             if let Some(hook) = self.container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref())
                 && !grace.is_zero()
             {
