@@ -45,6 +45,7 @@ pub mod retry;
 pub mod route;
 pub mod stream_info;
 pub mod tls;
+pub mod trace;
 
 pub use access_log::AccessLog;
 pub use address::Address;

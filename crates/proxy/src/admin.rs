@@ -141,6 +141,9 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// Seconds between Envoy's flushes of histograms (`stats_flush_interval`).
+const FLUSH_INTERVAL: u64 = 5;
+
 const HELP: [(&str, &str); 25] = [
     ("/", "Admin home page"),
     ("/certs", "print certs on machine"),
@@ -226,6 +229,12 @@ impl Admin {
             "/stats" => self.stats(&query),
             "/stats/prometheus" => text(200, self.prometheus(query.has("usedonly"), query.get("filter"))),
             "/server_info" => pretty(&self.server_info()),
+            "/requests" => {
+                let number = |key: &str| query.get(key).and_then(|n| n.parse::<u64>().ok());
+                let limit = number("limit").map_or(100, |n| n.min(10_000) as usize);
+                let code = number("code").and_then(|n| u16::try_from(n).ok());
+                pretty(&self.shared.rings.read(query.get("id"), query.get("cluster"), code, limit))
+            }
             "/clusters" => match query.get("format") {
                 Some("json") => pretty(&self.clusters_json()),
                 _ => text(200, self.clusters_text()),
@@ -303,7 +312,8 @@ impl Admin {
 
     /// Envoy's and Istio's metrics.
     pub(crate) fn prometheus(&self, used_only: bool, filter: Option<&str>) -> String {
-        let mut entries = self.shared.registry.read();
+        let flush = self.shared.started.elapsed().as_secs() / FLUSH_INTERVAL;
+        let mut entries = self.shared.registry.read_flushed(flush);
         if let Some(filter) = filter.and_then(|f| Regex::new(f).ok()) {
             entries.retain(|e| filter.is_match(e.full_name().as_bytes()));
         }

@@ -9,14 +9,17 @@ mod h2;
 mod limits;
 mod local_reply;
 mod mirror;
+mod record;
 mod redirect;
 mod respond;
 mod router;
+mod span;
 mod timers;
 
 pub(crate) use authz::KeyCache;
 pub(crate) use exchange::{Exchange, civil_date};
 pub(crate) use limits::LocalLimits;
+pub(crate) use record::{Ring, Rings};
 
 use crate::downstream::Connection;
 use crate::io::Io;

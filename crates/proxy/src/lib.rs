@@ -17,6 +17,7 @@ mod control;
 mod dns;
 mod downstream;
 mod ejection;
+mod export;
 mod h1;
 mod hcm;
 mod inspect;

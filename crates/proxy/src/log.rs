@@ -1,7 +1,9 @@
 //! Access log sinks: one buffer per file and worker, written in whole records.
 
+use crate::export::{Item, Target, otlp};
 use mesh_types::ArcStr;
-use proxy_core::access_log::LogSink;
+use proxy_core::FormatContext;
+use proxy_core::access_log::{LogSink, OtlpLog};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -32,6 +34,31 @@ impl LogFiles {
         files.insert(path.clone(), file.clone());
         Ok(file)
     }
+}
+
+/// A record for an OpenTelemetry collector (Envoy `open_telemetry/access_log_impl.cc`).
+pub(crate) fn otlp_record(log: &OtlpLog, cx: &FormatContext<'_>, node: &crate::bootstrap::NodeInfo) -> (Target, Item) {
+    let text = |format: &proxy_core::Format| {
+        let mut out = Vec::new();
+        format.write(cx, &mut out);
+        String::from_utf8_lossy(&out).into_owned()
+    };
+    let mut resource: Vec<(ArcStr, ArcStr)> = Vec::new();
+    if !log.disable_builtin_labels {
+        let zone = node.message.locality.as_ref().map(|l| l.zone.as_str()).unwrap_or_default();
+        resource.push(("log_name".into(), log.name.clone()));
+        resource.push(("zone_name".into(), zone.into()));
+        resource.push(("cluster_name".into(), node.cluster.as_str().into()));
+        resource.push(("node_name".into(), node.id.as_str().into()));
+    }
+    resource.extend(log.resource.iter().cloned());
+    let time = cx.info.start.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let record = otlp::LogRecord {
+        time_unix_nano: time.as_nanos() as u64,
+        body: log.body.as_ref().map(|body| otlp::AnyValue { text: Some(text(body)) }),
+        attributes: log.attributes.iter().map(|(name, format)| otlp::KeyValue::text(name, &text(format))).collect(),
+    };
+    (Target::Logs { cluster: log.cluster.clone(), resource }, Item::Log(record))
 }
 
 /// Records wait at most until this many bytes are there…

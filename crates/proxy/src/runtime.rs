@@ -26,6 +26,8 @@ pub(crate) struct Shared {
     pub(crate) logs: LogFiles,
     pub(crate) identity: crate::peer::LocalIdentity,
     pub(crate) limits: crate::hcm::LocalLimits,
+    /// The last requests.
+    pub(crate) rings: crate::hcm::Rings,
     ids: AtomicU64,
     /// `/healthcheck/fail`: answers say that they are unhealthy, `/ready` says DRAINING.
     pub(crate) health_failed: AtomicBool,
@@ -58,6 +60,7 @@ impl Shared {
             logs,
             identity: crate::peer::LocalIdentity::of(&node),
             limits: crate::hcm::LocalLimits::default(),
+            rings: crate::hcm::Rings::default(),
             ids: AtomicU64::new(1),
             health_failed: AtomicBool::new(false),
             draining: AtomicBool::new(false),

@@ -45,6 +45,10 @@ pub(crate) struct Worker {
     pub(crate) logs: LogBuffers,
     pub(crate) buckets: RefCell<HashMap<usize, proxy_core::filters::TokenBucket>>,
     pub(crate) active_faults: Cell<u64>,
+    /// Spans and records on their way to collectors.
+    pub(crate) exports: crate::export::Batches,
+    /// Remembers this worker's requests.
+    pub(crate) ring: Arc<crate::hcm::Ring>,
     /// Connection managers whose filters' counters exist.
     pub(crate) touched: RefCell<HashSet<usize>>,
     /// Every workload this worker has met, once.
@@ -73,6 +77,8 @@ impl Worker {
             logs: LogBuffers::new(shared.clone()),
             buckets: RefCell::default(),
             active_faults: Cell::new(0),
+            exports: crate::export::Batches::default(),
+            ring: shared.rings.add(shared.concurrency),
             keys: RefCell::default(),
             touched: RefCell::default(),
             workloads: RefCell::default(),

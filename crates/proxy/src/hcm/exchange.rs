@@ -2,6 +2,7 @@
 
 use super::encode::{self, GrpcMessages, Session, Throttle};
 use super::local_reply::LocalReply;
+use super::record::{self, Steps};
 use super::redirect::Redirected;
 use super::respond::Answer;
 use super::timers::{Deadline, Timers};
@@ -10,6 +11,7 @@ use crate::h1;
 use crate::log::LogBuffers;
 use crate::peer;
 use crate::stream::{Pump, RecvBody, SendBody};
+use proxy_core::access_log::LogSink;
 use proxy_core::filters::HttpFilter;
 use proxy_core::hcm::{self, PathVerdict};
 use proxy_core::route::{Matched, RouteInput, RouteResult};
@@ -75,6 +77,12 @@ pub(crate) struct Exchange {
     pub(crate) conformed: bool,
     /// Fields that filters want on the answer.
     pub(crate) add_to_response: Vec<(String, Vec<u8>)>,
+    /// The span, when requests are traced.
+    pub(crate) span: Option<Box<super::span::Span>>,
+    /// What the filter that runs has to say for the record.
+    pub(crate) decided: Option<Cow<'static, str>>,
+    /// What was decided so far.
+    pub(crate) steps: Steps,
     /// The stateful session, when its filter ran.
     pub(crate) session: Option<Session>,
     /// Slows the answer's body.
@@ -120,6 +128,9 @@ impl Exchange {
             timers,
             conformed: false,
             add_to_response: Vec::new(),
+            span: None,
+            decided: None,
+            steps: Steps::default(),
             session: None,
             throttle: None,
             redirects: 0,
@@ -180,6 +191,18 @@ impl Exchange {
 
     async fn serve(&mut self, body: &mut RecvBody) -> Result<Outcome, Stop> {
         self.find_route();
+        let found = match (&self.matched, &self.info.virtual_host) {
+            (Some(matched), Some(host)) => match matched.route.name.is_empty() {
+                true => format!("virtual host {}, route {}", host.name, matched.route.index),
+                false => format!("virtual host {}, route {}", host.name, matched.route.name),
+            },
+            (_, Some(host)) => format!("virtual host {}, no route matches", host.name),
+            _ => "no virtual host has this domain".to_owned(),
+        };
+        self.steps.own(self.began.elapsed(), "route", found);
+        if self.redirects == 0 {
+            super::span::begin(self);
+        }
         filters::run(self, body).await?;
         router::route(self, body).await
     }
@@ -454,6 +477,7 @@ impl Exchange {
         self.info.response_code = Some(status);
         if self.conformed {
             encode::head(self, &mut headers);
+            super::span::answer_head(self, &mut headers);
         }
         hcm::conform_response(&http.config, &mut headers, &self.request, tunnel);
         if http.closing() || http.too_old() {
@@ -566,6 +590,8 @@ impl Exchange {
         self.tell_messages();
         peer::report(self, elapsed);
         self.log();
+        super::span::end(self);
+        record::remember(self);
     }
 
     /// Writes the access log.
@@ -579,6 +605,13 @@ impl Exchange {
         context.local_reply_body = &self.local_body;
         context.access_log_type = "DownstreamEnd";
         for log in &http.config.access_log {
+            if let LogSink::Otlp(collector) = &log.sink {
+                if log.wants(&context, &mut http.worker.random.borrow_mut()) {
+                    let (target, item) = crate::log::otlp_record(collector, &context, &http.worker.shared.node);
+                    crate::export::send(&http.worker, target, item, Some(collector.flush_interval));
+                }
+                continue;
+            }
             http.worker.logs.record(&log.sink, |out| log.write(&context, &mut http.worker.random.borrow_mut(), out));
         }
         LogBuffers::schedule(&http.worker);

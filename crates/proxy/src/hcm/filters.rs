@@ -36,80 +36,107 @@ fn set_filter_state(exchange: &mut Exchange, values: &[FilterStateValue]) {
 pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<(), Stop> {
     let config = exchange.http.config.clone();
     for entry in &config.filters {
+        if matches!(entry.filter, HttpFilter::Router(_)) {
+            return Ok(());
+        }
         let (enabled, per) = settings(exchange, entry);
         if !enabled {
             continue;
         }
-        match &entry.filter {
-            HttpFilter::Router(_) => return Ok(()),
-            HttpFilter::Fault(fault) => {
-                let fault = match &per {
-                    Some(PerFilter::Fault(own)) => own,
-                    _ => fault,
-                };
-                run_fault(exchange, fault).await?;
+        exchange.decided = None;
+        let done = one(exchange, body, &entry.filter, per).await;
+        let at = exchange.began.elapsed();
+        match &done {
+            Ok(()) => {
+                let decided = exchange.decided.take().unwrap_or("passed".into());
+                exchange.steps.filter(at, &entry.name, decided);
             }
-            HttpFilter::Cors => cors(exchange)?,
-            HttpFilter::Rbac(rbac) => {
-                let rbac = match &per {
-                    Some(PerFilter::Rbac(own)) => own,
-                    _ => rbac,
-                };
-                run_rbac(exchange, rbac)?;
+            Err(Stop::Reply(reply)) => {
+                let text = format!("answered {}: {}", reply.status, reply.details);
+                exchange.steps.filter(at, &entry.name, text);
             }
-            HttpFilter::LocalRateLimit(limit) => {
-                let limit = match &per {
-                    Some(PerFilter::LocalRateLimit(own)) => own,
-                    _ => limit,
-                };
-                limits::run(exchange, limit)?;
-            }
-            HttpFilter::Buffer(limit) => {
-                let limit = match &per {
-                    Some(PerFilter::Buffer(own)) => *own,
-                    _ => *limit,
-                };
-                buffer(exchange, body, limit).await?;
-            }
-            HttpFilter::Jwt(jwt) => authz::jwt(exchange, jwt, per.as_ref()).await?,
-            HttpFilter::ExtAuthz(config) => authz::ext_authz(exchange, config, per.as_ref(), body).await?,
-            HttpFilter::HeaderMutation(own) => {
-                let cx = FormatContext::new(&exchange.info, None, None);
-                own.request.apply_to_request(&mut exchange.request, &cx);
-                if let Some(PerFilter::HeaderMutation(route)) = &per {
-                    route.request.apply_to_request(&mut exchange.request, &cx);
-                }
-            }
-            HttpFilter::SetFilterState(own) => {
-                set_filter_state(exchange, own);
-                if let Some(PerFilter::SetFilterState(route)) = &per {
-                    set_filter_state(exchange, route);
-                }
-            }
-            HttpFilter::StatefulSession(own) => {
-                let session = match &per {
-                    Some(PerFilter::StatefulSession(route)) => route,
-                    _ => own,
-                };
-                exchange.session = Some(Session::begin(session, &exchange.request));
-            }
-            HttpFilter::HealthCheck(check) => {
-                if let Some(status) = check.answer(
-                    &exchange.request,
-                    exchange.http.worker.shared.health_failed.load(std::sync::atomic::Ordering::Relaxed),
-                ) {
-                    exchange.info.health_check = true;
-                    return Err(LocalReply::new(status, "", "health_check_ok").into());
-                }
-            }
-            // These act in the router (ALPN, sessions), at the end (metrics), or not at all.
-            HttpFilter::GrpcStats(_)
-            | HttpFilter::IstioAlpn(_)
-            | HttpFilter::PeerMetadata(_)
-            | HttpFilter::IstioStats(_)
-            | HttpFilter::DynamicForwardProxy(_)
-            | HttpFilter::NoOp { .. } => {}
+            Err(_) => exchange.steps.filter(at, &entry.name, "the client left"),
         }
+        done?;
+    }
+    Ok(())
+}
+
+async fn one(
+    exchange: &mut Exchange,
+    body: &mut RecvBody,
+    filter: &HttpFilter,
+    per: Option<PerFilter>,
+) -> Result<(), Stop> {
+    match filter {
+        HttpFilter::Router(_) => {}
+        HttpFilter::Fault(fault) => {
+            let fault = match &per {
+                Some(PerFilter::Fault(own)) => own,
+                _ => fault,
+            };
+            run_fault(exchange, fault).await?;
+        }
+        HttpFilter::Cors => cors(exchange)?,
+        HttpFilter::Rbac(rbac) => {
+            let rbac = match &per {
+                Some(PerFilter::Rbac(own)) => own,
+                _ => rbac,
+            };
+            run_rbac(exchange, rbac)?;
+        }
+        HttpFilter::LocalRateLimit(limit) => {
+            let limit = match &per {
+                Some(PerFilter::LocalRateLimit(own)) => own,
+                _ => limit,
+            };
+            limits::run(exchange, limit)?;
+        }
+        HttpFilter::Buffer(limit) => {
+            let limit = match &per {
+                Some(PerFilter::Buffer(own)) => *own,
+                _ => *limit,
+            };
+            buffer(exchange, body, limit).await?;
+        }
+        HttpFilter::Jwt(jwt) => authz::jwt(exchange, jwt, per.as_ref()).await?,
+        HttpFilter::ExtAuthz(config) => authz::ext_authz(exchange, config, per.as_ref(), body).await?,
+        HttpFilter::HeaderMutation(own) => {
+            let cx = FormatContext::new(&exchange.info, None, None);
+            own.request.apply_to_request(&mut exchange.request, &cx);
+            if let Some(PerFilter::HeaderMutation(route)) = &per {
+                route.request.apply_to_request(&mut exchange.request, &cx);
+            }
+        }
+        HttpFilter::SetFilterState(own) => {
+            set_filter_state(exchange, own);
+            if let Some(PerFilter::SetFilterState(route)) = &per {
+                set_filter_state(exchange, route);
+            }
+        }
+        HttpFilter::StatefulSession(own) => {
+            let session = match &per {
+                Some(PerFilter::StatefulSession(route)) => route,
+                _ => own,
+            };
+            exchange.session = Some(Session::begin(session, &exchange.request));
+        }
+        HttpFilter::HealthCheck(check) => {
+            if let Some(status) = check.answer(
+                &exchange.request,
+                exchange.http.worker.shared.health_failed.load(std::sync::atomic::Ordering::Relaxed),
+            ) {
+                exchange.info.health_check = true;
+                return Err(LocalReply::new(status, "", "health_check_ok").into());
+            }
+        }
+        // These act in the router (ALPN, sessions), at the end (metrics), or not at all.
+        HttpFilter::GrpcStats(_)
+        | HttpFilter::IstioAlpn(_)
+        | HttpFilter::PeerMetadata(_)
+        | HttpFilter::IstioStats(_)
+        | HttpFilter::DynamicForwardProxy(_)
+        | HttpFilter::NoOp { .. } => {}
     }
     Ok(())
 }
@@ -132,6 +159,7 @@ async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fau
         exchange.throttle = Some(Throttle::new(kib));
     }
     if let Some(delay) = decision.delay {
+        exchange.decided = Some(format!("delayed by {delay:?}").into());
         exchange.http.stats.other.inc("fault.delays_injected");
         exchange.info.flags.insert(ResponseFlags::FAULT_DELAY);
         worker.active_faults.set(worker.active_faults.get() + 1);
@@ -211,6 +239,11 @@ fn run_rbac(exchange: &mut Exchange, rbac: &Arc<proxy_core::Rbac>) -> Result<(),
     if let Some(hint) = verdict.log_hint {
         exchange.info.dynamic_metadata.set("envoy.common", "access_log_hint", hint.into());
     }
+    exchange.decided = match &verdict.policy {
+        Some(policy) if verdict.allowed => Some(format!("allowed by {policy}").into()),
+        None if verdict.allowed && verdict.enforced.is_some() => Some("allowed: no policy denies it".into()),
+        _ => None,
+    };
     if verdict.allowed {
         stats.inc(&format!("{}.allowed", scope(&rbac.stat_prefix)));
         return Ok(());

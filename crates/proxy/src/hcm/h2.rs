@@ -173,6 +173,14 @@ fn stream(
         let joined = headers.get_all("cookie").collect::<Vec<_>>().join(&b"; "[..]);
         headers.set("cookie", &joined);
     }
+    if let Some(protocol) = &protocol {
+        // Inside it is the upgrade of HTTP/1 (Envoy `transformUpgradeRequestFromH2toH1`).
+        headers.set(":method", b"GET");
+        headers.remove(":protocol");
+        headers.set("upgrade", protocol.as_bytes());
+        headers.set("connection", b"upgrade");
+        headers.remove("content-length");
+    }
     let answer = Answer::H2(H2Answer { answer });
     let hints = exchange::Hints {
         upgrade: protocol.is_some(),

@@ -72,7 +72,9 @@ impl Exchange {
         self.info.response_code = Some(status);
         self.info.response_code_details = Some("internal_redirect".into());
         self.info.times.complete = Some(self.began.elapsed());
+        self.steps.own(self.began.elapsed(), "redirect", format!("followed the {status}"));
         self.log();
+        super::record::remember(self);
         self.http.stats.downstream_rq_total.inc();
         let mut info = StreamInfo::new(self.http.info.clone(), SystemTime::now());
         info.protocol = self.info.protocol;

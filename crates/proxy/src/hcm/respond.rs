@@ -73,6 +73,8 @@ impl Answer {
                 headers.remove("transfer-encoding");
                 headers.remove("connection");
                 headers.remove("upgrade");
+                // The answer to an extended CONNECT (RFC 8441) is 200.
+                let status = if tunnel && status == 101 { 200 } else { status };
                 let mut response = http::Response::new(());
                 *response.status_mut() =
                     http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);

@@ -258,6 +258,13 @@ async fn tries(
         }
         let tried = one_try(exchange, plan, outgoing, &host).await?;
         last_timed_out = Some(matches!(tried, Tried::PerTryTimeout(_)));
+        let at = exchange.began.elapsed();
+        let ended = match &tried {
+            Tried::Answer(reply, ..) => format!("{}: {}", host.address, reply.status),
+            Tried::Failed { why, .. } => format!("{}: {}", host.address, why.text()),
+            Tried::PerTryTimeout(deadline) => format!("{}: no answer in time ({deadline:?})", host.address),
+        };
+        exchange.steps.tried(at, exchange.info.upstream.attempts, ended);
         let mut failure = None;
         let verdict = match &tried {
             Tried::Answer(reply, ..) => {
@@ -314,6 +321,8 @@ async fn tries(
                             false => stats.upstream_rq_retry_backoff_exponential.inc(),
                         }
                         retry_permit = Some(permit);
+                        let at = exchange.began.elapsed();
+                        exchange.steps.own(at, "retry", format!("again after {} ms", after.as_millis()));
                         outgoing.rewind();
                         previous.push(host);
                         exchange.timers.clear(Deadline::PerTry);
@@ -326,6 +335,7 @@ async fn tries(
                     }
                     None => {
                         stats.upstream_rq_retry_overflow.inc();
+                        exchange.steps.own(exchange.began.elapsed(), "retry", "too many retries at once");
                         exchange.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
                     }
                 }
@@ -333,6 +343,7 @@ async fn tries(
             RetryVerdict::Retry { .. } => stats.retry_or_shadow_abandoned.inc(),
             RetryVerdict::LimitExceeded => {
                 stats.upstream_rq_retry_limit_exceeded.inc();
+                exchange.steps.own(exchange.began.elapsed(), "retry", "no try is left");
                 exchange.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT);
             }
             RetryVerdict::No => {}

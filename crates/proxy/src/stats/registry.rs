@@ -65,6 +65,9 @@ type Key = (Kind, ArcStr);
 /// Gives entries that are computed when somebody reads.
 pub(crate) type Source = Box<dyn Fn(&mut dyn FnMut(Entry)) + Send + Sync>;
 
+/// The number of a flush, and the histograms as they were then.
+type Flushed = (u64, BTreeMap<(Key, String), HistogramSample>);
+
 /// All scopes of the process. The lock is taken when a scope is made or somebody reads, never per request.
 #[derive(Default)]
 pub(crate) struct Registry {
@@ -72,6 +75,8 @@ pub(crate) struct Registry {
     /// What `/reset_counters` subtracts.
     baseline: Mutex<BTreeMap<(Key, String), u64>>,
     sources: Mutex<Vec<Source>>,
+    /// Histograms as of the last flush, and which flush that was.
+    flushed: Mutex<Flushed>,
     pub(crate) istio: super::istio::Series,
 }
 
@@ -149,6 +154,27 @@ impl Registry {
                     *n = n.wrapping_sub(*base);
                 }
                 entries.push(Entry { kind: key.0, scope: key.1.clone(), name, sample });
+            }
+        }
+        entries
+    }
+
+    /// As [`Registry::read`], with histograms as Envoy shows them: of the last flush, empty before the first.
+    /// `flush`: how many flush intervals have passed since the start.
+    pub(crate) fn read_flushed(&self, flush: u64) -> Vec<Entry> {
+        let mut entries = self.read();
+        let mut flushed = lock(&self.flushed);
+        if flush > flushed.0 {
+            let all = entries.iter().filter_map(|entry| match &entry.sample {
+                Sample::Histogram(h) => Some((((entry.kind, entry.scope.clone()), entry.name.clone()), h.clone())),
+                _ => None,
+            });
+            *flushed = (flush, all.collect());
+        }
+        for entry in &mut entries {
+            if let Sample::Histogram(h) = &mut entry.sample {
+                let key = ((entry.kind, entry.scope.clone()), entry.name.clone());
+                *h = flushed.1.get(&key).cloned().unwrap_or_default();
             }
         }
         entries

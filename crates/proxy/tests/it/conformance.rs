@@ -3,9 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Cases that pass today. A change may raise this, never lower it.
-const PASSING: usize = 130;
-
 fn reference() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let base = std::env::var_os("OUTRIGGER_CONFORMANCE")
@@ -36,12 +33,11 @@ fn behaves_as_envoy() {
     let output = Command::new("python3")
         .arg(&script)
         .arg(reference.join("cases"))
-        .args(["--proxy", &command, "--jobs", "2", "--diffs", "2", "--retry", "1"])
+        .args(["--proxy", &command, "--jobs", "2", "--diffs", "2", "--retry", "2"])
         .output()
         .expect("python3 runs");
     let text = String::from_utf8_lossy(&output.stdout);
     let last = text.lines().last().unwrap_or_default();
-    let passed: usize = last.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
     println!("{last}");
-    assert!(passed >= PASSING, "{passed} cases pass, {PASSING} did before:\n{text}");
+    assert!(last.ends_with(" passed, 0 failed"), "{text}");
 }

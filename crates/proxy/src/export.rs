@@ -1,0 +1,269 @@
+//! Sends spans and log records to collectors: gathered per worker, posted in batches, never waited for.
+
+use crate::upstream::{Protocol, Variant, call};
+use crate::worker::Worker;
+use bytes::Bytes;
+use mesh_types::ArcStr;
+use prost::Message;
+use proxy_core::cluster::UpstreamProtocol;
+use proxy_core::route::Priority;
+use proxy_core::{Headers, PickContext};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Where a batch goes, and as what.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Target {
+    /// JSON spans to Zipkin: cluster, host, path.
+    Zipkin { cluster: ArcStr, host: ArcStr, path: ArcStr },
+    /// Spans to an OpenTelemetry collector.
+    Spans { cluster: ArcStr, service: ArcStr },
+    /// Log records to an OpenTelemetry collector, with the attributes of the resource.
+    Logs { cluster: ArcStr, resource: Vec<(ArcStr, ArcStr)> },
+}
+
+/// One encoded span or record.
+pub(crate) enum Item {
+    Json(serde_json::Value),
+    Span(otlp::Span),
+    Log(otlp::LogRecord),
+}
+
+/// What waits to be sent. Bounded: a collector that is gone must not fill the memory.
+#[derive(Default)]
+pub(crate) struct Batches(RefCell<HashMap<Target, Vec<Item>>>);
+
+const MAX_WAITING: usize = 4096;
+/// Zipkin's and OpenTelemetry's tracers of Envoy send from so many spans on…
+const SEND_AT: usize = 5;
+/// …or after this.
+const SEND_AFTER: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Takes one item for `target`; `after`: sent by then at the latest.
+pub(crate) fn send(worker: &Rc<Worker>, target: Target, item: Item, after: Option<Duration>) {
+    let waiting = {
+        let mut batches = worker.exports.0.borrow_mut();
+        let batch = batches.entry(target.clone()).or_default();
+        if batch.len() >= MAX_WAITING {
+            return;
+        }
+        batch.push(item);
+        batch.len()
+    };
+    if waiting == SEND_AT {
+        flush(worker, &target);
+    } else if waiting == 1 {
+        let weak = Rc::downgrade(worker);
+        // Ends by itself, with the worker at the latest.
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(after.unwrap_or(SEND_AFTER)).await;
+            if let Some(worker) = weak.upgrade() {
+                flush(&worker, &target);
+            }
+        });
+    }
+}
+
+fn flush(worker: &Rc<Worker>, target: &Target) {
+    let items = worker.exports.0.borrow_mut().remove(target).unwrap_or_default();
+    if items.is_empty() {
+        return;
+    }
+    let (cluster, headers, body) = request(target, items);
+    let worker = worker.clone();
+    // Nobody waits for telemetry.
+    tokio::task::spawn_local(async move {
+        if tokio::time::timeout(TIMEOUT, post(&worker, &cluster, headers, body)).await.ok().flatten().is_none() {
+            tracing::debug!(%cluster, "a batch of telemetry was lost");
+        }
+    });
+}
+
+async fn post(worker: &Rc<Worker>, cluster: &str, headers: Headers, body: Bytes) -> Option<()> {
+    let cluster = worker.cluster(cluster)?;
+    let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut())?;
+    let protocol = match cluster.config().protocol {
+        UpstreamProtocol::Http2 => Protocol::Http2,
+        UpstreamProtocol::Auto => Protocol::Auto,
+        _ => Protocol::Http1,
+    };
+    let pool = cluster.pool(worker, &host, &Variant { protocol, ..Variant::default() });
+    let acquired = pool.acquire(Priority::Default).await.ok()?;
+    cluster.stats.upstream_rq_total.inc();
+    let (status, ..) = call(acquired, headers, body, 1 << 16).await.ok()?;
+    cluster.stats.upstream_rq.inc(status);
+    Some(())
+}
+
+fn grpc(cluster: &ArcStr, path: &str, message: &impl Message) -> (ArcStr, Headers, Bytes) {
+    let headers = Headers::of([
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", &**cluster),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+    ]);
+    let mut body = vec![0u8; 5];
+    body.extend_from_slice(&message.encode_to_vec());
+    let length = u32::try_from(body.len() - 5).unwrap_or(u32::MAX);
+    body[1..5].copy_from_slice(&length.to_be_bytes());
+    (cluster.clone(), headers, body.into())
+}
+
+fn request(target: &Target, items: Vec<Item>) -> (ArcStr, Headers, Bytes) {
+    match target {
+        Target::Zipkin { cluster, host, path } => {
+            let spans: Vec<_> =
+                items.into_iter().filter_map(|i| if let Item::Json(v) = i { Some(v) } else { None }).collect();
+            let body = Bytes::from(serde_json::Value::Array(spans).to_string());
+            let mut headers = Headers::of([
+                (":method", "POST"),
+                (":scheme", "http"),
+                (":path", &**path),
+                (":authority", &**host),
+                ("content-type", "application/json"),
+            ]);
+            headers.push(b"content-length", body.len().to_string().as_bytes());
+            (cluster.clone(), headers, body)
+        }
+        Target::Spans { cluster, service } => {
+            let spans = items.into_iter().filter_map(|i| if let Item::Span(s) = i { Some(s) } else { None }).collect();
+            let resource = Some(otlp::Resource { attributes: vec![otlp::KeyValue::text("service.name", service)] });
+            let scope_spans = vec![otlp::ScopeSpans { spans }];
+            let message = otlp::ExportSpans { resource_spans: vec![otlp::ResourceSpans { resource, scope_spans }] };
+            grpc(cluster, "/opentelemetry.proto.collector.trace.v1.TraceService/Export", &message)
+        }
+        Target::Logs { cluster, resource } => {
+            let log_records =
+                items.into_iter().filter_map(|i| if let Item::Log(l) = i { Some(l) } else { None }).collect();
+            let attributes = resource.iter().map(|(k, v)| otlp::KeyValue::text(k, v)).collect();
+            let message = otlp::ExportLogs {
+                resource_logs: vec![otlp::ResourceLogs {
+                    resource: Some(otlp::Resource { attributes }),
+                    scope_logs: vec![otlp::ScopeLogs { log_records }],
+                }],
+            };
+            grpc(cluster, "/opentelemetry.proto.collector.logs.v1.LogsService/Export", &message)
+        }
+    }
+}
+
+/// The few messages of opentelemetry-proto (v1) that are sent, with its field numbers.
+pub(crate) mod otlp {
+    /// `common.v1.AnyValue`, text only.
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct AnyValue {
+        #[prost(string, optional, tag = "1")]
+        pub(crate) text: Option<String>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct KeyValue {
+        #[prost(string, tag = "1")]
+        pub(crate) key: String,
+        #[prost(message, optional, tag = "2")]
+        pub(crate) value: Option<AnyValue>,
+    }
+
+    impl KeyValue {
+        pub(crate) fn text(key: &str, value: &str) -> Self {
+            Self { key: key.to_owned(), value: Some(AnyValue { text: Some(value.to_owned()) }) }
+        }
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct Resource {
+        #[prost(message, repeated, tag = "1")]
+        pub(crate) attributes: Vec<KeyValue>,
+    }
+
+    /// `trace.v1.Span`
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct Span {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(crate) trace_id: Vec<u8>,
+        #[prost(bytes = "vec", tag = "2")]
+        pub(crate) span_id: Vec<u8>,
+        #[prost(string, tag = "3")]
+        pub(crate) trace_state: String,
+        #[prost(bytes = "vec", tag = "4")]
+        pub(crate) parent_span_id: Vec<u8>,
+        #[prost(string, tag = "5")]
+        pub(crate) name: String,
+        /// 2: server, 3: client.
+        #[prost(int32, tag = "6")]
+        pub(crate) kind: i32,
+        #[prost(fixed64, tag = "7")]
+        pub(crate) start_time_unix_nano: u64,
+        #[prost(fixed64, tag = "8")]
+        pub(crate) end_time_unix_nano: u64,
+        #[prost(message, repeated, tag = "9")]
+        pub(crate) attributes: Vec<KeyValue>,
+        #[prost(message, optional, tag = "15")]
+        pub(crate) status: Option<Status>,
+    }
+
+    /// `trace.v1.Status`; code 2 is an error.
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct Status {
+        #[prost(int32, tag = "3")]
+        pub(crate) code: i32,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct ScopeSpans {
+        #[prost(message, repeated, tag = "2")]
+        pub(crate) spans: Vec<Span>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct ResourceSpans {
+        #[prost(message, optional, tag = "1")]
+        pub(crate) resource: Option<Resource>,
+        #[prost(message, repeated, tag = "2")]
+        pub(crate) scope_spans: Vec<ScopeSpans>,
+    }
+
+    /// `collector.trace.v1.ExportTraceServiceRequest`
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct ExportSpans {
+        #[prost(message, repeated, tag = "1")]
+        pub(crate) resource_spans: Vec<ResourceSpans>,
+    }
+
+    /// `logs.v1.LogRecord`
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct LogRecord {
+        #[prost(fixed64, tag = "1")]
+        pub(crate) time_unix_nano: u64,
+        #[prost(message, optional, tag = "5")]
+        pub(crate) body: Option<AnyValue>,
+        #[prost(message, repeated, tag = "6")]
+        pub(crate) attributes: Vec<KeyValue>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct ScopeLogs {
+        #[prost(message, repeated, tag = "2")]
+        pub(crate) log_records: Vec<LogRecord>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct ResourceLogs {
+        #[prost(message, optional, tag = "1")]
+        pub(crate) resource: Option<Resource>,
+        #[prost(message, repeated, tag = "2")]
+        pub(crate) scope_logs: Vec<ScopeLogs>,
+    }
+
+    /// `collector.logs.v1.ExportLogsServiceRequest`
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct ExportLogs {
+        #[prost(message, repeated, tag = "1")]
+        pub(crate) resource_logs: Vec<ResourceLogs>,
+    }
+}
