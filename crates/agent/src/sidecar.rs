@@ -32,6 +32,10 @@ const CONNECTIONS_LOG: Duration = Duration::from_secs(5);
 const CONNECTIONS_RETRIES: u32 = 5;
 /// How often the proxy is asked whether the start is over.
 const SETTLE_CHECK: Duration = Duration::from_millis(50);
+/// The pauses after which unused memory is given back again grow from this …
+const SETTLE_FIRST: Duration = Duration::from_secs(1);
+/// … to this: once a minute costs nothing that can be measured.
+const SETTLE_LONGEST: Duration = Duration::from_secs(60);
 /// How long the status ports may finish what they are answering.
 const STATUS_DRAIN: Duration = Duration::from_millis(200);
 
@@ -164,12 +168,18 @@ async fn terminate(proxy: &dyn DataPlane, drain: Drain, signal: Shutdown, signal
     }
 }
 
-/// Gives back what only the start needed, as soon as the proxy is ready to serve.
+/// Gives back what only the start needed, as soon as the proxy is ready to serve; later what configuration changes and
+/// first requests needed. Less and less often: there is less and less to give back.
 async fn settle(proxy: Arc<dyn DataPlane>) {
     while proxy.ready().await.is_err() {
         tokio::time::sleep(SETTLE_CHECK).await;
     }
-    lifecycle::memory::release_startup();
+    let mut pause = SETTLE_FIRST;
+    loop {
+        lifecycle::memory::release_unused();
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(SETTLE_LONGEST);
+    }
 }
 
 async fn mirror_certificate(

@@ -43,7 +43,16 @@ enum { ALLOW = 1, REFUSE = 0 };
 enum { INET = 2, INET6 = 10, TCP = 6, UDP = 17, SOL_IP = 0, SOL_IPV6 = 41, ORIGINAL_DST = 80, DNS = 53 };
 enum { OP_CONNECT = 3, OP_PASSIVE_ESTABLISHED = 5 };
 
-struct bpf_sock;
+struct bpf_sock {
+	u32 bound_dev_if;
+	u32 family;
+	u32 type;
+	u32 protocol;
+	u32 mark;
+	u32 priority;
+	u32 src_ip4;
+	u32 src_ip6[4];
+};
 
 struct sock_addr {
 	u32 user_family;
@@ -105,8 +114,10 @@ struct flow {
 struct settings {
 	u32 loopback;	   // network order
 	u32 loopback_mask; // network order
-	u16 proxy_port;	   // host order, as the next one
+	u16 proxy_port;	   // host order, as the next three
 	u16 dns_port;
+	u16 inbound_port;
+	u16 tunnel_port;
 	u8 dns;		      // 0 off, 1 the listed servers, 2 all
 	u8 captures_loopback; // the destination list holds a loopback block
 	u8 all_blocks;
@@ -122,6 +133,7 @@ enum { LOCAL = 1, BLOCK_EXCLUDED = 2, BLOCK_CAPTURED = 3, SERVER = 4 };
 // Why a connection goes where it goes, in the order of the questions; names are in src/ebpf/maps.rs.
 enum {
 	BY_EXCLUDED_PORT,
+	BY_SELF,
 	BY_PROXY,
 	BY_LOCAL,
 	BY_GROUP,
@@ -233,7 +245,7 @@ INLINE void set_v4(struct place *place, u32 ip)
 }
 
 // The port that this destination is led to, in host order; 0: it is left alone. The questions come in the order of the rules.
-INLINE u16 decide(const struct settings *set, const struct place *to, u32 protocol)
+INLINE u16 decide(const struct settings *set, const struct place *to, u32 protocol, int passthrough)
 {
 	u64 owner = current_uid_gid();
 	u32 uid = (u32)owner, gid = (u32)(owner >> 32);
@@ -246,9 +258,15 @@ INLINE u16 decide(const struct settings *set, const struct place *to, u32 protoc
 			     : to->ip[0] == 0 && to->ip[1] == 0 && to->ip[2] == 0 && to->ip[3] == htonl(1);
 	int local = in_loopback || (v4 && (to->ip[3] & htonl(0xff000000)) == htonl(0x7f000000)) || holds(LOCAL, to);
 	int query = set->dns && port == DNS;
+	int by_user = has(UID, uid);
 	if (has(PORT_EXCLUDED, port)) {
 		reason = BY_EXCLUDED_PORT;
-	} else if (has(UID, uid) || has(GID, gid)) {
+	} else if (by_user || has(GID, gid)) {
+		// The proxy calls its own pod by its address: in again by the inbound port, but not on its way to the application.
+		if (protocol == TCP && local && !in_loopback && !passthrough && port != set->tunnel_port && !(by_user && query)) {
+			count(BY_SELF);
+			return set->inbound_port;
+		}
 		reason = BY_PROXY;
 	} else if (local && !set->captures_loopback && !query) {
 		reason = BY_LOCAL;
@@ -303,6 +321,17 @@ INLINE void write_user(struct sock_addr *ctx, const struct place *to, int v6)
 	STORE(ctx->user_port) = to->port;
 }
 
+// The socket is bound to 127.0.0.6 or ::6, which the proxy uses to call the application behind it.
+INLINE int passes_through(struct bpf_sock *sk, int v6)
+{
+	if (!v6)
+		return sk->src_ip4 == htonl(0x7f000006);
+	if (sk->src_ip6[0] || sk->src_ip6[1])
+		return 0;
+	return sk->src_ip6[2] ? sk->src_ip6[2] == htonl(0xffff) && sk->src_ip6[3] == htonl(0x7f000006)
+			      : sk->src_ip6[3] == htonl(6);
+}
+
 // connect and sendmsg: leads the destination to this pod's own address when it is captured.
 INLINE int lead(struct sock_addr *ctx, int v6)
 {
@@ -315,7 +344,7 @@ INLINE int lead(struct sock_addr *ctx, int v6)
 		return REFUSE;
 	struct place to;
 	read_user(ctx, &to, v6);
-	u16 port = decide(set, &to, protocol);
+	u16 port = decide(set, &to, protocol, passes_through(ctx->sk, v6));
 	struct place *before = sk_storage(&meant, ctx->sk, 0, 0);
 	if (!port) {
 		// A datagram socket may ask one server after another.
@@ -349,7 +378,7 @@ INLINE int show(struct sock_addr *ctx, int v6)
 	if (!to || !to->port || !set)
 		return ALLOW;
 	u16 port = ntohs((u16)ctx->user_port);
-	if (port == set->proxy_port || port == set->dns_port)
+	if (port == set->proxy_port || port == set->inbound_port || port == set->dns_port)
 		write_user(ctx, to, v6);
 	return ALLOW;
 }

@@ -20,7 +20,7 @@ use aya::programs::{Program, ProgramFd, loaded_programs};
 use aya::{Ebpf, EbpfLoader};
 
 use kernel::Hook;
-pub(crate) use maps::{REASONS, Tables};
+pub(crate) use maps::{REASONS, Tables, Who};
 
 /// All programs, in the order of their attachment: first what answers, last what leads connections to the proxy, so that no connection
 /// is led there before the proxy can learn its destination. They are detached in the opposite order.

@@ -92,6 +92,7 @@ fn simple_target(target: &Target) -> String {
             format!("-j TPROXY --on-port {port} --on-ip 0.0.0.0 --tproxy-mark {mark:#x}/0xffffffff")
         }
         Target::Zone(zone) => format!("-j CT --zone {zone}"),
+        Target::NoTrack => "-j CT --notrack".to_owned(),
     }
 }
 

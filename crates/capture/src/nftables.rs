@@ -208,6 +208,7 @@ fn exprs(rule: &Rule) -> Vec<Expr> {
         Target::SaveMark => Expr::SaveMark,
         Target::RestoreMark => Expr::RestoreMark,
         Target::Zone(zone) => Expr::CtZone(*zone),
+        Target::NoTrack => Expr::NoTrack,
     });
     out
 }
@@ -292,6 +293,7 @@ fn rule_text(rule: &Rule) -> String {
             format!("tproxy {ip} to :{port} meta mark set {mark} counter accept")
         }
         Target::Zone(zone) => format!("counter ct zone set {zone}"),
+        Target::NoTrack => "counter notrack".to_owned(),
     });
     words.join(" ")
 }

@@ -141,6 +141,8 @@ pub enum Target {
     /// Mark and port.
     Tproxy(u32, u16),
     Zone(u16),
+    /// Connection tracking does not see it.
+    NoTrack,
 }
 
 /// The address families that a rule is for.
@@ -268,13 +270,19 @@ impl Builder<'_> {
             self.append(Table::Mangle, Chain::Prerouting, [Match::Invalid], Target::Jump(Chain::Drop));
             self.append(Table::Mangle, Chain::Drop, [], Target::Drop);
         }
+        // Where programs lead outbound connections, nat has nothing to do but for inbound ones and virtual machines.
+        let nat_inbound = !config.by_sockets || (config.mode == Mode::Redirect && !config.inbound_ports.is_none());
         let tcp = Match::Proto(L4::Tcp);
-        let tunnel = [tcp.clone(), Match::Dport(config.tunnel_port)];
-        self.append(Table::Nat, Chain::Inbound, tunnel, Target::Return);
+        if nat_inbound {
+            let tunnel = [tcp.clone(), Match::Dport(config.tunnel_port)];
+            self.append(Table::Nat, Chain::Inbound, tunnel, Target::Return);
+        }
         if !config.by_sockets || !config.virt_interfaces.is_empty() {
             self.append(Table::Nat, Chain::Redirect, [tcp.clone()], Target::Redirect(config.proxy_port));
         }
-        self.append(Table::Nat, Chain::InRedirect, [tcp], Target::Redirect(config.inbound_port));
+        if nat_inbound {
+            self.append(Table::Nat, Chain::InRedirect, [tcp], Target::Redirect(config.inbound_port));
+        }
         self.inbound();
         self.outbound();
         if config.mode == Mode::Tproxy {
@@ -330,6 +338,10 @@ impl Builder<'_> {
         let tcp = Match::Proto(L4::Tcp);
         let lo = || Match::Out("lo".to_owned());
         let dns = config.dns != Dns::Off;
+        if config.by_sockets {
+            self.by_sockets();
+            return;
+        }
         self.append(nat, Chain::OutputHook, [], Target::Jump(output));
         for port in &config.outbound_exclude_ports {
             self.append(nat, output, [tcp.clone(), Match::Dport(*port)], Target::Return);
@@ -356,23 +368,12 @@ impl Builder<'_> {
                     [lo(), Match::NotDst(loopback), tcp.clone(), Match::NotDport(ports.clone()), owner.clone()];
                 b.append(nat, output, matches, Target::Jump(Chain::InRedirect));
             });
-            // The rest is decided where connections are made.
-            if config.by_sockets {
-                continue;
-            }
             if !captures_loopback {
                 let matches =
                     if dns { vec![lo(), tcp.clone(), Match::NotDport(vec![DNS]), others] } else { vec![lo(), others] };
                 self.append(nat, output, matches, Target::Return);
             }
             self.append(nat, output, [owner], Target::Return);
-        }
-        if config.by_sockets {
-            match &config.outbound_cidrs {
-                Selection::All => self.virtual_machines(None),
-                Selection::Only(cidrs) => by_family(cidrs).for_each(|cidr| self.virtual_machines(Some(cidr))),
-            }
-            return;
         }
         match &config.groups {
             Groups::AllExcept(groups) => {
@@ -394,6 +395,20 @@ impl Builder<'_> {
         }
         self.dns();
         self.destinations();
+    }
+
+    /// Programs decide about outbound connections. What they lead to the proxy needs no tracking, which would cost more than they do.
+    fn by_sockets(&mut self) {
+        let config = self.config;
+        let (raw, output) = (Table::Raw, Chain::Output);
+        let hop = |port: Match| [Match::Out("lo".to_owned()), Match::Proto(L4::Tcp), port];
+        self.append(raw, Chain::OutputHook, [], Target::Jump(output));
+        self.append(raw, output, hop(Match::Dport(config.proxy_port)), Target::NoTrack);
+        self.append(raw, output, hop(Match::Sport(config.proxy_port)), Target::NoTrack);
+        match &config.outbound_cidrs {
+            Selection::All => self.virtual_machines(None),
+            Selection::Only(cidrs) => by_family(cidrs).for_each(|cidr| self.virtual_machines(Some(cidr))),
+        }
     }
 
     /// What remains of the outbound rules once the sender is known to be captured: by destination.

@@ -167,10 +167,10 @@ impl Proxy {
         let mark = self.mark.borrow().clone();
         let mut marked = false;
         let mut bytes = 0;
-        let (refers, refers_to): (fn(&[u8]) -> Option<String>, _) = match response.type_url.as_str() {
-            type_url::CLUSTER => (endpoints_of, Some(type_url::ENDPOINT)),
-            type_url::LISTENER => (|_| None, Some(type_url::ROUTE)),
-            _ => (|_| None, None),
+        let refers_to = match response.type_url.as_str() {
+            type_url::CLUSTER => Some(type_url::ENDPOINT),
+            type_url::LISTENER => Some(type_url::ROUTE),
+            _ => None,
         };
         let mut new = Vec::new();
         for resource in &response.resources {
@@ -180,7 +180,9 @@ impl Proxy {
             if let Some(missing) = self.missing.get_mut(response.type_url.as_str()) {
                 missing.remove(&resource.name);
             }
-            new.extend(refers(&body.value));
+            if response.type_url == type_url::CLUSTER {
+                new.extend(endpoints_of(&body.value));
+            }
         }
         if response.type_url == type_url::LISTENER {
             new = vec!["80".to_owned()];

@@ -126,7 +126,7 @@ pub struct Args {
 /// # Errors
 /// When it cannot start: a port is taken, a file is missing.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    lifecycle::logging::init(&lifecycle::logging::Options { json: args.log_json, levels: args.log_level.clone() })?;
+    lifecycle::logging::init(&lifecycle::logging::Options { json: args.log_json, levels: levels(&args.log_level) })?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(serve_until_signal(args))
@@ -296,6 +296,11 @@ fn tokens(args: &Args, cluster: Option<&Cluster>) -> anyhow::Result<Tokens> {
         Some(cluster) => cluster.clone().into(),
         None => TokenVerifier::from_key_set(r#"{"keys": []}"#, None)?.into(),
     })
+}
+
+/// The Kubernetes client reports each attempt at a server that is away as an error; the watches say it once.
+fn levels(asked: &str) -> String {
+    format!("{asked},kube_client:none").trim_start_matches(',').to_owned()
 }
 
 /// Binds Go's `:PORT` (all addresses of both families) or `ADDRESS:PORT`.

@@ -82,9 +82,9 @@ impl Folders {
                 // Another file has it, too, and is heard now.
                 Some(other) => {
                     let (documents, _) = manifest::read(std::slice::from_ref(&other));
-                    let document = documents.into_iter().rfind(|document| Key::of(document).as_ref() == Some(&key));
+                    let document = documents.iter().rfind(|document| Key::of(document).as_ref() == Some(&key));
                     self.objects.insert(key, other);
-                    updates.extend(document.map(|document| Update::Apply(Box::new(document))));
+                    updates.extend(document.map(Update::read));
                 }
             }
         }
@@ -98,33 +98,38 @@ impl Folders {
         updates: &mut Vec<Update>,
         lost: &mut BTreeSet<(Key, PathBuf)>,
     ) {
-        let (documents, errors) = manifest::read(&[path.to_path_buf()]);
-        let file = self.files.entry(path.to_path_buf()).or_default();
-        file.fingerprint = Some(fingerprint);
-        if !errors.is_empty() {
-            errors.iter().for_each(|error| warn!("{error}; the file is left out"));
-            return;
-        }
-        let before = std::mem::take(&mut file.keys);
-        for document in documents {
+        let (mut read, mut keys) = (Vec::new(), BTreeSet::new());
+        let objects = &mut self.objects;
+        let mut owned = Vec::new();
+        // Nothing holds before the whole file is read, but of each document only the object is kept.
+        let done = manifest::read_each(path, |document| {
             let Some(key) = Key::of(&document) else {
                 debug!(kind = document.kind(), name = document.name(), "object of a kind that sidecars do not need");
-                continue;
+                return;
             };
-            match self.objects.get(&key) {
+            let first = !keys.contains(&key);
+            match objects.get(&key) {
                 Some(other) if other.as_path() > path => {
-                    file.keys.insert(key);
-                    continue;
+                    keys.insert(key);
+                    return;
                 }
-                Some(other) if other != path || file.keys.contains(&key) => {
-                    warn!("{}", duplicate(&document, &key, other));
-                }
+                Some(other) if other != path || !first => warn!("{}", duplicate(&document, &key, other)),
+                None if !first => warn!("{}", duplicate(&document, &key, path)),
                 _ => {}
             }
-            self.objects.insert(key.clone(), path.to_path_buf());
-            file.keys.insert(key);
-            updates.push(Update::Apply(Box::new(document)));
+            owned.push(key.clone());
+            keys.insert(key);
+            read.push(Update::read(&document));
+        });
+        let file = self.files.entry(path.to_path_buf()).or_default();
+        file.fingerprint = Some(fingerprint);
+        if let Err(error) = done {
+            warn!("{error}; the file is left out");
+            return;
         }
+        updates.append(&mut read);
+        objects.extend(owned.into_iter().map(|key| (key, path.to_path_buf())));
+        let before = std::mem::replace(&mut file.keys, keys);
         lost.extend(before.into_iter().filter(|key| !file.keys.contains(key)).map(|key| (key, path.to_path_buf())));
     }
 
@@ -255,7 +260,8 @@ mod tests {
         assert!(folders.read().is_empty(), "the later file holds");
         fs::remove_file(file("b.yaml")).unwrap();
         let updates = folders.read();
-        assert!(matches!(&updates[..], [Update::Apply(document)] if document.file() == file("a.yaml")), "{updates:?}");
+        let [Update::Read(reading)] = &updates[..] else { panic!("{updates:?}") };
+        assert_eq!(reading.as_ref().as_ref().unwrap().0.origin.as_ref().unwrap().file, file("a.yaml"));
     }
 
     #[tokio::test]

@@ -33,4 +33,4 @@ pub use injection::Injector;
 pub use serve::{Handle, Listeners, ServeError, Settings, serve};
 pub use status::{Laggard, Laggards, ProxyStatus, TypeStatus};
 pub use validate::{ValidateArgs, crds, validate};
-pub use world::{State, Update};
+pub use world::{Reading, State, Update};

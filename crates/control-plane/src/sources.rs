@@ -25,6 +25,8 @@ pub(crate) async fn follow(handle: &Handle, mut folders: Folders, mut cluster: O
         updates.extend(if both { merge.of_cluster(first) } else { first });
     }
     handle.update(updates).await;
+    // The first reading took more memory than serving does.
+    lifecycle::memory::release_unused();
     loop {
         let batch = async {
             match &mut cluster {
@@ -50,7 +52,7 @@ pub(crate) async fn follow(handle: &Handle, mut folders: Folders, mut cluster: O
 
 fn updates_of(changes: Vec<Change>) -> Vec<Update> {
     let update = |change| match change {
-        Change::Apply(document) => Update::Apply(document),
+        Change::Apply(reading) => Update::Read(reading),
         Change::Delete(key) => Update::Delete(key),
     };
     changes.into_iter().map(update).collect()
@@ -73,17 +75,16 @@ impl Merge {
                 self.files.remove(&key);
                 Some(self.shadowed.remove(&key).unwrap_or(Update::Delete(key)))
             }
-            Update::Apply(document) => {
-                let key = Key::of(&document)?;
+            update => {
+                let key = update.key()?;
                 if self.files.insert(key.clone()) && self.cluster.contains(&key) {
-                    warn!("{key} is in {} and in the API server; the file is used", document.file().display());
+                    warn!("{key} is in a file and in the API server; the file is used");
                     if let Some(object) = state.snapshot.get(&key) {
                         self.shadowed.insert(key, Update::Upsert(Box::new(object.as_ref().clone())));
                     }
                 }
-                Some(Update::Apply(document))
+                Some(update)
             }
-            Update::Upsert(object) => Some(Update::Upsert(object)),
         };
         updates.into_iter().filter_map(take).collect()
     }
@@ -95,16 +96,15 @@ impl Merge {
                 self.shadowed.remove(&key);
                 (!self.files.contains(&key)).then_some(Update::Delete(key))
             }
-            Update::Apply(document) => {
-                let key = Key::of(&document)?;
+            update => {
+                let key = update.key()?;
                 self.cluster.insert(key.clone());
                 if self.files.contains(&key) {
-                    self.shadowed.insert(key, Update::Apply(document));
+                    self.shadowed.insert(key, update);
                     return None;
                 }
-                Some(Update::Apply(document))
+                Some(update)
             }
-            Update::Upsert(object) => Some(Update::Upsert(object)),
         };
         updates.into_iter().filter_map(take).collect()
     }

@@ -56,7 +56,9 @@ fn client_verifier(
     for certificate in CertificateDer::pem_slice_iter(authority.trust_bundle().as_bytes()) {
         roots.add(certificate?)?;
     }
-    Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).allow_unauthenticated().build()?)
+    Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()?)
 }
 
 /// Verifies clients against the roots of the moment: while the CA's root is replaced there are two.
@@ -160,11 +162,7 @@ impl OwnCertificate {
     }
 }
 
-fn sign(
-    authority: &Authority,
-    names: &[String],
-    provider: &CryptoProvider,
-) -> Result<Own, TlsError> {
+fn sign(authority: &Authority, names: &[String], provider: &CryptoProvider) -> Result<Own, TlsError> {
     let generation = authority.generation();
     let now = SystemTime::now();
     let certificate = authority.server_certificate(names, LIFETIME)?;

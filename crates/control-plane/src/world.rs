@@ -25,8 +25,33 @@ pub enum Update {
     Upsert(Box<Object>),
     /// Read, check and store a manifest.
     Apply(Box<Document>),
+    /// Store what was read of a manifest, and checked; a fraction of the manifest's size.
+    Read(Box<Reading>),
     /// Remove an object.
     Delete(Key),
+}
+
+/// What [`Object::read`] makes of a manifest.
+pub type Reading = Result<(Object, Vec<manifest::Error>), Rejected>;
+
+impl Update {
+    /// Reads and checks a manifest now.
+    pub fn read(document: &Document) -> Update {
+        Update::Read(Box::new(Object::read(document)))
+    }
+
+    /// The object that it is about; `None` when that is of no known kind.
+    pub(crate) fn key(&self) -> Option<Key> {
+        match self {
+            Update::Upsert(object) => Some(object.key.clone()),
+            Update::Apply(document) => Key::of(document),
+            Update::Read(reading) => match &**reading {
+                Ok((object, _)) => Some(object.key.clone()),
+                Err(rejected) => rejected.key.clone(),
+            },
+            Update::Delete(key) => Some(key.clone()),
+        }
+    }
 }
 
 /// Everything at one moment. Never changes.
@@ -176,8 +201,9 @@ impl Writer {
         let change = match update {
             Update::Upsert(object) => Some(self.store.upsert(*object)),
             Update::Delete(key) => self.store.delete(&key),
-            Update::Apply(document) => {
-                let (object, warnings) = Object::read(&document)
+            Update::Apply(document) => return self.apply(Update::read(&document)),
+            Update::Read(reading) => {
+                let (object, warnings) = reading
                     .inspect_err(|error| self.metrics.validated(error.key.as_ref().map(|key| key.kind), false))?;
                 for warning in warnings {
                     warn!("{}: {warning}", object.key);

@@ -21,5 +21,12 @@ pub(crate) fn document(file: &Path, text: &str) -> Result<Document, Error> {
 
 /// As [`document`], without positions.
 pub(crate) fn mapping(name: &str, text: &str) -> Result<Value, Error> {
-    document(Path::new(name), text).map(|document| document.value)
+    let file = Path::new(name);
+    let mut values = manifest::parse_values(file, text)?;
+    match values.len() {
+        0 => Ok(Value::Object(Map::new())),
+        1 => Ok(values.remove(0)),
+        // It has the position of what is too many.
+        _ => document(file, text).map(|document| document.value),
+    }
 }

@@ -7,7 +7,7 @@
 //!
 //! In: a kubeconfig, or the service account of the pod we run in. Out: [`Change`]s: at first one batch with all
 //! there is, then what changed. A server that is away is asked again with back-off; nothing is taken back meanwhile.
-//! Never: what the objects mean; whether they are valid.
+//! Never: what the objects mean.
 
 mod apply;
 mod client;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::time::Duration;
 
-use config_store::{Key, Kind};
+use config_store::{Key, Kind, Object, Rejected};
 use futures::{FutureExt, Stream, StreamExt};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api as KubeApi;
@@ -13,7 +13,6 @@ use kube::discovery::ApiResource;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::watcher::{self, Event};
-use manifest::Document;
 use tokio::sync::mpsc;
 use tokio_stream::StreamMap;
 use tracing::{debug, info, warn};
@@ -34,8 +33,8 @@ const DISCOVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 /// A difference to what was said before.
 #[derive(Debug)]
 pub enum Change {
-    /// The object is new or says something else.
-    Apply(Box<Document>),
+    /// The object is new or says something else: read and checked, with warnings, or refused.
+    Apply(Box<Result<(Object, Vec<manifest::Error>), Rejected>>),
     /// The object is gone.
     Delete(Key),
 }
@@ -265,7 +264,7 @@ fn take_object(told: &mut Told, batch: &mut Vec<Change>, kind: Kind, event: Even
             }
             told.known.insert(key);
             let document = crate::trim::document(kind, &told.api_version, object);
-            batch.push(Change::Apply(Box::new(document)));
+            batch.push(Change::Apply(Box::new(Object::read(&document))));
         }
         Event::Delete(object) => {
             let key = key(&object);

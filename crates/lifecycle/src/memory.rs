@@ -1,4 +1,4 @@
-//! Giving back memory that only the start needed.
+//! Giving back memory that is not in use.
 //!
 //! Every role is the same large program, and a start runs through much more of it than serving does: flags, YAML,
 //! certificates, the first configuration. The kernel maps what was touched, and sixteen pages around each touch, and
@@ -11,9 +11,9 @@
 /// Takes the program's own code and constants out of the resident set, and returns free heap to the kernel. What is
 /// in use comes back by itself, page by page.
 ///
-/// Worth calling once, when a process has started and settles down to serve; it takes about a millisecond. Does
-/// nothing where `/proc` cannot be read.
-pub fn release_startup() {
+/// Worth calling when a process has started and settles down to serve, and now and then after that; it takes about a
+/// millisecond. Does nothing where `/proc` cannot be read.
+pub fn release_unused() {
     // The heap first: trimming runs code, too.
     trim_heap();
     let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") else { return };
@@ -91,7 +91,7 @@ Anonymous:             0 kB
     #[test]
     fn a_process_goes_on_after_it() {
         let kept: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
-        release_startup();
+        release_unused();
         assert_eq!(kept[999], "999");
         assert_eq!("code and constants are read again".len(), 33);
     }

@@ -201,7 +201,7 @@ impl Serving<'_> {
             shown.push(url);
         }
         // What follows is serving: the start's memory goes back.
-        lifecycle::memory::release_startup();
+        lifecycle::memory::release_unused();
         self.info.send_modify(|info| {
             info.settled = true;
             info.urls.clone_from(&shown);

@@ -26,6 +26,28 @@ pub(crate) enum Marks {
     Mapping(BTreeMap<Box<str>, (Mark, Marks)>),
 }
 
+impl Mark {
+    fn move_down(&mut self, lines: u32) {
+        if self.line > 0 {
+            self.line += lines;
+        }
+    }
+}
+
+impl Marks {
+    fn move_down(&mut self, lines: u32) {
+        let entries: &mut dyn Iterator<Item = &mut (Mark, Marks)> = match self {
+            Marks::Leaf => return,
+            Marks::Sequence(entries) => &mut entries.iter_mut(),
+            Marks::Mapping(entries) => &mut entries.values_mut(),
+        };
+        for (mark, marks) in entries {
+            mark.move_down(lines);
+            marks.move_down(lines);
+        }
+    }
+}
+
 /// One manifest: an object, or any other YAML mapping, with positions.
 ///
 /// `value` keeps explicit nulls, since in a patch or a Helm value they mean something; the decoders
@@ -121,6 +143,14 @@ impl Document {
             column: mark.column,
             field: (!path.is_empty()).then(|| path.to_owned()),
             message: message.into(),
+        }
+    }
+
+    /// The text that it was parsed from began so many lines below the file's beginning.
+    pub(crate) fn move_down(&mut self, lines: u32) {
+        if lines > 0 {
+            self.mark.move_down(lines);
+            self.marks.move_down(lines);
         }
     }
 

@@ -49,6 +49,15 @@ fn list(folder: &Path, documents: &mut Vec<Document>, errors: &mut Vec<Error>) {
     }
 }
 
+/// Reads one file and hands over each document before the next is read; see [`crate::parse_each`].
+///
+/// # Errors
+/// When the file cannot be read or parsed; what was handed over before stands in front of the error.
+pub fn read_each(path: &Path, take: impl FnMut(Document)) -> Result<(), Error> {
+    let text = read_file(path).map_err(|error| io_error(path, &error))?;
+    crate::parse_each(path, &text, take)
+}
+
 /// Whether [`read`] takes a file of this name from a folder.
 pub fn is_manifest(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();

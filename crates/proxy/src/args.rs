@@ -182,7 +182,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
             while handle.ready().is_err() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            lifecycle::memory::release_startup();
+            lifecycle::memory::release_unused();
             std::future::pending::<()>().await
         };
         tokio::select! {

@@ -172,6 +172,9 @@ impl PushContext {
     pub fn is_visible(&self, service: &Service, namespace: &str) -> bool {
         let default = &self.mesh.default_service_export_to;
         let own = &service.export_to;
+        if !own.iter().any(|to| &**to == "*") && own.iter().any(|to| &**to == "~") {
+            return false;
+        }
         let sees = |to: &str| to == "*" || to == namespace || (to == "." && *service.namespace == *namespace);
         match (own.is_empty(), default.is_empty()) {
             (false, _) => own.iter().any(|to| sees(to)),
@@ -199,6 +202,26 @@ impl PushContext {
         labels = augment_labels(&labels, &node.cluster_id, &locality, of_node, &node.network);
         let same = labels == node.labels && locality == node.locality;
         (!same).then(|| Node { labels, locality, ..node.clone() })
+    }
+
+    /// The services that a namespace may see: its own private ones, those exported to it, the public ones, each
+    /// group by age. Of two with one host name the later one's routes win, so the order matters.
+    pub(crate) fn services_for<'a>(&'a self, namespace: &'a str) -> Vec<&'a Arc<Service>> {
+        let default = &self.mesh.default_service_export_to;
+        let group = |service: &Service| {
+            let public = match service.export_to.is_empty() {
+                true => default.is_empty() || default.iter().any(|to| to == "*"),
+                false => service.export_to.iter().any(|to| &**to == "*"),
+            };
+            match (public, *service.namespace == *namespace) {
+                (true, _) => 2,
+                (false, true) => 0,
+                (false, false) => 1,
+            }
+        };
+        let mut out: Vec<_> = self.registry.services.iter().filter(|s| self.is_visible(s, namespace)).collect();
+        out.sort_by_key(|s| group(s));
+        out
     }
 
     /// What the proxy may see.

@@ -239,7 +239,7 @@ fn import(push: &PushContext, namespace: &ArcStr, listener: &IstioEgressListener
             virtual_services.push(config.clone());
         }
     }
-    let visible = push.registry.services.iter().filter(|s| push.is_visible(s, namespace));
+    let visible = push.services_for(namespace).into_iter();
     let port = listener.port.as_ref().filter(|_| matches_port(listener)).map(|p| p.number);
     let imported: Vec<Arc<Service>> = visible
         .filter(|s| !excluded(&s.namespace, &s.hostname))

@@ -41,7 +41,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                     Sample::Bookinfo(args) => bookinfo::run(args).await,
                     Sample::Echo { port } => echo::run(port).await,
                     Sample::Sleep => {
-                        lifecycle::memory::release_startup();
+                        lifecycle::memory::release_unused();
                         std::future::pending().await
                     }
                 }

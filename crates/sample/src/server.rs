@@ -32,7 +32,7 @@ pub(crate) async fn serve(port: u16, app: impl App) -> anyhow::Result<()> {
         }
     };
     let app = Arc::new(app);
-    lifecycle::memory::release_startup();
+    lifecycle::memory::release_unused();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,

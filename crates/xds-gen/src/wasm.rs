@@ -143,7 +143,7 @@ fn config(plugin: &Config<WasmPlugin>) -> Any {
     let config = Some(plugin_config(plugin));
     match plugin.spec.r#type {
         PluginType::Network => any(&network_wasm::Wasm { config }),
-        _ => any(&http_wasm::Wasm { config, ..http_wasm::Wasm::default() }),
+        _ => any(&http_wasm::Wasm { config }),
     }
 }
 

@@ -355,3 +355,6 @@ fn from_value(value: &wkt::Value) -> Value {
         Some(Kind::StructValue(fields)) => from_struct(fields),
     }
 }
+
+#[cfg(test)]
+mod tests;

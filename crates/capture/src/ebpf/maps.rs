@@ -1,12 +1,12 @@
 //! What the programs are told, and what they count: the maps of `ebpf/outbound.c`.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{Cidr, Config, Dns, Groups, Owner, Selection};
 
 /// `struct settings`
-pub(super) type Settings = [u8; 20];
+pub(super) type Settings = [u8; 24];
 /// `struct listed_key`
 pub(super) type Listed = [u32; 2];
 /// `struct block_key` without its prefix length: kind and address.
@@ -27,8 +27,9 @@ const SERVER: u32 = 4;
 pub(super) const MAX_ENTRIES: usize = 1024;
 
 /// Why a connection goes where it goes, in the order of the programs' questions; each has a counter.
-pub(crate) const REASONS: [&str; 12] = [
+pub(crate) const REASONS: [&str; 13] = [
     "excluded port",
+    "the proxy to this pod, to its inbound port",
     "the proxy's own",
     "to this pod itself",
     "group that is not captured",
@@ -41,6 +42,15 @@ pub(crate) const REASONS: [&str; 12] = [
     "no rule captures it",
     "original destination told to the proxy",
 ];
+
+/// Who opens a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Who {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// The socket is bound to 127.0.0.6 or ::6: the proxy calls the application behind it.
+    pub(crate) passthrough: bool,
+}
 
 /// Everything the programs know.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -110,7 +120,9 @@ impl Tables {
         out[4..8].copy_from_slice(&mask.to_be_bytes());
         out[8..10].copy_from_slice(&config.proxy_port.to_ne_bytes());
         out[10..12].copy_from_slice(&config.dns_port.to_ne_bytes());
-        out[12..17].copy_from_slice(&[
+        out[12..14].copy_from_slice(&config.inbound_port.to_ne_bytes());
+        out[14..16].copy_from_slice(&config.tunnel_port.to_ne_bytes());
+        out[16..21].copy_from_slice(&[
             dns,
             captures_loopback.into(),
             all_blocks.into(),
@@ -124,7 +136,7 @@ impl Tables {
     pub(crate) fn describe(&self) -> Vec<String> {
         let port = |at: usize| u16::from_ne_bytes([self.settings[at], self.settings[at + 1]]);
         let (dns, all, only, ipv6) =
-            (self.settings[12], self.settings[14] != 0, self.settings[15] != 0, self.settings[16] != 0);
+            (self.settings[16], self.settings[18] != 0, self.settings[19] != 0, self.settings[20] != 0);
         let listed = |kind: u32| self.listed.iter().filter(move |[k, _]| *k == kind).map(|[_, v]| v.to_string());
         let blocks = |kind: u32| {
             self.blocks.iter().filter(move |(_, [k, ..])| *k == kind).map(|(bits, [_, rest @ ..])| {
@@ -162,18 +174,18 @@ impl Tables {
 
     /// What the programs would do with a connection: the port it is led to, and the number of the reason in [`REASONS`]. The same
     /// questions in the same order as `decide` in `ebpf/outbound.c`; a test holds them together.
-    pub(crate) fn decide(&self, uid: u32, gid: u32, udp: bool, to: std::net::SocketAddr) -> (Option<u16>, usize) {
+    pub(crate) fn decide(&self, who: Who, udp: bool, to: SocketAddr) -> (Option<u16>, usize) {
         let ip = to.ip().to_canonical();
         let has = |kind: u32, value: u32| self.listed.contains(&[kind, value]);
         let holds = |kind: u32| {
             let key = words(ip);
             self.blocks.iter().any(|(bits, [k, rest @ ..])| *k == kind && same_prefix(*rest, key, bits - 32))
         };
-        let port = |at: usize| Some(u16::from_ne_bytes([self.settings[at], self.settings[at + 1]]));
+        let port = |at: usize| u16::from_ne_bytes([self.settings[at], self.settings[at + 1]]);
         let (dns, captures_loopback, all, only) =
-            (self.settings[12], self.settings[13] != 0, self.settings[14] != 0, self.settings[15] != 0);
-        if ip.is_ipv6() && self.settings[16] == 0 {
-            return (None, 10);
+            (self.settings[16], self.settings[17] != 0, self.settings[18] != 0, self.settings[19] != 0);
+        if ip.is_ipv6() && self.settings[20] == 0 {
+            return (None, 11);
         }
         let in_loopback = match ip {
             IpAddr::V4(ip) => {
@@ -182,29 +194,32 @@ impl Tables {
             }
             IpAddr::V6(ip) => ip.is_loopback(),
         };
+        let local = in_loopback || ip.is_loopback() || holds(LOCAL);
         let query = dns != 0 && to.port() == 53;
+        let by_user = has(UID, who.uid);
         if has(PORT_EXCLUDED, to.port().into()) {
             (None, 0)
-        } else if has(UID, uid) || has(GID, gid) {
-            (None, 1)
-        } else if (in_loopback || ip.is_loopback() || holds(LOCAL)) && !captures_loopback && !query {
-            (None, 2)
-        } else if has(GROUP, gid) != only {
+        } else if by_user || has(GID, who.gid) {
+            let again = !udp && local && !in_loopback && !who.passthrough && to.port() != port(14);
+            if again && !(by_user && query) { (Some(port(12)), 1) } else { (None, 2) }
+        } else if local && !captures_loopback && !query {
             (None, 3)
+        } else if has(GROUP, who.gid) != only {
+            (None, 4)
         } else if query && (dns == 2 || holds(SERVER)) {
-            (port(10), 4)
+            (Some(port(10)), 5)
         } else if udp {
-            (None, 5)
-        } else if in_loopback {
             (None, 6)
-        } else if holds(BLOCK_EXCLUDED) {
+        } else if in_loopback {
             (None, 7)
+        } else if holds(BLOCK_EXCLUDED) {
+            (None, 8)
         } else if has(PORT_CAPTURED, to.port().into()) {
-            (port(8), 8)
+            (Some(port(8)), 9)
         } else if all || holds(BLOCK_CAPTURED) {
-            (port(8), 9)
+            (Some(port(8)), 10)
         } else {
-            (None, 10)
+            (None, 11)
         }
     }
 }
@@ -249,20 +264,27 @@ mod tests {
             ..Config::default()
         };
         let tables = Tables::new(&config, &["10.244.0.7".parse().expect("address")]);
-        let of = |uid, gid, udp, to: &str| tables.decide(uid, gid, udp, to.parse().expect("address"));
-        assert_eq!(of(1000, 1000, false, "10.1.1.1:80"), (Some(15001), 9));
-        assert_eq!(of(1000, 1000, false, "[::ffff:10.1.1.1]:80"), (Some(15001), 9));
+        let of = |uid, gid, udp, to: &str| {
+            tables.decide(Who { uid, gid, passthrough: false }, udp, to.parse().expect("address"))
+        };
+        assert_eq!(of(1000, 1000, false, "10.1.1.1:80"), (Some(15001), 10));
+        assert_eq!(of(1000, 1000, false, "[::ffff:10.1.1.1]:80"), (Some(15001), 10));
         assert_eq!(of(1000, 1000, false, "10.1.1.1:25"), (None, 0));
-        assert_eq!(of(1337, 1000, false, "10.1.1.1:80"), (None, 1));
-        assert_eq!(of(1000, 1000, false, "10.244.0.7:80"), (None, 2));
-        assert_eq!(of(1000, 202, false, "10.1.1.1:80"), (None, 3));
-        assert_eq!(of(1000, 1000, true, "10.96.0.10:53"), (Some(15053), 4));
-        assert_eq!(of(1000, 1000, true, "10.96.0.11:53"), (None, 5));
-        assert_eq!(of(1000, 1000, false, "127.0.0.1:53"), (None, 6));
-        assert_eq!(of(1000, 1000, false, "10.9.1.1:80"), (None, 7));
-        assert_eq!(of(1000, 1000, false, "192.0.2.1:9000"), (Some(15001), 8));
-        assert_eq!(of(1000, 1000, false, "[2001:db8::1]:80"), (None, 10));
+        assert_eq!(of(1337, 1000, false, "10.1.1.1:80"), (None, 2));
+        assert_eq!(of(1337, 1000, false, "10.244.0.7:80"), (Some(15006), 1));
+        assert_eq!(of(1337, 1337, false, "10.244.0.7:15008"), (None, 2));
+        assert_eq!(of(1337, 1337, false, "10.244.0.7:53"), (None, 2));
+        let who = Who { uid: 1337, gid: 1337, passthrough: true };
+        assert_eq!(tables.decide(who, false, "10.244.0.7:80".parse().expect("address")), (None, 2));
+        assert_eq!(of(1000, 1000, false, "10.244.0.7:80"), (None, 3));
+        assert_eq!(of(1000, 202, false, "10.1.1.1:80"), (None, 4));
+        assert_eq!(of(1000, 1000, true, "10.96.0.10:53"), (Some(15053), 5));
+        assert_eq!(of(1000, 1000, true, "10.96.0.11:53"), (None, 6));
+        assert_eq!(of(1000, 1000, false, "127.0.0.1:53"), (None, 7));
+        assert_eq!(of(1000, 1000, false, "10.9.1.1:80"), (None, 8));
+        assert_eq!(of(1000, 1000, false, "192.0.2.1:9000"), (Some(15001), 9));
+        assert_eq!(of(1000, 1000, false, "[2001:db8::1]:80"), (None, 11));
         assert_eq!(tables.describe().len(), 10);
-        assert_eq!(REASONS.len(), 12);
+        assert_eq!(REASONS.len(), 13);
     }
 }

@@ -6,7 +6,7 @@ use netns::nft::Net;
 
 use super::live::{Action, At, Chain, Condition, Rule, Table, What, is_our_chain};
 use crate::ebpf;
-use crate::rules::L4;
+use crate::rules::{L4, PASSTHROUGH_V4, PASSTHROUGH_V6};
 
 /// Chains within chains; the kernel allows 16.
 const MAX_DEPTH: usize = 16;
@@ -92,7 +92,9 @@ pub(crate) fn follow(tables: &[Table], programs: Option<&ebpf::Live>, local: &[I
         Walk { tables, packet: packet.clone(), steps: Vec::new(), tproxy: None, incoming: packet.owner.is_none() };
     let mut led = None;
     if let (Some(live), Some((uid, gid))) = (programs, packet.owner) {
-        let (port, reason) = live.tables.decide(uid, gid, packet.l4 == L4::Udp, packet.to);
+        let passthrough = [PASSTHROUGH_V4, PASSTHROUGH_V6].contains(&packet.from.ip().to_canonical());
+        let who = ebpf::Who { uid, gid, passthrough };
+        let (port, reason) = live.tables.decide(who, packet.l4 == L4::Udp, packet.to);
         walk.steps.push(Step {
             table: "eBPF programs".into(),
             chain: "connect".into(),
@@ -104,7 +106,12 @@ pub(crate) fn follow(tables: &[Table], programs: Option<&ebpf::Live>, local: &[I
             uncertain: false,
         });
         if let Some(port) = port {
-            led = Some((port, if reason == 4 { Destination::Agent } else { Destination::Outbound }));
+            let destination = match reason {
+                1 => Destination::Inbound,
+                5 => Destination::Agent,
+                _ => Destination::Outbound,
+            };
+            led = Some((port, destination));
             let loopback = if walk.packet.to.ip().to_canonical().is_ipv4() { "127.0.0.1" } else { "::1" };
             if let Ok(ip) = loopback.parse() {
                 walk.packet.from.set_ip(ip);
@@ -202,7 +209,12 @@ impl Walk<'_> {
                             done => return done,
                         }
                     }
-                    Action::Nothing | Action::SaveMark | Action::RestoreMark | Action::Zone(_) | Action::Other(_) => {}
+                    Action::Nothing
+                    | Action::NoTrack
+                    | Action::SaveMark
+                    | Action::RestoreMark
+                    | Action::Zone(_)
+                    | Action::Other(_) => {}
                 }
             }
         }

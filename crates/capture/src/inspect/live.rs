@@ -78,6 +78,7 @@ pub(crate) enum Action {
     /// Port, and the mark that it sets.
     Tproxy(u16, Option<u32>),
     Zone(u16),
+    NoTrack,
     /// Something that this program never makes, and that may end the packet's way.
     Other(String),
 }
@@ -244,6 +245,10 @@ fn translate(parts: Vec<Part>, live: &LiveRule) -> Rule {
                 rule.actions.push(Action::RestoreMark);
                 continue;
             }
+            Expr::NoTrack => {
+                rule.actions.push(Action::NoTrack);
+                continue;
+            }
             Expr::CtZone(zone) => {
                 rule.actions.push(Action::Zone(zone));
                 continue;
@@ -304,6 +309,7 @@ impl fmt::Display for Action {
             Self::RestoreMark => f.write_str("take the connection's mark"),
             Self::Tproxy(port, Some(mark)) => write!(f, "to the socket at port {port}, mark {mark}"),
             Self::Tproxy(port, None) => write!(f, "to the socket at port {port}"),
+            Self::NoTrack => f.write_str("not tracked"),
             Self::Zone(zone) => write!(f, "tracking zone {zone}"),
             Self::Other(text) => write!(f, "[{text}]"),
         }

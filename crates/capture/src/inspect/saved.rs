@@ -169,6 +169,7 @@ fn action(flag: &str, target: &str, options: &[String]) -> Action {
         "MARK" => option("--set-xmark").and_then(|m| number(m)).map(Action::SetMark),
         "CONNMARK" if options.iter().any(|o| o == "--save-mark") => Some(Action::SaveMark),
         "CONNMARK" if options.iter().any(|o| o == "--restore-mark") => Some(Action::RestoreMark),
+        "CT" if options.iter().any(|o| o == "--notrack") => Some(Action::NoTrack),
         "CT" => option("--zone").and_then(|z| z.parse().ok()).map(Action::Zone),
         "LOG" | "NFLOG" | "TRACE" => Some(Action::Nothing),
         "DNAT" | "SNAT" | "MASQUERADE" | "REJECT" | "CONNMARK" | "NOTRACK" | "TEE" | "SET" => None,

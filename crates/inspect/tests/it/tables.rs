@@ -10,6 +10,9 @@ use netns::{Netlink, Netns};
 use serde_json::{Value, json};
 
 const ADMIN: u16 = 15000;
+const XDS: u16 = 15010;
+/// What the proxy gets: virtualInbound, virtualOutbound, and one listener for each port or address of a service.
+const LISTENERS: usize = 6;
 
 const MESH: &str = "
 apiVersion: v1
@@ -57,6 +60,11 @@ kind: DestinationRule
 metadata: {name: reviews}
 spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
 ---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default}
+spec: {mtls: {mode: DISABLE}}
+---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {name: outside}
@@ -71,66 +79,35 @@ fn envoy() -> Option<PathBuf> {
     pythons.flatten().map(at).find(|path| path.exists())
 }
 
-/// References to the aggregated stream become references to a file.
-fn localise(value: &mut Value, folder: &Path) {
-    match value {
-        Value::Object(fields) => {
-            for (key, file) in [("rds", "routes.json"), ("eds_cluster_config", "endpoints.json")] {
-                if let Some(Value::Object(source)) = fields.get_mut(key) {
-                    let key =
-                        if source.contains_key("eds_config") || key != "rds" { "eds_config" } else { "config_source" };
-                    let path = folder.join(format!("served-{file}"));
-                    source.insert(
-                        key.into(),
-                        json!({"path_config_source": {"path": path}, "resource_api_version": "V3"}),
-                    );
-                }
-            }
-            // Certificates come from nowhere in this test.
-            fields.remove("transport_socket");
-            fields.remove("transport_socket_matches");
-            fields.values_mut().for_each(|value| localise(value, folder));
-        }
-        Value::Array(items) => items.iter_mut().for_each(|value| localise(value, folder)),
-        _ => {}
-    }
-}
-
-/// Bootstrap and the files that it refers to; returns the bootstrap's path.
-fn configure(program: &Path, folder: &Path) -> PathBuf {
-    std::fs::write(folder.join("mesh.yaml"), MESH).unwrap();
-    let proxy =
-        "{name: client, ips: [10.0.0.9], serviceAccount: client, labels: {app: client}, metadata: {PROFILE: stock}}\n";
-    std::fs::write(folder.join("proxy.yaml"), proxy).unwrap();
-    let done = Command::new(program)
-        .args(["xds", "generate", "--input"])
-        .arg(folder.join("mesh.yaml"))
-        .arg("--proxy")
-        .arg(folder.join("proxy.yaml"))
-        .arg("--output")
-        .arg(folder)
-        .status()
-        .unwrap();
-    assert!(done.success());
-    for (file, kind) in [
-        ("listeners.json", "config.listener.v3.Listener"),
-        ("clusters.json", "config.cluster.v3.Cluster"),
-        ("routes.json", "config.route.v3.RouteConfiguration"),
-        ("endpoints.json", "config.endpoint.v3.ClusterLoadAssignment"),
-    ] {
-        let mut all: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(folder.join(file)).unwrap()).unwrap();
-        for resource in &mut all {
-            localise(resource, folder);
-            resource["@type"] = json!(format!("type.googleapis.com/envoy.{kind}"));
-        }
-        let served = json!({"version_info": "1", "resources": all});
-        std::fs::write(folder.join(format!("served-{file}")), served.to_string()).unwrap();
-    }
-    let source = |file: &str| json!({"path_config_source": {"path": folder.join(format!("served-{file}.json"))}, "resource_api_version": "V3"});
+/// The control plane's folder, and the bootstrap of both proxies: without TLS, since only an agent gives out certificates.
+fn configure(folder: &Path) -> PathBuf {
+    let config = folder.join("config");
+    std::fs::create_dir(&config).unwrap();
+    std::fs::write(config.join("mesh.yaml"), MESH).unwrap();
+    std::fs::write(folder.join("mesh-config.yaml"), "enableAutoMtls: false\n").unwrap();
+    let address = |port: u16| json!({"socket_address": {"address": "127.0.0.1", "port_value": port}});
+    let http2 = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }});
+    let ads = json!({"ads": {}, "resource_api_version": "V3"});
     let bootstrap = json!({
-        "node": {"id": "sidecar~10.0.0.9~client.default~default.svc.cluster.local", "cluster": "client.default"},
-        "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": ADMIN}}},
-        "dynamic_resources": {"lds_config": source("listeners"), "cds_config": source("clusters")},
+        "node": {
+            "id": "sidecar~10.0.0.9~client.default~default.svc.cluster.local", "cluster": "client.default",
+            "metadata": {"PROFILE": "stock", "NAMESPACE": "default", "LABELS": {"app": "client"}},
+        },
+        "admin": {"address": address(ADMIN)},
+        "static_resources": {"clusters": [{
+            "name": "xds-grpc", "type": "STATIC", "typed_extension_protocol_options": http2,
+            "load_assignment": {"cluster_name": "xds-grpc", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(XDS)}}]}]},
+        }]},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "GRPC", "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": "xds-grpc"}}],
+            },
+            "lds_config": ads, "cds_config": ads,
+        },
     });
     let path = folder.join("bootstrap.json");
     std::fs::write(&path, bootstrap.to_string()).unwrap();
@@ -147,7 +124,7 @@ impl Drop for Running {
 }
 
 /// What a proxy in the namespace says once it has all listeners.
-fn dump_of(mut command: Command, network: &Netns, listeners: usize) -> Value {
+fn dump_of(mut command: Command, network: &Netns) -> Value {
     let command = command.stdout(Stdio::null()).stderr(Stdio::null());
     let _running = Running(network.run(|| command.spawn()).unwrap().unwrap());
     let began = Instant::now();
@@ -157,21 +134,35 @@ fn dump_of(mut command: Command, network: &Netns, listeners: usize) -> Value {
             let sections = dump["configs"].as_array().into_iter().flatten();
             let lists = sections.filter_map(|section| section["dynamic_listeners"].as_array());
             let ready = lists.flatten().filter(|entry| entry.pointer("/active_state/listener").is_some()).count();
-            if ready == listeners {
+            if ready == LISTENERS {
                 return dump;
             }
         }
-        assert!(began.elapsed() < Duration::from_secs(60), "the proxy does not get its {listeners} listeners");
+        assert!(began.elapsed() < Duration::from_secs(60), "the proxy does not get its listeners");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
+/// The body of an answer, which comes in chunks.
 fn ask(path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], ADMIN))).ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\nhost: x\r\n\r\n").ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
-    text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+    let (head, mut rest) = text.split_once("\r\n\r\n")?;
+    if !head.to_ascii_lowercase().contains("chunked") {
+        return Some(rest.to_owned());
+    }
+    let mut body = String::new();
+    while let Some((size, more)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).ok().filter(|size| *size > 0)?;
+        body.push_str(more.get(..size)?);
+        rest = more.get(size + 2..)?;
+        if rest.starts_with("0\r\n") {
+            return Some(body);
+        }
+    }
+    None
 }
 
 #[test]
@@ -183,16 +174,17 @@ fn tables_of_our_dump_and_of_envoys_are_equal() {
     let Ok(network) = Netns::create() else { return println!("SKIPPED: network namespaces need root") };
     Netlink::open_in(&network).unwrap().loopback_up().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let bootstrap = configure(&program, folder.path());
-    let all: Value =
-        serde_json::from_str(&std::fs::read_to_string(folder.path().join("listeners.json")).unwrap()).unwrap();
-    let listeners = all.as_array().unwrap().len();
+    let bootstrap = configure(folder.path());
+    let mut plane = Command::new(&program);
+    plane.arg("control-plane").current_dir(folder.path()).arg("--config").arg(folder.path().join("config"));
+    plane.arg("--meshConfig").arg(folder.path().join("mesh-config.yaml")).stdout(Stdio::null()).stderr(Stdio::null());
+    let _plane = Running(network.run(|| plane.spawn()).unwrap().unwrap());
     let mut ours = Command::new(&program);
     ours.args(["proxy", "-c"]).arg(&bootstrap);
     let mut theirs = Command::new(envoy);
     theirs.arg("-c").arg(&bootstrap).args(["--concurrency", "1", "--use-dynamic-base-id"]);
     for (name, command) in [("ours", ours), ("theirs", theirs)] {
-        let dump = dump_of(command, &network, listeners);
+        let dump = dump_of(command, &network);
         std::fs::write(folder.path().join(format!("{name}.json")), dump.to_string()).unwrap();
     }
     for what in [

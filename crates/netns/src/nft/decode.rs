@@ -175,6 +175,7 @@ impl Reader<'_> {
                 self.known(Expr::Tproxy(number(data, 1)? == 10, port))
             }
             "masq" => self.known(Expr::Masquerade),
+            "notrack" => self.known(Expr::NoTrack),
             "cmp" => self.compare(data),
             "lookup" => self.lookup(data),
             _ => None,

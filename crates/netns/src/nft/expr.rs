@@ -142,6 +142,8 @@ pub enum Expr {
     /// `meta mark set ct mark`
     RestoreMark,
     CtZone(u16),
+    /// Connection tracking does not see the packet; raw hooks only.
+    NoTrack,
     Reject(Rejection),
 }
 
@@ -213,6 +215,7 @@ impl fmt::Display for Expr {
             Self::SaveMark => f.write_str("ct mark set meta mark"),
             Self::RestoreMark => f.write_str("meta mark set ct mark"),
             Self::CtZone(zone) => write!(f, "ct zone set {zone}"),
+            Self::NoTrack => f.write_str("notrack"),
             Self::Reject(Rejection::TcpReset) => f.write_str("reject with tcp reset"),
             Self::Reject(Rejection::PortUnreachable) => f.write_str("reject with icmpx port-unreachable"),
         }
@@ -334,6 +337,7 @@ impl<'a> Encoder<'a> {
                 });
             }
             Expr::Masquerade => self.expr("masq", |_| {}),
+            Expr::NoTrack => self.expr("notrack", |_| {}),
             Expr::Dnat(endpoints, pick) => self.dnat(endpoints, *pick),
             Expr::Tproxy(v6, port) => {
                 self.immediate(REG_1, &port.to_be_bytes());

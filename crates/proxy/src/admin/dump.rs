@@ -4,6 +4,7 @@ use super::{Admin, JSON, Query};
 use crate::runtime::{ClusterEntry, ListenerEntry};
 use envoy_api::{Message, type_url};
 use lifecycle::http::{Response, with_type};
+use proxy_core::endpoints::{Health, LocalitySet};
 use proxy_core::hcm::Routes;
 use proxy_core::listener::Terminal;
 use regex_automata::meta::Regex;
@@ -184,23 +185,16 @@ impl Admin {
         let mut entries: Vec<_> = clusters.values().cloned().collect();
         entries.sort_by(|a, b| a.cluster.name.cmp(&b.cluster.name));
         for entry in entries {
-            let hosts: Vec<Value> = entry
-                .endpoints
-                .load()
-                .hosts()
-                .map(|h| {
-                    json!({
-                        "endpoint": {"address": super::tables::address_json(&h.address)},
-                        "health_status": if h.health() != proxy_core::endpoints::Health::Unhealthy { "HEALTHY" } else { "UNHEALTHY" },
-                        "load_balancing_weight": h.weight,
-                    })
-                })
-                .collect();
+            let endpoints = entry.endpoints.load();
+            let mut localities = Vec::new();
+            for (priority, set) in endpoints.priorities.iter().enumerate() {
+                localities.extend(set.localities.iter().map(|locality| locality_json(locality, priority)));
+            }
             let name = entry.cluster.eds_name().unwrap_or(&entry.cluster.name);
             let config = json!({"endpoint_config": {
                 "@type": type_url::ENDPOINT,
                 "cluster_name": &**name,
-                "endpoints": [{"lb_endpoints": hosts}],
+                "endpoints": localities,
             }});
             if entry.cluster.eds_name().is_some() { dynamic.push(config) } else { stat.push(config) }
         }
@@ -251,6 +245,42 @@ impl Admin {
             Err(what) => json!({"unready_targets_dumps": [{"name": "init manager", "target_names": [what]}]}),
         }
     }
+}
+
+/// One locality of a load assignment, as Envoy dumps it.
+fn locality_json(set: &LocalitySet, priority: usize) -> Value {
+    let hosts = set.hosts.iter().map(|host| {
+        let healthy = host.health() != Health::Unhealthy;
+        let mut out = json!({
+            "endpoint": {"address": super::tables::address_json(&host.address)},
+            "health_status": if healthy { "HEALTHY" } else { "UNHEALTHY" },
+            "load_balancing_weight": host.weight,
+        });
+        if !host.hostname.is_empty() {
+            out["endpoint"]["hostname"] = json!(&*host.hostname);
+        }
+        if !host.metadata.is_empty() {
+            let fields: Map<String, Value> =
+                host.metadata.0.iter().map(|(name, fields)| (name.to_string(), json!(fields))).collect();
+            out["metadata"] = json!({"filter_metadata": fields});
+        }
+        out
+    });
+    let mut out = json!({"lb_endpoints": hosts.collect::<Vec<_>>()});
+    let locality = &set.locality;
+    let parts = [("region", &locality.region), ("zone", &locality.zone), ("sub_zone", &locality.sub_zone)];
+    let parts: Map<String, Value> =
+        parts.iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| ((*k).to_owned(), json!(&***v))).collect();
+    if !parts.is_empty() {
+        out["locality"] = Value::Object(parts);
+    }
+    if priority > 0 {
+        out["priority"] = json!(priority);
+    }
+    if set.weight > 0 {
+        out["load_balancing_weight"] = json!(set.weight);
+    }
+    out
 }
 
 fn certificate_json(c: &proxy_core::stream_info::PeerCertificate) -> Value {

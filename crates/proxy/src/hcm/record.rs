@@ -118,7 +118,7 @@ impl Rings {
             };
             found.extend(records.iter().rev().filter(fits).take(limit).map(|r| (r.start, r.json())));
         }
-        found.sort_by(|a, b| b.0.cmp(&a.0));
+        found.sort_by_key(|record| std::cmp::Reverse(record.0));
         found.truncate(limit);
         if id.is_some() {
             found.reverse();

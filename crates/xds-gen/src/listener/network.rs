@@ -100,17 +100,23 @@ fn apply_rule(cx: &Context<'_>, config: &mut TcpProxy, rule: Option<&Destination
     }
 }
 
+/// Where an outbound chain of one cluster leads.
+pub(super) struct Target<'a> {
+    pub cluster: &'a str,
+    pub subset: &'a str,
+    pub rule: Option<&'a DestinationRule>,
+    pub port: u16,
+}
+
 /// An outbound chain that leads to one cluster.
 pub(super) fn single(
     cx: &Context<'_>,
     protocol: Protocol,
-    cluster: &str,
-    subset: &str,
-    rule: Option<&DestinationRule>,
-    port: u16,
+    target: &Target<'_>,
     service: Option<&Service>,
     stat: Option<StatName<'_>>,
 ) -> Vec<Filter> {
+    let &Target { cluster, subset, rule, port } = target;
     let mut config =
         TcpProxy { access_log: access_log::logs(cx, Side::Client, Of::Connections), ..to_cluster(cluster) };
     if let Some(stat) = stat.filter(|_| !cx.push.mesh.outbound_cluster_stat_name.is_empty()) {
@@ -155,7 +161,8 @@ pub(super) fn routed(
             port_name,
             target: Some(0),
         });
-        return single(cx, protocol, &cluster_of(first), &subset, rule, port, None, stat);
+        let target = Target { cluster: &cluster_of(first), subset: &subset, rule, port };
+        return single(cx, protocol, &target, None, stat);
     }
     let clusters: Vec<ClusterWeight> = routes
         .iter()

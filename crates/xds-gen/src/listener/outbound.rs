@@ -472,7 +472,8 @@ fn default_filters(cx: &Context<'_>, wish: &Wish<'_>) -> Vec<Filter> {
         port_name: "",
         target: Some(0),
     };
-    network::single(cx, wish.protocol, &cluster, "", rule.map(|r| &r.spec), wish.port, Some(service), Some(stat))
+    let target = network::Target { cluster: &cluster, subset: "", rule: rule.map(|r| &r.spec), port: wish.port };
+    network::single(cx, wish.protocol, &target, Some(service), Some(stat))
 }
 
 /// TCP by VirtualServices, else to the service (istiod `buildSidecarOutboundTCPFilterChainOpts`).

@@ -1,0 +1,265 @@
+use crate::shell::{command, must, root};
+use anyhow::{Context, bail};
+use netns::{Netlink, Netns};
+use socket2::{Domain, Socket, Type};
+use std::ffi::OsStr;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What injection passes.
+const FLAGS: [&str; 8] = ["-u", "1337", "-i", "*", "-b", "*", "-d", "15090,15021,15020"];
+/// Other flags, for replacements.
+const OTHER: [&str; 8] = ["-u", "1337", "-i", "10.0.0.0/8", "-b", "80,8080", "-o", "25"];
+
+/// Prints how long the program takes to bring rules about, how much memory, and what capture adds to a connection.
+pub(crate) fn run(
+    runs: usize,
+    connections: u32,
+    program: Option<PathBuf>,
+    reference: Option<&Path>,
+) -> anyhow::Result<()> {
+    let program = match program {
+        Some(program) => program,
+        None => {
+            must(command("cargo").args(["build", "--release", "--package", "cli"]))?;
+            root().join("target/release/outrigger")
+        }
+    };
+    let cgroup = Cgroup::new();
+    apply(runs, &program, reference, cgroup.as_ref())?;
+    set_up(connections, &program, cgroup.as_ref())
+}
+
+fn apply(runs: usize, program: &Path, reference: Option<&Path>, cgroup: Option<&Cgroup>) -> anyhow::Result<()> {
+    println!("applying                                   first       again       other flags   peak memory");
+    let nft: &[&str] = &["--force-iptables-binary", "nft"];
+    let legacy: &[&str] = &["--force-iptables-binary", "legacy"];
+    let mut ways: Vec<(&str, &Path, Vec<&str>)> = vec![
+        ("nftables, in the process", program, vec!["--native-nftables"]),
+        ("iptables-nft", program, nft.to_vec()),
+        ("iptables-legacy", program, legacy.to_vec()),
+    ];
+    let path = cgroup.map(|c| c.path.display().to_string());
+    if let Some(path) = &path {
+        ways.push(("eBPF and nftables", program, vec!["--native-nftables", "--ebpf-cgroup", path]));
+    }
+    if let Some(reference) = reference {
+        ways.push(("reference, iptables-nft", reference, nft.to_vec()));
+        ways.push(("reference, nftables", reference, vec!["--native-nftables"]));
+    }
+    for (name, program, extra) in ways {
+        let mut times = [Vec::new(), Vec::new(), Vec::new()];
+        let mut memory = 0;
+        for _ in 0..runs {
+            let pod = Pod::new()?;
+            let flags = [&FLAGS[..], &extra].concat();
+            // The reference refuses rules that are there without this.
+            let other = [&OTHER[..], &extra, &["--reconcile"]].concat();
+            for (times, flags) in times.iter_mut().zip([&flags, &flags, &other]) {
+                times.push(pod.timed(program, flags)?);
+            }
+            pod.timed(program, &[&["--cleanup-only"][..], &extra].concat())?;
+            memory = memory.max(pod.peak_memory(program, &flags)?);
+            pod.timed(program, &[&["--cleanup-only"][..], &extra].concat())?;
+        }
+        let [first, again, other] = times.map(median);
+        println!(
+            "{name:<40} {:>8.1} ms {:>8.1} ms {:>12.1} ms {:>9.1} MiB",
+            ms(first),
+            ms(again),
+            ms(other),
+            memory as f64 / 1024.0
+        );
+    }
+    Ok(())
+}
+
+/// Connections from a pod to a listener of its own: without capture straight to it, with capture to somewhere else.
+fn set_up(connections: u32, program: &Path, cgroup: Option<&Cgroup>) -> anyhow::Result<()> {
+    const ROUNDS: usize = 5;
+    println!("\nsetting up a connection                    not captured    captured   ratio");
+    let path = cgroup.map(|c| c.path.display().to_string());
+    let mut ways: Vec<(&str, bool, Vec<&str>)> = vec![
+        ("outbound, REDIRECT (nftables)", false, vec!["--native-nftables"]),
+        ("outbound, REDIRECT (iptables-nft)", false, vec!["--force-iptables-binary", "nft"]),
+        ("outbound, REDIRECT (iptables-legacy)", false, vec!["--force-iptables-binary", "legacy"]),
+        ("inbound, REDIRECT (nftables)", true, vec!["--native-nftables"]),
+        ("inbound, TPROXY (nftables)", true, vec!["--native-nftables", "-m", "TPROXY"]),
+    ];
+    if let Some(path) = &path {
+        ways.push(("outbound, eBPF", false, vec!["--native-nftables", "--ebpf-cgroup", path]));
+    } else {
+        println!("SKIPPED: eBPF needs a writable cgroup v2");
+    }
+    for (name, inbound, extra) in ways {
+        let by_programs = extra.contains(&"--ebpf-cgroup");
+        // Sockets belong to the cgroup that this process is in when it makes them.
+        let _inside = if by_programs { cgroup.map(Cgroup::enter).transpose()? } else { None };
+        let pod = Pod::new()?;
+        let captured_port = if inbound { 15006 } else { 15001 };
+        pod.listen(captured_port)?;
+        let straight: SocketAddr = if inbound {
+            SocketAddr::from(([10, 244, 0, 7], 15006))
+        } else {
+            SocketAddr::from(([127, 0, 0, 1], 15001))
+        };
+        let led: SocketAddr =
+            if inbound { SocketAddr::from(([10, 244, 0, 7], 8080)) } else { SocketAddr::from(([192, 0, 2, 1], 80)) };
+        let flags = [&FLAGS[..], &extra].concat();
+        let (mut without, mut with) = (Vec::new(), Vec::new());
+        // In turns, so that what the machine does beside hits both alike.
+        for _ in 0..ROUNDS {
+            without.push(pod.connect(inbound, straight, connections)?);
+            pod.timed(program, &flags)?;
+            with.push(pod.connect(inbound, led, connections)?);
+            pod.timed(program, &[&["--cleanup-only"][..], &extra].concat())?;
+        }
+        let (without, with) = (median(without), median(with));
+        let each = |total: Duration| total.as_secs_f64() * 1e6 / f64::from(connections);
+        println!("{name:<40} {:>9.1} µs {:>8.1} µs {:>7.2}", each(without), each(with), each(with) / each(without));
+    }
+    Ok(())
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// A pod's network with another one at the end of its wire.
+struct Pod {
+    inside: Netns,
+    outside: Netns,
+}
+
+impl Pod {
+    fn new() -> anyhow::Result<Self> {
+        let inside = Netns::create().context("this needs root")?;
+        let outside = Netns::create()?;
+        let mut netlink = Netlink::open_in(&inside)?;
+        let mut other = Netlink::open_in(&outside)?;
+        netlink.loopback_up()?;
+        netlink.add_veth("eth0", "wire", &outside)?;
+        netlink.add_addr("eth0", [10, 244, 0, 7].into(), 24)?;
+        other.add_addr("wire", [10, 244, 0, 1].into(), 24)?;
+        netlink.set_up("eth0")?;
+        other.set_up("wire")?;
+        netlink.add_route(&netns::Route::default_via([10, 244, 0, 1].into()))?;
+        Ok(Self { inside, outside })
+    }
+
+    fn command(program: &Path, flags: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        // The one program has many roles; istio-iptables alone has one.
+        if program.file_name() == Some(OsStr::new("outrigger"))
+            || program.file_name() == Some(OsStr::new("pilot-agent"))
+        {
+            command.arg("istio-iptables");
+        }
+        command.args(flags).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    /// From the start of the process to its end.
+    fn timed(&self, program: &Path, flags: &[&str]) -> anyhow::Result<Duration> {
+        let mut command = Self::command(program, flags);
+        let (status, time) = self.inside.run(|| {
+            let started = Instant::now();
+            (command.status(), started.elapsed())
+        })?;
+        if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
+            bail!("{command:?} failed: {status:?}");
+        }
+        Ok(time)
+    }
+
+    /// Peak resident memory in KiB, as GNU time tells it: of a process started by this one it would be at least this one's.
+    fn peak_memory(&self, program: &Path, flags: &[&str]) -> anyhow::Result<u64> {
+        let inner = Self::command(program, flags);
+        let mut command = Command::new("time");
+        command.args(["-q", "-f", "%M"]).arg(inner.get_program()).args(inner.get_args()).stdout(Stdio::null());
+        let out = self.inside.run(|| command.output())?.context("GNU time is needed (Debian: time)")?;
+        let text = String::from_utf8_lossy(&out.stderr);
+        text.lines().last().and_then(|line| line.trim().parse().ok()).with_context(|| format!("time said: {text}"))
+    }
+
+    /// Accepts for as long as this process lives, and asks for the original destination as the proxy does.
+    fn listen(&self, port: u16) -> anyhow::Result<()> {
+        let listener = self.inside.run(|| -> std::io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.set_ip_transparent_v4(true)?;
+            socket.bind(&SocketAddr::from(([0, 0, 0, 0], port)).into())?;
+            socket.listen(1024)?;
+            Ok(socket)
+        })??;
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                // There is none for connections that nobody redirected.
+                let _ = stream.original_dst_v4();
+            }
+        });
+        Ok(())
+    }
+
+    /// One connection after the other, each ended by a reset so that no port stays taken.
+    fn connect(&self, from_outside: bool, to: SocketAddr, count: u32) -> anyhow::Result<Duration> {
+        let ns = if from_outside { &self.outside } else { &self.inside };
+        let time = ns.run(|| -> std::io::Result<Duration> {
+            let mut total = Duration::ZERO;
+            for _ in 0..count {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                socket.set_linger(Some(Duration::ZERO))?;
+                let started = Instant::now();
+                socket.connect(&to.into())?;
+                total += started.elapsed();
+            }
+            Ok(total)
+        })?;
+        time.with_context(|| format!("cannot connect to {to}"))
+    }
+}
+
+/// A cgroup (v2) for the programs.
+struct Cgroup {
+    path: PathBuf,
+    own: PathBuf,
+}
+
+/// This process is in the cgroup until this goes.
+struct Inside<'a>(&'a Cgroup);
+
+impl Cgroup {
+    fn new() -> Option<Self> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
+        let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        let own = Path::new(mount.split(' ').nth(4)?).join(groups.lines().find_map(|line| line.strip_prefix("0::/"))?);
+        let path = own.join(format!("outrigger-bench-{}", std::process::id()));
+        std::fs::create_dir(&path).ok()?;
+        Some(Self { path, own })
+    }
+
+    fn enter(&self) -> anyhow::Result<Inside<'_>> {
+        std::fs::write(self.path.join("cgroup.procs"), "0")?;
+        Ok(Inside(self))
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.0.own.join("cgroup.procs"), "0");
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.path);
+    }
+}
