@@ -327,7 +327,7 @@ fn push_target(headers: &mut Headers, target: &[u8], connect: bool) -> Result<Op
         if matches!(target.first(), Some(b'/' | b'*')) {
             return Err(bad("http1.invalid_url"));
         }
-        headers.push(b":authority", target);
+        headers.push(b":authority", authority(target)?);
         return Ok(None);
     }
     if matches!(target.first(), Some(b'/' | b'*')) {
@@ -347,7 +347,7 @@ fn push_target(headers: &mut Headers, target: &[u8], connect: bool) -> Result<Op
     if host_len == 0 {
         return Err(bad("http1.invalid_url"));
     }
-    headers.push(b":authority", &rest[..host_len]);
+    headers.push(b":authority", authority(&rest[..host_len])?);
     let path = &rest[host_len..];
     if path.first() == Some(&b'/') {
         headers.push(b":path", path);
@@ -460,9 +460,7 @@ fn fields(
                 facts.expect_continue = value.eq_ignore_ascii_case(b"100-continue");
             }
             4 if request && name.eq_ignore_ascii_case(b"host") => {
-                if !value.iter().all(|b| authority_char(*b)) {
-                    return Err(bad("http.invalid_authority"));
-                }
+                let value = authority(value)?;
                 if !facts.authority {
                     headers.push(b":authority", value);
                     facts.authority = true;
@@ -495,7 +493,11 @@ const fn alphanumeric_or(others: &[u8]) -> [bool; 256] {
     table
 }
 
-/// What Envoy (nghttp2_check_authority) lets pass.
+/// What Envoy's `HeaderUtility::authorityIsValid` lets through.
+fn authority(value: &[u8]) -> Result<&[u8], HeadError> {
+    if value.iter().all(|b| authority_char(*b)) { Ok(value) } else { Err(bad("http.invalid_authority")) }
+}
+
 fn authority_char(b: u8) -> bool {
     static TABLE: [bool; 256] = alphanumeric_or(b"-._~!$&'()*+,;=:@[]%");
     TABLE[usize::from(b)]
