@@ -144,7 +144,18 @@ pub struct Subscriptions(Arc<SubscriptionsInner>);
 struct SubscriptionsInner {
     /// Held only to read or replace an entry.
     wanted: Mutex<BTreeMap<ArcStr, Wanted>>,
+    /// Likewise.
+    said: Mutex<BTreeMap<ArcStr, Option<Problem>>>,
     changed: Notify,
+}
+
+/// What is wrong with the workload beside this client.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Problem {
+    /// A `google.rpc.Code`.
+    pub code: i32,
+    /// For people.
+    pub message: String,
 }
 
 impl Subscriptions {
@@ -162,8 +173,22 @@ impl Subscriptions {
         }
     }
 
+    /// Says something of this client itself, such as its health: a request that no response answers. The last word of each
+    /// type is said again on every new stream.
+    pub fn say(&self, type_url: &str, problem: Option<Problem>) {
+        let mut all = self.0.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.get(type_url) != Some(&problem) {
+            all.insert(ArcStr::from(type_url), problem);
+            self.0.changed.notify_one();
+        }
+    }
+
     fn snapshot(&self) -> BTreeMap<ArcStr, Wanted> {
         self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn said(&self) -> BTreeMap<ArcStr, Option<Problem>> {
+        self.0.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -317,10 +342,11 @@ impl<H: Handler> Client<H> {
         }
     }
 
-    /// Tells the server of changed subscriptions.
+    /// Tells the server of changed subscriptions, and what there is to say.
     fn announce(&mut self, outbox: &impl Fn(Request)) {
         let wanted = self.subscriptions.snapshot();
         self.session.on_wanted(&wanted).into_iter().for_each(outbox);
+        self.session.on_said(&self.subscriptions.said()).into_iter().for_each(outbox);
     }
 
     fn deliver(&mut self, received: session::Received, outbox: &impl Fn(Request)) {

@@ -119,6 +119,8 @@ pub enum EventKind {
     Nacked { type_url: ArcStr, nonce: String, error: String },
     /// The client has applied all of this snapshot that concerns it.
     Synced { revision: u64 },
+    /// The client says that the workload beside it is well, or what is wrong (a `google.rpc.Code` and a text).
+    Health { problem: Option<(i32, String)> },
 }
 
 /// The aggregated discovery service over `source`, to be added to a tonic router.
@@ -340,6 +342,11 @@ impl<S: Source, W: Wire> Driver<S, W> {
 
     fn hear(&mut self, request: W::Request) -> Result<(), Status> {
         let request = W::decode(request);
+        if request.type_url == envoy_api::type_url::HEALTH {
+            // No subscription: nothing is ever sent of this type.
+            self.report(EventKind::Health { problem: request.error.map(|message| (request.code, message)) });
+            return Ok(());
+        }
         let type_url = ArcStr::from(request.type_url.as_str());
         match self.session.on_request(request) {
             Ok(Heard::Acked { nonce }) => self.report(EventKind::Acked { type_url, nonce }),

@@ -29,6 +29,7 @@ use tracing::{error, info, warn};
 
 use crate::dataplane::{DataPlane, Later};
 use crate::fetch::{self, Answer, Target};
+use crate::health::Said;
 use crate::settings::Settings;
 
 /// Where Istio's Envoy expects certificates.
@@ -57,6 +58,7 @@ pub(crate) fn start(
     certificate: watch::Receiver<Option<Arc<WorkloadCertificate>>>,
     connector: Connector,
     names: Option<Box<dyn Handler>>,
+    health: watch::Receiver<Said>,
 ) -> anyhow::Result<Arc<dyn DataPlane>> {
     // As in Istio both are relative to the working directory, which is `/` in its image.
     let config_dir = settings.root.path(settings.proxy_config.config_path.trim_start_matches("./"));
@@ -66,7 +68,7 @@ pub(crate) fn start(
         Some(file) => file.clone(),
         None => write_bootstrap(&config_dir, settings, &xds, &sds)?,
     };
-    serve(&xds, tonic::transport::Server::builder().add_service(relay::Relay::service(connector, names)))?;
+    serve(&xds, tonic::transport::Server::builder().add_service(relay::Relay::service(connector, names, health)))?;
     let secrets = Arc::new(secrets::Secrets::new(certificate.clone()));
     serve(&sds, tonic::transport::Server::builder().add_service(ads::server::secret_service(secrets)))?;
 

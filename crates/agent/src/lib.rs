@@ -19,6 +19,8 @@ mod envoy;
 mod fetch;
 mod flags;
 mod grpc_health;
+mod health;
+mod join;
 mod node;
 mod outrigger;
 mod podinfo;
@@ -41,6 +43,7 @@ pub use flags::{
     Args, Command, DataPlane, LogFlags, OlderFlags, ProxyFlags, RequestFlags, Role, VersionFlags, WaitFlags,
     without_unknown_flags,
 };
+pub use join::{Capture, JoinArgs, join};
 pub use settings::{Root, Settings};
 pub use sidecar::run as sidecar;
 

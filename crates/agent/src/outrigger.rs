@@ -2,23 +2,36 @@
 
 use std::sync::Arc;
 
-use ads::client::{Connector, Handler};
-use envoy_api::type_url::NAME_TABLE;
+use ads::client::{Connector, Handler, Subscriptions};
+use envoy_api::type_url::{HEALTH, NAME_TABLE};
 use identity::WorkloadCertificate;
 use tokio::sync::watch;
 
 use crate::bootstrap::bootstrap;
 use crate::dataplane::{DataPlane, Later};
+use crate::health::Said;
 use crate::settings::Settings;
 
-/// Starts the proxy. `names` takes the name table, which comes by the proxy's stream.
+/// Starts the proxy. `names` takes the name table, which comes by the proxy's stream; `health` is said on it.
 pub(crate) fn start(
     settings: &Settings,
     certificate: watch::Receiver<Option<Arc<WorkloadCertificate>>>,
     connector: Connector,
     names: Option<Box<dyn Handler>>,
+    mut health: watch::Receiver<Said>,
 ) -> anyhow::Result<Arc<dyn DataPlane>> {
+    let subscriptions = Subscriptions::new();
+    let saying = subscriptions.clone();
+    // Ends with the sender, which the agent's main task holds.
+    tokio::spawn(async move {
+        while health.changed().await.is_ok() {
+            if let Some(problem) = health.borrow_and_update().clone() {
+                saying.say(HEALTH, problem);
+            }
+        }
+    });
     let options = proxy::Options {
+        subscriptions,
         concurrency: settings.concurrency,
         certificates: Some(certificate),
         ads: Some(connector),

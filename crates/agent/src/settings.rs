@@ -71,6 +71,10 @@ pub struct Settings {
     /// `None`: DNS is not captured.
     pub dns: Option<Dns>,
     pub probers: Probers,
+    /// The address at which the application is probed.
+    pub probe_destination: IpAddr,
+    /// Whether this workload has a WorkloadEntry that follows its agent: it registers itself, or tells its health.
+    pub registers: bool,
     /// `None`: the application has no metrics to merge.
     pub scrape: Option<Scrape>,
     /// Worker threads; 0: as many as CPUs.
@@ -215,6 +219,7 @@ impl Settings {
             },
             env,
         );
+        let probe_destination = probe_destination(env, &addresses)?;
         let certificates = if namespace.is_empty() && !env.flag("FILE_MOUNTED_CERTS", false)? {
             bail!("POD_NAMESPACE is not set: without a namespace there is no identity to ask for");
         } else {
@@ -237,6 +242,7 @@ impl Settings {
         Ok(Settings {
             role: flags.role,
             data_plane: flags.proxy,
+            registers: registers(&node),
             node,
             discovery,
             certificates,
@@ -251,7 +257,8 @@ impl Settings {
             ports,
             drain,
             dns: dns(env, &root, &config_json, flags.role)?,
-            probers: Probers::parse(env.get("ISTIO_KUBE_APP_PROBERS"), probe_destination(env, &addresses)?)?,
+            probers: Probers::parse(env.get("ISTIO_KUBE_APP_PROBERS"), probe_destination)?,
+            probe_destination,
             scrape: match (flags.role, env.get("ISTIO_PROMETHEUS_ANNOTATIONS")) {
                 (Role::Sidecar, Some(text)) => Scrape::parse(text, ports.status)?,
                 _ => None,
@@ -389,7 +396,7 @@ fn discovery(env: &Environment, root: &Root, config: &istio_api::MeshProxyConfig
     let plaintext =
         config.control_plane_auth_policy == istio_api::mesh_proxy::AuthenticationPolicy::None || port == "15010";
     let roots = if plaintext { Roots::Plaintext } else { control_plane_roots(env, root, "XDS_ROOT_CA") };
-    let token = root.path(TOKEN);
+    let token = token_file(env, root);
     Ok(Discovery {
         address,
         server_name,
@@ -397,6 +404,11 @@ fn discovery(env: &Environment, root: &Root, config: &istio_api::MeshProxyConfig
         delta: env.flag("ISTIO_DELTA_XDS", true)?,
         token: token.exists().then_some(token),
     })
+}
+
+/// Where pods have it mounted, or where `outrigger join` keeps it.
+fn token_file(env: &Environment, root: &Root) -> PathBuf {
+    env.get("OUTRIGGER_TOKEN_FILE").map_or_else(|| root.path(TOKEN), PathBuf::from)
 }
 
 fn headers(env: &Environment, prefix: &str) -> Vec<(String, String)> {
@@ -453,7 +465,7 @@ fn certificates(
     } else {
         None
     };
-    let token = Some(root.path(TOKEN)).filter(|_| env.or("JWT_POLICY", "third-party-jwt") != "none");
+    let token = Some(token_file(env, root)).filter(|_| env.or("JWT_POLICY", "third-party-jwt") != "none");
     let key = match (env.get("ECC_SIGNATURE_ALGORITHM"), env.get("ECC_CURVE"), env.get("WORKLOAD_RSA_KEY_SIZE")) {
         (Some(_), Some("P384"), _) => KeyKind::EcdsaP384,
         // Asked for RSA by naming its size.
@@ -525,6 +537,11 @@ fn addresses(instance_ip: Option<&str>) -> Vec<IpAddr> {
         found.push(IpAddr::from([127, 0, 0, 1]));
     }
     found
+}
+
+fn registers(node: &core::Node) -> bool {
+    let fields = node.metadata.as_ref().map(|metadata| &metadata.fields);
+    ["AUTO_REGISTER_GROUP", "WORKLOAD_ENTRY"].iter().any(|name| fields.is_some_and(|fields| fields.contains_key(*name)))
 }
 
 fn probe_destination(env: &Environment, addresses: &[IpAddr]) -> anyhow::Result<IpAddr> {

@@ -20,7 +20,7 @@ use crate::dataplane::DataPlane;
 use crate::dns::{Naming, ResolvConf, Server, SharedTable, TableHandler};
 use crate::settings::{Drain, Settings};
 use crate::status::{self, Controls, Port, Status};
-use crate::{control_plane, envoy, flags, outrigger};
+use crate::{control_plane, envoy, flags, health, outrigger};
 
 /// How often connections are counted while waiting for the last. Source: istio `pkg/envoy/agent.go`.
 ///
@@ -84,11 +84,17 @@ pub async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let connector = control_plane::connector(settings.discovery.clone(), certificate.clone());
+    let (said, health) = watch::channel(None);
     let proxy = match settings.data_plane {
-        flags::DataPlane::Outrigger => outrigger::start(&settings, certificate, connector, table),
-        flags::DataPlane::Envoy => envoy::start(&settings, certificate, connector, table),
+        flags::DataPlane::Outrigger => outrigger::start(&settings, certificate, connector, table, health),
+        flags::DataPlane::Envoy => envoy::start(&settings, certificate, connector, table, health),
     };
     let proxy = proxy.context("the proxy cannot start")?;
+    // Ends with the agent's end, which has the last word.
+    let probing = settings.proxy_config.readiness_probe.clone().filter(|_| settings.registers).map(|probe| {
+        let (destination, proxy, said) = (settings.probe_destination, proxy.clone(), said.clone());
+        tokio::spawn(health::probe(probe, destination, proxy, said))
+    });
     running.send_replace(Some(proxy.clone()));
     // Ends by itself; a process that ends earlier has nothing to give back.
     tokio::spawn(settle(proxy.clone()));
@@ -110,6 +116,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
             }
         }
     };
+    if let Some(probing) = probing {
+        probing.abort();
+    }
+    if settings.registers {
+        said.send_replace(health::leaving());
+    }
     match signal {
         None => {}
         Some(_) if drained => info!("already drained; ending at once"),

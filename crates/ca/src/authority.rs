@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use mesh_types::SpiffeId;
@@ -39,6 +40,8 @@ pub struct Authority {
     signers: Signers,
     /// The root it started with.
     root: String,
+    /// PEM of other meshes' roots, which workloads trust, too. Held for a copy.
+    others: RwLock<Vec<String>>,
 }
 
 /// Why there is no authority.
@@ -150,7 +153,7 @@ impl Authority {
 
     fn from_pem(path: &Path, certificate: &str, chain: &str, root: &str, key: KeyPair) -> Result<Self, AuthorityError> {
         let signer = signer(path, certificate, chain, root, key)?;
-        Ok(Self { signers: Signers::new(signer), root: root.to_owned() })
+        Ok(Self { signers: Signers::new(signer), root: root.to_owned(), others: RwLock::default() })
     }
 
     /// The root certificates it started with, as PEM: those that verify all we sign until a rotation.
@@ -161,6 +164,12 @@ impl Authority {
     /// All root certificates to be trusted now, as PEM: during a rotation there are two.
     pub fn trust_bundle(&self) -> String {
         self.signers.bundle(SystemTime::now())
+    }
+
+    /// Has workloads trust these roots of other meshes, too: they get them with their next certificate. The control plane
+    /// itself goes on trusting only what this authority signs.
+    pub fn trust_also(&self, roots: Vec<String>) {
+        *self.others.write().unwrap_or_else(PoisonError::into_inner) = roots;
     }
 
     /// Changes whenever what signs or what is to be trusted has changed by a rotation.
@@ -200,7 +209,14 @@ impl Authority {
         if !signer.intermediates.is_empty() {
             chain.push(signer.intermediates.clone());
         }
-        chain.push(if self.signers.generation() == 0 { signer.root.clone() } else { self.trust_bundle() });
+        let mut roots = if self.signers.generation() == 0 { signer.root.clone() } else { self.trust_bundle() };
+        for other in self.others.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            if !roots.ends_with('\n') {
+                roots.push('\n');
+            }
+            roots.push_str(other);
+        }
+        chain.push(roots);
         Ok(chain)
     }
 

@@ -43,6 +43,8 @@ enum Role {
     Uninstall(install::UninstallArgs),
     /// Check objects as the control plane would.
     Validate(control_plane::ValidateArgs),
+    /// Look for faults in the configuration of a mesh, as istioctl analyze.
+    Analyze(Box<analyze::AnalyzeArgs>),
     /// Write the CustomResourceDefinitions of Istio's kinds, for clusters that lack them.
     Crds,
     /// Serve configuration and certificates to sidecars, as istiod.
@@ -66,10 +68,34 @@ enum Role {
     ProxyConfig(inspect::ProxyConfigArgs),
     /// Say how far each proxy is, as istioctl proxy-status.
     ProxyStatus(inspect::ProxyStatusArgs),
+    /// Look at Sidecars: which one applies to a pod, and the one that covers what was seen.
+    Sidecar {
+        #[command(subcommand)]
+        verb: Sidecar,
+    },
+    /// Show a pod's requests as they come.
+    Tap(traffic::TapArgs),
+    /// Show who calls whom.
+    Graph(traffic::GraphArgs),
+    /// Look for what is wrong with a mesh, and say what mends it.
+    Doctor(doctor::Args),
+    /// Describe pods and services, list authorization policies, as istioctl experimental.
+    #[command(alias = "experimental")]
+    X {
+        #[command(subcommand)]
+        verb: X,
+    },
     /// Tell the version.
     Version(inspect::VersionArgs),
     /// Run beside a workload: identity, proxy, probes, names; as pilot-agent.
     Agent(agent::Args),
+    /// Make this machine, which is no pod, a workload of the mesh until this ends.
+    Join(Box<agent::JoinArgs>),
+    /// Work with machines that are workloads of a running mesh.
+    Workload {
+        #[command(subcommand)]
+        verb: Workload,
+    },
     /// Look at names as a pod sees them.
     Dns(agent::DnsArgs),
     /// Run the proxy from an Envoy bootstrap file, as envoy.
@@ -105,9 +131,41 @@ enum Ca {
 }
 
 #[derive(Subcommand)]
+enum Workload {
+    /// Write what a machine needs to join: token, root certificate, settings; as istioctl workload entry configure.
+    Configure(machine::ConfigureArgs),
+}
+
+#[derive(Subcommand)]
 enum Xds {
     /// Write what a proxy would be sent.
     Generate(xds_gen::Args),
+}
+
+#[derive(Subcommand)]
+enum Sidecar {
+    /// Say which Sidecar applies to a pod, which ones lost, and what it saves.
+    Explain(explain::SidecarArgs),
+    /// Write the Sidecar that covers what was seen.
+    Generate(traffic::GenerateArgs),
+}
+
+#[derive(Subcommand)]
+enum X {
+    /// Describe what configuration concerns a pod or a service.
+    #[command(visible_alias = "des")]
+    Describe(explain::DescribeArgs),
+    /// Look at authorization policies.
+    Authz {
+        #[command(subcommand)]
+        verb: Authz,
+    },
+}
+
+#[derive(Subcommand)]
+enum Authz {
+    /// List the policies that a pod's proxy applies.
+    Check(inspect::AuthzArgs),
 }
 
 impl Cli {
@@ -126,6 +184,7 @@ impl Cli {
             Role::Install(args) => install::install(&args),
             Role::Uninstall(args) => install::uninstall(&args),
             Role::Validate(args) => control_plane::validate(args),
+            Role::Analyze(args) => analyze::run(&args),
             Role::Crds => control_plane::crds(),
             Role::ControlPlane(args) => control_plane::run(args),
             Role::Ca { verb: Ca::RotateRoot(args) } => machine::rotate_root(&args),
@@ -136,8 +195,17 @@ impl Cli {
             Role::Wait(args) => inspect::wait(&args),
             Role::ProxyConfig(args) => inspect::proxy_config(&args),
             Role::ProxyStatus(args) => inspect::proxy_status(&args),
+            Role::Sidecar { verb: Sidecar::Explain(args) } => explain::sidecar(&args),
+            Role::Sidecar { verb: Sidecar::Generate(args) } => traffic::generate(&args),
+            Role::Tap(args) => traffic::tap(&args),
+            Role::Graph(args) => traffic::graph(&args),
+            Role::Doctor(args) => doctor::run(&args),
+            Role::X { verb: X::Describe(args) } => explain::describe(&args),
+            Role::X { verb: X::Authz { verb: Authz::Check(args) } } => inspect::authz(&args),
             Role::Version(args) => inspect::version(&args),
             Role::Agent(args) => agent::run(args),
+            Role::Join(args) => agent::join(*args),
+            Role::Workload { verb: Workload::Configure(args) } => machine::configure_workload(&args),
             Role::Dns(args) => agent::dns(args),
             Role::Proxy(args) => Ok(proxy::run(args)),
             Role::Iptables(args) => Ok(capture::main(std::iter::once("istio-iptables".into()).chain(args.arguments))),

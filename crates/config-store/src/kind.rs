@@ -51,6 +51,7 @@ macro_rules! kinds {
 const CORE: &[&str] = &[""];
 const NETWORKING: &[&str] = &["networking.istio.io"];
 const SECURITY: &[&str] = &["security.istio.io"];
+const GATEWAY_API: &[&str] = &["gateway.networking.k8s.io"];
 
 kinds! {
     Namespace CORE, false;
@@ -75,12 +76,19 @@ kinds! {
     AuthorizationPolicy SECURITY, true;
     Telemetry &["telemetry.istio.io"], true;
     WasmPlugin &["extensions.istio.io"], true;
+    HTTPRoute GATEWAY_API, true;
+    GRPCRoute GATEWAY_API, true;
 }
 
 impl Kind {
     /// Whether it is one of Istio's own kinds.
     pub fn is_istio(self) -> bool {
         self.group().ends_with(".istio.io")
+    }
+
+    /// Whether a CustomResourceDefinition must exist for it: Istio's own kinds and the Gateway API's.
+    pub fn is_custom(self) -> bool {
+        self.is_istio() || self.group() == GATEWAY_API[0]
     }
 
     pub(crate) fn index(self) -> usize {

@@ -71,6 +71,8 @@ pub struct Object {
     pub resource_version: u64,
     /// Where it was written, if it was.
     pub origin: Option<Origin>,
+    /// The condition `Healthy` in the status of a WorkloadEntry; `None` without one.
+    pub healthy: Option<bool>,
     /// The typed rest.
     pub body: Body,
 }
@@ -85,13 +87,17 @@ impl Object {
             created: 0,
             resource_version: 0,
             origin: None,
+            healthy: None,
             body,
         }
     }
 
     /// The same as far as any reader can tell: everything but version and place of writing.
     pub(crate) fn says_the_same(&self, other: &Object) -> bool {
-        self.labels == other.labels && self.annotations == other.annotations && self.body == other.body
+        self.labels == other.labels
+            && self.annotations == other.annotations
+            && self.healthy == other.healthy
+            && self.body == other.body
     }
 }
 
@@ -147,6 +153,8 @@ bodies! {
     AuthorizationPolicy(istio::AuthorizationPolicy) = "spec";
     Telemetry(istio::Telemetry) = "spec";
     WasmPlugin(istio::WasmPlugin) = "spec";
+    HTTPRoute(istio::HttpRoute) = "spec";
+    GRPCRoute(istio::GrpcRoute) = "spec";
 }
 
 /// Istio's kinds are their `spec`; Kubernetes' own types hold the whole object.
@@ -204,6 +212,8 @@ impl Body {
             Body::AuthorizationPolicy(spec) => spec.validate(namespace),
             Body::Telemetry(spec) => spec.validate(namespace),
             Body::WasmPlugin(spec) => spec.validate(namespace),
+            Body::HTTPRoute(spec) => spec.validate(namespace),
+            Body::GRPCRoute(spec) => spec.validate(namespace),
             Body::Namespace(_)
             | Body::Node(_)
             | Body::Pod(_)

@@ -165,7 +165,8 @@ impl Object {
         let created =
             document.value.pointer("/metadata/creationTimestamp").and_then(|time| unix_seconds(time.as_str()?));
         let created = created.unwrap_or(0);
-        Ok((Self { key, labels, annotations, created, resource_version: 0, origin, body }, warnings))
+        let healthy = matches!(body, Body::WorkloadEntry(_)).then(|| healthy(&document.value)).flatten();
+        Ok((Self { key, labels, annotations, created, resource_version: 0, origin, healthy, body }, warnings))
     }
 }
 
@@ -194,6 +195,13 @@ fn metadata_error(document: &Document, kind: Kind) -> Option<Error> {
         return Some(document.error("metadata.namespace", message));
     }
     None
+}
+
+/// What the status says, as istio `pilot/pkg/model/status`, `GetBoolConditionFromSpec`.
+fn healthy(object: &serde_json::Value) -> Option<bool> {
+    let conditions = object.pointer("/status/conditions")?.as_array()?;
+    let condition = conditions.iter().find(|condition| condition["type"] == "Healthy")?;
+    Some(condition["status"].as_str().is_some_and(|status| status.eq_ignore_ascii_case("true")))
 }
 
 fn string_map(document: &Document, field: &str, value: &serde_json::Value) -> Result<Labels, Error> {

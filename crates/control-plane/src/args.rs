@@ -113,6 +113,17 @@ pub struct Args {
     /// Compliance policy that injected proxies keep to, such as fips-140-3.
     #[arg(long = "compliance-policy", env = "COMPLIANCE_POLICY", default_value = "", value_name = "NAME")]
     compliance_policy: String,
+    /// How long a machine that registered itself may be away before its WorkloadEntry is removed.
+    #[arg(
+        long = "workload-entry-grace",
+        env = "PILOT_WORKLOAD_ENTRY_GRACE_PERIOD",
+        default_value = "10s",
+        value_name = "DURATION"
+    )]
+    entry_grace: istio_api::Duration,
+    /// What tells this control plane from others of the same mesh.
+    #[arg(long = "instance", env = "POD_NAME", default_value = "outrigger", value_name = "NAME")]
+    instance: String,
     /// Levels of what is logged, such as `default:info,ads:debug`.
     #[arg(long = "log_output_level", default_value = "", value_name = "LEVELS")]
     log_level: String,
@@ -171,12 +182,15 @@ async fn serve_until_signal(args: Args) -> anyhow::Result<ExitCode> {
         push: push_context::Settings {
             cluster_id: args.cluster_id.as_str().into(),
             domain: args.domain.as_str().into(),
-            ..push_context::Settings::default()
+            ..generation_settings()
         },
         revision: args.revision.clone(),
         server_names: args.server_names.clone(),
         audiences: args.audiences.clone(),
         injector: Some(injector.clone()),
+        cluster: cluster.clone(),
+        entry_grace: args.entry_grace.to_std().context("--workload-entry-grace is negative")?,
+        name: args.instance.clone(),
     };
     let listeners = Listeners {
         grpc: bind(&args.grpc)?,
@@ -301,6 +315,17 @@ fn tokens(args: &Args, cluster: Option<&Cluster>) -> anyhow::Result<Tokens> {
 /// The Kubernetes client reports each attempt at a server that is away as an error; the watches say it once.
 fn levels(asked: &str) -> String {
     format!("{asked},kube_client:none").trim_start_matches(',').to_owned()
+}
+
+/// Generation's settings by the variables that istiod has for them.
+fn generation_settings() -> push_context::Settings {
+    let mut settings = push_context::Settings::default();
+    for (name, value) in std::env::vars_os() {
+        if let (Some(name), Some(value)) = (name.to_str(), value.to_str()) {
+            settings.set_env(name, value);
+        }
+    }
+    settings
 }
 
 /// Binds Go's `:PORT` (all addresses of both families) or `ADDRESS:PORT`.

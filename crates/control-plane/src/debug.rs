@@ -209,7 +209,7 @@ fn push_status(state: &State, statuses: &Statuses, _: &str) -> Result<Value, Str
 }
 
 fn configz(state: &State, _: &Statuses, _: &str) -> Result<Value, String> {
-    let kinds = Kind::ALL.iter().filter(|kind| kind.is_istio());
+    let kinds = Kind::ALL.iter().filter(|kind| kind.is_custom());
     Ok(kinds.flat_map(|kind| state.snapshot.list(*kind)).map(|object| manifest(object)).collect())
 }
 
@@ -274,6 +274,8 @@ fn spec(body: &Body) -> Value {
         Body::AuthorizationPolicy(spec) => serde_json::to_value(spec),
         Body::Telemetry(spec) => serde_json::to_value(spec),
         Body::WasmPlugin(spec) => serde_json::to_value(spec),
+        Body::HTTPRoute(spec) => serde_json::to_value(spec),
+        Body::GRPCRoute(spec) => serde_json::to_value(spec),
         Body::Namespace(_)
         | Body::Node(_)
         | Body::Pod(_)

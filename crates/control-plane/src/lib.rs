@@ -13,11 +13,14 @@
 mod args;
 mod connection;
 mod debug;
+mod federation;
 mod folder;
 mod identity;
 mod injection;
 mod metrics;
 mod monitoring;
+mod registration;
+mod secrets;
 mod serve;
 mod source;
 mod sources;

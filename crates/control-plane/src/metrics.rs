@@ -13,6 +13,16 @@ const BOUNDS: [f64; 8] = [0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0];
 /// Seconds; istiod's bounds of `sidecar_injection_time_seconds`.
 const INJECTION_BOUNDS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
+/// What became of the WorkloadEntry of a machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Registration {
+    Made,
+    Updated,
+    Disconnected,
+    Deleted,
+    Error,
+}
+
 /// Counts what happens. Series are made when first used.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
@@ -144,6 +154,20 @@ impl Metrics {
         self.registry
             .histogram("sidecar_injection_time_seconds", help, &INJECTION_BOUNDS, &[])
             .observe(took.as_secs_f64());
+    }
+
+    /// As istio `pilot/pkg/autoregistration/controller.go` counts.
+    pub(crate) fn registration(&self, what: Registration) {
+        let (name, help) = match what {
+            Registration::Made => ("auto_registration_success_total", "Total number of successful auto registrations."),
+            Registration::Updated => ("auto_registration_updates_total", "Total number of auto registration updates."),
+            Registration::Disconnected => ("auto_registration_unregister_total", "Total number of unregistrations."),
+            Registration::Deleted => {
+                ("auto_registration_deletes_total", "Total number of auto registration cleaned up by periodic timer.")
+            }
+            Registration::Error => ("auto_registration_errors_total", "Total number of auto registration errors."),
+        };
+        self.registry.counter(name, help, &[]).increment();
     }
 
     /// An injection configuration was read: used, or refused.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ca::{Authority, CertificateService};
 use config_store::Rejected;
 use istio_api::MeshConfig;
+use kube_source::Cluster;
 use lifecycle::drain::Watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -15,10 +16,12 @@ use tonic::service::Routes;
 use tracing::info;
 
 use crate::connection::{self, Secure};
+use crate::federation;
 use crate::identity::{Identities, Tokens, Verified};
 use crate::injection::Injector;
 use crate::metrics::Metrics;
 use crate::monitoring::Monitoring;
+use crate::registration::{Keeper, Registrar};
 use crate::source::Generator;
 use crate::status::{Laggards, ProxyStatus, Statuses};
 use crate::webhook::Webhooks;
@@ -40,6 +43,12 @@ pub struct Settings {
     pub audiences: Vec<String>,
     /// What `POST /inject` works with; `None` when injection is done elsewhere.
     pub injector: Option<Injector>,
+    /// Where WorkloadEntries of machines that register themselves are written; `None`: they live as long as this process.
+    pub cluster: Option<Cluster>,
+    /// How long a machine that registered itself may be away before it is forgotten.
+    pub entry_grace: Duration,
+    /// What tells this control plane from others of the same mesh.
+    pub name: String,
 }
 
 impl Default for Settings {
@@ -51,6 +60,9 @@ impl Default for Settings {
             server_names: Vec::new(),
             audiences: vec![ca::DEFAULT_AUDIENCE.to_owned()],
             injector: None,
+            cluster: None,
+            entry_grace: Duration::from_secs(10),
+            name: "outrigger".to_owned(),
         }
     }
 }
@@ -166,20 +178,35 @@ pub async fn serve(
     let (world, writer) = world::new(settings.mesh, &settings.revision, settings.push, metrics.clone());
     let statuses = Arc::new(Statuses::default());
     let identities = Identities { world: world.clone(), tokens: tokens.into(), audiences: settings.audiences.into() };
+    let gives_keys = settings.cluster.is_none();
+    let registrar = Registrar::default();
+    let keeper = Keeper {
+        registrar: registrar.clone(),
+        world: world.clone(),
+        cluster: settings.cluster,
+        grace: settings.entry_grace,
+        name: settings.name,
+        metrics: metrics.clone(),
+    };
     let plain = Generator {
         world: world.clone(),
         statuses: statuses.clone(),
         metrics: metrics.clone(),
+        registrar: registrar.clone(),
         connections: Arc::new(AtomicU64::new(1)),
         secure: false,
+        gives_keys: false,
     };
     let secure = Generator {
         world: world.clone(),
         statuses: statuses.clone(),
         metrics: metrics.clone(),
+        registrar: registrar.clone(),
         connections: plain.connections.clone(),
         secure: true,
+        gives_keys,
     };
+    let federation = federation::follow(world.clone(), authority.clone());
     let certificates = CertificateService::new(authority, Arc::new(Verified));
     let plain = Routes::new(ads::server::service(Arc::new(plain))).prepare();
     let secure = Routes::new(ads::server::service(Arc::new(secure))).add_service(certificates).prepare();
@@ -190,6 +217,8 @@ pub async fn serve(
 
     let mut tasks = JoinSet::new();
     tasks.spawn(writer.run());
+    tasks.spawn(keeper.run());
+    tasks.spawn(federation);
     tasks.spawn(connection::serve_grpc(grpc_listener, None, plain, shutdown.clone()));
     tasks.spawn(connection::serve_grpc(tls_listener, Some(secure_port), secure, shutdown.clone()));
     let answer = move |request| webhooks.clone().answer(request);

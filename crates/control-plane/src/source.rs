@@ -12,6 +12,7 @@ use tonic::Status;
 use tracing::{debug, info, warn};
 
 use crate::metrics::{Metrics, short};
+use crate::registration::{Claim, Registrar};
 use crate::status::{Arrival, Statuses};
 use crate::world::World;
 
@@ -20,16 +21,22 @@ pub(crate) struct Generator {
     pub(crate) world: World,
     pub(crate) statuses: Arc<Statuses>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) registrar: Registrar,
     /// Shared by all ports, so that connections have numbers of their own.
     pub(crate) connections: Arc<AtomicU64>,
     /// Whether clients have proved who they are; not on the plaintext port, where nobody can.
     pub(crate) secure: bool,
+    /// Whether proxies get the keys in Secrets of their namespace. DIFFERS: istiod asks the API server whether the service
+    /// account may list Secrets; without one, who writes the folders decides, and with one no keys are given.
+    pub(crate) gives_keys: bool,
 }
 
 /// One stream's client.
 pub(crate) struct Client {
     connection: u64,
     node: Arc<Node>,
+    /// For machines that stand for a WorkloadEntry.
+    claim: Option<Arc<Claim>>,
 }
 
 impl Generator {
@@ -54,6 +61,7 @@ impl Generator {
         }
         let parsed = Node::from_envoy(node, identity.as_ref());
         let node = Arc::new(parsed.map_err(|error| Status::permission_denied(error.to_string()))?);
+        let claim = Registrar::claim(&node, identity.as_ref(), &self.world.current())?;
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         self.statuses.arrive(Arrival {
             connection,
@@ -62,7 +70,7 @@ impl Generator {
             address: peer.address.map(|address| address.to_string()).unwrap_or_default(),
         });
         self.metrics.connected(self.statuses.len());
-        Ok(Client { connection, node })
+        Ok(Client { connection, node, claim })
     }
 }
 
@@ -79,6 +87,12 @@ impl Source for Generator {
 
     fn resources(&self, proxy: &Client, type_url: &str, names: Names<'_>) -> Arc<[Resource]> {
         let state = self.world.current();
+        if type_url == envoy_api::type_url::SECRET {
+            // Nobody's identity is known on the plaintext port, and a wildcard for secrets would be one for all.
+            let (true, Names::List(names)) = (self.secure, names) else { return Arc::default() };
+            let namespace = &proxy.node.namespace;
+            return crate::secrets::resources(&state.snapshot, namespace, self.gives_keys, names.iter().cloned());
+        }
         let names = match names {
             Names::Wildcard => xds_gen::Names::Wildcard,
             Names::List(names) => xds_gen::Names::List(names),
@@ -93,6 +107,14 @@ impl Source for Generator {
     fn report(&self, proxy: &Client, event: &Event) {
         self.statuses.hear(proxy.connection, &event.kind);
         self.metrics.xds(&event.kind);
+        if let Some(claim) = &proxy.claim {
+            match &event.kind {
+                EventKind::Connected { .. } => self.registrar.connected(claim, proxy.connection),
+                EventKind::Health { problem } => self.registrar.health(claim, problem.as_ref()),
+                EventKind::Disconnected => self.registrar.disconnected(claim, proxy.connection),
+                _ => {}
+            }
+        }
         let name = format_args!("{}.{}", proxy.node.name, proxy.node.namespace);
         match &event.kind {
             EventKind::Connected { protocol, .. } => info!(proxy = %name, %protocol, "proxy connected"),
@@ -106,7 +128,7 @@ impl Source for Generator {
             EventKind::Nacked { type_url, error, .. } => {
                 warn!(proxy = %name, r#type = short(type_url), error, "proxy refused its configuration");
             }
-            EventKind::Acked { .. } | EventKind::Synced { .. } => {}
+            EventKind::Acked { .. } | EventKind::Synced { .. } | EventKind::Health { .. } => {}
         }
     }
 }

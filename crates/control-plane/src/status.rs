@@ -174,7 +174,7 @@ impl Statuses {
                 proxy.synced_to = proxy.synced_to.max(*revision);
                 self.progress.send_replace(());
             }
-            EventKind::Connected { .. } | EventKind::Disconnected => {}
+            EventKind::Connected { .. } | EventKind::Disconnected | EventKind::Health { .. } => {}
         }
     }
 

@@ -9,7 +9,7 @@ mod mesh;
 
 pub use host::HostState;
 pub use http::{Answer, Load, LoadReport, get};
-pub use mesh::{Mesh, Output, outrigger, sample};
+pub use mesh::{Mesh, Output, envoy, outrigger, sample};
 
 /// Whether this process may make network namespaces as root; says so visibly if not.
 pub fn can_run_meshes(test: &str) -> bool {

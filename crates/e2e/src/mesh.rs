@@ -13,11 +13,19 @@ fn root() -> PathBuf {
 /// The program under test, as a command.
 pub fn outrigger() -> Command {
     let binary = std::env::var_os("OUTRIGGER_BIN").map(PathBuf::from);
-    let binary = binary.unwrap_or_else(|| root().join("target/release/outrigger"));
+    let binary = root().join(binary.unwrap_or_else(|| "target/release/outrigger".into()));
     assert!(binary.is_file(), "{} is missing: run `cargo build --release` first", binary.display());
     let mut command = Command::new(binary);
     command.current_dir(root());
     command
+}
+
+/// Real Envoy, as `cargo xtask setup` installs it.
+pub fn envoy() -> Option<PathBuf> {
+    // Relative ones are meant from the workspace's root, as `cargo xtask` passes them.
+    let folder = std::env::var_os("OUTRIGGER_BUILD").map_or_else(|| "build".into(), PathBuf::from);
+    let path = std::fs::canonicalize(root().join(folder).join("envoy")).ok()?;
+    Some(path).filter(|path| path.is_file())
 }
 
 /// A file of `samples/bookinfo`.
@@ -62,12 +70,15 @@ pub struct Mesh {
 impl Mesh {
     /// Starts `outrigger up ARGUMENTS` under a name of its own and waits until all pods are ready.
     pub fn up(name: &str, arguments: &[&str]) -> anyhow::Result<Mesh> {
-        let mesh = Mesh::start(name, arguments)?;
+        let mut mesh = Mesh::start(name, arguments)?;
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
             let pods = mesh.pods().unwrap_or_default();
             if !pods.is_empty() && pods.iter().all(|pod| pod["ready"] == pod["containers"]) {
                 return Ok(mesh);
+            }
+            if let Some(status) = mesh.up.try_wait().context("cannot look after outrigger up")? {
+                bail!("outrigger up {arguments:?} ended: {status}");
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -80,6 +91,11 @@ impl Mesh {
         command.arg("up").args(arguments).args(["--name", name]).stdin(Stdio::null()).stdout(Stdio::null());
         let up = command.spawn().context("cannot start outrigger up")?;
         Ok(Mesh { name: name.to_owned(), up })
+    }
+
+    /// The mesh's name, for subcommands of two words.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// A subcommand about this mesh.
@@ -137,7 +153,9 @@ impl Mesh {
 
     /// Runs a program inside a pod's network namespace, with the rights of the test.
     pub fn in_pod_network(&self, pod: &str, command: &[&str]) -> Output {
-        let pid = sidecar_process(pod).unwrap_or_else(|| panic!("no sidecar process of pod {pod}"));
+        let pods = self.pods().expect("ps");
+        let pid = pods.iter().find(|row| row["name"] == pod).and_then(|row| row["pid"].as_u64());
+        let pid = pid.unwrap_or_else(|| panic!("no process of pod {pod} among {pods:?}"));
         Output::of(Command::new("nsenter").arg(format!("--net=/proc/{pid}/ns/net")).arg("--").args(command))
     }
 }
@@ -148,15 +166,4 @@ impl Drop for Mesh {
         let _ = self.up.kill();
         let _ = self.up.wait();
     }
-}
-
-/// The process of a pod's sidecar, by the variables that injection gives it.
-fn sidecar_process(pod: &str) -> Option<u32> {
-    let wanted = format!("POD_NAME={pod}");
-    let pids =
-        std::fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    pids.into_iter().find(|pid| {
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
-    })
 }

@@ -51,6 +51,8 @@ pub mod type_url {
     pub const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
     /// Istio's name table (NDS), istio `pilot/pkg/xds/v3/model.go`.
     pub const NAME_TABLE: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
+    /// Istio's: what an agent says of its workload's health, a request that nothing answers.
+    pub const HEALTH: &str = "type.googleapis.com/istio.v1.HealthInformation";
 }
 
 /// Packs a message as Envoy expects it: `type.googleapis.com/` before the full name.

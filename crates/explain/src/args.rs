@@ -1,30 +1,33 @@
 //! `outrigger explain`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 
 use crate::configuration::Resources;
 use crate::mesh::Mesh;
 use crate::request::{Request, Url};
 use crate::text::Paint;
 use crate::trace::Explanation;
-use crate::{Configuration, Files, Sources, calls, text, walk};
+use crate::{Configuration, Files, Sources, calls, past, text, walk};
 
 /// Where a request goes, and why.
 ///
 /// Every decision on the way is the proxy's own: name, capture, listener, filter chain, virtual host, route and why those before it
 /// did not apply, cluster, endpoints, timeouts and retries, mutual TLS with both identities, authorization; each with the object and
 /// the line it comes from.
+///
+/// Asked are files (--input), else the running mesh; or one proxy's own configuration (--live, --config-dump, --admin).
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Example:
   outrigger explain -f samples/bookinfo --from productpage GET http://reviews:9080/reviews/0 -H 'end-user: jason'
   outrigger explain -f samples/bookinfo --to ratings --from reviews GET http://ratings:9080/ratings/0
   outrigger explain --from productpage GET http://reviews:9080/reviews/0        (of the running mesh)
-  outrigger explain --config-dump dump.json GET http://reviews:9080/")]
+  outrigger explain --request-id latest                                         (what a request did a moment ago)
+  outrigger explain --config-dump dump.json GET http://reviews:9080/            (of any Envoy)")]
 pub struct Args {
     #[command(flatten)]
     sources: Sources,
@@ -34,11 +37,20 @@ pub struct Args {
     /// The pod that gets it: only what happens there is explained
     #[arg(long, value_name = "POD")]
     to: Option<String>,
+    /// Explain what a request of the recent past really did, by its x-request-id, or `latest`; with --from or --to only at that pod
+    #[arg(long, value_name = "ID", conflicts_with_all = ["input", "calls", "requests", "config_dump", "request"])]
+    request_id: Option<String>,
     /// A proxy's own configuration: what Envoy or ours answers to /config_dump?include_eds; - reads standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = ["input", "calls"])]
     config_dump: Option<PathBuf>,
-    /// With --config-dump: the request comes to the pod, instead of leaving it
-    #[arg(long, requires = "config_dump")]
+    /// The same from a proxy's admin port
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["input", "calls", "config_dump"])]
+    admin: Option<String>,
+    /// Of the running mesh, the configuration that the pod's proxy holds at this moment
+    #[arg(long, conflicts_with_all = ["input", "calls", "config_dump", "admin"])]
+    live: bool,
+    /// With --config-dump or --admin: the request comes to the pod, instead of leaving it
+    #[arg(long)]
     inbound: bool,
     /// Name of the running mesh that is asked where there is no --input
     #[arg(long, default_value = "default", env = "OUTRIGGER_NAME")]
@@ -46,6 +58,10 @@ pub struct Args {
     /// Answer all calls of a file at once, in the form of Istio's request simulator
     #[arg(long, value_name = "FILE", requires = "proxy")]
     calls: Option<PathBuf>,
+    /// Explain all requests of a file: a YAML or JSON list of {url, method, headers, from, to, port, http2, tls, seed}, where what is
+    /// left out is as on the command line
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["calls", "request", "config_dump", "admin", "live"])]
+    requests: Option<PathBuf>,
     /// Method and URL, or the URL alone; schemes are http, https, tcp and tls
     #[arg(value_name = "[METHOD] URL", num_args = 0..=2)]
     request: Vec<String>,
@@ -70,7 +86,8 @@ pub struct Args {
 }
 
 /// What a client does that reaches a pod.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum Tls {
     /// Mutual, if it has a sidecar.
     Auto,
@@ -94,10 +111,18 @@ enum Output {
 /// # Errors
 /// When the input cannot be read, or does not say what is asked about.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    if args.sources.input.is_empty() {
+    if let Some(id) = &args.request_id {
+        let pod = args.from.as_deref().or(args.to.as_deref());
+        let explanation = past::explain(id, &past::Whose { mesh: &args.mesh, pod, admin: args.admin.as_deref() })?;
+        return write(&explanation, args.output);
+    }
+    if args.config_dump.is_some() || args.admin.is_some() || args.live {
         return of_proxy(args);
     }
-    let files = Files::load(&args.sources, args.calls.is_none())?;
+    let files = match args.sources.input.is_empty() {
+        true => Files::running(&args.mesh, &args.sources)?,
+        false => Files::load(&args.sources, args.calls.is_none())?,
+    };
     for error in &files.refused {
         eprintln!("warning: {error}");
     }
@@ -105,70 +130,136 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return many(&files, path);
     }
     let mesh = Mesh::new(files)?;
-    let request = request(args)?;
-    let from = args.from.as_deref().map(|name| mesh.pod(name)).transpose()?;
-    let explanation = match (&args.to, &from) {
+    let Some(path) = &args.requests else {
+        return write(&explain(&mesh, &Asked::of(args)?, args)?, args.output);
+    };
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let all: Vec<Asked> = serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?;
+    let explained = all.iter().enumerate().map(|(index, asked)| {
+        explain(&mesh, asked, args).with_context(|| format!("{}: request {}", path.display(), index + 1))
+    });
+    let explained: Vec<Explanation> = explained.collect::<anyhow::Result<_>>()?;
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&explained)?),
+        Output::Text => explained.iter().for_each(|explanation| println!("{}", text::render(explanation, paint()))),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One request as it is asked about; what is missing is as the command line says.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    url: String,
+    #[serde(default = "get")]
+    method: String,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    from: Option<String>,
+    to: Option<String>,
+    port: Option<u16>,
+    #[serde(default)]
+    http2: bool,
+    tls: Option<Tls>,
+    seed: Option<u64>,
+}
+
+fn get() -> String {
+    "GET".to_owned()
+}
+
+impl Asked {
+    /// What the command line asks.
+    fn of(args: &Args) -> anyhow::Result<Self> {
+        let (method, url) = match args.request.as_slice() {
+            [url] => (get(), url),
+            [method, url] => (method.clone(), url),
+            _ => bail!("say what is asked: [METHOD] URL"),
+        };
+        let headers = args.header.iter().map(|header| {
+            let (name, value) =
+                header.split_once(':').ok_or_else(|| anyhow!("header {header:?} is not NAME: VALUE"))?;
+            Ok((name.trim().to_owned(), value.trim().to_owned()))
+        });
+        Ok(Self {
+            url: url.clone(),
+            method,
+            headers: headers.collect::<anyhow::Result<_>>()?,
+            from: None,
+            to: None,
+            port: args.port,
+            http2: args.http2,
+            tls: None,
+            seed: None,
+        })
+    }
+
+    fn request(&self) -> anyhow::Result<Request> {
+        let mut url: Url = self.url.parse().map_err(|error| anyhow!("URL: {error}"))?;
+        url.port = self.port.unwrap_or(url.port);
+        Ok(Request {
+            method: self.method.to_ascii_uppercase(),
+            url,
+            headers: self.headers.clone().into_iter().collect(),
+            http2: self.http2,
+        })
+    }
+}
+
+fn explain(mesh: &Mesh, asked: &Asked, args: &Args) -> anyhow::Result<Explanation> {
+    let request = asked.request()?;
+    let seed = asked.seed.unwrap_or(args.seed);
+    let from = asked.from.as_deref().or(args.from.as_deref()).map(|name| mesh.pod(name)).transpose()?;
+    Ok(match (asked.to.as_deref().or(args.to.as_deref()), &from) {
         (Some(to), _) => {
-            let mutual = match args.tls {
+            let mutual = match asked.tls.unwrap_or(args.tls) {
                 Tls::Auto => from.as_ref().is_some_and(|pod| pod.has_sidecar),
                 Tls::Mutual => true,
                 Tls::Plaintext => false,
             };
-            walk::to_pod(&mesh, &mesh.pod(to)?, from.as_deref(), &request, mutual, args.seed)
+            walk::to_pod(mesh, &mesh.pod(to)?, from.as_deref(), &request, mutual, seed)
         }
-        (None, Some(from)) => walk::from_pod(&mesh, from, &request, args.seed),
+        (None, Some(from)) => walk::from_pod(mesh, from, &request, seed),
         (None, None) => bail!("say where the request comes from (--from POD), or where it goes to (--to POD)"),
-    };
-    write(&explanation, args.output)
+    })
 }
 
-/// Asks one proxy's own configuration: out of a file, or of a pod of a running mesh.
+/// Asks one proxy's own configuration: out of a file, from its admin port, or of a pod of a running mesh.
 fn of_proxy(args: &Args) -> anyhow::Result<ExitCode> {
-    let (pod, inbound) = match (&args.config_dump, &args.from, &args.to) {
-        (Some(_), _, _) => (None, args.inbound),
-        (None, Some(from), None) => (Some(from.clone()), false),
-        (None, _, Some(to)) => (Some(to.clone()), true),
-        (None, None, None) => bail!("say where the request comes from (--from POD), or where it goes to (--to POD)"),
+    let target = |pod: Option<&String>| inspect::Target {
+        pod: pod.cloned(),
+        file: args.config_dump.clone(),
+        mesh: args.mesh.clone(),
     };
-    let target = inspect::Target { pod, file: args.config_dump.clone(), mesh: args.mesh.clone() };
-    let dump = target.dump()?;
-    let name = dump.name.clone();
+    let (dump, inbound) = match (&args.admin, args.config_dump.is_some(), &args.from, &args.to) {
+        (Some(address), ..) => (inspect::Dump::of_admin(address)?, args.inbound),
+        (None, true, ..) => (target(None).dump()?, args.inbound),
+        (None, false, Some(from), None) => (target(Some(from)).dump()?, false),
+        (None, false, _, Some(to)) => (target(Some(to)).dump()?, true),
+        (None, false, None, None) => {
+            bail!("say where the request comes from (--from POD), or where it goes to (--to POD)")
+        }
+    };
+    let (name, address) = (dump.name.clone(), dump.address.parse().ok());
     let configuration = Configuration::new(Resources {
         listeners: dump.listeners,
         routes: dump.routes,
         clusters: dump.clusters,
         endpoints: dump.endpoints,
     });
-    write(&walk::at_proxy(&configuration, &name, "", &request(args)?, inbound, args.seed), args.output)
+    let request = Asked::of(args)?.request()?;
+    write(&walk::at_proxy(&configuration, &name, address, &request, inbound, args.seed), args.output)
 }
 
-fn request(args: &Args) -> anyhow::Result<Request> {
-    let (method, url) = match args.request.as_slice() {
-        [url] => ("GET", url),
-        [method, url] => (method.as_str(), url),
-        _ => bail!("say what is asked: [METHOD] URL"),
-    };
-    let mut url: Url = url.parse().map_err(|error| anyhow!("URL: {error}"))?;
-    url.port = args.port.unwrap_or(url.port);
-    let headers = args.header.iter().map(|header| {
-        let (name, value) = header.split_once(':').ok_or_else(|| anyhow!("header {header:?} is not NAME: VALUE"))?;
-        Ok((name.trim().to_owned(), value.trim().to_owned()))
-    });
-    Ok(Request {
-        method: method.to_ascii_uppercase(),
-        url,
-        headers: headers.collect::<anyhow::Result<_>>()?,
-        http2: args.http2,
-    })
+fn paint() -> Paint {
+    let wanted = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    if wanted { Paint::Colour } else { Paint::Plain }
 }
 
 fn write(explanation: &Explanation, output: Output) -> anyhow::Result<ExitCode> {
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(explanation)?),
-        Output::Text => {
-            let wanted = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            print!("{}", text::render(explanation, if wanted { Paint::Colour } else { Paint::Plain }));
-        }
+        Output::Text => print!("{}", text::render(explanation, paint())),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
-use config_store::{Key, Snapshot, Store};
+use config_store::{Body, Key, Kind, Snapshot, Store};
 use istio_api::MeshConfig;
 use manifest::Document;
 use push_context::{Node, PushContext, Settings};
 use serde_json::Value;
+
+use crate::trace::Source;
 
 /// Which files.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -55,8 +57,28 @@ impl Files {
         if let Some(error) = errors.into_iter().next() {
             return Err(error.into());
         }
-        let settings = sources.settings.as_deref().map(settings).transpose()?.unwrap_or_default();
-        let mesh = match &sources.mesh_config {
+        if complete {
+            let made = crate::workloads::complete(&mut documents);
+            documents.extend(made);
+        }
+        Self::of(documents, sources, Settings::default())
+    }
+
+    /// What a running mesh was given, with the pods and endpoints that it made of it.
+    ///
+    /// # Errors
+    /// When no such mesh runs.
+    pub fn running(mesh: &str, sources: &Sources) -> anyhow::Result<Self> {
+        let objects = machine::objects(mesh)?;
+        Self::of(objects.documents, sources, Settings { dual_stack: objects.dual_stack, ..Settings::default() })
+    }
+
+    fn of(documents: Vec<Document>, sources: &Sources, defaults: Settings) -> anyhow::Result<Self> {
+        let settings = match sources.settings.as_deref() {
+            Some(path) => read_settings(path, defaults)?,
+            None => defaults,
+        };
+        let mut mesh = match &sources.mesh_config {
             None => MeshConfig::builtin(),
             Some(path) => MeshConfig::load(path, &read(path)?)?,
         };
@@ -66,10 +88,6 @@ impl Files {
                 let node = Node::from_yaml(&document.value, &settings);
                 proxies.push(node.with_context(|| path.display().to_string())?);
             }
-        }
-        if complete {
-            let made = crate::workloads::complete(&mut documents);
-            documents.extend(made);
         }
         let mut store = Store::new();
         let mut refused = Vec::new();
@@ -82,8 +100,26 @@ impl Files {
             }
         }
         let snapshot = store.snapshot();
+        // As Istio's installation brings it along; a file that was named is what the user means.
+        if sources.mesh_config.is_none()
+            && let Some(map) = snapshot.find(Kind::ConfigMap, &mesh.root_namespace, "istio")
+            && let Body::ConfigMap(config) = &map.body
+            && let Some(text) = config.data.as_ref().and_then(|data| data.get("mesh"))
+        {
+            mesh = mesh.load_over(Path::new(&map.key.to_string()), text)?;
+        }
         let push = PushContext::build(&snapshot, &Arc::new(mesh), &settings);
         Ok(Self { documents, snapshot, refused, push, proxies })
+    }
+
+    /// Where an object, or one of its fields, was written.
+    pub fn source(&self, key: &Key, field: &str) -> Source {
+        let place = self.document(key).and_then(|document| {
+            let line = document.line_of(field).filter(|_| !field.is_empty()).unwrap_or_else(|| document.line());
+            // What the mesh made itself is in no file.
+            (line > 0).then(|| format!("{}:{line}", document.file().display()))
+        });
+        Source { object: key.to_string(), field: field.to_owned(), place: place.unwrap_or_default() }
     }
 
     /// The document of an object.
@@ -97,8 +133,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
     fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
-fn settings(path: &Path) -> anyhow::Result<Settings> {
-    let mut out = Settings::default();
+fn read_settings(path: &Path, mut out: Settings) -> anyhow::Result<Settings> {
     for document in manifest::parse_plain(path, &read(path)?)? {
         let fields = document.value.as_object().ok_or_else(|| anyhow!("{}: not a mapping", path.display()))?;
         for (key, value) in fields {

@@ -12,7 +12,7 @@ use proxy_core::{
 };
 
 use crate::mesh::Mesh;
-use crate::trace::{Outcome, PassedOver, Source, Step};
+use crate::trace::{Logged, Outcome, PassedOver, Side, Source, Step};
 use crate::{Configuration, origin};
 
 /// One request at one connection manager.
@@ -37,7 +37,8 @@ pub(crate) struct Onward {
 
 impl Hop<'_> {
     /// In the proxy's order: head, route, filters, action.
-    pub(crate) fn run(&self, mut head: Headers, steps: &mut Vec<Step>) -> Result<Onward, Outcome> {
+    pub(crate) fn run(&self, mut head: Headers, side: &mut Side) -> Result<Onward, Outcome> {
+        let Side { steps, logged, .. } = side;
         let identity =
             conform_request(self.hcm, &mut head, self.connection, || "00000000-0000-4000-8000-000000000000".to_owned());
         match normalize(self.hcm, &mut head) {
@@ -53,6 +54,9 @@ impl Hop<'_> {
         }
         let table = self.table(steps)?;
         let matched = self.route(&table, &head, steps);
+        if let Ok(matched) = &matched {
+            matched_names(matched, &head, logged);
+        }
         let mut metadata = Metadata::default();
         self.filters(&matched, &mut head, &identity.remote, &mut metadata, steps)?;
         let matched = matched?;
@@ -405,9 +409,23 @@ fn denial(verdict: &RbacVerdict) -> String {
     }
 }
 
+/// What the access log will say of the route.
+fn matched_names(matched: &Matched, head: &Headers, logged: &mut Logged) {
+    logged.virtual_host = matched.vhost.name.to_string();
+    logged.route = matched.route.name.to_string();
+    logged.cluster = matched.cluster(head).as_deref().unwrap_or_default().to_owned();
+    if let Action::Forward(forward) = &matched.route.action
+        && let ClusterSpecifier::Weighted { clusters, .. } = &forward.clusters
+    {
+        let possible = clusters.iter().filter(|cluster| cluster.weight > 0);
+        logged.clusters = possible.map(|cluster| cluster.name.to_string()).collect();
+    }
+}
+
 /// An answer of the proxy itself.
 pub(crate) fn answered(status: u16, flag: Option<&'static str>, details: &str, summary: &str) -> Outcome {
     let summary = format!("{status}: {summary}");
+    let flag = flag.map(str::to_owned);
     Outcome { delivered: false, status: Some(status), flag, details: details.to_owned(), summary }
 }
 

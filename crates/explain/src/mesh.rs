@@ -114,11 +114,7 @@ impl Mesh {
 
     /// Where an object, or one of its fields, was written.
     pub(crate) fn source(&self, key: &Key, field: &str) -> Source {
-        let place = self.files.document(key).map(|document| {
-            let line = document.line_of(field).filter(|_| !field.is_empty()).unwrap_or_else(|| document.line());
-            format!("{}:{line}", document.file().display())
-        });
-        Source { object: key.to_string(), field: field.to_owned(), place: place.unwrap_or_default() }
+        self.files.source(key, field)
     }
 
     /// Where a service was written.

@@ -14,6 +14,11 @@ pub(crate) fn of_metadata(metadata: &Metadata, mesh: Option<&Mesh>) -> Option<So
     Some(at(&key, text("origin").unwrap_or_default(), mesh))
 }
 
+/// The object that a resource's `istio` metadata names.
+pub(crate) fn key_of_metadata(metadata: &Metadata) -> Option<Key> {
+    of_path(metadata.get("istio", &["config"]).and_then(Value::as_str)?)
+}
+
 /// The object behind a policy's name in RBAC rules, `ns[NAMESPACE]-policy[NAME]-rule[N]`.
 pub(crate) fn of_policy(name: &str, mesh: Option<&Mesh>) -> Option<Source> {
     let (_, rest) = name.split_once("ns[")?;

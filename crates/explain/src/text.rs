@@ -56,7 +56,7 @@ pub(crate) fn render(explanation: &Explanation, paint: Paint) -> String {
     let _ = writeln!(out, "\n{mark} {summary}");
     let mut logged = Vec::new();
     logged.extend(outcome.status.map(|status| status.to_string()));
-    logged.extend(outcome.flag.map(str::to_owned));
+    logged.extend(outcome.flag.clone());
     if !outcome.details.is_empty() {
         logged.push(outcome.details.clone());
     }

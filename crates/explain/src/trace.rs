@@ -28,7 +28,7 @@ pub struct Outcome {
     pub status: Option<u16>,
     /// Envoy's response flag for it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub flag: Option<&'static str>,
+    pub flag: Option<String>,
     /// Envoy's `response_code_details`, or why the connection is closed.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub details: String,
@@ -43,8 +43,34 @@ pub struct Side {
     pub role: &'static str,
     /// `NAME.NAMESPACE` of its pod.
     pub proxy: String,
+    /// Names that its access log will show.
+    pub logged: Logged,
     /// Its decisions, in order.
     pub steps: Vec<Step>,
+}
+
+/// The names by which a proxy's access log tells what it did; those that it did not get to are left out.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Logged {
+    /// The listener.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub listener: String,
+    /// The filter chain.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub filter_chain: String,
+    /// The virtual host.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub virtual_host: String,
+    /// `%ROUTE_NAME%`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub route: String,
+    /// `%UPSTREAM_CLUSTER_RAW%`; where chance decides, one that it may be.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cluster: String,
+    /// Where chance decides: all that it may be.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub clusters: Vec<String>,
 }
 
 /// One decision.

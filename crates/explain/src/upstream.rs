@@ -89,7 +89,7 @@ impl Departure<'_> {
         })
     }
 
-    fn describe(&self, cluster: &Cluster) -> Step {
+    pub(crate) fn describe(&self, cluster: &Cluster) -> Step {
         let mut step = Step::new("cluster", &*cluster.name);
         let parts: Vec<&str> = cluster.name.splitn(4, '|').collect();
         if let [direction, _, subset, host] = parts[..] {
@@ -283,7 +283,7 @@ fn refused(is_http: bool, status: u16, flag: &'static str, details: &str, summar
     match is_http {
         true => answered(status, Some(flag), details, summary),
         false => Outcome {
-            flag: Some(flag),
+            flag: Some(flag.to_owned()),
             details: details.to_owned(),
             summary: format!("closed: {summary}"),
             ..Outcome::default()

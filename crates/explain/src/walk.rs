@@ -83,7 +83,8 @@ pub(crate) fn from_pod(mesh: &Mesh, pod: &Rc<Pod>, request: &Request, random: u6
             return out;
         }
     };
-    match landing.address.and_then(|address| Some((mesh.pod_at(address)?, address))) {
+    let address = landing.address.map(|address| behind_service(mesh, address, out.sides.last_mut()));
+    match address.and_then(|address| Some((mesh.pod_at(address)?, address))) {
         Some((server, address)) => {
             let encrypted = landing.tls.as_ref().is_some_and(|tls| tls.certificate);
             let peer = encrypted.then_some(pod.identity.as_str());
@@ -141,10 +142,12 @@ pub(crate) fn to_pod(
 }
 
 /// A request at a proxy of which only its configuration is known.
+///
+/// `name` and `address` are the pod's, as far as they are known.
 pub(crate) fn at_proxy(
     at: &Configuration,
     name: &str,
-    identity: &str,
+    address: Option<IpAddr>,
     request: &Request,
     inbound: bool,
     random: u64,
@@ -153,7 +156,7 @@ pub(crate) fn at_proxy(
     let mut side = Side { role, proxy: name.to_owned(), ..Side::default() };
     refusals(at, &mut side);
     let (address, step) = match inbound {
-        true => (IpAddr::V4(ELSEWHERE), Step::new("name", "the pod itself")),
+        true => (address.unwrap_or(IpAddr::V4(ELSEWHERE)), Step::new("name", "the pod itself")),
         false => resolve_in_tables(at, request),
     };
     side.steps.push(step);
@@ -165,7 +168,7 @@ pub(crate) fn at_proxy(
         payload: request.payload(),
         quirks: Quirks::default(),
     };
-    let proxy = Proxy { at, mesh: None, identity };
+    let proxy = Proxy { at, mesh: None, identity: "" };
     let outcome = match proxy.pass(Incoming { dial, peer: None, head: request.head() }, random, &mut side) {
         Ok((landing, _)) => {
             let summary = format!("it goes to {}{}", landing.name, if landing.tls.is_some() { " in TLS" } else { "" });
@@ -270,6 +273,43 @@ fn resolve(mesh: &Mesh, pod: &Pod, request: &Request) -> (IpAddr, Step) {
     (ip, step)
 }
 
+/// Where the node sends a connection to a service's own address, which nobody in the mesh has picked an endpoint for.
+fn behind_service(mesh: &Mesh, address: SocketAddr, side: Option<&mut Side>) -> SocketAddr {
+    let registry = &mesh.files.push.registry;
+    let ip = address.ip().to_string();
+    let Some(service) = registry.services.iter().find(|service| service.cluster_ips.iter().any(|own| **own == *ip))
+    else {
+        return address;
+    };
+    let ready = registry.endpoints_by_port(service, address.port());
+    let ready = ready.filter(|endpoint| endpoint.health == registry::Health::Healthy);
+    let all: Vec<SocketAddr> = ready
+        .filter_map(|endpoint| Some(SocketAddr::new(endpoint.addresses.first()?.parse().ok()?, endpoint.port)))
+        .collect();
+    let mut step = match all.as_slice() {
+        [] => Step::new(
+            "node",
+            format!("{address} is the address of {}, which has no ready endpoint there", service.hostname),
+        ),
+        [one] => {
+            Step::new("node", format!("{address} is the address of {}; the node sends it to {one}", service.hostname))
+        }
+        [first, ..] => Step::new(
+            "node",
+            format!(
+                "{address} is the address of {}; the node picks one of {}, for instance {first}",
+                service.hostname,
+                all.len()
+            ),
+        ),
+    };
+    step = step.source(Some(mesh.service_source(service)));
+    if let Some(side) = side {
+        side.steps.push(step);
+    }
+    all.first().copied().unwrap_or(address)
+}
+
 /// Istio writes services' addresses into the domains of their virtual hosts.
 fn resolve_in_tables(at: &Configuration, request: &Request) -> (IpAddr, Step) {
     let host = &request.url.host;
@@ -290,7 +330,7 @@ fn resolve_in_tables(at: &Configuration, request: &Request) -> (IpAddr, Step) {
 
 fn closed(flag: &'static str, details: &str, summary: &str) -> Outcome {
     Outcome {
-        flag: Some(flag),
+        flag: Some(flag.to_owned()),
         details: details.to_owned(),
         summary: format!("closed: {summary}"),
         ..Outcome::default()
@@ -301,17 +341,19 @@ impl Proxy<'_> {
     /// From the socket to the next connection, or to an answer.
     fn pass(&self, incoming: Incoming<'_>, random: u64, side: &mut Side) -> Result<(Landing, Headers), Outcome> {
         let Incoming { dial, peer, head } = incoming;
-        let steps = &mut side.steps;
         let Some(arrival) = dial.arrive(self.at) else {
-            steps.push(Step::new("listener", "there is none").end());
+            side.steps.push(Step::new("listener", "there is none").end());
             return Err(closed("NR", "no listener", "nothing listens there"));
         };
+        side.logged.listener = arrival.listener.name.to_string();
+        let steps = &mut side.steps;
         steps.push(Step::new("listener", &*arrival.listener.name));
         let Some(chain) = arrival.chain else {
             steps.push(Step::new("filter chain", "none fits").fact(seen(&dial, &arrival)).end());
             return Err(closed("NR", "filter_chain_not_found", "no filter chain fits the connection"));
         };
         let name = if chain.name.is_empty() { "(unnamed)" } else { &chain.name };
+        side.logged.filter_chain = chain.name.to_string();
         steps.push(Step::new("filter chain", name).fact(seen(&dial, &arrival)));
         let terminates = chain.tls.as_ref();
         match (terminates, &dial.tls) {
@@ -356,6 +398,7 @@ impl Proxy<'_> {
         match &chain.terminal {
             Terminal::TcpProxy(proxy) => {
                 let (cluster, metadata_match) = proxy.cluster(random);
+                side.logged.cluster = cluster.to_string();
                 let departure = Departure {
                     at: self.at,
                     mesh: self.mesh,
@@ -380,7 +423,11 @@ impl Proxy<'_> {
             }
             Terminal::Http(hcm) => {
                 let hop = Hop { at: self.at, mesh: self.mesh, hcm, connection: &connection, random };
-                let onward = hop.run(head, steps)?;
+                let onward = hop.run(head, side)?;
+                // The log names a cluster that was found.
+                if self.at.cluster(&onward.cluster).is_none() {
+                    side.logged.cluster.clear();
+                }
                 let departure = Departure {
                     at: self.at,
                     mesh: self.mesh,
@@ -392,7 +439,7 @@ impl Proxy<'_> {
                     identity: self.identity,
                     random,
                 };
-                let landing = departure.run(steps)?;
+                let landing = departure.run(&mut side.steps)?;
                 Ok((landing, onward.head))
             }
             Terminal::DirectResponse(bytes) => {

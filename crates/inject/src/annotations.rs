@@ -92,6 +92,14 @@ pub(crate) fn check(pod: &Value) -> Vec<InvalidAnnotation> {
     faults
 }
 
+/// Checks a single annotation; those that need no check are fine.
+///
+/// # Errors
+/// What is wrong with the value.
+pub fn check_annotation(name: &str, value: &str) -> Result<(), String> {
+    CHECKS.iter().find(|(known, _)| *known == name).map_or(Ok(()), |(_, check)| check(value))
+}
+
 /// Annotations in Istio's name space that nothing reads: most often a slip of the pen.
 pub(crate) fn unknown(pod: &Value) -> Vec<&str> {
     let Some(annotations) = pod["metadata"]["annotations"].as_object() else { return Vec::new() };

@@ -31,7 +31,7 @@ pub mod webhook;
 mod workload;
 mod yaml;
 
-pub use annotations::InvalidAnnotation;
+pub use annotations::{InvalidAnnotation, check_annotation};
 pub use cli::{Args, CheckArgs, ConfigArgs, InjectArgs, RenderArgs, ReviewArgs, render, run, run_inject};
 pub use config::{Builtin, Config, ConfigError, Files, NativeSidecars, Texts};
 pub use decision::{Decision, NamespaceMeta, Policy, Rule, selected};

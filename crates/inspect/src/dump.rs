@@ -9,6 +9,8 @@ use serde_json::Value;
 pub struct Dump {
     /// The proxy's name with its namespace, as its node id says.
     pub name: String,
+    /// The pod's address, by the same.
+    pub address: String,
     /// Listeners.
     pub listeners: Vec<listener::Listener>,
     /// Route tables, those inside of listeners included.
@@ -22,6 +24,15 @@ pub struct Dump {
 }
 
 impl Dump {
+    /// Asks a proxy's admin server at `ADDRESS:PORT`.
+    ///
+    /// # Errors
+    /// When it does not answer, or not with a dump.
+    pub fn of_admin(address: &str) -> anyhow::Result<Self> {
+        let bytes = crate::ask_admin(address, "/config_dump?include_eds")?;
+        Self::parse(serde_json::from_slice(&bytes).context("the proxy's answer is no JSON")?)
+    }
+
     /// Takes the answer to `/config_dump?include_eds` apart.
     ///
     /// # Errors
@@ -34,7 +45,8 @@ impl Dump {
         let mut dump = Self { sections, ..Self::default() };
         if let Some(bootstrap) = dump.section("BootstrapConfigDump") {
             let id = bootstrap.pointer("/bootstrap/node/id").and_then(Value::as_str).unwrap_or_default();
-            dump.name = id.split('~').nth(2).unwrap_or(id).to_owned();
+            let part = |at: usize| id.split('~').nth(at);
+            (dump.name, dump.address) = (part(2).unwrap_or(id).to_owned(), part(1).unwrap_or_default().to_owned());
         }
         dump.listeners = dump.resources(
             "ListenersConfigDump",

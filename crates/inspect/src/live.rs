@@ -54,6 +54,14 @@ impl Target {
     }
 }
 
+/// Asks a proxy's admin server at `ADDRESS:PORT`.
+///
+/// # Errors
+/// When nothing answers there, or the answer is no success.
+pub fn ask_admin(address: &str, path: &str) -> anyhow::Result<Vec<u8>> {
+    machine::ask_admin(address, "GET", path).with_context(|| format!("ask {address}"))
+}
+
 fn read(path: &Path) -> anyhow::Result<Value> {
     let mut text = Vec::new();
     match path.as_os_str() == "-" {

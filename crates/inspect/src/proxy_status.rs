@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::table::Table;
 
-/// How far each proxy is, as `istioctl proxy-status`.
+/// How far each proxy is, as `istioctl proxy-status`; below the table what is refused, and who lags.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Example:
   outrigger proxy-status")]
@@ -34,17 +34,24 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.output == "json" {
         println!("{}", serde_json::to_string_pretty(&json!({"revision": all.wanted, "proxies": all.proxies}))?);
     } else {
-        let mut table = Table::new(5, &["NAME", "STATUS", "REVISION", "REFUSES"]);
+        let head = ["NAME", "CLUSTER", "CDS", "LDS", "EDS", "RDS", "ECDS", "ISTIOD", "VERSION"];
+        let mut table = Table::new(5, &head);
         for proxy in &all.proxies {
-            let status = match (proxy.nacks.is_empty(), proxy.synced_to >= all.wanted) {
-                (false, _) => "NACKED",
-                (true, true) => "SYNCED",
-                (true, false) => "STALE",
-            };
-            let nacks = if proxy.nacks.is_empty() { "-".to_owned() } else { proxy.nacks.join("; ") };
-            table.row([proxy.proxy.clone(), status.to_owned(), format!("{}/{}", proxy.synced_to, all.wanted), nacks]);
+            let of = |kind: &str| proxy.types.get(kind).cloned().unwrap_or_else(|| "NOT SENT".to_owned());
+            let [cds, lds, eds, rds, ecds] = ["CDS", "LDS", "EDS", "RDS", "ECDS"].map(of);
+            let (name, cluster, version) = (proxy.proxy.clone(), proxy.cluster.clone(), proxy.version.clone());
+            table.row([name, cluster, cds, lds, eds, rds, ecds, args.mesh.clone(), version]);
         }
         print!("{}", table.render());
+        // What istioctl cannot tell.
+        for proxy in &all.proxies {
+            for nack in &proxy.nacks {
+                println!("{} refuses {nack}", proxy.proxy);
+            }
+            if proxy.nacks.is_empty() && proxy.synced_to < all.wanted {
+                println!("{} has revision {} of {}", proxy.proxy, proxy.synced_to, all.wanted);
+            }
+        }
     }
     Ok(if refuses { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -123,6 +123,13 @@ fn permissions(choices: &Choices) -> [Value; 5] {
         rule(&[""], &["nodes", "pods", "services", "namespaces", "endpoints"], &read),
         rule(&["discovery.k8s.io"], &["endpointslices"], &read),
         rule(&istio, &["*"], &read),
+        // Machines that register themselves.
+        rule(
+            &["networking.istio.io"],
+            &["workloadentries", "workloadentries/status"],
+            &["get", "create", "patch", "delete"],
+        ),
+        rule(&["gateway.networking.k8s.io"], &["httproutes", "grpcroutes"], &read),
         rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], &read),
         // The root certificate goes to every namespace.
         rule(&[""], &["configmaps"], &["get", "list", "watch", "create", "update", "patch"]),

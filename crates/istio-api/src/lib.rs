@@ -1,4 +1,4 @@
-//! Istio's resources and MeshConfig as users write them.
+//! Istio's resources, the Gateway API's routes of meshes, and MeshConfig as users write them.
 //!
 //! In: JSON (from YAML) of a resource's `spec`. Out: one plain struct per protobuf message, where unset is
 //! `None`, empty or the first enum value, and [`Violation`]s that name the offending field as istiod's
@@ -13,6 +13,7 @@ pub mod destination_rule;
 pub mod envoy_filter;
 pub mod extension_provider;
 pub mod gateway;
+pub mod gateway_api;
 pub mod mesh_config;
 pub mod mesh_networks;
 pub mod mesh_proxy;
@@ -37,6 +38,7 @@ pub use authorization_policy::AuthorizationPolicy;
 pub use destination_rule::DestinationRule;
 pub use envoy_filter::EnvoyFilter;
 pub use gateway::Gateway;
+pub use gateway_api::{GrpcRoute, HttpRoute};
 pub use mesh_config::MeshConfig;
 pub use mesh_networks::MeshNetworks;
 pub use mesh_proxy::ProxyConfig as MeshProxyConfig;

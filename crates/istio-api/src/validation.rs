@@ -4,6 +4,7 @@
 
 mod check;
 mod destination_rule;
+mod gateway_api;
 mod mesh;
 mod security;
 mod service_entry;

@@ -28,29 +28,31 @@ pub(crate) const CORE: [Api; 5] = [
     core(Kind::EndpointSlice, "endpointslices"),
 ];
 
-/// Istio's kinds, by the versions of Istio's own CRDs.
-pub(crate) const ISTIO: [Api; 14] = [
-    istio(Kind::VirtualService, "virtualservices", NETWORKING, &["vs"]),
-    istio(Kind::DestinationRule, "destinationrules", NETWORKING, &["dr"]),
-    istio(Kind::ServiceEntry, "serviceentries", NETWORKING, &["se"]),
-    istio(Kind::Sidecar, "sidecars", NETWORKING, &[]),
-    istio(Kind::WorkloadEntry, "workloadentries", NETWORKING, &["we"]),
-    istio(Kind::WorkloadGroup, "workloadgroups", NETWORKING, &["wg"]),
-    istio(Kind::EnvoyFilter, "envoyfilters", &["v1alpha3"], &[]),
-    istio(Kind::Gateway, "gateways", NETWORKING, &["gw"]),
-    istio(Kind::ProxyConfig, "proxyconfigs", &["v1beta1"], &[]),
-    istio(Kind::PeerAuthentication, "peerauthentications", SECURITY, &["pa"]),
-    istio(Kind::RequestAuthentication, "requestauthentications", SECURITY, &["ra"]),
-    istio(Kind::AuthorizationPolicy, "authorizationpolicies", SECURITY, &["ap"]),
-    istio(Kind::Telemetry, "telemetries", TELEMETRY, &["telemetry"]),
-    istio(Kind::WasmPlugin, "wasmplugins", &["v1alpha1"], &[]),
+/// Kinds that need a CRD: Istio's, by the versions of its own CRDs, and the Gateway API's.
+pub(crate) const CUSTOM: [Api; 16] = [
+    custom(Kind::VirtualService, "virtualservices", NETWORKING, &["vs"]),
+    custom(Kind::DestinationRule, "destinationrules", NETWORKING, &["dr"]),
+    custom(Kind::ServiceEntry, "serviceentries", NETWORKING, &["se"]),
+    custom(Kind::Sidecar, "sidecars", NETWORKING, &[]),
+    custom(Kind::WorkloadEntry, "workloadentries", NETWORKING, &["we"]),
+    custom(Kind::WorkloadGroup, "workloadgroups", NETWORKING, &["wg"]),
+    custom(Kind::EnvoyFilter, "envoyfilters", &["v1alpha3"], &[]),
+    custom(Kind::Gateway, "gateways", NETWORKING, &["gw"]),
+    custom(Kind::ProxyConfig, "proxyconfigs", &["v1beta1"], &[]),
+    custom(Kind::PeerAuthentication, "peerauthentications", SECURITY, &["pa"]),
+    custom(Kind::RequestAuthentication, "requestauthentications", SECURITY, &["ra"]),
+    custom(Kind::AuthorizationPolicy, "authorizationpolicies", SECURITY, &["ap"]),
+    custom(Kind::Telemetry, "telemetries", TELEMETRY, &["telemetry"]),
+    custom(Kind::WasmPlugin, "wasmplugins", &["v1alpha1"], &[]),
+    custom(Kind::HTTPRoute, "httproutes", &["v1", "v1beta1"], &[]),
+    custom(Kind::GRPCRoute, "grpcroutes", &["v1"], &[]),
 ];
 
 const fn core(kind: Kind, plural: &'static str) -> Api {
     Api { kind, plural, versions: &["v1"], short: &[] }
 }
 
-const fn istio(
+const fn custom(
     kind: Kind,
     plural: &'static str,
     versions: &'static [&'static str],
@@ -83,9 +85,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_istio_kind_is_watched() {
-        for kind in Kind::ALL.iter().filter(|kind| kind.is_istio()) {
-            assert!(ISTIO.iter().any(|api| api.kind == *kind), "{kind}");
+    fn every_custom_kind_is_watched() {
+        for kind in Kind::ALL.iter().filter(|kind| kind.is_custom()) {
+            assert!(CUSTOM.iter().any(|api| api.kind == *kind), "{kind}");
         }
     }
 }

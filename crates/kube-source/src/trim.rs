@@ -26,7 +26,9 @@ pub(crate) fn document(kind: Kind, api_version: &str, object: DynamicObject) -> 
         Kind::Pod => pod(&mut whole),
         Kind::Node => whole.retain(|field, _| matches!(field.as_str(), "apiVersion" | "kind" | "metadata")),
         Kind::Service | Kind::Namespace => drop(whole.remove("status")),
-        kind if kind.is_istio() => drop(whole.remove("status")),
+        // Its status has the machine's health.
+        Kind::WorkloadEntry => {}
+        kind if kind.is_custom() => drop(whole.remove("status")),
         _ => {}
     }
     Document::from_value(Value::Object(whole), origin)

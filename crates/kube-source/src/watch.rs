@@ -72,7 +72,7 @@ struct Watcher {
     mesh: (String, String),
     streams: StreamMap<Watch, Items>,
     told: HashMap<Watch, Told>,
-    /// Istio's kinds that have a CRD but are not watched yet.
+    /// Kinds that have a CRD but are not watched yet.
     pending: HashSet<Kind>,
     batch: Vec<Change>,
 }
@@ -96,7 +96,7 @@ impl Cluster {
     }
 
     /// The version in which the server serves each of `kinds`.
-    async fn served(&self, kinds: &HashSet<Kind>) -> Result<Vec<(&'static Api, ApiResource)>, kube::Error> {
+    pub(crate) async fn served(&self, kinds: &HashSet<Kind>) -> Result<Vec<(&'static Api, ApiResource)>, kube::Error> {
         let groups = self.client.list_api_groups().await?;
         let mut lists: HashMap<String, HashSet<String>> = HashMap::new();
         for group in groups.groups.iter().filter(|group| kinds.iter().any(|kind| kind.group() == group.name)) {
@@ -106,7 +106,7 @@ impl Cluster {
                 lists.insert(version.group_version.clone(), plurals);
             }
         }
-        let served = kinds::ISTIO.iter().filter(|api| kinds.contains(&api.kind)).filter_map(|api| {
+        let served = kinds::CUSTOM.iter().filter(|api| kinds.contains(&api.kind)).filter_map(|api| {
             let resources = api.versions.iter().map(|version| api.resource(version));
             let mut served = resources
                 .filter(|resource| lists.get(&resource.api_version).is_some_and(|list| list.contains(api.plural)));
@@ -187,7 +187,7 @@ impl Watcher {
 
     /// At the start, kinds with a CRD are waited for; later ones come when they come.
     fn starting(&self) -> bool {
-        let kinds = self.told.keys().filter(|watch| matches!(watch, Watch::Kind(kind) if kind.is_istio())).count();
+        let kinds = self.told.keys().filter(|watch| matches!(watch, Watch::Kind(kind) if kind.is_custom())).count();
         kinds == 0 && !self.pending.is_empty()
     }
 
@@ -214,7 +214,7 @@ impl Watcher {
                 }
                 // A version that is no longer served, or a CRD that is gone.
                 if let (true, Watch::Kind(kind)) = (is_not_found(&error), watch)
-                    && kind.is_istio()
+                    && kind.is_custom()
                 {
                     self.streams.remove(&watch);
                     self.pending.insert(kind);
@@ -229,14 +229,14 @@ impl Watcher {
             (Watch::Kind(kind), Item::Object(event)) => take_object(told, &mut self.batch, kind, event),
             (_, Item::Crd(Event::InitApply(crd) | Event::Apply(crd))) => {
                 let name = crd.metadata.name.unwrap_or_default();
-                let api = kinds::ISTIO.iter().find(|api| api.crd_name() == name);
+                let api = kinds::CUSTOM.iter().find(|api| api.crd_name() == name);
                 if let Some(api) = api.filter(|api| !self.streams.contains_key(&Watch::Kind(api.kind))) {
                     self.pending.insert(api.kind);
                 }
             }
             (_, Item::Crd(Event::Delete(crd))) => {
                 let name = crd.metadata.name.unwrap_or_default();
-                if let Some(api) = kinds::ISTIO.iter().find(|api| api.crd_name() == name) {
+                if let Some(api) = kinds::CUSTOM.iter().find(|api| api.crd_name() == name) {
                     // The server has deleted the objects before.
                     self.streams.remove(&Watch::Kind(api.kind));
                     self.pending.remove(&api.kind);

@@ -1,6 +1,7 @@
 //! The commands' flags.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::Args;
 
@@ -44,6 +45,12 @@ pub struct UpArgs {
     /// Worker threads of each sidecar
     #[arg(long)]
     pub concurrency: Option<u32>,
+    /// A setting of istiod by its variable, as Istio's value pilot.env: ENABLE_TLS_ON_SIDECAR_INGRESS=true
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub pilot_env: Vec<PilotEnv>,
+    /// Run this Envoy as the sidecars' proxy instead of our own
+    #[arg(long, value_name = "FILE")]
+    pub envoy: Option<PathBuf>,
     /// Leave pods alone in namespaces that the YAML does not declare; without this they get a sidecar
     #[arg(long)]
     pub no_default_injection: bool,
@@ -59,6 +66,25 @@ pub struct UpArgs {
     /// Set by --detach for the process in the background
     #[arg(long, hide = true)]
     pub background: bool,
+}
+
+/// `NAME=VALUE` of a variable that the control plane knows.
+#[derive(Debug, Clone)]
+pub struct PilotEnv {
+    pub(crate) name: String,
+    pub(crate) value: String,
+}
+
+impl FromStr for PilotEnv {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} should look like NAME=VALUE"))?;
+        if !control_plane::Settings::default().push.set_env(name, value) {
+            return Err(format!("{name} is no setting of the control plane"));
+        }
+        Ok(Self { name: name.to_owned(), value: value.to_owned() })
+    }
 }
 
 /// `outrigger down`
@@ -128,6 +154,21 @@ pub struct ExecArgs {
     /// Command to run
     #[arg(required = true, last = true)]
     pub command: Vec<String>,
+}
+
+/// `outrigger workload configure`
+#[derive(Debug, Clone, Args)]
+pub struct ConfigureArgs {
+    /// The WorkloadGroup that the machine is to belong to
+    pub group: String,
+    /// The WorkloadGroup's namespace
+    #[arg(long, default_value = "default")]
+    pub namespace: String,
+    /// The folder for the files; its token is a secret
+    #[arg(long, short = 'o', value_name = "DIR")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub mesh: Mesh,
 }
 
 /// `outrigger logs`

@@ -1,10 +1,12 @@
 //! Questions to a running mesh from other commands of the program: a proxy's admin server, and how far a change got.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use manifest::Document;
 use netns::Netns;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +39,12 @@ pub struct ProxySync {
     pub synced_to: u64,
     /// What it refuses, with its reasons.
     pub nacks: Vec<String>,
+    /// Its Kubernetes cluster.
+    pub cluster: String,
+    /// The version that it reports.
+    pub version: String,
+    /// How far each type is, in istioctl's words; those that it never asked for are missing.
+    pub types: BTreeMap<String, String>,
 }
 
 /// Which change is meant: kind, namespace and name of an object; `None`: all changes so far.
@@ -54,6 +62,26 @@ pub fn distribution(mesh: &str, object: Wanted) -> anyhow::Result<Distribution> 
     }
 }
 
+/// All objects of a running mesh.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Objects {
+    /// What was applied, with the services' addresses, and the pods and endpoints that came of it.
+    pub documents: Vec<Document>,
+    /// Pods and services have IPv6 addresses, too.
+    pub dual_stack: bool,
+}
+
+/// What the control plane of the mesh of this name knows.
+///
+/// # Errors
+/// When no such mesh runs.
+pub fn objects(mesh: &str) -> anyhow::Result<Objects> {
+    match ask(&Folder::of(mesh)?, &Request::Objects)? {
+        Response::Objects(objects) => Ok(objects),
+        _ => bail!("the mesh answered something else; is it of another version?"),
+    }
+}
+
 /// Asks the admin server of a pod's proxy; `pod` is its name or the beginning of it, with `.NAMESPACE` if need be.
 ///
 /// # Errors
@@ -67,11 +95,19 @@ pub fn ask_proxy(mesh: &str, pod: &str, method: &str, path: &str) -> anyhow::Res
     let row = find(&rows, pod)?;
     let pid = row.pid.and_then(|pid| u32::try_from(pid).ok()).with_context(|| format!("pod {pod} does not run"))?;
     let network = Netns::of_pid(pid).context("find the pod's network")?;
-    let request =
-        format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-    let answer =
-        network.run(|| exchange(&request)).context("enter the pod's network; a mesh of another user needs root")?;
+    let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
+    let answer = network.run(|| exchange(admin, method, path));
+    let answer = answer.context("enter the pod's network; a mesh of another user needs root")?;
     body(&answer.context("ask the proxy's admin server")?)
+}
+
+/// Asks a proxy's admin server by its address, which must be reachable from here.
+///
+/// # Errors
+/// When nothing answers there, or the answer is no success.
+pub fn ask_admin(address: &str, method: &str, path: &str) -> anyhow::Result<Vec<u8>> {
+    let address = address.to_socket_addrs()?.next().context("the name has no address")?;
+    body(&exchange(address, method, path)?)
 }
 
 fn find<'r>(rows: &'r [PodRow], said: &str) -> anyhow::Result<&'r PodRow> {
@@ -87,8 +123,9 @@ fn find<'r>(rows: &'r [PodRow], said: &str) -> anyhow::Result<&'r PodRow> {
     })
 }
 
-fn exchange(request: &str) -> std::io::Result<Vec<u8>> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
+fn exchange(address: SocketAddr, method: &str, path: &str) -> std::io::Result<Vec<u8>> {
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(request.as_bytes())?;

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use crate::args::{ApplyArgs, DeleteArgs, DownArgs, ExecArgs, LogsArgs, PsArgs, RotateRootArgs, RunJobArgs};
+use crate::args::{
+    ApplyArgs, ConfigureArgs, DeleteArgs, DownArgs, ExecArgs, LogsArgs, PsArgs, RotateRootArgs, RunJobArgs,
+};
 use crate::cluster::command::{Found, PodRow};
 use crate::container::enter;
 use crate::control::{Info, Request, Response, TextFile};
@@ -132,6 +134,31 @@ pub fn apply(args: &ApplyArgs) -> anyhow::Result<ExitCode> {
 pub fn rotate_root(args: &RotateRootArgs) -> anyhow::Result<ExitCode> {
     let folder = Folder::of(&args.mesh.name)?;
     report(ask(&folder, &Request::RotateRoot { settle: args.settle })?)
+}
+
+/// `outrigger workload configure`
+pub fn configure_workload(args: &ConfigureArgs) -> anyhow::Result<ExitCode> {
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    let folder = Folder::of(&args.mesh.name)?;
+    let request = Request::Workload { namespace: args.namespace.clone(), group: args.group.clone() };
+    let files = match ask(&folder, &request)? {
+        Response::Files(files) => files,
+        other => return report(other),
+    };
+    let cannot = |what: &str, path: &std::path::Path| format!("cannot {what} {}", path.display());
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&args.output)
+        .with_context(|| cannot("make", &args.output))?;
+    for (name, text) in files {
+        let path = args.output.join(name);
+        let _ = std::fs::remove_file(&path); // so that the mode applies
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).with_context(|| cannot("write", &path))?;
+        println!("{}", path.display());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `outrigger delete -f FILE` or `outrigger delete KIND NAME`

@@ -51,6 +51,8 @@ pub(crate) struct Parts {
     pub(crate) inject_undeclared: bool,
     /// `--concurrency`: worker threads of each sidecar.
     pub(crate) concurrency: Option<u32>,
+    /// `--envoy`: the program that sidecars run instead of our own proxy.
+    pub(crate) envoy: Option<std::path::PathBuf>,
 }
 
 /// A pod as the cluster keeps it.
@@ -72,6 +74,8 @@ struct Entry {
 
 struct PlaceState {
     ips: Vec<IpAddr>,
+    /// Not in the pod's status, as Multus'.
+    attached: Vec<IpAddr>,
     slot: u32,
     /// Handed to the pod's task when it starts.
     place: Option<Place>,
@@ -86,6 +90,7 @@ pub(crate) struct Cluster {
     services: Vec<ServiceView>,
     slices: BTreeMap<Key, Value>,
     known_ips: Vec<Vec<IpAddr>>,
+    known_attached: Vec<IpAddr>,
     /// Not yet told to the control plane.
     pending: Vec<Change>,
     /// Why workloads have no pods, printed once and shown by `ps`.
@@ -123,6 +128,7 @@ impl Cluster {
             services: Vec::new(),
             slices: BTreeMap::new(),
             known_ips: Vec::new(),
+            known_attached: Vec::new(),
             pending: Vec::new(),
             problems: BTreeMap::new(),
             data: watch::Sender::new(Arc::new(Data::default())),

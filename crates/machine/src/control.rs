@@ -53,10 +53,17 @@ pub(crate) enum Request {
     RotateRoot {
         settle: u64,
     },
+    /// What a machine outside needs to join as a workload of a WorkloadGroup.
+    Workload {
+        namespace: String,
+        group: String,
+    },
     /// How far an object's last change got, or all of them: the revision that holds it, and each sidecar's.
     Distribution {
         object: Option<(String, String, String)>,
     },
+    /// Everything that its control plane was told: what was applied, with addresses, and the pods and endpoints made of it.
+    Objects,
     Info,
     Down,
 }
@@ -75,8 +82,11 @@ pub(crate) enum Response {
     Pods(Vec<PodRow>),
     Found(Box<Found>),
     Text(String),
+    /// Names and texts.
+    Files(std::collections::BTreeMap<String, String>),
     Info(Info),
     Distribution(crate::ask::Distribution),
+    Objects(crate::ask::Objects),
     /// Sentences; nothing was changed.
     Refused(Vec<String>),
 }
@@ -194,6 +204,16 @@ async fn answer(request: Request, remote: &Remote) -> Result<Response, String> {
             let (reply, answer) = oneshot::channel();
             remote.send(Command::RunCron { name, namespace, reply }).await?;
             Ok(Response::Text(answer.await.map_err(gone)??))
+        }
+        Request::Objects => {
+            let (reply, answer) = oneshot::channel();
+            remote.send(Command::Objects { reply }).await?;
+            Ok(Response::Objects(answer.await.map_err(gone)?))
+        }
+        Request::Workload { namespace, group } => {
+            let (reply, answer) = oneshot::channel();
+            remote.send(Command::Workload { namespace, group, reply }).await?;
+            Ok(Response::Files(answer.await.map_err(gone)??))
         }
         Request::RotateRoot { settle } => {
             for step in [Rotation::Announce, Rotation::Activate] {

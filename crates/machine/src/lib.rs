@@ -35,10 +35,16 @@ mod up;
 mod watch;
 mod workload;
 
-pub use args::{ApplyArgs, DeleteArgs, DownArgs, ExecArgs, LogsArgs, Mesh, PsArgs, RotateRootArgs, RunJobArgs, UpArgs};
-pub use ask::{Distribution, ProxySync, Wanted, ask_proxy, distribution};
-pub use client::{apply, delete, down, exec, kind_name, logs, pod_process, ps, rotate_root, run_job};
+pub use args::{
+    ApplyArgs, ConfigureArgs, DeleteArgs, DownArgs, ExecArgs, LogsArgs, Mesh, PsArgs, RotateRootArgs, RunJobArgs,
+    UpArgs,
+};
+pub use ask::{Distribution, Objects, ProxySync, Wanted, ask_admin, ask_proxy, distribution, objects};
+pub use client::{
+    apply, configure_workload, delete, down, exec, kind_name, logs, pod_process, ps, rotate_root, run_job,
+};
 pub use container::init::container_init;
+pub use metrics::{Sample, parse as parse_sample};
 pub use network::publish::Publish;
 pub use up::up;
 

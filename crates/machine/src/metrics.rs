@@ -6,10 +6,13 @@ use serde::{Deserialize, Serialize};
 
 /// One line of Prometheus text: name, labels, value.
 #[derive(Debug, PartialEq)]
-struct Sample<'a> {
-    name: &'a str,
-    labels: BTreeMap<&'a str, String>,
-    value: f64,
+pub struct Sample<'a> {
+    /// The metric.
+    pub name: &'a str,
+    /// Its labels.
+    pub labels: BTreeMap<&'a str, String>,
+    /// Its value.
+    pub value: f64,
 }
 
 /// Who calls whom.
@@ -145,7 +148,7 @@ fn bound(text: &str) -> Option<Bound> {
 }
 
 /// One line of the text format; `None` for comments and what is not understood.
-fn parse(line: &str) -> Option<Sample<'_>> {
+pub fn parse(line: &str) -> Option<Sample<'_>> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return None;

@@ -2,6 +2,7 @@
 //!
 //! Nothing here exists in the host's namespace. All of it hangs on file descriptors of `up`, so it goes when `up` does.
 
+pub(crate) mod attach;
 pub(crate) mod dialer;
 pub(crate) mod dns;
 pub(crate) mod outside;
@@ -62,6 +63,8 @@ pub(crate) struct Network {
 pub(crate) struct Place {
     pub(crate) netns: Netns,
     pub(crate) ips: Vec<IpAddr>,
+    /// Further addresses, of networks that Kubernetes knows nothing of.
+    pub(crate) attached: Vec<IpAddr>,
     slot: u32,
 }
 
@@ -162,8 +165,8 @@ impl Network {
         self.ns.run(listen).and_then(|r| r).map_err(|source| Error::Listen { address, source })
     }
 
-    /// Makes a pod's namespace and wires it to the bridge.
-    pub(crate) fn add_pod(&mut self) -> Result<Place, Error> {
+    /// Makes a pod's namespace and wires it to the bridge. `attached` are addresses it has beside its own.
+    pub(crate) fn add_pod(&mut self, attached: Vec<IpAddr>) -> Result<Place, Error> {
         let slot = self.take_slot()?;
         let netns = Netns::create().map_err(Error::Namespace)?;
         let port = port_name(slot);
@@ -189,12 +192,15 @@ impl Network {
             })?;
             inside.add_route(&Route { dev: Some("eth0".to_owned()), ..Route::default_via(gateway) })?;
         }
+        for ip in &attached {
+            inside.add_addr("eth0", *ip, if ip.is_ipv4() { 32 } else { 128 })?;
+        }
         // As container runtimes do: any user may listen on any port, and ping.
         write_sysctl(&netns, "net.ipv4.ip_unprivileged_port_start", "0")?;
         if let Err(error) = write_sysctl(&netns, "net.ipv4.ping_group_range", "0 2147483647") {
             tracing::debug!(%error, "unprivileged ping stays off");
         }
-        Ok(Place { netns, ips, slot })
+        Ok(Place { netns, ips, attached, slot })
     }
 
     /// Takes a pod's wire away and frees its addresses.
@@ -220,9 +226,14 @@ impl Network {
         Err(Error::Exhausted(PODS_V4.to_string()))
     }
 
-    /// Loads the rules for the services as they are now, all at once.
-    pub(crate) fn program(&mut self, translations: &[rules::Translation], pods: &[Vec<IpAddr>]) -> Result<(), Error> {
-        self.nft.apply(&rules::batch(translations, pods, self.dual_stack))?;
+    /// Loads the rules for the services and the pods' addresses as they are now, all at once.
+    pub(crate) fn program(
+        &mut self,
+        translations: &[rules::Translation],
+        pods: &[Vec<IpAddr>],
+        attached: &[IpAddr],
+    ) -> Result<(), Error> {
+        self.nft.apply(&rules::batch(translations, pods, attached, self.dual_stack))?;
         Ok(())
     }
 }

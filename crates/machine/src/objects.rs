@@ -53,6 +53,8 @@ impl Applied {
 #[derive(Default)]
 pub(crate) struct Objects {
     documents: BTreeMap<Id, Document>,
+    /// The order in which they came first: age decides between objects that contradict each other.
+    born: HashMap<Id, u64>,
     services: BTreeMap<(String, String), Service>,
     workloads: BTreeMap<Id, Workload>,
     /// Labels and annotations of every namespace in use; `true` when a document declared it.
@@ -84,6 +86,8 @@ impl Objects {
             self.index(&id, &document);
         }
         self.documents.insert(id.clone(), document.clone());
+        let age = self.born.values().max().map_or(0, |last| last + 1);
+        self.born.entry(id.clone()).or_insert(age);
         (id, applied, document)
     }
 
@@ -118,6 +122,7 @@ impl Objects {
             self.services.remove(&(id.namespace.clone(), id.name.clone()));
         }
         self.workloads.remove(id);
+        self.born.remove(id);
         self.documents.remove(id).is_some()
     }
 
@@ -125,6 +130,13 @@ impl Objects {
     pub(crate) fn add_workload(&mut self, workload: Workload) {
         let id = Id { kind: workload.kind.clone(), namespace: workload.namespace.clone(), name: workload.name.clone() };
         self.workloads.insert(id, workload);
+    }
+
+    /// Every document as it was applied last, the oldest object first.
+    pub(crate) fn documents(&self) -> Vec<&Document> {
+        let mut all: Vec<_> = self.documents.iter().collect();
+        all.sort_by_key(|(id, _)| self.born.get(*id));
+        all.into_iter().map(|(_, document)| document).collect()
     }
 
     pub(crate) fn services(&self) -> impl Iterator<Item = (&(String, String), &Service)> {

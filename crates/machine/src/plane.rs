@@ -1,6 +1,7 @@
 //! The control plane as the cluster uses it: in this process, on the bridge's address.
 
 mod identity;
+mod workload;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use manifest::Document;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::args::PilotEnv;
 use crate::ask::{Distribution, ProxySync};
 use crate::network::Network;
 use crate::objects::{Id, NamespaceMeta};
@@ -93,6 +95,13 @@ impl SyncWatch {
                 .refusals()
                 .map(|(kind, why)| format!("{}: {why}", kind.rsplit('.').next().unwrap_or(kind)))
                 .collect(),
+            types: status
+                .types
+                .iter()
+                .filter_map(|(url, status)| Some((short(url)?.to_owned(), word(status))))
+                .collect(),
+            cluster: status.cluster_id,
+            version: status.version,
             proxy: status.proxy,
             synced_to: status.synced_to,
         };
@@ -124,9 +133,13 @@ impl Plane {
         network: &Network,
         documents: &[Document],
         templates: &inject::Files,
+        environment: &[PilotEnv],
     ) -> anyhow::Result<Self> {
         let mut mesh = mesh_config(documents)?;
         let mut settings = Settings::default();
+        for variable in environment {
+            settings.push.set_env(&variable.name, &variable.value);
+        }
         if network.dual_stack() {
             settings.push.dual_stack = true;
             // As Istio's dual-stack instructions: the agents and the capture learn it from their environment.
@@ -277,6 +290,30 @@ impl Plane {
             })
             .collect()
     }
+}
+
+/// istioctl's name of a type that it lists.
+fn short(type_url: &str) -> Option<&'static str> {
+    Some(match type_url.rsplit('.').next()? {
+        "Cluster" => "CDS",
+        "Listener" => "LDS",
+        "ClusterLoadAssignment" => "EDS",
+        "RouteConfiguration" => "RDS",
+        "TypedExtensionConfig" => "ECDS",
+        _ => return None,
+    })
+}
+
+/// How far a type is, as istioctl says it (`xdsStatus`); refusals are ours.
+fn word(status: &control_plane::TypeStatus) -> String {
+    let word = match (status.sent_nonce.as_str(), status.acked_nonce.as_str()) {
+        _ if status.nacked.is_some() => "NACKED",
+        ("", _) => "NOT SENT",
+        (sent, acked) if sent == acked => "SYNCED",
+        (_, "") => "STALE (Never Acknowledged)",
+        _ => "STALE",
+    };
+    word.to_owned()
 }
 
 /// The mesh config that the user's YAML brings along, as Istio's installation does: ConfigMap `istio` in the root namespace.

@@ -75,11 +75,17 @@ async fn run(
     progress: &Progress,
 ) -> anyhow::Result<ExitCode> {
     let folder = held.folder();
+    // As containers see it: a link of the host may lead through a folder that is another one there.
+    let envoy =
+        args.envoy.as_ref().map(|file| file.canonicalize().with_context(|| format!("--envoy {}", file.display())));
+    let envoy = envoy.transpose()?;
     let network = Network::create(args.dual_stack).context("make the mesh's network")?;
     let publishes = publishes(args, &input.documents, progress);
     let templates =
         inject::Files { inject: args.inject_config.clone(), values: args.inject_values.clone(), mesh: None };
-    let plane = Plane::start(&network, &input.documents, &templates).await.context("start the control plane")?;
+    let plane = Plane::start(&network, &input.documents, &templates, &args.pilot_env)
+        .await
+        .context("start the control plane")?;
     let dialer = network.dialer();
     let sync = plane.sync_watch();
     let gateway = Gateway { dialer: dialer.clone(), tls: plane.gateway_tls() };
@@ -106,6 +112,7 @@ async fn run(
         progress: progress.clone(),
         inject_undeclared: !args.no_default_injection,
         concurrency: args.concurrency,
+        envoy,
     });
     // Services of `up` itself: they end with it, and a failure of one is said.
     let mut services: JoinSet<anyhow::Result<std::convert::Infallible>> = JoinSet::new();

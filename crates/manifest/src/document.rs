@@ -6,24 +6,37 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Error;
 
 /// Line and column, both from 1; 0 means unknown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mark {
     pub(crate) line: u32,
     pub(crate) column: u32,
 }
 
 /// The shape of a value with a [`Mark`] for each entry.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) enum Marks {
     #[default]
     Leaf,
     Sequence(Vec<(Mark, Marks)>),
     Mapping(BTreeMap<Box<str>, (Mark, Marks)>),
+}
+
+mod path {
+    use super::{Arc, Deserialize, Path, PathBuf, Serialize};
+
+    pub(super) fn serialize<S: serde::Serializer>(path: &Arc<Path>, to: S) -> Result<S::Ok, S::Error> {
+        path.as_ref().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Arc<Path>, D::Error> {
+        PathBuf::deserialize(from).map(Into::into)
+    }
 }
 
 impl Mark {
@@ -52,10 +65,13 @@ impl Marks {
 ///
 /// `value` keeps explicit nulls, since in a patch or a Helm value they mean something; the decoders
 /// below treat them as unset.
-#[derive(Clone, Debug)]
+///
+/// Serialized it keeps its positions, for commands that ask a running mesh what it was given.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Document {
     /// What was written, as JSON.
     pub value: Value,
+    #[serde(with = "path")]
     pub(crate) file: Arc<Path>,
     pub(crate) mark: Mark,
     pub(crate) marks: Marks,

@@ -37,7 +37,7 @@ pub struct PickContext<'a> {
     pub retry: Option<&'a RetryPolicy>,
     /// The host of a stateful session (address as text), if it may get traffic.
     pub override_host: Option<&'a str>,
-    /// Where the connection wanted to go.
+    /// Where the connection wanted to go; for a dynamic forward proxy, what the name of the request means.
     pub original_dst: Option<SocketAddr>,
     /// Request head, for original destinations by header.
     pub headers: Option<&'a Headers>,
@@ -147,6 +147,9 @@ impl LoadBalancer {
             let address = destination(config, cx)?;
             return Some(self.ephemeral_host(Address::Ip(address), ""));
         }
+        if let Discovery::DynamicForwardProxy(_) = &self.cluster.discovery {
+            return cx.original_dst.map(|address| self.ephemeral_host(Address::Ip(address), ""));
+        }
         if self.endpoints.epoch.load(Ordering::Acquire) != self.epoch {
             self.rebuild();
         }
@@ -186,7 +189,8 @@ impl LoadBalancer {
 
     /// Whether any host at all could be chosen now; for `x-envoy-…` health and tests.
     pub fn has_hosts(&self) -> bool {
-        matches!(self.cluster.discovery, Discovery::OriginalDst(_)) || !self.endpoints.is_empty()
+        matches!(self.cluster.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy(_))
+            || !self.endpoints.is_empty()
     }
 }
 

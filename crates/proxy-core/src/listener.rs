@@ -17,7 +17,8 @@ pub use inspect::{Inspect, PortPredicate};
 pub use matching::{ChainInput, ChainTable};
 pub(crate) use network::compile_upstream;
 pub use network::{
-    ConnectionLimit, MetadataExchange, NetworkFilter, NetworkLocalRateLimit, TcpClusters, TcpProxy, Terminal,
+    ConnectionLimit, MetadataExchange, NetworkFilter, NetworkLocalRateLimit, Place, TcpClusters, TcpProxy, Terminal,
+    Tunneling,
 };
 
 use crate::access_log::AccessLog;

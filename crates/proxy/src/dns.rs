@@ -2,13 +2,14 @@
 
 use crate::control::Control;
 use crate::runtime::ClusterEntry;
+use crate::worker::Worker;
 use mesh_types::ArcStr;
 use proxy_core::Endpoints;
 use proxy_core::cluster::{Discovery, DnsConfig, DnsFamily};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Serves clusters as they come; one task each, which ends with the cluster.
@@ -62,6 +63,37 @@ async fn keep_resolved(entry: Weak<ClusterEntry>, config: DnsConfig, control: Ar
         };
         tokio::time::sleep(pause.max(Duration::from_millis(10))).await;
     }
+}
+
+/// What names of requests mean, and when that was found out.
+pub(crate) type Cache = HashMap<(String, u16), (SocketAddr, Instant)>;
+
+/// Names kept by a worker; clients choose them, so there must be an end.
+const MAX_NAMES: usize = 1024;
+
+/// The address behind a name that a request or a handshake brought, for a dynamic forward proxy.
+pub(crate) async fn resolve(worker: &Worker, config: &DnsConfig, name: &str, port: u16) -> Option<SocketAddr> {
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    if let Ok(ip) = bare.parse::<IpAddr>() {
+        return Some(SocketAddr::new(ip, port));
+    }
+    let key = (name.to_ascii_lowercase(), port);
+    if let Some((address, since)) = worker.names.borrow().get(&key)
+        && since.elapsed() < config.refresh
+    {
+        return Some(*address);
+    }
+    let found = tokio::net::lookup_host((key.0.as_str(), port)).await;
+    let found = found.inspect_err(|error| tracing::debug!(name, %error, "cannot resolve")).ok()?;
+    let address = of_family(found.collect(), config.family).into_iter().next()?;
+    let mut names = worker.names.borrow_mut();
+    if names.len() >= MAX_NAMES {
+        names.retain(|_, (_, since)| since.elapsed() < config.refresh);
+    }
+    if names.len() < MAX_NAMES {
+        names.insert(key, (address, Instant::now()));
+    }
+    Some(address)
 }
 
 fn of_family(addresses: Vec<SocketAddr>, family: DnsFamily) -> Vec<SocketAddr> {

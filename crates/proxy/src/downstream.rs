@@ -9,6 +9,7 @@ use crate::tls::Failure;
 use crate::worker::Worker;
 use crate::{hcm, tcp};
 use mesh_types::ArcStr;
+use proxy_core::cluster::Discovery;
 use proxy_core::listener::{ChainInput, NetworkFilter, Terminal};
 use proxy_core::{Address, ConnectionInfo, FormatContext, Listener, ResponseFlags, StreamInfo};
 use std::io;
@@ -410,10 +411,18 @@ async fn looks_like_tls(raw: &Raw) -> bool {
     }
 }
 
-async fn run_chain(connection: Connection) {
+/// The one cluster that a TCP chain leads to.
+fn forward_cluster(connection: &Connection) -> Option<Rc<crate::upstream::WorkerCluster>> {
+    let Terminal::TcpProxy(proxy) = &connection.chain.chain.terminal else { return None };
+    connection.worker.cluster(proxy.cluster(0).0)
+}
+
+async fn run_chain(mut connection: Connection) {
     let chain = connection.chain.clone();
     let mut cluster = None;
     let mut gates = Vec::new();
+    // Held until the connection ends.
+    let mut places = Vec::new();
     for filter in &chain.chain.filters {
         match filter {
             // In front of tcp_proxy the check happens at the client's first byte, as in Envoy.
@@ -428,6 +437,13 @@ async fn run_chain(connection: Connection) {
                     return;
                 }
             }
+            NetworkFilter::SniDynamicForwardProxy { port } => {
+                let Some(name) = connection.info.server_name.clone() else { continue };
+                let Some(forward) = forward_cluster(&connection) else { continue };
+                let Discovery::DynamicForwardProxy(dns) = &forward.config().discovery else { continue };
+                let port = port.or_else(|| connection.info.local.port()).unwrap_or(443);
+                connection.original_dst = crate::dns::resolve(&connection.worker, dns, &name, port).await;
+            }
             NetworkFilter::SniCluster => cluster = connection.info.server_name.clone(),
             // Peers are known by certificate and headers; connection limits and the like have no effect on correctness here.
             NetworkFilter::MetadataExchange(_)
@@ -439,11 +455,23 @@ async fn run_chain(connection: Connection) {
                     return;
                 }
             }
-            NetworkFilter::ConnectionLimit(_)
-            | NetworkFilter::SniDynamicForwardProxy { .. }
-            | NetworkFilter::ExtAuthz(_) => {
-                tracing::warn!(listener = %connection.listener.name, "network filter not available yet; closing");
-                return;
+            NetworkFilter::ConnectionLimit(limit) => match limit.enter() {
+                Some(place) => places.push(place),
+                None => {
+                    let name = format!("connection_limit.{}.limited_connections", limit.stat_prefix);
+                    connection.worker.named_stats().inc(&name);
+                    if let Some(delay) = limit.delay {
+                        tokio::time::sleep(delay).await;
+                    }
+                    return;
+                }
+            },
+            NetworkFilter::ExtAuthz(config) => {
+                // Asked at the first byte, as by Envoy.
+                std::future::poll_fn(|cx| connection.io.poll_first_byte(cx)).await;
+                if !tcp::check_authz(&connection, config).await {
+                    return;
+                }
             }
         }
     }

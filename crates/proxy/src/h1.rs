@@ -2,9 +2,9 @@
 
 mod body;
 mod conn;
-mod head;
 #[cfg(test)]
-mod hostile;
+mod fuzz;
+mod head;
 
 pub(crate) use body::Frame;
 pub(crate) use conn::{Conn, ReadError, Shared};

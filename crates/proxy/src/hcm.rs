@@ -16,7 +16,7 @@ mod router;
 mod span;
 mod timers;
 
-pub(crate) use authz::KeyCache;
+pub(crate) use authz::{KeyCache, connection_attributes, grpc_frame, is_allowed};
 pub(crate) use exchange::{Exchange, civil_date};
 pub(crate) use limits::LocalLimits;
 pub(crate) use record::{Ring, Rings};
@@ -48,6 +48,8 @@ pub(crate) struct Http {
     routes: Option<Arc<RouteSlot>>,
     since: Instant,
     requests: Cell<u32>,
+    /// Requests that their client took back at once.
+    premature_resets: Cell<u32>,
     /// An idle or old connection says so with its next answer, and ends after the drain timeout.
     ending: Cell<bool>,
     /// `max_connection_duration` passed and was counted.
@@ -145,6 +147,7 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         stats,
         since: Instant::now(),
         requests: Cell::new(0),
+        premature_resets: Cell::new(0),
         ending: Cell::new(false),
         aged: Cell::new(false),
         active: Cell::new(0),
@@ -196,6 +199,9 @@ fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &
     }
 }
 
+/// So many bytes of the preface tell (`PRI * HTTP/2`, as Envoy's).
+const PREFIX: usize = 12;
+
 /// Tells HTTP/2 by its preface, without taking bytes. `None`: closed or idle for too long.
 async fn sniff(http: &Rc<Http>, io: &mut Io) -> Option<bool> {
     let Io::Raw(crate::io::Raw::Tcp(stream)) = io else {
@@ -207,11 +213,11 @@ async fn sniff(http: &Rc<Http>, io: &mut Io) -> Option<bool> {
             match stream.peek(&mut buf).await {
                 Ok(0) | Err(_) => return None,
                 Ok(n) => {
-                    let seen = &buf[..n];
+                    let seen = &buf[..n.min(PREFIX)];
                     if !crate::inspect::PREFACE.starts_with(seen) {
                         return Some(false);
                     }
-                    if n >= 14 {
+                    if n >= PREFIX {
                         return Some(true);
                     }
                 }

@@ -137,6 +137,8 @@ pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A request line longer than this is not waited for.
 const MAX_REQUEST_LINE: usize = 8 * 1024;
+/// No method is longer.
+const MAX_METHOD: usize = 20;
 
 /// Looks for an HTTP/2 preface or an HTTP/1 request line.
 pub(crate) fn http(bytes: &[u8]) -> Look<HttpVersion> {
@@ -146,17 +148,21 @@ pub(crate) fn http(bytes: &[u8]) -> Look<HttpVersion> {
     if PREFACE.starts_with(bytes) {
         return Look::More;
     }
-    let Some(end) = memchr::memchr(b'\n', bytes) else {
-        // The method must be a token; anything else is refused at once, so that other protocols do not wait.
-        let method = bytes.iter().take_while(|b| **b != b' ').count();
-        let token = bytes[..method].iter().all(|b| b.is_ascii_uppercase() || *b == b'-');
-        return if token && method <= 20 && bytes.len() < MAX_REQUEST_LINE { Look::More } else { Look::No };
-    };
-    let line = bytes[..end].trim_ascii_end();
-    let method = line.iter().take_while(|b| b.is_ascii_uppercase() || **b == b'-').count();
-    if method == 0 || line.get(method) != Some(&b' ') {
+    let end = memchr::memchr(b'\n', bytes);
+    let line = &bytes[..end.unwrap_or(bytes.len())];
+    // The method must be a token; anything else is refused at once, so that other protocols do not wait.
+    let method = line.iter().take_while(|b| **b != b' ').count();
+    let token = line[..method].iter().all(|b| b.is_ascii_uppercase() || *b == b'-');
+    if !token || method > MAX_METHOD || line.len() >= MAX_REQUEST_LINE {
         return Look::No;
     }
+    if end.is_none() {
+        return Look::More;
+    }
+    if method == 0 || method == line.len() {
+        return Look::No;
+    }
+    let line = line.trim_ascii_end();
     if line.ends_with(b" HTTP/1.1") {
         Look::Found(HttpVersion::Http11)
     } else if line.ends_with(b" HTTP/1.0") {

@@ -213,6 +213,26 @@ impl Io {
         }
     }
 
+    /// Takes what has come in and nobody will read, within bounds: closing a socket that holds such bytes resets the
+    /// connection, and the peer may lose what was written last.
+    pub(crate) fn discard_unread(&mut self) {
+        let raw = match self {
+            Io::Raw(raw) => raw,
+            Io::Server(stream) => stream.get_mut().0,
+            Io::Client(stream) => stream.get_mut().0,
+        };
+        let mut buf = [0; 4096];
+        for _ in 0..16 {
+            let read = match raw {
+                Raw::Tcp(stream) => stream.try_read(&mut buf),
+                Raw::Unix(stream) => stream.try_read(&mut buf),
+            };
+            if !matches!(read, Ok(1..)) {
+                return;
+            }
+        }
+    }
+
     /// For plain sockets: ready when reading would not block, without a buffer. TLS may hold plain text of its own, so
     /// there one must read to know.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {

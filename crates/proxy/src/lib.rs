@@ -18,6 +18,8 @@ mod dns;
 mod downstream;
 mod ejection;
 mod export;
+#[cfg(test)]
+mod fuzz;
 mod h1;
 mod hcm;
 mod inspect;

@@ -1,4 +1,4 @@
-//! The PROXY protocol of listeners, versions 1 and 2 (haproxy's proxy-protocol.txt).
+//! The PROXY protocol, versions 1 and 2 (haproxy's proxy-protocol.txt): read by listeners, written to hosts.
 
 use proxy_core::Address;
 use std::io;
@@ -11,11 +11,11 @@ const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 const MAX_LINE: usize = 107;
 
 /// Addresses a header announces; `None` for LOCAL and UNKNOWN.
-type Announced = Option<(SocketAddr, SocketAddr)>;
+pub(crate) type Announced = Option<(SocketAddr, SocketAddr)>;
 
 /// What a prefix of a connection is.
 #[derive(Debug, PartialEq)]
-enum Header {
+pub(crate) enum Header {
     /// Its length and addresses.
     Found(usize, Announced),
     More,
@@ -56,7 +56,7 @@ pub(crate) async fn read(
 }
 
 /// `None`: malformed.
-fn parse(bytes: &[u8]) -> Option<Header> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<Header> {
     let n = bytes.len().min(SIGNATURE.len());
     if bytes[..n] == SIGNATURE[..n] {
         return if bytes.len() < 16 { Some(Header::More) } else { parse_v2(bytes) };
@@ -106,9 +106,59 @@ fn parse_v2(bytes: &[u8]) -> Option<Header> {
     Some(Header::Found(len, addresses))
 }
 
+/// The header that announces a connection; addresses that are not both of one family are not told.
+pub(crate) fn header(version: u8, from: Option<SocketAddr>, to: Option<SocketAddr>) -> Vec<u8> {
+    let pair = from.zip(to).filter(|(from, to)| from.is_ipv4() == to.is_ipv4());
+    if version == 1 {
+        return match pair {
+            Some((from, to)) => {
+                let family = if from.is_ipv4() { "TCP4" } else { "TCP6" };
+                format!("PROXY {family} {} {} {} {}\r\n", from.ip(), to.ip(), from.port(), to.port()).into_bytes()
+            }
+            None => b"PROXY UNKNOWN\r\n".to_vec(),
+        };
+    }
+    let mut out = SIGNATURE.to_vec();
+    let Some((from, to)) = pair else {
+        out.extend_from_slice(&[0x20, 0, 0, 0]);
+        return out;
+    };
+    match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            out.extend_from_slice(&[0x21, 0x11, 0, 12]);
+            out.extend_from_slice(&from.octets());
+            out.extend_from_slice(&to.octets());
+        }
+        (from, to) => {
+            let octets = |ip: IpAddr| match ip {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+                IpAddr::V6(v6) => v6.octets(),
+            };
+            out.extend_from_slice(&[0x21, 0x21, 0, 36]);
+            out.extend_from_slice(&octets(from));
+            out.extend_from_slice(&octets(to));
+        }
+    }
+    out.extend_from_slice(&from.port().to_be_bytes());
+    out.extend_from_slice(&to.port().to_be_bytes());
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let pairs = [("1.2.3.4:10", "5.6.7.8:20"), ("[::1]:1", "[fe80::1]:65535")];
+        for (version, (from, to)) in [1, 2].into_iter().flat_map(|v| pairs.map(|pair| (v, pair))) {
+            let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+            let bytes = header(version, Some(from), Some(to));
+            assert_eq!(parse(&bytes), Some(Header::Found(bytes.len(), Some((from, to)))));
+            let unknown = header(version, Some(from), None);
+            assert_eq!(parse(&unknown), Some(Header::Found(unknown.len(), None)));
+        }
+    }
 
     #[test]
     fn both_versions() {

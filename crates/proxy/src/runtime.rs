@@ -131,6 +131,11 @@ impl ClusterEntry {
         matches!(self.cluster.discovery, Discovery::OriginalDst(_))
     }
 
+    /// Hosts are made as connections need them, and are in no list.
+    pub(crate) fn makes_hosts(&self) -> bool {
+        matches!(self.cluster.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy(_))
+    }
+
     /// The TLS for connections to `host`, `None` for plain text.
     pub(crate) fn client_tls(&self, host: &Host) -> Option<Arc<ClientTls>> {
         let context = self.cluster.transport(host).0.tls()?;

@@ -1,6 +1,7 @@
 //! Listening and connecting sockets: SO_REUSEPORT per worker, original destinations, peeking, keep-alive, binding.
 
 use crate::io::Raw;
+use crate::upstream::Source;
 use proxy_core::Address;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::io;
@@ -116,12 +117,24 @@ impl KeepAlive {
     }
 }
 
-/// Connects; `bind` is the source address (inbound pass-through of Istio binds 127.0.0.6).
-pub(crate) async fn connect(address: &Address, bind: Option<SocketAddr>) -> io::Result<Raw> {
+/// Connects; `bind` is the source address (inbound pass-through of Istio binds 127.0.0.6), unless the connection comes
+/// with a source of its own.
+pub(crate) async fn connect(address: &Address, bind: Option<SocketAddr>, source: Option<Source>) -> io::Result<Raw> {
     match address {
         Address::Ip(addr) => {
             let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-            if let Some(bind) = bind.filter(|b| b.is_ipv4() == addr.is_ipv4()) {
+            let source = source.filter(|source| source.ip.is_ipv4() == addr.is_ipv4());
+            if let Some(source) = source {
+                let socket = SockRef::from(&socket);
+                match source.ip {
+                    IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+                    IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+                }
+                if source.mark != 0 {
+                    socket.set_mark(source.mark)?;
+                }
+                socket.bind(&SocketAddr::new(source.ip, 0).into())?;
+            } else if let Some(bind) = bind.filter(|b| b.is_ipv4() == addr.is_ipv4()) {
                 socket.bind(bind)?;
             }
             let stream = socket.connect(*addr).await?;

@@ -4,8 +4,8 @@ use crate::bootstrap::{InvalidBootstrap, NodeInfo};
 use crate::control::{Control, Incoming};
 use crate::log::LogFiles;
 use crate::runtime::Shared;
-use crate::{admin, dns, worker, xds};
-use ads::client::{Connector, Handler};
+use crate::{admin, dns, tls, worker, xds};
+use ads::client::{Connector, Handler, Subscriptions};
 use bytes::Bytes;
 use envoy_api::bootstrap::Bootstrap;
 use envoy_api::{Message, type_url};
@@ -27,6 +27,8 @@ pub struct Options {
     pub ads: Option<Connector>,
     /// Further types to ask the control plane for, with who handles them.
     pub extra: Vec<(String, Box<dyn Handler>)>,
+    /// What is asked of the control plane and said to it; whoever keeps a copy can say more.
+    pub subscriptions: Subscriptions,
     /// Accept filters that are not understood and leave them out.
     pub allow_unsupported_filters: bool,
     /// How long removed listeners and chains let connections go on.
@@ -44,6 +46,7 @@ impl Default for Options {
             certificates: None,
             ads: None,
             extra: Vec::new(),
+            subscriptions: Subscriptions::new(),
             allow_unsupported_filters: false,
             drain_time: Duration::from_secs(600),
             log_level: "warning".to_owned(),
@@ -155,11 +158,13 @@ pub fn start(bootstrap: Bootstrap, mut options: Options) -> Result<Handle, Start
         node_cluster: shared.node.cluster.clone(),
     };
     let mut control = Control::new(shared.clone(), core_options, workers, dns_sender);
+    control.subscriptions = options.subscriptions.clone();
     if let Some(certificates) = &options.certificates {
         take_certificate(&shared, certificates.borrow().as_deref());
     }
     load_static(&mut control, &bootstrap)?;
     let admin_address = admin_address(&bootstrap)?;
+    let wanted_secrets = control.sds.subscribe();
     let control = Arc::new(Mutex::new(control));
     let bootstrap = Arc::new(bootstrap);
     let admin = admin::Admin::new(shared.clone(), control.clone(), bootstrap.clone(), options.log_level.clone());
@@ -170,6 +175,7 @@ pub fn start(bootstrap: Bootstrap, mut options: Options) -> Result<Handle, Start
             tasks.spawn(admin::serve(listener, admin.clone()));
         }
         tasks.spawn(dns::run(dns_receiver, control.clone()));
+        tasks.spawn(tls::follow_files(shared.clone(), wanted_secrets));
         if let Some(mut certificates) = options.certificates.take() {
             let shared = shared.clone();
             tasks.spawn(async move {

@@ -1,18 +1,21 @@
 //! TCP proxying: choose a cluster and host, then move bytes both ways; large transfers bypass user space.
 
+mod authz;
 mod copy;
+mod tunnel;
 
 use crate::downstream::Connection;
 use crate::io::Io;
 use crate::log::LogBuffers;
 use crate::peer;
 use crate::stats::TcpStats;
-use crate::upstream::{AcquireError, Variant};
+use crate::upstream::{AcquireError, Announced, Source, Variant};
 use crate::worker::Worker;
+pub(crate) use authz::check as check_authz;
 use bytes::Bytes;
 use copy::{Side, Transfer};
 use mesh_types::ArcStr;
-use proxy_core::listener::{NetworkLocalRateLimit, TcpProxy};
+use proxy_core::listener::{NetworkFilter, NetworkLocalRateLimit, TcpProxy};
 use proxy_core::rbac::{Rbac, RbacInput};
 use proxy_core::route::Priority;
 use proxy_core::{
@@ -78,7 +81,7 @@ async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: 
     let mut previous = Vec::new();
     let upstream = loop {
         let context = PickContext {
-            hash: None,
+            hash: proxy.hash(&connection.info.remote),
             metadata_match,
             previous: &previous,
             retry: None,
@@ -99,8 +102,26 @@ async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: 
         info.upstream.host = Some(host.clone());
         info.upstream.attempts += 1;
         cluster.stats.upstream_rq_total.inc();
-        let pool = cluster.pool(&worker, &host, &Variant::default());
-        match pool.dial(Priority::Default).await {
+        let source = Source::of(&connection.listener, &connection.info);
+        let connected = match &proxy.tunneling {
+            None => {
+                let announced = Announced::to(&cluster, &host, &connection.info);
+                let pool = cluster.pool(&worker, &host, &Variant { announced, source, ..Variant::default() });
+                let dialled = pool.dial(Priority::Default).await;
+                dialled.map(|(io, facts, counted)| (Way::Plain(Box::new(io), counted), facts))
+            }
+            Some(config) => {
+                let protocol = tunnel::protocol(&cluster.config().protocol);
+                let announced = Announced::to(&cluster, &host, &connection.info);
+                let pool = cluster.pool(&worker, &host, &Variant { protocol, announced, source, ..Variant::default() });
+                let request = config.request(&FormatContext::new(info, None, None));
+                let opened = tunnel::open(&pool, request).await;
+                opened
+                    .map(|tunnel| (tunnel.upstream.facts.clone(), tunnel))
+                    .map(|(facts, t)| (Way::Tunnel(Box::new(t)), facts))
+            }
+        };
+        match connected {
             Ok(upstream) => break upstream,
             Err(AcquireError::Overflow) => {
                 info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
@@ -119,15 +140,18 @@ async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: 
                     return;
                 }
                 info.flags = ResponseFlags::NONE;
+                if let Some(backoff) = &proxy.backoff {
+                    let pause = backoff.after(info.upstream.attempts, &mut worker.random.borrow_mut());
+                    tokio::time::sleep(pause).await;
+                }
             }
         }
     };
-    let (io, facts, counted) = upstream;
+    let (way, facts) = upstream;
     info.upstream.local = facts.local.clone();
     info.upstream.tls = facts.tls.clone();
     let labels = peer::tcp_labels(&worker, &connection.listener, info, &cluster);
     let report = labels.and_then(|l| worker.istio.tcp_opened(l));
-    let _counted = counted;
     let transfer = Transfer {
         idle_timeout: proxy.idle_timeout,
         max_duration: proxy.max_downstream_connection_duration.map(|max| max.saturating_sub(began.elapsed())),
@@ -138,13 +162,22 @@ async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: 
     };
     let mut reported = (0, 0);
     let mut down = connection.io;
-    let mut up = io;
     let connection_info = info.connection.clone();
     let mut gate = || gates.iter().try_for_each(|rbac| check_rbac(&worker, &connection_info, rbac));
-    let moving = copy::both(&mut down, &mut up, &transfer, (!gates.is_empty()).then_some(&mut gate));
+    let gate: Option<&mut dyn FnMut() -> Result<(), String>> = if gates.is_empty() { None } else { Some(&mut gate) };
+    let moving = async {
+        match way {
+            Way::Plain(mut up, _counted) => copy::both(&mut down, &mut up, &transfer, gate).await,
+            Way::Tunnel(tunnel) => tunnel.run(down, &transfer, gate).await,
+        }
+    };
     tokio::pin!(moving);
-    // Long connections show up in metrics while they live (Istio's tcp reporting duration is 5 s).
-    let mut ticks = tokio::time::interval(REPORT_EVERY);
+    // Long connections show up in metrics while they live.
+    let reporting = connection.chain.chain.filters.iter().find_map(|filter| match filter {
+        NetworkFilter::IstioStats(stats) => Some(stats.tcp_reporting),
+        _ => None,
+    });
+    let mut ticks = tokio::time::interval(reporting.unwrap_or(REPORT_EVERY));
     ticks.tick().await;
     let ended = loop {
         tokio::select! {
@@ -187,6 +220,13 @@ async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: 
     }
 }
 
+/// How the bytes get to the host.
+enum Way {
+    Plain(Box<Io>, crate::upstream::Counted),
+    Tunnel(Box<tunnel::Tunnel>),
+}
+
+/// Istio's default.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// Checks a connection and counts the verdict as Envoy: `PREFIXrbac.allowed` and the shadow ones. An error is the detail.

@@ -5,12 +5,14 @@
 
 mod certificate;
 mod client;
+mod files;
 mod secrets;
 mod server;
 mod verify;
 
 pub(crate) use certificate::peer_certificate;
 pub(crate) use client::ClientTls;
+pub(crate) use files::follow as follow_files;
 pub(crate) use secrets::{SecretStore, read as read_source};
 pub(crate) use server::ServerTls;
 pub(crate) use verify::Failure;
@@ -47,6 +49,48 @@ pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =
         LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
     &PROVIDER
+}
+
+/// The provider with what a context allows: `cipher_suites` of TLS 1.2 (those of 1.3 are always on, as in BoringSSL) and
+/// `ecdh_curves`, in their order. Names that are not known here are left out, as long as others remain.
+fn provider_for(common: &proxy_core::tls::TlsCommon) -> Result<Arc<CryptoProvider>, TlsError> {
+    if common.ciphers.is_empty() && common.curves.is_empty() {
+        return Ok(provider().clone());
+    }
+    let mut own = (**provider()).clone();
+    if !common.ciphers.is_empty() {
+        // `[A|B]` is a group of equal rank.
+        let names = || common.ciphers.iter().flat_map(|group| group.split(['[', ']', '|'])).filter(|n| !n.is_empty());
+        let (newer, older): (Vec<_>, Vec<_>) =
+            own.cipher_suites.iter().copied().partition(|suite| suite.tls13().is_some());
+        let allowed = names().filter_map(|name| older.iter().copied().find(|s| *cipher_name(s.suite()) == *name));
+        own.cipher_suites = newer.into_iter().chain(allowed).collect();
+        let only_12 = versions(common).iter().all(|v| v.version == rustls::ProtocolVersion::TLSv1_2);
+        if only_12 && !own.cipher_suites.iter().any(|suite| suite.tls13().is_none()) {
+            return Err(TlsError::Verifier(format!("none of the cipher suites {} is known", common.ciphers.join(" "))));
+        }
+    }
+    if !common.curves.is_empty() {
+        let known = std::mem::take(&mut own.kx_groups);
+        let named = |curve: &str| known.iter().copied().find(|group| curve_name(group.name()) == Some(curve));
+        own.kx_groups = common.curves.iter().filter_map(|curve| named(curve)).collect();
+        if own.kx_groups.is_empty() {
+            return Err(TlsError::Verifier(format!("none of the curves {} is known", common.curves.join(" "))));
+        }
+    }
+    Ok(Arc::new(own))
+}
+
+/// BoringSSL's name of a key exchange.
+fn curve_name(group: rustls::NamedGroup) -> Option<&'static str> {
+    Some(match group {
+        rustls::NamedGroup::X25519 => "X25519",
+        rustls::NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
+        rustls::NamedGroup::secp256r1 => "P-256",
+        rustls::NamedGroup::secp384r1 => "P-384",
+        rustls::NamedGroup::secp521r1 => "P-521",
+        _ => return None,
+    })
 }
 
 fn versions(common: &proxy_core::tls::TlsCommon) -> &'static [&'static rustls::SupportedProtocolVersion] {
@@ -112,6 +156,30 @@ fn info(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn suites_and_curves_are_those_allowed() {
+        let names = |list: &[&str]| list.iter().map(|name| ArcStr::from(*name)).collect::<Vec<_>>();
+        let mut common = proxy_core::tls::TlsCommon {
+            alpn: Vec::new(),
+            min_version: proxy_core::tls::TlsVersion::V12,
+            max_version: proxy_core::tls::TlsVersion::V13,
+            certificates: Vec::new(),
+            validation: proxy_core::tls::Validation::default(),
+            ciphers: names(&["[ECDHE-RSA-AES256-GCM-SHA384|ECDHE-RSA-AES128-GCM-SHA256]", "AES128-SHA"]),
+            curves: names(&["P-384", "X25519"]),
+        };
+        let own = provider_for(&common).unwrap();
+        let older: Vec<_> = own.cipher_suites.iter().filter(|s| s.tls13().is_none()).map(|s| s.suite()).collect();
+        use rustls::CipherSuite as Suite;
+        assert_eq!(older, [Suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, Suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256]);
+        assert_eq!(own.cipher_suites.len(), older.len() + 3, "those of TLS 1.3 stay");
+        let groups: Vec<_> = own.kx_groups.iter().map(|group| group.name()).collect();
+        assert_eq!(groups, [rustls::NamedGroup::secp384r1, rustls::NamedGroup::X25519]);
+        common.ciphers = names(&["AES128-SHA"]);
+        common.max_version = proxy_core::tls::TlsVersion::V12;
+        assert!(provider_for(&common).is_err());
+    }
 
     #[test]
     fn cipher_names_are_openssls() {

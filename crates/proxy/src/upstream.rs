@@ -5,7 +5,7 @@ mod h2_pool;
 mod pool;
 mod request;
 
-pub(crate) use connect::{ConnectError, Protocol, Variant};
+pub(crate) use connect::{Announced, ConnectError, Protocol, Source, Variant};
 pub(crate) use pool::{AcquireError, Acquired, Counted, Pool};
 pub(crate) use request::{Failure, Reply, Upstream, call, h2_request};
 
@@ -89,8 +89,8 @@ impl WorkerCluster {
     fn forget_removed(&self, endpoints: &Endpoints) {
         let present: std::collections::HashSet<*const Host> = endpoints.hosts().map(Arc::as_ptr).collect();
         self.hosts.borrow_mut().retain(|ptr, pools| {
-            // Hosts of ORIGINAL_DST clusters are never listed; their pools end when idle.
-            let keep = present.contains(ptr) || self.entry.is_original_dst();
+            // Hosts that are made when needed are never listed; their pools end when idle.
+            let keep = present.contains(ptr) || self.entry.makes_hosts();
             if !keep {
                 pools.close_idle();
             }
@@ -100,7 +100,7 @@ impl WorkerCluster {
 
     /// The workload behind a host of this cluster.
     pub(crate) fn workload_of(&self, worker: &Worker, host: &Arc<Host>) -> Option<Arc<Workload>> {
-        if self.entry.is_original_dst() {
+        if self.entry.makes_hosts() {
             return None;
         }
         let key = Arc::as_ptr(host);
@@ -150,7 +150,7 @@ impl WorkerCluster {
         self.hosts.borrow_mut().retain(|_, pools| {
             let busy = pools.sweep(now);
             left |= busy;
-            busy || !self.entry.is_original_dst()
+            busy || !self.entry.makes_hosts()
         });
         left
     }
@@ -219,9 +219,12 @@ const SWEEP: std::time::Duration = std::time::Duration::from_secs(1);
 impl HostPools {
     fn sweep(&self, now: Instant) -> bool {
         let mut busy = false;
-        for (_, pool) in self.pools.borrow().iter() {
-            busy |= pool.sweep(now);
-        }
+        // Pools whose making clients decide could become many: they end with what they have.
+        self.pools.borrow_mut().retain(|(variant, pool)| {
+            let used = pool.sweep(now);
+            busy |= used;
+            used || (variant.announced.is_none() && variant.server_name.is_none() && variant.source.is_none())
+        });
         busy
     }
 

@@ -55,6 +55,8 @@ pub(crate) struct Worker {
     workloads: RefCell<HashSet<Arc<Workload>>>,
     /// Keys of JWT providers.
     pub(crate) keys: RefCell<crate::hcm::KeyCache>,
+    /// Names that requests brought (dynamic forward proxy).
+    pub(crate) names: RefCell<crate::dns::Cache>,
     accepting: RefCell<HashMap<ArcStr, Vec<AbortHandle>>>,
     /// Downstream connections of this worker.
     pub(crate) connections: Cell<u64>,
@@ -82,6 +84,7 @@ impl Worker {
             keys: RefCell::default(),
             touched: RefCell::default(),
             workloads: RefCell::default(),
+            names: RefCell::default(),
             accepting: RefCell::default(),
             connections: Cell::new(0),
             shared,

@@ -16,11 +16,30 @@ pub struct Config<T> {
     pub created: i64,
     /// Annotations.
     pub annotations: Labels,
+    /// Where each of its HTTP routes was written, if it was made from routes of the Gateway API.
+    pub sources: Vec<RouteSource>,
     /// The object's `spec`.
     pub spec: T,
 }
 
+/// Where a route was written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteSource {
+    /// The object; it lives where what was made of it lives.
+    pub kind: Kind,
+    /// Its name.
+    pub name: ArcStr,
+    /// `spec.rules[0].matches[1]`.
+    pub field: String,
+}
+
 impl<T> Config<T> {
+    /// Whether it was made from routes of the Gateway API, which differ in a few details from what they were made
+    /// into (istiod `UseGatewaySemantics`).
+    pub fn is_gateway_api(&self) -> bool {
+        !self.sources.is_empty()
+    }
+
     /// Takes the metadata of a stored object.
     pub(crate) fn of(object: &Object, spec: T) -> Config<T> {
         Config {
@@ -28,6 +47,7 @@ impl<T> Config<T> {
             namespace: object.key.namespace.clone(),
             created: object.created,
             annotations: object.annotations.clone(),
+            sources: Vec::new(),
             spec,
         }
     }

@@ -9,6 +9,7 @@ mod config;
 mod destination_rule;
 pub mod host;
 mod memo;
+mod mesh_route;
 mod node;
 mod node_yaml;
 mod rules;
@@ -26,9 +27,10 @@ use registry::{Locality, Registry, Service, augment_labels};
 use rules::{ByNamespace, Rules};
 
 pub use authn::{MtlsMode, PeerPolicy, PeerRules};
-pub use config::Config;
+pub use config::{Config, RouteSource};
 pub use destination_rule::ConsolidatedRule;
 pub use memo::{Memo, Same};
+pub use mesh_route::quote;
 pub use node::{InterceptionMode, InvalidNode, IpMode, Node, Profile, ProxyConfigText};
 pub use registry::Settings;
 pub use rules::ListenerRules;
@@ -83,7 +85,10 @@ impl PushContext {
             return PushContext::build(snapshot, mesh, &self.settings);
         }
         let changed: Vec<Kind> = snapshot.changed_kinds(&self.snapshot).collect();
-        let same_rules = !changed.iter().any(|kind| kind.is_istio());
+        // Routes of the Gateway API hold for services that exist.
+        let routed = mesh_route::ROUTES.iter().any(|kind| snapshot.len(*kind) > 0);
+        let is_rule = |kind: &Kind| kind.is_custom() || (routed && mesh_route::PARENTS.contains(kind));
+        let same_rules = !changed.iter().any(is_rule);
         let rules = match same_rules {
             true => self.rules.clone(),
             false => {
@@ -91,7 +96,7 @@ impl PushContext {
                 Arc::new(Rules::build(snapshot, mesh, &self.settings, &self.root_namespace, previous))
             }
         };
-        let is_registered = |kind: &Kind| !kind.is_istio() || matches!(kind, Kind::ServiceEntry | Kind::WorkloadEntry);
+        let is_registered = |kind: &Kind| !kind.is_custom() || matches!(kind, Kind::ServiceEntry | Kind::WorkloadEntry);
         let registry = match changed.iter().any(is_registered) {
             true => {
                 let previous = (!changed.contains(&Kind::Node)).then_some(&*self.registry);

@@ -13,7 +13,7 @@ use mesh_types::{ArcStr, Labels};
 use registry::Settings;
 
 use crate::authn::PeerRules;
-use crate::{Config, Same, config, destination_rule, virtual_service};
+use crate::{Config, Same, config, destination_rule, mesh_route, virtual_service};
 
 /// Policies that select workloads by labels, by namespace.
 pub(crate) type ByNamespace<T> = BTreeMap<ArcStr, Vec<Arc<Config<T>>>>;
@@ -70,6 +70,28 @@ impl Builder<'_> {
             _ => Arc::new(make()),
         }
     }
+
+    /// VirtualServices, and what routes of the Gateway API are made into, which depends on other kinds too.
+    fn virtual_services(
+        &self,
+        snapshot: &Snapshot,
+        mesh: &MeshConfig,
+        settings: &Settings,
+    ) -> Arc<virtual_service::Index> {
+        let make = || virtual_service::Index::build(snapshot, mesh, settings);
+        let Some((previous, changed)) = self.previous else { return Arc::new(make()) };
+        let own = [Kind::VirtualService].into_iter().chain(mesh_route::ROUTES);
+        if own.into_iter().any(|kind| changed.contains(&kind)) {
+            return Arc::new(make());
+        }
+        let routed = mesh_route::ROUTES.iter().any(|kind| snapshot.len(*kind) > 0);
+        if !routed || !mesh_route::PARENTS.iter().any(|kind| changed.contains(kind)) {
+            return previous.virtual_services.clone();
+        }
+        // Few changes of services make or unmake a route's parent.
+        let index = make();
+        if index == *previous.virtual_services { previous.virtual_services.clone() } else { Arc::new(index) }
+    }
 }
 
 impl Rules {
@@ -83,11 +105,7 @@ impl Rules {
     ) -> Rules {
         let builder = Builder { previous };
         let mut rules = Rules {
-            virtual_services: builder.part(
-                Kind::VirtualService,
-                |r| &r.virtual_services,
-                || virtual_service::Index::build(snapshot, mesh, settings),
-            ),
+            virtual_services: builder.virtual_services(snapshot, mesh, settings),
             destination_rules: builder.part(
                 Kind::DestinationRule,
                 |r| &r.destination_rules,

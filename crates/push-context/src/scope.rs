@@ -61,6 +61,9 @@ pub struct SidecarScope {
     pub services: Vec<Arc<Service>>,
     /// What happens to traffic to unknown destinations.
     pub outbound_policy: OutboundTrafficPolicy,
+    /// Of what is let through, plain HTTP goes to whom its Host names (`ALLOW_ANY_DYNAMIC_DNS`, which only the mesh
+    /// can ask for).
+    pub dynamic_dns: bool,
     by_host: HashMap<ArcStr, Arc<Service>>,
     destination_rules: HashMap<ArcStr, Vec<ConsolidatedRule>>,
 }
@@ -88,10 +91,12 @@ impl SidecarScope {
                 destination_rules.insert(service.hostname.clone(), rules);
             }
         }
+        let mesh_mode = push.mesh.outbound_traffic_policy.as_ref().map(|p| p.mode);
+        let of_sidecar = sidecar.is_some_and(|s| s.spec.outbound_traffic_policy.is_some());
         let outbound_policy = match sidecar.and_then(|s| s.spec.outbound_traffic_policy.clone()) {
             Some(policy) => policy,
             None => OutboundTrafficPolicy {
-                mode: match push.mesh.outbound_traffic_policy.as_ref().map(|p| p.mode) {
+                mode: match mesh_mode {
                     Some(MeshMode::RegistryOnly) => OutboundTrafficPolicyMode::RegistryOnly,
                     _ => OutboundTrafficPolicyMode::AllowAny,
                 },
@@ -105,6 +110,7 @@ impl SidecarScope {
             egress,
             services: found.services,
             outbound_policy,
+            dynamic_dns: !of_sidecar && mesh_mode == Some(MeshMode::AllowAnyDynamicDns),
             by_host: found.by_host,
             destination_rules,
         }
@@ -185,7 +191,10 @@ impl Hosts {
             })
     }
 
-    fn imports_rule(&self, name: &str) -> bool {
+    fn imports_rule(&self, rule: &Config<VirtualService>, name: &str) -> bool {
+        if rule.is_gateway_api() {
+            return self.imports(name);
+        }
         self.exact.contains(name)
             || self
                 .all
@@ -231,8 +240,9 @@ fn import(push: &PushContext, namespace: &ArcStr, listener: &IstioEgressListener
     let mut virtual_services: Vec<Arc<Config<VirtualService>>> = Vec::new();
     for config in push.virtual_services(namespace) {
         let imported = |name: &str| {
-            let by_namespace = hosts.get(&*config.namespace).is_some_and(|h| h.imports_rule(name));
-            (by_namespace || anywhere.is_some_and(|h| h.imports_rule(name))) && !excluded(&config.namespace, name)
+            let by_namespace = hosts.get(&*config.namespace).is_some_and(|h| h.imports_rule(config, name));
+            (by_namespace || anywhere.is_some_and(|h| h.imports_rule(config, name)))
+                && !excluded(&config.namespace, name)
         };
         let seen = |v: &Arc<Config<VirtualService>>| v.name == config.name && v.namespace == config.namespace;
         if config.spec.hosts.iter().any(|h| imported(h)) && !virtual_services.iter().any(seen) {

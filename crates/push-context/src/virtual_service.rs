@@ -9,7 +9,7 @@ use istio_api::virtual_service::{HttpMatchRequest, HttpRoute, StringMatch, Virtu
 use mesh_types::ArcStr;
 use registry::Settings;
 
-use crate::{Config, PushContext, host};
+use crate::{Config, PushContext, host, mesh_route};
 
 /// A merged VirtualService.
 type Merged = Arc<Config<VirtualService>>;
@@ -17,7 +17,7 @@ type Merged = Arc<Config<VirtualService>>;
 /// The name under which sidecars, as opposed to gateways, appear in `gateways`.
 const MESH: &str = "mesh";
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Index {
     /// Of sidecars, by namespace: exported only to its own.
     private: BTreeMap<ArcStr, Vec<Merged>>,
@@ -60,29 +60,40 @@ impl Index {
             let mut merged = config.clone();
             merge_delegates(&mut merged, &delegates, mesh);
             index.has_l4 |= !merged.spec.tcp.is_empty() || !merged.spec.tls.is_empty();
-            let merged = Arc::new(merged);
-            let audience = export_to(&config.spec, &config.namespace, mesh);
-            if audience.contains("*") {
-                index.public.push(merged);
-            } else if !audience.contains("~") {
-                for to in audience {
-                    let map = if *to == *config.namespace { &mut index.private } else { &mut index.exported };
-                    map.entry(to.into()).or_default().push(merged.clone());
-                }
-            }
+            index.add(merged, mesh);
+        }
+        for config in mesh_route::virtual_services(snapshot, settings) {
+            index.add(config, mesh);
         }
         index
+    }
+
+    fn add(&mut self, config: Config<VirtualService>, mesh: &MeshConfig) {
+        let audience = export_to(&config.spec, &config.namespace, mesh);
+        let config = Arc::new(config);
+        if audience.contains("*") {
+            self.public.push(config);
+        } else if !audience.contains("~") {
+            for to in audience {
+                let map = if *to == *config.namespace { &mut self.private } else { &mut self.exported };
+                map.entry(to.into()).or_default().push(config.clone());
+            }
+        }
     }
 }
 
 impl PushContext {
     /// VirtualServices for sidecars that one namespace may see: its private ones, those exported to it, the
-    /// public ones; each group by age.
-    pub(crate) fn virtual_services(&self, namespace: &str) -> impl Iterator<Item = &Merged> {
+    /// public ones; each group by age, but its own routes of the Gateway API first: a consumer's win over the
+    /// producer's.
+    pub(crate) fn virtual_services<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Merged> {
         let index = &self.rules.virtual_services;
         let private = index.private.get(namespace).map_or(&[][..], Vec::as_slice);
         let exported = index.exported.get(namespace).map_or(&[][..], Vec::as_slice);
-        private.iter().chain(exported).chain(&index.public)
+        let own = move |rule: &&Merged| rule.is_gateway_api() && *rule.namespace == *namespace;
+        [private, exported, &index.public]
+            .into_iter()
+            .flat_map(move |group| group.iter().filter(own).chain(group.iter().filter(move |rule| !own(rule))))
     }
 }
 

@@ -160,9 +160,18 @@ fn convert_workload(
     }
 }
 
-/// All WorkloadEntry objects.
+/// Whether a WorkloadEntry counts: with health checks on, not before its agent said that it is well.
+///
+/// Source: istio `pilot/pkg/serviceregistry/serviceentry/controller.go`, `isHealthy`.
+fn is_healthy(object: &Object) -> bool {
+    let checked = object.annotations.get("proxy.istio.io/health-checks-enabled");
+    let checked = checked.is_some_and(|value| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"));
+    !checked || object.healthy == Some(true)
+}
+
+/// All WorkloadEntry objects that are to be used.
 pub(crate) fn workloads(snapshot: &Snapshot, mesh: &MeshConfig, settings: &Settings) -> Vec<Arc<Workload>> {
-    let list = snapshot.list(Kind::WorkloadEntry);
+    let list = snapshot.list(Kind::WorkloadEntry).filter(|object| is_healthy(object));
     list.filter_map(|object| match &object.body {
         Body::WorkloadEntry(entry) => Some(Arc::new(convert_workload(
             &object.key.name,

@@ -7,7 +7,7 @@ mod product;
 mod ratings;
 mod reviews;
 
-use crate::server;
+use crate::server::{self, At};
 use bytes::Bytes;
 use clap::ValueEnum;
 use http::{HeaderMap, HeaderName, Request, StatusCode};
@@ -38,10 +38,10 @@ enum Service {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     match args.service {
-        Service::Productpage => server::serve(args.port, product::ProductPage::from_env()).await,
-        Service::Details => server::serve(args.port, details::Details).await,
-        Service::Reviews => server::serve(args.port, reviews::Reviews::new(&args.version)).await,
-        Service::Ratings => server::serve(args.port, ratings::Ratings::default()).await,
+        Service::Productpage => server::serve(At::Port(args.port), product::ProductPage::from_env()).await,
+        Service::Details => server::serve(At::Port(args.port), details::Details).await,
+        Service::Reviews => server::serve(At::Port(args.port), reviews::Reviews::new(&args.version)).await,
+        Service::Ratings => server::serve(At::Port(args.port), ratings::Ratings::default()).await,
     }
 }
 

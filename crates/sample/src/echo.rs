@@ -1,4 +1,4 @@
-use crate::server::{self, App, Reply, json, text};
+use crate::server::{self, App, At, Reply, json, text};
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use serde_json::{Map, Value, json};
@@ -12,8 +12,8 @@ const MOST_BYTES: usize = 100 * 1024;
 
 struct Echo;
 
-pub(crate) async fn run(port: u16) -> anyhow::Result<()> {
-    server::serve(port, Echo).await
+pub(crate) async fn run(at: At) -> anyhow::Result<()> {
+    server::serve(at, Echo).await
 }
 
 impl App for Echo {

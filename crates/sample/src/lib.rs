@@ -8,6 +8,9 @@ mod bookinfo;
 mod echo;
 mod server;
 
+use std::net::IpAddr;
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
 
 /// Run a stand-in for a sample image.
@@ -23,9 +26,15 @@ enum Sample {
     Bookinfo(bookinfo::Args),
     /// Answers with what it received, in the way of httpbin.
     Echo {
-        /// Port to listen on, on all addresses.
+        /// Port to listen on.
         #[arg(long, default_value_t = 80)]
         port: u16,
+        /// Address to listen on; all of them if not given.
+        #[arg(long, conflicts_with = "socket")]
+        address: Option<IpAddr>,
+        /// Unix socket to listen on instead.
+        #[arg(long, conflicts_with = "port")]
+        socket: Option<PathBuf>,
     },
     /// Does nothing until it is told to stop.
     Sleep,
@@ -39,7 +48,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             result = async {
                 match args.sample {
                     Sample::Bookinfo(args) => bookinfo::run(args).await,
-                    Sample::Echo { port } => echo::run(port).await,
+                    Sample::Echo { port, address: Some(address), .. } => {
+                        echo::run(server::At::Address((address, port).into())).await
+                    }
+                    Sample::Echo { socket: Some(path), .. } => echo::run(server::At::Socket(path)).await,
+                    Sample::Echo { port, .. } => echo::run(server::At::Port(port)).await,
                     Sample::Sleep => {
                         lifecycle::memory::release_unused();
                         std::future::pending().await

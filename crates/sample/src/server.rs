@@ -7,9 +7,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use std::convert::Infallible;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) type Reply = Response<Full<Bytes>>;
@@ -22,20 +25,70 @@ pub(crate) trait App: Send + Sync + 'static {
     fn answer(&self, request: Request<Bytes>) -> impl Future<Output = Reply> + Send;
 }
 
-/// Serves HTTP/1.1 and h2c on all addresses, until an accept fails for good.
-pub(crate) async fn serve(port: u16, app: impl App) -> anyhow::Result<()> {
-    // A dual-stack socket where IPv6 exists, as the images' servers have it.
-    let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
-        Ok(listener) => listener,
-        Err(_) => {
-            TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("cannot listen on port {port}"))?
+/// Where a sample listens.
+pub(crate) enum At {
+    /// A port of all addresses.
+    Port(u16),
+    Address(SocketAddr),
+    Socket(PathBuf),
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn open(at: At) -> anyhow::Result<Listener> {
+        match at {
+            // A dual-stack socket where IPv6 exists, as the images' servers have it.
+            At::Port(port) => match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+                Ok(listener) => Ok(Listener::Tcp(listener)),
+                Err(_) => {
+                    let listener = TcpListener::bind(("0.0.0.0", port)).await;
+                    listener.map(Listener::Tcp).with_context(|| format!("cannot listen on port {port}"))
+                }
+            },
+            At::Address(address) => {
+                let listener = TcpListener::bind(address).await;
+                listener.map(Listener::Tcp).with_context(|| format!("cannot listen on {address}"))
+            }
+            At::Socket(path) => {
+                // What a former container of the pod left in the volume.
+                let _ = std::fs::remove_file(&path);
+                let listener = UnixListener::bind(&path);
+                let listener = listener.with_context(|| format!("cannot listen on {}", path.display()))?;
+                // The sidecar is another user.
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+                Ok(Listener::Unix(listener))
+            }
         }
-    };
+    }
+
+    async fn accept(&self) -> std::io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+            Listener::Unix(listener) => Box::new(listener.accept().await?.0),
+        })
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Serves HTTP/1.1 and h2c, until listening fails.
+pub(crate) async fn serve(at: At, app: impl App) -> anyhow::Result<()> {
+    let listener = Listener::open(at).await?;
     let app = Arc::new(app);
     lifecycle::memory::release_unused();
     loop {
         let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+            Ok(stream) => stream,
             // The client went away, or files ran out for a moment.
             Err(_) => {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;

@@ -14,6 +14,7 @@ use envoy_api::cluster::{
 };
 use envoy_api::core::{self, BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common};
 use envoy_api::endpoint::{ClusterLoadAssignment, LocalityLbEndpoints};
+use envoy_api::pb::envoy::extensions::common::dynamic_forward_proxy::v3::DnsCacheConfig;
 use envoy_api::pb::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
 use envoy_api::pb::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
@@ -23,7 +24,7 @@ use envoy_api::pb::envoy::extensions::upstreams::http::v3::{
 };
 use envoy_api::{any, wkt};
 use istio_api::DestinationRule;
-use istio_api::destination_rule::{SimpleLb, Subset, TlsMode, TrafficPolicy};
+use istio_api::destination_rule::{ConnectionPoolSettings, SimpleLb, Subset, TlsMode, TrafficPolicy};
 use mesh_types::Protocol;
 use push_context::Config;
 use registry::{Port, Resolution, Service};
@@ -54,6 +55,9 @@ pub(crate) fn all(cx: &Context<'_>) -> Vec<Cluster> {
 /// The clusters that do not lead to services: its own ports, and what was captured for elsewhere.
 pub(crate) fn fixed(cx: &Context<'_>) -> Vec<Cluster> {
     let mut out = vec![black_hole(cx), passthrough(cx)];
+    if cx.scope.dynamic_dns {
+        out.push(by_any_name(cx));
+    }
     inbound::all(cx, &mut out);
     out.push(inbound_passthrough(cx));
     out
@@ -81,7 +85,8 @@ pub(crate) fn outbound(cx: &Context<'_>, service: &Service, out: &mut Vec<Cluste
         let name = names::outbound(port.port, "", &service.hostname);
         if service.resolution == Resolution::DynamicDns && service.is_wildcard() {
             if matches!(port.protocol, Protocol::Http | Protocol::Tls | Protocol::Grpc | Protocol::Http2) {
-                let mut draft = Draft::new(dynamic_forward_proxy(cx, name, service), port, cx);
+                let cluster = dynamic_forward_proxy(name, crate::filters::dns_cache(cx, service), false);
+                let mut draft = Draft::new(cluster, port, cx);
                 draft.is_dynamic = true;
                 policy::apply_rule(cx, &mut draft, service, port, rule);
                 out.push(draft.finish());
@@ -227,15 +232,14 @@ pub(crate) fn lookup_family(cx: &Context<'_>) -> DnsLookupFamily {
     }
 }
 
-fn dynamic_forward_proxy(cx: &Context<'_>, name: String, service: &Service) -> Cluster {
+fn dynamic_forward_proxy(name: String, cache: DnsCacheConfig, allow_insecure_cluster_options: bool) -> Cluster {
     use envoy_api::cluster::cluster::CustomClusterType;
     use envoy_api::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3::{
         ClusterConfig, cluster_config::ClusterImplementationSpecifier,
     };
     let config = ClusterConfig {
-        cluster_implementation_specifier: Some(ClusterImplementationSpecifier::DnsCacheConfig(
-            crate::filters::dns_cache(cx, service),
-        )),
+        cluster_implementation_specifier: Some(ClusterImplementationSpecifier::DnsCacheConfig(cache)),
+        allow_insecure_cluster_options,
         ..Default::default()
     };
     Cluster {
@@ -260,13 +264,29 @@ fn black_hole(cx: &Context<'_>) -> Cluster {
     }
 }
 
-/// Where a connection wanted to go before it was captured.
-fn passthrough(cx: &Context<'_>) -> Cluster {
+/// Whom a request's Host names, anywhere (istiod `buildAllowAnyDFPCluster`).
+fn by_any_name(cx: &Context<'_>) -> Cluster {
+    let tls = cx.push.mesh.outbound_traffic_policy.as_ref().and_then(|p| p.tls.as_ref());
+    let tls = tls.filter(|tls| tls.mode != TlsMode::Disable);
+    let name = names::ALLOW_ANY_DYNAMIC_DNS.to_owned();
+    let cluster = dynamic_forward_proxy(name, crate::filters::any_dns_cache(cx), tls.is_none());
+    let mut draft = Draft { cluster, http: None, is_dynamic: true };
+    policy::connection_pool(cx, &mut draft, &ConnectionPoolSettings::default(), None);
+    draft.cluster.typed_extension_protocol_options.insert(policy::HTTP_OPTIONS.to_owned(), any(&as_client(cx)));
+    if let Some(tls) = tls {
+        draft.cluster.transport_socket = upstream_tls::without_service(cx, &mut draft, tls);
+    }
+    draft.cluster.filters = metadata_exchange(cx);
+    draft.finish()
+}
+
+/// HTTP as the client speaks it.
+fn as_client(cx: &Context<'_>) -> HttpProtocolOptions {
     let http1 = match policy::preserves_case(cx) {
         true => preserve_case(),
         false => Http1ProtocolOptions::default(),
     };
-    let options = HttpProtocolOptions {
+    HttpProtocolOptions {
         common_http_protocol_options: Some(Common { idle_timeout: Some(seconds(300)), ..Common::default() }),
         upstream_protocol_options: Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(
             UseDownstreamHttpConfig {
@@ -276,7 +296,11 @@ fn passthrough(cx: &Context<'_>) -> Cluster {
             },
         )),
         ..HttpProtocolOptions::default()
-    };
+    }
+}
+
+/// Where a connection wanted to go before it was captured.
+fn passthrough(cx: &Context<'_>) -> Cluster {
     let cluster = Cluster {
         name: names::PASSTHROUGH.to_owned(),
         alt_stat_name: names::stat(names::PASSTHROUGH),
@@ -288,7 +312,7 @@ fn passthrough(cx: &Context<'_>) -> Cluster {
     let default = cx.push.mesh.default_traffic_policy.as_ref().and_then(|p| p.connection_pool.clone());
     policy::connection_pool(cx, &mut draft, &default.unwrap_or_default(), None);
     let mut cluster = draft.cluster;
-    cluster.typed_extension_protocol_options.insert(policy::HTTP_OPTIONS.to_owned(), any(&options));
+    cluster.typed_extension_protocol_options.insert(policy::HTTP_OPTIONS.to_owned(), any(&as_client(cx)));
     cluster.filters = metadata_exchange(cx);
     cluster
 }

@@ -8,6 +8,7 @@ use envoy_api::pb::envoy::extensions::filters::http::{
     cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats, grpc_web::v3::GrpcWeb,
     router::v3::Router,
 };
+use envoy_api::pb::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
 use envoy_api::{Any, Message, Name, any};
 use registry::Service;
 use serde_json::json;
@@ -123,12 +124,32 @@ pub(crate) fn sni_forward_proxy(cx: &Context<'_>, service: &Service, port: u16) 
     network_filter(SNI_FORWARD_PROXY, any(&config))
 }
 
-pub(crate) fn http_forward_proxy(cx: &Context<'_>, service: &Service) -> HttpFilter {
+/// The names of all hosts outside of the mesh (istiod `buildAllowAnyDynamicDNSDNSCacheConfig`).
+pub(crate) fn any_dns_cache(cx: &Context<'_>) -> DnsCacheConfig {
+    // The agent knows names that the pod's own resolver does not.
+    let agent = cx.node.dns_capture.then(|| {
+        let named = cx.node.meta("DNS_PROXY_ADDR").and_then(|text| text.rsplit_once(':'));
+        let (host, port) = named.unwrap_or(("localhost", "15053"));
+        let host = if host == "localhost" { "127.0.0.1" } else { host.trim_matches(['[', ']']) };
+        let resolver = crate::proto::address(host, port.parse().unwrap_or(15053));
+        let cares = CaresDnsResolverConfig { resolvers: vec![resolver], ..CaresDnsResolverConfig::default() };
+        crate::proto::extension("envoy.network.dns_resolver.cares", any(&cares))
+    });
+    DnsCacheConfig {
+        name: "allow_any_dfp_dns_cache".to_owned(),
+        dns_lookup_family: crate::cluster::lookup_family(cx) as i32,
+        max_hosts: crate::proto::u32_value(1024),
+        typed_dns_resolver_config: agent,
+        ..DnsCacheConfig::default()
+    }
+}
+
+pub(crate) fn http_forward_proxy(cache: DnsCacheConfig) -> HttpFilter {
     use envoy_api::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3::{
         FilterConfig, filter_config::ImplementationSpecifier,
     };
     let config = FilterConfig {
-        implementation_specifier: Some(ImplementationSpecifier::DnsCacheConfig(dns_cache(cx, service))),
+        implementation_specifier: Some(ImplementationSpecifier::DnsCacheConfig(cache)),
         ..FilterConfig::default()
     };
     http("envoy.filters.http.dynamic_forward_proxy", &config)

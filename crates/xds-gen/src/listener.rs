@@ -9,6 +9,7 @@ mod tracing;
 use envoy_api::any;
 use envoy_api::core::TrafficDirection;
 use envoy_api::listener::{AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener};
+use envoy_api::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier};
 use push_context::InterceptionMode;
 
@@ -16,7 +17,7 @@ use crate::access_log::{self, Of};
 use crate::context::Context;
 use crate::filters::{TCP_PROXY, yes};
 use crate::names;
-use crate::proto::{address, network_filter, parse_duration, u32_value};
+use crate::proto::{address, listener_filter, network_filter, parse_duration, u32_value};
 use crate::telemetry::Side;
 
 pub(crate) use http::{counts_attempts, forwards_host, preserves_case};
@@ -116,21 +117,25 @@ fn catch_all_filters(cx: &Context<'_>) -> Vec<Filter> {
 fn virtual_outbound(cx: &Context<'_>) -> Listener {
     let port = mesh_port(cx.push.mesh.proxy_listen_port);
     let wildcards = cx.wildcards();
-    let catch_all = FilterChain {
+    let mut filter_chains = vec![black_hole("virtualOutbound-blackhole", port, cx.telemetry.tcp_filters(Side::Client))];
+    let mut listener_filters = Vec::new();
+    if cx.scope.dynamic_dns {
+        filter_chains.push(outbound::dynamic_dns(cx));
+        listener_filters.push(listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default()));
+    }
+    filter_chains.push(FilterChain {
         name: "virtualOutbound-catchall-tcp".to_owned(),
         filters: catch_all_filters(cx),
         ..FilterChain::default()
-    };
+    });
     Listener {
         name: "virtualOutbound".to_owned(),
         address: Some(address(wildcards[0], port)),
         additional_addresses: if cx.dual_stack() { additional(wildcards, port) } else { Vec::new() },
         transparent: if cx.node.interception == InterceptionMode::Tproxy { yes() } else { None },
         use_original_dst: yes(),
-        filter_chains: vec![
-            black_hole("virtualOutbound-blackhole", port, cx.telemetry.tcp_filters(Side::Client)),
-            catch_all,
-        ],
+        listener_filters,
+        filter_chains,
         traffic_direction: TrafficDirection::Outbound as i32,
         max_connections_to_accept_per_socket_event: accept_one(),
         access_log: access_log::logs(cx, Side::Client, Of::Listener),

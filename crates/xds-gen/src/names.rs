@@ -4,6 +4,7 @@ use registry::{Provider, Service};
 
 pub(crate) const BLACK_HOLE: &str = "BlackHoleCluster";
 pub(crate) const PASSTHROUGH: &str = "PassthroughCluster";
+pub(crate) const ALLOW_ANY_DYNAMIC_DNS: &str = "AllowAnyDynamicDNSCluster";
 pub(crate) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 pub(crate) const HTTP_PROXY_ROUTE: &str = "http_proxy";
 

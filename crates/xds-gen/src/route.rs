@@ -14,11 +14,15 @@ use envoy_api::route::{
 };
 use istio_api::virtual_service::Destination;
 use mesh_types::Protocol;
+use push_context::Profile;
 use registry::Service;
 
 use crate::context::Context;
 use crate::names::{self, HTTP_PROXY_ROUTE};
 use crate::proto::{bool_value, seconds, u32_value};
+
+/// Virtual host and route of requests to hosts that are looked up by name.
+const ALLOW_ANY_DYNAMIC_DNS: &str = "allow_any_dynamic_dns";
 
 /// The route table of that name; empty for one that nothing refers to.
 pub(crate) fn outbound(cx: &Context<'_>, name: &str) -> RouteConfiguration {
@@ -53,21 +57,47 @@ pub(crate) fn outbound(cx: &Context<'_>, name: &str) -> RouteConfiguration {
     RouteConfiguration {
         virtual_hosts,
         max_direct_response_body_size_bytes: u32_value(1024 * 1024),
-        ignore_port_in_host_matching: true,
+        ignore_port_in_host_matching: !matches_ports(cx, name, port),
         ..empty()
+    }
+}
+
+/// The hosts of this table are told apart by their ports: it is that of a unix socket or of a forward proxy.
+///
+/// DIFFERS: istiod sends hosts with ports and tells the proxy to ignore ports, so that only requests for port 80 find theirs
+/// (istio/istio#47682). Nothing but istio-proxy, which is to get exactly what istiod sends, needs that.
+fn matches_ports(cx: &Context<'_>, name: &str, port: u16) -> bool {
+    let of_all_ports =
+        || port == 0 || cx.scope.egress_for_route(port, name).is_some_and(|egress| egress.is_http_proxy());
+    cx.node.profile != Profile::IstioProxy && of_all_ports()
+}
+
+/// The routes of plain HTTP to unknown addresses where hosts are looked up by name.
+pub(crate) fn dynamic_dns(cx: &Context<'_>) -> RouteConfiguration {
+    RouteConfiguration {
+        name: ALLOW_ANY_DYNAMIC_DNS.to_owned(),
+        virtual_hosts: vec![catch_all(cx)],
+        validate_clusters: bool_value(false),
+        max_direct_response_body_size_bytes: u32_value(1024 * 1024),
+        ignore_port_in_host_matching: true,
+        ..RouteConfiguration::default()
     }
 }
 
 /// Requests for hosts that are not in the mesh.
 fn catch_all(cx: &Context<'_>) -> VirtualHost {
     let (name, action) = if cx.scope.allows_any() {
+        let (name, cluster) = match cx.scope.dynamic_dns {
+            true => (ALLOW_ANY_DYNAMIC_DNS, names::ALLOW_ANY_DYNAMIC_DNS.to_owned()),
+            false => ("allow_any", crate::listener::catch_all_cluster(cx)),
+        };
         let mut action = RouteAction {
-            cluster_specifier: Some(ClusterSpecifier::Cluster(crate::listener::catch_all_cluster(cx))),
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
             append_x_forwarded_host: virtual_host::forwards_host(cx),
             ..RouteAction::default()
         };
         action::timeouts(&mut action, None);
-        ("allow_any", route::Action::Route(action))
+        (name, route::Action::Route(action))
     } else {
         let action = DirectResponseAction { status: 502, ..DirectResponseAction::default() };
         ("block_all", route::Action::DirectResponse(action))

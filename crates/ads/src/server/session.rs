@@ -2,7 +2,7 @@
 
 mod held;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use envoy_api::Resource;
@@ -14,8 +14,9 @@ use crate::{Protocol, is_wildcard_type, rank};
 
 /// How many types one stream may watch. Envoy uses about ten.
 const MAX_TYPES: usize = 64;
-/// The rank of clusters, and the ranks of listeners and routes, which refer to clusters.
+/// The ranks of clusters and of their endpoints, and those of listeners and routes, which refer to clusters.
 const CLUSTERS: usize = 0;
+const ENDPOINTS: usize = 1;
 const REFERRING: std::ops::RangeInclusive<usize> = 2..=3;
 /// How many names one stream may subscribe to per type.
 const MAX_NAMES: usize = 200_000;
@@ -35,6 +36,8 @@ pub struct Request {
     pub nonce: String,
     /// Why the client refused the response, if it did.
     pub error: Option<String>,
+    /// The `google.rpc.Code` of that; 0 without.
+    pub code: i32,
 }
 
 /// What a request meant.
@@ -264,6 +267,9 @@ impl Session {
         }
         watch.nonce = format!("{revision}-{}", self.nonces);
         let nonce = watch.nonce.clone();
+        if self.protocol == Protocol::Delta && key.0 == CLUSTERS {
+            self.replace_endpoints(&resources);
+        }
         if self.protocol == Protocol::StateOfTheWorld {
             // Clusters are rank 0 and their endpoints 1; listeners 2 and their routes 3.
             if let Some(dependent) =
@@ -274,6 +280,16 @@ impl Session {
             }
         }
         Some(Response { type_url: key.1.clone(), nonce, revision, resources, removed })
+    }
+
+    /// Endpoints of clusters that the client has and now gets anew are sent anew, too. Envoy warms a replaced cluster until an
+    /// answer with its endpoints comes, even if it has them, and asks for nothing meanwhile; it acknowledges the clusters only then.
+    /// They have the clusters' names, as in all that Istio generates.
+    fn replace_endpoints(&mut self, clusters: &Picked) {
+        let names: HashSet<&str> = clusters.iter().map(|cluster| &*cluster.name).collect();
+        for (_, watch) in self.watches.iter_mut().filter(|((rank, _), _)| *rank == ENDPOINTS) {
+            watch.due |= watch.held.forget(&names);
+        }
     }
 
     /// A revision that this client now has applied entirely, reported once.
@@ -461,7 +477,7 @@ impl Watch {
         // A name that was asked for and does not exist is reported as removed, once, so that the client stops waiting.
         let mut none = BTreeSet::new();
         if self.names.len() != resources.len() || self.names.iter().zip(&*resources).any(|(a, b)| *a != b.name) {
-            let present: std::collections::HashSet<&str> = resources.iter().map(|r| &*r.name).collect();
+            let present: HashSet<&str> = resources.iter().map(|r| &*r.name).collect();
             for name in self.names.iter().filter(|name| !present.contains(&***name)) {
                 let gone = difference.gone.binary_search(name).is_ok();
                 if gone && self.keeps_back {

@@ -46,6 +46,7 @@ impl Wire for Sotw {
             type_url: request.type_url,
             names: request.resource_names,
             nonce: request.response_nonce,
+            code: request.error_detail.as_ref().map_or(0, |status| status.code),
             error: request.error_detail.map(|status| status.message),
             ..Default::default()
         }
@@ -78,6 +79,7 @@ impl Wire for Delta {
             unsubscribe: request.resource_names_unsubscribe,
             initial_versions: request.initial_resource_versions,
             nonce: request.response_nonce,
+            code: request.error_detail.as_ref().map_or(0, |status| status.code),
             error: request.error_detail.map(|status| status.message),
         }
     }

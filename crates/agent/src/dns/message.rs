@@ -355,4 +355,6 @@ fn write_name(out: &mut Vec<u8>, name: &str) {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

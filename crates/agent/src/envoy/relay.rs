@@ -4,15 +4,17 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ads::client::{Connection, Connector, Handler, Rejected, Update};
+use ads::client::{Connection, Connector, Handler, Problem, Rejected, Update};
 use envoy_api::pb::google::rpc;
 use envoy_api::{discovery, type_url};
 use futures::{Stream, StreamExt};
 use mesh_types::ArcStr;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
+
+use crate::health::Said;
 
 use discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use discovery::aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer};
@@ -27,6 +29,8 @@ pub(crate) struct Relay {
     connector: Connector,
     /// Takes the name table, if DNS is on. Locked for the length of one update.
     names: Option<Arc<Mutex<Box<dyn Handler>>>>,
+    /// What is said of the application's health, on every stream and whenever it changes.
+    health: watch::Receiver<Said>,
 }
 
 impl Relay {
@@ -34,8 +38,9 @@ impl Relay {
     pub(crate) fn service(
         connector: Connector,
         names: Option<Box<dyn Handler>>,
+        health: watch::Receiver<Said>,
     ) -> AggregatedDiscoveryServiceServer<Relay> {
-        let relay = Relay { connector, names: names.map(|handler| Arc::new(Mutex::new(handler))) };
+        let relay = Relay { connector, names: names.map(|handler| Arc::new(Mutex::new(handler))), health };
         AggregatedDiscoveryServiceServer::new(relay)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(usize::MAX)
@@ -58,20 +63,40 @@ impl Relay {
             outward.metadata_mut().insert("authorization", value);
         }
         let ask_names = self.names.is_some();
+        let mut health = self.health.clone();
         let acks = to_control_plane.clone();
         // Ends when Envoy hangs up or the control plane's stream is dropped, whichever comes first.
         tokio::spawn(async move {
-            let mut first = ask_names;
-            while let Ok(Some(request)) = from_envoy.message().await {
-                let names = first.then(|| F::names_request(&request));
-                first = false;
-                if to_control_plane.send(request).await.is_err() {
-                    return;
+            let mut first = true;
+            // Nothing can be said before Envoy has named its node.
+            let mut may_change = false;
+            loop {
+                let mut messages = Vec::new();
+                let mut news = first;
+                tokio::select! {
+                    request = from_envoy.message() => match request {
+                        Ok(Some(request)) => {
+                            let names = (first && ask_names).then(|| F::names_request(&request));
+                            messages.push(request);
+                            messages.extend(names);
+                        }
+                        _ => break,
+                    },
+                    changed = health.changed(), if may_change => match changed {
+                        Ok(()) => news = true,
+                        Err(_) => may_change = false,
+                    },
                 }
-                if let Some(names) = names
-                    && to_control_plane.send(names).await.is_err()
-                {
-                    return;
+                if news && let Some(problem) = health.borrow_and_update().clone() {
+                    messages.push(F::health_request(problem));
+                }
+                if first {
+                    (first, may_change) = (false, true);
+                }
+                for message in messages {
+                    if to_control_plane.send(message).await.is_err() {
+                        return;
+                    }
                 }
             }
             debug!("Envoy closed its xDS stream");
@@ -130,6 +155,8 @@ trait Flavour: 'static {
     fn type_url(response: &Self::Response) -> &str;
     /// The request for the name table, on behalf of the node of Envoy's first request.
     fn names_request(first: &Self::Request) -> Self::Request;
+    /// What is said of the application's health; `None`: it is well.
+    fn health_request(problem: Option<Problem>) -> Self::Request;
     /// Hands a name table over; the acknowledgement.
     fn take_names(response: Self::Response, handler: &Mutex<Box<dyn Handler>>) -> Self::Request;
 }
@@ -156,6 +183,14 @@ impl Flavour for Sotw {
         discovery::DiscoveryRequest {
             node: first.node.clone(),
             type_url: type_url::NAME_TABLE.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    fn health_request(problem: Option<Problem>) -> Self::Request {
+        discovery::DiscoveryRequest {
+            type_url: type_url::HEALTH.to_owned(),
+            error_detail: problem.map(status),
             ..Default::default()
         }
     }
@@ -201,6 +236,14 @@ impl Flavour for Delta {
         }
     }
 
+    fn health_request(problem: Option<Problem>) -> Self::Request {
+        discovery::DeltaDiscoveryRequest {
+            type_url: type_url::HEALTH.to_owned(),
+            error_detail: problem.map(status),
+            ..Default::default()
+        }
+    }
+
     fn take_names(response: Self::Response, handler: &Mutex<Box<dyn Handler>>) -> Self::Request {
         let updates = response.resources.into_iter().filter_map(|r| {
             Some(Update { name: r.name.into(), version: r.version.into(), body: r.resource?.value.into() })
@@ -219,6 +262,10 @@ fn client(connection: Connection) -> AggregatedDiscoveryServiceClient<tonic::tra
     AggregatedDiscoveryServiceClient::new(connection.channel)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(usize::MAX)
+}
+
+fn status(problem: Problem) -> rpc::Status {
+    rpc::Status { code: problem.code, message: problem.message, details: Vec::new() }
 }
 
 fn update(handler: &Mutex<Box<dyn Handler>>, updates: Vec<Update>) -> Option<rpc::Status> {

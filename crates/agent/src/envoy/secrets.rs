@@ -1,8 +1,10 @@
 //! The SDS server for Envoy: the workload's certificate as `default`, its roots as `ROOTCA`, and certificates of files.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use ads::server::{Event, EventKind, Names, Peer, Source};
 use envoy_api::tls::{CertificateValidationContext, Secret, TlsCertificate, secret};
@@ -13,9 +15,16 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-/// Certificates by name. Reads files when asked, so that their current contents are sent.
+/// How often files that were sent are looked at; certificates are renewed hours before they end.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// Files that were asked for, with the time of their last change and their length; `None`: missing.
+type Files = Mutex<BTreeMap<PathBuf, Option<(SystemTime, u64)>>>;
+
+/// Certificates by name. Reads files when asked, so that their current contents are sent, and says when they have changed.
 pub(crate) struct Secrets {
     certificate: watch::Receiver<Option<Arc<WorkloadCertificate>>>,
+    files: Arc<Files>,
     revision: watch::Receiver<u64>,
 }
 
@@ -24,13 +33,41 @@ impl Secrets {
     pub(crate) fn new(certificate: watch::Receiver<Option<Arc<WorkloadCertificate>>>) -> Secrets {
         let (revisions, revision) = watch::channel(1);
         let mut changes = certificate.clone();
+        let files = Arc::new(Files::default());
+        let followed = files.clone();
         // Ends with the certificate's manager or the last stream.
         tokio::spawn(async move {
-            while changes.changed().await.is_ok() && !revisions.is_closed() {
-                revisions.send_modify(|revision| *revision += 1);
+            loop {
+                let changed = tokio::select! {
+                    changed = changes.changed() => match changed {
+                        Ok(()) => true,
+                        Err(_) => return,
+                    },
+                    () = tokio::time::sleep(PERIOD) => have_changed(&followed),
+                };
+                if revisions.is_closed() {
+                    return;
+                }
+                if changed {
+                    revisions.send_modify(|revision| *revision += 1);
+                }
             }
         });
-        Secrets { certificate, revision }
+        Secrets { certificate, files, revision }
+    }
+
+    /// A file's content, and from now on its changes.
+    fn read(&self, path: &str) -> Option<Vec<u8>> {
+        let path = Path::new(path);
+        let stamp = stamp(path);
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), stamp);
+        match std::fs::read(path) {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                warn!(path = %path.display(), %error, "a certificate that the configuration names cannot be read");
+                None
+            }
+        }
     }
 
     fn find(&self, name: &str) -> Option<secret::Type> {
@@ -44,10 +81,10 @@ impl Secrets {
         }
         // Source: istio `pkg/security`, `SdsCertificateConfig`: names that carry paths.
         if let Some((chain, key)) = name.strip_prefix("file-cert:").and_then(|paths| paths.split_once('~')) {
-            let key = Zeroizing::new(read(key)?);
-            return Some(certificate(read(chain)?, &key));
+            let key = Zeroizing::new(self.read(key)?);
+            return Some(certificate(self.read(chain)?, &key));
         }
-        name.strip_prefix("file-root:").and_then(read).map(roots)
+        name.strip_prefix("file-root:").and_then(|path| self.read(path)).map(roots)
     }
 }
 
@@ -87,14 +124,19 @@ impl Source for Secrets {
     }
 }
 
-fn read(path: &str) -> Option<Vec<u8>> {
-    match std::fs::read(Path::new(path)) {
-        Ok(bytes) => Some(bytes),
-        Err(error) => {
-            warn!(path, %error, "a certificate that the configuration names cannot be read");
-            None
-        }
+fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.modified().ok()?, meta.len()))
+}
+
+/// Whether one of the files is another one than before; each change counts once.
+fn have_changed(files: &Files) -> bool {
+    let mut changed = false;
+    for (path, known) in files.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+        let now = stamp(path);
+        changed |= std::mem::replace(known, now) != now;
     }
+    changed
 }
 
 fn inline(bytes: Vec<u8>) -> Option<core::DataSource> {

@@ -185,7 +185,9 @@ fn mentions_v6(table: &Table) -> bool {
 }
 
 fn ipv6(patient: &Patient<'_>) -> Option<Finding> {
-    let address = patient.local.iter().find(|ip| ip.is_ipv6() && !ip.is_loopback() && !is_passthrough(**ip));
+    // Every interface has a link-local address; no service is reached by one.
+    let is_reached = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if !v6.is_loopback() && !v6.is_unicast_link_local());
+    let address = patient.local.iter().find(|ip| is_reached(ip) && !is_passthrough(**ip));
     let ours: Vec<&Table> = patient.tables.iter().filter(|t| t.is_ours()).collect();
     if ours.is_empty() {
         return None;

@@ -1,7 +1,10 @@
 //! Integration tests: a control plane on loopback ports, and clients of every port.
 
 mod bad_input;
+mod envoy;
+mod federation;
 mod injection;
 mod kubernetes;
 mod mesh;
 mod ports;
+mod registration;

@@ -51,6 +51,11 @@ pub(crate) struct Mesh {
 impl Mesh {
     /// A control plane without configuration.
     pub(crate) async fn empty() -> Self {
+        Self::with(Settings::default()).await
+    }
+
+    /// One with these settings, and injection.
+    pub(crate) async fn with(settings: Settings) -> Self {
         let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
         let listeners = Listeners { grpc: bind(), grpc_tls: bind(), webhook: bind(), monitoring: bind() };
         let address = |listener: &TcpListener| listener.local_addr().unwrap();
@@ -60,7 +65,7 @@ impl Mesh {
         let issuer = TokenIssuer::generate().unwrap();
         let (trigger, watch) = lifecycle::drain::channel();
         let injector = inject::Config::builtin(&inject::Builtin::default()).unwrap();
-        let settings = Settings { injector: Some(control_plane::Injector::new(injector)), ..Settings::default() };
+        let settings = Settings { injector: Some(control_plane::Injector::new(injector)), ..settings };
         let handle = serve(settings, listeners, authority.clone(), issuer.verifier(), watch).await.unwrap();
         Self { handle, authority, issuer, grpc, grpc_tls, webhook, monitoring, _trigger: trigger }
     }
@@ -81,8 +86,12 @@ impl Mesh {
     }
 
     pub(crate) fn token(&self, service_account: &str) -> String {
+        self.token_in("default", service_account)
+    }
+
+    pub(crate) fn token_in(&self, namespace: &str, service_account: &str) -> String {
         let request = TokenRequest {
-            namespace: "default".into(),
+            namespace: namespace.into(),
             service_account: service_account.into(),
             audience: "istio-ca".into(),
             ttl: Duration::from_secs(60),

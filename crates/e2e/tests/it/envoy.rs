@@ -1,17 +1,10 @@
 //! Real Envoy judges what we generate: it loads every resource of the stock profile.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use e2e::{Output, outrigger, sample};
+use e2e::{Output, envoy, outrigger, sample};
 use serde_json::{Value, json};
-
-/// Real Envoy, as `cargo xtask setup` installs it.
-fn envoy() -> Option<PathBuf> {
-    let folder = std::env::var_os("OUTRIGGER_BUILD").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| sample("../../build"));
-    Some(folder.join("envoy")).filter(|path| path.is_file())
-}
 
 const PRODUCTPAGE: &str = "
 name: productpage-v1

@@ -2,4 +2,5 @@
 
 mod builtin;
 mod conformance;
+mod fuzz;
 mod properties;

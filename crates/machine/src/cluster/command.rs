@@ -40,6 +40,15 @@ pub(crate) enum Command {
         namespace: String,
         reply: oneshot::Sender<Result<String, String>>,
     },
+    Objects {
+        reply: oneshot::Sender<crate::ask::Objects>,
+    },
+    /// Files for a machine that joins.
+    Workload {
+        namespace: String,
+        group: String,
+        reply: oneshot::Sender<Result<std::collections::BTreeMap<String, String>, String>>,
+    },
     RotateRoot {
         step: Rotation,
         reply: oneshot::Sender<Result<(), String>>,
@@ -104,6 +113,9 @@ impl Cluster {
             Command::Ps { reply } => {
                 let _ = reply.send(self.rows());
             }
+            Command::Objects { reply } => {
+                let _ = reply.send(self.all_objects());
+            }
             Command::Find { pod, namespace, container, reply } => {
                 let _ = reply.send(self.find(&pod, namespace.as_deref(), container.as_deref()));
             }
@@ -118,6 +130,10 @@ impl Cluster {
                     None => Err(format!("there is no {id}")),
                 };
                 let _ = reply.send(outcome);
+            }
+            Command::Workload { namespace, group, reply } => {
+                let gateway = self.parts.network.gateway().to_string();
+                let _ = reply.send(self.parts.plane.workload_files(&namespace, &group, &gateway));
             }
             Command::RotateRoot { step, reply } => {
                 let done = self.parts.plane.rotate_root(step);
@@ -153,12 +169,27 @@ impl Cluster {
         lines
     }
 
-    /// Queues a document for the control plane, with what the API server would have filled in.
-    fn tell(&mut self, mut document: Document) {
+    /// Queues a document for the control plane.
+    fn tell(&mut self, document: Document) {
+        if let Some(document) = self.filled_in(document) {
+            self.pending.push(Change::Apply(Box::new(document)));
+        }
+    }
+
+    /// All that the control plane was told.
+    fn all_objects(&mut self) -> crate::ask::Objects {
+        let written: Vec<Document> = self.objects.documents().into_iter().cloned().collect();
+        let mut documents: Vec<Document> = written.into_iter().filter_map(|d| self.filled_in(d)).collect();
+        documents.extend(self.slices.values().map(|slice| Document::from_value(slice.clone(), "<cluster>")));
+        documents.extend(self.pods.values().map(|entry| self.with_status(entry)));
+        crate::ask::Objects { documents, dual_stack: self.parts.network.dual_stack() }
+    }
+
+    /// A document with what the API server would have filled in; `None` for kinds that are told as they are, not as they are wished for.
+    fn filled_in(&mut self, mut document: Document) -> Option<Document> {
         match document.kind() {
-            // Pods and endpoints are told as they are, not as they are wished for.
             "Pod" | "Endpoints" | "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "Job" | "CronJob" => {
-                return;
+                return None;
             }
             "Service" => {
                 let key = (document.namespace().unwrap_or("default").to_owned(), document.name().to_owned());
@@ -177,7 +208,7 @@ impl Cluster {
             }
             _ => {}
         }
-        self.pending.push(Change::Apply(Box::new(document)));
+        Some(document)
     }
 
     fn delete(&mut self, id: &Id) -> String {

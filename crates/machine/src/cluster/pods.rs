@@ -1,13 +1,14 @@
 //! Keeping pods as the workloads want them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
 use super::{Cluster, Entry, Key, PlaceState};
-use crate::network::gateway_v4;
+use crate::network::{attach, gateway_v4};
 use crate::objects::Id;
 use crate::plane::{Change, Injected};
 use crate::pod::facts::Facts;
@@ -245,15 +246,29 @@ impl Cluster {
             Injected::Skipped => {}
         }
         if let Some(threads) = self.parts.concurrency {
-            set_concurrency(&mut object, threads);
+            set_flag(&mut object, "--concurrency", &threads.to_string());
+        }
+        if let Some(envoy) = &self.parts.envoy {
+            set_flag(&mut object, "--proxy", "envoy");
+            set_flag(&mut object, "--binaryPath", &envoy.to_string_lossy());
         }
         let pod: Pod = serde_json::from_value(object.clone()).map_err(|error| format!("pod: {error}"))?;
-        let place = self.parts.network.add_pod().map_err(|error| chain(&error))?;
+        let networks = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(attach::ANNOTATION));
+        let attached = networks.map_or_else(|| Ok(Vec::new()), |text| attach::addresses(text))?;
+        if let Some(taken) = attached.iter().find(|ip| self.is_taken(**ip)) {
+            return Err(format!("annotation {}: another pod has {taken}", attach::ANNOTATION));
+        }
+        let place = self.parts.network.add_pod(attached).map_err(|error| chain(&error))?;
         let name = pod.metadata.name.clone().unwrap_or_default();
         let entry = Entry {
             object,
             pod: Arc::new(pod),
-            place: PlaceState { ips: place.ips.clone(), slot: place.slot(), place: Some(place) },
+            place: PlaceState {
+                ips: place.ips.clone(),
+                attached: place.attached.clone(),
+                slot: place.slot(),
+                place: Some(place),
+            },
             owner: id.clone(),
             hash: workload.hash.clone(),
             ordinal,
@@ -264,6 +279,10 @@ impl Cluster {
         };
         self.pods.insert((workload.namespace.clone(), name), entry);
         Ok(())
+    }
+
+    fn is_taken(&self, ip: IpAddr) -> bool {
+        self.pods.values().any(|entry| entry.place.ips.contains(&ip) || entry.place.attached.contains(&ip))
     }
 
     /// Starts pods that the control plane has been told about.
@@ -339,8 +358,8 @@ fn service_links(services: &[ServiceView]) -> BTreeMap<String, Vec<(String, Stri
     links
 }
 
-/// Sets the worker threads of a sidecar, as `proxy.istio.io/config` with `concurrency` would.
-fn set_concurrency(pod: &mut Value, threads: u32) {
+/// Sets a flag of a pod's agent, whatever injection wrote.
+fn set_flag(pod: &mut Value, flag: &str, value: &str) {
     for list in ["containers", "initContainers"] {
         let containers = pod.pointer_mut(&format!("/spec/{list}")).and_then(Value::as_array_mut);
         for container in containers.into_iter().flatten() {
@@ -348,10 +367,10 @@ fn set_concurrency(pod: &mut Value, threads: u32) {
                 continue;
             }
             if let Some(args) = container.get_mut("args").and_then(Value::as_array_mut) {
-                let at = args.iter().position(|arg| arg.as_str() == Some("--concurrency"));
+                let at = args.iter().position(|arg| arg.as_str() == Some(flag));
                 match at {
-                    Some(at) if at + 1 < args.len() => args[at + 1] = Value::String(threads.to_string()),
-                    _ => args.extend([Value::String("--concurrency".to_owned()), Value::String(threads.to_string())]),
+                    Some(at) if at + 1 < args.len() => args[at + 1] = Value::String(value.to_owned()),
+                    _ => args.extend([Value::String(flag.to_owned()), Value::String(value.to_owned())]),
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Telling everybody: endpoints to the rules and to DNS, objects to the control plane, progress to the user.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use manifest::Document;
@@ -21,9 +21,11 @@ impl Cluster {
     /// Recomputes what follows from objects and pods, and passes on what changed, to the control plane in one batch.
     pub(super) async fn publish(&mut self) {
         let views = self.views();
-        let ips: Vec<_> = self.pods.values().map(|entry| entry.place.ips.clone()).collect();
-        if views != self.services || ips != self.known_ips {
-            self.program(&views, &ips);
+        let places = self.pods.values().map(|entry| &entry.place);
+        let ips: Vec<_> = places.clone().map(|place| place.ips.clone()).collect();
+        let attached: Vec<_> = places.flat_map(|place| place.attached.iter().copied()).collect();
+        if views != self.services || ips != self.known_ips || attached != self.known_attached {
+            self.program(&views, &ips, &attached);
             self.zone.send_replace(Arc::new(self.new_zone(&views)));
             self.slices_changed(&views);
             for ((namespace, name, port), target) in &self.published {
@@ -32,6 +34,7 @@ impl Cluster {
             }
             self.services = views;
             self.known_ips = ips;
+            self.known_attached = attached;
         }
         self.pods_changed();
         if self.pending.is_empty() {
@@ -45,9 +48,9 @@ impl Cluster {
         }
     }
 
-    fn program(&mut self, views: &[ServiceView], ips: &[Vec<std::net::IpAddr>]) {
+    fn program(&mut self, views: &[ServiceView], ips: &[Vec<IpAddr>], attached: &[IpAddr]) {
         let translations: Vec<_> = views.iter().flat_map(ServiceView::translations).collect();
-        if let Err(error) = self.parts.network.program(&translations, ips) {
+        if let Err(error) = self.parts.network.program(&translations, ips, attached) {
             self.parts.progress.warn(&format!("services: {}", chain(&error)));
         }
     }
@@ -116,9 +119,8 @@ impl Cluster {
 
     /// Tells the control plane of pods whose phase or readiness changed.
     fn pods_changed(&mut self) {
-        let node_ip = self.parts.network.gateway();
-        let mut news = false;
-        for entry in self.pods.values_mut() {
+        let mut news = Vec::new();
+        for (key, entry) in &mut self.pods {
             let state = entry.handle.as_ref().map(pod::PodHandle::state);
             let told = match &state {
                 Some(state) => (state.ready(), state.phase.as_str()),
@@ -128,23 +130,32 @@ impl Cluster {
                 continue;
             }
             entry.told = Some(told);
-            news = true;
-            let mut object = entry.object.clone();
-            object["status"] = match &state {
-                Some(state) => state.status(&entry.place.ips, node_ip),
-                None => json!({
-                    "phase": "Pending",
-                    "hostIP": node_ip.to_string(),
-                    "podIP": entry.place.ips.first().map(ToString::to_string),
-                    "podIPs": entry.place.ips.iter().map(|ip| json!({"ip": ip.to_string()})).collect::<Vec<_>>(),
-                }),
-            };
-            self.pending.push(Change::Apply(Box::new(Document::from_value(object, "<cluster>"))));
+            news.push(key.clone());
         }
-        if news {
-            // A rollout goes on when what it made is known to others.
-            self.changed.send_modify(|count| *count += 1);
+        if news.is_empty() {
+            return;
         }
+        let told = news.iter().filter_map(|key| self.pods.get(key)).map(|entry| self.with_status(entry));
+        let told: Vec<Change> = told.map(|document| Change::Apply(Box::new(document))).collect();
+        self.pending.extend(told);
+        // A rollout goes on when what it made is known to others.
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// The pod as an API server would show it.
+    pub(super) fn with_status(&self, entry: &super::Entry) -> Document {
+        let node_ip = self.parts.network.gateway();
+        let mut object = entry.object.clone();
+        object["status"] = match entry.handle.as_ref().map(pod::PodHandle::state) {
+            Some(state) => state.status(&entry.place.ips, node_ip),
+            None => json!({
+                "phase": "Pending",
+                "hostIP": node_ip.to_string(),
+                "podIP": entry.place.ips.first().map(ToString::to_string),
+                "podIPs": entry.place.ips.iter().map(|ip| json!({"ip": ip.to_string()})).collect::<Vec<_>>(),
+            }),
+        };
+        Document::from_value(object, "<cluster>")
     }
 
     /// Prints what changed about the pods.

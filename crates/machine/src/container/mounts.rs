@@ -356,8 +356,9 @@ fn device_files(devices: Vec<(&str, OwnedFd)>) -> Result<(), String> {
 }
 
 fn move_to(tree: &OwnedFd, target: &str) -> Result<(), String> {
-    rustix::mount::move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(failed(format_args!("mount at {target}")))
+    // A folder may be a link, as /var/run is in most images; its target counts.
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+    rustix::mount::move_mount(tree, "", CWD, target, flags).map_err(failed(format_args!("mount at {target}")))
 }
 
 fn attach(one: Detached<'_>) -> Result<(), String> {

@@ -19,10 +19,16 @@ pub(crate) struct Translation {
     pub(crate) service: String,
 }
 
-/// Replaces the whole table in one transaction, so that no packet sees half of a change.
+/// Replaces the whole table in one transaction, so that no packet sees half of a change. `attached` are
+/// addresses of pods outside the pods' own network.
 ///
 /// Established connections keep their endpoint, as connection tracking remembers it.
-pub(crate) fn batch(translations: &[Translation], pods: &[Vec<IpAddr>], dual_stack: bool) -> Batch {
+pub(crate) fn batch(
+    translations: &[Translation],
+    pods: &[Vec<IpAddr>],
+    attached: &[IpAddr],
+    dual_stack: bool,
+) -> Batch {
     let table = Table::new(Family::Inet, "outrigger");
     let mut batch = Batch::new();
     batch.replace_table(&table);
@@ -37,6 +43,13 @@ pub(crate) fn batch(translations: &[Translation], pods: &[Vec<IpAddr>], dual_sta
     if dual_stack {
         families.push((PODS_V6, SERVICES_V6));
     }
+    let keep = |batch: &mut Batch, chain: &str| {
+        for ip in attached {
+            let rule = Rule::new([Expr::Daddr(Op::Eq, host(*ip)), Expr::Verdict(Verdict::Accept)]);
+            batch.add_rule(&table, chain, &rule.comment("a pod's further address"));
+        }
+    };
+    keep(&mut batch, "prerouting");
     for (pod_net, service_net) in &families {
         batch.add_rule(
             &table,
@@ -58,7 +71,7 @@ pub(crate) fn batch(translations: &[Translation], pods: &[Vec<IpAddr>], dual_sta
     batch.add_chain(&table, "postrouting", nat(HookPoint::Postrouting, 100));
     // A pod that reaches itself through a service must see another address than its own, or it would answer itself directly.
     for ip in pods.iter().flatten() {
-        let own = Net::new(*ip, if ip.is_ipv4() { 32 } else { 128 });
+        let own = host(*ip);
         batch.add_rule(
             &table,
             "postrouting",
@@ -79,6 +92,7 @@ pub(crate) fn batch(translations: &[Translation], pods: &[Vec<IpAddr>], dual_sta
             batch.add_rule(&table, chain, &Rule::new([to_service, Expr::Reject(Rejection::PortUnreachable)]));
         }
     }
+    keep(&mut batch, "forward");
     for (pod_net, _) in &families {
         // Other protocols have no way outside; say so at once.
         batch.add_rule(
@@ -95,10 +109,15 @@ pub(crate) fn batch(translations: &[Translation], pods: &[Vec<IpAddr>], dual_sta
     batch
 }
 
+/// Just this address.
+fn host(ip: IpAddr) -> Net {
+    Net::new(ip, if ip.is_ipv4() { 32 } else { 128 })
+}
+
 fn dnat(translation: &Translation) -> Rule {
     let ip = translation.from.ip();
     Rule::new([
-        Expr::Daddr(Op::Eq, Net::new(ip, if ip.is_ipv4() { 32 } else { 128 })),
+        Expr::Daddr(Op::Eq, host(ip)),
         Expr::Dport(translation.protocol, Op::Eq, vec![translation.from.port()]),
         Expr::Dnat(translation.to.clone(), Pick::Random),
     ])
@@ -110,6 +129,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn further_addresses_of_pods_are_not_outside() {
+        let text = batch(&[], &[], &["172.16.1.32".parse().unwrap()], false).to_string();
+        let rule = |chain: &str| {
+            format!(
+                "add rule inet outrigger {chain} ip daddr 172.16.1.32/32 accept comment \"a pod's further address\""
+            )
+        };
+        let at = |line: &str| text.find(line).unwrap_or_else(|| panic!("no {line:?} in\n{text}"));
+        assert!(at(&rule("prerouting")) < at("redirect to"));
+        assert!(at(&rule("forward")) < at("!= 10.244.0.0/16 reject"));
+    }
+
+    #[test]
     fn a_service_is_one_rule_and_none_without_endpoints() {
         let translation = |to: &[&str]| Translation {
             from: "10.96.0.7:80".parse().unwrap(),
@@ -117,8 +149,8 @@ mod tests {
             to: to.iter().map(|text| text.parse().unwrap()).collect(),
             service: "default/reviews:http".to_owned(),
         };
-        let text =
-            batch(&[translation(&["10.244.0.2:9080", "10.244.0.3:9080"]), translation(&[])], &[], false).to_string();
+        let text = batch(&[translation(&["10.244.0.2:9080", "10.244.0.3:9080"]), translation(&[])], &[], &[], false)
+            .to_string();
         let rules: Vec<_> = text.lines().filter(|line| line.contains("dnat")).collect();
         assert_eq!(
             rules,

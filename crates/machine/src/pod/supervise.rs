@@ -188,7 +188,14 @@ impl Supervisor {
 
     fn log(&self) -> std::io::Result<File> {
         let path = self.shared.logs.join(format!("{}.log", self.container.name));
-        std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+        let log = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        // Programs open /dev/stdout anew, as Envoy does for its access log; container runtimes give its pipe to the user too.
+        let (user, group) = security::user(&self.shared.facts.pod, &self.container);
+        if let Err(error) = std::os::unix::fs::fchown(&log, Some(user), Some(group)) {
+            // In a user namespace there are few users.
+            tracing::debug!(%error, container = self.container.name, "the log stays root's");
+        }
+        Ok(log)
     }
 
     /// From start to end of one process.

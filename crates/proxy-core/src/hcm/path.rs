@@ -132,13 +132,17 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
         out.push(b'/');
     }
     let mut i = 0;
+    // The last percent sign that escapes nothing.
+    let mut bare = None;
     while i < path.len() {
+        escape_bare(&mut out, &mut bare);
         if out.last() == Some(&b'/')
             && let Some(dots) = dot_segment(&path[i..])
         {
             i += dots.length;
             if dots.up {
                 back_up(&mut out);
+                bare = bare.filter(|at| *at < out.len());
             }
             continue;
         }
@@ -157,14 +161,29 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
                 i += 2;
             }
             // A percent sign that escapes nothing passes as it is.
-            (b'%', None) => out.push(b'%'),
+            (b'%', None) => {
+                bare = Some(out.len());
+                out.push(b'%');
+            }
             (byte, _) => match class(byte) {
                 Class::Pass => out.push(byte),
                 Class::Escape => out.extend_from_slice(format!("%{byte:02X}").as_bytes()),
             },
         }
     }
+    escape_bare(&mut out, &mut bare);
     Some(out)
+}
+
+/// Escapes a percent sign (`bare`: where it is) that has become an escape: unescaping may make no new ones.
+fn escape_bare(out: &mut Vec<u8>, bare: &mut Option<usize>) {
+    if let Some(at) = *bare
+        && let Some([first, second]) = out.get(at + 1..)
+        && hex(&[*first, *second]).is_some()
+    {
+        out.splice(at + 1..at + 1, *b"25");
+        *bare = None;
+    }
 }
 
 struct Dots {
@@ -180,9 +199,12 @@ fn dot_segment(rest: &[u8]) -> Option<Dots> {
         _ => None,
     };
     let first = dot(0)?;
+    // Parameters of a segment (`..;x`) do not hide its dots, if those stand there themselves.
+    let plain = |dots: usize| rest[..dots].iter().all(|b| *b == b'.');
     let end = |at: usize| match rest.get(at) {
         None => Some(at),
         Some(b'/' | b'\\') => Some(at + 1),
+        Some(b';') if plain(at) => Some(rest.iter().position(|b| *b == b'/').map_or(rest.len(), |slash| slash + 1)),
         _ => None,
     };
     if let Some(length) = end(first) {
@@ -224,6 +246,17 @@ mod tests {
         check("/a%zz", "/a%zz");
         check("/...", "/...");
         check("/a..", "/a..");
+        check("/a/..;/b", "/b");
+        check("/a/.;x/b", "/a/b");
+        check("/a/..;x", "/");
+        check("/a/..;\\b", "/");
+        check("/a/%2e%2e;/b", "/a/..;/b");
+        check("/a/x..;/b", "/a/x..;/b");
+        check("/%%32%65", "/%252e");
+        check("/%2%35", "/%2525");
+        check("/%%3%30", "/%%2530");
+        check("/%a%62c", "/%25abc");
+        check("/%%41", "/%A");
         assert_eq!(canonical(b"/%00"), None);
     }
 

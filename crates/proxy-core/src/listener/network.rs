@@ -1,16 +1,21 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
 use mesh_types::ArcStr;
 
 use crate::access_log::AccessLog;
+use crate::address::Address;
 use crate::any::Typed;
 use crate::filters::{ExtAuthz, FilterStateValue, IstioStats, TokenBucketConfig};
+use crate::format::{Format, FormatContext};
 use crate::hcm::HttpConnectionManager;
+use crate::headers::Headers;
 use crate::metadata::MetadataMatch;
 use crate::rbac::Rbac;
 use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::route::HeaderOps;
 use crate::{Options, fields, pb};
 
 /// A network filter that does not end the chain.
@@ -25,7 +30,7 @@ pub enum NetworkFilter {
     /// So many new connections.
     LocalRateLimit(Arc<NetworkLocalRateLimit>),
     /// So many open connections.
-    ConnectionLimit(ConnectionLimit),
+    ConnectionLimit(Arc<ConnectionLimit>),
     /// The SNI is the cluster's name.
     SniCluster,
     /// The SNI is resolved and connected to, at this port.
@@ -57,7 +62,7 @@ pub struct NetworkLocalRateLimit {
 }
 
 /// Limits open connections of a chain.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Debug)]
 pub struct ConnectionLimit {
     /// Prefix of its statistics.
     pub stat_prefix: ArcStr,
@@ -65,6 +70,25 @@ pub struct ConnectionLimit {
     pub max_connections: u64,
     /// After this time.
     pub delay: Option<Duration>,
+    active: AtomicU64,
+}
+
+impl ConnectionLimit {
+    /// A place for a connection while there is one; it is free again when the place is dropped.
+    pub fn enter(self: &Arc<Self>) -> Option<Place> {
+        let more = |active| (active < self.max_connections).then_some(active + 1);
+        self.active.fetch_update(Relaxed, Relaxed, more).is_ok().then(|| Place(self.clone()))
+    }
+}
+
+/// One of the connections that a [`ConnectionLimit`] allows.
+#[derive(Debug)]
+pub struct Place(Arc<ConnectionLimit>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Relaxed);
+    }
 }
 
 /// The filter that ends a chain.
@@ -125,6 +149,51 @@ pub struct TcpProxy {
     pub metadata_match: Option<MetadataMatch>,
     /// Hash the source address for ring hash and Maglev.
     pub hash_source_ip: bool,
+    /// Connections travel inside requests.
+    pub tunneling: Option<Tunneling>,
+}
+
+/// The request that carries a connection (`tcp_proxy.tunneling_config`).
+#[derive(Debug)]
+pub struct Tunneling {
+    hostname: Format,
+    /// POST to this path, instead of CONNECT.
+    post: Option<ArcStr>,
+    headers: HeaderOps,
+}
+
+impl Tunneling {
+    fn compile(config: &pb::network_filter::tcp_proxy::v3::tcp_proxy::TunnelingConfig) -> Compiled<Self> {
+        refuse! {
+            "propagate_response_headers": config.propagate_response_headers,
+            "propagate_response_trailers": config.propagate_response_trailers,
+        }
+        if !config.use_post && !config.post_path.is_empty() {
+            return Err(Invalid::new("post_path", "needs use_post"));
+        }
+        let path = if config.post_path.is_empty() { "/" } else { config.post_path.as_str() };
+        let hostname: ArcStr = fields::required("hostname", &config.hostname)?;
+        Ok(Self {
+            hostname: Format::compile(&hostname, true).at("hostname")?,
+            post: config.use_post.then(|| path.into()),
+            headers: HeaderOps::compile(&config.headers_to_add, &[]).at("headers_to_add")?,
+        })
+    }
+
+    /// The head of the request for a connection.
+    pub fn request(&self, cx: &FormatContext<'_>) -> Headers {
+        let mut host = Vec::new();
+        self.hostname.write(cx, &mut host);
+        let mut headers = Headers::new();
+        headers.push(b":method", if self.post.is_some() { b"POST" } else { b"CONNECT" });
+        headers.push(b":authority", &host);
+        if let Some(path) = &self.post {
+            headers.push(b":path", path.as_bytes());
+            headers.push(b":scheme", b"http");
+        }
+        self.headers.apply_to_request(&mut headers, cx);
+        headers
+    }
 }
 
 impl TcpProxy {
@@ -132,7 +201,6 @@ impl TcpProxy {
         use pb::kind::hash_policy::PolicySpecifier;
         use pb::network_filter::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
         refuse! {
-            "tunneling_config": proxy.tunneling_config.is_some(),
             "on_demand": proxy.on_demand.is_some(),
             "upstream_connect_mode": proxy.upstream_connect_mode != 0,
             "proxy_protocol_tlvs": !proxy.proxy_protocol_tlvs.is_empty(),
@@ -195,7 +263,14 @@ impl TcpProxy {
             )?,
             metadata_match,
             hash_source_ip,
+            tunneling: proxy.tunneling_config.as_ref().map(Tunneling::compile).transpose().at("tunneling_config")?,
         })
+    }
+
+    /// What ring hash and Maglev choose by, if the configuration asks for that.
+    pub fn hash(&self, remote: &Address) -> Option<u64> {
+        let ip = remote.socket()?.ip();
+        self.hash_source_ip.then(|| crate::hash::xx64(ip.to_string().as_bytes(), 0))
     }
 
     /// The cluster for a connection, with its subset criteria. `random` decides between weighted clusters.
@@ -314,11 +389,12 @@ fn compile(name: &str, typed: Typed<'_>, options: &Options) -> Compiled<Part> {
         }
         "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
             let config: pb::network_filter::connection_limit::v3::ConnectionLimit = typed.decode()?;
-            NetworkFilter::ConnectionLimit(ConnectionLimit {
+            NetworkFilter::ConnectionLimit(Arc::new(ConnectionLimit {
                 stat_prefix: config.stat_prefix.as_str().into(),
                 max_connections: fields::ulong(config.max_connections.as_ref(), 0),
                 delay: fields::duration("delay", config.delay.as_ref())?,
-            })
+                active: AtomicU64::new(0),
+            }))
         }
         "envoy.extensions.filters.network.sni_cluster.v3.SniCluster" => NetworkFilter::SniCluster,
         "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig" => {

@@ -44,6 +44,15 @@ impl BackOff {
         }
         Ok(Self { base, max })
     }
+
+    /// The pause after so many tries.
+    pub fn after(&self, tries: u32, random: &mut Random) -> Duration {
+        let mut pause = Pause::new(*self);
+        for _ in 1..tries {
+            pause.next(random);
+        }
+        pause.next(random)
+    }
 }
 
 /// The pauses of one request (Envoy `JitteredExponentialBackOffStrategy`).

@@ -151,12 +151,12 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
     if target.first() == Some(&b'*') && (target.len() > 1 || method != b"OPTIONS") {
         return Err(bad("http1.invalid_url"));
     }
-    let http10 = match &head[line.version] {
+    let version = &head[line.version];
+    let http10 = match version {
         b"HTTP/1.1" => false,
-        b"HTTP/1.0" => true,
-        // Without a version it is HTTP/0.9, which Envoy takes for 1.0.
+        // Without a version it is HTTP/0.9. Envoy takes that and every other version for 1.0.
         b"" => true,
-        other if is_version(other) => return Err(LOW_VERSION),
+        other if is_version(other) => true,
         _ => return Err(CODEC),
     };
     if http10 && !limits.accept_http10 {
@@ -166,13 +166,22 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
     headers.push(b":method", method);
     let absolute = push_target(&mut headers, target, connect)?;
     let mut facts = Facts { authority: absolute.is_some() || connect, ..Facts::default() };
-    fields(&mut headers, &head[line_end + 1..], limits, &mut facts, true)?;
+    if !version.is_empty() {
+        // HTTP/0.9 has no fields; what stands there is not looked at.
+        fields(&mut headers, &head[line_end + 1..], limits, &mut facts, true)?;
+    }
     let body = facts.body_length(limits)?;
     if facts.drop_length {
         headers.remove("content-length");
     }
+    if facts.upgrade && headers.get("upgrade").is_some_and(|name| name.eq_ignore_ascii_case(b"h2c")) {
+        // HTTP/2 is offered, and not taken (RFC 9110, 7.8): the request goes on as it is.
+        headers.remove("upgrade");
+        headers.remove("http2-settings");
+        facts.upgrade = false;
+    }
     if facts.nominates {
-        remove_nominated(&mut headers);
+        remove_nominated(&mut headers)?;
     }
     let keep_alive = if http10 { facts.keep_alive && !facts.close } else { !facts.close };
     let body = match body {
@@ -193,32 +202,39 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
     )))
 }
 
-/// Fields named by `connection` belong to this hop only (RFC 9110, 7.6.1). Those that say how the message is framed, where it
-/// goes or who sent it stay: a client must not be able to make us forget them.
-fn remove_nominated(headers: &mut Headers) {
-    const KEPT: [&str; 8] = [
-        "connection",
-        "host",
-        "content-length",
-        "transfer-encoding",
-        "te",
-        "upgrade",
-        "x-forwarded-for",
-        "x-forwarded-proto",
-    ];
+/// Fields named by `connection` belong to this hop only (RFC 9110, 7.6.1). Those that say how the message is framed stay.
+///
+/// A client must not make us forget where a request is from (Envoy `Http1::Utility::sanitizeConnectionHeader`).
+fn remove_nominated(headers: &mut Headers) -> Result<(), HeadError> {
+    const REJECTED: HeadError = bad("http1.connection_header_rejected");
+    const KEPT: [&str; 6] = ["connection", "content-length", "transfer-encoding", "te", "upgrade", "http2-settings"];
+    const ORIGIN: [&str; 3] = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+    const MAX_NOMINATED: usize = 10;
     let value = headers.get_all("connection").collect::<Vec<_>>().join(&b","[..]);
-    for token in value.split(|b| *b == b',') {
-        if let Ok(name) = std::str::from_utf8(token.trim_ascii()) {
-            let name = name.to_ascii_lowercase();
-            if !name.is_empty() && !name.starts_with(':') && !KEPT.contains(&name.as_str()) {
-                headers.remove(&name);
-            }
+    let tokens = value.split(|b| *b == b',').filter(|token| !token.is_empty());
+    if tokens.clone().count() >= MAX_NOMINATED {
+        return Err(REJECTED);
+    }
+    for token in tokens {
+        let Ok(name) = std::str::from_utf8(token.trim_ascii()) else { continue };
+        let name = name.to_ascii_lowercase();
+        if name.starts_with(':') || ORIGIN.contains(&name.as_str()) {
+            return Err(REJECTED);
+        }
+        if name == "host" {
+            headers.remove(":authority");
+        } else if !KEPT.contains(&name.as_str()) {
+            headers.remove(&name);
         }
     }
+    Ok(())
 }
 
 /// Garbage is refused before its end is seen: a client that speaks something else would wait for ever.
 fn early_refusal(buf: &[u8]) -> Result<(), HeadError> {
+    if buf.first().is_some_and(|first| !b"ABCDGHLMNOPRSTU".contains(first)) {
+        return Err(CODEC);
+    }
     if let Some(end) = find(buf, b'\n') {
         let line = request_line(&buf[..end])?;
         if !known_method(&buf[line.method]) {
@@ -235,9 +251,8 @@ struct RequestLine {
 }
 
 fn request_line(line: &[u8]) -> Result<RequestLine, HeadError> {
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
     let blank = |b: &u8| *b == b' ' || *b == b'\t';
-    let trimmed = line.len() - line.iter().rev().take_while(|b| blank(b)).count();
+    let trimmed = line.len() - line.iter().rev().take_while(|b| blank(b) || **b == b'\r').count();
     let line = &line[..trimmed];
     let method = 0..line.iter().position(blank).unwrap_or(line.len());
     let rest = method.end + line[method.end..].iter().take_while(|b| blank(b)).count();
@@ -280,12 +295,10 @@ fn known_method(method: &[u8]) -> bool {
             | b"MKCOL"
             | b"MOVE"
             | b"MSEARCH"
-            | b"M-SEARCH"
             | b"NOTIFY"
             | b"PROPFIND"
             | b"PROPPATCH"
             | b"PURGE"
-            | b"QUERY"
             | b"REBIND"
             | b"REPORT"
             | b"SEARCH"
@@ -299,7 +312,7 @@ fn known_method(method: &[u8]) -> bool {
 }
 
 fn valid_target(target: &[u8], connect: bool) -> bool {
-    let path_char = |b: &u8| *b == 9 || *b == 12 || (b'!'..=126).contains(b);
+    let path_char = |b: &u8| (b'!'..=126).contains(b);
     let host_char = |b: &u8| b.is_ascii_alphanumeric() || b"!$%&'()*+,-.:;=@[]_~".contains(b);
     match target.first() {
         None => false,
@@ -324,7 +337,7 @@ fn valid_target(target: &[u8], connect: bool) -> bool {
 /// Pushes `:path` and, for absolute targets and CONNECT, `:authority`.
 fn push_target(headers: &mut Headers, target: &[u8], connect: bool) -> Result<Option<&'static str>, HeadError> {
     if connect {
-        if matches!(target.first(), Some(b'/' | b'*')) {
+        if matches!(target.first(), Some(b'/' | b'*')) || !ends_in_port(target) {
             return Err(bad("http1.invalid_url"));
         }
         headers.push(b":authority", authority(target)?);
@@ -347,14 +360,24 @@ fn push_target(headers: &mut Headers, target: &[u8], connect: bool) -> Result<Op
     if host_len == 0 {
         return Err(bad("http1.invalid_url"));
     }
-    headers.push(b":authority", authority(&rest[..host_len])?);
-    let path = &rest[host_len..];
-    if path.first() == Some(&b'/') {
-        headers.push(b":path", path);
-    } else {
-        headers.push(b":path", &[b"/", path].concat());
+    // Who the user is belongs to no authority (RFC 9110, 4.2.4).
+    let host = rest[..host_len].rsplit(|b| *b == b'@').next().unwrap_or_default();
+    let bare =
+        host.iter().rev().take_while(|b| **b != b':' && **b != b']').count() == host.len() || host.ends_with(b"]");
+    if !bare && !ends_in_port(host) {
+        return Err(bad("http1.invalid_url"));
     }
+    headers.push(b":authority", authority(host)?);
+    // A query without a path is no path: the connection manager refuses it.
+    let path = &rest[host_len..];
+    headers.push(b":path", if path.is_empty() { b"/" } else { path });
     Ok(Some(scheme))
+}
+
+/// Whether an authority ends in a port number.
+fn ends_in_port(host: &[u8]) -> bool {
+    let port = host.iter().rposition(|b| *b == b':').map(|colon| &host[colon + 1..]);
+    port.and_then(|port| std::str::from_utf8(port).ok()?.parse::<u16>().ok()).is_some()
 }
 
 /// What the framing and connection headers of one head say.

@@ -610,13 +610,54 @@ async fn by_http(
     Ok(Decision::Deny { status, headers, body })
 }
 
-fn grpc_frame(message: &impl Message) -> Bytes {
+/// A message in the frame of a gRPC body.
+pub(crate) fn grpc_frame(message: &impl Message) -> Bytes {
     let mut out = vec![0u8; 5];
     // Encoding into a Vec cannot run out of room.
     let _ = message.encode(&mut out);
     let len = (out.len() - 5) as u32;
     out[1..5].copy_from_slice(&len.to_be_bytes());
     out.into()
+}
+
+/// One end of a connection, for the service.
+fn peer(
+    address: &proxy_core::Address,
+    certificate: Option<&proxy_core::stream_info::PeerCertificate>,
+) -> auth::attribute_context::Peer {
+    use envoy_api::core::socket_address::PortSpecifier;
+    use envoy_api::core::{Address, SocketAddress, address};
+    let socket = address.socket().map(|s| SocketAddress {
+        address: s.ip().to_string(),
+        port_specifier: Some(PortSpecifier::PortValue(s.port().into())),
+        ..Default::default()
+    });
+    auth::attribute_context::Peer {
+        address: socket.map(|s| Address { address: Some(address::Address::SocketAddress(s)) }),
+        principal: certificate.and_then(|c| c.uri_sans.first()).map(ToString::to_string).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+/// What the service is told of a connection without requests.
+pub(crate) fn connection_attributes(info: &proxy_core::ConnectionInfo) -> auth::CheckRequest {
+    let tls = info.tls.as_deref();
+    auth::CheckRequest {
+        attributes: Some(auth::AttributeContext {
+            source: Some(peer(&info.remote, tls.and_then(|t| t.peer.as_ref()))),
+            destination: Some(peer(&info.local, tls.and_then(|t| t.local.as_ref()))),
+            ..Default::default()
+        }),
+    }
+}
+
+/// The service's decision about a connection; `None`: that was no answer.
+pub(crate) fn is_allowed(headers: &Headers, body: &[u8]) -> Option<bool> {
+    match grpc_decision(headers, body) {
+        Decision::Allow { .. } => Some(true),
+        Decision::Deny { .. } => Some(false),
+        Decision::Error => None,
+    }
 }
 
 fn check_request(
@@ -627,21 +668,8 @@ fn check_request(
     as_bytes: bool,
     partial: Option<bool>,
 ) -> auth::CheckRequest {
-    use auth::attribute_context::{HttpRequest, Peer, Request};
-    use envoy_api::core::socket_address::PortSpecifier;
-    use envoy_api::core::{Address, SocketAddress, address};
+    use auth::attribute_context::{HttpRequest, Request};
     let info = &exchange.http.info;
-    let peer = |address: &proxy_core::Address, principal: Option<&mesh_types::ArcStr>| Peer {
-        address: address.socket().map(|s| Address {
-            address: Some(address::Address::SocketAddress(SocketAddress {
-                address: s.ip().to_string(),
-                port_specifier: Some(PortSpecifier::PortValue(s.port().into())),
-                ..Default::default()
-            })),
-        }),
-        principal: principal.map(ToString::to_string).unwrap_or_default(),
-        ..Default::default()
-    };
     let request = &exchange.request;
     let mut headers: std::collections::HashMap<String, String> = config
         .sent(request)
@@ -667,11 +695,8 @@ fn check_request(
     };
     auth::CheckRequest {
         attributes: Some(auth::AttributeContext {
-            source: Some(peer(
-                &exchange.info.remote,
-                tls.and_then(|t| t.peer.as_ref()).and_then(|p| p.uri_sans.first()),
-            )),
-            destination: Some(peer(&info.local, tls.and_then(|t| t.local.as_ref()).and_then(|p| p.uri_sans.first()))),
+            source: Some(peer(&exchange.info.remote, tls.and_then(|t| t.peer.as_ref()))),
+            destination: Some(peer(&info.local, tls.and_then(|t| t.local.as_ref()))),
             request: Some(Request { time: None, http: Some(http) }),
             context_extensions: context.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             ..Default::default()

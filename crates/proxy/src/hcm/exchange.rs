@@ -33,6 +33,10 @@ pub(crate) struct Hints {
     pub(crate) absolute: Option<&'static str>,
 }
 
+/// A request that its client takes back earlier counts as an attack (Envoy's
+/// `overload.premature_reset_min_stream_lifetime_seconds`).
+const PREMATURE: Duration = Duration::from_secs(1);
+
 /// How an exchange left its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -85,6 +89,8 @@ pub(crate) struct Exchange {
     pub(crate) steps: Steps,
     /// The stateful session, when its filter ran.
     pub(crate) session: Option<Session>,
+    /// What the request's name means, for a dynamic forward proxy.
+    pub(crate) forward_to: Option<std::net::SocketAddr>,
     /// Slows the answer's body.
     pub(crate) throttle: Option<Throttle>,
     /// Internal redirects followed so far.
@@ -125,6 +131,7 @@ impl Exchange {
             answer,
             hints,
             matched: None,
+            forward_to: None,
             timers,
             conformed: false,
             add_to_response: Vec::new(),
@@ -232,6 +239,16 @@ impl Exchange {
         self.finish(Outcome::Aborted);
     }
 
+    /// A 400, which ends the connection unless only streams are to end.
+    fn malformed_request(&self, details: &'static str) -> Stop {
+        let config = &self.http.config;
+        let stream_only =
+            config.http1.stream_error_on_invalid_message.unwrap_or(config.stream_error_on_invalid_message);
+        let mut reply = LocalReply::new(400, "", details);
+        reply.close = !stream_only;
+        reply.into()
+    }
+
     /// Checks and completes the head, as `ConnectionManagerImpl::ActiveStream::decodeHeaders` does before the filters.
     fn prepare(&mut self) -> Result<(), Stop> {
         let http = self.http.clone();
@@ -244,7 +261,7 @@ impl Exchange {
         }
         let authority = self.request.get(":authority");
         if authority.is_none() {
-            return Err(LocalReply::new(400, "", "missing_host_header").closing().into());
+            return Err(self.malformed_request("missing_host_header"));
         }
         let path = self.request.get(":path").unwrap_or_default();
         if path.is_empty() && !self.hints.connect {
@@ -264,13 +281,13 @@ impl Exchange {
         if self.request.get(":path").is_some_and(|p| p.contains(&b'#')) {
             // RFC 3986 has no fragment in a request target.
             http.stats.downstream_rq_failed_path_normalization.inc();
-            return Err(LocalReply::new(400, "", "path_normalization_failed").closing().into());
+            return Err(self.malformed_request("path_normalization_failed"));
         }
         match hcm::normalize(config, &mut self.request) {
             PathVerdict::Ok => {}
             PathVerdict::Reject(details) => {
                 http.stats.downstream_rq_failed_path_normalization.inc();
-                return Err(LocalReply::new(400, "", details).closing().into());
+                return Err(self.malformed_request(details));
             }
             PathVerdict::Redirect(location) => {
                 http.stats.downstream_rq_redirected_with_normalized_path.inc();
@@ -456,6 +473,9 @@ impl Exchange {
     /// The client went away.
     pub(crate) fn gone(&mut self, reset: bool) {
         if reset {
+            if self.began.elapsed() < PREMATURE {
+                self.http.premature_resets.set(self.http.premature_resets.get() + 1);
+            }
             self.http.stats.downstream_rq_rx_reset.inc();
             self.info.flags.insert(ResponseFlags::DOWNSTREAM_RESET);
             self.info.response_code_details = Some("http2.remote_reset".into());

@@ -6,6 +6,7 @@ use super::local_reply::LocalReply;
 use super::{authz, limits};
 use crate::stream::{Frame, RecvBody};
 use bytes::Bytes;
+use proxy_core::cluster::Discovery;
 use proxy_core::filters::{Abort, CorsDecision, FilterStateValue, HttpFilter, HttpFilterEntry, PerFilter};
 use proxy_core::rbac::RbacInput;
 use proxy_core::{FormatContext, ResponseFlags};
@@ -130,15 +131,35 @@ async fn one(
                 return Err(LocalReply::new(status, "", "health_check_ok").into());
             }
         }
+        HttpFilter::DynamicForwardProxy(_) => resolve(exchange).await?,
         // These act in the router (ALPN, sessions), at the end (metrics), or not at all.
         HttpFilter::GrpcStats(_)
         | HttpFilter::IstioAlpn(_)
         | HttpFilter::PeerMetadata(_)
         | HttpFilter::IstioStats(_)
-        | HttpFilter::DynamicForwardProxy(_)
         | HttpFilter::NoOp { .. } => {}
     }
     Ok(())
+}
+
+/// Resolves the request's host when its route leads to a dynamic forward proxy (Envoy `ProxyFilter::decodeHeaders`).
+async fn resolve(exchange: &mut Exchange) -> Result<(), Stop> {
+    let worker = exchange.http.worker.clone();
+    let name = exchange.matched.as_ref().and_then(|matched| matched.cluster(&exchange.request));
+    let Some(cluster) = name.and_then(|name| worker.cluster(&name)) else { return Ok(()) };
+    let Discovery::DynamicForwardProxy(dns) = &cluster.config().discovery else { return Ok(()) };
+    let authority = exchange.request.authority().unwrap_or_default().to_owned();
+    let port = authority.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    let default = if cluster.config().transport.default.tls().is_some() { 443 } else { 80 };
+    let (host, port) = port.unwrap_or((&authority, default));
+    exchange.forward_to = exchange.wait(crate::dns::resolve(&worker, dns, host, port)).await?;
+    match exchange.forward_to {
+        Some(_) => Ok(()),
+        None => {
+            let reply = LocalReply::new(503, "DNS resolution failure", "dns_resolution_failure");
+            Err(reply.flagged(ResponseFlags::DNS_FAILURE).into())
+        }
+    }
 }
 
 async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fault>) -> Result<(), Stop> {

@@ -1,5 +1,8 @@
 //! Downstream HTTP/2 on the `h2` crate: one task per stream.
 
+mod flood;
+#[cfg(test)]
+mod fuzz;
 mod guard;
 
 use super::Http;
@@ -47,7 +50,7 @@ async fn requests(http: &Rc<Http>, io: Io) {
         window: options.initial_stream_window,
     };
     let stream_errors = options.stream_error_on_invalid_message || http.config.stream_error_on_invalid_message;
-    let guard = Guard::new(io, settings, stream_errors, http.config.drain_timeout);
+    let guard = Guard::new(io, settings, flood::Limits::of(options), stream_errors, http.config.drain_timeout);
     let switch = guard.switch();
     let handshake = builder.handshake::<Guard, Bytes>(guard);
     let mut connection = match tokio::time::timeout(std::time::Duration::from_secs(10), handshake).await {
@@ -61,6 +64,11 @@ async fn requests(http: &Rc<Http>, io: Io) {
     let idle = http.config.idle_timeout;
     let mut idle_since = Instant::now();
     loop {
+        if flood::is_rapid_reset(http.premature_resets.get(), http.requests.get()) {
+            http.stats.downstream_rq_too_many_premature_resets.inc();
+            switch.cut();
+            return;
+        }
         let busy = http.active.get() > 0;
         if busy {
             idle_since = Instant::now();

@@ -46,12 +46,6 @@ impl LocalReply {
         self
     }
 
-    /// Ends an HTTP/1 connection.
-    pub(crate) fn closing(mut self) -> Self {
-        self.close = true;
-        self
-    }
-
     /// Head and body, for gRPC as a trailers-only answer (Envoy `Utility::prepareLocalReply`).
     pub(crate) fn render(self, exchange: &mut Exchange) -> (Headers, Bytes) {
         let mut headers = Headers::with_capacity(12, 512);
@@ -98,10 +92,10 @@ impl LocalReply {
             return (headers, Bytes::new());
         }
         if !body.is_empty() {
+            headers.set("content-length", body.len().to_string().as_bytes());
             if !headers.contains("content-type") {
                 headers.push(b"content-type", content_type.as_bytes());
             }
-            headers.set("content-length", body.len().to_string().as_bytes());
         } else {
             headers.remove("content-length");
         }

@@ -17,6 +17,7 @@ use answer::pass_on;
 use attempt::one_try;
 use outgoing::Outgoing;
 use proxy_core::circuit::Resource;
+use proxy_core::cluster::Discovery;
 use proxy_core::filters::HttpFilter;
 use proxy_core::outlier::Outcome as Health;
 use proxy_core::retry::{ResetReason, RetryVerdict};
@@ -455,7 +456,10 @@ fn pick(exchange: &mut Exchange, plan: &Plan<'_>, previous: &[Arc<Host>]) -> Opt
         previous,
         retry: plan.matched.retry_policy().map(Arc::as_ref),
         override_host: exchange.session.as_ref().and_then(|s| s.wanted.as_deref()),
-        original_dst: exchange.http.original_dst,
+        original_dst: match plan.cluster.config().discovery {
+            Discovery::DynamicForwardProxy(_) => exchange.forward_to,
+            _ => exchange.http.original_dst,
+        },
         headers: Some(&exchange.request),
         now: Instant::now(),
     };

@@ -246,6 +246,36 @@ pub(super) async fn both(
     let splice = spliceable(down, up);
     let mut there = Direction::new(splice);
     let mut back = Direction::new(splice);
+    watched(transfer, |cx| {
+        if let Some(check) = &mut gate
+            && down.poll_first_byte(cx).is_ready()
+        {
+            if let Err(details) = check() {
+                transfer.received.set(there.refused(cx, down));
+                return Poll::Ready(Ended::Denied(details));
+            }
+            gate = None;
+        }
+        let a = if gate.is_some() { Poll::Pending } else { there.poll(cx, down, up) };
+        let b = back.poll(cx, up, down);
+        transfer.received.set(there.moved);
+        transfer.sent.set(back.moved);
+        match (&a, &b) {
+            (Poll::Ready(Err(read)), _) => {
+                Poll::Ready(Ended::Failed(if *read { Side::Downstream } else { Side::Upstream }))
+            }
+            (_, Poll::Ready(Err(read))) => {
+                Poll::Ready(Ended::Failed(if *read { Side::Upstream } else { Side::Downstream }))
+            }
+            _ if there.done() && back.done() => Poll::Ready(Ended::Complete),
+            _ => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Moves bytes (`step`, which counts them in `transfer`) until that is over or the connection's time is.
+pub(super) async fn watched(transfer: &Transfer, mut step: impl FnMut(&mut Context<'_>) -> Poll<Ended>) -> Ended {
     let mut drain = transfer.drain.clone();
     let drained = async {
         if drain.wait_for(|d| *d).await.is_ok() {
@@ -262,28 +292,8 @@ pub(super) async fn both(
     let mut last = 0;
     let mut last_moved = Instant::now();
     std::future::poll_fn(|cx| {
-        if let Some(check) = &mut gate
-            && down.poll_first_byte(cx).is_ready()
-        {
-            if let Err(details) = check() {
-                transfer.received.set(there.refused(cx, down));
-                return Poll::Ready(Ended::Denied(details));
-            }
-            gate = None;
-        }
-        let a = if gate.is_some() { Poll::Pending } else { there.poll(cx, down, up) };
-        let b = back.poll(cx, up, down);
-        transfer.received.set(there.moved);
-        transfer.sent.set(back.moved);
-        match (&a, &b) {
-            (Poll::Ready(Err(read)), _) => {
-                return Poll::Ready(Ended::Failed(if *read { Side::Downstream } else { Side::Upstream }));
-            }
-            (_, Poll::Ready(Err(read))) => {
-                return Poll::Ready(Ended::Failed(if *read { Side::Upstream } else { Side::Downstream }));
-            }
-            _ if there.done() && back.done() => return Poll::Ready(Ended::Complete),
-            _ => {}
+        if let Poll::Ready(ended) = step(cx) {
+            return Poll::Ready(ended);
         }
         if drained.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ended::Drained);
@@ -292,7 +302,7 @@ pub(super) async fn both(
             return Poll::Ready(Ended::TooOld);
         }
         if let Some(timeout) = transfer.idle_timeout {
-            let moved = there.moved + back.moved;
+            let moved = transfer.received.get() + transfer.sent.get();
             if moved != last {
                 last = moved;
                 // The timer is not moved per packet: when it fires, what is left of the time is waited for.

@@ -1,7 +1,7 @@
 //! Upstream TLS contexts.
 
 use super::verify::ServerVerifier;
-use super::{SecretStore, TlsError, info, peer_certificate, provider, versions};
+use super::{SecretStore, TlsError, info, peer_certificate, provider_for, versions};
 use crate::io::Raw;
 use arc_swap::ArcSwapOption;
 use mesh_types::ArcStr;
@@ -87,7 +87,7 @@ impl ClientTls {
         let validates = !roots.is_empty();
         let verifier = ServerVerifier::new(validation, &roots, self.match_name);
         let local = key.as_ref().and_then(|k| peer_certificate(&k.cert));
-        let mut config = ClientConfig::builder_with_provider(provider().clone())
+        let mut config = ClientConfig::builder_with_provider(provider_for(common)?)
             .with_protocol_versions(versions(common))?
             .dangerous()
             .with_custom_certificate_verifier(verifier)

@@ -1,13 +1,13 @@
 //! Named secrets: static ones, those from SDS, and those of the agent in the same process.
 
-use super::TlsError;
+use super::{TlsError, files};
 use mesh_types::ArcStr;
 use proxy_core::stream_info::PeerCertificate;
 use proxy_core::tls::{CertificateSource, DataSource, Secret, TlsCommon, Validation};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Default)]
 pub(crate) struct SecretStore {
     secrets: Mutex<HashMap<ArcStr, Arc<Entry>>>,
+    /// Those of them that were read from files, with the files' state then.
+    files: Mutex<HashMap<ArcStr, files::Stamp>>,
     generation: AtomicU64,
 }
 
@@ -43,6 +45,55 @@ impl SecretStore {
 
     pub(crate) fn get(&self, name: &str) -> Option<Arc<Entry>> {
         self.lock().get(name).cloned()
+    }
+
+    /// A secret that a context needs. One that its name says is in files is read at its first use.
+    fn need(&self, name: &ArcStr) -> Result<Arc<Entry>, TlsError> {
+        let missing = || TlsError::MissingSecret(name.clone());
+        match self.get(name) {
+            Some(entry) => Ok(entry),
+            None => {
+                self.read_files(name, files::load(name).ok_or_else(missing)?)?;
+                self.get(name).ok_or_else(missing)
+            }
+        }
+    }
+
+    fn read_files(&self, name: &ArcStr, loaded: Result<(Entry, files::Stamp), TlsError>) -> Result<(), TlsError> {
+        let (entry, stamp) = loaded?;
+        self.stamps().insert(name.clone(), stamp);
+        self.put(name.clone(), entry);
+        Ok(())
+    }
+
+    fn stamps(&self) -> MutexGuard<'_, HashMap<ArcStr, files::Stamp>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads again the files that have changed; what cannot be used leaves the former content.
+    pub(super) fn refresh_files(&self) {
+        let changed: Vec<ArcStr> = self
+            .stamps()
+            .iter()
+            .filter(|(name, stamp)| files::changed(name, stamp))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in changed {
+            let Some(loaded) = files::load(&name) else { continue };
+            match self.read_files(&name, loaded) {
+                Ok(()) => tracing::info!(secret = &*name, "files of a secret were read again"),
+                Err(error) => tracing::warn!(%error, secret = &*name, "keeping what the files held before"),
+            }
+        }
+    }
+
+    /// Forgets the secrets from files that nothing names any more.
+    pub(super) fn keep_files(&self, wanted: &BTreeSet<ArcStr>) {
+        let gone: Vec<ArcStr> = self.stamps().keys().filter(|name| !wanted.contains(*name)).cloned().collect();
+        for name in gone {
+            self.stamps().remove(&name);
+            self.remove(&name);
+        }
     }
 
     /// Names of the secrets present, sorted.
@@ -109,8 +160,8 @@ impl SecretStore {
             .iter()
             .map(|source| match source {
                 CertificateSource::Local { chain, key } => Ok(Arc::new(certified_key(&read(chain)?, &read(key)?)?)),
-                CertificateSource::Sds(sds) => match self.get(&sds.name).as_deref() {
-                    Some(Entry::Certificate(key)) => Ok(key.clone()),
+                CertificateSource::Sds(sds) => match &*self.need(&sds.name)? {
+                    Entry::Certificate(key) => Ok(key.clone()),
                     _ => Err(TlsError::MissingSecret(sds.name.clone())),
                 },
             })
@@ -127,13 +178,13 @@ impl SecretStore {
             let roots = roots(own)?;
             return Ok((own.clone(), roots));
         };
-        match self.get(&sds.name).as_deref() {
-            Some(Entry::Validation(validation)) => {
+        match &*self.need(&sds.name)? {
+            Entry::Validation(validation) => {
                 let merged = own.merged(validation);
                 let roots = roots(&merged)?;
                 Ok((merged, roots))
             }
-            Some(Entry::Roots(roots)) => Ok((own.clone(), roots.clone())),
+            Entry::Roots(roots) => Ok((own.clone(), roots.clone())),
             _ => Err(TlsError::MissingSecret(sds.name.clone())),
         }
     }
@@ -174,7 +225,7 @@ fn pem(certs: &[CertificateDer<'_>]) -> Vec<u8> {
     out
 }
 
-fn certified_key(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, TlsError> {
+pub(super) fn certified_key(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, TlsError> {
     let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
     let certs = certs.map_err(|_| TlsError::Pem { what: "certificate_chain" })?;
     if certs.is_empty() {

@@ -1,7 +1,7 @@
 //! Downstream TLS contexts.
 
 use super::verify::{ClientVerifier, dns_match};
-use super::{SecretStore, TlsError, info, peer_certificate, provider, versions};
+use super::{SecretStore, TlsError, info, peer_certificate, provider_for, versions};
 use crate::io::Raw;
 use arc_swap::ArcSwapOption;
 use proxy_core::TlsInfo;
@@ -101,7 +101,7 @@ impl ServerTls {
             || !validation.hashes.is_empty()
             || !validation.spkis.is_empty();
         let builder =
-            ServerConfig::builder_with_provider(provider().clone()).with_protocol_versions(versions(common))?;
+            ServerConfig::builder_with_provider(provider_for(common)?).with_protocol_versions(versions(common))?;
         let validates = !roots.is_empty();
         let builder = if asks {
             let required = self.context.require_client_certificate;

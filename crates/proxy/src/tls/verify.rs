@@ -30,7 +30,9 @@ impl Failure {
     pub(crate) fn of(error: &std::io::Error) -> Self {
         match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
             Some(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)) => Failure::San,
-            Some(Error::InvalidCertificate(CertificateError::Other(_))) => Failure::Hash,
+            Some(Error::InvalidCertificate(CertificateError::Other(other))) if other.0.is::<HashMismatch>() => {
+                Failure::Hash
+            }
             Some(Error::InvalidCertificate(_)) => Failure::Chain,
             Some(Error::NoCertificatesPresented) => Failure::NoCertificate,
             _ => Failure::Other,
@@ -105,11 +107,23 @@ fn store(roots: &[CertificateDer<'static>]) -> RootCertStore {
     store
 }
 
+/// A peer whose certificate is one of the roots itself, as with self-signed ones, needs no chain. webpki refuses those that may
+/// sign others, which is what `openssl req -x509` makes; OpenSSL and BoringSSL take them.
+fn is_root(roots: &[CertificateDer<'static>], end_entity: &CertificateDer<'_>, now: UnixTime) -> bool {
+    use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
+    roots.contains(end_entity)
+        && X509Certificate::from_der(end_entity).is_ok_and(|(_, cert)| {
+            let now = i64::try_from(now.as_secs()).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
+            now.is_some_and(|now| cert.validity().is_valid_at(now))
+        })
+}
+
 /// Verifies clients.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     /// `None`: no roots, any certificate is taken (but its possession proven).
     inner: Option<Arc<dyn ClientCertVerifier>>,
+    roots: Vec<CertificateDer<'static>>,
     checks: Checks,
     required: bool,
 }
@@ -129,7 +143,7 @@ impl ClientVerifier {
             let verifier = builder.build().map_err(|e| TlsError::Verifier(e.to_string()))?;
             Some(verifier)
         };
-        Ok(Arc::new(Self { inner, checks: Checks { validation }, required }))
+        Ok(Arc::new(Self { inner, roots: roots.to_vec(), checks: Checks { validation }, required }))
     }
 }
 
@@ -152,7 +166,9 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        if let Some(inner) = &self.inner {
+        if let Some(inner) = &self.inner
+            && !is_root(&self.roots, end_entity, now)
+        {
             inner.verify_client_cert(end_entity, intermediates, now)?;
         }
         self.checks.names(&chain(end_entity, intermediates))?;
@@ -185,7 +201,8 @@ impl ClientCertVerifier for ClientVerifier {
 /// Verifies servers: Envoy does not look at the host name unless a matcher (or `auto_san_validation`) says so.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
-    roots: Option<RootCertStore>,
+    /// Also as they were given.
+    roots: Option<(RootCertStore, Vec<CertificateDer<'static>>)>,
     checks: Checks,
     /// `auto_san_validation`: the certificate must be for the SNI.
     match_server_name: bool,
@@ -193,7 +210,7 @@ pub(super) struct ServerVerifier {
 
 impl ServerVerifier {
     pub(super) fn new(validation: Validation, roots: &[CertificateDer<'static>], match_server_name: bool) -> Arc<Self> {
-        let roots = (!roots.is_empty() && !validation.accept_untrusted).then(|| store(roots));
+        let roots = (!roots.is_empty() && !validation.accept_untrusted).then(|| (store(roots), roots.to_vec()));
         Arc::new(Self { roots, checks: Checks { validation }, match_server_name })
     }
 }
@@ -207,7 +224,9 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if let Some(roots) = &self.roots {
+        if let Some((roots, given)) = &self.roots
+            && !is_root(given, end_entity, now)
+        {
             let cert = rustls::server::ParsedCertificate::try_from(end_entity)?;
             verify_server_cert_signed_by_trust_anchor(
                 &cert,
@@ -258,5 +277,42 @@ pub(super) fn dns_match(san: &str, name: &str) -> bool {
     match san.strip_prefix("*.") {
         Some(parent) => name.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(parent)),
         None => san.eq_ignore_ascii_case(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// As `openssl req -x509` makes them: for a name, and able to sign.
+    fn self_signed() -> CertificateDer<'static> {
+        let mut params = rcgen::CertificateParams::new(["ratings".to_owned()]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone()
+    }
+
+    #[test]
+    fn a_self_signed_certificate_is_its_own_root() {
+        let (own, other) = (self_signed(), self_signed());
+        let name = ServerName::try_from("ratings").unwrap();
+        let now = UnixTime::now();
+        // rcgen's certificates end in the year 4096.
+        let too_late = UnixTime::since_unix_epoch(Duration::from_secs(70_000_000_000));
+        let server = |roots: &[CertificateDer<'static>], now| {
+            let verifier = ServerVerifier::new(Validation::default(), roots, true);
+            verifier.verify_server_cert(&own, &[], &name, &[], now).map(drop)
+        };
+        let client = |roots: &[CertificateDer<'static>], now| {
+            let verifier = ClientVerifier::new(Validation::default(), roots, true).unwrap();
+            verifier.verify_client_cert(&own, &[], now).map(drop)
+        };
+        for verify in [&server as &dyn Fn(&[CertificateDer<'static>], UnixTime) -> Result<(), Error>, &client] {
+            verify(&[other.clone(), own.clone()], now).unwrap();
+            for (roots, now) in [(&other, now), (&own, too_late)] {
+                let refused = verify(std::slice::from_ref(roots), now).unwrap_err();
+                assert_eq!(Failure::of(&std::io::Error::other(refused)), Failure::Chain);
+            }
+        }
     }
 }

@@ -5,11 +5,14 @@ use crate::io::{Io, Raw};
 use crate::socket::{self, KeepAlive};
 use crate::tls::{ClientTls, Failure};
 use mesh_types::ArcStr;
-use proxy_core::{Address, Host, TlsInfo};
+use proxy_core::cluster::TransportSocket;
+use proxy_core::{Address, ConnectionInfo, Host, Listener, TlsInfo};
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::io::AsyncWriteExt;
 
 /// How a connection to a host is made; requests with different variants never share one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +23,41 @@ pub(crate) struct Variant {
     pub(crate) server_name: Option<ArcStr>,
     /// ALPN from the route (Istio's alpn filter).
     pub(crate) alpn: Option<Arc<[Vec<u8>]>>,
+    /// Who is announced by a PROXY header, for hosts that want one.
+    pub(crate) announced: Option<Announced>,
+    /// The client's address as the source, where capture by TPROXY keeps it.
+    pub(crate) source: Option<Source>,
+}
+
+/// A source address that is not ours (listener filter `original_src`), and the mark of its packets: by that mark the
+/// answers find back to this socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Source {
+    pub(crate) ip: IpAddr,
+    pub(crate) mark: u32,
+}
+
+impl Source {
+    /// What the listener asks for.
+    pub(crate) fn of(listener: &Listener, info: &ConnectionInfo) -> Option<Self> {
+        let mark = listener.inspect.original_src?;
+        Some(Self { ip: info.remote.socket()?.ip(), mark })
+    }
+}
+
+/// The two ends of the client's connection, as far as they are IP addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Announced {
+    from: Option<SocketAddr>,
+    to: Option<SocketAddr>,
+}
+
+impl Announced {
+    /// For hosts that get a PROXY header; `None` for all others.
+    pub(crate) fn to(cluster: &WorkerCluster, host: &Host, info: &ConnectionInfo) -> Option<Self> {
+        let (TransportSocket::ProxyProtocol { .. }, _) = cluster.config().transport(host) else { return None };
+        Some(Self { from: info.remote.socket(), to: info.local.socket() })
+    }
 }
 
 /// What is spoken on a pool's connections.
@@ -97,7 +135,7 @@ async fn establish(
 ) -> Result<(Io, ConnectionFacts), ConnectError> {
     let config = cluster.config();
     let bind = config.bind.iter().find(|b| host.address.socket().is_none_or(|a| a.is_ipv4() == b.is_ipv4())).copied();
-    let raw = socket::connect(&host.address, bind)
+    let raw = socket::connect(&host.address, bind, variant.source)
         .await
         .map_err(|e| ConnectError { timeout: false, reason: connect_reason(&e) })?;
     let mut local = None;
@@ -109,6 +147,12 @@ async fn establish(
                 tracing::debug!(error = %e, "cannot set TCP keep-alive");
             }
         }
+    }
+    let mut raw = raw;
+    if let (TransportSocket::ProxyProtocol { version, .. }, _) = config.transport(host) {
+        let (from, to) = variant.announced.map_or((None, None), |a| (a.from, a.to));
+        let header = crate::proxy_protocol::header(*version, from, to);
+        raw.write_all(&header).await.map_err(|e| ConnectError { timeout: false, reason: connect_reason(&e) })?;
     }
     let id = shared.next_id();
     let Some(tls) = tls else {

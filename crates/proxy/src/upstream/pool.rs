@@ -201,6 +201,9 @@ impl Pool {
         };
         self.open.set(self.open.get() + 1);
         let counted = Counted::new(self, Some(permit));
+        if self.variant.announced.is_some() || self.variant.source.is_some() {
+            self.cluster.sweep();
+        }
         let (io, facts) = open(&self.cluster, &self.host, self.tls.as_deref(), &self.variant, &self.worker.shared)
             .await
             .map_err(AcquireError::Connect)?;

@@ -1,25 +1,11 @@
 //! The proxy inside another process, as the agent runs it.
 
-use envoy_api::Message;
-use envoy_api::bootstrap::Bootstrap;
+use crate::fixture::{bootstrap, connect, free_port};
 use identity::{PrivateKey, WorkloadCertificate};
 use rustls_pki_types::ServerName;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
-
-const BOOTSTRAP: &str = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
-
-fn bootstrap(value: &serde_json::Value) -> Bootstrap {
-    let bytes = envoy_api::json::from_json(BOOTSTRAP, value).expect("a bootstrap");
-    Bootstrap::decode(&bytes[..]).expect("its own encoding")
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback works");
-    listener.local_addr().expect("a bound socket has an address").port()
-}
 
 /// A listener that answers everything with `body`, over TLS with the workload's certificate when `tls`.
 fn answering(port: u16, body: &str, tls: bool) -> serde_json::Value {
@@ -68,16 +54,6 @@ async fn get<S: AsyncReadExt + AsyncWriteExt + Unpin>(stream: &mut S) -> String 
     let mut answer = vec![0; 4096];
     let n = stream.read(&mut answer).await.expect("the proxy answers");
     String::from_utf8_lossy(&answer[..n]).into_owned()
-}
-
-async fn connect(port: u16) -> TcpStream {
-    for _ in 0..100 {
-        if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)).await {
-            return stream;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-    panic!("nothing listens on {port}");
 }
 
 #[tokio::test]

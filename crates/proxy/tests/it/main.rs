@@ -1,4 +1,8 @@
 //! Tests of the proxy as a process and as a library.
 
 mod conformance;
+mod fixture;
+mod floods;
+mod h2spec;
 mod library;
+mod tcp;

@@ -119,28 +119,46 @@ fn context(
     target: &Target<'_>,
     tls: &ClientTlsSettings,
 ) -> Option<UpstreamTlsContext> {
-    // Secrets of Kubernetes are only for clients that the rule names.
     let for_all = target.rule.is_none_or(|r| r.workload_selector.is_none());
-    let by_credential = !tls.credential_name.is_empty() && !tls.credential_name.starts_with("configmap://");
-    if by_credential && for_all && matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual) {
+    if for_all && is_privileged(tls) {
         return None;
+    }
+    let mut names = tls.subject_alt_names.clone();
+    if target.service.provider == Provider::External && names.is_empty() {
+        names = cx.push.service_accounts(target.service);
     }
     match tls.mode {
         TlsMode::Disable => None,
-        TlsMode::IstioMutual => Some(istio_mutual(cx, draft, target, tls)),
-        TlsMode::Simple => originate(cx, draft, target, tls, false),
-        TlsMode::Mutual => originate(cx, draft, target, tls, true),
+        TlsMode::IstioMutual => Some(istio_mutual(cx, draft, target.port.protocol.is_http(), tls)),
+        TlsMode::Simple => originate(cx, draft, &names, tls, false),
+        TlsMode::Mutual => originate(cx, draft, &names, tls, true),
     }
 }
 
-fn istio_mutual(
+/// Secrets of Kubernetes are only for clients that a rule names.
+fn is_privileged(tls: &ClientTlsSettings) -> bool {
+    let by_credential = !tls.credential_name.is_empty() && !tls.credential_name.starts_with("configmap://");
+    by_credential && matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual)
+}
+
+/// TLS as the mesh's settings say, to hosts that are known only by the request.
+pub(super) fn without_service(
     cx: &Context<'_>,
     draft: &mut Draft,
-    target: &Target<'_>,
     tls: &ClientTlsSettings,
-) -> UpstreamTlsContext {
+) -> Option<core::TransportSocket> {
+    let context = match tls.mode {
+        _ if is_privileged(tls) => None,
+        TlsMode::Disable => None,
+        TlsMode::IstioMutual => Some(istio_mutual(cx, draft, true, tls)),
+        TlsMode::Simple => originate(cx, draft, &tls.subject_alt_names, tls, false),
+        TlsMode::Mutual => originate(cx, draft, &tls.subject_alt_names, tls, true),
+    };
+    context.map(|context| transport_socket("envoy.transport_sockets.tls", &context))
+}
+
+fn istio_mutual(cx: &Context<'_>, draft: &mut Draft, is_http: bool, tls: &ClientTlsSettings) -> UpstreamTlsContext {
     let http2 = draft.is_http2();
-    let is_http = target.port.protocol.is_http();
     // DIFFERS: without istio.alpn the cluster itself says that HTTP follows, so that the server's HTTP chain
     // matches; the last name is what the server's chain answers with. Sniffed ports go as TCP then: nobody
     // could say for each connection what it carries.
@@ -179,15 +197,11 @@ fn istio_mutual(
 fn originate(
     cx: &Context<'_>,
     draft: &mut Draft,
-    target: &Target<'_>,
+    names: &[String],
     tls: &ClientTlsSettings,
     mutual: bool,
 ) -> Option<UpstreamTlsContext> {
     auto_sni(draft, tls);
-    let mut names = tls.subject_alt_names.clone();
-    if target.service.provider == Provider::External && names.is_empty() {
-        names = cx.push.service_accounts(target.service);
-    }
     let matchers = names.iter().map(|n| exact(n)).collect();
     let insecure = tls.insecure_skip_verify == Some(true);
     let mut common = CommonTlsContext { tls_params: Some(versions()), ..CommonTlsContext::default() };

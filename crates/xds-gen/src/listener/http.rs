@@ -201,7 +201,10 @@ fn http_filters(cx: &Context<'_>, manager: &Manager<'_>, ph: &ProxyHeaders) -> V
         && service.is_wildcard()
         && service.resolution == Resolution::DynamicDns
     {
-        out.push(filters::http_forward_proxy(cx, service));
+        out.push(filters::http_forward_proxy(filters::dns_cache(cx, service)));
+    }
+    if !inbound && cx.scope.dynamic_dns {
+        out.push(filters::http_forward_proxy(filters::any_dns_cache(cx)));
     }
     out.push(filters::router(ph.envoy_debug_headers.as_ref().and_then(|d| d.disabled) == Some(true)));
     out

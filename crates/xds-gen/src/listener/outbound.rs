@@ -1,6 +1,7 @@
 //! Outbound listeners: one for each address and port of services (istiod `listener.go`).
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use envoy_api::core::{self, TrafficDirection};
@@ -26,6 +27,16 @@ use crate::route::virtual_host::alternatives;
 use crate::telemetry::Side;
 use crate::tls::strings;
 use crate::wasm;
+
+/// A range without the bits that do not count.
+fn network_of(range: &core::CidrRange) -> Option<String> {
+    let bits = range.prefix_len.map_or(0, |l| l.value);
+    let network = match range.address_prefix.parse().ok()? {
+        IpAddr::V4(ip) => IpAddr::V4((ip.to_bits() & !u32::MAX.checked_shr(bits).unwrap_or(0)).into()),
+        IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() & !u128::MAX.checked_shr(bits).unwrap_or(0)).into()),
+    };
+    Some(format!("{network}/{bits}"))
+}
 
 /// What HTTP looks like to the inspector.
 const PLAINTEXT_HTTP: [&str; 2] = ["http/1.1", "h2c"];
@@ -94,7 +105,7 @@ impl Chain {
         let ranges = |c: &Chain| {
             sorted(&c.cidrs, &|s| {
                 let range = cidr(s).filter(|r| r.address_prefix != UNSPECIFIED_IP)?;
-                Some(format!("{}/{}", range.address_prefix, range.prefix_len.map_or(0, |l| l.value)))
+                network_of(&range)
             })
         };
         self.transport == other.transport
@@ -590,6 +601,29 @@ fn finish(cx: &Context<'_>, entry: Entry, fallback: &[Filter]) -> Listener {
 /// Reads as much as a small ClientHello needs.
 pub(super) fn tls_inspector() -> TlsInspector {
     TlsInspector { initial_read_buffer_size: u32_value(512), ..TlsInspector::default() }
+}
+
+/// Plain HTTP to unknown addresses, for hosts that are looked up by name
+/// (istiod `buildAllowAnyDynamicDNSHTTPFilterChain`).
+pub(super) fn dynamic_dns(cx: &Context<'_>) -> FilterChain {
+    let manager = Manager {
+        side: Side::Client,
+        routes: Routes::Inline(Box::new(crate::route::dynamic_dns(cx))),
+        stat_prefix: outbound_prefix("virtualOutbound_allow_any_dynamic_dns"),
+        protocol: Protocol::Http,
+        is_forward_proxy: false,
+        port: 0,
+        service: None,
+    };
+    FilterChain {
+        name: "virtualOutbound-catchall-tcp-http".to_owned(),
+        filter_chain_match: Some(FilterChainMatch {
+            application_protocols: plaintext_http(cx),
+            ..FilterChainMatch::default()
+        }),
+        filters: vec![http::filter(cx, manager)],
+        ..FilterChain::default()
+    }
 }
 
 /// The forward proxy on loopback (istiod `buildHTTPProxy`).

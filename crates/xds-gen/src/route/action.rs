@@ -14,7 +14,10 @@ use envoy_api::pb::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use envoy_api::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_api::route::{
     Decorator, DirectResponseAction, RedirectAction, Route, RouteAction, WeightedCluster, redirect_action, route,
-    route_action::{ClusterSpecifier, HashPolicy, HostRewriteSpecifier, RequestMirrorPolicy, hash_policy},
+    route_action::{
+        ClusterNotFoundResponseCode, ClusterSpecifier, HashPolicy, HostRewriteSpecifier, RequestMirrorPolicy,
+        hash_policy,
+    },
     route_match::PathSpecifier,
     weighted_cluster::{ClusterWeight, cluster_weight},
 };
@@ -58,9 +61,17 @@ pub(super) fn routes(cx: &Context<'_>, rule: &Config<VirtualService>, port: u16,
                 continue;
             };
             if cx.node.meta(ORIGINS).is_some() {
-                let origin = match m {
-                    Some(_) => format!("spec.http[{i}].match[{j}]"),
-                    None => format!("spec.http[{i}]"),
+                let origin = match (rule.sources.get(i), m) {
+                    (Some(source), _) => {
+                        // Written into another object than the one that istiod names.
+                        let group = source.kind.group();
+                        let path =
+                            format!("/apis/{group}/v1/namespaces/{}/{}/{}", rule.namespace, source.kind, source.name);
+                        set_istio_metadata(&mut translated.metadata, "config", crate::proto::text(&path));
+                        source.field.clone()
+                    }
+                    (None, Some(_)) => format!("spec.http[{i}].match[{j}]"),
+                    (None, None) => format!("spec.http[{i}]"),
                 };
                 set_istio_metadata(&mut translated.metadata, "origin", crate::proto::text(&origin));
             }
@@ -101,7 +112,7 @@ fn translate(
             Some(m) if !m.name.is_empty() => format!("{}.{}", from.name, m.name),
             _ => from.name.clone(),
         },
-        r#match: Some(matching::translate(m)),
+        r#match: Some(matching::translate(m, rule.is_gateway_api())),
         stat_prefix: m.map(|m| m.stat_prefix.clone()).unwrap_or_default(),
         ..Route::default()
     };
@@ -116,7 +127,7 @@ fn translate(
     } else if let Some(direct) = &from.direct_response {
         out.action = Some(route::Action::DirectResponse(direct_response(direct)));
     } else {
-        forward(cx, &mut out, from, operations.authority, port, services);
+        forward(cx, &mut out, rule, from, operations.authority, port, services);
     }
     out.decorator = Some(Decorator { operation: operation(&out, &rule.name, port), ..Decorator::default() });
     if let Some(fault) = from.fault.as_ref().and_then(fault) {
@@ -282,14 +293,36 @@ fn mirror(cluster: String, percent: FractionalPercent) -> RequestMirrorPolicy {
     }
 }
 
-fn forward(cx: &Context<'_>, out: &mut Route, from: &HttpRoute, mut authority: String, port: u16, services: &Services) {
+fn forward(
+    cx: &Context<'_>,
+    out: &mut Route,
+    rule: &Config<VirtualService>,
+    from: &HttpRoute,
+    mut authority: String,
+    port: u16,
+    services: &Services,
+) {
     let mut action = RouteAction::default();
     timeouts(&mut action, from.timeout);
+    if rule.is_gateway_api() {
+        // The Gateway API's answer where a backend does not exist.
+        action.cluster_not_found_response_code = ClusterNotFoundResponseCode::InternalServerError as i32;
+    }
     if let Some(rewrite) = &from.rewrite {
         action.append_x_forwarded_host = virtual_host::forwards_host(cx);
         if let Some(own) = &rewrite.uri_regex_rewrite {
             action.regex_rewrite =
                 Some(RegexMatchAndSubstitute { pattern: Some(regex(&own.r#match)), substitution: own.rewrite.clone() });
+        } else if rule.is_gateway_api() && rewrite.uri == "/" {
+            // The prefix is taken away, with the slash after it if there is one.
+            let prefix = match out.r#match.as_ref().and_then(|m| m.path_specifier.as_ref()) {
+                Some(PathSpecifier::PathSeparatedPrefix(prefix)) => push_context::quote(prefix),
+                _ => String::new(),
+            };
+            action.regex_rewrite = Some(RegexMatchAndSubstitute {
+                pattern: Some(regex(&format!("^{prefix}(/?)(.*)"))),
+                substitution: r"/\2".to_owned(),
+            });
         } else {
             action.prefix_rewrite.clone_from(&rewrite.uri);
         }

@@ -39,8 +39,8 @@ fn claim(name: &str, m: &StringMatch, invert: bool) -> Option<MetadataMatcher> {
     Some(MetadataMatcher { invert, ..crate::authz::jwt_claim(&claims, value) })
 }
 
-/// istiod `TranslateRouteMatch`.
-pub(super) fn translate(m: Option<&HttpMatchRequest>) -> RouteMatch {
+/// istiod `TranslateRouteMatch`. In the Gateway API, prefixes of paths are whole segments.
+pub(super) fn translate(m: Option<&HttpMatchRequest>, gateway_api: bool) -> RouteMatch {
     let mut out = everything();
     let Some(m) = m else { return out };
     for (name, value) in &m.headers {
@@ -63,6 +63,10 @@ pub(super) fn translate(m: Option<&HttpMatchRequest>) -> RouteMatch {
     if let Some(uri) = &m.uri {
         let path = match (&uri.exact, &uri.prefix, &uri.regex) {
             (Some(path), _, _) => Some(PathSpecifier::Path(path.clone())),
+            (_, Some(prefix), _) if gateway_api && prefix != "/" => {
+                let segments = prefix.strip_suffix('/').unwrap_or(prefix);
+                Some(PathSpecifier::PathSeparatedPrefix(segments.to_owned()))
+            }
             (_, Some(prefix), _) => Some(PathSpecifier::Prefix(prefix.clone())),
             (_, _, Some(text)) => Some(PathSpecifier::SafeRegex(regex(text))),
             _ => None,

@@ -66,7 +66,7 @@ pub(super) fn outbound(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<Vir
         if routes.is_empty() {
             continue;
         }
-        groups.extend(rule_groups(rule, routes, egress, &services, &order, port));
+        groups.extend(rule_groups(cx, rule, routes, egress, &services, &order, port));
     }
     for service in groups.iter().flat_map(|g| &g.services) {
         routed.insert(service.hostname.clone());
@@ -108,6 +108,7 @@ fn service_route(cx: &Context<'_>, service: &Service, port: u16) -> Route {
 
 /// The services that a rule routes, by port (istiod `buildSidecarVirtualHostsForVirtualService`).
 fn rule_groups(
+    cx: &Context<'_>,
     rule: &Config<VirtualService>,
     routes: Vec<Route>,
     egress: &EgressListener,
@@ -128,6 +129,10 @@ fn rule_groups(
         }
     }
     for name in rule.spec.hosts.iter().map(|h| h.to_ascii_lowercase()).filter(|h| host::is_wildcard(h)) {
+        if rule.is_gateway_api() {
+            hosts.push(name);
+            continue;
+        }
         let mut found = false;
         for service in order.iter().filter(|s| host::matches(s, &name)) {
             found = true;
@@ -139,6 +144,11 @@ fn rule_groups(
         if !found {
             hosts.push(name);
         }
+    }
+    // A route of the Gateway API holds for clients of its own namespace, or for all if that is the service's too.
+    let own = |service: &Arc<Service>| service.namespace == rule.namespace || cx.node.namespace == rule.namespace;
+    if rule.is_gateway_api() && !matching.iter().any(own) {
+        return Vec::new();
     }
     let mut by_port: BTreeMap<u16, Vec<Arc<Service>>> = BTreeMap::new();
     for service in matching {

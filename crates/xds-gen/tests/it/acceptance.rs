@@ -23,8 +23,10 @@ fn our_proxy_takes_everything() {
     let mut rejected = Vec::new();
     for case in each_case(&cases) {
         let (push, nodes) = load(&case);
-        for node in nodes {
-            let node = Node { profile: Profile::Outrigger, ..node };
+        // Also what is meant for others: our proxy may be driven by a real istiod.
+        let profiles = [Profile::Outrigger, Profile::IstioProxy, Profile::Stock];
+        let of_profiles = |node: Node| profiles.map(|profile| Node { profile, ..node.clone() });
+        for node in nodes.into_iter().flat_map(of_profiles) {
             for url in [type_url::CLUSTER, type_url::LISTENER, type_url::ROUTE] {
                 for resource in generate(&push, &node, url, Names::Wildcard) {
                     let body = resource.body.clone();

@@ -3,4 +3,5 @@
 mod acceptance;
 mod caches;
 mod conformance;
+mod mesh_routes;
 mod stock;

@@ -34,6 +34,8 @@ pub(crate) fn run(
 
 fn apply(runs: usize, program: &Path, reference: Option<&Path>, cgroup: Option<&Cgroup>) -> anyhow::Result<()> {
     println!("applying                                   first       again       other flags   peak memory");
+    println!("{:<40} {:>8} ms {:>11} {:>12} ms {:>9} MiB", "asked at most: in the process", 5, "", 30, 5);
+    println!("{:<40} {:>8} ms", "asked at most: iptables", 30);
     let nft: &[&str] = &["--force-iptables-binary", "nft"];
     let legacy: &[&str] = &["--force-iptables-binary", "legacy"];
     let mut ways: Vec<(&str, &Path, Vec<&str>)> = vec![
@@ -80,6 +82,7 @@ fn apply(runs: usize, program: &Path, reference: Option<&Path>, cgroup: Option<&
 fn set_up(connections: u32, program: &Path, cgroup: Option<&Cgroup>) -> anyhow::Result<()> {
     const ROUNDS: usize = 5;
     println!("\nsetting up a connection                    not captured    captured   ratio");
+    println!("{:<40} {:>12} {:>11} {:>7.2}", "asked at most: eBPF and TPROXY", "", "", 1.10);
     let path = cgroup.map(|c| c.path.display().to_string());
     let mut ways: Vec<(&str, bool, Vec<&str>)> = vec![
         ("outbound, REDIRECT (nftables)", false, vec!["--native-nftables"]),
@@ -117,7 +120,7 @@ fn set_up(connections: u32, program: &Path, cgroup: Option<&Cgroup>) -> anyhow::
             pod.timed(program, &[&["--cleanup-only"][..], &extra].concat())?;
         }
         let (without, with) = (median(without), median(with));
-        let each = |total: Duration| total.as_secs_f64() * 1e6 / f64::from(connections);
+        let each = |time: Duration| time.as_secs_f64() * 1e6;
         println!("{name:<40} {:>9.1} µs {:>8.1} µs {:>7.2}", each(without), each(with), each(with) / each(without));
     }
     Ok(())
@@ -208,19 +211,20 @@ impl Pod {
         Ok(())
     }
 
-    /// One connection after the other, each ended by a reset so that no port stays taken.
+    /// The median time of one connection, of many made one after the other; each ended by a reset so that no port stays taken.
+    /// The mean would tell what else the machine does.
     fn connect(&self, from_outside: bool, to: SocketAddr, count: u32) -> anyhow::Result<Duration> {
         let ns = if from_outside { &self.outside } else { &self.inside };
         let time = ns.run(|| -> std::io::Result<Duration> {
-            let mut total = Duration::ZERO;
+            let mut times = Vec::new();
             for _ in 0..count {
                 let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
                 socket.set_linger(Some(Duration::ZERO))?;
                 let started = Instant::now();
                 socket.connect(&to.into())?;
-                total += started.elapsed();
+                times.push(started.elapsed());
             }
-            Ok(total)
+            Ok(median(times))
         })?;
         time.with_context(|| format!("cannot connect to {to}"))
     }

@@ -1,4 +1,4 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use envoy_api::Resource;
@@ -50,6 +50,18 @@ impl Held {
         }
     }
 
+    /// Regards what the client has of these names as unknown; whether it has any.
+    pub(super) fn forget(&mut self, names: &HashSet<&str>) -> bool {
+        let has = match self {
+            Held::List(list, _) => list.iter().any(|resource| names.contains(&*resource.name)),
+            Held::Map(map) => names.iter().any(|name| map.get(*name).is_some_and(Option::is_some)),
+        };
+        if has {
+            self.map().retain(|name, version| version.is_none() || !names.contains(&**name));
+        }
+        has
+    }
+
     /// Whether the client was told that there is nothing of this name.
     pub(super) fn knows_of_nothing(&self, name: &str) -> bool {
         match self {
@@ -64,7 +76,7 @@ impl Held {
             Held::Map(held) => {
                 let changed =
                     |resource: &Resource| held.get(&resource.name).and_then(Option::as_ref) != Some(&resource.version);
-                let names: std::collections::HashSet<&str> = list.iter().map(|resource| &*resource.name).collect();
+                let names: HashSet<&str> = list.iter().map(|resource| &*resource.name).collect();
                 let gone = held.iter().filter(|(name, version)| version.is_some() && !names.contains(&***name));
                 let mut gone: Vec<ArcStr> = gone.map(|(name, _)| name.clone()).collect();
                 gone.sort();
@@ -84,7 +96,7 @@ fn difference_of_lists(old: &[Resource], new: &[Resource]) -> Difference {
     }
     let held: HashMap<&str, &str> = old.iter().map(|resource| (&*resource.name, &*resource.version)).collect();
     let changed = places(new, |resource| held.get(&*resource.name) != Some(&&*resource.version));
-    let names: std::collections::HashSet<&str> = new.iter().map(|resource| &*resource.name).collect();
+    let names: HashSet<&str> = new.iter().map(|resource| &*resource.name).collect();
     let gone = old.iter().filter(|resource| !names.contains(&*resource.name));
     let mut gone: Vec<ArcStr> = gone.map(|resource| resource.name.clone()).collect();
     gone.sort();

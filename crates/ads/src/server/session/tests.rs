@@ -75,6 +75,28 @@ fn delta_sends_changes_and_removals_once() {
     );
 }
 
+/// What a user saw: a changed DestinationRule kept an Envoy's cluster warming for good, and `wait` never ended.
+#[test]
+fn delta_sends_the_endpoints_of_a_replaced_cluster_again() {
+    let mut session = Session::new(Protocol::Delta, 1);
+    session.on_request(request(CLUSTER)).unwrap();
+    let clusters = session.evaluate(CLUSTER, resources(&[("a", "1"), ("b", "1")])).unwrap();
+    session.on_request(ack(&clusters)).unwrap();
+    session.on_request(named(ENDPOINT, &["a", "b"])).unwrap();
+    let endpoints = session.evaluate(ENDPOINT, resources(&[("a", "1"), ("b", "1")])).unwrap();
+    session.on_request(ack(&endpoints)).unwrap();
+    session.on_revision(2);
+    session.evaluate(ENDPOINT, resources(&[("a", "1"), ("b", "1")]));
+    let clusters = session.evaluate(CLUSTER, resources(&[("a", "2"), ("b", "1"), ("c", "1")])).unwrap();
+    assert_eq!(contents(Some(&clusters)).unwrap(), ["a@2", "c@1"]);
+    assert_eq!(due(&session).as_deref(), Some("ClusterLoadAssignment:a,b"));
+    let again = session.evaluate(ENDPOINT, resources(&[("a", "1"), ("b", "1")])).unwrap();
+    assert_eq!(contents(Some(&again)).unwrap(), ["a@1"]);
+    session.on_request(ack(&again)).unwrap();
+    session.on_request(ack(&clusters)).unwrap();
+    assert_eq!(session.newly_synced(), Some(2));
+}
+
 #[test]
 fn delta_first_answer_comes_even_if_empty() {
     let mut session = Session::new(Protocol::Delta, 1);

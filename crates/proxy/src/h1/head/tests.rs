@@ -63,3 +63,50 @@ fn never_panics_on_any_prefix_or_flip() {
         }
     }
 }
+
+/// Each was sent to Envoy 1.40.
+#[test]
+fn odd_targets_and_versions() {
+    let path = |line: &str| {
+        let head = request(&format!("{line}\r\nhost: t\r\n\r\n")).map_err(|e| e.detail)?;
+        Ok((
+            head.headers.authority().unwrap_or_default().to_owned(),
+            head.headers.path().unwrap_or_default().to_owned(),
+        ))
+    };
+    let found = |host: &str, path: &str| Ok((host.to_owned(), path.to_owned()));
+    assert_eq!(path("GET http://u@b.test/x HTTP/1.1"), found("b.test", "/x"));
+    assert_eq!(path("GET http://[::1]:80/x HTTP/1.1"), found("[::1]:80", "/x"));
+    assert_eq!(path("GET http://b.test HTTP/1.1"), found("b.test", "/"));
+    assert_eq!(path("GET http://b.test?x=1 HTTP/1.1"), found("b.test", "?x=1"));
+    assert_eq!(path("GET http://b.test:99999/ HTTP/1.1"), Err("http1.invalid_url"));
+    assert_eq!(path("CONNECT a.test HTTP/1.1"), Err("http1.invalid_url"));
+    assert_eq!(path("CONNECT a.test:80 HTTP/1.1"), found("a.test:80", ""));
+    assert_eq!(path("GET /x\u{c}y HTTP/1.1"), Err("http1.codec_error"));
+    assert_eq!(path("GET / HTTP/1.1\r"), found("t", "/"));
+    assert_eq!(path("GET / HTTP/1.2"), Err("low_version"));
+    let old = Limits { accept_http10: true, ..Limits::default() };
+    for (line, host) in [("GET / HTTP/2.0", Some("t")), ("GET / HTTP/0.9", Some("t")), ("GET /", None)] {
+        let text = format!("{line}\r\nhost: t\r\n\r\n");
+        let (head, used) = parse_request(text.as_bytes(), &old).unwrap().unwrap();
+        assert!(head.http10 && used == text.len(), "{line}");
+        assert_eq!(head.headers.authority(), host, "{line}");
+    }
+    // No method begins like that: there is no need to wait for the end of the line.
+    assert!(parse_request(b"\x16\x03\x01\x00\xa5\x01", &Limits::default()).is_err());
+    assert!(parse_request(b"\r\nG", &Limits::default()).is_ok_and(|head| head.is_none()));
+}
+
+#[test]
+fn fields_of_this_hop() {
+    let fields = |text: &str| request(&format!("GET / HTTP/1.1\r\nhost: t\r\n{text}\r\n\r\n")).map_err(|e| e.detail);
+    let head = fields("connection: x-a, close\r\nx-a: 1\r\nx-b: 2").unwrap();
+    assert!(!head.headers.contains("x-a") && head.headers.contains("x-b") && !head.keep_alive);
+    assert!(fields("connection: host").unwrap().headers.authority().is_none());
+    for refused in ["x-forwarded-for", "X-Forwarded-Proto", ":path", "a,b,c,d,e,f,g,h,i,j"] {
+        assert_eq!(fields(&format!("connection: {refused}")).unwrap_err(), "http1.connection_header_rejected");
+    }
+    let head = fields("connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk").unwrap();
+    assert!(!head.upgrade && !head.headers.contains("upgrade") && !head.headers.contains("http2-settings"));
+    assert!(fields("connection: upgrade\r\nupgrade: websocket").unwrap().upgrade);
+}

@@ -4,6 +4,7 @@
 //! numbers, bad values in control frames. Only framing, padding, compression and DATA errors get a GOAWAY. The crate
 //! answers each of them with GOAWAY or RST_STREAM; the guard stands between it and the socket and swallows those.
 
+use super::flood::{Flood, Limits};
 use crate::io::Io;
 use std::cell::Cell;
 use std::future::Future;
@@ -15,17 +16,19 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
+pub(super) const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
+pub(super) const SETTINGS: u8 = 4;
+pub(super) const PING: u8 = 6;
 const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
+pub(super) const WINDOW_UPDATE: u8 = 8;
+pub(super) const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
-const ACK: u8 = 1;
+pub(super) const ACK: u8 = 1;
+/// The same bit in HEADERS and DATA.
+pub(super) const END_STREAM: u8 = 1;
 
 const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
@@ -37,15 +40,15 @@ const PREFACE: usize = 24;
 
 /// The head of a frame.
 #[derive(Clone, Copy, Debug)]
-struct Head {
-    length: usize,
-    kind: u8,
-    flags: u8,
+pub(super) struct Head {
+    pub(super) length: usize,
+    pub(super) kind: u8,
+    pub(super) flags: u8,
     stream: u32,
 }
 
 impl Head {
-    fn read(bytes: &[u8; 9]) -> Self {
+    pub(super) fn read(bytes: &[u8; 9]) -> Self {
         Self {
             length: usize::from(bytes[0]) << 16 | usize::from(bytes[1]) << 8 | usize::from(bytes[2]),
             kind: bytes[3],
@@ -140,8 +143,17 @@ impl Seen {
     }
 
     /// Whether Envoy closes without this GOAWAY.
+    ///
+    /// DIFFERS: windows that overflow and pings of a stream are answered as RFC 9113 asks (6.9.1, 5.4.1), so that a
+    /// peer learns what it did; Envoy closes without a word.
     fn hides_goaway(&self, code: u32) -> bool {
+        let told = match code {
+            FLOW_CONTROL_ERROR => self.last == Some(WINDOW_UPDATE),
+            PROTOCOL_ERROR => self.last == Some(PING),
+            _ => false,
+        };
         matches!(code, PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED)
+            && !told
             && !self.in_block
             && !self.bad_size
             && !matches!(self.last, Some(DATA | CONTINUATION))
@@ -151,7 +163,9 @@ impl Seen {
     fn closes_instead(&self, code: u32, stream: u32) -> bool {
         match code {
             PROTOCOL_ERROR => !self.with_data.contains(&stream),
-            FLOW_CONTROL_ERROR | STREAM_CLOSED => self.last != Some(DATA),
+            // DIFFERS: as with GOAWAY, a window that overflows is told.
+            FLOW_CONTROL_ERROR => !matches!(self.last, Some(DATA | WINDOW_UPDATE)),
+            STREAM_CLOSED => self.last != Some(DATA),
             _ => false,
         }
     }
@@ -199,6 +213,7 @@ pub(super) struct Guard {
     incoming: Frames,
     outgoing: Frames,
     seen: Seen,
+    flood: Flood,
     settings: Option<Settings>,
     /// Our SETTINGS, as far as they are not written.
     pending: Vec<u8>,
@@ -224,12 +239,19 @@ enum Change {
 }
 
 impl Guard {
-    pub(super) fn new(io: Io, settings: Settings, stream_errors: bool, drain_timeout: Duration) -> Self {
+    pub(super) fn new(
+        io: Io,
+        settings: Settings,
+        limits: Limits,
+        stream_errors: bool,
+        drain_timeout: Duration,
+    ) -> Self {
         Self {
             io,
             incoming: Frames { skip: PREFACE, ..Frames::default() },
             outgoing: Frames::default(),
             seen: Seen::default(),
+            flood: Flood::new(limits),
             settings: Some(settings),
             pending: Vec::new(),
             drop: 0,
@@ -242,6 +264,15 @@ impl Guard {
 
     pub(super) fn switch(&self) -> Switch {
         self.switch.clone()
+    }
+
+    /// Takes note of what was written.
+    fn wrote(&mut self, bytes: &[u8]) {
+        let flood = &mut self.flood;
+        self.outgoing.look(bytes, |head, _| {
+            flood.sent(head);
+            true
+        });
     }
 
     /// What in `bytes`, which the crate wants to write, is not to be written as it is, and where.
@@ -281,7 +312,7 @@ impl Guard {
             Change::Ping => {
                 let mut answer = bytes[..17].to_vec();
                 answer[4] = ACK;
-                self.outgoing.look(&bytes[..17], |_, _| true);
+                self.wrote(&bytes[..17]);
                 self.pong = Some((Box::pin(tokio::time::sleep(self.drain_timeout)), answer));
                 cx.waker().wake_by_ref();
                 return Poll::Ready(Ok(17));
@@ -311,8 +342,14 @@ impl Guard {
         // What the crate wrote counts as written.
         let n = self.drop.min(bytes.len());
         self.drop -= n;
-        self.outgoing.look(&bytes[..n], |_, _| true);
+        self.wrote(&bytes[..n]);
         Poll::Ready(Ok(n))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.io.discard_unread();
     }
 }
 
@@ -333,11 +370,22 @@ impl AsyncRead for Guard {
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
-        let seen = &mut this.seen;
+        if polled.is_pending() {
+            this.flood.rests();
+        }
+        let (seen, flood) = (&mut this.seen, &mut this.flood);
+        let mut calm = true;
         this.incoming.look(&buf.filled()[before..], |head, _| {
             seen.note(head);
-            true
+            calm = flood.received(head);
+            calm
         });
+        if !calm {
+            // As Envoy: nothing more is read or said.
+            this.switch.cut();
+            buf.set_filled(before);
+            return Poll::Ready(Ok(()));
+        }
         polled
     }
 }
@@ -360,7 +408,7 @@ impl AsyncWrite for Guard {
             None => buf.len(),
         };
         let written = std::task::ready!(Pin::new(&mut this.io).poll_write(cx, &buf[..upto]))?;
-        this.outgoing.look(&buf[..written], |_, _| true);
+        this.wrote(&buf[..written]);
         Poll::Ready(Ok(written))
     }
 
@@ -380,7 +428,7 @@ impl AsyncWrite for Guard {
         let mut left = written;
         for part in bufs {
             let n = left.min(part.len());
-            this.outgoing.look(&part[..n], |_, _| true);
+            this.wrote(&part[..n]);
             left -= n;
         }
         Poll::Ready(Ok(written))

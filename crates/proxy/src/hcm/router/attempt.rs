@@ -7,7 +7,9 @@ use crate::hcm::exchange::{Exchange, Stop};
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
 use crate::stream::{BodyError, Pump, PumpError};
-use crate::upstream::{AcquireError, Acquired, Pool, Protocol, Reply, Upstream, Variant, WorkerCluster};
+use crate::upstream::{
+    AcquireError, Acquired, Announced, Pool, Protocol, Reply, Source, Upstream, Variant, WorkerCluster,
+};
 use proxy_core::circuit::Resource;
 use proxy_core::cluster::UpstreamProtocol;
 use proxy_core::route::HostRewrite;
@@ -27,7 +29,7 @@ pub(super) async fn one_try(
 ) -> Result<Tried, Stop> {
     let worker = exchange.http.worker.clone();
     let stats = plan.cluster.stats.clone();
-    let pool = plan.cluster.pool(&worker, host, &variant(exchange, plan));
+    let pool = plan.cluster.pool(&worker, host, &variant(exchange, plan, host));
     let breaker = plan.cluster.entry.breakers.get(plan.forward.priority);
     if plan.forward.connect.is_some() && exchange.hints.connect {
         return dial_tunnel(exchange, plan, &pool).await;
@@ -225,7 +227,7 @@ fn prepare_head(exchange: &mut Exchange, plan: &Plan<'_>, host: &Host) {
 }
 
 /// How connections for this request are made.
-fn variant(exchange: &Exchange, plan: &Plan<'_>) -> Variant {
+fn variant(exchange: &Exchange, plan: &Plan<'_>, host: &Host) -> Variant {
     let config = plan.cluster.config();
     let protocol = match &config.protocol {
         UpstreamProtocol::Http1 => Protocol::Http1,
@@ -248,7 +250,9 @@ fn variant(exchange: &Exchange, plan: &Plan<'_>) -> Variant {
         };
         alpn.protocols(protocol).map(Arc::from)
     });
-    Variant { protocol, server_name, alpn }
+    let announced = Announced::to(&plan.cluster, host, &exchange.http.info);
+    let source = Source::of(&exchange.http.listener, &exchange.http.info);
+    Variant { protocol, server_name, alpn, announced, source }
 }
 
 /// Counts a request on its host and cluster while it lives.

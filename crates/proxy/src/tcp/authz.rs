@@ -1,0 +1,60 @@
+//! `envoy.filters.network.ext_authz`: a service says whether a connection may go on.
+
+use super::tunnel::protocol;
+use crate::downstream::Connection;
+use crate::hcm::{connection_attributes, grpc_frame, is_allowed};
+use crate::upstream::{Variant, call};
+use proxy_core::filters::{AuthzService, ExtAuthz};
+use proxy_core::route::Priority;
+use proxy_core::{Headers, PickContext};
+use std::time::Instant;
+
+/// Asks; false: close. Envoy asks at the first byte, so a server that speaks first is only heard after that.
+pub(crate) async fn check(connection: &Connection, config: &ExtAuthz) -> bool {
+    let worker = &connection.worker;
+    let stats = worker.named_stats();
+    let count = |what: &str| stats.inc(&format!("ext_authz.{}.{what}", config.stat_prefix));
+    count("total");
+    let allowed = ask(connection, config).await;
+    match allowed {
+        Some(true) => count("ok"),
+        Some(false) => count("denied"),
+        None => count("error"),
+    }
+    let goes_on = allowed.unwrap_or(config.failure_mode_allow);
+    if goes_on && allowed.is_none() {
+        count("failure_mode_allowed");
+    }
+    if !goes_on {
+        count("cx_closed");
+    }
+    goes_on
+}
+
+/// `None`: no answer.
+async fn ask(connection: &Connection, config: &ExtAuthz) -> Option<bool> {
+    let AuthzService::Grpc { cluster: name, timeout, authority, metadata } = &config.service else { return None };
+    let worker = &connection.worker;
+    let cluster = worker.cluster(name)?;
+    let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut())?;
+    let variant = Variant { protocol: protocol(&cluster.config().protocol), ..Variant::default() };
+    let pool = cluster.pool(worker, &host, &variant);
+    let mut headers = Headers::of([
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/envoy.service.auth.v3.Authorization/Check"),
+        (":authority", if authority.is_empty() { name } else { authority }),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+    ]);
+    for (name, value) in metadata {
+        headers.push(name.as_bytes(), value.as_bytes());
+    }
+    let request = grpc_frame(&connection_attributes(&connection.info));
+    let asked = async {
+        let acquired = pool.acquire(Priority::Default).await.ok()?;
+        call(acquired, headers, request, 1 << 20).await.ok()
+    };
+    let (_, headers, body) = tokio::time::timeout(*timeout, asked).await.ok()??;
+    is_allowed(&headers, &body)
+}
