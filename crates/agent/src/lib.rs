@@ -12,6 +12,7 @@
 
 mod bootstrap;
 mod control_plane;
+mod crl;
 mod dataplane;
 mod dns;
 mod environment;

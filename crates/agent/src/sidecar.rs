@@ -20,7 +20,7 @@ use crate::dataplane::DataPlane;
 use crate::dns::{Naming, ResolvConf, Server, SharedTable, TableHandler};
 use crate::settings::{Drain, Settings};
 use crate::status::{self, Controls, Port, Status};
-use crate::{control_plane, envoy, flags, health, outrigger};
+use crate::{control_plane, crl, envoy, flags, health, outrigger};
 
 /// How often connections are counted while waiting for the last. Source: istio `pkg/envoy/agent.go`.
 ///
@@ -83,6 +83,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         Some(_) => Some(Box::new(TableHandler::new(naming(&settings), names))),
         None => None,
     };
+    let certificate = crl::attach(certificate, settings.root.path(crl::FILE));
     let connector = control_plane::connector(settings.discovery.clone(), certificate.clone());
     let (said, health) = watch::channel(None);
     let proxy = match settings.data_plane {

@@ -46,8 +46,12 @@ pub struct Args {
     /// The same from a proxy's admin port
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["input", "calls", "config_dump"])]
     admin: Option<String>,
+    /// What a control plane, ours or istiod, sends to the pod's proxy: the address of its monitoring port, 15014; the pod is named
+    /// NAME.NAMESPACE
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["input", "calls", "config_dump", "admin"])]
+    control_plane: Option<String>,
     /// Of the running mesh, the configuration that the pod's proxy holds at this moment
-    #[arg(long, conflicts_with_all = ["input", "calls", "config_dump", "admin"])]
+    #[arg(long, conflicts_with_all = ["input", "calls", "config_dump", "admin", "control_plane"])]
     live: bool,
     /// With --config-dump or --admin: the request comes to the pod, instead of leaving it
     #[arg(long)]
@@ -60,7 +64,7 @@ pub struct Args {
     calls: Option<PathBuf>,
     /// Explain all requests of a file: a YAML or JSON list of {url, method, headers, from, to, port, http2, tls, seed}, where what is
     /// left out is as on the command line
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["calls", "request", "config_dump", "admin", "live"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["calls", "request", "config_dump", "admin", "control_plane", "live"])]
     requests: Option<PathBuf>,
     /// Method and URL, or the URL alone; schemes are http, https, tcp and tls
     #[arg(value_name = "[METHOD] URL", num_args = 0..=2)]
@@ -116,7 +120,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let explanation = past::explain(id, &past::Whose { mesh: &args.mesh, pod, admin: args.admin.as_deref() })?;
         return write(&explanation, args.output);
     }
-    if args.config_dump.is_some() || args.admin.is_some() || args.live {
+    if args.config_dump.is_some() || args.admin.is_some() || args.control_plane.is_some() || args.live {
         return of_proxy(args);
     }
     let files = match args.sources.input.is_empty() {
@@ -224,7 +228,7 @@ fn explain(mesh: &Mesh, asked: &Asked, args: &Args) -> anyhow::Result<Explanatio
     })
 }
 
-/// Asks one proxy's own configuration: out of a file, from its admin port, or of a pod of a running mesh.
+/// Asks one proxy's own configuration: out of a file, from its admin port, from its control plane, or of a pod of a running mesh.
 fn of_proxy(args: &Args) -> anyhow::Result<ExitCode> {
     let target = |pod: Option<&String>| inspect::Target {
         pod: pod.cloned(),
@@ -233,6 +237,16 @@ fn of_proxy(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let (dump, inbound) = match (&args.admin, args.config_dump.is_some(), &args.from, &args.to) {
         (Some(address), ..) => (inspect::Dump::of_admin(address)?, args.inbound),
+        _ if args.control_plane.is_some() => {
+            let (pod, inbound) = match (&args.from, &args.to) {
+                (_, Some(to)) => (to, true),
+                (Some(from), None) => (from, false),
+                (None, None) => bail!("say which proxy is asked about: --from NAME.NAMESPACE or --to NAME.NAMESPACE"),
+            };
+            let mut dump = inspect::Dump::of_control_plane(args.control_plane.as_deref().unwrap_or_default(), pod)?;
+            dump.name.clone_from(pod);
+            (dump, inbound)
+        }
         (None, true, ..) => (target(None).dump()?, args.inbound),
         (None, false, Some(from), None) => (target(Some(from)).dump()?, false),
         (None, false, _, Some(to)) => (target(Some(to)).dump()?, true),

@@ -24,6 +24,8 @@ pub struct WorkloadCertificate {
     pub not_after: SystemTime,
     /// The identity in the certificate, if it has one of Istio's form.
     pub spiffe: Option<SpiffeId>,
+    /// Revoked certificates of peers, as PEM; `None`: none is known to be.
+    pub crl: Option<Vec<u8>>,
 }
 
 /// A private key that is zeroised when dropped and not shown in logs.
@@ -138,7 +140,12 @@ impl WorkloadCertificate {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
             Err(_) => return Err(InvalidCertificate::KeyMismatch),
         }
-        Ok(WorkloadCertificate { chain: certified.cert, key, roots, not_before, not_after, spiffe })
+        Ok(WorkloadCertificate { chain: certified.cert, key, roots, not_before, not_after, spiffe, crl: None })
+    }
+
+    /// Whether certificate and roots are the same, whatever is revoked.
+    pub fn is_like(&self, other: &WorkloadCertificate) -> bool {
+        self.chain == other.chain && self.roots == other.roots
     }
 
     /// The same from PEM texts.

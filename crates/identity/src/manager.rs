@@ -164,10 +164,7 @@ fn accept(
     output: Option<&Path>,
     certificates: &watch::Sender<Option<Arc<WorkloadCertificate>>>,
 ) {
-    let same = certificates
-        .borrow()
-        .as_ref()
-        .is_some_and(|current| current.chain == fresh.chain && current.roots == fresh.roots);
+    let same = certificates.borrow().as_ref().is_some_and(|current| current.is_like(&fresh));
     if same {
         return;
     }

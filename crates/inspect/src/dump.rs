@@ -33,6 +33,15 @@ impl Dump {
         Self::parse(serde_json::from_slice(&bytes).context("the proxy's answer is no JSON")?)
     }
 
+    /// Asks a control plane's monitoring port what it sends to the proxy of this name, `NAME.NAMESPACE`.
+    ///
+    /// # Errors
+    /// When it does not answer, or not with a dump: it knows connected proxies only.
+    pub fn of_control_plane(address: &str, proxy: &str) -> anyhow::Result<Self> {
+        let bytes = crate::ask_admin(address, &format!("/debug/config_dump?proxyID={proxy}"))?;
+        Self::parse(serde_json::from_slice(&bytes).context("the control plane's answer is no JSON")?)
+    }
+
     /// Takes the answer to `/config_dump?include_eds` apart.
     ///
     /// # Errors

@@ -141,7 +141,7 @@ fn body(answer: &[u8]) -> anyhow::Result<Vec<u8>> {
     let body = &answer[at + 4..];
     let status = head.split(' ').nth(1).unwrap_or_default();
     if status != "200" {
-        bail!("the proxy answers {status}: {}", String::from_utf8_lossy(body).trim());
+        bail!("answered {status}: {}", String::from_utf8_lossy(body).trim());
     }
     if !head.contains("transfer-encoding: chunked") {
         return Ok(body.to_vec());

@@ -60,7 +60,7 @@ pub(crate) struct Admin {
 
 /// Binds the admin port.
 pub(crate) fn bind(address: &Address) -> io::Result<Bound> {
-    let options = BindOptions { transparent: false, freebind: false, reuse_port: false, backlog: 128 };
+    let options = BindOptions { transparent: false, freebind: false, reuse_port: false, backlog: 128, others: &[] };
     socket::listen(address, options)
 }
 

@@ -117,7 +117,7 @@ async fn connect(shared: &Shared, cluster: &ClusterEntry, host: &Host, config: &
     if let (Some(port), Address::Ip(socket)) = (config.alt_port, &mut address) {
         socket.set_port(port);
     }
-    let raw = socket::connect(&address, None, None).await?;
+    let raw = socket::connect(&address, socket::ConnectOptions::default()).await?;
     match cluster.client_tls(host) {
         Some(tls) => {
             let alpn = (!config.alpn.is_empty()).then_some(config.alpn.as_slice());

@@ -357,6 +357,7 @@ impl Control {
                 freebind: listener.freebind,
                 reuse_port: own_sockets,
                 backlog: listener.tcp_backlog.map_or(4096, |b| i32::try_from(b).unwrap_or(i32::MAX)),
+                others: &listener.socket_options,
             };
             let fail = |e: std::io::Error| format!("cannot bind '{address}': {e}");
             let first = socket::listen(address, options).map_err(fail)?;

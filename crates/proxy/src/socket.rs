@@ -3,9 +3,11 @@
 use crate::io::Raw;
 use crate::upstream::Source;
 use proxy_core::Address;
+use proxy_core::listener::SocketOption;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
@@ -19,15 +21,37 @@ pub(crate) enum Bound {
 
 /// What of a listener's configuration its sockets need.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct BindOptions {
+pub(crate) struct BindOptions<'a> {
     pub(crate) transparent: bool,
     pub(crate) freebind: bool,
     pub(crate) reuse_port: bool,
     pub(crate) backlog: i32,
+    pub(crate) others: &'a [SocketOption],
+}
+
+/// When an option is set (`envoy.config.core.v3.SocketOption.SocketState`).
+const BEFORE_BIND: i32 = 0;
+const BOUND: i32 = 1;
+const LISTENING: i32 = 2;
+
+/// Sets those options of a configuration that are due now.
+#[expect(unsafe_code, reason = "options that only a number names have no safe wrapper")]
+fn set(socket: &impl AsRawFd, options: &[SocketOption], state: i32) -> io::Result<()> {
+    for option in options.iter().filter(|option| option.state == state) {
+        let number = |n: i64| libc::c_int::try_from(n).map_err(io::Error::other);
+        let (level, name) = (number(option.level)?, number(option.name)?);
+        let length = libc::socklen_t::try_from(option.value.len()).map_err(io::Error::other)?;
+        // SAFETY: the value lives through the call, its length is its own, and the kernel only reads it.
+        let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, option.value.as_ptr().cast(), length) };
+        if done != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Binds and listens.
-pub(crate) fn listen(address: &Address, options: BindOptions) -> io::Result<Bound> {
+pub(crate) fn listen(address: &Address, options: BindOptions<'_>) -> io::Result<Bound> {
     match address {
         Address::Ip(addr) => {
             let socket = Socket::new(Domain::for_address(*addr), Type::STREAM, Some(Protocol::TCP))?;
@@ -53,8 +77,11 @@ pub(crate) fn listen(address: &Address, options: BindOptions) -> io::Result<Boun
                     SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
                 }
             }
+            set(&socket, options.others, BEFORE_BIND)?;
             socket.bind(&SockAddr::from(*addr))?;
+            set(&socket, options.others, BOUND)?;
             socket.listen(options.backlog)?;
+            set(&socket, options.others, LISTENING)?;
             socket.set_nonblocking(true)?;
             Ok(Bound::Tcp(socket.into()))
         }
@@ -117,12 +144,23 @@ impl KeepAlive {
     }
 }
 
-/// Connects; `bind` is the source address (inbound pass-through of Istio binds 127.0.0.6), unless the connection comes
-/// with a source of its own.
-pub(crate) async fn connect(address: &Address, bind: Option<SocketAddr>, source: Option<Source>) -> io::Result<Raw> {
+/// What a new connection is made with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ConnectOptions<'a> {
+    /// The source address (inbound pass-through of Istio binds 127.0.0.6).
+    pub(crate) bind: Option<SocketAddr>,
+    /// A source that is somebody else's, instead.
+    pub(crate) source: Option<Source>,
+    pub(crate) others: &'a [SocketOption],
+}
+
+/// Connects.
+pub(crate) async fn connect(address: &Address, options: ConnectOptions<'_>) -> io::Result<Raw> {
+    let ConnectOptions { bind, source, others } = options;
     match address {
         Address::Ip(addr) => {
             let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            set(&socket, others, BEFORE_BIND)?;
             let source = source.filter(|source| source.ip.is_ipv4() == addr.is_ipv4());
             if let Some(source) = source {
                 let socket = SockRef::from(&socket);
@@ -137,6 +175,7 @@ pub(crate) async fn connect(address: &Address, bind: Option<SocketAddr>, source:
             } else if let Some(bind) = bind.filter(|b| b.is_ipv4() == addr.is_ipv4()) {
                 socket.bind(bind)?;
             }
+            set(&socket, others, BOUND)?;
             let stream = socket.connect(*addr).await?;
             stream.set_nodelay(true)?;
             Ok(Raw::Tcp(stream))

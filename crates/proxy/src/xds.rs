@@ -103,8 +103,11 @@ async fn dial(shared: &Shared, name: &str) -> io::Result<Io> {
         entry.ok_or_else(|| io::Error::other(format!("cluster {name} does not exist or has no endpoints yet")))?;
     let host = entry.endpoints.load().hosts().next().cloned();
     let host = host.ok_or_else(|| io::Error::other(format!("cluster {name} has no endpoints")))?;
-    let raw: Raw =
-        tokio::time::timeout(entry.cluster.connect_timeout, socket::connect(&host.address, None, None)).await??;
+    let raw: Raw = tokio::time::timeout(
+        entry.cluster.connect_timeout,
+        socket::connect(&host.address, socket::ConnectOptions::default()),
+    )
+    .await??;
     match entry.client_tls(&host) {
         Some(tls) => tls.connect(raw, &shared.secrets, None, None).await.map(|(stream, _)| Io::Client(stream)),
         None => Ok(Io::Raw(raw)),

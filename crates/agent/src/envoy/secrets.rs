@@ -77,14 +77,15 @@ impl Secrets {
             return Some(certificate(current.chain_pem().into_bytes(), current.key.to_pem().as_bytes()));
         }
         if name == "ROOTCA" {
-            return Some(roots(current?.roots_pem().into_bytes()));
+            let current = current?;
+            return Some(roots(current.roots_pem().into_bytes(), current.crl.clone()));
         }
         // Source: istio `pkg/security`, `SdsCertificateConfig`: names that carry paths.
         if let Some((chain, key)) = name.strip_prefix("file-cert:").and_then(|paths| paths.split_once('~')) {
             let key = Zeroizing::new(self.read(key)?);
             return Some(certificate(self.read(chain)?, &key));
         }
-        name.strip_prefix("file-root:").and_then(|path| self.read(path)).map(roots)
+        name.strip_prefix("file-root:").and_then(|path| self.read(path)).map(|pem| roots(pem, None))
     }
 }
 
@@ -151,6 +152,7 @@ fn certificate(chain: Vec<u8>, key: &[u8]) -> secret::Type {
     })
 }
 
-fn roots(pem: Vec<u8>) -> secret::Type {
-    secret::Type::ValidationContext(CertificateValidationContext { trusted_ca: inline(pem), ..Default::default() })
+fn roots(pem: Vec<u8>, crl: Option<Vec<u8>>) -> secret::Type {
+    let crl = crl.and_then(inline);
+    secret::Type::ValidationContext(CertificateValidationContext { trusted_ca: inline(pem), crl, ..Default::default() })
 }

@@ -187,6 +187,7 @@ fn tables_of_our_dump_and_of_envoys_are_equal() {
         let dump = dump_of(command, &network);
         std::fs::write(folder.path().join(format!("{name}.json")), dump.to_string()).unwrap();
     }
+    control_plane_explains_as_the_dump_does(&program, folder.path(), &bootstrap, &network);
     for what in [
         &["clusters"][..],
         &["listeners"],
@@ -210,4 +211,35 @@ fn tables_of_our_dump_and_of_envoys_are_equal() {
         assert!(ours.lines().count() > 2, "{what:?}: {ours}");
         assert_eq!(ours, theirs, "{what:?}");
     }
+}
+
+/// What the control plane sends to a connected proxy is what the proxy's dump says: `explain` goes the same way by both.
+fn control_plane_explains_as_the_dump_does(program: &Path, folder: &Path, bootstrap: &Path, network: &Netns) {
+    let mut proxy = Command::new(program);
+    proxy.args(["proxy", "-c"]).arg(bootstrap).stdout(Stdio::null()).stderr(Stdio::null());
+    let _proxy = Running(network.run(|| proxy.spawn()).unwrap().unwrap());
+    let explain = |from: &[&str]| {
+        let mut command = Command::new(program);
+        command
+            .args(["explain", "-o", "json"])
+            .args(from)
+            .args(["GET", "http://reviews.default.svc.cluster.local:9080/v2"]);
+        network.run(|| command.output()).unwrap().unwrap()
+    };
+    let by_dump = explain(&["--config-dump", folder.join("ours.json").to_str().unwrap()]);
+    assert!(by_dump.status.success(), "{}", String::from_utf8_lossy(&by_dump.stderr));
+    let began = Instant::now();
+    let by_plane = loop {
+        let answer = explain(&["--control-plane", "127.0.0.1:15014", "--from", "client.default"]);
+        if answer.status.success() {
+            break answer;
+        }
+        let why = String::from_utf8_lossy(&answer.stderr).into_owned();
+        assert!(began.elapsed() < Duration::from_secs(30), "the control plane does not know the proxy: {why}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let [by_dump, by_plane] =
+        [by_dump, by_plane].map(|output| serde_json::from_slice::<Value>(&output.stdout).unwrap());
+    assert_eq!(by_dump["sides"][0]["logged"], by_plane["sides"][0]["logged"]);
+    assert!(by_dump["sides"][0]["logged"]["cluster"].as_str().unwrap().contains("|v2|"), "{by_dump}");
 }

@@ -185,11 +185,14 @@ impl ContainerState {
                 json!({"terminated": {"exitCode": exit.code(), "reason": reason, "finishedAt": clock::rfc3339(*at)}})
             }
         };
+        // As kubelets say it of init containers that have done their work.
+        let is_done =
+            self.role != Role::Main && matches!(&self.activity, Activity::Terminated { exit, .. } if exit.code() == 0);
         json!({
             "name": self.name,
             "image": self.image,
             "imageID": "",
-            "ready": self.ready,
+            "ready": self.ready || is_done,
             "started": self.started,
             "restartCount": self.restarts,
             "state": state,

@@ -98,6 +98,8 @@ impl Decoder {
                     self.state = if left == 0 { State::ChunkEnd } else { State::ChunkData(left) };
                     return Ok(Step::Frame(Frame::Data(buf.split_to(take).freeze())));
                 }
+                // DIFFERS: Envoy skips what stands between a chunk's data and the end of its line; here it is refused, for
+                // others may take it for something else.
                 State::ChunkEnd => match buf.as_ref() {
                     [] | [b'\r'] => return Ok(Step::More),
                     [b'\r', b'\n', ..] => {

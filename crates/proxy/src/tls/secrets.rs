@@ -3,7 +3,7 @@
 use super::{TlsError, files};
 use mesh_types::ArcStr;
 use proxy_core::stream_info::PeerCertificate;
-use proxy_core::tls::{CertificateSource, DataSource, Secret, TlsCommon, Validation};
+use proxy_core::tls::{CertificateSource, DataSource, Secret, Secretive, TlsCommon, Validation};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -149,7 +149,15 @@ impl SecretStore {
     pub(crate) fn set_workload(&self, cert: &identity::WorkloadCertificate) -> Result<(), TlsError> {
         let key = super::provider().key_provider.load_private_key(cert.key.der().clone_key())?;
         self.put("default".into(), Entry::Certificate(Arc::new(CertifiedKey::new(cert.chain.clone(), key))));
-        self.put("ROOTCA".into(), Entry::Roots(cert.roots.clone()));
+        let roots = match &cert.crl {
+            None => Entry::Roots(cert.roots.clone()),
+            Some(crl) => {
+                let inline = |bytes: Vec<u8>| Some(DataSource::Inline(Secretive(bytes.into())));
+                let (trusted_ca, crl) = (inline(cert.roots_pem().into_bytes()), inline(crl.clone()));
+                Entry::Validation(Validation { trusted_ca, crl, ..Validation::default() })
+            }
+        };
+        self.put("ROOTCA".into(), roots);
         Ok(())
     }
 

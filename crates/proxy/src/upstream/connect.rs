@@ -135,7 +135,8 @@ async fn establish(
 ) -> Result<(Io, ConnectionFacts), ConnectError> {
     let config = cluster.config();
     let bind = config.bind.iter().find(|b| host.address.socket().is_none_or(|a| a.is_ipv4() == b.is_ipv4())).copied();
-    let raw = socket::connect(&host.address, bind, variant.source)
+    let options = socket::ConnectOptions { bind, source: variant.source, others: &config.socket_options };
+    let raw = socket::connect(&host.address, options)
         .await
         .map_err(|e| ConnectError { timeout: false, reason: connect_reason(&e) })?;
     let mut local = None;

@@ -276,6 +276,43 @@ async fn names_of_clients_are_resolved() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn options_of_sockets_are_set() {
+    let (upstream, upstream_port) = bound().await;
+    let port = free_port();
+    // SOL_SOCKET, SO_KEEPALIVE; IPPROTO_TCP, TCP_KEEPIDLE.
+    let options = json!([
+        {"level": 1, "name": 9, "int_value": 1, "state": "STATE_PREBIND"},
+        {"level": 6, "name": 4, "int_value": 77, "state": "STATE_PREBIND"}
+    ]);
+    let mut tcp = listener("tcp", port, json!({"filters": [tcp_proxy("c", json!({}))]}));
+    tcp["socket_options"] = options.clone();
+    let bind = json!({"upstream_bind_config": {"socket_options": options}});
+    let handle = start(json!([tcp]), json!([cluster("c", &[upstream_port], bind)]));
+    let client = connect(port).await;
+    let (_stream, from) = upstream.accept().await.expect("a connection");
+    // Both of the proxy's connections have a timer, seen from their own side.
+    let timers = |local: u16, remote: u16| {
+        let table = std::fs::read_to_string("/proc/self/net/tcp").expect("Linux");
+        let ends = format!("0100007F:{local:04X} 0100007F:{remote:04X} 01 ");
+        let line = table.lines().find(|line| line.contains(&ends)).expect("an open connection").to_owned();
+        let timer = line.split_whitespace().nth(5).expect("tr:tm->when").to_owned();
+        timer.split(':').next().map(str::to_owned)
+    };
+    // 2: keep-alive.
+    assert_eq!(timers(from.port(), upstream_port).as_deref(), Some("02"));
+    let local = client.local_addr().expect("connected").port();
+    assert_eq!(timers(port, local).as_deref(), Some("02"));
+    handle.shutdown();
+
+    let mut refused = listener("tcp", free_port(), json!({"filters": [tcp_proxy("c", json!({}))]}));
+    refused["socket_options"] = json!([{"level": 6, "name": 9999, "int_value": 1}]);
+    let config = json!({"static_resources": {"listeners": [refused], "clusters": [cluster("c", &[1], json!({}))]}});
+    let options = proxy::Options { concurrency: 1, ..Default::default() };
+    let error = proxy::start(bootstrap(&config), options).err().expect("no such option").to_string();
+    assert!(error.contains("cannot bind"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn open_connections_are_limited() {
     let (upstream, upstream_port) = bound().await;
     let port = free_port();
