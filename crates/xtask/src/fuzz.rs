@@ -4,10 +4,15 @@ use crate::shell::{command, must};
 const PACKAGES: [&str; 4] = ["agent", "inject", "proxy", "proxy-core"];
 
 /// Runs the fuzz targets, each for so long, as many at a time as there are processors. The build is the tests' own.
-pub(crate) fn run(seconds: u64, only: Option<&str>) -> anyhow::Result<()> {
+/// Without a seed each run looks elsewhere.
+pub(crate) fn run(seconds: u64, only: Option<&str>, seed: Option<u64>) -> anyhow::Result<()> {
     let filter = format!("fuzz::{}", only.unwrap_or_default());
     let mut cargo = command("cargo");
     cargo.args(["test", "--locked", "--lib", "--test=it"]);
     cargo.args(PACKAGES.map(|package| format!("--package={package}")));
-    must(cargo.args(["--", &filter, "--show-output"]).env("FUZZ_SECONDS", seconds.to_string()))
+    cargo.args(["--", &filter, "--show-output"]).env("FUZZ_SECONDS", seconds.to_string());
+    if let Some(seed) = seed {
+        cargo.env("FUZZ_SEED", seed.to_string());
+    }
+    must(&mut cargo)
 }

@@ -44,7 +44,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Setup => setup::run(),
         Verb::Test => test::run(),
         Verb::Tidy => tidy::run(),
-        Verb::Fuzz { seconds, only } => fuzz::run(seconds, only.as_deref()),
+        Verb::Fuzz { seconds, only } => fuzz::run(seconds, only.as_deref(), None),
         Verb::Bench { what } => bench::run(what),
     }
 }
