@@ -66,16 +66,20 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Header> {
     if bytes[..n] != prefix[..n] {
         return Some(Header::Absent);
     }
-    let Some(end) = bytes.windows(2).take(MAX_LINE).position(|w| w == b"\r\n") else {
+    let Some(end) = bytes.windows(2).take(MAX_LINE - 1).position(|w| w == b"\r\n") else {
         return if bytes.len() >= MAX_LINE { None } else { Some(Header::More) };
     };
     let line = std::str::from_utf8(&bytes[..end]).ok()?;
     let mut words = line.split(' ').skip(1);
     let addresses = match words.next()? {
         "UNKNOWN" => None,
-        "TCP4" | "TCP6" => {
+        family @ ("TCP4" | "TCP6") => {
             let (from, to): (IpAddr, IpAddr) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
             let (from_port, to_port): (u16, u16) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            let v4 = family == "TCP4";
+            if from.is_ipv4() != v4 || to.is_ipv4() != v4 || words.next().is_some() {
+                return None;
+            }
             Some((SocketAddr::new(from, from_port), SocketAddr::new(to, to_port)))
         }
         _ => return None,
@@ -147,6 +151,20 @@ pub(crate) fn header(version: u8, from: Option<SocketAddr>, to: Option<SocketAdd
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_end_where_the_specification_says_and_hold_nothing_else() {
+        let padded = |length: usize| {
+            let mut line = b"PROXY UNKNOWN ".to_vec();
+            line.resize(length - 2, b'x');
+            [&line[..], b"\r\n"].concat()
+        };
+        assert_eq!(parse(&padded(MAX_LINE)), Some(Header::Found(MAX_LINE, None)));
+        assert_eq!(parse(&padded(MAX_LINE + 1)), None);
+        for line in ["TCP4 1.2.3.4 5.6.7.8 1 2 3", "TCP4 ::1 ::2 1 2", "TCP6 1.2.3.4 ::2 1 2"] {
+            assert_eq!(parse(format!("PROXY {line}\r\n").as_bytes()), None, "{line}");
+        }
+    }
 
     #[test]
     fn what_is_written_can_be_read() {
