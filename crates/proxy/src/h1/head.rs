@@ -395,6 +395,7 @@ struct Facts {
     drop_length: bool,
     /// `:authority` is known; a Host field is not looked at.
     authority: bool,
+    /// It is what Host fields said; further ones are appended.
     host: bool,
 }
 
@@ -487,10 +488,10 @@ fn fields(
                 if !facts.authority {
                     headers.push(b":authority", value);
                     facts.authority = true;
+                    facts.host = true;
                 } else if facts.host {
                     headers.append(":authority", value, ",");
                 }
-                facts.host = true;
                 continue;
             }
             _ => {}

@@ -47,6 +47,10 @@ fn absolute_form_replaces_the_host() {
     let head = request("GET http://abs.test:81/p?q=1 HTTP/1.1\r\nhost: other\r\n\r\n").unwrap();
     assert_eq!(head.headers.authority(), Some("abs.test:81"));
     assert_eq!(head.headers.path(), Some("/p?q=1"));
+    let twice = "HTTP/1.1\r\nhost: one\r\nhost: two\r\n\r\n";
+    assert_eq!(request(&format!("GET http://abs.test/ {twice}")).unwrap().headers.authority(), Some("abs.test"));
+    assert_eq!(request(&format!("CONNECT t:443 {twice}")).unwrap().headers.authority(), Some("t:443"));
+    assert_eq!(request(&format!("GET / {twice}")).unwrap().headers.authority(), Some("one,two"));
     assert_eq!(detail("GET ftp://abs.test/p HTTP/1.1\r\nhost: other\r\n\r\n"), "http1.invalid_scheme");
 }
 
