@@ -5,6 +5,27 @@ use std::collections::BTreeMap;
 use crate::wire::Duration;
 use crate::wire::{enumeration, message};
 
+/// gRPC's status codes by name; the index is the code (gRPC's statuscodes.md).
+pub const GRPC_STATUSES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
 message! {
     /// `networking.v1alpha3.VirtualService`.
     VirtualService {

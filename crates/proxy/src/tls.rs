@@ -17,10 +17,44 @@ pub(crate) use secrets::{SecretStore, read as read_source};
 pub(crate) use server::ServerTls;
 pub(crate) use verify::Failure;
 
+use arc_swap::ArcSwapOption;
 use mesh_types::ArcStr;
 use proxy_core::TlsInfo;
 use rustls::crypto::CryptoProvider;
 use std::sync::{Arc, LazyLock};
+
+/// What a context was compiled into, and of which generation of secrets.
+struct Current<T>(ArcSwapOption<(u64, Arc<T>)>);
+
+impl<T> Default for Current<T> {
+    fn default() -> Self {
+        Self(ArcSwapOption::empty())
+    }
+}
+
+impl<T> Current<T> {
+    /// Compiles anew if a secret has changed. One that went bad does not take down what worked.
+    fn get(&self, secrets: &SecretStore, compile: impl FnOnce() -> Result<T, TlsError>) -> Result<Arc<T>, TlsError> {
+        let generation = secrets.generation();
+        let current = self.0.load();
+        match current.as_deref() {
+            Some((of, compiled)) if *of == generation => return Ok(compiled.clone()),
+            _ => {}
+        }
+        match (compile(), current.as_deref()) {
+            (Ok(compiled), _) => {
+                let compiled = Arc::new(compiled);
+                self.0.store(Some(Arc::new((generation, compiled.clone()))));
+                Ok(compiled)
+            }
+            (Err(error), Some((_, former))) => {
+                tracing::warn!(%error, "keeping the former TLS context");
+                Ok(former.clone())
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+}
 
 /// Why a context cannot be used now.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use istio_api::Sidecar;
-use mesh_types::selects;
+use mesh_types::{Labels, selects};
 
 use crate::message::{Level, Message};
 use crate::world::{NETWORKING, Resource, World, list_text, selector_text};
@@ -14,8 +14,30 @@ pub(super) fn names(resources: &[&Resource<'_>]) -> String {
     list_text(&names)
 }
 
+/// By namespace and name of a pod: the objects that select it.
+pub(super) type ByPod<'w> = BTreeMap<(&'w str, &'w str), Vec<&'w Resource<'w>>>;
+
+/// Notes the pods that an object selects. One that selects nothing, now and later, is told.
+pub(super) fn select<'w>(
+    world: &'w World<'w>,
+    resource: &'w Resource<'w>,
+    selector: &Labels,
+    field: &str,
+    by_pod: &mut ByPod<'w>,
+    out: &mut Vec<Message>,
+) {
+    for pod in world.pods().iter().filter(|p| p.namespace == resource.namespace && selects(selector, &p.labels)) {
+        by_pod.entry((pod.namespace, pod.name)).or_default().push(resource);
+    }
+    if !world.selects_any(selector, resource.namespace) {
+        let label = selector.keys().next().map_or("", String::as_str);
+        let text = format!("Referenced selector not found: {:?}", selector_text(selector));
+        out.push(Message::new("IST0101", Level::Error, resource, text).at(resource, &format!("{field}[\"{label}\"]")));
+    }
+}
+
 pub(super) fn check(world: &World<'_>, out: &mut Vec<Message>) {
-    let mut by_pod: BTreeMap<(&str, &str), Vec<&Resource<'_>>> = BTreeMap::new();
+    let mut by_pod = ByPod::new();
     let mut general: BTreeMap<&str, Vec<&Resource<'_>>> = BTreeMap::new();
     for (resource, spec) in world.specs::<Sidecar>(NETWORKING, "Sidecar") {
         let selector = spec.workload_selector.map(|s| s.labels).unwrap_or_default();
@@ -23,15 +45,7 @@ pub(super) fn check(world: &World<'_>, out: &mut Vec<Message>) {
             general.entry(resource.namespace).or_default().push(resource);
             continue;
         }
-        for pod in world.pods().iter().filter(|p| p.namespace == resource.namespace && selects(&selector, &p.labels)) {
-            by_pod.entry((pod.namespace, pod.name)).or_default().push(resource);
-        }
-        if !world.selects_any(&selector, resource.namespace) {
-            let label = selector.keys().next().map_or("", String::as_str);
-            let text = format!("Referenced selector not found: {:?}", selector_text(&selector));
-            let field = format!("spec.workloadSelector.labels[\"{label}\"]");
-            out.push(Message::new("IST0101", Level::Error, resource, text).at(resource, &field));
-        }
+        select(world, resource, &selector, "spec.workloadSelector.labels", &mut by_pod, out);
     }
     let mut told = BTreeSet::new();
     let mut ineffective = |resource: &Resource<'_>, reason: &str, out: &mut Vec<Message>| {

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use istio_api::Telemetry;
-use mesh_types::selects;
 
-use super::sidecar::names;
+use super::sidecar::{ByPod, names, select};
 use crate::message::{Level, Message};
-use crate::world::{Resource, TELEMETRY, World, selector_text};
+use crate::world::{Resource, TELEMETRY, World};
 
 pub(super) fn providers(world: &World<'_>, out: &mut Vec<Message>) {
     if world.mesh.default_providers.as_ref().is_some_and(|p| !p.access_logging.is_empty()) {
@@ -28,21 +27,13 @@ pub(super) fn providers(world: &World<'_>, out: &mut Vec<Message>) {
 }
 
 pub(super) fn selectors(world: &World<'_>, out: &mut Vec<Message>) {
-    let mut by_pod: BTreeMap<(&str, &str), Vec<&Resource<'_>>> = BTreeMap::new();
+    let mut by_pod = ByPod::new();
     for (resource, spec) in world.specs::<Telemetry>(TELEMETRY, "Telemetry") {
         let selector = spec.selector.map(|s| s.match_labels).unwrap_or_default();
         if selector.is_empty() {
             continue;
         }
-        for pod in world.pods().iter().filter(|p| p.namespace == resource.namespace && selects(&selector, &p.labels)) {
-            by_pod.entry((pod.namespace, pod.name)).or_default().push(resource);
-        }
-        if !world.selects_any(&selector, resource.namespace) {
-            let label = selector.keys().next().map_or("", String::as_str);
-            let text = format!("Referenced selector not found: {:?}", selector_text(&selector));
-            let field = format!("spec.selector.matchLabels[\"{label}\"]");
-            out.push(Message::new("IST0101", Level::Error, resource, text).at(resource, &field));
-        }
+        select(world, resource, &selector, "spec.selector.matchLabels", &mut by_pod, out);
     }
     for ((namespace, pod), telemetries) in by_pod.iter().filter(|(_, list)| list.len() > 1) {
         for resource in telemetries {

@@ -4,33 +4,13 @@ use mesh_types::Hostname;
 
 use super::{Check, text};
 use crate::virtual_service::{
-    Abort, CorsPolicy, Destination, HeaderOperations, Headers, HttpDirectResponse, HttpMatchRequest, HttpRedirect,
-    HttpRetry, HttpRewrite, HttpRoute, Percent, RouteDestination, StringMatch, TcpRoute, TlsRoute,
+    Abort, CorsPolicy, Destination, GRPC_STATUSES, HeaderOperations, Headers, HttpDirectResponse, HttpMatchRequest,
+    HttpRedirect, HttpRetry, HttpRewrite, HttpRoute, Percent, RouteDestination, StringMatch, TcpRoute, TlsRoute,
 };
 use crate::{Violation, VirtualService};
 
 /// Methods of `corsPolicy.allowMethods`.
 const CORS_METHODS: [&str; 10] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "*"];
-
-const GRPC_STATUSES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
 
 /// What `retryOn` may list, besides status codes (istiod `supportedRetryOnPolicies`).
 const RETRY_ON: [&str; 18] = [

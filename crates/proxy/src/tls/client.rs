@@ -1,9 +1,8 @@
 //! Upstream TLS contexts.
 
 use super::verify::ServerVerifier;
-use super::{SecretStore, TlsError, info, peer_certificate, provider_for, versions};
+use super::{Current, SecretStore, TlsError, info, peer_certificate, provider_for, versions};
 use crate::io::Raw;
-use arc_swap::ArcSwapOption;
 use mesh_types::ArcStr;
 use proxy_core::TlsInfo;
 use proxy_core::stream_info::PeerCertificate;
@@ -22,11 +21,10 @@ pub(crate) struct ClientTls {
     context: Arc<UpstreamTls>,
     /// The certificate must be for the SNI (`auto_san_validation`).
     match_name: bool,
-    current: ArcSwapOption<Compiled>,
+    current: Current<Compiled>,
 }
 
 struct Compiled {
-    generation: u64,
     config: Arc<ClientConfig>,
     local: Option<PeerCertificate>,
     validates: bool,
@@ -49,7 +47,7 @@ impl ResolvesClientCert for Single {
 impl ClientTls {
     pub(crate) fn new(context: Arc<UpstreamTls>, match_name: bool) -> Self {
         let match_name = match_name || context.auto_sni_san_validation;
-        Self { context, match_name, current: ArcSwapOption::empty() }
+        Self { context, match_name, current: Current::default() }
     }
 
     /// The context says nothing about ALPN: the protocol of the cluster decides.
@@ -57,30 +55,7 @@ impl ClientTls {
         self.context.common.alpn.is_empty()
     }
 
-    fn compiled(&self, secrets: &SecretStore) -> Result<Arc<Compiled>, TlsError> {
-        let generation = secrets.generation();
-        if let Some(current) = self.current.load_full()
-            && current.generation == generation
-        {
-            return Ok(current);
-        }
-        match self.compile(secrets, generation) {
-            Ok(compiled) => {
-                let compiled = Arc::new(compiled);
-                self.current.store(Some(compiled.clone()));
-                Ok(compiled)
-            }
-            Err(e) => match self.current.load_full() {
-                Some(current) => {
-                    tracing::warn!(error = %e, "keeping the former TLS context");
-                    Ok(current)
-                }
-                None => Err(e),
-            },
-        }
-    }
-
-    fn compile(&self, secrets: &SecretStore, generation: u64) -> Result<Compiled, TlsError> {
+    fn compile(&self, secrets: &SecretStore) -> Result<Compiled, TlsError> {
         let common = &self.context.common;
         let key = secrets.certificates(common)?.into_iter().next();
         let (validation, roots) = secrets.validation(common)?;
@@ -95,7 +70,7 @@ impl ClientTls {
         config.resumption =
             rustls::client::Resumption::in_memory_sessions(self.context.max_session_keys.clamp(1, 8) as usize);
         config.alpn_protocols = super::spoken(&common.alpn);
-        Ok(Compiled { generation, config: Arc::new(config), local, validates })
+        Ok(Compiled { config: Arc::new(config), local, validates })
     }
 
     /// Shakes hands. `server_name`: SNI instead of the context's; `alpn`: protocols instead of the context's.
@@ -106,7 +81,7 @@ impl ClientTls {
         server_name: Option<&str>,
         alpn: Option<&[Vec<u8>]>,
     ) -> io::Result<(Box<TlsStream<Raw>>, TlsInfo)> {
-        let compiled = self.compiled(secrets).map_err(io::Error::other)?;
+        let compiled = self.current.get(secrets, || self.compile(secrets)).map_err(io::Error::other)?;
         let sni: Option<ArcStr> = server_name.map(ArcStr::from).or_else(|| self.context.sni.clone());
         let name = match sni.as_deref().filter(|s| !s.is_empty()) {
             Some(sni) => ServerName::try_from(sni.to_owned()).map_err(io::Error::other)?,

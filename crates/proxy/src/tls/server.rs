@@ -1,9 +1,8 @@
 //! Downstream TLS contexts.
 
 use super::verify::{ClientVerifier, dns_match};
-use super::{SecretStore, TlsError, info, peer_certificate, provider_for, versions};
+use super::{Current, SecretStore, TlsError, info, peer_certificate, provider_for, versions};
 use crate::io::Raw;
-use arc_swap::ArcSwapOption;
 use proxy_core::TlsInfo;
 use proxy_core::stream_info::PeerCertificate;
 use proxy_core::tls::DownstreamTls;
@@ -17,11 +16,10 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 /// A chain's TLS, compiled when needed.
 pub(crate) struct ServerTls {
     context: Arc<DownstreamTls>,
-    current: ArcSwapOption<Compiled>,
+    current: Current<Compiled>,
 }
 
 struct Compiled {
-    generation: u64,
     /// With the context's ALPN protocols.
     with_alpn: Arc<ServerConfig>,
     /// Without: a client that shares none is served without ALPN, as BoringSSL does, instead of refused.
@@ -54,34 +52,10 @@ const SESSIONS: usize = 128;
 
 impl ServerTls {
     pub(crate) fn new(context: Arc<DownstreamTls>) -> Self {
-        Self { context, current: ArcSwapOption::empty() }
+        Self { context, current: Current::default() }
     }
 
-    fn compiled(&self, secrets: &SecretStore) -> Result<Arc<Compiled>, TlsError> {
-        let generation = secrets.generation();
-        if let Some(current) = self.current.load_full()
-            && current.generation == generation
-        {
-            return Ok(current);
-        }
-        match self.compile(secrets, generation) {
-            Ok(compiled) => {
-                let compiled = Arc::new(compiled);
-                self.current.store(Some(compiled.clone()));
-                Ok(compiled)
-            }
-            // A secret that went bad does not take down what worked.
-            Err(e) => match self.current.load_full() {
-                Some(current) => {
-                    tracing::warn!(error = %e, "keeping the former TLS context");
-                    Ok(current)
-                }
-                None => Err(e),
-            },
-        }
-    }
-
-    fn compile(&self, secrets: &SecretStore, generation: u64) -> Result<Compiled, TlsError> {
+    fn compile(&self, secrets: &SecretStore) -> Result<Compiled, TlsError> {
         let common = &self.context.common;
         let keys = secrets.certificates(common)?;
         if keys.is_empty() {
@@ -114,12 +88,12 @@ impl ServerTls {
         config.send_tls13_tickets = 1;
         let without_alpn = Arc::new(config.clone());
         config.alpn_protocols = super::spoken(&common.alpn);
-        Ok(Compiled { generation, with_alpn: Arc::new(config), without_alpn, certificates, validates })
+        Ok(Compiled { with_alpn: Arc::new(config), without_alpn, certificates, validates })
     }
 
     /// Shakes hands.
     pub(crate) async fn accept(&self, raw: Raw, secrets: &SecretStore) -> io::Result<(Box<TlsStream<Raw>>, TlsInfo)> {
-        let compiled = self.compiled(secrets).map_err(io::Error::other)?;
+        let compiled = self.current.get(secrets, || self.compile(secrets)).map_err(io::Error::other)?;
         let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), raw).await?;
         let config = {
             let hello = start.client_hello();

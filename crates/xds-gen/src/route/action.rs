@@ -23,8 +23,8 @@ use envoy_api::route::{
 };
 use istio_api::destination_rule::{ConsistentHashLb, TrafficPolicy};
 use istio_api::virtual_service::{
-    CorsPolicy, Destination, Headers, HttpDirectResponse, HttpFaultInjection, HttpMatchRequest, HttpRedirect,
-    HttpRoute, HttpRouteDestination, RedirectPortSelection, UnmatchedPreflights, VirtualService,
+    CorsPolicy, Destination, GRPC_STATUSES, Headers, HttpDirectResponse, HttpFaultInjection, HttpMatchRequest,
+    HttpRedirect, HttpRoute, HttpRouteDestination, RedirectPortSelection, UnmatchedPreflights, VirtualService,
 };
 use mesh_types::selects;
 use push_context::Config;
@@ -499,26 +499,7 @@ fn fault(from: &HttpFaultInjection) -> Option<HttpFault> {
     (delay.is_some() || abort.is_some()).then(|| HttpFault { delay, abort, ..HttpFault::default() })
 }
 
-/// gRPC status codes by name (gRPC statuscodes.md); unknown ones are OK, as in istiod.
+/// Unknown names are OK, as in istiod.
 fn grpc_code(name: &str) -> u32 {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    NAMES.iter().position(|n| *n == name).and_then(|i| u32::try_from(i).ok()).unwrap_or_default()
+    GRPC_STATUSES.iter().position(|n| *n == name).and_then(|i| u32::try_from(i).ok()).unwrap_or_default()
 }
