@@ -4,11 +4,13 @@
 //! every object that did. An object that istiod would refuse is [`Rejected`], and what was stored before stays.
 //! Never: files, a Kubernetes API client, what the objects mean for a proxy.
 
+mod compact;
 mod kind;
 mod object;
 mod snapshot;
 mod store;
 
+pub use compact::Compact;
 pub use kind::Kind;
 pub use object::{Body, Key, Object, Origin};
 pub use snapshot::Snapshot;

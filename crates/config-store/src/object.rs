@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use manifest::{Document, Error};
 use mesh_types::{ArcStr, Labels};
 
-use crate::Kind;
+use crate::{Compact, Kind};
 
 /// What identifies an object.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -133,7 +133,7 @@ macro_rules! bodies {
 bodies! {
     Namespace(core::Namespace) = "";
     Node(core::Node) = "";
-    Pod(core::Pod) = "";
+    Pod(Compact<core::Pod>) = "";
     Service(core::Service) = "";
     EndpointSlice(discovery::EndpointSlice) = "";
     ServiceAccount(core::ServiceAccount) = "";

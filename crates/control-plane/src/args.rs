@@ -137,6 +137,7 @@ pub struct Args {
 /// # Errors
 /// When it cannot start: a port is taken, a file is missing.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    lifecycle::memory::keep_heap_small();
     lifecycle::logging::init(&lifecycle::logging::Options { json: args.log_json, levels: levels(&args.log_level) })?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;

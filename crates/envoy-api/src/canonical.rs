@@ -5,6 +5,7 @@
 //! maps is read once from the descriptor set; everything else is copied as it is.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use envoy_types::pb::google::protobuf::DescriptorProto;
@@ -94,30 +95,30 @@ impl Schema {
     }
 }
 
-/// The same message with the entries of every map sorted by key, also inside `Any`.
+/// Sorts the entries of every map of an encoded message by key, also inside `Any`.
 ///
-/// Bytes that are no message of that type are returned as far as they could be read, unchanged.
-pub(crate) fn sort_maps(full_name: &str, body: &[u8]) -> Vec<u8> {
-    match SCHEMA.by_name.get(full_name) {
-        Some(&index) => rewrite(index, body),
-        None => body.to_vec(),
+/// Sorting changes no length, so it is done in place. Bytes that are no message of that type are left as they are from
+/// where they could no longer be read.
+pub(crate) fn sort_maps(full_name: &str, body: &mut [u8]) {
+    if let Some(&index) = SCHEMA.by_name.get(full_name) {
+        sort(&SCHEMA, index, body);
     }
 }
 
-/// One field of an encoded message.
-struct Field<'a> {
+/// One field of an encoded message, as places in its bytes.
+struct Field {
     number: u32,
     /// Key and value.
-    whole: &'a [u8],
+    whole: Range<usize>,
     /// The content of a length-delimited field.
-    content: Option<&'a [u8]>,
+    content: Option<Range<usize>>,
 }
 
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
+fn varint(bytes: &[u8], at: &mut usize) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
+        let byte = *bytes.get(*at)?;
+        *at += 1;
         value |= u64::from(byte & 0x7f) << shift;
         if byte < 0x80 {
             return Some(value);
@@ -126,109 +127,113 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-fn next_field<'a>(bytes: &mut &'a [u8]) -> Option<Field<'a>> {
-    let start = *bytes;
-    let key = varint(bytes)?;
+/// The field at `at`, which is moved behind it.
+fn next_field(bytes: &[u8], at: &mut usize) -> Option<Field> {
+    let start = *at;
+    let mut end = start;
+    let key = varint(bytes, &mut end)?;
     let mut content = None;
-    let skip = match key & 7 {
-        0 => {
-            varint(bytes)?;
-            0
-        }
-        1 => 8,
+    match key & 7 {
+        0 => drop(varint(bytes, &mut end)?),
+        1 => end += 8,
         2 => {
-            let length = usize::try_from(varint(bytes)?).ok()?;
-            content = Some(bytes.get(..length)?);
-            length
+            let length = usize::try_from(varint(bytes, &mut end)?).ok()?;
+            let from = end;
+            end = end.checked_add(length)?;
+            content = Some(from..end);
         }
-        5 => 4,
+        5 => end += 4,
         _ => return None,
-    };
-    *bytes = bytes.get(skip..)?;
-    Some(Field { number: u32::try_from(key >> 3).ok()?, whole: &start[..start.len() - bytes.len()], content })
+    }
+    if end > bytes.len() {
+        return None;
+    }
+    *at = end;
+    Some(Field { number: u32::try_from(key >> 3).ok()?, whole: start..end, content })
 }
 
-fn put(out: &mut Vec<u8>, number: u32, content: &[u8]) {
-    for mut value in [u64::from(number) << 3 | 2, content.len() as u64] {
-        while value >= 0x80 {
-            out.push((value & 0x7f) as u8 | 0x80);
-            value >>= 7;
-        }
-        out.push(value as u8);
-    }
-    out.extend_from_slice(content);
+/// Entries of one map, one after the other, as prost writes them.
+struct Entries {
+    field: u32,
+    /// The key and the whole entry.
+    places: Vec<(Range<usize>, Range<usize>)>,
 }
 
-fn rewrite(index: usize, body: &[u8]) -> Vec<u8> {
-    if SCHEMA.any == Some(index) {
-        return rewrite_any(body);
-    }
-    let fields = &SCHEMA.fields[index];
-    let mut out = Vec::with_capacity(body.len());
-    // Entries of the map being read: prost writes them one after the other.
-    let mut entries: Vec<(&[u8], Vec<u8>)> = Vec::new();
-    let mut map = 0;
-    let mut rest = body;
-    let flush = |out: &mut Vec<u8>, map: u32, entries: &mut Vec<(&[u8], Vec<u8>)>| {
-        entries.sort();
-        entries.drain(..).for_each(|(_, entry)| put(out, map, &entry));
-    };
-    while !rest.is_empty() {
-        let before = rest;
-        let Some(field) = next_field(&mut rest) else {
-            flush(&mut out, map, &mut entries);
-            out.extend_from_slice(before);
-            return out;
-        };
-        let inside = fields.iter().find(|(number, _)| *number == field.number).map(|(_, inside)| *inside);
-        if field.number != map {
-            flush(&mut out, map, &mut entries);
-            map = field.number;
-        }
-        match (inside, field.content) {
-            (Some(Inside::Message(index)), Some(content)) => put(&mut out, field.number, &rewrite(index, content)),
-            (Some(Inside::Map(value)), Some(content)) => {
-                let mut key: &[u8] = &[];
-                let mut entry = Vec::with_capacity(content.len());
-                let mut parts = content;
-                while let Some(part) = next_field(&mut parts) {
-                    match (part.number, part.content, value) {
-                        (1, Some(text), _) => {
-                            key = text;
-                            entry.extend_from_slice(part.whole);
-                        }
-                        (2, Some(inner), Some(index)) => put(&mut entry, 2, &rewrite(index, inner)),
-                        _ => entry.extend_from_slice(part.whole),
-                    }
-                }
-                entries.push((key, entry));
+impl Entries {
+    /// Puts the entries in order and begins with another field.
+    fn finish(&mut self, body: &mut [u8]) {
+        if !self.places.is_sorted_by(|a, b| body[a.0.clone()] <= body[b.0.clone()]) {
+            let (from, to) = (self.places[0].1.start, self.places[self.places.len() - 1].1.end);
+            let before = body[from..to].to_vec();
+            let of = |place: &Range<usize>| &before[place.start - from..place.end - from];
+            self.places.sort_by(|a, b| of(&a.0).cmp(of(&b.0)));
+            let mut at = from;
+            for (_, whole) in &self.places {
+                body[at..at + whole.len()].copy_from_slice(of(whole));
+                at += whole.len();
             }
-            _ => out.extend_from_slice(field.whole),
         }
+        self.places.clear();
     }
-    flush(&mut out, map, &mut entries);
-    out
 }
 
-fn rewrite_any(body: &[u8]) -> Vec<u8> {
-    let mut url: &[u8] = &[];
-    let mut out = Vec::with_capacity(body.len());
-    let mut rest = body;
-    while let Some(field) = next_field(&mut rest) {
+fn sort(schema: &Schema, index: usize, body: &mut [u8]) {
+    if schema.any == Some(index) {
+        return sort_any(schema, body);
+    }
+    let fields = &schema.fields[index];
+    if fields.is_empty() {
+        return;
+    }
+    let mut entries = Entries { field: 0, places: Vec::new() };
+    let mut at = 0;
+    while let Some(field) = next_field(body, &mut at) {
+        if field.number != entries.field {
+            entries.finish(body);
+            entries.field = field.number;
+        }
+        let Some(content) = field.content else { continue };
+        match fields.iter().find(|(number, _)| *number == field.number) {
+            Some((_, Inside::Message(index))) => sort(schema, *index, &mut body[content]),
+            Some((_, Inside::Map(value))) => {
+                let key = sort_entry(schema, *value, &mut body[content.clone()]);
+                entries.places.push((content.start + key.start..content.start + key.end, field.whole));
+            }
+            None => {}
+        }
+    }
+    entries.finish(body);
+}
+
+/// Sorts what is inside a map's entry; where its key is.
+fn sort_entry(schema: &Schema, value: Option<usize>, entry: &mut [u8]) -> Range<usize> {
+    let (mut key, mut at) = (0..0, 0);
+    while let Some(part) = next_field(entry, &mut at) {
+        match (part.number, part.content, value) {
+            (1, Some(text), _) => key = text,
+            (2, Some(inner), Some(index)) => sort(schema, index, &mut entry[inner]),
+            _ => {}
+        }
+    }
+    key
+}
+
+fn sort_any(schema: &Schema, body: &mut [u8]) {
+    let (mut index, mut at) = (None, 0);
+    while let Some(field) = next_field(body, &mut at) {
         match (field.number, field.content) {
-            (1, Some(text)) => {
-                url = text;
-                out.extend_from_slice(field.whole);
+            (1, Some(url)) => {
+                let name = std::str::from_utf8(&body[url]).unwrap_or_default();
+                index = schema.by_name.get(name.rsplit('/').next().unwrap_or_default()).copied();
             }
             (2, Some(value)) => {
-                let name = std::str::from_utf8(url).unwrap_or_default();
-                let name = name.rsplit('/').next().unwrap_or_default();
-                put(&mut out, 2, &sort_maps(name, value));
+                if let Some(index) = index {
+                    sort(schema, index, &mut body[value]);
+                }
             }
-            _ => out.extend_from_slice(field.whole),
+            _ => {}
         }
     }
-    out
 }
 
 #[cfg(test)]
@@ -254,15 +259,20 @@ mod tests {
         };
         let (a, b) = (make().encode_to_vec(), make().encode_to_vec());
         assert_ne!(a, b, "two hash maps of 20 entries hardly ever agree on an order");
-        let name = LbEndpoint::full_name();
-        assert_eq!(sort_maps(&name, &a), sort_maps(&name, &b));
-        assert_eq!(LbEndpoint::decode(sort_maps(&name, &a).as_slice()).unwrap(), make());
+        let sorted = |mut bytes: Vec<u8>| {
+            sort_maps(&LbEndpoint::full_name(), &mut bytes);
+            bytes
+        };
+        assert_eq!(sorted(a.clone()), sorted(b));
+        assert_eq!(LbEndpoint::decode(sorted(a).as_slice()).unwrap(), make());
     }
 
     #[test]
     fn garbage_passes_through() {
-        for bytes in [&[0xffu8; 3][..], &[0x0a, 0x7f, 0x01], &[0x0a]] {
-            sort_maps("envoy.config.cluster.v3.Cluster", bytes);
+        for bytes in [&[0xffu8; 3][..], &[0x0a, 0x7f, 0x01], &[0x0a], &[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]] {
+            let mut sorted = bytes.to_vec();
+            sort_maps("envoy.config.cluster.v3.Cluster", &mut sorted);
+            assert_eq!(sorted, bytes);
         }
     }
 }

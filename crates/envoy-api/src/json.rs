@@ -5,6 +5,7 @@
 
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use envoy_types::pb::google::protobuf::FileDescriptorSet;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
@@ -54,6 +55,11 @@ pub(crate) fn descriptor_set() -> FileDescriptorSet {
     let mut set = FileDescriptorSet::decode(DESCRIPTORS).unwrap_or_default();
     set.file.extend(istio::descriptors().file);
     set
+}
+
+/// The same, encoded, in the order in which they build on each other.
+pub(crate) fn encoded_descriptors() -> [Bytes; 2] {
+    [Bytes::from_static(DESCRIPTORS), Bytes::from(istio::descriptors().encode_to_vec())]
 }
 
 /// The reflection descriptor of `type_url` (a full name, with or without a prefix ending in `/`).

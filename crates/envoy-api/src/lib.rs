@@ -32,8 +32,9 @@ mod canonical;
 pub mod istio;
 pub mod json;
 mod resource;
+pub mod transcode;
 
-pub use resource::Resource;
+pub use resource::{Resource, encode};
 
 /// Type URLs of the resources that a sidecar subscribes to.
 pub mod type_url {

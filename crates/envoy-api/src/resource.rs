@@ -1,4 +1,5 @@
 use std::hash::{DefaultHasher, Hasher};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -6,9 +7,14 @@ use prost::{Message, Name};
 
 use crate::canonical;
 
-/// One encoded xDS resource, as it travels: name, version and bytes.
+/// One encoded xDS resource, as it travels: name, version and bytes. Shared: a clone is one pointer, so that lists for many
+/// proxies cost little.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Resource {
+pub struct Resource(Arc<Parts>);
+
+/// What a [`Resource`] is made of.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Parts {
     /// The name a client subscribes to.
     pub name: Arc<str>,
     /// A hash of `body`, so that equal content has an equal version across rebuilds and restarts.
@@ -17,10 +23,25 @@ pub struct Resource {
     pub body: Bytes,
 }
 
+/// Encodes `message` with sorted map entries.
+pub fn encode<M: Message + Name>(message: &M) -> Vec<u8> {
+    let mut body = message.encode_to_vec();
+    canonical::sort_maps(&M::full_name(), &mut body);
+    body
+}
+
+impl Deref for Resource {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
 impl Resource {
     /// Encodes `message` with sorted map entries, so that equal messages give equal bytes.
     pub fn new<M: Message + Name>(name: impl Into<Arc<str>>, message: &M) -> Resource {
-        Resource::from_bytes(name, canonical::sort_maps(&M::full_name(), &message.encode_to_vec()))
+        Resource::from_bytes(name, encode(message))
     }
 
     /// A resource whose message is already encoded.
@@ -28,6 +49,18 @@ impl Resource {
         // `DefaultHasher::new` has fixed keys; a collision would hide one change of one resource, at 2^-64.
         let mut hasher = DefaultHasher::new();
         hasher.write(&body);
-        Resource { name: name.into(), version: format!("{:016x}", hasher.finish()).into(), body: body.into() }
+        // Buffers grow by doubling, and resources stay.
+        let body = Bytes::from(body.into_boxed_slice());
+        Resource::with_version(name, format!("{:016x}", hasher.finish()), body)
+    }
+
+    /// A resource whose version somebody else has chosen.
+    pub fn with_version(name: impl Into<Arc<str>>, version: impl Into<Arc<str>>, body: impl Into<Bytes>) -> Resource {
+        Resource(Arc::new(Parts { name: name.into(), version: version.into(), body: body.into() }))
+    }
+
+    /// Whether it is the same object, which needs no comparison.
+    pub fn is(&self, other: &Resource) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }

@@ -15,6 +15,7 @@ pub use files::{Files, Texts};
 use crate::decision::{Policy, Selection};
 use crate::functions::FUNCTIONS;
 use crate::mesh::Mesh;
+use crate::rendered::Rendered;
 
 /// A configuration that cannot be used; the one before stays.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,7 @@ pub struct Config {
     /// `COMPLIANCE_POLICY`
     pub compliance_policy: String,
     pub(crate) limits: Limits,
+    pub(crate) rendered: Rendered,
 }
 
 impl Config {
@@ -131,6 +133,7 @@ impl Config {
             native: NativeSidecars::Off,
             compliance_policy: String::new(),
             limits: Limits::default(),
+            rendered: Rendered::default(),
         })
     }
 }

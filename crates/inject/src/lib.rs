@@ -25,6 +25,7 @@ mod pipeline;
 mod pod;
 mod probes;
 mod prometheus;
+mod rendered;
 mod schema;
 mod status;
 pub mod webhook;

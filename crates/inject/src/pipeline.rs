@@ -14,6 +14,7 @@ use crate::decision::{self, Decision, NamespaceMeta, Selection};
 use crate::merge::{self, MergeError};
 use crate::mesh::Mesh;
 use crate::owner::Owner;
+use crate::rendered::Overlay;
 use crate::schema::{self, Mismatch};
 use crate::status::{self, PROXY, Status, annotation};
 use crate::{images, overlay, pod as pods, probes, prometheus, yaml};
@@ -220,35 +221,43 @@ impl<'r> Injection<'r> {
         let injected_before = Status::of_pod(&self.original)
             .is_some_and(|status| status.containers.iter().flatten().any(|name| name == PROXY));
         let mut merged = self.original.clone();
-        let mut alone = schema::normalise(ty, &json!({}))?;
+        let mut alone: Option<Value> = None;
         for name in self.template_names() {
             let Some(template) = self.config.templates.get(&name) else {
                 let known = self.config.template_names().join(", ");
                 return Err(InjectError::UnknownTemplate { name, known });
             };
             let text = template.render(self.data(&stripped), self.config.limits)?;
-            let patch = yaml::mapping(&name, &text)
-                .map_err(|error| InjectError::Yaml { template: name.clone(), message: error.to_string() })?;
-            let patch = as_pod(patch);
             let failed = |message: String| InjectError::Overlay { template: name.clone(), message };
-            let apply = |pod: Value| {
-                let pod = merge::merge(ty, pod, &patch).map_err(|error: MergeError| failed(error.to_string()))?;
+            let apply = |pod: Value, patch: &Value| {
+                let pod = merge::merge(ty, pod, patch).map_err(|error: MergeError| failed(error.to_string()))?;
                 schema::normalise(ty, &pod).map_err(|error| failed(error.to_string()))
             };
-            alone = apply(alone)?;
+            let overlay = self.config.rendered.get(text, |text| {
+                let patch = yaml::mapping(&name, text)
+                    .map_err(|error| InjectError::Yaml { template: name.clone(), message: error.to_string() })?;
+                let patch = as_pod(patch);
+                let alone = apply(schema::normalise(ty, &json!({}))?, &patch)?;
+                Ok::<_, InjectError>(Overlay { patch, alone })
+            })?;
+            alone = Some(match alone {
+                None => overlay.alone.clone(),
+                Some(alone) => apply(alone, &overlay.patch)?,
+            });
+            let alone = alone.as_ref();
             // A user's own istio-proxy among the containers customises the one among the init
             // containers when the template puts it there.
             if self.native(&merged)
                 && !injected_before
-                && pods::find(pods::containers(&alone, "initContainers"), PROXY).is_some()
+                && alone.is_some_and(|alone| pods::find(pods::containers(alone, "initContainers"), PROXY).is_some())
                 && let Some(container) = pods::remove(&mut merged, "containers", PROXY)
                 && let Some(items) = pods::list_mut(&mut merged, "initContainers")
             {
                 items.push(container);
             }
-            merged = apply(merged)?;
+            merged = apply(merged, &overlay.patch)?;
         }
-        Ok((merged, alone))
+        Ok((merged, alone.map_or_else(|| schema::normalise(ty, &json!({})), Ok)?))
     }
 
     fn native(&self, pod: &Value) -> bool {

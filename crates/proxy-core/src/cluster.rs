@@ -36,14 +36,12 @@ pub struct Cluster {
     pub name: ArcStr,
     /// The name under which it is counted and logged (`alt_stat_name`, else its name).
     pub stat_name: ArcStr,
-    /// Equal hashes mean an unchanged cluster: hosts and connections stay.
-    pub hash: u64,
     /// How hosts are found.
     pub discovery: Discovery,
     /// The hosts of the configuration itself; names in them are not resolved yet. Empty with EDS.
     pub endpoints: Arc<Endpoints>,
     /// The load assignment as it came, for DNS clusters to resolve.
-    assignment: Option<pb::endpoint::ClusterLoadAssignment>,
+    assignment: Option<Box<pb::endpoint::ClusterLoadAssignment>>,
     /// A connection must stand by then.
     pub connect_timeout: Duration,
     /// Bytes that may be buffered in a connection.
@@ -77,7 +75,7 @@ pub struct Cluster {
     /// Limits, by priority: default, high.
     pub breakers: [BreakerLimits; 2],
     /// Judging hosts by traffic.
-    pub outlier: Option<OutlierConfig>,
+    pub outlier: Option<Box<OutlierConfig>>,
     /// Judging hosts by asking them.
     pub health_checks: Vec<HealthCheckConfig>,
     /// How a host is chosen.
@@ -89,7 +87,7 @@ pub struct Cluster {
     /// In panic, fail instead.
     pub fail_on_panic: bool,
     /// Hosts in groups by metadata.
-    pub subsets: Option<SubsetConfig>,
+    pub subsets: Option<Box<SubsetConfig>>,
     /// Bind upstream sockets to one of these (one a family).
     pub bind: Vec<SocketAddr>,
     /// Socket options of upstream sockets.
@@ -142,7 +140,6 @@ impl Cluster {
                 "" => name.clone(),
                 other => other.into(),
             },
-            hash: hash(cluster),
             endpoints: Arc::new(Endpoints::default()),
             assignment: None,
             connect_timeout: fields::positive(
@@ -168,7 +165,7 @@ impl Cluster {
             outlier: cluster
                 .outlier_detection
                 .as_ref()
-                .map(OutlierConfig::compile)
+                .map(|o| OutlierConfig::compile(o).map(Box::new))
                 .transpose()
                 .at("outlier_detection")?,
             health_checks: HealthCheckConfig::compile_all(&cluster.health_checks)?,
@@ -176,7 +173,7 @@ impl Cluster {
             locality_weighted: policy.locality_weighted,
             panic_threshold: policy.panic_threshold,
             fail_on_panic: policy.fail_on_panic,
-            subsets: policy.subsets,
+            subsets: policy.subsets.map(Box::new),
             bind,
             socket_options,
             keepalive: keepalive.map(TcpKeepalive::compile),
@@ -208,7 +205,7 @@ impl Cluster {
                 let endpoints = Endpoints::build(assignment, &compiled, None, names_allowed).at("load_assignment")?;
                 compiled.endpoints = Arc::new(endpoints);
                 if names_allowed {
-                    compiled.assignment = Some(assignment.clone());
+                    compiled.assignment = Some(Box::new(assignment.clone()));
                 }
             }
             (None, _) => {}
@@ -216,14 +213,19 @@ impl Cluster {
         Ok(compiled)
     }
 
+    /// Equal numbers mean an unchanged cluster, however its maps are ordered: hosts and connections stay.
+    pub fn fingerprint(cluster: &pb::cluster::Cluster) -> u64 {
+        hash(cluster)
+    }
+
     /// The load assignment of a DNS cluster, whose names the proxy resolves and hands to [`Endpoints::resolved`].
     pub fn assignment(&self) -> Option<&pb::endpoint::ClusterLoadAssignment> {
-        self.assignment.as_ref()
+        self.assignment.as_deref()
     }
 
     /// Host names that must be resolved for this cluster, with ports.
     pub fn dns_names(&self) -> Vec<(ArcStr, u16)> {
-        self.assignment.as_ref().map(crate::endpoints::names).unwrap_or_default()
+        self.assignment.as_deref().map(crate::endpoints::names).unwrap_or_default()
     }
 
     /// The transport towards a host, with the name of the match that chose it.

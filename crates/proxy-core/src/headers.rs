@@ -2,21 +2,34 @@
 ///
 /// Names are lower case. All bytes lie in one buffer with an index beside it, so that building a head costs no
 /// allocation per header, and [`clear`](Headers::clear) lets a connection reuse the memory for its next request.
-/// Replaced and removed bytes stay in the buffer until then.
+/// Each header is a whole line there (`name: value`, CR, LF), as HTTP/1 writes it: a head that was read is copied at once
+/// ([`block`](Headers::block)) and leaves in runs ([`write_lines`](Headers::write_lines)).
+/// Replaced and removed lines stay in the buffer until it is cleared.
 #[derive(Clone, Debug, Default)]
 pub struct Headers {
     buffer: Vec<u8>,
     entries: Vec<Entry>,
     /// One bit for every name that was ever added: most names that somebody looks for are not there, which this
     /// says without a look at the entries.
-    names: u64,
+    names: u128,
 }
 
-/// The bit of a name, of any case.
-fn bit(name: &[u8]) -> u64 {
-    let (Some(first), Some(last)) = (name.first(), name.last()) else { return 1 };
-    let mixed = name.len() + 5 * usize::from(first | 0x20) + 11 * usize::from(last | 0x20);
-    1 << (mixed % 64)
+/// Tells most names apart without a look at their bytes. Looked up by a fixed name it is computed when compiling, for
+/// which all between there and here must be inlined.
+#[inline(always)]
+const fn tag(name: &[u8]) -> u32 {
+    let length = name.len();
+    if length == 0 {
+        return 0;
+    }
+    let [first, middle, last] = [name[0] as u32, name[length / 2] as u32, name[length - 1] as u32];
+    first | middle << 8 | last << 16 | (length as u32) << 24
+}
+
+/// The bit of a name with this tag.
+#[inline(always)]
+const fn bit(tag: u32) -> u128 {
+    1 << (tag.wrapping_mul(0x9e37_79b1) >> 25)
 }
 
 /// Envoy's inline headers, which exist once (`Http::Headers`, `INLINE_REQ_*`, `INLINE_RESP_*` and the custom ones). Sorted.
@@ -77,23 +90,42 @@ const SINGLE: [&str; 54] = [
     "x-request-id",
 ];
 
+/// Where a header's line is.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    name: u32,
+    tag: u32,
+    start: u32,
     name_len: u32,
-    value: u32,
     value_len: u32,
 }
 
 impl Entry {
+    #[inline]
     fn name<'a>(&self, buffer: &'a [u8]) -> &'a [u8] {
-        &buffer[self.name as usize..][..self.name_len as usize]
+        &buffer[self.start as usize..][..self.name_len as usize]
     }
 
+    #[inline]
     fn value<'a>(&self, buffer: &'a [u8]) -> &'a [u8] {
-        &buffer[self.value as usize..][..self.value_len as usize]
+        &buffer[self.value_start()..][..self.value_len as usize]
+    }
+
+    fn value_start(&self) -> usize {
+        (self.start + self.name_len) as usize + SEPARATOR.len()
+    }
+
+    fn end(&self) -> usize {
+        self.value_start() + self.value_len as usize + LINE_END.len()
+    }
+
+    #[inline]
+    fn is(&self, tag: u32, name: &[u8], buffer: &[u8]) -> bool {
+        self.tag == tag && self.name(buffer) == name
     }
 }
+
+const SEPARATOR: [u8; 2] = *b": ";
+const LINE_END: [u8; 2] = *b"\r\n";
 
 impl Headers {
     /// No headers, no memory.
@@ -132,48 +164,106 @@ impl Headers {
     ///
     /// Heads beyond 4 GiB in sum are not representable; the codecs limit them to far less, and what would not fit is dropped.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        let Some((name_at, value_at)) = self.store(name, value) else { return };
-        self.buffer[name_at as usize..][..name.len()].make_ascii_lowercase();
-        self.names |= bit(name);
-        self.entries.push(Entry {
-            name: name_at,
-            name_len: name.len() as u32,
-            value: value_at,
-            value_len: value.len() as u32,
-        });
+        let start = self.buffer.len();
+        if let Some(mut entry) = self.store(name, value) {
+            let name = &mut self.buffer[start..][..name.len()];
+            name.make_ascii_lowercase();
+            entry.tag = tag(name);
+            self.add_entry(entry);
+        }
     }
 
-    fn store(&mut self, name: &[u8], value: &[u8]) -> Option<(u32, u32)> {
-        let name_at = self.buffer.len();
-        let value_at = name_at + name.len();
-        let end = value_at + value.len();
-        u32::try_from(end).ok()?;
+    fn push_lower(&mut self, name: &str, value: &[u8]) {
+        if let Some(entry) = self.store(name.as_bytes(), value) {
+            self.add_entry(entry);
+        }
+    }
+
+    fn add_entry(&mut self, entry: Entry) {
+        self.names |= bit(entry.tag);
+        self.entries.push(entry);
+    }
+
+    /// Puts a line behind the others; the name must be in lower case, or be made so.
+    fn store(&mut self, name: &[u8], value: &[u8]) -> Option<Entry> {
+        let start = self.buffer.len();
+        let length = name.len() + value.len() + SEPARATOR.len() + LINE_END.len();
+        u32::try_from(start + length).ok()?;
+        self.buffer.reserve(length);
         self.buffer.extend_from_slice(name);
+        self.buffer.extend_from_slice(&SEPARATOR);
         self.buffer.extend_from_slice(value);
-        Some((name_at as u32, value_at as u32))
+        self.buffer.extend_from_slice(&LINE_END);
+        let tag = tag(name);
+        Some(Entry { tag, start: start as u32, name_len: name.len() as u32, value_len: value.len() as u32 })
+    }
+
+    /// Copies lines of a head as they are; says where they begin. They count once [`push_line`](Headers::push_line) names them.
+    pub fn block(&mut self, lines: &[u8]) -> usize {
+        let start = self.buffer.len();
+        self.buffer.extend_from_slice(lines);
+        start
+    }
+
+    /// Adds the header whose line starts at `start` of the buffer, in a [`block`](Headers::block). It must be in the usual form
+    /// (`name: value`, CR, LF); any other must be [pushed](Headers::push). `lower`: the name has no capitals.
+    pub fn push_line(&mut self, start: usize, name_len: usize, value_len: usize, lower: bool) {
+        if u32::try_from(self.buffer.len()).is_err() {
+            return;
+        }
+        let name = &mut self.buffer[start..][..name_len];
+        if !lower {
+            name.make_ascii_lowercase();
+        }
+        let tag = tag(name);
+        let entry = Entry { tag, start: start as u32, name_len: name_len as u32, value_len: value_len as u32 };
+        debug_assert!(self.buffer[..entry.end()].ends_with(&LINE_END));
+        self.add_entry(entry);
+    }
+
+    /// Writes all but the pseudo headers as lines.
+    pub fn write_lines(&self, out: &mut Vec<u8>) {
+        out.reserve(self.buffer.len());
+        let mut run = 0..0;
+        for entry in self.entries.iter().filter(|e| !e.name(&self.buffer).starts_with(b":")) {
+            if entry.start as usize != run.end {
+                out.extend_from_slice(&self.buffer[run]);
+                run = entry.start as usize..0;
+            }
+            run.end = entry.end();
+        }
+        out.extend_from_slice(&self.buffer[run]);
     }
 
     /// The first value under this (lower-case) name.
+    #[inline(always)]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.position(name).map(|i| self.entries[i].value(&self.buffer))
     }
 
     /// As [`get`](Headers::get), if the value is UTF-8.
+    #[inline(always)]
     pub fn get_str(&self, name: &str) -> Option<&str> {
         std::str::from_utf8(self.get(name)?).ok()
     }
 
+    #[inline(always)]
     fn position(&self, name: &str) -> Option<usize> {
-        let name = name.as_bytes();
-        if self.names & bit(name) == 0 {
+        let tag = tag(name.as_bytes());
+        if self.names & bit(tag) == 0 {
             return None;
         }
-        self.entries.iter().position(|e| e.name_len as usize == name.len() && e.name(&self.buffer) == name)
+        self.position_tagged(tag, name.as_bytes())
+    }
+
+    fn position_tagged(&self, tag: u32, name: &[u8]) -> Option<usize> {
+        self.entries.iter().position(|e| e.is(tag, name, &self.buffer))
     }
 
     /// All values under this name, in order.
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
-        self.entries.iter().filter(move |e| e.name(&self.buffer) == name.as_bytes()).map(|e| e.value(&self.buffer))
+        let tag = tag(name.as_bytes());
+        self.entries.iter().filter(move |e| e.is(tag, name.as_bytes(), &self.buffer)).map(|e| e.value(&self.buffer))
     }
 
     /// All values under this name joined by commas, as header matchers and formats see them
@@ -181,7 +271,8 @@ impl Headers {
     pub fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
         let first = self.position(name)?;
         let mut value = std::borrow::Cow::Borrowed(self.entries[first].value(&self.buffer));
-        for entry in self.entries[first + 1..].iter().filter(|e| e.name(&self.buffer) == name.as_bytes()) {
+        let tag = self.entries[first].tag;
+        for entry in self.entries[first + 1..].iter().filter(|e| e.is(tag, name.as_bytes(), &self.buffer)) {
             let joined = value.to_mut();
             joined.push(b',');
             joined.extend_from_slice(entry.value(&self.buffer));
@@ -190,47 +281,45 @@ impl Headers {
     }
 
     /// Whether there is a header of this name.
+    #[inline(always)]
     pub fn contains(&self, name: &str) -> bool {
         self.position(name).is_some()
     }
 
     /// Makes this the only value under the name, at the place of the first one, or at the end.
     pub fn set(&mut self, name: &str, value: &[u8]) {
-        let Some(at) = self.position(name) else { return self.push(name.as_bytes(), value) };
-        if value.len() <= self.entries[at].value_len as usize {
-            let start = self.entries[at].value as usize;
-            self.buffer[start..start + value.len()].copy_from_slice(value);
+        let Some(at) = self.position(name) else { return self.push_lower(name, value) };
+        let entry = &mut self.entries[at];
+        if value.len() <= entry.value_len as usize {
+            entry.value_len = value.len() as u32;
+            let start = entry.value_start();
+            self.buffer[start..][..value.len()].copy_from_slice(value);
+            self.buffer[start + value.len()..][..LINE_END.len()].copy_from_slice(&LINE_END);
         } else {
-            let start = self.buffer.len();
-            if u32::try_from(start + value.len()).is_err() {
-                return;
-            }
-            self.buffer.extend_from_slice(value);
-            self.entries[at].value = start as u32;
+            let Some(entry) = self.store(name.as_bytes(), value) else { return };
+            self.entries[at] = entry;
         }
-        self.entries[at].value_len = value.len() as u32;
-        let buffer = &self.buffer;
-        let mut index = 0;
-        self.entries.retain(|e| {
-            index += 1;
-            index - 1 <= at || e.name(buffer) != name.as_bytes()
-        });
+        let tag = self.entries[at].tag;
+        if self.entries[at + 1..].iter().any(|e| e.tag == tag) {
+            let buffer = &self.buffer;
+            let mut index = 0;
+            self.entries.retain(|e| {
+                index += 1;
+                index - 1 <= at || !e.is(tag, name.as_bytes(), buffer)
+            });
+        }
     }
 
     /// Puts `value` behind the first value of that name, with the separator between them, or adds the header
     /// (Envoy `HeaderMap::appendCopy`).
     pub fn append(&mut self, name: &str, value: &[u8], separator: &str) {
-        match self.get(name) {
-            None => self.push(name.as_bytes(), value),
-            Some([]) => self.set(name, value),
-            Some(old) => {
+        let Some(at) = self.position(name) else { return self.push_lower(name, value) };
+        match self.entries[at].value(&self.buffer) {
+            [] => self.set(name, value),
+            old => {
                 let joined = [old, separator.as_bytes(), value].concat();
-                let at = self.position(name).unwrap_or(0);
-                let start = self.buffer.len();
-                if u32::try_from(start + joined.len()).is_ok() {
-                    self.buffer.extend_from_slice(&joined);
-                    self.entries[at].value = start as u32;
-                    self.entries[at].value_len = joined.len() as u32;
+                if let Some(entry) = self.store(name.as_bytes(), &joined) {
+                    self.entries[at] = entry;
                 }
             }
         }
@@ -247,14 +336,24 @@ impl Headers {
     }
 
     /// Removes all values under the name; says whether there were any.
+    #[inline(always)]
     pub fn remove(&mut self, name: &str) -> bool {
-        if self.names & bit(name.as_bytes()) == 0 {
-            return false;
+        match self.position(name) {
+            Some(first) => {
+                self.remove_from(first);
+                true
+            }
+            None => false,
         }
-        let before = self.entries.len();
-        let buffer = &self.buffer;
-        self.entries.retain(|e| e.name(buffer) != name.as_bytes());
-        before != self.entries.len()
+    }
+
+    /// Removes this header and those of the same name behind it.
+    fn remove_from(&mut self, first: usize) {
+        let removed = self.entries.remove(first);
+        if self.entries[first..].iter().any(|e| e.tag == removed.tag) {
+            let buffer = &self.buffer;
+            self.entries.retain(|e| !e.is(removed.tag, removed.name(buffer), buffer));
+        }
     }
 
     /// Removes all headers whose name starts so.
@@ -301,12 +400,29 @@ impl Headers {
 
     /// `:status` as a number.
     pub fn status(&self) -> Option<u16> {
-        self.get_str(":status")?.parse().ok()
+        let digits = self.get(":status").filter(|digits| (1..=5).contains(&digits.len()))?;
+        let value =
+            digits.iter().try_fold(0u32, |n, digit| digit.is_ascii_digit().then(|| n * 10 + u32::from(digit - b'0')));
+        value?.try_into().ok()
     }
 
     /// Sets `:status`.
     pub fn set_status(&mut self, status: u16) {
-        self.set(":status", status.to_string().as_bytes());
+        self.set_number(":status", status.into());
+    }
+
+    /// As [`set`](Headers::set), in decimal.
+    pub fn set_number(&mut self, name: &str, mut value: u64) {
+        let mut digits = [b'0'; 20];
+        let mut first = digits.len();
+        loop {
+            first -= 1;
+            digits[first] = b'0' + (value % 10) as u8;
+            value /= 10;
+            if value == 0 {
+                return self.set(name, &digits[first..]);
+            }
+        }
     }
 
     /// A head of these headers; for tests and fixed answers.
@@ -342,5 +458,35 @@ mod tests {
         assert!(SINGLE.is_sorted());
         h.clear();
         assert_eq!((h.len(), h.byte_size()), (0, 0));
+    }
+
+    #[test]
+    fn lines_leave_as_they_came_with_what_was_changed() {
+        let lines = |h: &Headers| {
+            let mut out = Vec::new();
+            h.write_lines(&mut out);
+            String::from_utf8(out).unwrap()
+        };
+        let mut h = Headers::of([(":path", "/")]);
+        let block = b"Host: a\r\nX-A: one\r\nb:two\r\nx-a: three\r\nc: \r\n";
+        let start = h.block(block);
+        h.push_line(start + 9, 3, 3, false);
+        h.push(b"B", b"two");
+        h.push_line(start + 26, 3, 5, true);
+        h.push_line(start + 38, 1, 0, true);
+        assert_eq!(lines(&h), "x-a: one\r\nb: two\r\nx-a: three\r\nc: \r\n");
+        assert_eq!(h.joined("x-a").as_deref(), Some(&b"one,three"[..]));
+        h.set("x-a", b"1");
+        h.append("c", b"4", ",");
+        h.append("c", b"5", ",");
+        assert_eq!(lines(&h), "x-a: 1\r\nb: two\r\nc: 4,5\r\n");
+        h.set("b", b"twenty");
+        h.set_number("e", 0);
+        h.set_number("e", u64::MAX);
+        assert!(h.get("e") == Some(b"18446744073709551615") && h.remove("e"));
+        h.push(b"d", b"6");
+        assert!(h.remove("x-a") && !h.remove("x-a"));
+        assert_eq!(lines(&h), "b: twenty\r\nc: 4,5\r\nd: 6\r\n");
+        assert_eq!(h.get("b"), Some(&b"twenty"[..]));
     }
 }

@@ -6,8 +6,10 @@ use serde_json::{Map, Number, Value};
 use crate::pb;
 
 /// Structured facts by namespace: of a route, a cluster, an endpoint, or written by filters during a request.
+///
+/// Few namespaces, but thousands of clusters and hosts with some: a list, sorted.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Metadata(pub BTreeMap<ArcStr, Map<String, Value>>);
+pub struct Metadata(Vec<(ArcStr, Map<String, Value>)>);
 
 /// Facts by name that filters of one connection or request hand to each other; text is all that is needed here.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -16,13 +18,25 @@ pub struct FilterState(pub BTreeMap<ArcStr, ArcStr>);
 impl Metadata {
     pub(crate) fn compile(metadata: Option<&pb::core::Metadata>) -> Self {
         let Some(metadata) = metadata else { return Self::default() };
-        Self(metadata.filter_metadata.iter().map(|(name, fields)| (name.as_str().into(), object(fields))).collect())
+        let mut all: Vec<(ArcStr, _)> =
+            metadata.filter_metadata.iter().map(|(name, fields)| (name.as_str().into(), object(fields))).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        Self(all)
+    }
+
+    /// All namespaces with their fields.
+    pub fn iter(&self) -> impl Iterator<Item = (&ArcStr, &Map<String, Value>)> {
+        self.0.iter().map(|(name, fields)| (name, fields))
+    }
+
+    pub(crate) fn namespace(&self, name: &str) -> Option<&Map<String, Value>> {
+        self.0.iter().find(|(known, _)| **known == *name).map(|(_, fields)| fields)
     }
 
     /// The value at a path in a namespace.
     pub fn get(&self, namespace: &str, path: &[impl AsRef<str>]) -> Option<&Value> {
         let (first, rest) = path.split_first()?;
-        let mut value = self.0.get(namespace)?.get(first.as_ref())?;
+        let mut value = self.namespace(namespace)?.get(first.as_ref())?;
         for key in rest {
             value = value.as_object()?.get(key.as_ref())?;
         }
@@ -31,7 +45,14 @@ impl Metadata {
 
     /// Sets one field of a namespace.
     pub fn set(&mut self, namespace: &str, key: &str, mut value: Value) {
-        let fields = self.0.entry(namespace.into()).or_default();
+        let at = match self.0.binary_search_by(|(name, _)| (**name).cmp(namespace)) {
+            Ok(at) => at,
+            Err(at) => {
+                self.0.insert(at, (namespace.into(), Map::new()));
+                at
+            }
+        };
+        let fields = &mut self.0[at].1;
         // Protobuf prints the fields of a struct in order.
         value.sort_all_objects();
         fields.insert(key.to_owned(), value);
@@ -45,7 +66,7 @@ impl Metadata {
 
     /// The fields that load balancing looks at.
     pub(crate) fn lb(&self) -> Option<&Map<String, Value>> {
-        self.0.get("envoy.lb")
+        self.namespace("envoy.lb")
     }
 }
 

@@ -3,11 +3,11 @@
 mod dump;
 mod tables;
 
+use crate::bootstrap::Parts;
 use crate::control::Control;
 use crate::runtime::Shared;
 use crate::socket::{self, BindOptions, Bound};
 use crate::stats::{self, Computed, HttpStats, Kind, ListenerStats, Sample};
-use envoy_api::bootstrap::Bootstrap;
 use lifecycle::http::{Handler, Request, Response, with_type};
 use proxy_core::Address;
 use regex_automata::meta::Regex;
@@ -49,7 +49,7 @@ const LOGGERS: [&str; 18] = [
 pub(crate) struct Admin {
     shared: Arc<Shared>,
     control: Arc<Mutex<Control>>,
-    bootstrap: Arc<Bootstrap>,
+    bootstrap: Arc<Parts>,
     stats: Arc<HttpStats>,
     listener: Arc<ListenerStats>,
     runtime: Mutex<BTreeMap<String, String>>,
@@ -176,7 +176,7 @@ impl Admin {
     pub(crate) fn new(
         shared: Arc<Shared>,
         control: Arc<Mutex<Control>>,
-        bootstrap: Arc<Bootstrap>,
+        bootstrap: Arc<Parts>,
         log_level: String,
     ) -> Arc<Self> {
         let stats = Arc::new(HttpStats::default());

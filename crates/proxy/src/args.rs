@@ -1,11 +1,8 @@
 //! `outrigger proxy`: Envoy's command line.
 
-use crate::start::{Options, start};
+use crate::start::{Options, start_parts};
 use anyhow::Context as _;
 use clap::Parser;
-use envoy_api::Message;
-use envoy_api::bootstrap::Bootstrap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -79,9 +76,6 @@ pub struct Args {
     /// Accepted for compatibility.
     #[arg(long)]
     file_flush_interval_msec: Option<u64>,
-    /// Writes the bootstrap as protobuf to standard output and ends; see [`read_in_child`].
-    #[arg(long, hide = true)]
-    encode_bootstrap: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -117,41 +111,13 @@ fn init_logging(args: &Args) {
     }
 }
 
-/// Reads the bootstrap in a child process with the same arguments.
-///
-/// Reading JSON needs the descriptors of all of Envoy's messages, more memory than the whole proxy is to have. The child takes
-/// them with it when it ends.
-fn read_in_child() -> anyhow::Result<Bootstrap> {
-    let program = std::env::current_exe().context("cannot find this program")?;
-    let output = std::process::Command::new(program)
-        .args(std::env::args_os().skip(1))
-        .arg("--encode-bootstrap")
-        .stderr(std::process::Stdio::piped())
-        .output()
-        .context("cannot read the bootstrap in a process of its own")?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        let text = text.trim();
-        anyhow::bail!("{}", text.strip_prefix("error: ").unwrap_or(text));
-    }
-    Bootstrap::decode(&output.stdout[..]).context("the bootstrap cannot be decoded")
-}
-
 fn serve(args: Args) -> anyhow::Result<()> {
     anyhow::ensure!(
         args.config_path.is_some() || args.config_yaml.is_some(),
         "at least one of --config-path or --config-yaml must be given"
     );
-    if args.encode_bootstrap {
-        let bootstrap = crate::bootstrap::read(args.config_path.as_deref(), args.config_yaml.as_deref())?;
-        std::io::stdout().write_all(&bootstrap.encode_to_vec()).context("cannot write the bootstrap")?;
-        return Ok(());
-    }
-    let mut bootstrap = match args.mode {
-        Mode::Validate => crate::bootstrap::read(args.config_path.as_deref(), args.config_yaml.as_deref())?,
-        Mode::Serve => read_in_child()?,
-    };
-    let node = bootstrap.node.get_or_insert_default();
+    let mut bootstrap = crate::bootstrap::read(args.config_path.as_deref(), args.config_yaml.as_deref())?;
+    let node = bootstrap.head.node.get_or_insert_default();
     if let Some(id) = args.service_node {
         node.id = id;
     }
@@ -173,7 +139,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
     };
     runtime.block_on(async {
         let mut signals = lifecycle::signal::Signals::listen().context("cannot listen for signals")?;
-        let handle = start(bootstrap, options)?;
+        let handle = start_parts(bootstrap, options)?;
         if args.mode == Mode::Validate {
             println!("configuration OK");
             return Ok(());

@@ -1,7 +1,10 @@
 //! Reading a bootstrap: YAML or JSON into the typed message, and what the proxy keeps of it.
 
+use bytes::Bytes;
 use envoy_api::Message;
 use envoy_api::bootstrap::Bootstrap;
+use envoy_api::transcode::{self, Json};
+use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
 use serde_json::Value;
 use std::path::Path;
 
@@ -31,18 +34,89 @@ pub enum InvalidBootstrap {
 const TYPE: &str = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
 
 /// Reads `-c FILE` and `--config-yaml TEXT`; the latter is merged over the former.
-pub(crate) fn read(path: Option<&Path>, inline: Option<&str>) -> Result<Bootstrap, InvalidBootstrap> {
+pub(crate) fn read(path: Option<&Path>, inline: Option<&str>) -> Result<Parts, InvalidBootstrap> {
     let mut value = Value::Object(serde_json::Map::new());
     if let Some(path) = path {
         let text = std::fs::read_to_string(path)
             .map_err(|source| InvalidBootstrap::Read { path: path.display().to_string(), source })?;
+        // What agents write is JSON, and may be long. Everything else goes the slow way, which knows what is wrong with it.
+        if inline.is_none()
+            && text.trim_start().starts_with('{')
+            && let Ok(json) = serde_json::from_str::<Json<'_>>(&text)
+            && let Some(bytes) = transcode::encode(TYPE, &json)
+        {
+            return Parts::split(bytes.into());
+        }
         value = parse(path, &text)?;
     }
     if let Some(inline) = inline {
         merge(&mut value, parse(Path::new("--config-yaml"), inline)?);
     }
-    let bytes = envoy_api::json::from_json(TYPE, &value).map_err(|e| InvalidBootstrap::Shape(e.to_string()))?;
-    Bootstrap::decode(&bytes[..]).map_err(|e| InvalidBootstrap::Shape(e.to_string()))
+    let bytes = match transcode::encode(TYPE, &Json::from(&value)) {
+        Some(bytes) => bytes,
+        None => envoy_api::json::from_json(TYPE, &value).map_err(|e| InvalidBootstrap::Shape(e.to_string()))?,
+    };
+    Parts::split(bytes.into())
+}
+
+/// A bootstrap whose static resources are still encoded: there may be thousands, each of which is wanted once.
+pub(crate) struct Parts {
+    /// All but the static resources.
+    pub(crate) head: Bootstrap,
+    /// The static resources.
+    pub(crate) resources: Resources,
+    /// The fields of the message that hold them, for dumps.
+    statics: Vec<Bytes>,
+}
+
+/// Resources as they are encoded.
+#[derive(prost::Message)]
+pub(crate) struct Resources {
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub(crate) listeners: Vec<Bytes>,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub(crate) clusters: Vec<Bytes>,
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub(crate) secrets: Vec<Bytes>,
+}
+
+/// The number of `static_resources`.
+const STATIC_RESOURCES: u32 = 2;
+
+/// What is asked of a bootstrap before the rest of it.
+#[derive(prost::Message)]
+struct Statics {
+    #[prost(message, optional, tag = "2")]
+    static_resources: Option<Resources>,
+}
+
+impl Parts {
+    /// Takes an encoded bootstrap apart.
+    pub(crate) fn split(bytes: Bytes) -> Result<Self, InvalidBootstrap> {
+        let shape = |e: prost::DecodeError| InvalidBootstrap::Shape(e.to_string());
+        let mut rest = bytes.clone();
+        let (mut head, mut statics) = (Vec::new(), Vec::new());
+        while !rest.is_empty() {
+            let start = bytes.len() - rest.len();
+            let (number, wire_type) = decode_key(&mut rest).map_err(shape)?;
+            skip_field(wire_type, number, &mut rest, DecodeContext::default()).map_err(shape)?;
+            let field = bytes.slice(start..bytes.len() - rest.len());
+            match (number, wire_type) {
+                (STATIC_RESOURCES, WireType::LengthDelimited) => statics.push(field),
+                _ => head.extend_from_slice(&field),
+            }
+        }
+        let head = Bootstrap::decode(&head[..]).map_err(shape)?;
+        let resources = Statics::decode(bytes).map_err(shape)?.static_resources.unwrap_or_default();
+        Ok(Self { head, resources, statics })
+    }
+
+    /// The message as it was, but for changes of the head.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.head.encode_to_vec();
+        self.statics.iter().for_each(|field| bytes.extend_from_slice(field));
+        bytes
+    }
 }
 
 fn parse(path: &Path, text: &str) -> Result<Value, InvalidBootstrap> {
@@ -117,6 +191,18 @@ fn value_json(v: &envoy_api::wkt::Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_make_the_whole() {
+        let text = r#"{"node": {"id": "a"}, "static_resources": {"clusters": [{"name": "c"}, {"name": "d"}],
+            "listeners": [{"name": "l"}], "secrets": [{"name": "s"}]}, "flags_path": "f"}"#;
+        let parts = read(None, Some(text)).unwrap();
+        let counts = (parts.resources.listeners.len(), parts.resources.clusters.len(), parts.resources.secrets.len());
+        assert_eq!(counts, (1, 2, 1));
+        assert_eq!((parts.head.flags_path.as_str(), parts.head.static_resources.is_none()), ("f", true));
+        let whole = Bootstrap::decode(&parts.encode()[..]).unwrap();
+        assert_eq!(whole.static_resources.unwrap().clusters[1].name, "d");
+    }
 
     #[test]
     fn inline_is_merged_over_the_file() {

@@ -164,12 +164,18 @@ impl Control {
     }
 
     fn put_cluster(&mut self, incoming: &Incoming, dynamic: bool) -> Result<(), String> {
-        let message = pb::envoy::config::cluster::v3::Cluster::decode(incoming.body.clone())
-            .map_err(|e| format!("malformed: {e}"))?;
+        let old = self.clusters.get(&incoming.name);
+        if old.is_some_and(|old| old.body == incoming.body) && !self.warming.contains_key(&incoming.name) {
+            return Ok(());
+        }
+        let decode = |body: &Bytes| pb::envoy::config::cluster::v3::Cluster::decode(body.clone());
+        let message = decode(&incoming.body).map_err(|e| format!("malformed: {e}"))?;
         let cluster = Cluster::compile(&message, &self.options).map_err(|e| e.to_string())?;
         let name = cluster.name.clone();
         if let Some(old) = self.clusters.get(&name) {
-            if old.cluster.hash == cluster.hash && !self.warming.contains_key(&name) {
+            let fingerprint = Cluster::fingerprint(&message);
+            let same = decode(&old.body).is_ok_and(|old| Cluster::fingerprint(&old) == fingerprint);
+            if same && !self.warming.contains_key(&name) {
                 return Ok(());
             }
             if !old.dynamic && dynamic {

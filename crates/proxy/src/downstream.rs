@@ -68,6 +68,7 @@ fn accepted(worker: &Rc<Worker>, name: &ArcStr, raw: Raw, peer: Option<SocketAdd
         stats.downstream_cx_total.inc();
         stats.downstream_cx_active.inc();
         worker.connections.set(worker.connections.get() + 1);
+        worker.tick();
         let _open = Open { worker: worker.clone(), stats: stats.clone(), since: std::time::Instant::now() };
         serve(&worker, entry, stats, raw, peer).await;
     });

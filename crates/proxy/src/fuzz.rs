@@ -143,7 +143,7 @@ fn bootstrap() {
     ::fuzz::run("bootstrap", &[BOOTSTRAP, json], &words, |bytes| {
         let text = String::from_utf8_lossy(bytes);
         let message = match crate::bootstrap::read(None, Some(&text)) {
-            Ok(message) => message,
+            Ok(parts) => envoy_api::bootstrap::Bootstrap::decode(&parts.encode()[..]).expect("it was taken apart"),
             Err(error) => return (Some(std::mem::discriminant(&error)), None, 0),
         };
         let again = envoy_api::bootstrap::Bootstrap::decode(&message.encode_to_vec()[..]);

@@ -135,12 +135,13 @@ impl AsyncWrite for Io {
 /// The first read of a connection or after idling; most heads fit.
 const FIRST_READ: usize = 4 * 1024;
 /// Reads grow up to this while they come in full.
-const MAX_READ: usize = 64 * 1024;
+pub(crate) const MAX_READ: usize = 64 * 1024;
 
 /// Buffers that a worker keeps for the next connections that have bytes to move.
 const SPARE: usize = 32;
-/// Larger ones are freed.
+/// Of larger ones, fewer are kept.
 const SPARE_SIZE: usize = 16 * 1024;
+const SPARE_LARGE: usize = 8;
 /// What a write buffer starts with: most heads with a small body fit.
 const FIRST_WRITE: usize = 2 * 1024;
 
@@ -149,6 +150,8 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     /// Idle connections give their buffers to busy ones: most requests then allocate none.
     static SPARE_READS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    /// A few large ones for bodies, which the allocator would give back to the kernel and get again each time.
+    static LARGE_READS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
     static SPARE_WRITES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -159,32 +162,48 @@ pub(crate) fn give_back(buf: &mut BytesMut) {
         return;
     }
     buf.clear();
-    if buf.try_reclaim(FIRST_READ) && buf.capacity() <= SPARE_SIZE {
-        keep(&SPARE_READS, buf);
+    if !buf.try_reclaim(FIRST_READ) {
+        return;
+    }
+    match buf.capacity() {
+        0..=SPARE_SIZE => keep(&SPARE_READS, SPARE, buf),
+        _ => keep(&LARGE_READS, SPARE_LARGE, buf),
     }
 }
 
-fn keep<T>(spare: &'static std::thread::LocalKey<RefCell<Vec<T>>>, buf: T) {
+fn keep<T>(spare: &'static std::thread::LocalKey<RefCell<Vec<T>>>, limit: usize, buf: T) {
     spare.with_borrow_mut(|spare| {
-        if spare.len() < SPARE {
+        if spare.len() < limit {
             spare.push(buf);
         }
     });
 }
 
+/// A buffer that nobody else uses, of about that size or none.
+fn spare_read(size: usize) -> BytesMut {
+    let large = if size > SPARE_SIZE { LARGE_READS.with_borrow_mut(Vec::pop) } else { None };
+    large.or_else(|| SPARE_READS.with_borrow_mut(Vec::pop)).unwrap_or_default()
+}
+
 impl Io {
     /// Reads once, appending to `buf`; 0 is the end. An idle connection (`buf` without capacity) gets a buffer only when bytes are there.
-    pub(crate) fn poll_read_into(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut) -> Poll<io::Result<usize>> {
+    /// `want`: so many bytes are expected.
+    pub(crate) fn poll_read_into(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut BytesMut,
+        want: usize,
+    ) -> Poll<io::Result<usize>> {
+        let want = want.clamp(FIRST_READ, MAX_READ);
         if buf.capacity() == 0 {
             match self {
                 Io::Raw(raw) => ready!(raw.poll_read_ready(cx))?,
                 _ => return self.poll_read_scratch(cx, buf),
             }
-            *buf = SPARE_READS.with_borrow_mut(Vec::pop).unwrap_or_default();
+            *buf = spare_read(want);
         }
         let room = buf.capacity() - buf.len();
-        if room < FIRST_READ / 2 {
-            let want = if buf.capacity() < FIRST_READ { FIRST_READ } else { (buf.capacity() * 2).min(MAX_READ) };
+        if room < want / 2 {
             buf.reserve(want);
         }
         // The future is only the pair of references: polling a fresh one each time loses nothing.
@@ -196,7 +215,7 @@ impl Io {
             scratch.resize(16 * 1024, 0);
             let mut read_buf = ReadBuf::new(scratch);
             ready!(Pin::new(&mut *self).poll_read(cx, &mut read_buf))?;
-            *buf = SPARE_READS.with_borrow_mut(Vec::pop).unwrap_or_default();
+            *buf = spare_read(read_buf.filled().len());
             buf.extend_from_slice(read_buf.filled());
             Poll::Ready(Ok(read_buf.filled().len()))
         })
@@ -355,7 +374,7 @@ impl Out {
         let mut tail = std::mem::take(self).tail;
         if (FIRST_WRITE..=SPARE_SIZE).contains(&tail.capacity()) {
             tail.clear();
-            keep(&SPARE_WRITES, tail);
+            keep(&SPARE_WRITES, SPARE, tail);
         }
     }
 }

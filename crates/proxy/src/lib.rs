@@ -11,6 +11,7 @@
 
 mod admin;
 mod args;
+mod batch;
 mod bootstrap;
 mod checks;
 mod control;

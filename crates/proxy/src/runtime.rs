@@ -91,7 +91,7 @@ pub(crate) struct ClusterEntry {
     /// Circuit breakers, shared by all workers.
     pub(crate) breakers: Breakers,
     /// Ejects hosts; locked only when a host reached a threshold, and by its timer.
-    pub(crate) outlier: Option<Mutex<OutlierDetector>>,
+    pub(crate) outlier: Option<Box<Mutex<OutlierDetector>>>,
     tls: Vec<(Arc<proxy_core::tls::UpstreamTls>, Arc<ClientTls>)>,
     /// The encoded resource, for dumps; and its version ("" when static).
     pub(crate) body: Bytes,
@@ -116,7 +116,7 @@ impl ClusterEntry {
             endpoints,
             service: crate::peer::Service::of(&cluster),
             breakers: Breakers::new(&cluster.breakers),
-            outlier: cluster.outlier.clone().map(|c| Mutex::new(OutlierDetector::new(c, Instant::now()))),
+            outlier: cluster.outlier.clone().map(|c| Box::new(Mutex::new(OutlierDetector::new(*c, Instant::now())))),
             tls,
             body,
             version,

@@ -1,6 +1,6 @@
 //! Starting a proxy inside a process, and the handle on it.
 
-use crate::bootstrap::{InvalidBootstrap, NodeInfo};
+use crate::bootstrap::{InvalidBootstrap, NodeInfo, Parts};
 use crate::control::{Control, Incoming};
 use crate::log::LogFiles;
 use crate::runtime::Shared;
@@ -134,8 +134,14 @@ impl Drop for Handle {
 }
 
 /// Starts a proxy. Must be called on a tokio runtime, which runs its control tasks; the data plane has threads of its own.
-pub fn start(bootstrap: Bootstrap, mut options: Options) -> Result<Handle, StartError> {
-    let node = Arc::new(NodeInfo::of(bootstrap.node.as_ref()));
+pub fn start(bootstrap: Bootstrap, options: Options) -> Result<Handle, StartError> {
+    start_parts(Parts::split(bootstrap.encode_to_vec().into())?, options)
+}
+
+/// As [`start`].
+pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Handle, StartError> {
+    lifecycle::memory::merge_what_is_freed();
+    let node = Arc::new(NodeInfo::of(bootstrap.head.node.as_ref()));
     let concurrency = match options.concurrency {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -163,7 +169,7 @@ pub fn start(bootstrap: Bootstrap, mut options: Options) -> Result<Handle, Start
         take_certificate(&shared, certificates.borrow().as_deref());
     }
     load_static(&mut control, &bootstrap)?;
-    let admin_address = admin_address(&bootstrap)?;
+    let admin_address = admin_address(&bootstrap.head)?;
     let wanted_secrets = control.sds.subscribe();
     let control = Arc::new(Mutex::new(control));
     let bootstrap = Arc::new(bootstrap);
@@ -185,7 +191,7 @@ pub fn start(bootstrap: Bootstrap, mut options: Options) -> Result<Handle, Start
                 }
             });
         }
-        xds::start(&mut tasks, &bootstrap, &control, options.ads.take(), std::mem::take(&mut options.extra))?;
+        xds::start(&mut tasks, &bootstrap.head, &control, options.ads.take(), std::mem::take(&mut options.extra))?;
     }
     Ok(Handle { shared, control, tasks: Mutex::new(tasks), threads: Mutex::new(threads), admin })
 }
@@ -212,13 +218,21 @@ fn refuse(refused: Vec<(mesh_types::ArcStr, String)>) -> Result<(), InvalidBoots
     }
 }
 
-fn incoming<M: Message>(name: &str, message: &M) -> Incoming {
-    Incoming { name: name.into(), version: "".into(), body: Bytes::from(message.encode_to_vec()) }
+/// What all resources begin with.
+#[derive(prost::Message)]
+struct Named {
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
+fn incoming(body: &Bytes) -> Result<Incoming, InvalidBootstrap> {
+    let named = Named::decode(body.clone()).map_err(|e| InvalidBootstrap::Shape(e.to_string()))?;
+    Ok(Incoming { name: named.name.into(), version: "".into(), body: body.clone() })
 }
 
 /// Secrets, clusters, listeners of the bootstrap; any refused one stops the start, as in Envoy.
-fn load_static(control: &mut Control, bootstrap: &Bootstrap) -> Result<(), InvalidBootstrap> {
-    let dynamic = bootstrap.dynamic_resources.as_ref();
+fn load_static(control: &mut Control, bootstrap: &Parts) -> Result<(), InvalidBootstrap> {
+    let dynamic = bootstrap.head.dynamic_resources.as_ref();
     if dynamic.is_some_and(|d| d.cds_config.is_some()) {
         control.awaiting.insert(type_url::CLUSTER);
         control.subscriptions.set(type_url::CLUSTER, ads::client::Wanted::all());
@@ -227,26 +241,19 @@ fn load_static(control: &mut Control, bootstrap: &Bootstrap) -> Result<(), Inval
         control.awaiting.insert(type_url::LISTENER);
         control.subscriptions.set(type_url::LISTENER, ads::client::Wanted::all());
     }
-    let Some(resources) = &bootstrap.static_resources else { return Ok(()) };
-    let secrets = resources.secrets.iter().map(|s| incoming(&s.name, s)).collect();
+    let resources = &bootstrap.resources;
+    let secrets = resources.secrets.iter().map(incoming).collect::<Result<_, _>>()?;
     refuse(control.update_secrets(secrets, &[]))?;
-    let clusters = resources.clusters.iter().map(|c| incoming(&c.name, c)).collect();
+    let clusters = resources.clusters.iter().map(incoming).collect::<Result<_, _>>()?;
     refuse(control.update_clusters(clusters, &[], false))?;
-    let listeners = resources
-        .listeners
-        .iter()
-        .enumerate()
-        .map(|(i, l)| {
-            // Envoy gives unnamed listeners a UUID; a number is enough to keep them apart.
-            if l.name.is_empty() {
-                let mut named = l.clone();
-                named.name = format!("listener-{i}");
-                incoming(&named.name, &named)
-            } else {
-                incoming(&l.name, l)
-            }
-        })
-        .collect();
+    let mut listeners = resources.listeners.iter().map(incoming).collect::<Result<Vec<_>, _>>()?;
+    for (i, listener) in listeners.iter_mut().enumerate().filter(|(_, l)| l.name.is_empty()) {
+        // Envoy gives unnamed listeners a UUID; a number is enough to keep them apart.
+        let named = Named { name: format!("listener-{i}") };
+        // A later field of the same number counts.
+        listener.body = [&listener.body[..], &named.encode_to_vec()].concat().into();
+        listener.name = named.name.into();
+    }
     refuse(control.update_listeners(listeners, &[], false))?;
     if let Some(problem) = control.unknown_clusters() {
         return Err(InvalidBootstrap::Refused(problem));

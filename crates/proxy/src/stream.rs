@@ -3,7 +3,7 @@
 use crate::h1::{self, HeadError, ReadError};
 
 pub(crate) use crate::h1::Frame;
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use proxy_core::Headers;
 use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};
@@ -114,8 +114,14 @@ pub(crate) fn push_map(headers: &mut Headers, map: &http::HeaderMap) {
 /// Regular fields as an `http` map for the h2 crate; fields it cannot carry are left out.
 pub(crate) fn to_map(headers: &Headers) -> http::HeaderMap {
     let mut map = http::HeaderMap::with_capacity(headers.len());
+    // All values share one allocation.
+    let mut values = BytesMut::with_capacity(headers.iter_regular().map(|(_, value)| value.len()).sum());
+    headers.iter_regular().for_each(|(_, value)| values.extend_from_slice(value));
+    let mut values = values.freeze();
     for (name, value) in headers.iter_regular() {
-        if let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(name), http::HeaderValue::from_bytes(value)) {
+        let value = values.split_to(value.len());
+        if let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(name), http::HeaderValue::from_maybe_shared(value))
+        {
             map.append(name, value);
         }
     }
@@ -194,12 +200,7 @@ impl SendBody {
             (SendBody::H1 { conn, framing: Framing::Chunked { trailers: true } }, Frame::Trailers(fields)) => {
                 conn.borrow_mut().out.write(|v| {
                     v.extend_from_slice(b"0\r\n");
-                    for (name, value) in fields.iter_regular() {
-                        v.extend_from_slice(name);
-                        v.extend_from_slice(b": ");
-                        v.extend_from_slice(value);
-                        v.extend_from_slice(b"\r\n");
-                    }
+                    fields.write_lines(v);
                     v.extend_from_slice(b"\r\n");
                 });
             }

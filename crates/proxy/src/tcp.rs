@@ -177,12 +177,12 @@ async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: 
         NetworkFilter::IstioStats(stats) => Some(stats.tcp_reporting),
         _ => None,
     });
-    let mut ticks = tokio::time::interval(reporting.unwrap_or(REPORT_EVERY));
-    ticks.tick().await;
+    let every = reporting.unwrap_or(REPORT_EVERY);
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
     let ended = loop {
         tokio::select! {
             ended = &mut moving => break ended,
-            _ = ticks.tick() => {
+            _ = ticks.tick(), if report.is_some() => {
                 if let Some(report) = &report {
                     let now = (transfer.sent.get(), transfer.received.get());
                     report.bytes(now.0 - reported.0, now.1 - reported.1);

@@ -18,6 +18,7 @@ use proxy_core::outlier::{Cause, Event, Outcome};
 use proxy_core::{Cluster, Endpoints, Host, LoadBalancer, PickContext};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
@@ -30,10 +31,42 @@ pub(crate) struct WorkerCluster {
     balancer: RefCell<LoadBalancer>,
     endpoints: RefCell<Arc<Endpoints>>,
     /// By the host's address in memory: hosts live as long as their entry here.
-    hosts: RefCell<HashMap<*const Host, Rc<HostPools>>>,
+    hosts: RefCell<HashMap<*const Host, Rc<HostPools>, ByAddress>>,
     sweeping: Cell<bool>,
     /// Who the hosts are, as far as their metadata says.
     workloads: RefCell<HashMap<*const Host, Option<Arc<Workload>>>>,
+}
+
+/// Hashes addresses in memory. Nobody outside chooses them, so that mixing them is enough.
+#[derive(Clone, Copy, Default)]
+struct ByAddress;
+
+struct AddressHasher(u64);
+
+impl BuildHasher for ByAddress {
+    type Hasher = AddressHasher;
+
+    fn build_hasher(&self) -> AddressHasher {
+        AddressHasher(0)
+    }
+}
+
+impl Hasher for AddressHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_usize(usize::from(*byte));
+        }
+    }
+
+    fn write_usize(&mut self, value: usize) {
+        // The table takes its place from the low bits and its tag from the high ones.
+        let mixed = (self.0 ^ value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 32;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// The pools of one host, one per way of connecting to it.

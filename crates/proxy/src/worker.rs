@@ -35,6 +35,8 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) random: RefCell<Random>,
     table: RefCell<Arc<Clusters>>,
+    /// Counts the changes of the table.
+    pub(crate) table_changes: Cell<u64>,
     clusters: RefCell<HashMap<ArcStr, Rc<WorkerCluster>>>,
     http: RefCell<HashMap<ArcStr, Arc<HttpStats>>>,
     tcp: RefCell<HashMap<ArcStr, Arc<TcpStats>>>,
@@ -60,6 +62,7 @@ pub(crate) struct Worker {
     accepting: RefCell<HashMap<ArcStr, Vec<AbortHandle>>>,
     /// Downstream connections of this worker.
     pub(crate) connections: Cell<u64>,
+    ticking: Cell<bool>,
 }
 
 impl Worker {
@@ -70,6 +73,7 @@ impl Worker {
             plain,
             random: RefCell::new(Random::new(seed)),
             table: RefCell::new(shared.clusters.load_full()),
+            table_changes: Cell::new(0),
             clusters: RefCell::default(),
             http: RefCell::default(),
             tcp: RefCell::default(),
@@ -87,6 +91,7 @@ impl Worker {
             names: RefCell::default(),
             accepting: RefCell::default(),
             connections: Cell::new(0),
+            ticking: Cell::new(false),
             shared,
         })
     }
@@ -150,6 +155,26 @@ impl Worker {
         fresh
     }
 
+    /// Keeps a timer while there are connections. A timer that becomes the next one to fire wakes the runtime by a system
+    /// call, and then by another; behind this one the timeouts of connections cost neither.
+    pub(crate) fn tick(self: &Rc<Self>) {
+        if self.ticking.replace(true) {
+            return;
+        }
+        let this = Rc::downgrade(self);
+        // Nobody waits for it: it ends with the last connection.
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(TICK).await;
+                let Some(worker) = this.upgrade() else { return };
+                if worker.connections.get() == 0 {
+                    worker.ticking.set(false);
+                    return;
+                }
+            }
+        });
+    }
+
     /// Counters with names from configuration.
     pub(crate) fn named_stats(&self) -> &Named {
         &self.plain.other
@@ -166,6 +191,7 @@ impl Worker {
         });
         self.cluster_stats.borrow_mut().retain(|_, s| Arc::strong_count(s) > 0);
         *self.table.borrow_mut() = table;
+        self.table_changes.set(self.table_changes.get() + 1);
         for cluster in gone {
             cluster.close_idle();
         }
@@ -184,6 +210,9 @@ impl Worker {
         }
     }
 }
+
+/// Most timeouts of connections are not shorter.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Workloads a worker tells apart.
 const MAX_WORKLOADS: usize = 10_000;

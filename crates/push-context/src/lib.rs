@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use config_store::{Kind, Snapshot};
 use istio_api::{AuthorizationPolicy, EnvoyFilter, MeshConfig, RequestAuthentication, Sidecar, Telemetry, WasmPlugin};
 use mesh_types::{ArcStr, Labels, selects};
-use registry::{Locality, Registry, Service, augment_labels};
+use registry::{Locality, Placement, Registry, Service, augment_labels};
 
 use rules::{ByNamespace, Rules};
 
@@ -34,7 +34,7 @@ pub use mesh_route::quote;
 pub use node::{InterceptionMode, InvalidNode, IpMode, Node, Profile, ProxyConfigText};
 pub use registry::Settings;
 pub use rules::ListenerRules;
-pub use scope::{EgressListener, SidecarScope};
+pub use scope::{EgressListener, Reach, SidecarScope};
 
 /// Services by namespace.
 type Namespaces = BTreeMap<ArcStr, Arc<Service>>;
@@ -56,8 +56,17 @@ pub struct PushContext {
     memo: Arc<Memo>,
     /// Scopes by the Sidecar they are from and the namespace they are for; made when first asked for.
     /// The lock covers the lookup only: two proxies may compute the same scope at once, which is harmless.
-    scopes: Mutex<HashMap<scope::Key, Arc<SidecarScope>>>,
+    scopes: Mutex<Scopes>,
+    /// Scopes of an earlier snapshot, of which parts may still hold.
+    former: Scopes,
 }
+
+type Scopes = HashMap<scope::Key, Arc<SidecarScope>>;
+
+/// Stands for all of a [`PushContext`] but its MeshConfig, its [`Settings`] and endpoints of services that have an address:
+/// equal while none of the rest has changed.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Identity(Same<Rules>, Same<Placement>);
 
 impl PushContext {
     /// Reads and indexes a snapshot.
@@ -74,6 +83,7 @@ impl PushContext {
             snapshot: snapshot.clone(),
             memo: Arc::default(),
             scopes: Mutex::default(),
+            former: Scopes::new(),
         }
     }
 
@@ -98,18 +108,14 @@ impl PushContext {
         };
         let is_registered = |kind: &Kind| !kind.is_custom() || matches!(kind, Kind::ServiceEntry | Kind::WorkloadEntry);
         let registry = match changed.iter().any(is_registered) {
-            true => {
-                let previous = (!changed.contains(&Kind::Node)).then_some(&*self.registry);
-                Arc::new(Registry::build_after(previous, snapshot, mesh, &self.settings))
-            }
+            true => Arc::new(self.registry.update(&self.snapshot, snapshot, mesh, &self.settings)),
             false => self.registry.clone(),
         };
         let same_services = registry.services.len() == self.registry.services.len()
             && registry.services.iter().zip(&self.registry.services).all(|(a, b)| Arc::ptr_eq(a, b));
-        let scopes = match same_rules && same_services {
-            true => self.scopes.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            false => HashMap::new(),
-        };
+        let known = self.scopes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let former = if known.is_empty() { self.former.clone() } else { known.clone() };
+        let scopes = if same_rules && same_services { known } else { Scopes::new() };
         self.memo.age();
         PushContext {
             mesh: mesh.clone(),
@@ -121,7 +127,13 @@ impl PushContext {
             snapshot: snapshot.clone(),
             memo: self.memo.clone(),
             scopes: Mutex::new(scopes),
+            former,
         }
+    }
+
+    /// What proxies get, but for endpoints, is the same for the same identity.
+    pub fn identity(&self) -> Identity {
+        Identity(Same(self.rules.clone()), Same(self.registry.placement().clone()))
     }
 
     /// Where generators keep what they made.
@@ -198,7 +210,7 @@ impl PushContext {
                 let of_node = if node.meta("NODE_NAME").is_some() { "" } else { &*workload.node };
                 augment_labels(&workload.labels, &self.settings.cluster_id, &workload.locality, of_node, "")
             }
-            Some(workload) => workload.topology_labels.clone(),
+            Some(workload) => (*workload.topology_labels).clone(),
             None => node.labels.clone(),
         };
         let place = Locality::of_topology(&labels).or_else(|| Locality::of_label(&labels));
@@ -237,8 +249,10 @@ impl PushContext {
         if let Some(scope) = lock().get(&key) {
             return scope.clone();
         }
-        let scope = Arc::new(SidecarScope::build(self, sidecar, &node.namespace));
-        lock().entry(key).or_insert(scope).clone()
+        let mut scope = SidecarScope::build(self, sidecar, &node.namespace);
+        let others: Vec<_> = self.former.get(&key).cloned().into_iter().chain(lock().values().cloned()).collect();
+        let _ = others.iter().any(|other| scope.share(other));
+        lock().entry(key).or_insert(Arc::new(scope)).clone()
     }
 
     /// The Sidecar that applies to a workload: by selector, then its namespace's, then the root namespace's.

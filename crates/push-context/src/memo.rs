@@ -50,7 +50,7 @@ pub struct Memo {
 const MOST: usize = 1 << 18;
 
 /// After so many snapshots with proxies that ask, what none of them asked for is forgotten.
-const KEPT: u64 = 3;
+const KEPT: u64 = 1;
 
 struct Table<K, V> {
     /// Values and the epoch of their last use.
@@ -89,6 +89,29 @@ impl Memo {
         self.with(|table: &mut Table<K, V>| {
             let epoch = table.epoch;
             if table.values.len() >= most {
+                table.values.clear();
+            }
+            table.values.insert(key, (value.clone(), epoch));
+            Some(())
+        });
+        value
+    }
+
+    /// A value that follows what it is made of: `refresh` gets the one that was made last and gives the one that holds now,
+    /// which must not depend on the last but for the time it takes. At most so many are kept.
+    pub fn follow<K, V>(&self, most: usize, key: K, refresh: impl FnOnce(Option<V>) -> V) -> V
+    where
+        K: Eq + Hash + Send + 'static,
+        V: Clone + Send + 'static,
+    {
+        let last = self.with(|table: &mut Table<K, V>| {
+            table.used = true;
+            table.values.get(&key).map(|(value, _)| value.clone())
+        });
+        let value = refresh(last);
+        self.with(|table: &mut Table<K, V>| {
+            let epoch = table.epoch;
+            if table.values.len() >= most && !table.values.contains_key(&key) {
                 table.values.clear();
             }
             table.values.insert(key, (value.clone(), epoch));
@@ -167,6 +190,14 @@ mod tests {
         }
         memo.age();
         assert_eq!((get(&memo, "a"), made.get()), (7, 3));
+    }
+
+    #[test]
+    fn a_followed_value_is_made_from_the_last() {
+        let memo = Memo::default();
+        let next = |key: &'static str| memo.follow(2, key, |last: Option<u32>| last.map_or(1, |last| last + 1));
+        assert_eq!((next("a"), next("a"), next("b"), next("a")), (1, 2, 1, 3));
+        assert_eq!((next("c"), next("a")), (1, 1), "no more than two are kept");
     }
 
     #[test]

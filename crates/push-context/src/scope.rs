@@ -58,15 +58,20 @@ pub struct SidecarScope {
     /// In the order written.
     pub egress: Vec<EgressListener>,
     /// All services that any egress listener or VirtualService needs, in the order found.
-    pub services: Vec<Arc<Service>>,
+    pub services: Arc<[Arc<Service>]>,
     /// What happens to traffic to unknown destinations.
     pub outbound_policy: OutboundTrafficPolicy,
     /// Of what is let through, plain HTTP goes to whom its Host names (`ALLOW_ANY_DYNAMIC_DNS`, which only the mesh
     /// can ask for).
     pub dynamic_dns: bool,
-    by_host: HashMap<ArcStr, Arc<Service>>,
-    destination_rules: HashMap<ArcStr, Vec<ConsolidatedRule>>,
+    by_host: Arc<HashMap<ArcStr, Arc<Service>>>,
+    destination_rules: Arc<HashMap<ArcStr, Vec<ConsolidatedRule>>>,
+    reach: Arc<Reach>,
 }
+
+/// Stands for the services of a scope and their DestinationRules: scopes that have the same share it.
+#[derive(Debug)]
+pub struct Reach(());
 
 impl SidecarScope {
     pub(crate) fn build(
@@ -108,12 +113,43 @@ impl SidecarScope {
             namespace: namespace.clone(),
             sidecar: sidecar.cloned(),
             egress,
-            services: found.services,
+            services: found.services.into(),
             outbound_policy,
             dynamic_dns: !of_sidecar && mesh_mode == Some(MeshMode::AllowAnyDynamicDns),
-            by_host: found.by_host,
-            destination_rules,
+            by_host: Arc::new(found.by_host),
+            destination_rules: Arc::new(destination_rules),
+            reach: Arc::new(Reach(())),
         }
+    }
+
+    /// The object that is the same for all scopes of the same services and DestinationRules, as far as these were told.
+    pub fn reach(&self) -> &Arc<Reach> {
+        &self.reach
+    }
+
+    /// Shares services and DestinationRules with another scope if that has the same ones; whether it has.
+    pub(crate) fn share(&mut self, other: &SidecarScope) -> bool {
+        let same_services = self.services.len() == other.services.len()
+            && self.services.iter().zip(&*other.services).all(|(a, b)| a == b);
+        let same_rule = |a: &ConsolidatedRule, b: &ConsolidatedRule| {
+            // Whether a rule with a selector is for a proxy depends on its namespace.
+            Arc::ptr_eq(&a.rule, &b.rule)
+                && (a.rule.spec.workload_selector.is_none() || self.namespace == other.namespace)
+        };
+        let same_rules = |(host, rules): (&ArcStr, &Vec<ConsolidatedRule>)| {
+            let theirs = other.destination_rules.get(host).map_or(&[][..], Vec::as_slice);
+            rules.len() == theirs.len() && rules.iter().zip(theirs).all(|(a, b)| same_rule(a, b))
+        };
+        let same = same_services
+            && self.destination_rules.len() == other.destination_rules.len()
+            && self.destination_rules.iter().all(same_rules);
+        if same {
+            self.services = other.services.clone();
+            self.by_host = other.by_host.clone();
+            self.destination_rules = other.destination_rules.clone();
+            self.reach = other.reach.clone();
+        }
+        same
     }
 
     /// The service of that name, if the proxy may see it.

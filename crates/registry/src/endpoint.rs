@@ -75,10 +75,10 @@ pub struct Workload {
     pub namespace: ArcStr,
     /// IP addresses.
     pub addresses: Vec<ArcStr>,
-    /// As written.
-    pub labels: Labels,
+    /// As written; pods of one workload share them.
+    pub labels: Arc<Labels>,
     /// With topology labels added.
-    pub topology_labels: Labels,
+    pub topology_labels: Arc<Labels>,
     /// SPIFFE identity as text; empty if none.
     pub identity: String,
     /// Whether it takes mutual TLS.

@@ -1,6 +1,6 @@
 //! Services, workloads and endpoints of ServiceEntries and WorkloadEntries.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -146,8 +146,8 @@ fn convert_workload(
         workload_name: own_name.map_or(name, String::as_str).into(),
         namespace: namespace.clone(),
         addresses: if entry.address.is_empty() { Vec::new() } else { vec![entry.address.as_str().into()] },
-        topology_labels: augment_labels(&labels, &settings.cluster_id, &locality, "", &network),
-        labels,
+        topology_labels: augment_labels(&labels, &settings.cluster_id, &locality, "", &network).into(),
+        labels: labels.into(),
         identity,
         tls_mode,
         locality,
@@ -191,10 +191,17 @@ pub(crate) fn endpoints(
     snapshot: &Snapshot,
     mesh: &MeshConfig,
     settings: &Settings,
-    pods: &[Arc<Workload>],
+    pods: &[(Arc<Object>, Arc<Workload>)],
     workload_entries: &[Arc<Workload>],
 ) -> EndpointMap {
     let mut out = EndpointMap::new();
+    let mut by_namespace: HashMap<&ArcStr, Vec<&Arc<Workload>>> = HashMap::new();
+    if entries(snapshot).any(|(_, entry)| entry.workload_selector.is_some()) {
+        let pods = pods.iter().map(|(_, pod)| pod).filter(|w| w.ready && !w.finished);
+        for workload in pods.chain(workload_entries).filter(|w| !w.addresses.is_empty()) {
+            by_namespace.entry(&workload.namespace).or_default().push(workload);
+        }
+    }
     // Ports of names that the proxies resolve and that have one place only: the first entry's holds.
     let mut taken: HashSet<(ArcStr, ArcStr, u32)> = HashSet::new();
     let mut all: Vec<(&Object, &ServiceEntry)> = entries(snapshot).collect();
@@ -212,14 +219,10 @@ pub(crate) fn endpoints(
                 entry.endpoints.iter().enumerate().map(convert).collect()
             }
             Some(selector) => {
-                let chosen = |w: &&Arc<Workload>| {
-                    w.namespace == *namespace
-                        && !w.addresses.is_empty()
-                        && (by_name || w.has_ip_only())
-                        && selects(&selector.labels, &w.topology_labels)
-                };
-                let pods = pods.iter().filter(|w| w.ready && !w.finished);
-                let mut found: Vec<_> = pods.chain(workload_entries).filter(chosen).cloned().collect();
+                let chosen =
+                    |w: &&&Arc<Workload>| selects(&selector.labels, &w.topology_labels) && (by_name || w.has_ip_only());
+                let own = by_namespace.get(namespace).into_iter().flatten();
+                let mut found: Vec<_> = own.filter(chosen).map(|w| (*w).clone()).collect();
                 found.sort_by_key(|w| (!w.is_pod, w.name.clone()));
                 found
             }

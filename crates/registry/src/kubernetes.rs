@@ -1,5 +1,6 @@
 //! Services, pods and endpoints as Kubernetes knows them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -12,12 +13,12 @@ use mesh_types::{ArcStr, Labels, Protocol, selects};
 
 use crate::service::TargetPort;
 use crate::{
-    Endpoint, Health, Locality, Port, Provider, Resolution, Service, Settings, TlsMode, TrafficDistribution,
-    UNSPECIFIED_IP, Workload, augment_labels,
+    Endpoint, Health, Locality, Port, Provider, Resolution, Service, ServiceKey, Settings, TlsMode,
+    TrafficDistribution, UNSPECIFIED_IP, Workload, Workloads, augment_labels,
 };
 
 /// Endpoints by host name and namespace of their service.
-pub(crate) type EndpointMap = HashMap<(ArcStr, ArcStr), Vec<Endpoint>>;
+pub(crate) type EndpointMap = HashMap<ServiceKey, Vec<Endpoint>>;
 
 /// The host name of a Kubernetes service (istio `kube.ServiceHostname`).
 fn hostname(name: &str, namespace: &str, settings: &Settings) -> ArcStr {
@@ -134,25 +135,42 @@ pub(crate) fn pods(
     known: &HashMap<usize, (Arc<Object>, Arc<Workload>)>,
 ) -> Vec<(Arc<Object>, Arc<Workload>)> {
     let nodes: HashMap<&str, &Labels> = snapshot.list(Kind::Node).map(|node| (&*node.key.name, &node.labels)).collect();
+    let mut interned = Interned::default();
     let convert = |object: &Arc<Object>| {
         if let Some((_, workload)) = known.get(&(Arc::as_ptr(object) as usize)) {
             return Some((object.clone(), workload.clone()));
         }
         let Body::Pod(pod) = &object.body else { return None };
-        Some((object.clone(), Arc::new(convert_pod(object, pod, &nodes, mesh, settings))))
+        Some((object.clone(), Arc::new(convert_pod(object, pod.get(), &nodes, mesh, settings, &mut interned))))
     };
     snapshot.list(Kind::Pod).filter_map(convert).collect()
 }
 
+/// One object for all equal labels.
+#[derive(Default)]
+struct Interned(HashSet<Arc<Labels>>);
+
+impl Interned {
+    fn one(&mut self, labels: Cow<'_, Labels>) -> Arc<Labels> {
+        if let Some(known) = self.0.get(&*labels) {
+            return known.clone();
+        }
+        let labels = Arc::new(labels.into_owned());
+        self.0.insert(labels.clone());
+        labels
+    }
+}
+
 fn convert_pod(
     object: &Object,
-    pod: &Pod,
+    mut pod: Pod,
     nodes: &HashMap<&str, &Labels>,
     mesh: &MeshConfig,
     settings: &Settings,
+    interned: &mut Interned,
 ) -> Workload {
-    let spec = pod.spec.clone().unwrap_or_default();
-    let status = pod.status.clone().unwrap_or_default();
+    let spec = pod.spec.take().unwrap_or_default();
+    let status = pod.status.take().unwrap_or_default();
     let node = spec.node_name.unwrap_or_default();
     let locality_label = Locality::label(&object.labels)
         .or_else(|| nodes.get(node.as_str()).and_then(|labels| Locality::label_of_node(labels)))
@@ -191,12 +209,18 @@ fn convert_pod(
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
     Workload {
-        workload_name: workload_name(object, pod).into(),
+        workload_name: workload_name(object, &pod).into(),
         name: object.key.name.clone(),
         namespace: object.key.namespace.clone(),
         addresses,
-        topology_labels: augment_labels(&object.labels, &settings.cluster_id, &locality, &node, &network),
-        labels: object.labels.clone(),
+        topology_labels: interned.one(Cow::Owned(augment_labels(
+            &object.labels,
+            &settings.cluster_id,
+            &locality,
+            &node,
+            &network,
+        ))),
+        labels: interned.one(Cow::Borrowed(&object.labels)),
         identity: format!("spiffe://{}/ns/{}/sa/{account}", trust_domain(mesh), object.key.namespace),
         tls_mode: TlsMode::of_labels(&object.labels),
         locality,
@@ -249,36 +273,31 @@ fn workload_name(object: &Object, pod: &Pod) -> String {
     name.to_owned()
 }
 
-/// Endpoints from EndpointSlices.
-pub(crate) fn endpoints(
+/// The service that an EndpointSlice is of.
+pub(crate) fn service_of(slice: &Object, settings: &Settings) -> Option<ServiceKey> {
+    let name = slice.labels.get("kubernetes.io/service-name").filter(|name| !name.is_empty())?;
+    let namespace = &slice.key.namespace;
+    Some((hostname(name, namespace, settings), namespace.clone()))
+}
+
+/// Endpoints from EndpointSlices of the services that are wanted. `own` are Kubernetes' services.
+pub(crate) fn endpoints<'a>(
     snapshot: &Snapshot,
     settings: &Settings,
-    services: &[Service],
-    workloads: &[Arc<Workload>],
+    wanted: impl Fn(&ServiceKey) -> bool,
+    own: impl Fn(&ServiceKey) -> Option<&'a Service>,
+    workloads: &Workloads,
 ) -> EndpointMap {
-    let by_name: HashMap<(&str, &str), &Arc<Workload>> =
-        workloads.iter().map(|w| ((&*w.namespace, &*w.name), w)).collect();
-    let by_address: HashMap<(&str, &str), &Arc<Workload>> = workloads
-        .iter()
-        .filter(|w| w.ready && !w.finished)
-        .filter_map(|w| Some(((&*w.namespace, &**w.addresses.first()?), w)))
-        .collect();
     let find = |namespace: &str, pod: Option<(&str, &str)>, address: &str| match pod {
-        Some(key) => by_name.get(&key).copied(),
-        None => by_address.get(&(namespace, address)).copied(),
+        Some((namespace, name)) => workloads.pod(namespace, name),
+        None => workloads.pod_at(namespace, address),
     };
-    let sticky: HashSet<(&ArcStr, &ArcStr)> =
-        services.iter().filter(|s| s.keeps_draining()).map(|s| (&s.hostname, &s.namespace)).collect();
     let mut out = EndpointMap::new();
     for object in snapshot.list(Kind::EndpointSlice) {
         let Body::EndpointSlice(slice) = &object.body else { continue };
-        let Some(name) = object.labels.get("kubernetes.io/service-name").filter(|name| !name.is_empty()) else {
-            continue;
-        };
-        let namespace = &object.key.namespace;
-        let key = (hostname(name, namespace, settings), namespace.clone());
-        let sticky = sticky.contains(&(&key.0, &key.1));
-        add_slice(slice, namespace, sticky, out.entry(key).or_default(), &find);
+        let Some(key) = service_of(object, settings).filter(&wanted) else { continue };
+        let sticky = own(&key).is_some_and(Service::keeps_draining);
+        add_slice(slice, &object.key.namespace, sticky, out.entry(key).or_default(), &find);
     }
     out
 }

@@ -6,20 +6,25 @@
 
 mod endpoint;
 mod entry;
+mod history;
 mod kubernetes;
 mod locality;
 mod service;
 mod settings;
 mod targets;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use config_store::{Object, Snapshot};
+use config_store::{Kind, Object, Snapshot};
 use istio_api::MeshConfig;
 use mesh_types::ArcStr;
 
+use history::History;
+use kubernetes::EndpointMap;
+
 pub use endpoint::{Endpoint, Health, TlsMode, Workload, canonical_service};
+pub use history::{ServiceKey, Version};
 pub use locality::{Locality, augment_labels};
 pub use service::{Port, Provider, Resolution, Service, ServiceTarget, TargetPort, TrafficDistribution};
 pub use settings::Settings;
@@ -36,15 +41,49 @@ pub const UNSPECIFIED_IP: &str = "0.0.0.0";
 pub struct Registry {
     /// By age.
     pub services: Vec<Arc<Service>>,
-    /// By host name and namespace of the service; each endpoint names its port.
-    endpoints: HashMap<(ArcStr, ArcStr), Arc<[Endpoint]>>,
-    /// Pods and WorkloadEntries by namespace and name; of two with one name the pod.
-    by_name: HashMap<(ArcStr, ArcStr), Arc<Workload>>,
-    /// The same by their first address, which several may share.
+    /// By host name, then namespace of the service; each endpoint names its port.
+    endpoints: HashMap<ArcStr, Vec<OfNamespace>>,
+    workloads: Arc<Workloads>,
+    /// Endpoints that no EndpointSlice names.
+    written: Arc<EndpointMap>,
+    history: History,
+    placement: Arc<Placement>,
+}
+
+/// A namespace's endpoints of a host.
+type OfNamespace = (ArcStr, Arc<[Endpoint]>);
+
+/// Stands for all that decides which services a proxy's workload serves: while it is the same object, nothing of that has changed.
+#[derive(Debug, Default)]
+pub struct Placement(());
+
+/// Pods and WorkloadEntries.
+#[derive(Debug, Default)]
+struct Workloads {
+    /// By namespace, then name; of two with one name the pod.
+    by_name: HashMap<ArcStr, HashMap<ArcStr, Arc<Workload>>>,
+    /// The same by their first address, which several may share; pods first.
     by_address: HashMap<ArcStr, Vec<Arc<Workload>>>,
     /// Pods as read, by their object's address (which the object held beside it keeps from being used again), so
     /// that a later build need not read them again.
     pods: HashMap<usize, (Arc<Object>, Arc<Workload>)>,
+}
+
+impl Workloads {
+    fn named(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
+        self.by_name.get(namespace)?.get(name)
+    }
+
+    /// The pod of that name.
+    fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
+        self.named(namespace, name).filter(|workload| workload.is_pod)
+    }
+
+    /// The pod that serves at an address.
+    fn pod_at(&self, namespace: &str, address: &str) -> Option<&Arc<Workload>> {
+        let serves = |w: &&Arc<Workload>| w.is_pod && w.ready && !w.finished && *w.namespace == *namespace;
+        self.by_address.get(address)?.iter().rev().find(serves)
+    }
 }
 
 impl Registry {
@@ -53,66 +92,167 @@ impl Registry {
         Registry::build_after(None, snapshot, mesh, settings)
     }
 
-    /// As [`Registry::build`]. What equals its like in `previous` is taken from there, so that pointers tell
-    /// what changed; `previous` must be of the same settings, MeshConfig and Nodes.
-    pub fn build_after(
+    /// The registry of a newer snapshot of the same settings and MeshConfig. What equals its like in this one, the
+    /// registry of `before`, is taken from here, so that pointers tell what changed.
+    pub fn update(&self, before: &Snapshot, snapshot: &Snapshot, mesh: &MeshConfig, settings: &Settings) -> Registry {
+        let read = |kind: &Kind| {
+            use Kind::{EndpointSlice, Namespace, Node, Pod, Service, ServiceEntry, WorkloadEntry};
+            matches!(kind, Namespace | Node | Pod | Service | EndpointSlice | ServiceEntry | WorkloadEntry)
+        };
+        let changed: Vec<Kind> = snapshot.changed_kinds(before).filter(read).collect();
+        match &changed[..] {
+            [] | [Kind::EndpointSlice] => self.with_slices(before, snapshot, settings),
+            // Where pods are depends on their Nodes.
+            _ => {
+                let previous = (!changed.contains(&Kind::Node)).then_some(self);
+                Registry::build_after(previous, snapshot, mesh, settings)
+            }
+        }
+    }
+
+    fn build_after(
         previous: Option<&Registry>,
         snapshot: &Snapshot,
         mesh: &MeshConfig,
         settings: &Settings,
     ) -> Registry {
         let empty = HashMap::new();
-        let pods = kubernetes::pods(snapshot, mesh, settings, previous.map_or(&empty, |p| &p.pods));
-        let workloads: Vec<Arc<Workload>> = pods.iter().map(|(_, workload)| workload.clone()).collect();
+        let pods = kubernetes::pods(snapshot, mesh, settings, previous.map_or(&empty, |p| &p.workloads.pods));
         let mut services = kubernetes::services(snapshot, mesh, settings);
         services.extend(entry::services(snapshot));
         sort_by_age(&mut services);
         service::resolve_aliases(&mut services);
 
-        let mut endpoints = kubernetes::endpoints(snapshot, settings, &services, &workloads);
         let entry_workloads = entry::workloads(snapshot, mesh, settings);
-        for (key, list) in entry::endpoints(snapshot, mesh, settings, &workloads, &entry_workloads) {
-            endpoints.entry(key).or_default().extend(list);
-        }
-        kubernetes::select_workload_entries(&services, &entry_workloads, &mut endpoints);
-        let (mut by_name, mut by_address) = (HashMap::new(), HashMap::<ArcStr, Vec<Arc<Workload>>>::new());
-        for workload in workloads.into_iter().chain(entry_workloads) {
+        let mut written = entry::endpoints(snapshot, mesh, settings, &pods, &entry_workloads);
+        kubernetes::select_workload_entries(&services, &entry_workloads, &mut written);
+        let mut workloads = Workloads::default();
+        for workload in pods.iter().map(|(_, workload)| workload.clone()).chain(entry_workloads) {
             if let Some(address) = workload.addresses.first() {
-                by_address.entry(address.clone()).or_default().push(workload.clone());
+                workloads.by_address.entry(address.clone()).or_default().push(workload.clone());
             }
-            by_name.entry((workload.namespace.clone(), workload.name.clone())).or_insert(workload);
+            let of_namespace = workloads.by_name.entry(workload.namespace.clone()).or_default();
+            of_namespace.entry(workload.name.clone()).or_insert(workload);
         }
+        workloads.pods =
+            pods.into_iter().map(|(object, workload)| (Arc::as_ptr(&object) as usize, (object, workload))).collect();
+        let own = services.iter().filter(|s| s.provider == Provider::Kubernetes);
+        let own: HashMap<ServiceKey, &Service> = own.map(|s| ((s.hostname.clone(), s.namespace.clone()), s)).collect();
+        let mut lists = kubernetes::endpoints(snapshot, settings, |_| true, |key| own.get(key).copied(), &workloads);
+        for (key, list) in &written {
+            lists.entry(key.clone()).or_default().extend_from_slice(list);
+        }
+
         let old_services: HashMap<(&str, &str, &str), &Arc<Service>> =
             previous.iter().flat_map(|p| &p.services).map(|s| (identity(s), s)).collect();
         let reuse_service = |service: Service| match old_services.get(&identity(&service)) {
             Some(old) if ***old == service => (*old).clone(),
             _ => Arc::new(service),
         };
-        let reuse_endpoints = |(key, list): ((ArcStr, ArcStr), Vec<Endpoint>)| {
-            let old = previous.and_then(|p| p.endpoints.get(&key)).filter(|old| ***old == *list);
-            let list = old.cloned().unwrap_or_else(|| list.into());
-            (key, list)
-        };
-        Registry {
+        let mut out = Registry {
             services: services.into_iter().map(reuse_service).collect(),
-            endpoints: endpoints.into_iter().map(reuse_endpoints).collect(),
-            by_name,
-            by_address,
-            pods: pods
-                .into_iter()
-                .map(|(object, workload)| (Arc::as_ptr(&object) as usize, (object, workload)))
-                .collect(),
+            workloads: Arc::new(workloads),
+            written: Arc::new(written),
+            ..Registry::default()
+        };
+        let mut changed = Vec::new();
+        for (key, list) in lists {
+            let old = previous.and_then(|p| p.list(&key.0, &key.1)).filter(|old| ***old == *list);
+            if old.is_none() {
+                changed.push(key.clone());
+            }
+            let list = old.cloned().unwrap_or_else(|| list.into());
+            out.endpoints.entry(key.0).or_default().push((key.1, list));
         }
+        if let Some(previous) = previous.filter(|p| same(&p.services, &out.services)) {
+            let lists = previous.endpoints.iter();
+            let lists = lists.flat_map(|(host, of_host)| of_host.iter().map(move |(namespace, _)| (host, namespace)));
+            let gone = lists.filter(|(host, namespace)| out.list(host, namespace).is_none());
+            changed.extend(gone.map(|(host, namespace)| (host.clone(), namespace.clone())));
+            out.history = previous.history.next(changed);
+        }
+        out
+    }
+
+    /// As [`Registry::build_after`] where only EndpointSlices have changed: looks at nothing but the services of these.
+    fn with_slices(&self, before: &Snapshot, snapshot: &Snapshot, settings: &Settings) -> Registry {
+        let of = |snapshot: &Snapshot| -> HashSet<usize> {
+            snapshot.list(Kind::EndpointSlice).map(|object| Arc::as_ptr(object) as usize).collect()
+        };
+        let (old, new) = (of(before), of(snapshot));
+        let differ = |snapshot: &Snapshot, other: &HashSet<usize>| -> Vec<ServiceKey> {
+            let slices = snapshot.list(Kind::EndpointSlice);
+            let differ = slices.filter(|object| !other.contains(&(Arc::as_ptr(object) as usize)));
+            differ.filter_map(|object| kubernetes::service_of(object, settings)).collect()
+        };
+        let affected: HashSet<ServiceKey> = differ(before, &new).into_iter().chain(differ(snapshot, &old)).collect();
+        let services_of = |key: &ServiceKey| -> Vec<&Arc<Service>> {
+            self.services.iter().filter(|s| s.hostname == key.0 && s.namespace == key.1).collect()
+        };
+        let own = |key: &ServiceKey| -> Option<&Service> {
+            services_of(key).into_iter().find(|s| s.provider == Provider::Kubernetes).map(|s| &**s)
+        };
+        let mut lists = kubernetes::endpoints(snapshot, settings, |key| affected.contains(key), own, &self.workloads);
+        let mut endpoints = self.endpoints.clone();
+        let (mut changed, mut placement) = (Vec::new(), self.placement.clone());
+        for key in affected {
+            let mut list = lists.remove(&key).unwrap_or_default();
+            list.extend(self.written.get(&key).into_iter().flatten().cloned());
+            if self.endpoints(&key.0, &key.1) == list {
+                continue;
+            }
+            // Services without a selector are a workload's by its address.
+            let by_address = |s: &Arc<Service>| {
+                s.selector.is_empty() || s.provider == Provider::External || s.resolution == Resolution::Passthrough
+            };
+            if services_of(&key).into_iter().any(by_address) {
+                placement = Arc::default();
+            }
+            let of_host = endpoints.entry(key.0.clone()).or_default();
+            of_host.retain(|(namespace, _)| *namespace != key.1);
+            if !list.is_empty() {
+                of_host.push((key.1.clone(), list.into()));
+            }
+            changed.push(key);
+        }
+        Registry {
+            services: self.services.clone(),
+            endpoints,
+            workloads: self.workloads.clone(),
+            written: self.written.clone(),
+            history: self.history.next(changed),
+            placement,
+        }
+    }
+
+    fn list(&self, hostname: &str, namespace: &str) -> Option<&Arc<[Endpoint]>> {
+        self.endpoints.get(hostname)?.iter().find(|(own, _)| **own == *namespace).map(|(_, list)| list)
+    }
+
+    /// Stands for the endpoints of this registry.
+    pub fn version(&self) -> &Arc<Version> {
+        self.history.version()
+    }
+
+    /// The services whose endpoints have changed since another registry's version, from which this one differs in nothing
+    /// but endpoints; nothing if that is not known.
+    pub fn changed_since(&self, version: &Arc<Version>) -> Option<impl Iterator<Item = &ServiceKey>> {
+        self.history.since(version)
+    }
+
+    /// Stands for what [`Registry::targets`], [`Registry::workload`] and the endpoints of services without an address depend on.
+    pub fn placement(&self) -> &Arc<Placement> {
+        &self.placement
     }
 
     /// The endpoints of a service as one list that stays the same object while nothing changes.
     pub fn endpoint_list(&self, service: &Service) -> Option<&Arc<[Endpoint]>> {
-        self.endpoints.get(&(service.hostname.clone(), service.namespace.clone()))
+        self.list(&service.hostname, &service.namespace)
     }
 
     /// Endpoints of all ports of a service, in the order their source gave.
     pub fn endpoints(&self, hostname: &str, namespace: &str) -> &[Endpoint] {
-        self.endpoints.get(&(hostname.into(), namespace.into())).map_or(&[], |list| list)
+        self.list(hostname, namespace).map_or(&[], |list| list)
     }
 
     /// Endpoints behind one port of a service.
@@ -121,6 +261,11 @@ impl Registry {
         let all = self.endpoints(&service.hostname, &service.namespace);
         all.iter().filter(move |e| name.is_some_and(|n| *n == *e.service_port_name))
     }
+}
+
+/// Whether two lists hold the same objects.
+fn same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
 /// Tells services of one ServiceEntry apart, too: it has one for each host and address.

@@ -22,10 +22,8 @@ pub struct ProxyQuery<'a> {
 impl Registry {
     /// The pod that a proxy stands beside, or the WorkloadEntry.
     pub fn workload(&self, query: &ProxyQuery<'_>) -> Option<&Arc<Workload>> {
-        let pod = |w: &&Arc<Workload>| w.is_pod;
-        let by_name = self.by_name.get(&(query.namespace.into(), query.name.into()));
-        by_name.filter(pod).or_else(|| {
-            let at = query.addresses.first().and_then(|a| self.by_address.get(a.as_str()))?;
+        self.workloads.pod(query.namespace, query.name).or_else(|| {
+            let at = query.addresses.first().and_then(|a| self.workloads.by_address.get(a.as_str()))?;
             let own = |w: &&Arc<Workload>| &*w.namespace == query.namespace && !w.finished;
             at.iter().filter(own).min_by_key(|w| (!w.is_pod, &*w.name != query.name))
         })
@@ -41,8 +39,8 @@ impl Registry {
         let entry = self.entry_of(query);
         let pod = self.workload(query).filter(|w| w.is_pod);
         let (namespace, labels) = match (entry, pod) {
-            (Some(entry), _) => (&*entry.namespace, &entry.topology_labels),
-            (None, Some(pod)) => (&*pod.namespace, &pod.labels),
+            (Some(entry), _) => (&*entry.namespace, &*entry.topology_labels),
+            (None, Some(pod)) => (&*pod.namespace, &*pod.labels),
             (None, None) => (query.namespace, query.labels),
         };
         let own = |s: &&Arc<Service>| {
@@ -82,7 +80,7 @@ impl Registry {
 
     /// The WorkloadEntry at the proxy's first address: of its name, of its namespace, any.
     fn entry_of(&self, query: &ProxyQuery<'_>) -> Option<&Arc<Workload>> {
-        let at = query.addresses.first().and_then(|a| self.by_address.get(a.as_str()))?;
+        let at = query.addresses.first().and_then(|a| self.workloads.by_address.get(a.as_str()))?;
         let rank = |w: &&Arc<Workload>| {
             let own = &*w.namespace == query.namespace;
             (!(own && &*w.name == query.name), !own, w.namespace.clone(), w.name.clone())

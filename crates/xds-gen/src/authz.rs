@@ -3,10 +3,10 @@
 mod provider;
 mod rule;
 
+use std::any::TypeId;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use envoy_api::any;
 use envoy_api::http::HttpFilter;
 use envoy_api::listener::Filter;
 use envoy_api::pb::envoy::config::rbac::v3::{
@@ -14,9 +14,10 @@ use envoy_api::pb::envoy::config::rbac::v3::{
 };
 use envoy_api::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
 use envoy_api::pb::envoy::extensions::filters::network::rbac::v3::Rbac as TcpRbac;
+use envoy_api::{Any, Message, Name, any, encode};
 use istio_api::AuthorizationPolicy;
 use istio_api::authorization_policy::Action;
-use push_context::Config;
+use push_context::{Config, Same};
 
 use crate::context::Context;
 use crate::filters;
@@ -107,8 +108,30 @@ fn stat_prefix(rules: &Rules, own: &str) -> String {
     if rules.shadow.is_some() { own.to_owned() } else { DRY_RUN_ALLOW.to_owned() }
 }
 
+/// Filters of the proxy's policies: every one of its ports has the same, and so have other proxies of these policies.
+fn of_policies<T: Clone + Send + Sync + 'static>(cx: &Context<'_>, make: impl FnOnce() -> Vec<T>) -> Vec<T> {
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key(TypeId, Vec<Same<Config<AuthorizationPolicy>>>);
+    let policies = cx.push.authorization_policies(&cx.node.namespace, &cx.node.labels);
+    let policies: Vec<_> =
+        policies.into_iter().filter(|p| p.spec.action != Action::Custom).cloned().map(Same).collect();
+    match policies.is_empty() {
+        true => Vec::new(),
+        false => cx.push.memo().get(Key(TypeId::of::<T>(), policies), || Arc::new(make())).to_vec(),
+    }
+}
+
+/// Sorted now, once: what is sorted already costs others little.
+fn sorted<M: Message + Name>(config: &M) -> Any {
+    Any { value: encode(config), ..any(config) }
+}
+
 /// HTTP filters of AUDIT, DENY and ALLOW policies, in this order.
 pub(crate) fn http(cx: &Context<'_>) -> Vec<HttpFilter> {
+    of_policies(cx, || http_of_policies(cx))
+}
+
+fn http_of_policies(cx: &Context<'_>) -> Vec<HttpFilter> {
     let filter = |(of, action, stat): &(Action, RbacAction, &str)| {
         let rules = rules(cx, *of, *action, false)?;
         let config = HttpRbac {
@@ -117,13 +140,17 @@ pub(crate) fn http(cx: &Context<'_>) -> Vec<HttpFilter> {
             shadow_rules: rules.shadow,
             ..HttpRbac::default()
         };
-        Some(filters::http(HTTP_RBAC, &config))
+        Some(filters::http_any(HTTP_RBAC, sorted(&config)))
     };
     KINDS.iter().filter_map(filter).collect()
 }
 
 /// Network filters of the same policies; only what TCP connections show counts.
 pub(crate) fn tcp(cx: &Context<'_>) -> Vec<Filter> {
+    of_policies(cx, || tcp_of_policies(cx))
+}
+
+fn tcp_of_policies(cx: &Context<'_>) -> Vec<Filter> {
     let filter = |(of, action, stat): &(Action, RbacAction, &str)| {
         let rules = rules(cx, *of, *action, true)?;
         let config = TcpRbac {
@@ -133,7 +160,7 @@ pub(crate) fn tcp(cx: &Context<'_>) -> Vec<Filter> {
             shadow_rules: rules.shadow,
             ..TcpRbac::default()
         };
-        Some(network_filter(TCP_RBAC, any(&config)))
+        Some(network_filter(TCP_RBAC, sorted(&config)))
     };
     KINDS.iter().filter_map(filter).collect()
 }

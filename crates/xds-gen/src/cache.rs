@@ -3,6 +3,8 @@
 //! What proxies of one class share is made from the class's own [`Node`], in which everything that does not
 //! matter is blank: so nothing of the proxy that happens to ask first can get in.
 
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use envoy_api::Resource;
@@ -10,22 +12,17 @@ use envoy_api::cluster::Cluster;
 use envoy_api::listener::Listener;
 use istio_api::DestinationRule;
 use mesh_types::ArcStr;
-use push_context::{Config, ListenerRules, Node, PeerRules, Same, SidecarScope};
-use registry::{Endpoint, Registry, Resolution, Service, TrafficDistribution};
+use push_context::{Config, ListenerRules, Node, PeerRules, PushContext, Reach, Same, SidecarScope};
+use registry::{Endpoint, Placement, Service, ServiceKey, TrafficDistribution, Version};
 
+use crate::client::{Client, Endpoints, Shared};
 use crate::context::Context;
 use crate::envoy_filter::Patches;
 use crate::{cluster, endpoint, listener, name_table, names, route};
 
-/// Resources that many hold.
-pub(crate) type Shared = Arc<[Resource]>;
-
-/// Endpoints of one service.
-type Endpoints = Option<Same<[Endpoint]>>;
-
 /// What a class of proxies gets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Use {
+pub(crate) enum Use {
     Listeners,
     /// Listeners without what tells who the proxy is.
     Ports,
@@ -35,8 +32,18 @@ enum Use {
     Clusters,
 }
 
+impl Use {
+    /// In the order of their values.
+    pub(crate) const ALL: [Use; 4] = [Use::Listeners, Use::Ports, Use::Routes, Use::Clusters];
+}
+
 /// Lists of load assignments that are kept: proxies of one class ask for the same ones, as a rule.
 const LISTS: usize = 256;
+/// Lists of clusters that are kept: one for each set of services that proxies may see.
+const SCOPES: usize = 1 << 14;
+
+/// Lists of single proxies that are kept.
+const PROXIES: usize = 1 << 18;
 
 /// Metadata that generators read, other than for the use of EnvoyFilters.
 const METADATA: [&str; 9] = [
@@ -57,27 +64,106 @@ const HOSTNAME: &str = "kubernetes.io/hostname";
 const REPORTED: [&str; 3] = ["app", "service.istio.io/canonical-name", "service.istio.io/canonical-revision"];
 
 /// All clusters of a proxy.
-pub(crate) fn clusters(cx: &Context<'_>) -> Shared {
-    #[derive(Eq, Hash, PartialEq)]
-    struct Key(Same<Node>, Same<SidecarScope>, Same<Registry>);
-
-    let key = |node| Key(Same(node), Same(cx.scope.clone()), Same(cx.push.registry.clone()));
-    cx.push.memo().get(key(itself(cx)), || {
-        if is_patched(cx) {
-            return encode_clusters(&Patches::of(cx).clusters(cluster::all(cx)));
-        }
+pub(crate) fn clusters(cx: &Context<'_>, client: &Arc<Client>) -> Shared {
+    if client.is_patched {
         #[derive(Eq, Hash, PartialEq)]
-        struct OutboundKey(Key);
-        let class = class(cx, Use::Clusters);
-        let outbound = cx.push.memo().get(OutboundKey(key(class.clone())), || {
-            let own = cx.of_class(&class);
-            let services = own.scope.services.iter();
-            services.flat_map(|service| service_clusters(&own, &class, service).to_vec()).collect::<Shared>()
-        });
-        let mut seen = std::collections::HashSet::new();
+        struct Key(Same<Client>, Same<Version>);
+        let key = Key(Same(client.clone()), Same(cx.push.registry.version().clone()));
+        return cx.push.memo().get(key, || encode_clusters(&Patches::of(cx).clusters(cluster::all(cx))));
+    }
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key(Same<Client>, Same<[Resource]>);
+    let outbound = outbound_clusters(cx, client);
+    /// While rules change, few proxies' own clusters do.
+    #[derive(Eq, Hash, PartialEq)]
+    struct ByNode(Same<Node>);
+    #[derive(Clone)]
+    struct List {
+        outbound: Shared,
+        own: Shared,
+        whole: Shared,
+    }
+    let refresh = |last: Option<List>| {
         let own = encode_clusters(&cluster::fixed(cx));
-        outbound.iter().chain(own.iter()).filter(|c| seen.insert(c.name.clone())).cloned().collect()
-    })
+        if let Some(last) = last.filter(|last| Arc::ptr_eq(&last.outbound, &outbound) && last.own == own) {
+            return last;
+        }
+        let mut names: HashSet<&str> = own.iter().map(|c| &*c.name).collect();
+        // Of two with one name the first.
+        outbound.iter().for_each(|c| {
+            names.remove(&*c.name);
+        });
+        let whole = outbound.iter().chain(own.iter().filter(|c| names.remove(&*c.name))).cloned().collect();
+        List { outbound: outbound.clone(), whole, own }
+    };
+    let (memo, by_node) = (cx.push.memo(), ByNode(Same(client.node.clone())));
+    memo.get(Key(Same(client.clone()), Same(outbound.clone())), || memo.follow(PROXIES, by_node, refresh).whole)
+}
+
+/// Something for each of the services of a class of proxies, as of one version of the endpoints.
+#[derive(Clone)]
+struct Followed {
+    version: Same<Version>,
+    peers: Same<PeerRules>,
+    /// Of clusters: those of each service.
+    parts: Arc<[Shared]>,
+    list: Shared,
+}
+
+impl Followed {
+    /// The services that it is to be made anew for; `None` if it is for all.
+    fn changes<'a>(&self, cx: &'a Context<'_>) -> Option<HashSet<&'a ServiceKey>> {
+        let same_peers = Arc::ptr_eq(&self.peers.0, cx.push.peer_rules());
+        cx.push.registry.changed_since(&self.version.0).filter(|_| same_peers).map(Iterator::collect)
+    }
+}
+
+/// Clusters that lead to services.
+fn outbound_clusters(cx: &Context<'_>, client: &Client) -> Shared {
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key(Same<Node>, Same<Reach>);
+
+    let class = client.class(Use::Clusters);
+    let key = Key(Same(class.clone()), Same(cx.scope.reach().clone()));
+    let refresh = |last: Option<Followed>| {
+        let own = cx.of_class(class);
+        let services = &own.scope.services;
+        let now = |parts: Arc<[Shared]>, list: Shared| Followed {
+            version: Same(cx.push.registry.version().clone()),
+            peers: Same(cx.push.peer_rules().clone()),
+            parts,
+            list,
+        };
+        let flat = |parts: &[Shared]| {
+            let mut seen = HashSet::new();
+            parts.iter().flat_map(|part| part.iter()).filter(|c| seen.insert(&*c.name)).cloned().collect()
+        };
+        if let Some(last) = last
+            && let Some(changes) = last.changes(cx)
+        {
+            if changes.is_empty() {
+                return last;
+            }
+            let affected = services.iter().enumerate().filter(|(_, service)| is_of(service, &changes));
+            let anew = affected.map(|(place, service)| (place, service_clusters(&own, class, service)));
+            let anew: Vec<_> = anew.filter(|(place, part)| **part != *last.parts[*place]).collect();
+            if anew.is_empty() {
+                return now(last.parts, last.list);
+            }
+            let mut parts = last.parts.to_vec();
+            anew.into_iter().for_each(|(place, part)| parts[place] = part);
+            let list = flat(&parts);
+            return now(parts.into(), list);
+        }
+        let parts: Arc<[Shared]> = services.iter().map(|service| service_clusters(&own, class, service)).collect();
+        let list = flat(&parts);
+        now(parts, list)
+    };
+    cx.push.memo().follow(SCOPES, key, refresh).list
+}
+
+fn is_of(service: &Service, keys: &HashSet<&ServiceKey>) -> bool {
+    keys.iter().any(|(host, namespace)| service.hostname == *host && service.namespace == *namespace)
 }
 
 /// What the clusters and endpoints of a service are made of, beyond its class of clients.
@@ -113,30 +199,68 @@ fn service_clusters(cx: &Context<'_>, class: &Arc<Node>, service: &Arc<Service>)
     })
 }
 
+/// Names that a proxy asks for.
+#[derive(Eq, PartialEq)]
+struct Wanted(Vec<ArcStr>);
+
+/// A few of thousands of names tell the lists of different proxies apart.
+impl Hash for Wanted {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let places = [0, self.0.len() / 2, self.0.len().saturating_sub(1)];
+        (self.0.len(), places.map(|place| self.0.get(place))).hash(state);
+    }
+}
+
 /// The load assignments of these names.
-pub(crate) fn endpoints(cx: &Context<'_>, wanted: &[ArcStr]) -> Shared {
+pub(crate) fn endpoints(cx: &Context<'_>, client: &Client, wanted: &[ArcStr]) -> Shared {
     #[derive(Eq, Hash, PartialEq)]
     struct Key(Target, ArcStr);
     #[derive(Eq, Hash, PartialEq)]
-    struct All(Same<Node>, Same<SidecarScope>, Same<Registry>, Vec<ArcStr>);
+    struct All(Same<Node>, Same<Reach>, Wanted);
 
-    let class = class(cx, Use::Clusters);
-    let own = cx.of_class(&class);
+    let class = client.class(Use::Clusters);
+    let own = cx.of_class(class);
     let make = |name: &ArcStr| Resource::new(name.clone(), &endpoint::load_assignment(&own, name));
-    let load = |name: &ArcStr| match names::parse_outbound(name).and_then(|(_, _, host)| own.scope.service(host)) {
+    let service = |name: &str| names::parse_outbound(name).and_then(|(_, _, host)| own.scope.service(host));
+    let load = |name: &ArcStr| match service(name) {
         Some(service) => {
-            let key = Key(Target::new(&own, &class, service), name.clone());
+            let key = Key(Target::new(&own, class, service), name.clone());
             own.push.memo().get(key, || make(name))
         }
         None => make(name),
     };
-    let (scope, registry) = (Same(own.scope.clone()), Same(own.push.registry.clone()));
-    let all = All(Same(class.clone()), scope, registry, wanted.to_vec());
-    own.push.memo().get_of(LISTS, all, || wanted.iter().map(load).collect())
+    let all = All(Same(class.clone()), Same(own.scope.reach().clone()), Wanted(wanted.to_vec()));
+    let refresh = |last: Option<Followed>| {
+        let now = |list: Shared| Followed {
+            version: Same(cx.push.registry.version().clone()),
+            peers: Same(cx.push.peer_rules().clone()),
+            parts: Arc::default(),
+            list,
+        };
+        if let Some(last) = last
+            && let Some(changes) = last.changes(cx)
+        {
+            if changes.is_empty() {
+                return last;
+            }
+            let affected = |name: &str| changes.iter().any(|(host, _)| name.ends_with(&**host));
+            let affected = wanted.iter().enumerate().filter(|(_, name)| affected(name));
+            let anew: Vec<_> = affected.map(|(place, name)| (place, load(name))).collect();
+            let anew: Vec<_> = anew.into_iter().filter(|(place, new)| *new != last.list[*place]).collect();
+            if anew.is_empty() {
+                return now(last.list);
+            }
+            let mut list = last.list.to_vec();
+            anew.into_iter().for_each(|(place, new)| list[place] = new);
+            return now(list.into());
+        }
+        now(wanted.iter().map(load).collect())
+    };
+    own.push.memo().follow(LISTS, all, refresh).list
 }
 
 /// All listeners of a proxy.
-pub(crate) fn listeners(cx: &Context<'_>) -> Shared {
+pub(crate) fn listeners(cx: &Context<'_>, client: &Client) -> Shared {
     /// While endpoints change, the scope stays.
     #[derive(Clone, Eq, Hash, PartialEq)]
     struct ByScope {
@@ -148,46 +272,49 @@ pub(crate) fn listeners(cx: &Context<'_>) -> Shared {
     }
     /// While rules for requests change, which have no part in listeners, services and endpoints stay.
     #[derive(Eq, Hash, PartialEq)]
-    struct ByRules(Same<Node>, Same<Registry>, ListenerRules);
+    struct ByRules(Same<Node>, Same<Placement>, ListenerRules);
 
-    let (memo, node) = (cx.push.memo(), Same(itself(cx)));
+    let (memo, node) = (cx.push.memo(), Same(client.node.clone()));
     let targets = cx.targets.iter().map(|t| (Same(t.service.clone()), t.port.port, t.target_port)).collect();
-    let by_scope = ByScope { node: node.clone(), scope: Same(cx.scope.clone()), targets, headless: headless(cx) };
-    let by_rules = ByRules(node, Same(cx.push.registry.clone()), cx.push.listener_rules());
-    let all = memo.get(by_rules, || memo.get(by_scope.clone(), || make_listeners(cx)));
+    let headless = client.headless.clone();
+    let by_scope = ByScope { node: node.clone(), scope: Same(cx.scope.clone()), targets, headless };
+    let by_rules = ByRules(node, Same(cx.push.registry.placement().clone()), cx.push.listener_rules());
+    let all = memo.get(by_rules, || memo.get(by_scope.clone(), || make_listeners(cx, client)));
     memo.get(by_scope, || all.clone())
 }
 
-fn make_listeners(cx: &Context<'_>) -> Shared {
-    if is_patched(cx) {
+fn make_listeners(cx: &Context<'_>, client: &Client) -> Shared {
+    if client.is_patched {
         return encode_listeners(&Patches::of(cx).listeners(listener::all(cx)));
     }
     #[derive(Eq, Hash, PartialEq)]
     struct OutboundKey(Same<Node>, Same<SidecarScope>, Vec<Endpoints>);
-    let class = class(cx, Use::Listeners);
-    let key = OutboundKey(Same(class.clone()), Same(cx.scope.clone()), headless(cx));
-    let outbound = cx.push.memo().get(key, || {
+    let key = |class: &Arc<Node>| OutboundKey(Same(class.clone()), Same(cx.scope.clone()), client.headless.clone());
+    let class = client.class(Use::Listeners);
+    let outbound = cx.push.memo().get(key(class), || {
         #[derive(Eq, Hash, PartialEq)]
         struct PortsKey(OutboundKey);
-        let wide = self::class(cx, Use::Ports);
-        let key = OutboundKey(Same(wide.clone()), Same(cx.scope.clone()), headless(cx));
-        let make = || Arc::new(listener::Ports::of(&cx.of_class(&wide)));
-        let ports = cx.push.memo().get(PortsKey(key), make);
-        encode_listeners(&listener::outbound_side(&cx.of_class(&class), &ports))
+        let wide = client.class(Use::Ports);
+        let make = || Arc::new(listener::Ports::of(&cx.of_class(wide)));
+        let ports = cx.push.memo().get(PortsKey(key(wide)), make);
+        encode_listeners(&listener::outbound_side(&cx.of_class(class), &ports))
     });
     let own = encode_listeners(&listener::inbound_side(cx));
     outbound.iter().chain(own.iter()).cloned().collect()
 }
 
 /// Route tables of these names.
-pub(crate) fn routes(cx: &Context<'_>, wanted: &[ArcStr]) -> Vec<Resource> {
+pub(crate) fn routes(cx: &Context<'_>, client: &Client, wanted: &[ArcStr]) -> Vec<Resource> {
     #[derive(Eq, Hash, PartialEq)]
     struct Key(Same<Node>, Same<SidecarScope>, ArcStr);
 
-    let class = if is_patched(cx) { itself(cx) } else { class(cx, Use::Routes) };
+    let class = if client.is_patched { &client.node } else { client.class(Use::Routes) };
     let table = |name: &ArcStr| {
         cx.push.memo().get(Key(Same(class.clone()), Same(cx.scope.clone()), name.clone()), || {
-            let own = cx.of_class(&class);
+            let own = cx.of_class(class);
+            if !client.is_patched {
+                return route::encoded::outbound(&own, class, name);
+            }
             let config = Patches::of(&own).route(route::outbound(&own, name));
             Resource::new(config.name.as_str(), &config)
         })
@@ -196,13 +323,13 @@ pub(crate) fn routes(cx: &Context<'_>, wanted: &[ArcStr]) -> Vec<Resource> {
 }
 
 /// The name table.
-pub(crate) fn names(cx: &Context<'_>) -> Resource {
+pub(crate) fn names(cx: &Context<'_>, client: &Client) -> Resource {
     #[derive(Eq, Hash, PartialEq)]
     struct Key(Same<Node>, Same<SidecarScope>, Vec<Endpoints>);
 
-    let class = class(cx, Use::Routes);
-    cx.push.memo().get(Key(Same(class.clone()), Same(cx.scope.clone()), headless(cx)), || {
-        Resource::new("", &name_table::build(&cx.of_class(&class)))
+    let class = client.class(Use::Routes);
+    cx.push.memo().get(Key(Same(class.clone()), Same(cx.scope.clone()), client.headless.clone()), || {
+        Resource::new("", &name_table::build(&cx.of_class(class)))
     })
 }
 
@@ -214,31 +341,15 @@ fn encode_listeners(listeners: &[Listener]) -> Shared {
     listeners.iter().map(|l| Resource::new(l.name.as_str(), l)).collect()
 }
 
-/// Whether any EnvoyFilter is for the proxy: it shares nothing then.
-fn is_patched(cx: &Context<'_>) -> bool {
-    !cx.push.envoy_filters(&cx.node.namespace, &cx.node.labels).is_empty()
-}
-
-/// Services without address: their endpoints have a part in listeners and names.
-fn headless(cx: &Context<'_>) -> Vec<Endpoints> {
-    let services = cx.scope.egress.iter().flat_map(|e| &e.services);
-    let headless = services.filter(|s| s.resolution == Resolution::Passthrough);
-    headless.map(|s| cx.push.registry.endpoint_list(s).cloned().map(Same)).collect()
-}
-
 /// The one object that stands for all equal nodes.
-fn one(cx: &Context<'_>, node: Node) -> Arc<Node> {
+pub(crate) fn one(push: &PushContext, node: Node) -> Arc<Node> {
     let node = Arc::new(node);
     let value = node.clone();
-    cx.push.memo().get(node, move || value)
-}
-
-fn itself(cx: &Context<'_>) -> Arc<Node> {
-    one(cx, cx.node.clone())
+    push.memo().get(node, move || value)
 }
 
 /// The proxy without all that does not matter.
-fn class(cx: &Context<'_>, what: Use) -> Arc<Node> {
+pub(crate) fn class(cx: &Context<'_>, what: Use, headless: &[Endpoints]) -> Arc<Node> {
     let node = cx.node;
     let rules = cx.push.client_labels();
     // Some services are only for clients on the endpoint's own node.
@@ -259,7 +370,7 @@ fn class(cx: &Context<'_>, what: Use) -> Arc<Node> {
         labels.extend(node.labels.keys().next().map(|_| (String::new(), String::new())));
     }
     let own_address = || {
-        let lists = headless(cx).into_iter().flatten();
+        let lists = headless.iter().flatten();
         let own = node.addresses.first();
         let is_own = |e: &Endpoint| e.addresses.first().is_some_and(|a| own.is_some_and(|own| **own == **a));
         lists.into_iter().any(|list| list.0.iter().any(is_own))
@@ -268,7 +379,7 @@ fn class(cx: &Context<'_>, what: Use) -> Arc<Node> {
     let metadata =
         node.metadata.iter().filter(|(key, _)| METADATA.contains(&&***key) || (by_node && *key == NODE_NAME));
     one(
-        cx,
+        cx.push,
         Node {
             id: String::new(),
             name: if traced { node.name.clone() } else { "".into() },

@@ -43,7 +43,7 @@ use policy::Draft;
 /// All clusters of a proxy; of two with one name the first.
 pub(crate) fn all(cx: &Context<'_>) -> Vec<Cluster> {
     let mut out = Vec::new();
-    for service in &cx.scope.services {
+    for service in cx.scope.services.iter() {
         outbound(cx, service, &mut out);
     }
     out.extend(fixed(cx));

@@ -1,6 +1,8 @@
+use std::cell::OnceCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use envoy_api::http::HttpFilter;
 use istio_api::MeshProxyConfig;
 use push_context::{InterceptionMode, IpMode, Node, PeerPolicy, Profile, PushContext, SidecarScope};
 use registry::{Provider, Service, ServiceTarget, UNSPECIFIED_IP};
@@ -13,25 +15,31 @@ pub(crate) struct Context<'a> {
     pub(crate) node: &'a Node,
     pub(crate) scope: Arc<SidecarScope>,
     /// Service ports of the proxy's own workload.
-    pub(crate) targets: Vec<ServiceTarget>,
+    pub(crate) targets: Arc<[ServiceTarget]>,
     /// Mesh default with the pod's own settings over it.
-    pub(crate) proxy_config: MeshProxyConfig,
+    pub(crate) proxy_config: Arc<MeshProxyConfig>,
     /// What its own ports accept.
     pub(crate) peer: PeerPolicy,
-    pub(crate) telemetry: Telemetry,
+    pub(crate) telemetry: Arc<Telemetry>,
+    /// HTTP filters of outbound listeners with nothing particular: most are such.
+    pub(crate) outbound_filters: OnceCell<Vec<HttpFilter>>,
 }
 
 impl<'a> Context<'a> {
     pub(crate) fn new(push: &'a PushContext, node: &'a Node) -> Context<'a> {
         let scope = push.scope(node);
+        /// The mesh's own, which is one as long as there is this memo.
+        #[derive(Eq, Hash, PartialEq)]
+        struct Default;
         let proxy_config = match &node.proxy_config {
-            Some(own) => own.parse(),
-            None => push.mesh.default_config.clone().unwrap_or_default(),
+            Some(own) => Arc::new(own.parse()),
+            None => push.memo().get(Default, || Arc::new(push.mesh.default_config.clone().unwrap_or_default())),
         };
-        let targets = push.registry.targets(&node.query());
+        let targets = push.registry.targets(&node.query()).into();
         let peer = push.peer_policy(&node.namespace, &node.labels);
-        let telemetry = Telemetry::resolve(push, node);
-        Context { push, node, scope, targets, proxy_config, peer, telemetry }
+        let telemetry = Arc::new(Telemetry::resolve(push, node));
+        let outbound_filters = OnceCell::new();
+        Context { push, node, scope, targets, proxy_config, peer, telemetry, outbound_filters }
     }
 
     /// The same for a class of proxies, which have no ports of their own.
@@ -43,10 +51,11 @@ impl<'a> Context<'a> {
             push: self.push,
             node,
             scope: self.scope.clone(),
-            targets: Vec::new(),
+            targets: Arc::default(),
             proxy_config: self.proxy_config.clone(),
             peer: self.push.peer_policy(&node.namespace, &node.labels),
             telemetry: self.telemetry.clone(),
+            outbound_filters: OnceCell::new(),
         }
     }
 

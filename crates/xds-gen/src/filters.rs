@@ -1,5 +1,7 @@
 //! Filters that look the same in every listener (istiod `pilot/pkg/xds/filters`).
 
+use std::sync::LazyLock;
+
 use envoy_api::http::{HttpFilter, http_filter::ConfigType};
 use envoy_api::istio::{AlpnConfig, AlpnOverride};
 use envoy_api::listener::Filter;
@@ -31,10 +33,14 @@ pub(crate) fn http_any(name: &str, config: Any) -> HttpFilter {
 }
 
 pub(crate) fn tcp_metadata_exchange() -> Any {
-    typed_struct(
-        "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange",
-        &json!({"protocol": "istio-peer-exchange", "enable_discovery": true}),
-    )
+    // Every cluster has it.
+    static EXCHANGE: LazyLock<Any> = LazyLock::new(|| {
+        typed_struct(
+            "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange",
+            &json!({"protocol": "istio-peer-exchange", "enable_discovery": true}),
+        )
+    });
+    EXCHANGE.clone()
 }
 
 /// The network filter that tells both ends of a TCP connection about each other; only Istio's Envoy has it.

@@ -10,6 +10,7 @@ mod access_log;
 mod args;
 mod authz;
 mod cache;
+mod client;
 mod cluster;
 mod context;
 mod endpoint;
@@ -32,6 +33,7 @@ use envoy_api::{Resource, type_url};
 use mesh_types::ArcStr;
 use push_context::{Node, PushContext};
 
+use client::Client;
 use context::Context;
 use envoy_filter::Patches;
 
@@ -58,28 +60,27 @@ impl Names<'_> {
 /// The resources of one type for one proxy. Unknown types and names give nothing, but for route tables and
 /// load assignments: a name that means nothing gets an empty one, so that the proxy does not wait for it.
 pub fn generate(push: &PushContext, node: &Node, type_url: &str, names: Names<'_>) -> Vec<Resource> {
-    shared(push, node, type_url, names).to_vec()
+    shared(push, &Arc::new(node.clone()), type_url, names).to_vec()
 }
 
 /// As [`generate`]: a list that proxies share, and snapshots, while nothing in it changes.
-pub fn shared(push: &PushContext, node: &Node, type_url: &str, names: Names<'_>) -> Arc<[Resource]> {
-    let effective = push.effective(node);
-    let node = effective.as_ref().unwrap_or(node);
-    let cx = Context::new(push, node);
-    let pick = |all: cache::Shared| match names {
+pub fn shared(push: &PushContext, node: &Arc<Node>, type_url: &str, names: Names<'_>) -> Arc<[Resource]> {
+    let client = Client::of(push, node);
+    let cx = client.context(push);
+    let pick = |all: client::Shared| match names {
         Names::Wildcard => all,
         Names::List(_) => all.iter().filter(|r| names.wants(&r.name)).cloned().collect(),
     };
     match type_url {
-        type_url::CLUSTER => pick(cache::clusters(&cx)),
-        type_url::LISTENER => pick(cache::listeners(&cx)),
+        type_url::CLUSTER => pick(cache::clusters(&cx, &client)),
+        type_url::LISTENER => pick(cache::listeners(&cx, &client)),
         type_url::ROUTE => match names {
-            Names::List(list) => cache::routes(&cx, list).into(),
-            Names::Wildcard => cache::routes(&cx, &route_names(&cx, &Patches::of(&cx))).into(),
+            Names::List(list) => cache::routes(&cx, &client, list).into(),
+            Names::Wildcard => cache::routes(&cx, &client, &route_names(&cx, &Patches::of(&cx))).into(),
         },
         type_url::ENDPOINT => match names {
-            Names::List(list) => cache::endpoints(&cx, list),
-            Names::Wildcard => cache::endpoints(&cx, &eds_names(&cx, &Patches::of(&cx))),
+            Names::List(list) => cache::endpoints(&cx, &client, list),
+            Names::Wildcard => cache::endpoints(&cx, &client, &eds_names(&cx, &Patches::of(&cx))),
         },
         type_url::EXTENSION => {
             let patches = Patches::of(&cx);
@@ -88,7 +89,7 @@ pub fn shared(push: &PushContext, node: &Node, type_url: &str, names: Names<'_>)
                 .map(|e| Resource::new(e.name.as_str(), &e))
                 .collect()
         }
-        type_url::NAME_TABLE if node.dns_capture => Arc::from([cache::names(&cx)]),
+        type_url::NAME_TABLE if node.dns_capture => Arc::from([cache::names(&cx, &client)]),
         _ => Arc::default(),
     }
 }

@@ -1,6 +1,7 @@
 //! Route tables (istiod `httproute.go`, `route.go`).
 
 mod action;
+pub(crate) mod encoded;
 mod matching;
 mod retry;
 pub(crate) mod virtual_host;
@@ -26,21 +27,7 @@ const ALLOW_ANY_DYNAMIC_DNS: &str = "allow_any_dynamic_dns";
 
 /// The route table of that name; empty for one that nothing refers to.
 pub(crate) fn outbound(cx: &Context<'_>, name: &str) -> RouteConfiguration {
-    let empty = || RouteConfiguration {
-        name: name.to_owned(),
-        validate_clusters: bool_value(false),
-        ..RouteConfiguration::default()
-    };
-    let is_unix = name.starts_with("unix://");
-    let (host, port_text) = match name.rsplit_once(':') {
-        Some((host, port)) if !is_unix => (Some(host), port),
-        _ => (None, name),
-    };
-    let port = match port_text.parse::<u16>() {
-        Ok(port) => port,
-        Err(_) if is_unix || name == HTTP_PROXY_ROUTE => 0,
-        Err(_) => return empty(),
-    };
+    let Some((host, port)) = parse(name) else { return empty(name) };
     let mut virtual_hosts = virtual_host::outbound(cx, name, port);
     if let Some(host) = host {
         // The listener is the service's own: whatever the request's host is, it is for it.
@@ -51,14 +38,36 @@ pub(crate) fn outbound(cx: &Context<'_>, name: &str) -> RouteConfiguration {
         }
     }
     virtual_hosts.sort_by(|a, b| a.name.cmp(&b.name));
-    if host.is_none() {
-        virtual_hosts.push(catch_all(cx));
+    let mut table = table(cx, name, port, host.is_none());
+    virtual_hosts.append(&mut table.virtual_hosts);
+    RouteConfiguration { virtual_hosts, ..table }
+}
+
+/// The host and the port that a route table is named after.
+fn parse(name: &str) -> Option<(Option<&str>, u16)> {
+    let is_unix = name.starts_with("unix://");
+    let (host, port_text) = match name.rsplit_once(':') {
+        Some((host, port)) if !is_unix => (Some(host), port),
+        _ => (None, name),
+    };
+    match port_text.parse::<u16>() {
+        Ok(port) => Some((host, port)),
+        Err(_) if is_unix || name == HTTP_PROXY_ROUTE => Some((host, 0)),
+        Err(_) => None,
     }
+}
+
+fn empty(name: &str) -> RouteConfiguration {
+    RouteConfiguration { name: name.to_owned(), validate_clusters: bool_value(false), ..RouteConfiguration::default() }
+}
+
+/// A table without the virtual hosts of services; with that of unknown hosts, if it `catches_all`.
+fn table(cx: &Context<'_>, name: &str, port: u16, catches_all: bool) -> RouteConfiguration {
     RouteConfiguration {
-        virtual_hosts,
+        virtual_hosts: catches_all.then(|| catch_all(cx)).into_iter().collect(),
         max_direct_response_body_size_bytes: u32_value(1024 * 1024),
         ignore_port_in_host_matching: !matches_ports(cx, name, port),
-        ..empty()
+        ..empty(name)
     }
 }
 

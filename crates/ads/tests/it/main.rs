@@ -49,7 +49,7 @@ impl Source for Mesh {
             let mut body = vec![0x0a, name.len() as u8];
             body.extend_from_slice(name.as_bytes());
             let version = if type_url == CLUSTER { ArcStr::from("fixed") } else { ArcStr::from(version.to_string()) };
-            Resource { name: ArcStr::from(*name), version, body: body.into() }
+            Resource::with_version(*name, version, body)
         };
         snapshot.iter().filter(|(name, _)| wanted(name)).map(resource).collect()
     }

@@ -1,7 +1,6 @@
 //! The SDS server for Envoy: the workload's certificate as `default`, its roots as `ROOTCA`, and certificates of files.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -10,7 +9,6 @@ use ads::server::{Event, EventKind, Names, Peer, Source};
 use envoy_api::tls::{CertificateValidationContext, Secret, TlsCertificate, secret};
 use envoy_api::{Message, Resource, core};
 use identity::WorkloadCertificate;
-use mesh_types::ArcStr;
 use tokio::sync::watch;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
@@ -100,14 +98,7 @@ impl Source for Secrets {
         let Names::List(names) = names else { return Arc::default() };
         let found = names.iter().filter_map(|name| {
             let secret = Secret { name: name.to_string(), r#type: Some(self.find(name)?) };
-            let body = secret.encode_to_vec();
-            let mut hasher = DefaultHasher::new();
-            hasher.write(&body);
-            Some(Resource {
-                name: name.clone(),
-                version: ArcStr::from(format!("{:016x}", hasher.finish())),
-                body: body.into(),
-            })
+            Some(Resource::from_bytes(name.clone(), secret.encode_to_vec()))
         });
         found.collect()
     }

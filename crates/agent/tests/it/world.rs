@@ -180,9 +180,7 @@ impl Source for Mesh {
 
     fn resources(&self, (): &(), type_url: &str, names: Names<'_>) -> Arc<[Resource]> {
         let text = self.text.lock().unwrap().clone();
-        let resource = |name: &str, body: Vec<u8>| {
-            Arc::from([Resource { name: ArcStr::from(name), version: ArcStr::from(text.as_str()), body: body.into() }])
-        };
+        let resource = |name: &str, body: Vec<u8>| Arc::from([Resource::with_version(name, text.as_str(), body)]);
         match type_url {
             type_url::LISTENER => resource("hello", self.listener().encode_to_vec()),
             type_url::ROUTE if names == Names::List(&[ArcStr::from("hello")]) => {

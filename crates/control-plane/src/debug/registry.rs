@@ -90,7 +90,7 @@ fn of_endpoint(push: &PushContext, endpoint: &Endpoint) -> Value {
     let locality = [&workload.locality.region, &workload.locality.zone, &workload.locality.subzone];
     let locality = locality.map(|part| &**part).join("/");
     json!({
-        "Labels": workload.topology_labels,
+        "Labels": *workload.topology_labels,
         "Addresses": endpoint.addresses.iter().map(|address| &**address).collect::<Vec<_>>(),
         "ServicePortName": &*endpoint.service_port_name,
         "ServiceAccount": workload.identity,

@@ -62,11 +62,11 @@ impl TransportSockets {
     /// The first match that the host's metadata (or its locality's) fulfils, else the default.
     pub(super) fn choose(&self, host: &Metadata, locality: Option<&Metadata>) -> (&TransportSocket, Option<&ArcStr>) {
         let has = |metadata: Option<&Metadata>, key: &str, value: &Value| {
-            metadata.and_then(|m| m.0.get(NAMESPACE)).and_then(|fields| fields.get(key)) == Some(value)
+            metadata.and_then(|m| m.namespace(NAMESPACE)).and_then(|fields| fields.get(key)) == Some(value)
         };
         let found = self.matches.iter().find(|m| {
             // The host's own fields count; the locality's only if the host has none at all.
-            let source = if host.0.contains_key(NAMESPACE) { Some(host) } else { locality };
+            let source = if host.namespace(NAMESPACE).is_some() { Some(host) } else { locality };
             m.criteria.iter().all(|(key, value)| has(source, key, value))
         });
         match found {

@@ -285,7 +285,7 @@ fn metadata(
     };
     let Some(found) = found else { return Written::Missing };
     if path.is_empty() {
-        let Some(fields) = found.0.get(namespace) else { return Written::Missing };
+        let Some(fields) = found.namespace(namespace) else { return Written::Missing };
         let _ = serde_json::to_writer(out, fields);
         return Written::Json;
     }

@@ -23,6 +23,9 @@ pub fn normalize(config: &HttpConnectionManager, headers: &mut Headers) -> PathV
     if keep && !config.normalize_path && !config.merge_slashes {
         return PathVerdict::Ok;
     }
+    if is_plain(original) {
+        return PathVerdict::Ok;
+    }
     let split = original.iter().position(|b| *b == b'?').unwrap_or(original.len());
     let (path, query) = original.split_at(split);
     let mut redirect = false;
@@ -60,6 +63,18 @@ pub fn normalize(config: &HttpConnectionManager, headers: &mut Headers) -> PathV
         true => PathVerdict::Redirect(headers.path().unwrap_or("/").to_owned()),
         false => PathVerdict::Ok,
     }
+}
+
+/// Whether no rule finds anything to change: the case of most paths.
+fn is_plain(path: &[u8]) -> bool {
+    let path = path.split(|b| *b == b'?').next().unwrap_or_default();
+    let mut slash = false;
+    path.first() == Some(&b'/')
+        && path.iter().all(|b| {
+            let repeated = slash && *b == b'/';
+            slash = *b == b'/';
+            !repeated && (slash || b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        })
 }
 
 fn hex(pair: &[u8]) -> Option<u8> {

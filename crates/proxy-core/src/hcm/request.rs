@@ -46,11 +46,11 @@ const EDGE_REMOVED: [&str; 5] = [
 /// Brings a request head into the form that filters and upstreams expect (Envoy
 /// `ConnectionManagerUtility::mutateRequestHeaders`): host, hop-by-hop headers, forwarding headers, internal headers,
 /// request id, client certificate.
-pub fn conform_request(
+pub fn conform_request<Id: AsRef<[u8]>>(
     config: &HttpConnectionManager,
     headers: &mut Headers,
     connection: &ConnectionInfo,
-    new_request_id: impl FnOnce() -> String,
+    new_request_id: impl FnOnce() -> Id,
 ) -> RequestIdentity {
     host(config, headers, connection);
     hop_by_hop(headers);
@@ -64,11 +64,11 @@ pub fn conform_request(
     let edge = !internal && config.use_remote_address;
     if internal {
         headers.set("x-envoy-internal", b"true");
-    } else {
-        if edge {
-            headers_removed(headers, &EDGE_REMOVED);
+    } else if headers.iter().any(|(name, _)| name.starts_with(b"x-envoy-")) {
+        let removed = if edge { &EDGE_REMOVED[..] } else { &[] };
+        for name in removed.iter().chain(&INTERNAL_ONLY) {
+            headers.remove(name);
         }
-        headers_removed(headers, &INTERNAL_ONLY);
     }
     if config.add_user_agent {
         headers.set("x-envoy-downstream-service-cluster", config.node_cluster.as_bytes());
@@ -83,24 +83,16 @@ pub fn conform_request(
         headers.append("via", via.as_bytes(), ", ");
     }
     if edge && let Some(ip) = remote.ip() {
-        headers.set("x-envoy-external-address", ip.to_string().as_bytes());
+        headers.set("x-envoy-external-address", IpText::of(ip).as_bytes());
     }
     if config.generate_request_id {
         let replaced = edge && !config.preserve_external_request_id;
         if replaced || !headers.contains("x-request-id") {
-            headers.set("x-request-id", new_request_id().as_bytes());
+            headers.set("x-request-id", new_request_id().as_ref());
         }
     }
     client_cert(config, headers, connection);
     RequestIdentity { remote, internal, edge }
-}
-
-fn headers_removed(headers: &mut Headers, names: &[&str]) {
-    if headers.iter().any(|(name, _)| name.starts_with(b"x-envoy-")) {
-        for name in names {
-            headers.remove(name);
-        }
-    }
 }
 
 /// Envoy `maybeNormalizeHost`.
@@ -157,9 +149,10 @@ fn hop_by_hop(headers: &mut Headers) {
             }
         }
     }
-    for name in ["x-envoy-internal", "keep-alive", "proxy-connection", "transfer-encoding"] {
-        headers.remove(name);
-    }
+    headers.remove("x-envoy-internal");
+    headers.remove("keep-alive");
+    headers.remove("proxy-connection");
+    headers.remove("transfer-encoding");
 }
 
 /// The address that may be trusted, and whether it may be inside; appends the peer to `x-forwarded-for`.
@@ -182,7 +175,7 @@ fn client_address(
     {
         // For peers on this machine its own address is more telling.
         let shown = if connection.remote.is_loopback() { config.local_address.unwrap_or(ip) } else { ip };
-        headers.append("x-forwarded-for", shown.to_string().as_bytes(), ",");
+        headers.append("x-forwarded-for", IpText::of(shown).as_bytes(), ",");
     }
     // What untrusted peers say about the protocol does not count.
     if hops == 0 || !headers.contains("x-forwarded-proto") {
@@ -228,10 +221,12 @@ fn forwarded_proto(config: &HttpConnectionManager, headers: &mut Headers, tls: b
         }
         Some(_) => {}
         None => {
-            let said = headers.get_str("x-forwarded-proto").map(str::to_ascii_lowercase);
-            let scheme = said.filter(|s| s == "http" || s == "https");
-            let scheme = scheme.as_deref().map_or(proto, str::as_bytes).to_vec();
-            headers.set(":scheme", &scheme);
+            let scheme: &[u8] = match headers.get("x-forwarded-proto") {
+                Some(said) if said.eq_ignore_ascii_case(b"http") => b"http",
+                Some(said) if said.eq_ignore_ascii_case(b"https") => b"https",
+                _ => proto,
+            };
+            headers.set(":scheme", scheme);
         }
     }
 }
@@ -256,34 +251,98 @@ fn client_cert(config: &HttpConnectionManager, headers: &mut Headers, connection
         ForwardClientCert::ForwardOnly => return,
         _ => {}
     }
-    let mut parts: Vec<String> = Vec::new();
-    parts.extend(tls.local.iter().flat_map(|local| &local.uri_sans).map(|uri| format!("By={uri}")));
+    let mut element = String::with_capacity(256);
+    let mut part = |name: &str, value: &str, quote: &str| {
+        let parts = [if element.is_empty() { "" } else { ";" }, name, "=", quote, value, quote];
+        element.extend(parts);
+    };
+    for uri in tls.local.iter().flat_map(|local| &local.uri_sans) {
+        part("By", uri, "");
+    }
     if !peer.sha256.is_empty() {
-        parts.push(format!("Hash={}", peer.sha256));
+        part("Hash", &peer.sha256, "");
     }
     let details = config.client_cert_details;
     if details.cert && !peer.pem_url_encoded.is_empty() {
-        parts.push(format!("Cert=\"{}\"", peer.pem_url_encoded));
+        part("Cert", &peer.pem_url_encoded, "\"");
     }
     if details.chain && !peer.chain_url_encoded.is_empty() {
-        parts.push(format!("Chain=\"{}\"", peer.chain_url_encoded));
+        part("Chain", &peer.chain_url_encoded, "\"");
     }
     if details.subject {
-        parts.push(format!("Subject=\"{}\"", peer.subject));
+        part("Subject", &peer.subject, "\"");
     }
     if details.uri {
         match peer.uri_sans.as_slice() {
-            [] => parts.push("URI=".to_owned()),
-            sans => parts.extend(sans.iter().map(|uri| format!("URI={uri}"))),
+            [] => part("URI", "", ""),
+            sans => sans.iter().for_each(|uri| part("URI", uri, "")),
         }
     }
     if details.dns {
-        parts.extend(peer.dns_sans.iter().map(|dns| format!("DNS={dns}")));
+        peer.dns_sans.iter().for_each(|dns| part("DNS", dns, ""));
     }
-    let element = parts.join(";");
     if how == ForwardClientCert::AppendForward {
         headers.append(NAME, element.as_bytes(), ",");
     } else {
         headers.set(NAME, element.as_bytes());
+    }
+}
+
+/// An address as text, without an allocation and, for IPv4, without the cost of formatting.
+struct IpText {
+    bytes: [u8; IpText::MAX],
+    len: usize,
+}
+
+impl IpText {
+    /// The longest IPv6 address has 39 characters.
+    const MAX: usize = 40;
+
+    fn of(ip: IpAddr) -> Self {
+        let mut text = Self { bytes: [0; Self::MAX], len: 0 };
+        match ip {
+            IpAddr::V4(v4) => {
+                for (index, octet) in v4.octets().into_iter().enumerate() {
+                    if index > 0 {
+                        text.push(b'.');
+                    }
+                    if octet >= 100 {
+                        text.push(b'0' + octet / 100);
+                    }
+                    if octet >= 10 {
+                        text.push(b'0' + octet / 10 % 10);
+                    }
+                    text.push(b'0' + octet % 10);
+                }
+            }
+            IpAddr::V6(v6) => v6.to_string().bytes().for_each(|b| text.push(b)),
+        }
+        text
+    }
+
+    fn push(&mut self, byte: u8) {
+        if let Some(free) = self.bytes.get_mut(self.len) {
+            *free = byte;
+            self.len += 1;
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_written_as_the_standard_library_writes_them() {
+        for text in
+            ["0.0.0.0", "10.9.100.255", "127.0.0.1", "::", "2001:db8::17", "1111:2222:3333:4444:5555:6666:7777:8888"]
+        {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(IpText::of(ip).as_bytes(), text.as_bytes());
+        }
     }
 }

@@ -18,9 +18,9 @@ pub fn conform_response(config: &HttpConnectionManager, headers: &mut Headers, r
         headers.remove("connection");
         headers.remove("upgrade");
     }
-    for name in ["transfer-encoding", "keep-alive", "proxy-connection"] {
-        headers.remove(name);
-    }
+    headers.remove("transfer-encoding");
+    headers.remove("keep-alive");
+    headers.remove("proxy-connection");
     if (config.always_set_request_id_in_response || request.contains("x-envoy-force-trace"))
         && let Some(id) = request.get("x-request-id")
     {

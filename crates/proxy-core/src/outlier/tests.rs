@@ -20,7 +20,7 @@ fn consecutive_errors_eject_for_longer_each_time() {
     let host = Arc::clone(cluster.endpoints.hosts().next().unwrap());
     let mut random = Random::new(1);
     let start = Instant::now();
-    let mut detector = OutlierDetector::new(config.clone(), start);
+    let mut detector = OutlierDetector::new(*config.clone(), start);
     assert_eq!(config.report(&host, Outcome::Status(500)), None);
     assert_eq!(config.report(&host, Outcome::Status(200)), None);
     let causes: Vec<_> = (0..3).map(|_| config.report(&host, Outcome::Status(500))).collect();
@@ -41,7 +41,7 @@ fn not_all_hosts_are_ejected() {
     let cluster = cluster(json!({"consecutive_5xx": 1, "max_ejection_percent": 50}), 2);
     let mut random = Random::new(1);
     let now = Instant::now();
-    let mut detector = OutlierDetector::new(cluster.outlier.clone().unwrap(), now);
+    let mut detector = OutlierDetector::new(*cluster.outlier.clone().unwrap(), now);
     let events: Vec<_> = cluster
         .endpoints
         .hosts()
@@ -66,7 +66,7 @@ fn the_worst_host_by_success_rate_goes() {
         }
     }
     let now = Instant::now();
-    let events = OutlierDetector::new(config, now).tick(&cluster.endpoints, now, &mut Random::new(1));
+    let events = OutlierDetector::new(*config, now).tick(&cluster.endpoints, now, &mut Random::new(1));
     assert!(
         matches!(&events[..], [Event::Ejected { host, cause: Cause::SuccessRate, .. }] if host.address.to_string() == "10.0.0.3:80")
     );

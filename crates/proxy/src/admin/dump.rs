@@ -2,7 +2,7 @@
 
 use super::{Admin, JSON, Query};
 use crate::runtime::{ClusterEntry, ListenerEntry};
-use envoy_api::{Message, type_url};
+use envoy_api::type_url;
 use lifecycle::http::{Response, with_type};
 use proxy_core::endpoints::{Health, LocalitySet};
 use proxy_core::hcm::Routes;
@@ -94,7 +94,7 @@ impl Admin {
 
     fn bootstrap_dump(&self) -> Value {
         let of = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
-        let bootstrap = envoy_api::json::to_json(of, &self.bootstrap.encode_to_vec()).unwrap_or_default();
+        let bootstrap = envoy_api::json::to_json(of, &self.bootstrap.encode()).unwrap_or_default();
         json!({
             "@type": format!("{PREFIX}BootstrapConfigDump"),
             "bootstrap": bootstrap,
@@ -261,7 +261,7 @@ fn locality_json(set: &LocalitySet, priority: usize) -> Value {
         }
         if !host.metadata.is_empty() {
             let fields: Map<String, Value> =
-                host.metadata.0.iter().map(|(name, fields)| (name.to_string(), json!(fields))).collect();
+                host.metadata.iter().map(|(name, fields)| (name.to_string(), json!(fields))).collect();
             out["metadata"] = json!({"filter_metadata": fields});
         }
         out

@@ -56,6 +56,14 @@ impl Decoder {
         Self { state }
     }
 
+    /// So many bytes of the body are known to come.
+    pub(crate) fn expects(&self) -> usize {
+        match self.state {
+            State::Length(left) | State::ChunkData(left) => usize::try_from(left).unwrap_or(usize::MAX),
+            _ => 0,
+        }
+    }
+
     /// True when the whole body was taken from the buffer.
     pub(crate) fn done(&self) -> bool {
         self.state == State::Done

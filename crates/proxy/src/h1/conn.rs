@@ -27,12 +27,17 @@ pub(crate) type Shared = Rc<RefCell<Conn>>;
 /// While a response is awaited, at most this much of the next pipelined requests is read ahead.
 const READ_AHEAD: usize = 64 * 1024;
 
+/// The first read of a message.
+const FIRST_READ: usize = 4 * 1024;
+
 pub(crate) struct Conn {
     pub(crate) io: Io,
     pub(crate) out: Out,
     read: BytesMut,
     decoder: Decoder,
     eof: bool,
+    /// What is asked for when nothing else is known.
+    read_size: usize,
     /// Bytes read from the wire since the connection began.
     pub(crate) bytes_read: u64,
     /// Bytes written to the wire since the connection began.
@@ -47,6 +52,7 @@ impl Conn {
             read: BytesMut::new(),
             decoder: Decoder::new(BodyLength::None),
             eof: false,
+            read_size: FIRST_READ,
             bytes_read: 0,
             bytes_written: 0,
         }
@@ -57,7 +63,12 @@ impl Conn {
         if self.eof {
             return Poll::Ready(Ok(0));
         }
-        let n = ready!(self.io.poll_read_into(cx, &mut self.read))?;
+        let want = self.decoder.expects().max(self.read_size);
+        let n = ready!(self.io.poll_read_into(cx, &mut self.read, want))?;
+        if n >= self.read_size {
+            // It comes faster than it is read.
+            self.read_size = (self.read_size * 2).min(buffers::MAX_READ);
+        }
         self.eof = n == 0;
         self.bytes_read += n as u64;
         Poll::Ready(Ok(n))
@@ -74,6 +85,7 @@ impl Conn {
                 if let Some((head, used)) = parse_request(&self.read, limits)? {
                     self.read.advance(used);
                     self.decoder = Decoder::new(head.body);
+                    self.read_size = FIRST_READ;
                     return Poll::Ready(Ok(Some(head)));
                 }
             } else {
@@ -103,6 +115,7 @@ impl Conn {
             {
                 self.read.advance(used);
                 self.decoder = Decoder::new(head.body);
+                self.read_size = FIRST_READ;
                 return Poll::Ready(Ok(head));
             }
             match ready!(self.poll_fill(cx)) {

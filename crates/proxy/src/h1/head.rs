@@ -54,6 +54,10 @@ const fn bad(detail: &'static str) -> HeadError {
     HeadError { status: 400, detail }
 }
 
+/// Room for the fields of most messages and those that we add.
+const USUAL_FIELDS: usize = 32;
+const ADDED: usize = 384;
+
 const CODEC: HeadError = bad("http1.codec_error");
 const INVALID_CHARACTERS: HeadError = bad("http1.invalid_characters");
 const INVALID_TE: HeadError = HeadError { status: 501, detail: "http1.invalid_transfer_encoding" };
@@ -162,7 +166,7 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
     if http10 && !limits.accept_http10 {
         return Err(LOW_VERSION);
     }
-    let mut headers = Headers::with_capacity(24, end - start + 64);
+    let mut headers = Headers::with_capacity(USUAL_FIELDS, end - start + ADDED);
     headers.push(b":method", method);
     let absolute = push_target(&mut headers, target, connect)?;
     let mut facts = Facts { authority: absolute.is_some() || connect, ..Facts::default() };
@@ -427,7 +431,10 @@ fn fields(
 ) -> Result<(), HeadError> {
     let mut count = 0;
     let mut te_seen = false;
+    let length = rest.len();
+    let block = headers.block(rest);
     while !(rest.is_empty() || rest.starts_with(b"\n") || rest.starts_with(b"\r\n")) {
+        let start = block + length - rest.len();
         let mut end = find(rest, b'\n').ok_or(CODEC)?;
         // A folded line belongs to the value before it (RFC 9112, 5.2).
         while matches!(rest.get(end + 1), Some(b' ' | b'\t')) {
@@ -435,13 +442,13 @@ fn fields(
         }
         let line = &rest[..end];
         rest = &rest[end + 1..];
-        let colon = find(line, b':').ok_or(CODEC)?;
-        let name = &line[..colon];
-        if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
+        let (colon, lower) = name_end(line);
+        if colon == 0 || line.get(colon) != Some(&b':') {
             return Err(CODEC);
         }
-        let value = clean_value(&line[colon + 1..])?;
-        let value: &[u8] = &value;
+        let name = &line[..colon];
+        let cleaned = clean_value(&line[colon + 1..])?;
+        let value: &[u8] = &cleaned;
         count += 1;
         if count > limits.fields {
             return Err(TOO_MANY);
@@ -496,9 +503,40 @@ fn fields(
             }
             _ => {}
         }
-        headers.push(name, value);
+        // One blank before the value and CR LF behind it: the line can stay as it is.
+        let usual = matches!(cleaned, Cow::Borrowed(_))
+            && colon + 3 + value.len() == end
+            && line[colon + 1] == b' '
+            && line[end - 1] == b'\r';
+        if usual {
+            headers.push_line(start, colon, value.len(), lower);
+        } else {
+            headers.push(name, value);
+        }
     }
     Ok(())
+}
+
+/// Number of token characters that a line begins with, and whether no capital is among them.
+fn name_end(line: &[u8]) -> (usize, bool) {
+    const CAPITAL: u8 = 2;
+    const fn kinds() -> [u8; 256] {
+        let mut kinds = [0; 256];
+        let mut b = 0;
+        while b < 256 {
+            kinds[b] = TOKEN[b] as u8 | if (b as u8).is_ascii_uppercase() { CAPITAL } else { 0 };
+            b += 1;
+        }
+        kinds
+    }
+    static KINDS: [u8; 256] = kinds();
+    let mut seen = 0;
+    let end = line.iter().position(|b| {
+        let kind = KINDS[usize::from(*b)];
+        seen |= kind;
+        kind == 0
+    });
+    (end.unwrap_or(line.len()), seen & CAPITAL == 0)
 }
 
 /// Which bytes are letters, digits or one of these: a table, for every byte of every head is looked up.
@@ -529,16 +567,15 @@ fn authority_char(b: u8) -> bool {
 
 /// RFC 9110 token characters.
 pub(crate) fn is_token(b: u8) -> bool {
-    static TABLE: [bool; 256] = alphanumeric_or(b"!#$%&'*+-.^_`|~");
-    TABLE[usize::from(b)]
+    TOKEN[usize::from(b)]
 }
+
+static TOKEN: [bool; 256] = alphanumeric_or(b"!#$%&'*+-.^_`|~");
 
 /// The value without surrounding blanks, with CR and LF inside squeezed out; refuses other control characters.
 fn clean_value(value: &[u8]) -> Result<Cow<'_, [u8]>, HeadError> {
     let value = value.trim_ascii();
-    // Without a branch in the loop it is done many bytes at a time.
-    let usual = value.iter().fold(true, |all, b| all & ((*b >= 32) & (*b != 127) | (*b == b'\t')));
-    if usual {
+    if !has_controls(value) {
         return Ok(Cow::Borrowed(value));
     }
     let mut squeeze = false;
@@ -553,6 +590,25 @@ fn clean_value(value: &[u8]) -> Result<Cow<'_, [u8]>, HeadError> {
         return Ok(Cow::Owned(value.iter().copied().filter(|b| !matches!(b, b'\r' | b'\n')).collect()));
     }
     Ok(Cow::Borrowed(value))
+}
+
+/// Whether there may be control characters in it; eight bytes are looked at a time. A byte that follows a control character
+/// may count as one, too.
+fn has_controls(value: &[u8]) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    let look = |bytes: u64| {
+        // Bytes below 32, and (as zeros) those that are 127.
+        let deletes = bytes ^ (ONES * 127);
+        (bytes.wrapping_sub(ONES * 32) & !bytes | deletes.wrapping_sub(ONES) & !deletes) & HIGH
+    };
+    let (words, rest) = value.as_chunks::<8>();
+    let found = words.iter().fold(0, |found, word| found | look(u64::from_ne_bytes(*word)));
+    match value.last_chunk::<8>() {
+        _ if rest.is_empty() => found != 0,
+        Some(last) => found | look(u64::from_ne_bytes(*last)) != 0,
+        None => rest.iter().any(|b| *b < 32 || *b == 127),
+    }
 }
 
 fn parse_length(value: &[u8]) -> Option<u64> {
@@ -583,7 +639,7 @@ pub(crate) fn parse_response(
     let head = &buf[start..end];
     let line_end = find(head, b'\n').ok_or(CODEC)?;
     let (status, http10) = status_line(&head[..line_end])?;
-    let mut headers = Headers::with_capacity(24, end - start + 64);
+    let mut headers = Headers::with_capacity(USUAL_FIELDS, end - start + ADDED);
     headers.push(b":status", &head[9..][..3]);
     let mut facts = Facts::default();
     fields(&mut headers, &head[line_end + 1..], limits, &mut facts, false)?;
@@ -637,12 +693,7 @@ pub(crate) fn write_response(out: &mut Vec<u8>, status: u16, http10: bool, heade
 }
 
 fn write_fields(out: &mut Vec<u8>, headers: &Headers) {
-    for (name, value) in headers.iter_regular() {
-        out.extend_from_slice(name);
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value);
-        out.extend_from_slice(b"\r\n");
-    }
+    headers.write_lines(out);
     out.extend_from_slice(b"\r\n");
 }
 

@@ -11,6 +11,8 @@ use crate::h1;
 use crate::log::LogBuffers;
 use crate::peer;
 use crate::stream::{Pump, RecvBody, SendBody};
+use crate::upstream::WorkerCluster;
+use mesh_types::ArcStr;
 use proxy_core::access_log::LogSink;
 use proxy_core::filters::HttpFilter;
 use proxy_core::hcm::{self, PathVerdict};
@@ -21,7 +23,7 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 /// What the codec knows beside the head.
 #[derive(Default)]
@@ -70,13 +72,14 @@ impl From<LocalReply> for Stop {
 pub(crate) struct Exchange {
     pub(crate) http: Rc<Http>,
     pub(crate) info: StreamInfo,
-    pub(crate) began: Instant,
     pub(crate) request: Headers,
     pub(crate) response: Option<Headers>,
     pub(crate) trailers: Option<Headers>,
     pub(crate) answer: Answer,
     pub(crate) hints: Hints,
     pub(crate) matched: Option<Matched>,
+    /// The cluster that the route led to when it was found, and the state of the table then.
+    cluster: Option<(Rc<WorkerCluster>, u64)>,
     pub(crate) timers: Timers,
     pub(crate) conformed: bool,
     /// Fields that filters want on the answer.
@@ -118,19 +121,20 @@ impl Exchange {
         info.protocol = Some(protocol);
         info.downstream_header_bytes_received = request.byte_size() as u64;
         let mut timers = Timers::default();
+        timers.start();
         timers.set_idle(Deadline::Idle, http.config.stream_idle_timeout);
         timers.set(Deadline::Stream, http.config.max_stream_duration);
         let grpc = is_grpc(&request);
         Self {
             http: http.clone(),
             info,
-            began: Instant::now(),
             request,
             response: None,
             trailers: None,
             answer,
             hints,
             matched: None,
+            cluster: None,
             forward_to: None,
             timers,
             conformed: false,
@@ -152,8 +156,13 @@ impl Exchange {
         }
     }
 
+    /// Time since the request began.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.timers.elapsed()
+    }
+
     /// Serves the request.
-    pub(crate) async fn run(mut self, mut body: RecvBody) -> Outcome {
+    pub(crate) async fn run(&mut self, mut body: RecvBody) -> Outcome {
         if body.is_empty() {
             self.request_complete();
         } else {
@@ -198,15 +207,7 @@ impl Exchange {
 
     async fn serve(&mut self, body: &mut RecvBody) -> Result<Outcome, Stop> {
         self.find_route();
-        let found = match (&self.matched, &self.info.virtual_host) {
-            (Some(matched), Some(host)) => match matched.route.name.is_empty() {
-                true => format!("virtual host {}, route {}", host.name, matched.route.index),
-                false => format!("virtual host {}, route {}", host.name, matched.route.name),
-            },
-            (_, Some(host)) => format!("virtual host {}, no route matches", host.name),
-            _ => "no virtual host has this domain".to_owned(),
-        };
-        self.steps.own(self.began.elapsed(), "route", found);
+        self.steps.route(self.elapsed());
         if self.redirects == 0 {
             super::span::begin(self);
         }
@@ -366,10 +367,12 @@ impl Exchange {
                     self.timers.set_idle(Deadline::Idle, idle);
                 }
                 let max = matched.max_stream_duration(&self.request, self.http.config.max_stream_duration);
-                let left = max.map(|max| max.saturating_sub(self.began.elapsed()));
+                let left = max.map(|max| max.saturating_sub(self.elapsed()));
                 self.timers.set(Deadline::Stream, left);
-                let cluster = matched.cluster(&self.request).and_then(|name| self.http.worker.cluster(&name));
-                if let Some(cluster) = cluster {
+                let worker = &self.http.worker;
+                let cluster = matched.cluster(&self.request).and_then(|name| worker.cluster(&name));
+                self.cluster = cluster.map(|cluster| (cluster, worker.table_changes.get()));
+                if let Some((cluster, _)) = &self.cluster {
                     self.info.upstream.cluster = Some(cluster.config().name.clone());
                     self.info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
                 }
@@ -384,8 +387,18 @@ impl Exchange {
         }
     }
 
+    /// The cluster of that name; mostly it was found with the route.
+    pub(crate) fn cluster(&mut self, name: &ArcStr) -> Option<Rc<WorkerCluster>> {
+        let worker = &self.http.worker;
+        let known = self.cluster.take();
+        let known =
+            known.filter(|(cluster, changes)| *changes == worker.table_changes.get() && cluster.config().name == *name);
+        known.map(|(cluster, _)| cluster).or_else(|| worker.cluster(name))
+    }
+
     /// Drops the cached route, after a filter changed what it depends on.
     pub(crate) fn clear_route(&mut self) {
+        self.steps.settle(&self.info);
         self.matched = None;
         self.info.route = None;
         self.info.virtual_host = None;
@@ -414,7 +427,7 @@ impl Exchange {
     pub(crate) fn request_complete(&mut self) {
         if !self.body_done {
             self.body_done = true;
-            self.info.times.request_received = Some(self.began.elapsed());
+            self.info.times.request_received = Some(self.elapsed());
             self.timers.clear(Deadline::Request);
         }
     }
@@ -473,7 +486,7 @@ impl Exchange {
     /// The client went away.
     pub(crate) fn gone(&mut self, reset: bool) {
         if reset {
-            if self.began.elapsed() < PREMATURE {
+            if self.elapsed() < PREMATURE {
                 self.http.premature_resets.set(self.http.premature_resets.get() + 1);
             }
             self.http.stats.downstream_rq_rx_reset.inc();
@@ -507,10 +520,10 @@ impl Exchange {
             self.answer.close_after();
         }
         if !headers.contains("date") {
-            headers.push(b"date", http_date(SystemTime::now()).as_bytes());
+            http_date(self.info.start + self.elapsed(), |date| headers.push(b"date", date.as_bytes()));
         }
         self.info.response_code = Some(status);
-        self.info.times.downstream_first_tx = Some(self.began.elapsed());
+        self.info.times.downstream_first_tx = Some(self.elapsed());
         let body = self.answer.head(status, &mut headers, end, tunnel, http.config.http1.enable_trailers);
         self.info.downstream_header_bytes_sent = headers.byte_size() as u64;
         self.response = Some(headers);
@@ -554,7 +567,7 @@ impl Exchange {
         })
         .await;
         if result {
-            self.info.times.downstream_last_tx = Some(self.began.elapsed());
+            self.info.times.downstream_last_tx = Some(self.elapsed());
             Outcome::Done
         } else {
             self.gone(false);
@@ -599,7 +612,7 @@ impl Exchange {
     /// Logs and counts.
     fn finish(&mut self, _outcome: Outcome) {
         let http = self.http.clone();
-        let elapsed = self.began.elapsed();
+        let elapsed = self.elapsed();
         self.info.times.complete = Some(elapsed);
         http.stats.downstream_rq_active.dec();
         http.active.set(http.active.get().saturating_sub(1));
@@ -680,24 +693,22 @@ pub(crate) fn is_grpc(headers: &Headers) -> bool {
 }
 
 /// A random UUID (version 4).
-fn uuid(random: &mut proxy_core::Random) -> String {
+fn uuid(random: &mut proxy_core::Random) -> [u8; 36] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     // Version 4, variant 1.
     let high = random.next() & !0xf000 | 0x4000;
     let low = random.next() & !(0b11 << 62) | 0b10 << 62;
-    let bits = u128::from(high) << 64 | u128::from(low);
-    let mut text = String::with_capacity(36);
-    for at in 0..32 {
-        if matches!(at, 8 | 12 | 16 | 20) {
-            text.push('-');
-        }
-        text.push(char::from(DIGITS[(bits >> (124 - 4 * at)) as usize & 0xf]));
+    let mut text = [b'-'; 36];
+    let places = (0..36).filter(|at| !matches!(at, 8 | 13 | 18 | 23));
+    for (place, byte) in places.step_by(2).zip(high.to_be_bytes().into_iter().chain(low.to_be_bytes())) {
+        text[place] = DIGITS[usize::from(byte >> 4)];
+        text[place + 1] = DIGITS[usize::from(byte & 0xf)];
     }
     text
 }
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT`, made once a second.
-fn http_date(now: SystemTime) -> String {
+fn http_date<T>(now: SystemTime, take: impl FnOnce(&str) -> T) -> T {
     thread_local! {
         static LAST: std::cell::RefCell<(u64, String)> = const { std::cell::RefCell::new((0, String::new())) };
     }
@@ -707,7 +718,7 @@ fn http_date(now: SystemTime) -> String {
             *at = seconds;
             *text = format_date(seconds);
         }
-        text.clone()
+        take(text)
     })
 }
 
@@ -748,6 +759,16 @@ mod tests {
     fn dates_are_rfc9110() {
         assert_eq!(format_date(784_111_777), "Sun, 06 Nov 1994 08:49:37 GMT");
         assert_eq!(format_date(1_709_164_800), "Thu, 29 Feb 2024 00:00:00 GMT");
+    }
+
+    #[test]
+    fn request_ids_are_random_uuids() {
+        let id = uuid(&mut proxy_core::Random::new(7));
+        let parts: Vec<&[u8]> = id.split(|b| *b == b'-').collect();
+        assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
+        assert!(parts.concat().iter().all(u8::is_ascii_hexdigit));
+        assert!(parts[2][0] == b'4' && b"89ab".contains(&parts[3][0]));
+        assert_eq!(uuid(&mut proxy_core::Random::new(7)), id);
     }
 
     #[test]

@@ -46,12 +46,12 @@ pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<
         }
         exchange.decided = None;
         let done = one(exchange, body, &entry.filter, per).await;
-        let at = exchange.began.elapsed();
+        let at = exchange.elapsed();
         match &done {
-            Ok(()) => {
-                let decided = exchange.decided.take().unwrap_or("passed".into());
-                exchange.steps.filter(at, &entry.name, decided);
-            }
+            Ok(()) => match exchange.decided.take() {
+                Some(decided) => exchange.steps.filter(at, &entry.name, decided),
+                None => exchange.steps.passed(at, &entry.name),
+            },
             Err(Stop::Reply(reply)) => {
                 let text = format!("answered {}: {}", reply.status, reply.details);
                 exchange.steps.filter(at, &entry.name, text);

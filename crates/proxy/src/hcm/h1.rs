@@ -68,6 +68,7 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
     // Made once for all requests: to set and unset timers for each costs more than to parse it.
     let mut drained = Box::pin(drain_over(http));
     let mut timers = Timers::default();
+    let keep = Rc::new(Cell::new(true));
     loop {
         let head = match next_head(http, conn, &limits, &mut timers, drained.as_mut()).await {
             Next::Head(head) => *head,
@@ -76,7 +77,9 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
         http.requests.set(http.requests.get() + 1);
         http.stats.downstream_rq_http1_total.inc();
         let RequestHead { headers, keep_alive, http10, upgrade, expect_continue, absolute, .. } = head;
-        if upgrade || headers.method() == Some("CONNECT") {
+        let method = headers.get(":method");
+        let (head_request, connect) = (method == Some(b"HEAD"), method == Some(b"CONNECT"));
+        if upgrade || connect {
             // What follows is the tunnel's; if it is refused, the connection ends.
             conn.borrow_mut().switch_to_raw();
         }
@@ -84,11 +87,9 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
         if http.config.max_requests_per_connection.is_some_and(|max| http.requests.get() == max) {
             http.stats.downstream_cx_max_requests_reached.inc();
         }
-        let keep = Rc::new(Cell::new(keep_alive));
-        let head_request = headers.method() == Some("HEAD");
-        let connect = headers.method() == Some("CONNECT");
+        keep.set(keep_alive);
         let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request, http10, keep: keep.clone() });
-        let exchange = Exchange::new(
+        let mut exchange = Exchange::new(
             http,
             if http10 { HttpProtocol::Http10 } else { HttpProtocol::Http11 },
             headers,
@@ -186,6 +187,7 @@ async fn wait_for_request(
     mut drained: Pin<&mut impl Future<Output = ()>>,
 ) -> Waited {
     let first = http.requests.get() == 0;
+    timers.waited();
     timers.set(Deadline::Idle, http.config.idle_timeout);
     let left = |max: Duration| max.saturating_sub(http.since.elapsed());
     timers.set(Deadline::Stream, http.config.max_connection_duration.filter(|_| !http.aged.get()).map(left));

@@ -8,6 +8,7 @@ mod guard;
 use super::Http;
 use super::exchange::{self, Exchange};
 use super::respond::{Answer, H2Answer};
+use crate::batch::Batch;
 use crate::h1::UnderscoreAction;
 use crate::io::Io;
 use crate::stream::{RecvBody, push_map};
@@ -50,6 +51,7 @@ async fn requests(http: &Rc<Http>, io: Io) {
         window: options.initial_stream_window,
     };
     let stream_errors = options.stream_error_on_invalid_message || http.config.stream_error_on_invalid_message;
+    let (io, outlet) = Batch::new(io, false);
     let guard = Guard::new(io, settings, flood::Limits::of(options), stream_errors, http.config.drain_timeout);
     let switch = guard.switch();
     let handshake = builder.handshake::<Guard, Bytes>(guard);
@@ -60,6 +62,7 @@ async fn requests(http: &Rc<Http>, io: Io) {
             return;
         }
     };
+    outlet.gather();
     let mut draining = false;
     let idle = http.config.idle_timeout;
     let mut idle_since = Instant::now();
@@ -87,9 +90,17 @@ async fn requests(http: &Rc<Http>, io: Io) {
                 _ => std::future::pending().await,
             }
         };
+        let accept = std::future::poll_fn(|cx| {
+            let polled = connection.poll_accept(cx);
+            // Streams that came in together are answered together, if they can be at once.
+            if polled.is_pending() {
+                outlet.poll_out(cx);
+            }
+            polled
+        });
         tokio::select! {
             biased;
-            accepted = connection.accept() => match accepted {
+            accepted = accept => match accepted {
                 Some(Ok((request, answer))) => {
                     let last = http.config.max_requests_per_connection.is_some_and(|max| http.requests.get() + 1 >= max);
                     stream(http, request, answer, (!stream_errors).then_some(&switch));
@@ -197,7 +208,7 @@ fn stream(
         absolute: None,
     };
     let verdict = check(http, &mut headers);
-    let exchange = Exchange::new(http, HttpProtocol::Http2, headers, answer, hints);
+    let mut exchange = Exchange::new(http, HttpProtocol::Http2, headers, answer, hints);
     // The stream ends with its exchange; the connection's end resets it, which the exchange notices.
     tokio::task::spawn_local(async move {
         match verdict {

@@ -2,6 +2,7 @@
 
 use super::exchange::Exchange;
 use mesh_types::ArcStr;
+use proxy_core::{Address, StreamInfo};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -19,42 +20,102 @@ const MAX_STEPS: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Step {
     at: u32,
-    step: Name,
-    decision: Cow<'static, str>,
+    what: What,
 }
 
+/// The usual decisions are only put into words when somebody asks.
 #[derive(Debug)]
-enum Name {
-    Filter(ArcStr),
-    Own(&'static str),
-    Try(u32),
+enum What {
+    Passed(ArcStr),
+    Filter(Box<(ArcStr, Cow<'static, str>)>),
+    Own(Box<(&'static str, Cow<'static, str>)>),
+    /// The virtual host and the route of the record.
+    Route,
+    /// The record's host answered this.
+    Answered(u32, u16),
+    Tried(Box<(u32, String)>),
 }
 
 /// The decisions about one request, while it lasts.
 #[derive(Debug, Default)]
 pub(crate) struct Steps(Vec<Step>);
 
+/// Most requests have no more.
+const USUAL_STEPS: usize = 6;
+
 impl Steps {
+    /// A filter let the request through.
+    pub(super) fn passed(&mut self, at: Duration, name: &ArcStr) {
+        self.push(at, What::Passed(name.clone()));
+    }
+
     /// What a filter did.
     pub(super) fn filter(&mut self, at: Duration, name: &ArcStr, decision: impl Into<Cow<'static, str>>) {
-        self.push(at, Name::Filter(name.clone()), decision.into());
+        self.push(at, What::Filter(Box::new((name.clone(), decision.into()))));
     }
 
     /// What the connection manager or the router did.
     pub(super) fn own(&mut self, at: Duration, name: &'static str, decision: impl Into<Cow<'static, str>>) {
-        self.push(at, Name::Own(name), decision.into());
+        self.push(at, What::Own(Box::new((name, decision.into()))));
+    }
+
+    /// The route is the one that the request has at its end.
+    pub(super) fn route(&mut self, at: Duration) {
+        self.push(at, What::Route);
+    }
+
+    /// The host that the request has at its end answered.
+    pub(super) fn answered(&mut self, at: Duration, number: u32, status: u16) {
+        self.push(at, What::Answered(number, status));
     }
 
     /// How a try ended.
     pub(super) fn tried(&mut self, at: Duration, number: u32, decision: String) {
-        self.push(at, Name::Try(number), decision.into());
+        self.push(at, What::Tried(Box::new((number, decision))));
     }
 
-    fn push(&mut self, at: Duration, step: Name, decision: Cow<'static, str>) {
+    /// Puts into words what refers to the route and host, before these change.
+    pub(super) fn settle(&mut self, info: &StreamInfo) {
+        for step in &mut self.0 {
+            let route = info.route.as_ref().map(|r| (&*r.name, r.index));
+            match step.what {
+                What::Route => {
+                    let found = route_text(info.virtual_host.as_ref().map(|v| &*v.name), route);
+                    step.what = What::Own(Box::new(("route", found.into())));
+                }
+                What::Answered(number, status) => {
+                    let host = info.upstream.host.as_ref().map(|h| &h.address);
+                    step.what = What::Tried(Box::new((number, answer_text(host, status))));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn push(&mut self, at: Duration, what: What) {
+        if self.0.capacity() == 0 {
+            self.0.reserve_exact(USUAL_STEPS);
+        }
         if self.0.len() < MAX_STEPS {
             let at = u32::try_from(at.as_micros()).unwrap_or(u32::MAX);
-            self.0.push(Step { at, step, decision });
+            self.0.push(Step { at, what });
         }
+    }
+}
+
+fn route_text(virtual_host: Option<&str>, route: Option<(&str, usize)>) -> String {
+    match (virtual_host, route) {
+        (Some(host), Some(("", index))) => format!("virtual host {host}, route {index}"),
+        (Some(host), Some((name, _))) => format!("virtual host {host}, route {name}"),
+        (Some(host), None) => format!("virtual host {host}, no route matches"),
+        (None, _) => "no virtual host has this domain".to_owned(),
+    }
+}
+
+fn answer_text(host: Option<&Address>, status: u16) -> String {
+    match host {
+        Some(host) => format!("{host}: {status}"),
+        None => status.to_string(),
     }
 }
 
@@ -71,7 +132,7 @@ struct Record {
     route: Option<ArcStr>,
     route_index: Option<u32>,
     cluster: Option<ArcStr>,
-    host: Option<proxy_core::Address>,
+    host: Option<Address>,
     trace: Option<ArcStr>,
     attempts: u32,
     code: u16,
@@ -80,7 +141,7 @@ struct Record {
     received: u64,
     sent: u64,
     duration: Duration,
-    steps: Box<[Step]>,
+    steps: Vec<Step>,
 }
 
 /// The requests of one worker.
@@ -151,12 +212,20 @@ impl Record {
             .steps
             .iter()
             .map(|step| {
-                let name = match &step.step {
-                    Name::Filter(name) => name.to_string(),
-                    Name::Own(name) => (*name).to_owned(),
-                    Name::Try(number) => format!("try {number}"),
+                let (name, decision) = match &step.what {
+                    What::Passed(name) => (name.to_string(), "passed".into()),
+                    What::Filter(filter) => (filter.0.to_string(), filter.1.clone()),
+                    What::Own(own) => (own.0.to_owned(), own.1.clone()),
+                    What::Route => {
+                        let route = self.route.as_deref().zip(self.route_index.map(|index| index as usize));
+                        ("route".to_owned(), route_text(self.virtual_host.as_deref(), route).into())
+                    }
+                    What::Answered(number, status) => {
+                        (format!("try {number}"), answer_text(self.host.as_ref(), *status).into())
+                    }
+                    What::Tried(tried) => (format!("try {}", tried.0), Cow::Borrowed(&*tried.1)),
                 };
-                json!({ "at_us": step.at, "step": name, "decision": step.decision })
+                json!({ "at_us": step.at, "step": name, "decision": decision })
             })
             .collect();
         let connection = &self.connection;
@@ -239,7 +308,7 @@ pub(super) fn remember(exchange: &mut Exchange) {
         received: info.bytes_received,
         sent: info.bytes_sent,
         duration: info.times.complete.unwrap_or_default(),
-        steps: std::mem::take(&mut exchange.steps.0).into(),
+        steps: std::mem::take(&mut exchange.steps.0),
     };
     exchange.http.worker.ring.push(record);
 }

@@ -4,7 +4,7 @@ use super::exchange::Exchange;
 use crate::stream::{Frame, RecvBody};
 use proxy_core::route::{Forward, NotFollowed, RouteInput, RouteResult};
 use proxy_core::{Headers, RouteTable, StreamInfo};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 /// A request that replaces the one it came from.
 pub(crate) struct Redirected {
@@ -64,6 +64,7 @@ fn leads_somewhere(exchange: &Exchange, table: &RouteTable, request: &Headers) -
 impl Exchange {
     /// Becomes the redirected request: the one before is logged as a stream of its own, as in Envoy.
     pub(super) fn redirect_to(&mut self, redirected: Redirected, status: u16) -> RecvBody {
+        self.steps.settle(&self.info);
         self.request = redirected.request;
         let host = self.info.upstream.host.clone();
         // Envoy looks the new route up before it logs the old stream.
@@ -71,8 +72,8 @@ impl Exchange {
         self.info.upstream.host = host;
         self.info.response_code = Some(status);
         self.info.response_code_details = Some("internal_redirect".into());
-        self.info.times.complete = Some(self.began.elapsed());
-        self.steps.own(self.began.elapsed(), "redirect", format!("followed the {status}"));
+        self.info.times.complete = Some(self.elapsed());
+        self.steps.own(self.elapsed(), "redirect", format!("followed the {status}"));
         self.log();
         super::record::remember(self);
         self.http.stats.downstream_rq_total.inc();
@@ -84,7 +85,7 @@ impl Exchange {
         info.trace_id = self.info.trace_id.take();
         info.traced = self.info.traced;
         self.info = info;
-        self.began = Instant::now();
+        self.timers.start();
         self.redirects += 1;
         self.add_to_response.clear();
         self.matched = None;

@@ -28,7 +28,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 use why::Why;
 
 /// Carries out the route's action.
@@ -131,10 +131,9 @@ async fn forward_request(
     forward: &Forward,
 ) -> Result<Outcome, Stop> {
     let http = exchange.http.clone();
-    let worker = http.worker.clone();
     let name = matched.cluster(&exchange.request);
     exchange.info.upstream.cluster = None;
-    let Some(cluster) = name.as_deref().and_then(|n| worker.cluster(n)) else {
+    let Some(cluster) = name.and_then(|name| exchange.cluster(&name)) else {
         http.stats.no_cluster.inc();
         let reply = LocalReply::new(forward.cluster_not_found_status, "", "cluster_not_found")
             .flagged(ResponseFlags::NO_CLUSTER);
@@ -195,7 +194,7 @@ async fn forward_request(
         suppress_envoy_headers: suppress,
         hash,
         alpn,
-        began: Instant::now(),
+        began: exchange.timers.now(),
     };
     if exchange.body_done {
         exchange.timers.set(Deadline::Global, plan.timeouts.global);
@@ -259,19 +258,23 @@ async fn tries(
         }
         let tried = one_try(exchange, plan, outgoing, &host).await?;
         last_timed_out = Some(matches!(tried, Tried::PerTryTimeout(_)));
-        let at = exchange.began.elapsed();
-        let ended = match &tried {
-            Tried::Answer(reply, ..) => format!("{}: {}", host.address, reply.status),
-            Tried::Failed { why, .. } => format!("{}: {}", host.address, why.text()),
-            Tried::PerTryTimeout(deadline) => format!("{}: no answer in time ({deadline:?})", host.address),
-        };
-        exchange.steps.tried(at, exchange.info.upstream.attempts, ended);
+        let at = exchange.elapsed();
+        let number = exchange.info.upstream.attempts;
+        match &tried {
+            Tried::Answer(reply, ..) => exchange.steps.answered(at, number, reply.status),
+            Tried::Failed { why, .. } => {
+                exchange.steps.tried(at, number, format!("{}: {}", host.address, why.text()));
+            }
+            Tried::PerTryTimeout(deadline) => {
+                exchange.steps.tried(at, number, format!("{}: no answer in time ({deadline:?})", host.address));
+            }
+        }
         let mut failure = None;
         let verdict = match &tried {
             Tried::Answer(reply, ..) => {
                 plan.cluster.on_result(&host, Some(Health::Status(outlier_status(reply))), &worker);
                 match &mut retries {
-                    Some(r) => r.on_response(&reply.headers, &mut worker.random.borrow_mut(), SystemTime::now()),
+                    Some(r) => r.on_response(&reply.headers, &mut worker.random.borrow_mut(), exchange.info.start + at),
                     None => RetryVerdict::No,
                 }
             }
@@ -322,8 +325,12 @@ async fn tries(
                             false => stats.upstream_rq_retry_backoff_exponential.inc(),
                         }
                         retry_permit = Some(permit);
-                        let at = exchange.began.elapsed();
-                        exchange.steps.own(at, "retry", format!("again after {} ms", after.as_millis()));
+                        exchange.steps.settle(&exchange.info);
+                        exchange.steps.own(
+                            exchange.elapsed(),
+                            "retry",
+                            format!("again after {} ms", after.as_millis()),
+                        );
                         outgoing.rewind();
                         previous.push(host);
                         exchange.timers.clear(Deadline::PerTry);
@@ -336,7 +343,7 @@ async fn tries(
                     }
                     None => {
                         stats.upstream_rq_retry_overflow.inc();
-                        exchange.steps.own(exchange.began.elapsed(), "retry", "too many retries at once");
+                        exchange.steps.own(exchange.elapsed(), "retry", "too many retries at once");
                         exchange.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
                     }
                 }
@@ -344,7 +351,7 @@ async fn tries(
             RetryVerdict::Retry { .. } => stats.retry_or_shadow_abandoned.inc(),
             RetryVerdict::LimitExceeded => {
                 stats.upstream_rq_retry_limit_exceeded.inc();
-                exchange.steps.own(exchange.began.elapsed(), "retry", "no try is left");
+                exchange.steps.own(exchange.elapsed(), "retry", "no try is left");
                 exchange.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT);
             }
             RetryVerdict::No => {}
@@ -461,7 +468,7 @@ fn pick(exchange: &mut Exchange, plan: &Plan<'_>, previous: &[Arc<Host>]) -> Opt
             _ => exchange.http.original_dst,
         },
         headers: Some(&exchange.request),
-        now: Instant::now(),
+        now: exchange.timers.now(),
     };
     plan.cluster.pick(&context, &mut worker.random.borrow_mut())
 }

@@ -1,5 +1,6 @@
 //! All deadlines of one exchange on one timer.
 
+use std::cell::Cell;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -30,11 +31,49 @@ pub(crate) struct Timers {
     at: [Option<Instant>; COUNT],
     idle_for: [Option<Duration>; COUNT],
     sleep: Option<Pin<Box<Sleep>>>,
+    /// The time, once somebody asked since the last wait, and how long that is after the start.
+    now: Cell<Option<(Instant, Duration)>>,
+    start: Option<Instant>,
 }
 
 impl Timers {
+    /// The exchange starts now.
+    pub(crate) fn start(&mut self) -> Instant {
+        let now = Instant::now();
+        self.start = Some(now);
+        self.now.set(Some((now, Duration::ZERO)));
+        now
+    }
+
+    /// The time. The clock is only read once between two waits: what is done in between takes microseconds.
+    pub(crate) fn now(&self) -> Instant {
+        self.clock().0
+    }
+
+    /// Time since the start.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.clock().1
+    }
+
+    fn clock(&self) -> (Instant, Duration) {
+        match self.now.get() {
+            Some(read) => read,
+            None => {
+                let now = Instant::now();
+                let read = (now, self.start.map_or(Duration::ZERO, |start| now.saturating_duration_since(start)));
+                self.now.set(Some(read));
+                read
+            }
+        }
+    }
+
+    /// Something was waited for without [`Timers::poll`].
+    pub(crate) fn waited(&self) {
+        self.now.set(None);
+    }
+
     pub(crate) fn set(&mut self, which: Deadline, after: Option<Duration>) {
-        self.at[which as usize] = after.and_then(|after| Instant::now().checked_add(after));
+        self.at[which as usize] = after.and_then(|after| self.now().checked_add(after));
     }
 
     /// A deadline that [`Timers::touch`] pushes out.
@@ -66,6 +105,7 @@ impl Timers {
             Deadline::Stream,
             Deadline::UpstreamStream,
         ];
+        self.waited();
         loop {
             let Some((which, at)) =
                 ALL.iter().filter_map(|d| self.at[*d as usize].map(|at| (*d, at))).min_by_key(|(_, at)| *at)

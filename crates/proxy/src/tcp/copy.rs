@@ -52,7 +52,7 @@ const LARGE: usize = 256 * 1024;
 /// A direction that moved this much is bulk: the kernel moves the rest.
 const BULK: u64 = 1 << 20;
 /// Asked of the kernel for a splice pipe.
-const PIPE: usize = 256 * 1024;
+const PIPE: usize = 1 << 20;
 
 enum Mode {
     Copy {

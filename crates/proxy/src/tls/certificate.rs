@@ -5,12 +5,38 @@ use base64::Engine as _;
 use mesh_types::ArcStr;
 use proxy_core::stream_info::PeerCertificate;
 use rustls_pki_types::CertificateDer;
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Name};
 
+/// Chains that a thread remembers: peers come back, and each handshake asks more than once.
+const REMEMBERED: usize = 16;
+
+/// A chain and what its leaf says.
+type Known = (Vec<CertificateDer<'static>>, PeerCertificate);
+
+thread_local! {
+    /// The last one used is the first.
+    static KNOWN: RefCell<VecDeque<Known>> = const { RefCell::new(VecDeque::new()) };
+}
+
 /// Reads the leaf of a chain; `None` when it is no certificate.
 pub(crate) fn peer_certificate(chain: &[CertificateDer<'_>]) -> Option<PeerCertificate> {
+    KNOWN.with_borrow_mut(|known| {
+        if let Some(at) = known.iter().position(|(remembered, _)| remembered == chain) {
+            known.swap(0, at);
+        } else {
+            let certificate = read(chain)?;
+            known.truncate(REMEMBERED - 1);
+            known.push_front((chain.iter().map(|c| c.clone().into_owned()).collect(), certificate));
+        }
+        known.front().map(|(_, certificate)| certificate.clone())
+    })
+}
+
+fn read(chain: &[CertificateDer<'_>]) -> Option<PeerCertificate> {
     let leaf = chain.first()?;
     let (_, cert) = X509Certificate::from_der(leaf).ok()?;
     let mut out = PeerCertificate {

@@ -8,7 +8,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Why a handshake failed, for Envoy's ssl counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,12 +119,62 @@ fn is_root(roots: &[CertificateDer<'static>], end_entity: &CertificateDer<'_>, n
         })
 }
 
+/// Chains that led to a root. The same bytes lead there again until one of them expires: checking their signatures is a
+/// sixth of a handshake, and the peers of a sidecar are few and come back.
+#[derive(Debug, Default)]
+struct Verified(Mutex<VecDeque<Known>>);
+
+#[derive(Debug)]
+struct Known {
+    chain: Vec<CertificateDer<'static>>,
+    /// Seconds from which and before which this is so.
+    from: u64,
+    until: u64,
+}
+
+/// Chains that a verifier remembers.
+const REMEMBERED: usize = 32;
+
+impl Verified {
+    /// Asks `verify` unless the answer is known. Only sound without revocation lists, and for one set of roots.
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+        verify: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let presented = || std::iter::once(leaf).chain(rest);
+        let holds = |known: &Known| (known.from..known.until).contains(&now.as_secs());
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock().iter().any(|known| holds(known) && known.chain.iter().eq(presented())) {
+            return Ok(());
+        }
+        verify()?;
+        if let Some(until) = presented().map(expiry).min().flatten() {
+            let chain = presented().map(|c| c.clone().into_owned()).collect();
+            let mut known = lock();
+            known.truncate(REMEMBERED - 1);
+            known.push_front(Known { chain, from: now.as_secs(), until });
+        }
+        Ok(())
+    }
+}
+
+/// The last second of a certificate's life; `None` when that cannot be told, which is less than any.
+fn expiry(certificate: &CertificateDer<'_>) -> Option<u64> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    u64::try_from(certificate.validity().not_after.timestamp()).ok()
+}
+
 /// Verifies clients.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     /// `None`: no roots, any certificate is taken (but its possession proven).
     inner: Option<Arc<dyn ClientCertVerifier>>,
     roots: Vec<CertificateDer<'static>>,
+    verified: Verified,
     checks: Checks,
     required: bool,
 }
@@ -143,7 +194,8 @@ impl ClientVerifier {
             let verifier = builder.build().map_err(|e| TlsError::Verifier(e.to_string()))?;
             Some(verifier)
         };
-        Ok(Arc::new(Self { inner, roots: roots.to_vec(), checks: Checks { validation }, required }))
+        let (verified, checks) = (Verified::default(), Checks { validation });
+        Ok(Arc::new(Self { inner, roots: roots.to_vec(), verified, checks, required }))
     }
 }
 
@@ -169,7 +221,11 @@ impl ClientCertVerifier for ClientVerifier {
         if let Some(inner) = &self.inner
             && !is_root(&self.roots, end_entity, now)
         {
-            inner.verify_client_cert(end_entity, intermediates, now)?;
+            let verify = || inner.verify_client_cert(end_entity, intermediates, now).map(drop);
+            match self.checks.validation.crl {
+                Some(_) => verify()?,
+                None => self.verified.check(end_entity, intermediates, now, verify)?,
+            }
         }
         self.checks.names(&chain(end_entity, intermediates))?;
         Ok(ClientCertVerified::assertion())
@@ -203,6 +259,7 @@ impl ClientCertVerifier for ClientVerifier {
 pub(super) struct ServerVerifier {
     /// Also as they were given.
     roots: Option<(RootCertStore, Vec<CertificateDer<'static>>)>,
+    verified: Verified,
     checks: Checks,
     /// `auto_san_validation`: the certificate must be for the SNI.
     match_server_name: bool,
@@ -211,7 +268,7 @@ pub(super) struct ServerVerifier {
 impl ServerVerifier {
     pub(super) fn new(validation: Validation, roots: &[CertificateDer<'static>], match_server_name: bool) -> Arc<Self> {
         let roots = (!roots.is_empty() && !validation.accept_untrusted).then(|| (store(roots), roots.to_vec()));
-        Arc::new(Self { roots, checks: Checks { validation }, match_server_name })
+        Arc::new(Self { roots, verified: Verified::default(), checks: Checks { validation }, match_server_name })
     }
 }
 
@@ -227,14 +284,16 @@ impl ServerCertVerifier for ServerVerifier {
         if let Some((roots, given)) = &self.roots
             && !is_root(given, end_entity, now)
         {
-            let cert = rustls::server::ParsedCertificate::try_from(end_entity)?;
-            verify_server_cert_signed_by_trust_anchor(
-                &cert,
-                roots,
-                intermediates,
-                now,
-                provider().signature_verification_algorithms.all,
-            )?;
+            self.verified.check(end_entity, intermediates, now, || {
+                let cert = rustls::server::ParsedCertificate::try_from(end_entity)?;
+                verify_server_cert_signed_by_trust_anchor(
+                    &cert,
+                    roots,
+                    intermediates,
+                    now,
+                    provider().signature_verification_algorithms.all,
+                )
+            })?;
         }
         let chain = chain(end_entity, intermediates);
         if self.match_server_name {
@@ -290,6 +349,38 @@ mod tests {
         let mut params = rcgen::CertificateParams::new(["ratings".to_owned()]).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone()
+    }
+
+    #[test]
+    fn what_was_verified_holds_for_those_bytes_until_they_expire() {
+        let authority = || {
+            let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let key = rcgen::KeyPair::generate().unwrap();
+            let der = params.self_signed(&key).unwrap().der().clone();
+            (der, rcgen::Issuer::new(params, key))
+        };
+        let ((root, ours), (_, other)) = (authority(), authority());
+        let leaf = |issuer: &rcgen::Issuer<'_, rcgen::KeyPair>| {
+            let params = rcgen::CertificateParams::new(["ratings".to_owned()]).unwrap();
+            params.signed_by(&rcgen::KeyPair::generate().unwrap(), issuer).unwrap().der().clone()
+        };
+        let (good, bad) = (leaf(&ours), leaf(&other));
+        let now = UnixTime::now();
+        let late = UnixTime::since_unix_epoch(Duration::from_secs(70_000_000_000));
+        let early = UnixTime::since_unix_epoch(Duration::from_secs(1));
+        let client = ClientVerifier::new(Validation::default(), std::slice::from_ref(&root), true).unwrap();
+        let server = ServerVerifier::new(Validation::default(), std::slice::from_ref(&root), false);
+        let name = ServerName::try_from("ratings").unwrap();
+        let verify = |leaf: &CertificateDer<'_>, now| {
+            let client = client.verify_client_cert(leaf, &[], now).is_ok();
+            assert_eq!(server.verify_server_cert(leaf, &[], &name, &[], now).is_ok(), client);
+            client
+        };
+        assert!(verify(&good, now) && verify(&good, now));
+        assert_eq!(client.verified.0.lock().unwrap().len(), 1);
+        assert!(!verify(&good, late) && !verify(&good, early) && !verify(&bad, now) && !verify(&bad, now));
+        assert_eq!(client.verified.0.lock().unwrap().len(), 1);
     }
 
     #[test]

@@ -2,10 +2,13 @@
 
 use super::connect::{ConnectError, ConnectionFacts, open};
 use super::pool::{Counted, Pool};
+use crate::batch::Batch;
 use crate::io::Io;
 use bytes::Bytes;
 use proxy_core::circuit::Resource;
 use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -114,14 +117,20 @@ impl H2Pool {
             .enable_push(false)
             .max_send_buffer_size(256 * 1024);
         let failed = |e: h2::Error| ConnectError { timeout: false, reason: format!("{e}") };
-        let (send, connection) = builder.handshake(io).await.map_err(failed)?;
+        let (io, outlet) = Batch::new(io, true);
+        let (send, mut connection) = builder.handshake(io).await.map_err(failed)?;
         let closed = Rc::new(Cell::new(false));
         let ended = closed.clone();
         let opened = self.opened.clone();
         // The driver owns the connection and ends with it; requests find out through their streams.
         tokio::task::spawn_local(async move {
             let _counted = counted;
-            if let Err(e) = connection.await {
+            let driven = std::future::poll_fn(|cx| {
+                let polled = Pin::new(&mut connection).poll(cx);
+                outlet.poll_out(cx);
+                polled
+            });
+            if let Err(e) = driven.await {
                 tracing::debug!(error = %e, "upstream HTTP/2 connection ended");
             }
             ended.set(true);

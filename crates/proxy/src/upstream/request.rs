@@ -113,10 +113,10 @@ impl Upstream {
     }
 
     fn start_h1(lease: Lease, headers: &mut Headers, end: bool, upgrade: bool, enable_trailers: bool) -> Self {
-        let method = headers.method().unwrap_or_default();
-        let head_request = method == "HEAD";
+        let method = headers.get(":method").unwrap_or_default();
+        let head_request = method == b"HEAD";
         // Methods without a defined body get no "content-length: 0" (Envoy HeaderUtility::requestShouldHaveNoBody).
-        let bodiless = matches!(method, "GET" | "HEAD" | "DELETE" | "TRACE" | "CONNECT");
+        let bodiless = matches!(method, b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT");
         headers.remove("transfer-encoding");
         let framing = if upgrade {
             headers.remove("content-length");

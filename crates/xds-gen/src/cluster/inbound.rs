@@ -33,7 +33,7 @@ pub(super) fn all(cx: &Context<'_>, out: &mut Vec<Cluster>) {
         return;
     }
     let mut by_port: BTreeMap<u16, Vec<&ServiceTarget>> = BTreeMap::new();
-    for target in &cx.targets {
+    for target in cx.targets.iter() {
         by_port.entry(target.target_port).or_default().push(target);
     }
     let localhost =

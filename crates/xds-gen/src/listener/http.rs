@@ -166,8 +166,20 @@ fn build(cx: &Context<'_>, manager: Manager<'_>) -> HttpConnectionManager {
     out
 }
 
-/// In istiod's order: who is calling, may they, what happens to them, where do they go.
 fn http_filters(cx: &Context<'_>, manager: &Manager<'_>, ph: &ProxyHeaders) -> Vec<HttpFilter> {
+    let particular = manager.side == Side::Server
+        || manager.is_forward_proxy
+        || manager.protocol == Protocol::GrpcWeb
+        || manager.service.is_some_and(Service::is_wildcard)
+        || !cx.push.wasm_plugins(&cx.node.namespace, &cx.node.labels).is_empty();
+    match particular {
+        true => make_http_filters(cx, manager, ph),
+        false => cx.outbound_filters.get_or_init(|| make_http_filters(cx, manager, ph)).clone(),
+    }
+}
+
+/// In istiod's order: who is calling, may they, what happens to them, where do they go.
+fn make_http_filters(cx: &Context<'_>, manager: &Manager<'_>, ph: &ProxyHeaders) -> Vec<HttpFilter> {
     let inbound = manager.side == Side::Server;
     let in_mesh_only = ph.metadata_exchange_headers.as_ref().is_some_and(|m| m.mode == MetadataExchangeMode::InMesh);
     let mut out: Vec<HttpFilter> = Vec::new();

@@ -146,7 +146,7 @@ fn ports(cx: &Context<'_>) -> Vec<Port> {
         if cx.no_interception() {
             return Vec::new();
         }
-        for target in &cx.targets {
+        for target in cx.targets.iter() {
             let number = target.target_port;
             if !can_bind(cx, false, cx.wildcards()[0], number) {
                 continue;

@@ -1,5 +1,6 @@
 //! Virtual hosts of outbound route tables: services, and VirtualServices over them.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -30,31 +31,57 @@ struct Group {
     services: Vec<Arc<Service>>,
     /// Hosts of a VirtualService that are no service.
     hosts: Vec<String>,
-    routes: Vec<Route>,
+    routes: Routes,
+}
+
+/// Routes of a virtual host. Most have but one, and that differs in nothing but names.
+#[derive(Clone)]
+pub(super) enum Routes {
+    Made(Arc<Vec<Route>>),
+    /// All requests to a service's port, without any rule.
+    Plain(Arc<Service>, u16),
+}
+
+/// A virtual host whose routes are beside it.
+pub(super) struct Host {
+    pub(super) host: VirtualHost,
+    pub(super) routes: Routes,
+}
+
+/// The virtual hosts of a route table, whole.
+pub(super) fn outbound(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<VirtualHost> {
+    let whole = |Host { host, routes }| VirtualHost {
+        routes: match routes {
+            Routes::Made(routes) => (*routes).clone(),
+            Routes::Plain(service, port) => vec![service_route(cx, &service, port)],
+        },
+        ..host
+    };
+    hosts(cx, route_name, port).into_iter().map(whole).collect()
 }
 
 /// istiod `BuildSidecarOutboundVirtualHosts`. Port 0: of all ports, for forward proxies and unix sockets.
-pub(super) fn outbound(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<VirtualHost> {
+pub(super) fn hosts(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<Host> {
     let Some(egress) = cx.scope.egress_for_route(port, route_name) else { return Vec::new() };
     let port = if egress.is_http_proxy() { 0 } else { port };
-    let mut services: Services = HashMap::new();
-    let mut order: Vec<Arc<str>> = Vec::new();
+    let mut services: Services = HashMap::with_capacity(egress.services.len());
+    let mut order: Vec<Arc<str>> = Vec::with_capacity(egress.services.len());
     for service in &egress.services {
         let narrowed = if port == 0 {
             service.clone()
         } else {
             let Some(own) = service.port(port) else { continue };
-            let lower = service.hostname.to_ascii_lowercase();
-            match service.ports.len() == 1 && *lower == *service.hostname {
+            let is_lower = !service.hostname.bytes().any(|byte| byte.is_ascii_uppercase());
+            match service.ports.len() == 1 && is_lower {
                 true => service.clone(),
                 false => Arc::new(Service {
                     ports: vec![own.clone()],
-                    hostname: lower.as_str().into(),
+                    hostname: service.hostname.to_ascii_lowercase().into(),
                     ..(**service).clone()
                 }),
             }
         };
-        let name: Arc<str> = narrowed.hostname.to_string().into();
+        let name = narrowed.hostname.clone();
         if services.insert(name.clone(), narrowed).is_none() {
             order.push(name);
         }
@@ -81,7 +108,10 @@ pub(super) fn outbound(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<Vir
                 port: own.port,
                 services: vec![service.clone()],
                 hosts: Vec::new(),
-                routes: vec![service_route(cx, service, own.port)],
+                routes: match service_hash(cx, service, own.port) {
+                    None => Routes::Plain(service.clone(), own.port),
+                    Some(_) => Routes::Made(Arc::new(vec![service_route(cx, service, own.port)])),
+                },
             });
         }
     }
@@ -98,12 +128,18 @@ fn touches(rule: &Config<VirtualService>, services: &Services) -> bool {
 }
 
 fn service_route(cx: &Context<'_>, service: &Service, port: u16) -> Route {
-    let mut action = RouteAction::default();
-    action::timeouts(&mut action, None);
-    action.retry_policy = retry::outbound(cx.push.mesh.default_http_retry_policy.as_ref(), false);
+    let mut action = plain_action(cx);
     action.hash_policy.extend(service_hash(cx, service, port).as_ref().and_then(hash_policy));
     let operation = format!("{}:{port}/*", service.hostname);
     default_route(&names::outbound(port, "", &service.hostname), &operation, action)
+}
+
+/// What is done with requests that no rule is for.
+pub(super) fn plain_action(cx: &Context<'_>) -> RouteAction {
+    let mut action = RouteAction::default();
+    action::timeouts(&mut action, None);
+    action.retry_policy = retry::outbound(cx.push.mesh.default_http_retry_policy.as_ref(), false);
+    action
 }
 
 /// The services that a rule routes, by port (istiod `buildSidecarVirtualHostsForVirtualService`).
@@ -159,21 +195,25 @@ fn rule_groups(
     if by_port.is_empty() && port == 80 {
         by_port.insert(80, Vec::new());
     }
+    let routes = Routes::Made(Arc::new(routes));
     by_port
         .into_iter()
         .map(|(port, services)| Group { port, services, hosts: hosts.clone(), routes: routes.clone() })
         .collect()
 }
 
-fn assemble(cx: &Context<'_>, groups: Vec<Group>, port: u16) -> Vec<VirtualHost> {
-    let known: HashSet<String> = groups
-        .iter()
-        .flat_map(|g| g.services.iter().flat_map(|s| [host_port(&s.hostname, g.port), s.hostname.to_string()]))
-        .collect();
-    let mut names = HashSet::new();
-    let mut taken: HashSet<String> = HashSet::new();
-    let mut out: Vec<(u16, VirtualHost)> = Vec::new();
-    for group in groups {
+fn assemble(cx: &Context<'_>, groups: Vec<Group>, port: u16) -> Vec<Host> {
+    let all = || groups.iter().flat_map(|g| g.services.iter().map(|s| (&s.hostname, g.port)));
+    let known: HashSet<&str> = all().map(|(name, _)| &**name).collect();
+    // Few tables have names with ports in them.
+    let with_ports = OnceCell::new();
+    let with_ports = || with_ports.get_or_init(|| all().map(|(name, port)| host_port(name, port)).collect());
+    let is_known =
+        |name: &str| known.contains(name) || (name.contains(':') && HashSet::<String>::contains(with_ports(), name));
+    let mut names = HashSet::with_capacity(groups.len());
+    let mut taken: HashSet<String> = HashSet::with_capacity(groups.len() * 5);
+    let mut out: Vec<(u16, Host)> = Vec::with_capacity(groups.len());
+    for group in &groups {
         let hosts = group.hosts.iter().map(|h| (h.to_ascii_lowercase(), None));
         let services = group.services.iter().map(|s| (s.hostname.to_string(), Some(s)));
         for (hostname, service) in hosts.chain(services) {
@@ -185,36 +225,28 @@ fn assemble(cx: &Context<'_>, groups: Vec<Group>, port: u16) -> Vec<VirtualHost>
                 None => (vec![host_text(&hostname)], Vec::new()),
                 Some(service) => service_domains(cx, service, port, group.port),
             };
-            domains.retain(|d| {
-                if taken.contains(&d.to_ascii_lowercase()) || (expanded.contains(d) && known.contains(d)) {
-                    return false;
-                }
-                taken.insert(d.to_ascii_lowercase())
-            });
+            domains.retain(|d| !(expanded.contains(d) && is_known(d)) && taken.insert(d.to_ascii_lowercase()));
             if domains.is_empty() {
                 continue;
             }
-            out.push((
-                group.port,
-                VirtualHost {
-                    name,
-                    domains,
-                    routes: group.routes.clone(),
-                    include_request_attempt_count: counts_attempts(cx),
-                    ..VirtualHost::default()
-                },
-            ));
+            let host = VirtualHost {
+                name,
+                domains,
+                include_request_attempt_count: counts_attempts(cx),
+                ..VirtualHost::default()
+            };
+            out.push((group.port, Host { host, routes: group.routes.clone() }));
         }
     }
     if port != 0 {
         return out.into_iter().filter(|(p, _)| *p == port).map(|(_, v)| v).collect();
     }
     // Of all ports: only those of port 80 may be named without it.
-    let merge = |(own, mut v): (u16, VirtualHost)| {
+    let merge = |(own, mut v): (u16, Host)| {
         if own != 80 {
-            v.domains.retain(|d| d.contains(':'));
+            v.host.domains.retain(|d| d.contains(':'));
         }
-        (!v.domains.is_empty()).then_some(v)
+        (!v.host.domains.is_empty()).then_some(v)
     };
     out.into_iter().filter_map(merge).collect()
 }

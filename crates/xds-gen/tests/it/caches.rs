@@ -6,39 +6,41 @@ use std::sync::Arc;
 use config_store::Store;
 use envoy_api::{Resource, type_url};
 use push_context::{Node, PushContext};
-use xds_gen::{Names, generate};
+use xds_gen::{Names, shared};
 
 use crate::conformance::{cases, documents, each_case, load};
 
 const ALL: [&str; 5] =
     [type_url::CLUSTER, type_url::LISTENER, type_url::ROUTE, type_url::ENDPOINT, type_url::NAME_TABLE];
 
-fn everything(push: &PushContext, node: &Node) -> Vec<Vec<Resource>> {
-    ALL.iter().map(|type_url| generate(push, node, type_url, Names::Wildcard)).collect()
+fn everything(push: &PushContext, node: &Arc<Node>) -> Vec<Vec<Resource>> {
+    ALL.iter().map(|type_url| shared(push, node, type_url, Names::Wildcard).to_vec()).collect()
 }
 
 /// The proxy, and some that differ from it a little.
-fn relatives(node: &Node) -> Vec<Node> {
-    let mut labelled = node.clone();
+fn relatives(node: &Arc<Node>) -> Vec<Arc<Node>> {
+    let itself = || Node::clone(node);
+    let mut labelled = itself();
     labelled.labels.insert("app".to_owned(), "relative".to_owned());
     labelled.labels.insert("version".to_owned(), "v0".to_owned());
     labelled.labels.insert("service.istio.io/canonical-name".to_owned(), "relative".to_owned());
-    let mut elsewhere = node.clone();
+    let mut elsewhere = itself();
     elsewhere.locality.zone = "elsewhere".into();
     elsewhere.metadata.insert("NODE_NAME".to_owned(), "elsewhere".to_owned());
-    let mut unlabelled = node.clone();
+    let mut unlabelled = itself();
     unlabelled.labels.clear();
     let stranger = Node {
         name: "stranger".into(),
         id: "sidecar~10.9.8.7~stranger.default~default.svc.cluster.local".to_owned(),
         addresses: vec!["10.9.8.7".to_owned()],
-        ..node.clone()
+        ..itself()
     };
     let guest = Node { namespace: "guests".into(), ..stranger.clone() };
-    vec![node.clone(), labelled, elsewhere, unlabelled, stranger, guest, node.clone()]
+    let others = [labelled, elsewhere, unlabelled, stranger, guest, itself()].map(Arc::new);
+    [node.clone()].into_iter().chain(others).collect()
 }
 
-fn check(case: &Path, push: &PushContext, fresh: impl Fn() -> PushContext, node: &Node) {
+fn check(case: &Path, push: &PushContext, fresh: impl Fn() -> PushContext, node: &Arc<Node>) {
     for relative in relatives(node) {
         let (kept, made) = (everything(push, &relative), everything(&fresh(), &relative));
         for ((kept, made), type_url) in kept.iter().zip(&made).zip(ALL) {
@@ -52,8 +54,8 @@ fn proxies_that_share_get_what_they_would_get_alone() {
     let Some(cases) = cases() else { return };
     for case in each_case(&cases) {
         let (push, nodes) = load(&case);
-        for node in &nodes {
-            check(&case, &push, || load(&case).0, node);
+        for node in nodes.into_iter().map(Arc::new) {
+            check(&case, &push, || load(&case).0, &node);
         }
     }
 }
@@ -63,6 +65,8 @@ fn an_updated_context_gives_what_a_new_one_gives() {
     let Some(cases) = cases() else { return };
     for case in each_case(&cases) {
         let (whole, nodes) = load(&case);
+        // As streams do: each holds on to its node.
+        let nodes: Vec<Arc<Node>> = nodes.into_iter().map(Arc::new).collect();
         let build = |store: &Store| PushContext::build(&store.snapshot(), &whole.mesh, &whole.settings);
         let documents = documents(&case);
         let mut store = Store::new();

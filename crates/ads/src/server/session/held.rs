@@ -88,10 +88,9 @@ impl Held {
 
 /// Lists of one source have their common part in the same order, as a rule.
 fn difference_of_lists(old: &[Resource], new: &[Resource]) -> Difference {
-    let same_names =
-        old.len() == new.len() && old.iter().zip(new).all(|(a, b)| Arc::ptr_eq(&a.name, &b.name) || a.name == b.name);
+    let same_names = old.len() == new.len() && old.iter().zip(new).all(|(a, b)| a.is(b) || a.name == b.name);
     if same_names {
-        let changed = old.iter().zip(new).enumerate().filter(|(_, (a, b))| a.version != b.version);
+        let changed = old.iter().zip(new).enumerate().filter(|(_, (a, b))| !a.is(b) && a.version != b.version);
         return Difference { changed: changed.map(|(place, _)| place as u32).collect(), gone: Vec::new() };
     }
     let held: HashMap<&str, &str> = old.iter().map(|resource| (&*resource.name, &*resource.version)).collect();
@@ -117,12 +116,8 @@ mod tests {
     fn list(of: &[(u8, u8)]) -> Arc<[Resource]> {
         let mut seen = BTreeSet::new();
         let of = of.iter().filter(|(name, _)| seen.insert(*name));
-        of.map(|(name, version)| Resource {
-            name: name.to_string().into(),
-            version: version.to_string().into(),
-            body: Default::default(),
-        })
-        .collect()
+        of.map(|(name, version)| Resource::with_version(name.to_string(), version.to_string(), Vec::<u8>::new()))
+            .collect()
     }
 
     proptest! {

@@ -3,13 +3,7 @@ use envoy_api::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use super::*;
 
 fn resources(of: &[(&str, &str)]) -> Arc<[Resource]> {
-    of.iter()
-        .map(|(name, version)| Resource {
-            name: ArcStr::from(*name),
-            version: ArcStr::from(*version),
-            body: Default::default(),
-        })
-        .collect()
+    of.iter().map(|(name, version)| Resource::with_version(*name, *version, Vec::<u8>::new())).collect()
 }
 
 fn request(type_url: &str) -> Request {

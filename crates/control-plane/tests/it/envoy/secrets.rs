@@ -58,11 +58,8 @@ impl Source for Secrets {
 
     fn resources(&self, (): &(), _: &str, names: Names<'_>) -> Arc<[Resource]> {
         let Names::List(names) = names else { return Arc::default() };
-        let resource = |name: &mesh_types::ArcStr| Resource {
-            name: name.clone(),
-            version: "1".into(),
-            body: self.secret(name).encode_to_vec().into(),
-        };
+        let resource =
+            |name: &mesh_types::ArcStr| Resource::with_version(name.clone(), "1", self.secret(name).encode_to_vec());
         names.iter().map(resource).collect()
     }
 

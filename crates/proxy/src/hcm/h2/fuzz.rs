@@ -3,6 +3,7 @@
 use super::flood::Limits;
 use super::guard::{Guard, Settings};
 use super::is_malformed;
+use crate::batch::Batch;
 use crate::io::{Io, Raw};
 use bytes::Bytes;
 use proxy_core::cluster::Http2Options;
@@ -38,14 +39,24 @@ fn summary(mut bytes: &[u8]) -> Vec<(u8, u32)> {
 async fn serve(io: UnixStream) -> usize {
     let options = Http2Options::default();
     let settings = Settings { table_size: 4096, connect: false, streams: 1024, window: 1 << 24 };
-    let guard = Guard::new(Io::Raw(Raw::Unix(io)), settings, Limits::of(&options), false, Duration::from_secs(5));
+    let (io, outlet) = Batch::new(Io::Raw(Raw::Unix(io)), false);
+    let guard = Guard::new(io, settings, Limits::of(&options), false, Duration::from_secs(5));
     let switch = guard.switch();
     let mut builder = h2::server::Builder::new();
     let Ok(mut connection) = builder.max_header_list_size(128 * 1024).handshake::<Guard, Bytes>(guard).await else {
         return 0;
     };
     let mut requests = 0;
-    while let Some(Ok((request, mut answer))) = connection.accept().await {
+    outlet.gather();
+    let mut accept = async || {
+        std::future::poll_fn(|cx| {
+            let polled = connection.poll_accept(cx);
+            outlet.poll_out(cx);
+            polled
+        })
+        .await
+    };
+    while let Some(Ok((request, mut answer))) = accept().await {
         requests += 1;
         if is_malformed(&request) {
             switch.cut();

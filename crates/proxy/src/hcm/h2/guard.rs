@@ -5,7 +5,7 @@
 //! answers each of them with GOAWAY or RST_STREAM; the guard stands between it and the socket and swallows those.
 
 use super::flood::{Flood, Limits};
-use crate::io::Io;
+use crate::batch::Batch;
 use std::cell::Cell;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -209,7 +209,7 @@ impl Settings {
 
 /// A connection between socket and crate.
 pub(super) struct Guard {
-    io: Io,
+    io: Batch,
     incoming: Frames,
     outgoing: Frames,
     seen: Seen,
@@ -240,7 +240,7 @@ enum Change {
 
 impl Guard {
     pub(super) fn new(
-        io: Io,
+        io: Batch,
         settings: Settings,
         limits: Limits,
         stream_errors: bool,
@@ -349,7 +349,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.io.discard_unread();
+        self.io.finish();
     }
 }
 

@@ -28,8 +28,7 @@ pub(super) async fn pass_on(
     stats.upstream_rq.inc(status);
     exchange.info.upstream.header_bytes_received = headers.byte_size() as u64;
     let tunnel = (exchange.hints.upgrade && status == 101) || (exchange.hints.connect && (200..300).contains(&status));
-    let service_time =
-        exchange.began.elapsed().saturating_sub(exchange.info.times.upstream_first_tx.unwrap_or_default());
+    let service_time = exchange.elapsed().saturating_sub(exchange.info.times.upstream_first_tx.unwrap_or_default());
     if !tunnel && !exchange.hints.connect {
         headers.remove("connection");
         headers.remove("upgrade");
@@ -37,10 +36,10 @@ pub(super) async fn pass_on(
     // Envoy measures from the end of the request, so an early answer has no such time.
     let measurable = exchange.body_done && !exchange.hints.upgrade && !exchange.hints.connect;
     if !plan.suppress_envoy_headers && measurable {
-        headers.set("x-envoy-upstream-service-time", service_time.as_millis().to_string().as_bytes());
+        headers.set_number("x-envoy-upstream-service-time", service_time.as_millis() as u64);
     }
     if plan.matched.vhost.include_attempt_count_in_response {
-        headers.set("x-envoy-attempt-count", exchange.info.upstream.attempts.to_string().as_bytes());
+        headers.set_number("x-envoy-attempt-count", exchange.info.upstream.attempts.into());
     }
     let http = exchange.http.clone();
     exchange.peer.learn_from_answer(&mut headers, &http);
@@ -63,7 +62,6 @@ pub(super) async fn pass_on(
     exchange.timers.clear(Deadline::PerTry);
     let mut sink = exchange.send_head(headers, end, tunnel);
     let mut down_pump = Pump::new();
-    let began = exchange.began;
     let drop_trailers = upstream.protocol != HttpProtocol::Http2 && !plan.cluster.config().http1.enable_trailers;
     let connected = exchange.hints.connect;
     let mut throttle = exchange.throttle.take();
@@ -150,7 +148,7 @@ pub(super) async fn pass_on(
     .await;
     exchange.messages = messages;
     exchange.info.bytes_sent = down_pump.bytes;
-    let elapsed = began.elapsed();
+    let elapsed = exchange.elapsed();
     exchange.info.times.upstream_last_rx = Some(elapsed);
     exchange.info.times.downstream_last_tx = Some(elapsed);
     stats.upstream_rq_time.record(elapsed.as_millis() as u64);
@@ -253,6 +251,7 @@ async fn abort(exchange: &mut Exchange, mut sink: SendBody, reason: h2::Reason) 
     let flush = poll_fn(|cx| sink.poll_flush(cx));
     // A client that does not read loses the rest at once.
     let _ = tokio::time::timeout(std::time::Duration::from_millis(100), flush).await;
+    exchange.timers.waited();
     sink.reset(reason);
     exchange.answer.close_after();
 }

@@ -64,7 +64,11 @@ pub(super) async fn one_try(
     info.connection_id = Some(upstream.facts.id);
     info.protocol = Some(upstream.protocol);
     info.header_bytes_sent = exchange.request.byte_size() as u64;
-    exchange.info.times.upstream_first_tx = Some(exchange.began.elapsed());
+    if upstream.protocol == HttpProtocol::Http2 {
+        // There may have been no room for another stream.
+        exchange.timers.waited();
+    }
+    exchange.info.times.upstream_first_tx = Some(exchange.elapsed());
     if exchange.body_done {
         exchange.timers.set(Deadline::PerTry, plan.timeouts.per_try);
         exchange.timers.set_idle(Deadline::PerTryIdle, plan.timeouts.per_try_idle);
@@ -79,7 +83,7 @@ pub(super) async fn one_try(
                 match pump.poll(cx, |cx| outgoing.poll(cx), &mut upstream.send) {
                     Poll::Ready(Ok(())) => {
                         sent = true;
-                        exchange.info.times.upstream_last_tx = Some(exchange.began.elapsed());
+                        exchange.info.times.upstream_last_tx = Some(exchange.elapsed());
                     }
                     Poll::Ready(Err(PumpError::Source(e))) => return Poll::Ready(Err(client_failed(exchange, e))),
                     // An answer may be there all the same (the upstream refused the body).
@@ -122,7 +126,7 @@ pub(super) async fn one_try(
     .await;
     match waited {
         Ok(Ok(reply)) => {
-            exchange.info.times.upstream_first_rx = Some(exchange.began.elapsed());
+            exchange.info.times.upstream_first_rx = Some(exchange.elapsed());
             Ok(Tried::Answer(Box::new(reply), Box::new(upstream), pump, sent))
         }
         Ok(Err(tried)) => {
@@ -209,7 +213,7 @@ fn prepare_head(exchange: &mut Exchange, plan: &Plan<'_>, host: &Host) {
     let request = &mut exchange.request;
     let tells_grpc = exchange.grpc && request.contains("grpc-timeout");
     if plan.matched.vhost.include_request_attempt_count {
-        request.set("x-envoy-attempt-count", attempts.to_string().as_bytes());
+        request.set_number("x-envoy-attempt-count", attempts.into());
     }
     plan.timeouts.tell(elapsed, request, !plan.suppress_envoy_headers, tells_grpc);
     if let Some(HostRewrite::Auto) = &plan.forward.host_rewrite

@@ -1,0 +1,142 @@
+//! Route tables as bytes, put together from parts: in a table of a thousand services all but the names is the same a
+//! thousand times.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use envoy_api::route::{
+    Decorator, Route, RouteAction, RouteConfiguration, VirtualHost, route_action::ClusterSpecifier,
+};
+use envoy_api::{Message, Resource, encode};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use push_context::{Node, Same, SidecarScope};
+
+use super::virtual_host::{self, Host, Routes};
+use crate::context::Context;
+use crate::names;
+
+/// Field numbers of envoy/config/route/v3: of `RouteConfiguration`, `VirtualHost` and `Route`.
+const VIRTUAL_HOSTS: u32 = 2;
+const ROUTES: u32 = 3;
+const ROUTE_ACTION: u32 = 2;
+
+/// The route table of that name for a class of proxies without EnvoyFilters: what [`super::outbound`] makes.
+pub(crate) fn outbound(cx: &Context<'_>, class: &Arc<Node>, name: &str) -> Resource {
+    let Some((host, port)) = super::parse(name) else { return Resource::new(name, &super::outbound(cx, name)) };
+    let table = super::table(cx, name, port, host.is_none());
+    let mut body = encode(&RouteConfiguration { virtual_hosts: Vec::new(), ..table.clone() });
+    let mut encoder = Encoder::new(cx);
+    match host {
+        Some(host) => {
+            // Tables of single services pick from one list.
+            #[derive(Eq, Hash, PartialEq)]
+            struct Key(Same<Node>, Same<SidecarScope>, u16);
+            let key = Key(Same(class.clone()), Same(cx.scope.clone()), port);
+            let all = cx.push.memo().get(key, || Arc::new(Domains::of(virtual_host::hosts(cx, name, port))));
+            if let Some(own) = all.only(name, host) {
+                let only = VirtualHost { domains: vec!["*".to_owned()], ..own.host.clone() };
+                encoder.put(&only, &own.routes, &mut body);
+            }
+        }
+        None => {
+            let hosts = virtual_host::hosts(cx, name, port);
+            let mut hosts: Vec<&Host> = hosts.iter().collect();
+            hosts.sort_by(|a, b| a.host.name.cmp(&b.host.name));
+            body.reserve(hosts.len() * 512);
+            hosts.iter().for_each(|Host { host, routes }| encoder.put(host, routes, &mut body));
+            let last = Routes::Made(Arc::default());
+            table.virtual_hosts.iter().for_each(|host| encoder.put(host, &last, &mut body));
+        }
+    }
+    Resource::from_bytes(name, body)
+}
+
+/// Virtual hosts by their domains.
+struct Domains {
+    hosts: Vec<Host>,
+    places: HashMap<String, Vec<usize>>,
+}
+
+impl Domains {
+    fn of(hosts: Vec<Host>) -> Domains {
+        let mut places: HashMap<String, Vec<usize>> = HashMap::new();
+        for (place, host) in hosts.iter().enumerate() {
+            for domain in &host.host.domains {
+                places.entry(domain.clone()).or_default().push(place);
+            }
+        }
+        Domains { hosts, places }
+    }
+
+    /// The one virtual host with any of two domains.
+    fn only(&self, a: &str, b: &str) -> Option<&Host> {
+        let mut found = [a, b].into_iter().flat_map(|domain| self.places.get(domain).into_iter().flatten());
+        let first = *found.next()?;
+        found.all(|place| *place == first).then(|| &self.hosts[first])
+    }
+}
+
+struct Encoder {
+    /// A route to a service, but for names, and its action, but for the cluster.
+    route: Vec<u8>,
+    action: Vec<u8>,
+    /// The routes encoded last, as a virtual host's field: hosts of one rule follow each other.
+    last: Option<(Arc<Vec<Route>>, Vec<u8>)>,
+    buffer: Vec<u8>,
+}
+
+impl Encoder {
+    fn new(cx: &Context<'_>) -> Encoder {
+        let action = encode(&virtual_host::plain_action(cx));
+        let route = super::default_route("", "", RouteAction::default());
+        let route = encode(&Route { action: None, decorator: None, ..route });
+        Encoder { route, action, last: None, buffer: Vec::new() }
+    }
+
+    /// Adds a virtual host to a table.
+    fn put(&mut self, host: &VirtualHost, routes: &Routes, out: &mut Vec<u8>) {
+        self.buffer.clear();
+        let maps = !host.typed_per_filter_config.is_empty() || !host.routes.is_empty();
+        match maps {
+            true => self.buffer.extend(encode(host)),
+            false => host.encode_raw(&mut self.buffer),
+        }
+        match routes {
+            Routes::Made(routes) => {
+                let known = self.last.as_ref().is_some_and(|(last, _)| Arc::ptr_eq(last, routes));
+                if !known {
+                    let mut bytes = Vec::new();
+                    routes.iter().for_each(|route| field(ROUTES, &encode(route), &mut bytes));
+                    self.last = Some((routes.clone(), bytes));
+                }
+                self.buffer.extend(self.last.iter().flat_map(|(_, bytes)| bytes));
+            }
+            Routes::Plain(service, port) => self.plain(&service.hostname, *port),
+        }
+        field(VIRTUAL_HOSTS, &self.buffer, out);
+    }
+
+    /// The route of [`super::default_route`].
+    fn plain(&mut self, hostname: &str, port: u16) {
+        let cluster = ClusterSpecifier::Cluster(names::outbound(port, "", hostname));
+        let decorator = Decorator { operation: format!("{hostname}:{port}/*"), ..Decorator::default() };
+        let own = Route { decorator: Some(decorator), ..Route::default() };
+        let action = cluster.encoded_len() + self.action.len();
+        let route = self.route.len() + own.encoded_len() + 1 + encoded_len_varint(action as u64) + action;
+        let out = &mut self.buffer;
+        encode_key(ROUTES, WireType::LengthDelimited, out);
+        encode_varint(route as u64, out);
+        out.extend_from_slice(&self.route);
+        encode_key(ROUTE_ACTION, WireType::LengthDelimited, out);
+        encode_varint(action as u64, out);
+        cluster.encode(out);
+        out.extend_from_slice(&self.action);
+        own.encode_raw(out);
+    }
+}
+
+fn field(number: u32, content: &[u8], out: &mut Vec<u8>) {
+    encode_key(number, WireType::LengthDelimited, out);
+    encode_varint(content.len() as u64, out);
+    out.extend_from_slice(content);
+}
