@@ -22,7 +22,7 @@ use mesh_types::ArcStr;
 pub use endpoint::{Endpoint, Health, TlsMode, Workload, canonical_service};
 pub use locality::{Locality, augment_labels};
 pub use service::{Port, Provider, Resolution, Service, ServiceTarget, TargetPort, TrafficDistribution};
-pub use settings::Settings;
+pub use settings::{JwksMode, Settings};
 pub use targets::ProxyQuery;
 
 /// Address of a service that has none: headless services and ServiceEntries without `addresses`.
@@ -65,7 +65,7 @@ impl Registry {
         let pods = kubernetes::pods(snapshot, mesh, settings, previous.map_or(&empty, |p| &p.pods));
         let workloads: Vec<Arc<Workload>> = pods.iter().map(|(_, workload)| workload.clone()).collect();
         let mut services = kubernetes::services(snapshot, mesh, settings);
-        services.extend(entry::services(snapshot));
+        services.extend(entry::services(snapshot, mesh, settings));
         sort_by_age(&mut services);
         service::resolve_aliases(&mut services);
 

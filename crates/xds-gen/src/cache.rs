@@ -23,6 +23,32 @@ pub(crate) type Shared = Arc<[Resource]>;
 /// Endpoints of one service.
 type Endpoints = Option<Same<[Endpoint]>>;
 
+/// What is kept: type URL, name, bytes. One name may be kept several times, for proxies of several classes.
+pub(crate) fn kept(push: &push_context::PushContext) -> Vec<(&'static str, ArcStr, usize)> {
+    use envoy_api::type_url;
+    let mut out = Vec::new();
+    push.memo().each(|keys, value| {
+        // Keys are types of the functions above and below. Lists of a whole proxy hold the same resources once more.
+        let of = |function: &str| keys.contains(&format!("cache::{function}::"));
+        let kind = match () {
+            () if of("service_clusters") => type_url::CLUSTER,
+            () if of("make_listeners") => type_url::LISTENER,
+            () if of("routes") => type_url::ROUTE,
+            () if of("endpoints") => type_url::ENDPOINT,
+            () if of("names") => type_url::NAME_TABLE,
+            () => return,
+        };
+        let mut note = |resource: &Resource| out.push((kind, resource.name.clone(), resource.body.len()));
+        if let Some(resource) = value.downcast_ref::<Resource>() {
+            note(resource);
+        } else if let Some(list) = value.downcast_ref::<Shared>().filter(|_| kind != type_url::ENDPOINT) {
+            list.iter().for_each(note);
+        }
+    });
+    out.sort();
+    out
+}
+
 /// What a class of proxies gets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Use {
@@ -39,7 +65,9 @@ enum Use {
 const LISTS: usize = 256;
 
 /// Metadata that generators read, other than for the use of EnvoyFilters.
-const METADATA: [&str; 9] = [
+const METADATA: [&str; 11] = [
+    "DNS_PROXY_ADDR",
+    GENERATOR,
     "MESH_ID",
     "WORKLOAD_NAME",
     "TLS_SERVER_CERT_CHAIN",
@@ -50,6 +78,8 @@ const METADATA: [&str; 9] = [
     "TLS_CLIENT_ROOT_CERT",
     route::ORIGINS,
 ];
+/// Who asks: `grpc` for clients that are no proxies.
+pub(crate) const GENERATOR: &str = "GENERATOR";
 const NODE_NAME: &str = "NODE_NAME";
 const NETWORK: &str = "topology.istio.io/network";
 const HOSTNAME: &str = "kubernetes.io/hostname";
@@ -64,7 +94,7 @@ pub(crate) fn clusters(cx: &Context<'_>) -> Shared {
     let key = |node| Key(Same(node), Same(cx.scope.clone()), Same(cx.push.registry.clone()));
     cx.push.memo().get(key(itself(cx)), || {
         if is_patched(cx) {
-            return encode_clusters(&Patches::of(cx).clusters(cluster::all(cx)));
+            return encode_clusters(&Patches::of(cx).clusters(cx, cluster::all(cx)));
         }
         #[derive(Eq, Hash, PartialEq)]
         struct OutboundKey(Key);
@@ -166,17 +196,19 @@ fn make_listeners(cx: &Context<'_>) -> Shared {
     struct OutboundKey(Same<Node>, Same<SidecarScope>, Vec<Endpoints>);
     let class = class(cx, Use::Listeners);
     let key = OutboundKey(Same(class.clone()), Same(cx.scope.clone()), headless(cx));
-    let outbound = cx.push.memo().get(key, || {
-        #[derive(Eq, Hash, PartialEq)]
-        struct PortsKey(OutboundKey);
-        let wide = self::class(cx, Use::Ports);
-        let key = OutboundKey(Same(wide.clone()), Same(cx.scope.clone()), headless(cx));
-        let make = || Arc::new(listener::Ports::of(&cx.of_class(&wide)));
-        let ports = cx.push.memo().get(PortsKey(key), make);
-        encode_listeners(&listener::outbound_side(&cx.of_class(&class), &ports))
-    });
+    let outbound =
+        cx.push.memo().get(key, || encode_listeners(&listener::outbound_side(&cx.of_class(&class), &ports(cx))));
     let own = encode_listeners(&listener::inbound_side(cx));
     outbound.iter().chain(own.iter()).cloned().collect()
+}
+
+/// The addresses and ports that outbound listeners are for.
+pub(crate) fn ports(cx: &Context<'_>) -> Arc<listener::Ports> {
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key(Same<Node>, Same<SidecarScope>, Vec<Endpoints>);
+    let wide = class(cx, Use::Ports);
+    let key = Key(Same(wide.clone()), Same(cx.scope.clone()), headless(cx));
+    cx.push.memo().get(key, || Arc::new(listener::Ports::of(&cx.of_class(&wide))))
 }
 
 /// Route tables of these names.
@@ -233,7 +265,7 @@ fn one(cx: &Context<'_>, node: Node) -> Arc<Node> {
     cx.push.memo().get(node, move || value)
 }
 
-fn itself(cx: &Context<'_>) -> Arc<Node> {
+pub(crate) fn itself(cx: &Context<'_>) -> Arc<Node> {
     one(cx, cx.node.clone())
 }
 

@@ -11,10 +11,12 @@ mod args;
 mod authz;
 mod cache;
 mod cluster;
+mod conflict;
 mod context;
 mod endpoint;
 mod envoy_filter;
 mod filters;
+mod grpc;
 mod jwt;
 mod listener;
 mod name_table;
@@ -36,6 +38,7 @@ use context::Context;
 use envoy_filter::Patches;
 
 pub use args::{Args, Error, run};
+pub use conflict::{Conflict, conflicts, inbound_conflicts};
 
 /// Which resources of a type are wanted.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +69,11 @@ pub fn shared(push: &PushContext, node: &Node, type_url: &str, names: Names<'_>)
     let effective = push.effective(node);
     let node = effective.as_ref().unwrap_or(node);
     let cx = Context::new(push, node);
+    if grpc::is_client(node)
+        && let Some(own) = grpc::resources(&cx, type_url, names)
+    {
+        return own;
+    }
     let pick = |all: cache::Shared| match names {
         Names::Wildcard => all,
         Names::List(_) => all.iter().filter(|r| names.wants(&r.name)).cloned().collect(),
@@ -93,6 +101,11 @@ pub fn shared(push: &PushContext, node: &Node, type_url: &str, names: Names<'_>)
     }
 }
 
+/// What is kept from generation to generation: type URL, name, bytes; for people.
+pub fn cached(push: &PushContext) -> Vec<(&'static str, ArcStr, usize)> {
+    cache::kept(push)
+}
+
 /// Route tables that the proxy's listeners ask for by name.
 fn route_names(cx: &Context<'_>, patches: &Patches) -> Vec<ArcStr> {
     use envoy_api::http::{HttpConnectionManager, http_connection_manager::RouteSpecifier};
@@ -115,6 +128,6 @@ fn route_names(cx: &Context<'_>, patches: &Patches) -> Vec<ArcStr> {
 
 /// Load assignments that the proxy's clusters ask for by name.
 fn eds_names(cx: &Context<'_>, patches: &Patches) -> Vec<ArcStr> {
-    let clusters = patches.clusters(cluster::all(cx));
+    let clusters = patches.clusters(cx, cluster::all(cx));
     clusters.into_iter().filter_map(|c| c.eds_cluster_config).map(|eds| eds.service_name.into()).collect()
 }

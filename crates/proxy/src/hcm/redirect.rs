@@ -73,7 +73,7 @@ impl Exchange {
         self.info.response_code_details = Some("internal_redirect".into());
         self.info.times.complete = Some(self.began.elapsed());
         self.steps.own(self.began.elapsed(), "redirect", format!("followed the {status}"));
-        self.log();
+        self.log("DownstreamEnd");
         super::record::remember(self);
         self.http.stats.downstream_rq_total.inc();
         let mut info = StreamInfo::new(self.http.info.clone(), SystemTime::now());

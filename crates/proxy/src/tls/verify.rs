@@ -118,6 +118,38 @@ fn is_root(roots: &[CertificateDer<'static>], end_entity: &CertificateDer<'_>, n
         })
 }
 
+impl Checks {
+    /// Whether the certificates between the peer's and a root are too many (OpenSSL's `X509_VERIFY_PARAM_set_depth`).
+    fn too_deep(&self, roots: &[CertificateDer<'_>], leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> bool {
+        let Some(most) = self.validation.max_verify_depth else { return false };
+        let roots: Vec<_> = roots.iter().filter_map(|der| parsed(der)).collect();
+        let mut rest: Vec<_> = rest.iter().filter_map(|der| parsed(der)).collect();
+        let Some(mut current) = parsed(leaf) else { return false };
+        let mut depth = 0;
+        while !roots.iter().any(|root| root.subject() == current.issuer()) {
+            let Some(next) = rest.iter().position(|c| c.subject() == current.issuer()) else { return false };
+            current = rest.swap_remove(next);
+            depth += 1;
+        }
+        depth > most
+    }
+
+    /// The time at which a chain is looked at: with `allow_expired_certificate` one at which the peer's was good.
+    fn time(&self, leaf: &CertificateDer<'_>, now: UnixTime) -> UnixTime {
+        let Some(leaf) = parsed(leaf).filter(|_| self.validation.allow_expired) else { return now };
+        let at = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+        let (first, last) = (at(leaf.validity().not_before), at(leaf.validity().not_after));
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs().min(last).max(first)))
+    }
+}
+
+fn parsed<'a>(der: &'a CertificateDer<'_>) -> Option<x509_parser::certificate::X509Certificate<'a>> {
+    use x509_parser::prelude::FromDer;
+    Some(x509_parser::certificate::X509Certificate::from_der(der).ok()?.1)
+}
+
+const TOO_DEEP: Error = Error::InvalidCertificate(CertificateError::UnknownIssuer);
+
 /// Verifies clients.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
@@ -166,10 +198,14 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        let now = self.checks.time(end_entity, now);
         if let Some(inner) = &self.inner
             && !is_root(&self.roots, end_entity, now)
         {
             inner.verify_client_cert(end_entity, intermediates, now)?;
+            if self.checks.too_deep(&self.roots, end_entity, intermediates) {
+                return Err(TOO_DEEP);
+            }
         }
         self.checks.names(&chain(end_entity, intermediates))?;
         Ok(ClientCertVerified::assertion())
@@ -224,6 +260,7 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        let now = self.checks.time(end_entity, now);
         if let Some((roots, given)) = &self.roots
             && !is_root(given, end_entity, now)
         {
@@ -235,6 +272,9 @@ impl ServerCertVerifier for ServerVerifier {
                 now,
                 provider().signature_verification_algorithms.all,
             )?;
+            if self.checks.too_deep(given, end_entity, intermediates) {
+                return Err(TOO_DEEP);
+            }
         }
         let chain = chain(end_entity, intermediates);
         if self.match_server_name {
@@ -314,5 +354,31 @@ mod tests {
                 assert_eq!(Failure::of(&std::io::Error::other(refused)), Failure::Chain);
             }
         }
+    }
+    #[test]
+    fn chains_are_as_deep_as_allowed_and_may_be_old() {
+        let key = || rcgen::KeyPair::generate().unwrap();
+        let named = |name: &str, ca: bool| {
+            let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            if ca {
+                params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            }
+            params
+        };
+        let root = rcgen::CertifiedIssuer::self_signed(named("root", true), key()).unwrap();
+        let middle = rcgen::CertifiedIssuer::signed_by(named("middle", true), key(), &root).unwrap();
+        let mut params = named("leaf", false);
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        let leaf = params.signed_by(&key(), &middle).unwrap();
+        let name = ServerName::try_from("leaf").unwrap();
+        let verify = |allow_expired, max_verify_depth| {
+            let validation = Validation { allow_expired, max_verify_depth, ..Validation::default() };
+            let verifier = ServerVerifier::new(validation, &[root.der().clone()], false);
+            verifier.verify_server_cert(leaf.der(), &[middle.der().clone()], &name, &[], UnixTime::now()).is_ok()
+        };
+        assert!(!verify(false, None) && verify(true, None) && verify(true, Some(1)) && !verify(true, Some(0)));
     }
 }
