@@ -1,5 +1,6 @@
 //! The receiving end: one stream to the control plane, kept up, that feeds a [`Handler`].
 
+mod rpc;
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
+pub use self::rpc::Rpc;
 use self::session::{Request, Session};
 use crate::{MAX_RESPONSE, Protocol};
 
@@ -199,6 +201,8 @@ pub struct Connection {
     pub channel: Channel,
     /// An `authorization` header for the stream, such as `Bearer …`.
     pub authorization: Option<String>,
+    /// Further headers of the stream (`initial_metadata` of a gRPC service).
+    pub metadata: Vec<(ArcStr, ArcStr)>,
 }
 
 /// Why a connector could not connect.
@@ -215,6 +219,8 @@ pub struct Config {
     pub node: Node,
     /// Which flavour to speak.
     pub protocol: Protocol,
+    /// Which service is called.
+    pub rpc: Rpc,
     /// The first pause after a failure; doubled up to `max_backoff`, with jitter.
     pub min_backoff: Duration,
     /// The longest pause.
@@ -227,6 +233,7 @@ impl Config {
         Config {
             node,
             protocol: Protocol::Delta,
+            rpc: Rpc::AGGREGATED,
             min_backoff: Duration::from_millis(200),
             max_backoff: Duration::from_secs(15),
         }
@@ -289,11 +296,8 @@ impl<H: Handler> Client<H> {
         };
         self.announce(&outbox);
         let request = authorized(tonic::Request::new(UnboundedReceiverStream::new(requests)), &connection)?;
-        let mut responses = ads_client(connection.channel)
-            .delta_aggregated_resources(request)
-            .await
-            .map_err(stream_error)?
-            .into_inner();
+        let mut responses =
+            open::<_, discovery::DeltaDiscoveryResponse>(connection.channel, self.path(), request).await?;
         self.handler.status(&ConnectionStatus::Connected);
         info!(protocol = %Protocol::Delta, "stream to the control plane is open");
         let subscriptions = self.subscriptions.clone();
@@ -320,11 +324,7 @@ impl<H: Handler> Client<H> {
         };
         self.announce(&outbox);
         let request = authorized(tonic::Request::new(UnboundedReceiverStream::new(requests)), &connection)?;
-        let mut responses = ads_client(connection.channel)
-            .stream_aggregated_resources(request)
-            .await
-            .map_err(stream_error)?
-            .into_inner();
+        let mut responses = open::<_, discovery::DiscoveryResponse>(connection.channel, self.path(), request).await?;
         self.handler.status(&ConnectionStatus::Connected);
         info!(protocol = %Protocol::StateOfTheWorld, "stream to the control plane is open");
         let subscriptions = self.subscriptions.clone();
@@ -340,6 +340,10 @@ impl<H: Handler> Client<H> {
                 () = subscriptions.0.changed.notified() => self.announce(&outbox),
             }
         }
+    }
+
+    fn path(&self) -> http::uri::PathAndQuery {
+        self.config.rpc.path(self.config.protocol)
     }
 
     /// Tells the server of changed subscriptions, and what there is to say.
@@ -371,6 +375,8 @@ enum StreamError {
     Stream(Box<Status>),
     #[error("the authorization header has characters that a header cannot carry")]
     Authorization,
+    #[error("initial_metadata has a name or value that a header cannot carry")]
+    Metadata,
 }
 
 /// Every cause on one line: these errors end in a log line and in the agent's "waiting for" text.
@@ -383,10 +389,20 @@ fn stream_error(status: Status) -> StreamError {
     StreamError::Stream(Box::new(status))
 }
 
-type AdsClient = discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient<Channel>;
-
-fn ads_client(channel: Channel) -> AdsClient {
-    AdsClient::new(channel).max_decoding_message_size(MAX_RESPONSE).max_encoding_message_size(usize::MAX)
+/// Calls a method of streams in both directions.
+async fn open<Q, A>(
+    channel: Channel,
+    path: http::uri::PathAndQuery,
+    requests: tonic::Request<UnboundedReceiverStream<Q>>,
+) -> Result<tonic::Streaming<A>, StreamError>
+where
+    Q: Message + Send + Sync + 'static,
+    A: Message + Default + Send + Sync + 'static,
+{
+    let mut client = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_RESPONSE);
+    client.ready().await.map_err(|e| StreamError::Connect(Box::new(e)))?;
+    let responses = client.streaming(requests, path, tonic_prost::ProstCodec::<Q, A>::default()).await;
+    Ok(responses.map_err(stream_error)?.into_inner())
 }
 
 fn authorized<T>(mut request: tonic::Request<T>, connection: &Connection) -> Result<tonic::Request<T>, StreamError> {
@@ -395,6 +411,11 @@ fn authorized<T>(mut request: tonic::Request<T>, connection: &Connection) -> Res
             authorization.parse().map_err(|_| StreamError::Authorization)?;
         value.set_sensitive(true);
         request.metadata_mut().insert("authorization", value);
+    }
+    for (name, value) in &connection.metadata {
+        let name = tonic::metadata::MetadataKey::<tonic::metadata::Ascii>::from_bytes(name.as_bytes());
+        let (Ok(name), Ok(value)) = (name, value.parse()) else { return Err(StreamError::Metadata) };
+        request.metadata_mut().append(name, value);
     }
     Ok(request)
 }
@@ -415,7 +436,7 @@ struct Named {
 
 /// A resource's name, from field 1 of its body: `name` of clusters, listeners, routes, secrets and filter configurations,
 /// `cluster_name` of endpoints.
-fn resource_name(of: &str, body: &[u8]) -> Option<ArcStr> {
+pub fn resource_name(of: &str, body: &[u8]) -> Option<ArcStr> {
     if of == type_url::NAME_TABLE {
         return None;
     }

@@ -60,6 +60,18 @@ pub trait Source: Send + Sync + 'static {
     /// The revision of the snapshot that [`Source::resources`] reads. When it changes, all streams look again.
     fn changes(&self) -> watch::Receiver<u64>;
 
+    /// Called before [`Source::resources`] with the same words, for what takes time to find out.
+    fn prepare(&self, proxy: &Self::Proxy, type_url: &str, names: Names<'_>) -> impl Future<Output = ()> + Send {
+        let _ = (proxy, type_url, names);
+        std::future::ready(())
+    }
+
+    /// Ends when the stream is to, with the reason. Dropped and asked for anew at will.
+    fn ended(&self, proxy: &Self::Proxy) -> impl Future<Output = Status> + Send {
+        let _ = proxy;
+        std::future::pending()
+    }
+
     /// Hears what happens on a stream. Called on the stream's task: do not block.
     fn report(&self, proxy: &Self::Proxy, event: &Event);
 }
@@ -111,12 +123,22 @@ pub enum EventKind {
     Connected { protocol: Protocol, peer: Peer },
     /// The stream ended, whoever ended it.
     Disconnected,
-    /// A response was handed to the stream.
-    Sent { type_url: ArcStr, nonce: String, revision: u64, resources: usize, removed: usize, bytes: usize },
+    /// A response was handed to the stream; `took` is what the source and the comparison needed for it.
+    Sent {
+        type_url: ArcStr,
+        nonce: String,
+        revision: u64,
+        resources: usize,
+        removed: usize,
+        bytes: usize,
+        took: Duration,
+    },
     /// The client accepted a response.
     Acked { type_url: ArcStr, nonce: String },
     /// The client refused a response; it keeps what it had.
     Nacked { type_url: ArcStr, nonce: String, error: String },
+    /// The client spoke of a response that a later one had replaced.
+    Stale { type_url: ArcStr },
     /// The client has applied all of this snapshot that concerns it.
     Synced { revision: u64 },
     /// The client says that the workload beside it is well, or what is wrong (a `google.rpc.Code` and a text).
@@ -301,6 +323,8 @@ impl<S: Source, W: Wire> Driver<S, W> {
     async fn next(&mut self) -> Result<Option<Response>, Status> {
         loop {
             while let Some((type_url, names)) = self.session.due() {
+                self.source.prepare(&self.proxy, &type_url, names).await;
+                let started = Instant::now();
                 let resources = self.source.resources(&self.proxy, &type_url, names);
                 if let Some(response) = self.session.evaluate(&type_url, resources) {
                     self.report(EventKind::Sent {
@@ -310,6 +334,7 @@ impl<S: Source, W: Wire> Driver<S, W> {
                         resources: response.resources.len(),
                         removed: response.removed.len(),
                         bytes: response.resources.iter().map(|r| r.body.len()).sum(),
+                        took: started.elapsed(),
                     });
                     return Ok(Some(response));
                 }
@@ -333,6 +358,7 @@ impl<S: Source, W: Wire> Driver<S, W> {
                     let revision = *self.changes.borrow_and_update();
                     self.session.on_revision(revision);
                 }
+                reason = self.source.ended(&self.proxy) => return Err(reason),
                 () = tokio::time::sleep_until(waiting_since.unwrap_or_else(Instant::now) + PATIENCE), if waiting_since.is_some() => {
                     self.session.lift_gate();
                 }
@@ -351,7 +377,8 @@ impl<S: Source, W: Wire> Driver<S, W> {
         match self.session.on_request(request) {
             Ok(Heard::Acked { nonce }) => self.report(EventKind::Acked { type_url, nonce }),
             Ok(Heard::Nacked { nonce, error }) => self.report(EventKind::Nacked { type_url, nonce, error }),
-            Ok(Heard::Subscribed | Heard::Stale) => {}
+            Ok(Heard::Stale) => self.report(EventKind::Stale { type_url }),
+            Ok(Heard::Subscribed) => {}
             Err(bad) => return Err(Status::invalid_argument(bad.to_string())),
         }
         Ok(())

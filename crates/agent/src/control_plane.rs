@@ -63,7 +63,7 @@ async fn connect(
         _ => None,
     };
     let channel = Endpoint { address: discovery.address.clone(), tls }.connect().await?;
-    Ok(Connection { channel, authorization })
+    Ok(Connection { channel, authorization, metadata: Vec::new() })
 }
 
 /// The token, if it can be read; the certificate is enough for a control plane that has signed it.

@@ -4,7 +4,7 @@
 //!  flags, environment, files ─► settings ─► sidecar ─┬─► identity (certificate, rotated)
 //!                                                   ├─► proxy (xDS with that identity)
 //!                                                   ├─► dns (15053, from the name table)
-//!                                                   └─► status (15020, 15021, 15090: probes, metrics, drain)
+//!                                                   └─► status (15020, 15021, 15090: probes, metrics, drain; 15004: debug pages)
 //! ```
 //!
 //! In: the injected pod's command line, environment and mounted files. Out: a ready proxy, and an orderly end.
@@ -14,6 +14,7 @@ mod bootstrap;
 mod control_plane;
 mod crl;
 mod dataplane;
+mod debug_relay;
 mod dns;
 mod environment;
 mod envoy;
@@ -29,6 +30,7 @@ mod probes;
 mod proxy_config;
 mod requests;
 mod scrape;
+mod secure_metrics;
 mod settings;
 mod sidecar;
 mod status;

@@ -19,6 +19,8 @@ use crate::fetch::{self, Target};
 
 /// Source: istio `pilot/cmd/pilot-agent/status/server.go`, `maxRespBodyLength`.
 const MAX_BODY: usize = 10 << 10;
+/// Longer than any pod lives.
+const UNLIMITED: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Redirects on the same host are followed this far, as kubelets do.
 const MAX_REDIRECTS: usize = 10;
 
@@ -125,8 +127,13 @@ impl Probers {
         let Some(prober) = self.by_path.get(path) else {
             return Some(text(400, format!("app prober config does not exists for {path}")));
         };
-        // Kubernetes' default of one second where none is given.
-        let timeout = Duration::from_secs(prober.timeout_seconds.unwrap_or(1).max(1));
+        let timeout = match prober.timeout_seconds.filter(|seconds| *seconds > 0) {
+            Some(seconds) => Duration::from_secs(seconds),
+            // Hooks have none; they end with the pod's grace, and the kubelet waits as long.
+            None if path.starts_with("/app-lifecycle/") => UNLIMITED,
+            // Kubernetes' default for probes.
+            None => Duration::from_secs(1),
+        };
         let target = |port: i64, tls: bool| Target {
             address: SocketAddr::new(self.destination, u16::try_from(port).unwrap_or_default()), // checked by `parse`
             from: Some(if self.destination.is_ipv4() {
@@ -164,7 +171,13 @@ fn failed(path: &str, reason: &str) -> Response {
     text(500, "")
 }
 
-async fn http_get(get: &HttpGet, target: Target, headers: &HeaderMap, status_port: u16, timeout: Duration) -> Response {
+async fn http_get(
+    get: &HttpGet,
+    mut target: Target,
+    headers: &HeaderMap,
+    status_port: u16,
+    timeout: Duration,
+) -> Response {
     let slash = if get.path.starts_with('/') { "" } else { "/" };
     let mut path = format!("{slash}{}", get.path);
     let deadline = tokio::time::Instant::now() + timeout;
@@ -182,28 +195,30 @@ async fn http_get(get: &HttpGet, target: Target, headers: &HeaderMap, status_por
             return with_type(answer.status, "text/plain; charset=utf-8", answer.body);
         }
         // To elsewhere: the application answers, which is all that was asked. To itself: follow.
-        match answer
-            .headers
-            .get(http::header::LOCATION)
-            .and_then(|l| l.to_str().ok())
-            .and_then(|l| same_host(l, target.address))
-        {
-            Some(next) => path = next,
+        let location = answer.headers.get(http::header::LOCATION).and_then(|location| location.to_str().ok());
+        match location.and_then(|location| same_host(location, target)) {
+            Some(next) => (target, path) = next,
             None => return text(200, ""),
         }
     }
     failed(&get.path, "stopped after 10 redirects")
 }
 
-/// The path of a redirect that stays at `address`.
-fn same_host(location: &str, address: SocketAddr) -> Option<String> {
+/// Where a redirect leads that stays on the host of `from`; its port and scheme may be others, as for kubelets.
+fn same_host(location: &str, from: Target) -> Option<(Target, String)> {
     if location.starts_with('/') && !location.starts_with("//") {
-        return Some(location.to_owned());
+        return Some((from, location.to_owned()));
     }
-    let uri: http::Uri = location.parse().ok()?;
-    let host = uri.host()?.trim_matches(['[', ']']);
-    let same = host.parse() == Ok(address.ip()) && uri.port_u16().is_none_or(|port| port == address.port());
-    same.then(|| uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string))
+    let scheme = if from.tls { "https" } else { "http" };
+    let absolute = if location.starts_with("//") { format!("{scheme}:{location}") } else { location.to_owned() };
+    let uri: http::Uri = absolute.parse().ok()?;
+    if uri.host()?.trim_matches(['[', ']']).parse() != Ok(from.address.ip()) {
+        return None;
+    }
+    let tls = uri.scheme_str()? == "https";
+    let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+    let path = uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
+    Some((Target { address: SocketAddr::new(from.address.ip(), port), tls, ..from }, path))
 }
 
 /// The kubelet's headers go on to the application; the host it sees names its own port.
@@ -228,7 +243,7 @@ fn probe_request(
     }
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
     let host = match host.as_deref().map(|host| (host, host.strip_suffix(&format!(":{status_port}")))) {
-        Some((_, Some(name))) => format!("{name}:{}", get.port),
+        Some((_, Some(name))) => format!("{name}:{}", target.address.port()),
         Some((host, None)) => host.to_owned(),
         None => target.address.to_string(),
     };

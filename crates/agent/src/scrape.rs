@@ -1,6 +1,6 @@
 //! Metrics of the application, merged behind those of the agent and the proxy.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -10,7 +10,7 @@ use http_body_util::Full;
 use serde::Deserialize;
 use tracing::warn;
 
-use crate::fetch::{self, Target};
+use crate::fetch::{self, FetchError, Target};
 
 /// Source: istio `pilot/cmd/pilot-agent/status/server.go`, `defaultMaxAppMetricsBodyBytes`.
 const MAX_BODY: usize = 10 << 20;
@@ -137,7 +137,9 @@ async fn one(port: u16, path: &str, headers: &HeaderMap) -> Option<fetch::Answer
         }
     };
     let accept = accepted(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default());
-    request.headers_mut().insert(ACCEPT, HeaderValue::from_static(accept));
+    if let Ok(accept) = HeaderValue::try_from(accept) {
+        request.headers_mut().insert(ACCEPT, accept);
+    }
     for name in [USER_AGENT, http::HeaderName::from_static(TIMEOUT_HEADER)] {
         if let Some(value) = headers.get(&name) {
             request.headers_mut().insert(name, value.clone());
@@ -145,8 +147,20 @@ async fn one(port: u16, path: &str, headers: &HeaderMap) -> Option<fetch::Answer
     }
     let timeout = headers.get(TIMEOUT_HEADER).and_then(|t| t.to_str().ok()).and_then(|t| t.parse::<f64>().ok());
     let timeout = timeout.and_then(|t| Duration::try_from_secs_f64(t).ok()).unwrap_or(TIMEOUT);
-    let target = Target { address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), from: None, tls: false };
-    let reason = match fetch::fetch(target, request, timeout, MAX_BODY).await {
+    // As `localhost`: an application may listen on one family only.
+    let target = |address: IpAddr| Target { address: SocketAddr::new(address, port), from: None, tls: false };
+    let first = fetch::fetch(target(Ipv4Addr::LOCALHOST.into()), request.clone(), timeout, MAX_BODY).await;
+    let answer = match first {
+        Err(FetchError::Connect { .. }) => {
+            match fetch::fetch(target(Ipv6Addr::LOCALHOST.into()), request, timeout, MAX_BODY).await {
+                // There, too: then the first says more.
+                Err(FetchError::Connect { .. }) => first,
+                second => second,
+            }
+        }
+        first => first,
+    };
+    let reason = match answer {
         Ok(answer) if answer.status == 200 && !answer.cut => return Some(answer),
         Ok(answer) if answer.cut => format!("more than {MAX_BODY} bytes"),
         Ok(answer) => format!("status {}", answer.status),
@@ -156,13 +170,38 @@ async fn one(port: u16, path: &str, headers: &HeaderMap) -> Option<fetch::Answer
     None
 }
 
-/// The formats that can be merged by appending: text, and OpenMetrics if the scraper takes it.
-fn accepted(accept: &str) -> &'static str {
-    if accept.contains("application/openmetrics-text") || accept.contains("application/*") {
-        "application/openmetrics-text;version=1.0.0;q=0.2,application/openmetrics-text;version=0.0.1;q=0.2,text/plain;version=0.0.4;q=0.1"
-    } else {
-        "text/plain;version=0.0.4"
+/// What of an Accept header goes on to the application: the formats that can be merged by appending, in the
+/// scraper's order, with its parameters. Source: `allowedContentTypes` in status/server.go.
+fn accepted(accept: &str) -> String {
+    const TEXT_004: (&str, &str) = ("text/plain", "; version=0.0.4");
+    let mut formats: Vec<(String, String)> = Vec::new();
+    for entry in accept.split(',') {
+        let (media, parameters) = entry.split_once(';').unwrap_or((entry, ""));
+        let (media, parameters) = match media.trim().to_ascii_lowercase().as_str() {
+            "*" | "*/*" => (TEXT_004.0.to_owned(), TEXT_004.1.to_owned()),
+            "application/*" => ("application/openmetrics-text".to_owned(), "; version=0.0.1".to_owned()),
+            media @ ("text/*" | "text/plain" | "application/openmetrics-text") => {
+                let kept = parameters.split(';').map(str::trim).filter(|parameter| {
+                    let name = parameter.split('=').next().unwrap_or_default().trim();
+                    !name.is_empty() && !name.eq_ignore_ascii_case("q")
+                });
+                (media.to_owned(), kept.map(|parameter| format!("; {parameter}")).collect())
+            }
+            _ => continue,
+        };
+        if !formats.contains(&(media.clone(), parameters.clone())) {
+            formats.push((media, parameters));
+        }
     }
+    if formats.is_empty() {
+        return "text/plain;version=0.0.4".to_owned();
+    }
+    let count = formats.len();
+    let weighted = formats.into_iter().enumerate().map(|(at, (media, parameters))| {
+        // Nine steps of a decimal are enough for what scrapers write.
+        format!("{media}{parameters}; q=0.{}", (count - at).min(9))
+    });
+    weighted.collect::<Vec<_>>().join(",")
 }
 
 /// OpenMetrics if all say so, else text. Source: `negotiateMetricsFormat` in status/server.go.
@@ -220,6 +259,40 @@ mod tests {
         ] {
             let error = parse(json).unwrap_err().to_string();
             assert!(error.contains(text), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_the_scraper_accepts_goes_on() {
+        for (accept, want) in [
+            ("", "text/plain;version=0.0.4"),
+            ("application/json", "text/plain;version=0.0.4"),
+            ("*/*", "text/plain; version=0.0.4; q=0.1"),
+            (
+                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/vnd.google.protobuf;q=0.9,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+                "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8; q=0.2,text/plain; version=0.0.4; q=0.1",
+            ),
+            ("text/*, application/*", "text/*; q=0.2,application/openmetrics-text; version=0.0.1; q=0.1"),
+        ] {
+            assert_eq!(accepted(accept), want, "{accept}");
+        }
+    }
+
+    #[tokio::test]
+    async fn applications_on_one_family_only_are_found() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let application = tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 1024]).await.unwrap();
+                stream.write_all(b"HTTP/1.1 200 x\r\ncontent-length: 4\r\n\r\na 1\n").await.unwrap();
+            });
+            let scrape = Scrape::parse(&format!("{{\"port\":\"{port}\"}}"), 15020).unwrap().unwrap();
+            let (body, _, failed) = scrape.fetch(&HeaderMap::new()).await;
+            assert_eq!((body.as_ref(), failed), (b"a 1\n".as_slice(), 0), "{address}");
+            application.await.unwrap();
         }
     }
 

@@ -1,7 +1,7 @@
 //! Everything the agent runs with, resolved once from flags, environment and files.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -77,6 +77,8 @@ pub struct Settings {
     pub registers: bool,
     /// `None`: the application has no metrics to merge.
     pub scrape: Option<Scrape>,
+    /// Metrics are for this pod alone, METRICS_LOCALHOST_ACCESS_ONLY.
+    pub metrics_localhost_only: bool,
     /// Worker threads; 0: as many as CPUs.
     pub concurrency: usize,
     pub proxy_config: istio_api::MeshProxyConfig,
@@ -106,8 +108,6 @@ pub struct EnvoyOptions {
     pub core_dump: bool,
     /// ENVOY_SKIP_DEPRECATED_LOGS, a flag that only Istio's Envoy has.
     pub skip_deprecated_logs: bool,
-    /// METRICS_LOCALHOST_ACCESS_ONLY.
-    pub metrics_localhost_only: bool,
     /// ENVOY_STATUS_PORT_ENABLE_PROXY_PROTOCOL.
     pub status_proxy_protocol: bool,
     /// HTTP_STRIP_FRAGMENT_FROM_PATH_UNSAFE_IF_DISABLED.
@@ -116,10 +116,6 @@ pub struct EnvoyOptions {
     pub dual_stack: bool,
     /// ISTIO_META_ENABLE_SELF_DISCOVERY.
     pub self_discovery: bool,
-    /// ENVOY_SECURE_METRICS_PORT; 0: none.
-    pub secure_metrics_port: u16,
-    /// ENVOY_SECURE_MERGED_METRICS_PORT; 0: none.
-    pub secure_merged_metrics_port: u16,
 }
 
 /// The control plane's xDS server.
@@ -143,6 +139,10 @@ pub struct Ports {
     pub status: u16,
     pub health: u16,
     pub prometheus: u16,
+    /// The proxy's metrics over mutual TLS, ENVOY_SECURE_METRICS_PORT; 0: none.
+    pub secure_metrics: u16,
+    /// The merged ones, ENVOY_SECURE_MERGED_METRICS_PORT; 0: none.
+    pub secure_merged_metrics: u16,
 }
 
 /// How to end.
@@ -185,7 +185,8 @@ impl Settings {
         let service_account = env.or("SERVICE_ACCOUNT", "default");
         let domain =
             flags.domain.clone().filter(|d| !d.is_empty()).unwrap_or_else(|| format!("{namespace}.svc.cluster.local"));
-        let addresses = addresses(env.get("INSTANCE_IP"));
+        let excluded = annotations.get("traffic.sidecar.istio.io/excludeInterfaces").map_or("", String::as_str);
+        let addresses = addresses(env.get("INSTANCE_IP"), excluded);
         let trust_domain = flags.older.trust_domain.clone().unwrap_or_else(|| env.or("TRUST_DOMAIN", "cluster.local"));
         let exit_on_zero = env.flag("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", false)?;
         let ports = Ports {
@@ -193,6 +194,8 @@ impl Settings {
             status: port("statusPort", proxy_config.status_port)?,
             health: env.number("ENVOY_STATUS_PORT", 15021)?,
             prometheus: env.number("ENVOY_PROMETHEUS_PORT", 15090)?,
+            secure_metrics: env.number("ENVOY_SECURE_METRICS_PORT", 0)?,
+            secure_merged_metrics: env.number("ENVOY_SECURE_MERGED_METRICS_PORT", 0)?,
         };
         let discovery = discovery(env, &root, &proxy_config)?;
         let node = node::node(
@@ -263,6 +266,7 @@ impl Settings {
                 (Role::Sidecar, Some(text)) => Scrape::parse(text, ports.status)?,
                 _ => None,
             },
+            metrics_localhost_only: env.flag("METRICS_LOCALHOST_ACCESS_ONLY", false)?,
             concurrency: match proxy_config.concurrency {
                 Some(threads) => usize::try_from(threads).context("concurrency is negative")?,
                 // A thread per CPU of the limit, not of the machine: more would only be throttled.
@@ -300,13 +304,10 @@ fn envoy_options(
         core_dump: env.flag("ISTIO_ENVOY_ENABLE_CORE_DUMP", false)?,
         // DIFFERS: true in Istio, whose Envoy knows the flag; a stock one does not start with it.
         skip_deprecated_logs: env.flag("ENVOY_SKIP_DEPRECATED_LOGS", false)?,
-        metrics_localhost_only: env.flag("METRICS_LOCALHOST_ACCESS_ONLY", false)?,
         status_proxy_protocol: env.flag("ENVOY_STATUS_PORT_ENABLE_PROXY_PROTOCOL", false)?,
         strip_fragment: env.flag("HTTP_STRIP_FRAGMENT_FROM_PATH_UNSAFE_IF_DISABLED", true)?,
         dual_stack: env.flag("ISTIO_DUAL_STACK", false)?,
         self_discovery: env.flag("ISTIO_META_ENABLE_SELF_DISCOVERY", false)?,
-        secure_metrics_port: env.number("ENVOY_SECURE_METRICS_PORT", 0)?,
-        secure_merged_metrics_port: env.number("ENVOY_SECURE_MERGED_METRICS_PORT", 0)?,
     })
 }
 
@@ -379,7 +380,9 @@ fn apply_older_flags(
         fields.extend(over);
     }
     *config = serde_json::from_value(config_json.clone()).context("flags of older releases")?;
-    Ok(())
+    let wrong = config.validate().into_iter().filter(|fault| fault.severity == istio_api::Severity::Error);
+    let wrong: Vec<String> = wrong.map(|fault| format!("{}: {}", fault.path, fault.message)).collect();
+    if wrong.is_empty() { Ok(()) } else { bail!("the proxy configuration is not usable: {}", wrong.join("; ")) }
 }
 
 fn discovery(env: &Environment, root: &Root, config: &istio_api::MeshProxyConfig) -> anyhow::Result<Discovery> {
@@ -485,6 +488,7 @@ fn certificates(
         cluster_id: env.or("ISTIO_META_CLUSTER_ID", "Kubernetes"),
         headers: headers(env, "CA_HEADER_"),
         provisioned: prov_cert.map(|dir| Files::in_dir(Path::new(dir))),
+        cert_signer: env.get("ISTIO_META_CERT_SIGNER").map(str::to_owned),
     })))
 }
 
@@ -516,27 +520,44 @@ fn dns(env: &Environment, root: &Root, config: &Value, role: Role) -> anyhow::Re
     }))
 }
 
-/// The pod's address first, then others that lead out, as istio's `initProxy` lists them.
-fn addresses(instance_ip: Option<&str>) -> Vec<IpAddr> {
-    let mut found: Vec<IpAddr> = instance_ip.and_then(|ip| ip.parse().ok()).into_iter().collect();
-    // Connecting a UDP socket sends nothing; it tells the address that the kernel would use.
-    for (bind, target) in [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")] {
-        let local = UdpSocket::bind(bind).and_then(|socket| {
-            socket.connect(target)?;
-            socket.local_addr()
-        });
-        if let Ok(local) = local
-            && !local.ip().is_loopback()
-            && !local.ip().is_unspecified()
-            && !found.contains(&local.ip())
-        {
-            found.push(local.ip());
+/// The pod's address first, then all others of the interfaces that are up, as istio's `initProxy` lists them.
+fn addresses(instance_ip: Option<&str>, excluded_interfaces: &str) -> Vec<IpAddr> {
+    let own: Vec<IpAddr> = instance_ip.and_then(|ip| ip.parse().ok()).into_iter().collect();
+    let (mut others, excluded) = match interface_addresses(excluded_interfaces) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "the interfaces' addresses cannot be listed");
+            Default::default()
+        }
+    };
+    if others.is_empty() {
+        others = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)];
+    }
+    others.retain(|ip| !own.contains(ip) && !excluded.contains(ip));
+    let found = [own, others].concat();
+    if found.is_empty() { vec![IpAddr::from([127, 0, 0, 1])] } else { found }
+}
+
+/// The addresses that lead out, and those of the interfaces that are named.
+fn interface_addresses(excluded: &str) -> Result<(Vec<IpAddr>, Vec<IpAddr>), netns::Error> {
+    let mut netlink = netns::Netlink::open()?;
+    let addresses = netlink.addrs()?;
+    let (mut found, mut left_out) = (Vec::new(), Vec::new());
+    for link in netlink.links()? {
+        let local = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
+            IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified(),
+        };
+        let own = addresses.iter().filter(|address| address.index == link.index);
+        let own = own.map(|address| address.ip.to_canonical()).filter(|ip| !local(ip));
+        if excluded.split(',').any(|name| name == link.name) {
+            left_out.extend(own.clone());
+        }
+        if link.up && !link.loopback {
+            found.extend(own);
         }
     }
-    if found.is_empty() {
-        found.push(IpAddr::from([127, 0, 0, 1]));
-    }
-    found
+    Ok((found, left_out))
 }
 
 fn registers(node: &core::Node) -> bool {

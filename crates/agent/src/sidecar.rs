@@ -20,7 +20,7 @@ use crate::dataplane::DataPlane;
 use crate::dns::{Naming, ResolvConf, Server, SharedTable, TableHandler};
 use crate::settings::{Drain, Settings};
 use crate::status::{self, Controls, Port, Status};
-use crate::{control_plane, crl, envoy, flags, health, outrigger};
+use crate::{control_plane, crl, debug_relay, envoy, flags, health, outrigger, secure_metrics};
 
 /// How often connections are counted while waiting for the last. Source: istio `pkg/envoy/agent.go`.
 ///
@@ -54,7 +54,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         (settings.probers.clone(), settings.scrape.clone()),
         names.clone(),
         metrics.clone(),
-        settings.ports.status,
+        (settings.ports.status, settings.metrics_localhost_only),
     ));
 
     let (status_drain, watch) = lifecycle::drain::channel();
@@ -70,8 +70,6 @@ pub async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
             ports.spawn(status::serve(status::bind(number)?, status.clone(), port, watch.clone()));
         }
     }
-    drop(watch);
-
     let manager =
         identity::Manager::start(settings.certificates.clone(), settings.rotation, settings.output_certs.clone());
     let certificate = manager.certificate();
@@ -84,7 +82,17 @@ pub async fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let certificate = crl::attach(certificate, settings.root.path(crl::FILE));
-    let connector = control_plane::connector(settings.discovery.clone(), certificate.clone());
+    if settings.data_plane == flags::DataPlane::Outrigger {
+        let secure =
+            [(settings.ports.secure_metrics, Port::Prometheus), (settings.ports.secure_merged_metrics, Port::Merged)];
+        for (number, port) in secure.into_iter().filter(|(number, _)| *number != 0) {
+            let (status, watch) = (status.clone(), watch.clone());
+            ports.spawn(secure_metrics::serve(status::bind(number)?, status, port, certificate.clone(), watch));
+        }
+    }
+    let connector = || control_plane::connector(settings.discovery.clone(), certificate.clone());
+    ports.spawn(debug_relay::serve(connector(), settings.node.clone(), watch));
+    let connector = connector();
     let (said, health) = watch::channel(None);
     let proxy = match settings.data_plane {
         flags::DataPlane::Outrigger => outrigger::start(&settings, certificate, connector, table, health),

@@ -38,6 +38,8 @@ pub(crate) struct Status {
     pub names: SharedTable,
     pub metrics: Registry,
     pub status_port: u16,
+    /// METRICS_LOCALHOST_ACCESS_ONLY: metrics are for this pod alone.
+    local_metrics: bool,
     counters: Counters,
     was_ready: AtomicBool,
     started: Instant,
@@ -59,7 +61,7 @@ impl Status {
         (probers, scrape): (Probers, Option<Scrape>),
         names: SharedTable,
         metrics: Registry,
-        status_port: u16,
+        (status_port, local_metrics): (u16, bool),
     ) -> Status {
         let errors = |kind| {
             metrics.counter(
@@ -83,10 +85,16 @@ impl Status {
             names,
             metrics,
             status_port,
+            local_metrics,
             counters,
             was_ready,
             started: Instant::now(),
         }
+    }
+
+    /// What a port serves to a peer; who comes with a certificate counts as local.
+    pub(crate) fn pages(self: &Arc<Self>, port: Port, peer_is_local: bool) -> Arc<dyn Handler> {
+        Arc::new(Pages { status: self.clone(), port, peer_is_local })
     }
 
     async fn ready(&self) -> Response {
@@ -161,10 +169,14 @@ impl Status {
         let path = request.uri().path().to_owned();
         match path.as_str() {
             "/healthz/ready" => self.ready().await,
+            "/metrics" | "/stats/prometheus" if self.local_metrics && !peer_is_local => only_local(),
             "/metrics" | "/stats/prometheus" => self.merged_metrics(&request).await,
-            "/quitquitquit" | "/drain" | "/debug/ndsz" if !peer_is_local => {
-                text(403, "Only requests from localhost are allowed\n")
-            }
+            "/quitquitquit" | "/drain" | "/debug/ndsz" if !peer_is_local => only_local(),
+            _ if path.starts_with("/debug/pprof/") && !peer_is_local => only_local(),
+            _ if path.starts_with("/debug/pprof/") => text(
+                404,
+                "there is no Go runtime to profile: `perf record -p PID` sees this process, /stats/prometheus counts its work\n",
+            ),
             "/quitquitquit" | "/drain" if request.method() != Method::POST => text(405, "Method Not Allowed\n"),
             "/quitquitquit" => {
                 info!("asked to quit");
@@ -188,6 +200,10 @@ impl Status {
     }
 }
 
+fn only_local() -> Response {
+    text(403, "Only requests from localhost are allowed\n")
+}
+
 /// Which pages a port serves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Port {
@@ -197,6 +213,8 @@ pub(crate) enum Port {
     Health,
     /// 15090: the proxy's own metrics.
     Prometheus,
+    /// ENVOY_SECURE_MERGED_METRICS_PORT: the merged metrics of 15020, nothing else of it.
+    Merged,
 }
 
 struct Pages {
@@ -211,6 +229,10 @@ impl Handler for Pages {
             match self.port {
                 Port::Status => self.status.status_page(request, self.peer_is_local).await,
                 Port::Health if request.uri().path() == "/healthz/ready" => self.status.ready().await,
+                Port::Merged if matches!(request.uri().path(), "/metrics" | "/stats/prometheus") => {
+                    self.status.merged_metrics(&request).await
+                }
+                Port::Prometheus if self.status.local_metrics && !self.peer_is_local => only_local(),
                 Port::Prometheus if request.uri().path() == "/stats/prometheus" => {
                     let metrics = self.status.proxy_metrics(request.uri().query().unwrap_or_default()).await;
                     with_type(200, "text/plain; version=0.0.4; charset=utf-8", metrics.unwrap_or_default())
@@ -223,9 +245,7 @@ impl Handler for Pages {
 
 /// Serves `port` on `listener` until the drain starts.
 pub(crate) async fn serve(listener: TcpListener, status: Arc<Status>, port: Port, drain: lifecycle::drain::Watch) {
-    let pages = move |peer: SocketAddr| -> Arc<dyn Handler> {
-        Arc::new(Pages { status: status.clone(), port, peer_is_local: is_local(peer.ip()) })
-    };
+    let pages = move |peer: SocketAddr| status.pages(port, is_local(peer.ip()));
     lifecycle::http::serve_by_peer(listener, pages, drain).await;
 }
 

@@ -527,10 +527,7 @@ impl Builder<'_> {
             });
         }
         self.append(table, Chain::OutputHook, [tcp.clone(), Match::ConnMark(mark)], Target::RestoreMark);
-        // DIFFERS: without -b nothing jumps to the inbound chain in mangle, and Istio still fills it.
-        if config.inbound_ports.is_none() {
-            return;
-        }
+        // Also without -b, when nothing jumps to that chain: as the reference.
         self.insert(table, Chain::Inbound, 0, [tcp.clone(), Match::Mark(mark)], Target::Return);
         self.for_both(Cidr::host(PASSTHROUGH_V4), Cidr::host(PASSTHROUGH_V6), |b, from| {
             b.insert(table, Chain::Inbound, 1, [Match::Proto(L4::Tcp), Match::Src(from), lo_in()], Target::Return);

@@ -31,7 +31,7 @@ enum Role {
     /// Start a job of a cron job now.
     RunJob(machine::RunJobArgs),
     /// Add the sidecar to the workloads in YAML files, as istioctl kube-inject.
-    KubeInject(inject::Args),
+    KubeInject(Box<inject::Args>),
     /// Look at injection without a cluster.
     Inject {
         #[command(subcommand)]
@@ -179,7 +179,7 @@ impl Cli {
             Role::Exec(args) => machine::exec(&args),
             Role::Logs(args) => machine::logs(&args),
             Role::RunJob(args) => machine::run_job(&args),
-            Role::KubeInject(args) => inject::run(args),
+            Role::KubeInject(args) => inject::run(*args),
             Role::Inject { verb } => inject::run_inject(verb),
             Role::Install(args) => install::install(&args),
             Role::Uninstall(args) => install::uninstall(&args),

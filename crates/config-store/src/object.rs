@@ -1,4 +1,5 @@
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use istio_api as istio;
@@ -73,6 +74,8 @@ pub struct Object {
     pub origin: Option<Origin>,
     /// The condition `Healthy` in the status of a WorkloadEntry; `None` without one.
     pub healthy: Option<bool>,
+    /// Host and address, from the status of a ServiceEntry: what was allocated to hosts without address.
+    pub allocated: Vec<(ArcStr, IpAddr)>,
     /// The typed rest.
     pub body: Body,
 }
@@ -88,6 +91,7 @@ impl Object {
             resource_version: 0,
             origin: None,
             healthy: None,
+            allocated: Vec::new(),
             body,
         }
     }
@@ -97,6 +101,7 @@ impl Object {
         self.labels == other.labels
             && self.annotations == other.annotations
             && self.healthy == other.healthy
+            && self.allocated == other.allocated
             && self.body == other.body
     }
 }
@@ -195,12 +200,12 @@ impl Body {
 
 impl Body {
     /// What istiod's validation says about an object of Istio's; nothing about Kubernetes' own.
-    pub(crate) fn validate(&self, key: &Key, annotations: &Labels) -> Vec<istio::Violation> {
+    pub(crate) fn validate(&self, key: &Key, labels: &Labels, annotations: &Labels) -> Vec<istio::Violation> {
         let namespace = &key.namespace;
         let mut found = match self {
             Body::VirtualService(spec) => spec.validate(namespace),
             Body::DestinationRule(spec) => spec.validate(namespace),
-            Body::ServiceEntry(spec) => spec.validate(namespace),
+            Body::ServiceEntry(spec) => spec.validate(namespace, labels),
             Body::Sidecar(spec) => spec.validate(namespace),
             Body::WorkloadEntry(spec) => spec.validate(namespace),
             Body::WorkloadGroup(spec) => spec.validate(namespace),

@@ -73,6 +73,20 @@ impl Snapshot {
         self.table(kind).map_or(0, |table| table.by_key.len())
     }
 
+    /// The same without the objects of namespaces that are not to be kept, and without those namespaces.
+    pub fn within(&self, keep: impl Fn(&str) -> bool) -> Snapshot {
+        let kept = |key: &Key| match key.kind {
+            Kind::Namespace => keep(&key.name),
+            _ => key.namespace.is_empty() || keep(&key.namespace),
+        };
+        let filter = |table: &Arc<Table>| {
+            let own = table.by_key.iter().filter(|(key, _)| kept(key));
+            let by_key = own.map(|(key, object)| (key.clone(), object.clone())).collect();
+            Arc::new(Table { by_key, by_age: OnceLock::new() })
+        };
+        Snapshot { tables: self.tables.iter().map(filter).collect(), revision: self.revision }
+    }
+
     /// Whether there is no object at all.
     pub fn is_empty(&self) -> bool {
         self.tables.iter().all(|table| table.by_key.is_empty())

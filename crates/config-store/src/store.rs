@@ -1,9 +1,10 @@
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use istio_api::Severity;
 use manifest::{Document, Error};
-use mesh_types::Labels;
+use mesh_types::{ArcStr, Labels};
 
 use crate::snapshot::Table;
 use crate::{Body, Key, Kind, Object, Origin, Snapshot};
@@ -150,7 +151,7 @@ impl Object {
         let mut body = Body::decode(kind, document).map_err(|error| reject(vec![error]))?;
         body.set_defaults();
         let (mut errors, mut warnings) = (Vec::new(), Vec::new());
-        for violation in body.validate(&key, &annotations) {
+        for violation in body.validate(&key, &labels, &annotations) {
             let error = document.error(&violation.path, violation.message);
             match violation.severity {
                 Severity::Error => errors.push(error),
@@ -166,7 +167,14 @@ impl Object {
             document.value.pointer("/metadata/creationTimestamp").and_then(|time| unix_seconds(time.as_str()?));
         let created = created.unwrap_or(0);
         let healthy = matches!(body, Body::WorkloadEntry(_)).then(|| healthy(&document.value)).flatten();
-        Ok((Self { key, labels, annotations, created, resource_version: 0, origin, healthy, body }, warnings))
+        let allocated = match body {
+            Body::ServiceEntry(_) => allocated(&document.value),
+            _ => Vec::new(),
+        };
+        Ok((
+            Self { key, labels, annotations, created, resource_version: 0, origin, healthy, allocated, body },
+            warnings,
+        ))
     }
 }
 
@@ -195,6 +203,12 @@ fn metadata_error(document: &Document, kind: Kind) -> Option<Error> {
         return Some(document.error("metadata.namespace", message));
     }
     None
+}
+
+/// What the status of a ServiceEntry says was allocated; text that is no address is passed over.
+fn allocated(object: &serde_json::Value) -> Vec<(ArcStr, IpAddr)> {
+    let list = object["status"]["addresses"].as_array().into_iter().flatten();
+    list.filter_map(|own| Some((own["host"].as_str()?.into(), own["value"].as_str()?.parse().ok()?))).collect()
 }
 
 /// What the status says, as istio `pilot/pkg/model/status`, `GetBoolConditionFromSpec`.

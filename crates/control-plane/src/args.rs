@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use ca::{Authority, TokenIssuer, TokenVerifier};
@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use crate::allocation;
 use crate::folder::Folders;
 use crate::identity::Tokens;
 use crate::injection::{self, Injector, Native};
@@ -200,6 +201,7 @@ async fn serve_until_signal(args: Args) -> anyhow::Result<ExitCode> {
         monitoring: bind(&args.monitoring)?,
     };
     let (trigger, watch) = lifecycle::drain::channel();
+    let mesh_map_namespace = settings.mesh.root_namespace.clone();
     let mesh_map = (settings.mesh.root_namespace.clone(), mesh_config_map(&args.revision));
     let handle = serve(settings, listeners, authority.clone(), tokens(&args, cluster.as_ref())?, watch).await?;
     info!(config = ?args.config, api_server = cluster.is_some(), "control plane is serving");
@@ -211,6 +213,10 @@ async fn serve_until_signal(args: Args) -> anyhow::Result<ExitCode> {
         let (sender, batches) = mpsc::channel(1);
         let watching = cluster.clone();
         tasks.spawn(async move { watching.watch(mesh_map, sender).await });
+        // A name that no other process has, not even this one's next life.
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let me = format!("{}_{}_{started}", args.instance, std::process::id());
+        tasks.spawn(allocation::run(cluster.clone(), handle.clone(), mesh_map_namespace, me));
         tasks.spawn(write_back(cluster, handle.clone(), authority, args.revision.clone()));
         batches
     });

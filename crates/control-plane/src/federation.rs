@@ -121,7 +121,7 @@ async fn fetch(url: &str, mesh: &MeshConfig) -> anyhow::Result<(Vec<String>, Dur
 }
 
 /// TLS to a bundle's server: by the system's roots, and those that the mesh configuration gives as PEM.
-fn client(mesh: &MeshConfig) -> anyhow::Result<rustls::ClientConfig> {
+pub(crate) fn client(mesh: &MeshConfig) -> anyhow::Result<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
     let file = std::env::var_os("SSL_CERT_FILE").map(std::path::PathBuf::from);
     let file = file.or_else(|| SYSTEM_ROOTS.map(std::path::PathBuf::from).into_iter().find(|path| path.exists()));

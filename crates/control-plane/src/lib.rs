@@ -10,6 +10,7 @@
 //! answers, debug pages.
 //! Never: what is inside an Envoy resource; an identity that nobody verified; how an API server is asked (`kube-source`).
 
+mod allocation;
 mod args;
 mod connection;
 mod debug;
@@ -17,8 +18,10 @@ mod federation;
 mod folder;
 mod identity;
 mod injection;
+mod jwks;
 mod metrics;
 mod monitoring;
+mod push_status;
 mod registration;
 mod secrets;
 mod serve;

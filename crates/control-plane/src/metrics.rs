@@ -1,14 +1,27 @@
 //! istiod's metrics, by its names.
 
-use std::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use ads::server::EventKind;
 use config_store::{Kind, Snapshot};
 use envoy_api::type_url;
 use lifecycle::metrics::Registry;
 
-/// Seconds; istiod's bounds of `pilot_proxy_convergence_time`.
-const BOUNDS: [f64; 8] = [0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0];
+use crate::push_status::{GAUGES, PushStatus};
+
+/// Seconds; istiod's bounds of `pilot_pushcontext_init_seconds`.
+const INIT_BOUNDS: [f64; 6] = [0.01, 0.1, 0.5, 1.0, 3.0, 5.0];
+
+/// Seconds; istiod's bounds of `pilot_debounce_time` and `pilot_xds_push_time`.
+const PUSH_BOUNDS: [f64; 9] = [0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
+
+/// Seconds; istiod's bounds of `pilot_proxy_queue_time` and `pilot_proxy_convergence_time`.
+const PROXY_BOUNDS: [f64; 8] = [0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
+
+/// Bytes; istiod's bounds of `pilot_xds_config_size_bytes`.
+const SIZE_BOUNDS: [f64; 6] = [1.0, 10_000.0, 1_000_000.0, 4_000_000.0, 10_000_000.0, 40_000_000.0];
 
 /// Seconds; istiod's bounds of `sidecar_injection_time_seconds`.
 const INJECTION_BOUNDS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
@@ -23,10 +36,27 @@ pub(crate) enum Registration {
     Error,
 }
 
+/// A snapshot that proxies are to get.
+#[derive(Clone, Debug)]
+pub(crate) struct Published {
+    pub(crate) revision: u64,
+    /// When the first change in it came.
+    pub(crate) changed: Instant,
+    /// When proxies could see it.
+    pub(crate) at: Instant,
+    /// How many changes of each sort are in it.
+    pub(crate) reasons: BTreeMap<&'static str, u64>,
+}
+
+/// Snapshots whose times are remembered; a proxy that is farther behind is no longer timed.
+const REMEMBERED: usize = 64;
+
 /// Counts what happens. Series are made when first used.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     registry: Registry,
+    /// The latest snapshots. The lock covers one look-up.
+    published: Mutex<VecDeque<Published>>,
 }
 
 impl Metrics {
@@ -42,9 +72,80 @@ impl Metrics {
         self.registry.gauge("pilot_info", "Pilot version and build information.", &[("version", version)]).set(1.0);
     }
 
-    pub(crate) fn config_event(&self, kind: Kind, event: &str) {
-        let labels = [("type", kind.as_str()), ("event", event)];
-        self.registry.counter("pilot_k8s_cfg_events", "Events from k8s config.", &labels).increment();
+    /// An object that is new, other or gone: as istiod counts it where it is heard of, and where it leads to a push.
+    pub(crate) fn changed(&self, kind: Kind, event: &str) {
+        let count = |name: &str, help: &str, kind: &str| {
+            self.registry.counter(name, help, &[("type", kind), ("event", event)]).increment();
+        };
+        match kind {
+            kind if kind.is_custom() => count("pilot_k8s_cfg_events", "Events from k8s config.", kind.as_str()),
+            Kind::EndpointSlice => count("pilot_k8s_reg_events", "Events from k8s registry.", "EndpointSlice"),
+            kind => {
+                let plural = format!("{}s", kind.as_str());
+                count("pilot_k8s_reg_events", "Events from k8s registry.", &plural);
+            }
+        }
+        let inbound = match kind {
+            Kind::EndpointSlice | Kind::Pod => "eds",
+            Kind::Service if event == "delete" => "svcdelete",
+            Kind::Service => "svc",
+            _ => "config",
+        };
+        let help = "Total number of updates received by pilot.";
+        self.registry.counter("pilot_inbound_updates", help, &[("type", inbound)]).increment();
+    }
+
+    /// An object that cannot be used.
+    pub(crate) fn rejected(&self, kind: Option<Kind>, name: &str) {
+        let labels = [("type", kind.map_or("unknown", Kind::as_str)), ("name", name)];
+        let help = "Total number of configs that Pilot had to reject or ignore.";
+        self.registry.counter("pilot_total_rejected_configs", help, &labels).increment();
+    }
+
+    /// Proxies can see a snapshot.
+    pub(crate) fn published(&self, published: Published) {
+        let help = "Delay in seconds between the first config enters debouncing and the merged push request is pushed into \
+                    the push queue (includes pushcontext_init_seconds).";
+        self.registry
+            .histogram("pilot_debounce_time", help, &PUSH_BOUNDS, &[])
+            .observe((published.at - published.changed).as_secs_f64());
+        let mut latest = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.len() == REMEMBERED {
+            latest.pop_front();
+        }
+        latest.push_back(published);
+    }
+
+    /// Works on the times of a snapshot, if they are still known and it came after `since`.
+    fn times(&self, revision: u64, since: Instant, work: impl FnOnce(&Published)) {
+        let latest = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was there when a proxy came is not what it waited for.
+        let known = latest.iter().rev().find(|published| published.revision == revision);
+        if let Some(known) = known.filter(|published| published.at > since) {
+            work(known);
+        }
+    }
+
+    /// The turn of a proxy, connected since then, has come to get a snapshot.
+    pub(crate) fn dequeued(&self, revision: u64, since: Instant) {
+        self.times(revision, since, |published| {
+            let help = "Time in seconds, a proxy is in the push queue before being dequeued.";
+            let waited = published.at.elapsed().as_secs_f64();
+            self.registry.histogram("pilot_proxy_queue_time", help, &PROXY_BOUNDS, &[]).observe(waited);
+            let help = "Total number of times a push was triggered, labeled by reason for the push.";
+            for (reason, times) in &published.reasons {
+                self.registry.counter("pilot_push_triggers", help, &[("type", *reason)]).add(*times);
+            }
+        });
+    }
+
+    /// A proxy, connected since then, uses all of a snapshot.
+    pub(crate) fn converged(&self, revision: u64, since: Instant) {
+        self.times(revision, since, |published| {
+            let help = "Delay in seconds between config change and a proxy receiving all required configuration.";
+            let took = published.changed.elapsed().as_secs_f64();
+            self.registry.histogram("pilot_proxy_convergence_time", help, &PROXY_BOUNDS, &[]).observe(took);
+        });
     }
 
     pub(crate) fn validated(&self, kind: Option<Kind>, passed: bool) {
@@ -65,7 +166,7 @@ impl Metrics {
             .histogram(
                 "pilot_pushcontext_init_seconds",
                 "Total time in seconds Pilot takes to init pushContext.",
-                &BOUNDS,
+                &INIT_BOUNDS,
                 &[],
             )
             .observe(seconds);
@@ -78,22 +179,38 @@ impl Metrics {
         gauge("pilot_virt_services", "Total virtual services known to pilot.", snapshot.len(Kind::VirtualService));
     }
 
-    pub(crate) fn connected(&self, count: usize) {
+    /// What is amiss now.
+    pub(crate) fn amiss(&self, status: &PushStatus) {
+        for (name, help) in GAUGES {
+            self.registry.gauge(name, help, &[]).set(status.count(name) as f64);
+        }
+    }
+
+    /// How many proxies of a version are connected.
+    pub(crate) fn connected(&self, version: &str, count: usize) {
         self.registry
-            .gauge("pilot_xds", "Number of endpoints connected to this pilot using XDS.", &[])
+            .gauge("pilot_xds", "Number of endpoints connected to this pilot using XDS.", &[("version", version)])
             .set(count as f64);
     }
 
     pub(crate) fn xds(&self, event: &EventKind) {
         match event {
-            EventKind::Sent { type_url, bytes, .. } => {
+            EventKind::Sent { type_url, bytes, took, .. } => {
                 let labels = [("type", short(type_url))];
                 self.registry
                     .counter("pilot_xds_pushes", "Pilot build and send errors for lds, rds, cds and eds.", &labels)
                     .increment();
+                let help = "Total time in seconds Pilot takes to push lds, rds, cds and eds.";
+                self.registry.histogram("pilot_xds_push_time", help, &PUSH_BOUNDS, &labels).observe(took.as_secs_f64());
+                // Here istiod's label has the whole type URL.
+                let help = "Distribution of configuration sizes pushed to clients";
                 self.registry
-                    .counter("pilot_xds_config_size_bytes_total", "Bytes of configuration pushed to clients.", &labels)
-                    .add(*bytes as u64);
+                    .histogram("pilot_xds_config_size_bytes", help, &SIZE_BOUNDS, &[("type", type_url)])
+                    .observe(*bytes as f64);
+            }
+            EventKind::Stale { .. } => {
+                let help = "Total number of XDS requests with an expired nonce.";
+                self.registry.counter("pilot_xds_expired_nonce", help, &[]).increment();
             }
             EventKind::Nacked { type_url, .. } => {
                 let labels = [("type", short(type_url))];
@@ -113,6 +230,12 @@ impl Metrics {
         self.registry
             .counter("pilot_total_xds_internal_errors", "Total number of internal XDS errors in pilot.", &[])
             .increment();
+    }
+
+    /// Secrets that proxies asked for and do not get.
+    pub(crate) fn secrets_missing(&self, count: usize) {
+        let help = "Total number of failures to fetch SDS key and certificate.";
+        self.registry.counter("pilot_sds_certificate_errors_total", help, &[]).add(count as u64);
     }
 
     /// A request for a certificate, of a caller who is known.

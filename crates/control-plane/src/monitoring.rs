@@ -12,7 +12,9 @@ use tokio::net::TcpListener;
 
 use crate::debug;
 use crate::identity::{Identities, bearer};
+use crate::injection::Injector;
 use crate::metrics::Metrics;
+use crate::push_status::PushStatus;
 use crate::status::Statuses;
 use crate::world::World;
 
@@ -23,6 +25,7 @@ pub(crate) struct Monitoring {
     pub(crate) statuses: Arc<Statuses>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) identities: Identities,
+    pub(crate) injector: Option<Injector>,
 }
 
 impl Monitoring {
@@ -39,7 +42,8 @@ impl Monitoring {
 
 struct Pages {
     monitoring: Monitoring,
-    /// Debug pages show the whole mesh, so, as istiod, they are for this machine and for those who show a token.
+    /// Debug pages show the whole mesh, so, as istiod, they are for this machine and for those who show a token of the root
+    /// namespace; others see what concerns their own.
     local: bool,
 }
 
@@ -51,7 +55,7 @@ impl Handler for Pages {
 
 impl Pages {
     async fn page(&self, request: &Request) -> Response {
-        let Monitoring { world, statuses, metrics, identities } = &self.monitoring;
+        let Monitoring { world, statuses, metrics, identities, injector } = &self.monitoring;
         let path = request.uri().path();
         match path {
             "/ready" | "/healthz" | "/healthz/ready" => match *world.revisions().borrow() {
@@ -65,15 +69,30 @@ impl Pages {
                     &json!({"version": version, "revision": "", "golang_version": "", "status": "Clean", "tag": version}),
                 )
             }
-            "/metrics" => with_type(200, "text/plain; version=0.0.4; charset=utf-8", metrics.render()),
+            "/metrics" => {
+                metrics.amiss(&PushStatus::of(&world.current(), &statuses.nodes()));
+                with_type(200, "text/plain; version=0.0.4; charset=utf-8", metrics.render())
+            }
             _ if path == "/debug" || path.starts_with("/debug/") => {
-                let token = bearer(request.headers());
-                if !self.local && (token.is_none() || identities.verify(None, token).await.is_err()) {
-                    return text(401, "debug pages are for this machine, or for a valid service account token\n");
-                }
-                debug::page(path, request.uri().query().unwrap_or(""), &world.current(), statuses)
+                let state = world.current();
+                let namespace = match (self.local, bearer(request.headers())) {
+                    (true, _) => None,
+                    (false, None) => return refused(),
+                    (false, token) => match identities.verify(None, token).await {
+                        Ok(identity) => Some(identity.namespace().to_owned()),
+                        Err(_) => return refused(),
+                    },
+                };
+                let namespace = namespace.as_deref().filter(|own| *own != &*state.push.root_namespace);
+                let injector = injector.as_ref().map(Injector::current);
+                let about = debug::About { statuses, injector, namespace };
+                debug::page(path, request.uri().query().unwrap_or(""), &state, &about)
             }
             _ => text(404, "there are /ready, /version, /metrics and /debug\n"),
         }
     }
+}
+
+fn refused() -> Response {
+    text(401, "debug pages are for this machine, or for a valid service account token\n")
 }

@@ -2,14 +2,91 @@
 //!
 //! As istiod, `pilot/pkg/xds/sds.go` and `pilot/pkg/credentials/kube`.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use config_store::{Body, Kind, Snapshot};
 use envoy_api::tls::{CertificateValidationContext, Secret, TlsCertificate, secret};
 use envoy_api::{Resource, core};
+use kube_source::{Account, Cluster};
 use mesh_types::ArcStr;
 use tracing::warn;
+
+/// How long an answer holds: longer if it allows, since nobody is in a hurry to take that back. As istiod's `cacheTTL`.
+const DENIED: Duration = Duration::from_secs(60);
+const ALLOWED: Duration = Duration::from_secs(300);
+
+/// Which service accounts may have the keys in Secrets of their namespaces.
+#[derive(Clone, Debug)]
+pub(crate) enum Keys {
+    /// Nobody, where nobody has proved who they are.
+    Nobody,
+    /// Everybody: who writes the folders decides what is in them.
+    Everybody,
+    /// Those who may list Secrets by the API server's rules.
+    Review(Arc<Reviews>),
+}
+
+/// Answers of the API server.
+#[derive(Debug)]
+pub(crate) struct Reviews {
+    cluster: Cluster,
+    /// Until when an answer holds, and whether it allows. Never held across a question.
+    answers: Mutex<HashMap<Account, (Instant, bool)>>,
+}
+
+impl Reviews {
+    pub(crate) fn new(cluster: Cluster) -> Reviews {
+        Reviews { cluster, answers: Mutex::default() }
+    }
+
+    fn known(&self, account: &Account, now: Instant) -> Option<bool> {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.retain(|_, (until, _)| *until > now);
+        answers.get(account).map(|(_, allowed)| *allowed)
+    }
+
+    /// Asks, unless the answer is known.
+    async fn ask(&self, account: &Account) {
+        if self.known(account, Instant::now()).is_some() {
+            return;
+        }
+        let asked = self.cluster.may_read_secrets(account).await;
+        let allowed = asked.unwrap_or_else(|error| {
+            let (namespace, name) = (&account.namespace, &account.name);
+            warn!(namespace, name, error = %error, "nobody says whether a service account may read Secrets");
+            false
+        });
+        let until = Instant::now() + if allowed { ALLOWED } else { DENIED };
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.insert(account.clone(), (until, allowed));
+    }
+}
+
+impl Keys {
+    /// Gets ready to be asked about an account that wants these.
+    pub(crate) async fn prepare(&self, account: &Account, names: &[ArcStr]) {
+        if let Keys::Review(reviews) = self
+            && names.iter().any(|name| is_private(name))
+        {
+            reviews.ask(account).await;
+        }
+    }
+
+    pub(crate) fn allows(&self, account: &Account) -> bool {
+        match self {
+            Keys::Nobody => false,
+            Keys::Everybody => true,
+            Keys::Review(reviews) => reviews.known(account, Instant::now()).unwrap_or(false),
+        }
+    }
+}
+
+/// Whether the name is that of a key: roots are no secret.
+fn is_private(name: &str) -> bool {
+    name.starts_with("kubernetes://") && !name.ends_with(ROOTS)
+}
 
 /// With this behind its name only a Secret's root certificates are meant.
 const ROOTS: &str = "-cacert";
@@ -58,12 +135,12 @@ fn find(snapshot: &Snapshot, namespace: &str, private: bool, resource: &str) -> 
         return Err("its service account may not read Secrets".to_owned());
     }
     let data = data(name).ok_or_else(none)?;
-    for (chain, key) in [("cert", "key"), ("tls.crt", "tls.key")] {
+    for (chain, key, staple) in [("cert", "key", None), ("tls.crt", "tls.key", Some("tls.ocsp-staple"))] {
         if let (Some(chain), Some(key)) = (value(&data, chain), value(&data, key)) {
             return Ok(secret::Type::TlsCertificate(TlsCertificate {
                 certificate_chain: inline(chain),
                 private_key: inline(key),
-                ocsp_staple: value(&data, "tls.ocsp-staple").and_then(inline),
+                ocsp_staple: staple.and_then(|staple| value(&data, staple)).and_then(inline),
                 ..TlsCertificate::default()
             }));
         }
@@ -72,11 +149,12 @@ fn find(snapshot: &Snapshot, namespace: &str, private: bool, resource: &str) -> 
 }
 
 fn roots(data: &BTreeMap<&str, &[u8]>) -> Result<secret::Type, String> {
-    let trusted = value(data, "cacert").or_else(|| value(data, "ca.crt"));
-    let trusted = trusted.ok_or("it has neither cacert nor ca.crt")?;
+    let known = [("cacert", "crl"), ("ca.crt", "ca.crl")].into_iter();
+    let trusted = known.filter_map(|(roots, revoked)| Some((value(data, roots)?, revoked))).next();
+    let (trusted, revoked) = trusted.ok_or("it has neither cacert nor ca.crt")?;
     Ok(secret::Type::ValidationContext(CertificateValidationContext {
         trusted_ca: inline(trusted),
-        crl: value(data, "ca.crl").and_then(inline),
+        crl: value(data, revoked).and_then(inline),
         ..CertificateValidationContext::default()
     }))
 }

@@ -19,9 +19,11 @@ use crate::connection::{self, Secure};
 use crate::federation;
 use crate::identity::{Identities, Tokens, Verified};
 use crate::injection::Injector;
+use crate::jwks;
 use crate::metrics::Metrics;
 use crate::monitoring::Monitoring;
 use crate::registration::{Keeper, Registrar};
+use crate::secrets::{Keys, Reviews};
 use crate::source::Generator;
 use crate::status::{Laggards, ProxyStatus, Statuses};
 use crate::webhook::Webhooks;
@@ -178,7 +180,10 @@ pub async fn serve(
     let (world, writer) = world::new(settings.mesh, &settings.revision, settings.push, metrics.clone());
     let statuses = Arc::new(Statuses::default());
     let identities = Identities { world: world.clone(), tokens: tokens.into(), audiences: settings.audiences.into() };
-    let gives_keys = settings.cluster.is_none();
+    let keys = match &settings.cluster {
+        None => Keys::Everybody,
+        Some(cluster) => Keys::Review(Arc::new(Reviews::new(cluster.clone()))),
+    };
     let registrar = Registrar::default();
     let keeper = Keeper {
         registrar: registrar.clone(),
@@ -195,7 +200,7 @@ pub async fn serve(
         registrar: registrar.clone(),
         connections: Arc::new(AtomicU64::new(1)),
         secure: false,
-        gives_keys: false,
+        keys: Keys::Nobody,
     };
     let secure = Generator {
         world: world.clone(),
@@ -204,21 +209,24 @@ pub async fn serve(
         registrar: registrar.clone(),
         connections: plain.connections.clone(),
         secure: true,
-        gives_keys,
+        keys,
     };
     let federation = federation::follow(world.clone(), authority.clone());
+    let issuers = jwks::follow(world.clone());
     let certificates = CertificateService::new(authority, Arc::new(Verified));
     let plain = Routes::new(ads::server::service(Arc::new(plain))).prepare();
     let secure = Routes::new(ads::server::service(Arc::new(secure))).add_service(certificates).prepare();
+    let injector = settings.injector.clone();
     let webhooks = Webhooks { injector: settings.injector, world: world.clone(), metrics: metrics.clone() };
     let secure_port = Secure { tls: grpc_tls, identities: identities.clone(), metrics: metrics.clone() };
     let monitoring =
-        Monitoring { world: world.clone(), statuses: statuses.clone(), metrics: metrics.clone(), identities };
+        Monitoring { world: world.clone(), statuses: statuses.clone(), metrics: metrics.clone(), identities, injector };
 
     let mut tasks = JoinSet::new();
     tasks.spawn(writer.run());
     tasks.spawn(keeper.run());
     tasks.spawn(federation);
+    tasks.spawn(issuers);
     tasks.spawn(connection::serve_grpc(grpc_listener, None, plain, shutdown.clone()));
     tasks.spawn(connection::serve_grpc(tls_listener, Some(secure_port), secure, shutdown.clone()));
     let answer = move |request| webhooks.clone().answer(request);

@@ -2,19 +2,24 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use ads::server::{Event, EventKind, Names, Peer, Source};
 use envoy_api::Resource;
 use envoy_api::pb::envoy::config::core::v3::Node as EnvoyNode;
+use kube_source::Account;
+use mesh_types::ArcStr;
 use push_context::Node;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::Status;
 use tracing::{debug, info, warn};
 
+use crate::debug;
 use crate::metrics::{Metrics, short};
 use crate::registration::{Claim, Registrar};
+use crate::secrets::{self, Keys};
 use crate::status::{Arrival, Statuses};
-use crate::world::World;
+use crate::world::{State, World};
 
 /// Generates from the latest state.
 pub(crate) struct Generator {
@@ -26,15 +31,19 @@ pub(crate) struct Generator {
     pub(crate) connections: Arc<AtomicU64>,
     /// Whether clients have proved who they are; not on the plaintext port, where nobody can.
     pub(crate) secure: bool,
-    /// Whether proxies get the keys in Secrets of their namespace. DIFFERS: istiod asks the API server whether the service
-    /// account may list Secrets; without one, who writes the folders decides, and with one no keys are given.
-    pub(crate) gives_keys: bool,
+    /// Who gets the keys in Secrets of their namespace.
+    pub(crate) keys: Keys,
 }
 
 /// One stream's client.
 pub(crate) struct Client {
     connection: u64,
     node: Arc<Node>,
+    since: Instant,
+    /// Rung when the stream is to end.
+    end: Arc<Notify>,
+    /// The latest snapshot that it was given something of.
+    given: AtomicU64,
     /// For machines that stand for a WorkloadEntry.
     claim: Option<Arc<Claim>>,
 }
@@ -63,14 +72,44 @@ impl Generator {
         let node = Arc::new(parsed.map_err(|error| Status::permission_denied(error.to_string()))?);
         let claim = Registrar::claim(&node, identity.as_ref(), &self.world.current())?;
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
+        let end = Arc::<Notify>::default();
         self.statuses.arrive(Arrival {
             connection,
+            end: end.clone(),
             node: node.clone(),
             identity: identity.as_ref(),
             address: peer.address.map(|address| address.to_string()).unwrap_or_default(),
         });
-        self.metrics.connected(self.statuses.len());
-        Ok(Client { connection, node, claim })
+        self.count(&node);
+        Ok(Client { connection, node, since: Instant::now(), end, given: AtomicU64::new(0), claim })
+    }
+}
+
+impl Client {
+    /// As whom it proved itself, on the secure port.
+    fn account(&self) -> Account {
+        Account { namespace: self.node.namespace.to_string(), name: self.node.service_account.clone() }
+    }
+}
+
+impl Generator {
+    /// A debug page as a resource.
+    fn page(&self, proxy: &Client, name: &ArcStr, state: &State) -> Arc<[Resource]> {
+        let namespace = (proxy.node.namespace != state.push.root_namespace).then_some(&*proxy.node.namespace);
+        let about = debug::About { statuses: &self.statuses, injector: None, namespace };
+        match debug::resource(name, state, &about) {
+            Ok(page) => Arc::from([Resource::from_bytes(name.clone(), page)]),
+            Err(reason) => {
+                warn!(page = &**name, client = proxy.node.id, reason, "a debug page is not shown");
+                Arc::default()
+            }
+        }
+    }
+
+    /// Keeps the number of connected proxies of this one's version.
+    fn count(&self, node: &Node) {
+        let version = node.meta("ISTIO_VERSION").unwrap_or_default();
+        self.metrics.connected(version, self.statuses.count(version));
     }
 }
 
@@ -87,11 +126,22 @@ impl Source for Generator {
 
     fn resources(&self, proxy: &Client, type_url: &str, names: Names<'_>) -> Arc<[Resource]> {
         let state = self.world.current();
+        if proxy.given.swap(state.revision, Ordering::Relaxed) != state.revision {
+            self.metrics.dequeued(state.revision, proxy.since);
+        }
         if type_url == envoy_api::type_url::SECRET {
             // Nobody's identity is known on the plaintext port, and a wildcard for secrets would be one for all.
             let (true, Names::List(names)) = (self.secure, names) else { return Arc::default() };
-            let namespace = &proxy.node.namespace;
-            return crate::secrets::resources(&state.snapshot, namespace, self.gives_keys, names.iter().cloned());
+            let account = proxy.account();
+            let allowed = self.keys.allows(&account);
+            let found = secrets::resources(&state.snapshot, &account.namespace, allowed, names.iter().cloned());
+            self.metrics.secrets_missing(names.len() - found.len());
+            return found;
+        }
+        if type_url == debug::TYPE {
+            // As istiod: exactly one page, for somebody who is known.
+            let (true, Names::List([name])) = (self.secure, names) else { return Arc::default() };
+            return self.page(proxy, name, &state);
         }
         let names = match names {
             Names::Wildcard => xds_gen::Names::Wildcard,
@@ -102,6 +152,19 @@ impl Source for Generator {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.world.revisions()
+    }
+
+    async fn prepare(&self, proxy: &Client, type_url: &str, names: Names<'_>) {
+        if type_url == envoy_api::type_url::SECRET
+            && let (true, Names::List(names)) = (self.secure, names)
+        {
+            self.keys.prepare(&proxy.account(), names).await;
+        }
+    }
+
+    async fn ended(&self, proxy: &Client) -> Status {
+        proxy.end.notified().await;
+        Status::unavailable("disconnected by the operator; connect again")
     }
 
     fn report(&self, proxy: &Client, event: &Event) {
@@ -119,7 +182,7 @@ impl Source for Generator {
         match &event.kind {
             EventKind::Connected { protocol, .. } => info!(proxy = %name, %protocol, "proxy connected"),
             EventKind::Disconnected => {
-                self.metrics.connected(self.statuses.len());
+                self.count(&proxy.node);
                 info!(proxy = %name, "proxy disconnected");
             }
             EventKind::Sent { type_url, revision, resources, removed, bytes, .. } => {
@@ -128,7 +191,8 @@ impl Source for Generator {
             EventKind::Nacked { type_url, error, .. } => {
                 warn!(proxy = %name, r#type = short(type_url), error, "proxy refused its configuration");
             }
-            EventKind::Acked { .. } | EventKind::Synced { .. } | EventKind::Health { .. } => {}
+            EventKind::Synced { revision } => self.metrics.converged(*revision, proxy.since),
+            EventKind::Acked { .. } | EventKind::Stale { .. } | EventKind::Health { .. } => {}
         }
     }
 }

@@ -9,7 +9,7 @@ use ads::server::EventKind;
 use mesh_types::{ArcStr, SpiffeId};
 use push_context::Node;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// One connected proxy.
 #[derive(Clone, Debug, Serialize)]
@@ -101,6 +101,8 @@ impl std::error::Error for Laggards {}
 struct Entry {
     status: ProxyStatus,
     node: Arc<Node>,
+    /// Rung when the stream is to end.
+    end: Arc<Notify>,
 }
 
 /// All connected proxies.
@@ -124,6 +126,7 @@ pub(crate) struct Arrival<'a> {
     pub(crate) node: Arc<Node>,
     pub(crate) identity: Option<&'a SpiffeId>,
     pub(crate) address: String,
+    pub(crate) end: Arc<Notify>,
 }
 
 impl Statuses {
@@ -141,7 +144,7 @@ impl Statuses {
             synced_to: 0,
             types: BTreeMap::new(),
         };
-        self.lock().insert(arrival.connection, Entry { status, node: arrival.node });
+        self.lock().insert(arrival.connection, Entry { status, node: arrival.node, end: arrival.end });
     }
 
     /// Takes in an event; false when it says nothing new to those who wait.
@@ -174,7 +177,10 @@ impl Statuses {
                 proxy.synced_to = proxy.synced_to.max(*revision);
                 self.progress.send_replace(());
             }
-            EventKind::Connected { .. } | EventKind::Disconnected | EventKind::Health { .. } => {}
+            EventKind::Connected { .. }
+            | EventKind::Disconnected
+            | EventKind::Stale { .. }
+            | EventKind::Health { .. } => {}
         }
     }
 
@@ -189,8 +195,19 @@ impl Statuses {
         Some(found.node.clone())
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.lock().len()
+    /// All connected proxies' nodes.
+    pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
+        self.lock().values().map(|entry| entry.node.clone()).collect()
+    }
+
+    /// Ends the streams of the proxy with this node id; it will come again.
+    pub(crate) fn disconnect(&self, node_id: &str) {
+        self.lock().values().filter(|entry| &*entry.status.node_id == node_id).for_each(|entry| entry.end.notify_one());
+    }
+
+    /// How many report this version.
+    pub(crate) fn count(&self, version: &str) -> usize {
+        self.lock().values().filter(|entry| entry.status.version == version).count()
     }
 
     /// Waits until every connected proxy has accepted `revision`.
@@ -243,6 +260,7 @@ mod tests {
             node: Arc::new(Node::from_envoy(&node, None).unwrap()),
             identity: None,
             address: String::new(),
+            end: Arc::default(),
         });
     }
 

@@ -1,16 +1,17 @@
 //! The state of the mesh: one writer, any number of readers.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use config_store::{Body, Change, Key, Kind, Object, Rejected, Snapshot, Store};
 use istio_api::MeshConfig;
 use manifest::Document;
-use push_context::PushContext;
+use push_context::{Keys, PushContext};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Published};
 
 /// Updates that may wait while a snapshot is built; senders wait beyond it.
 const QUEUE: usize = 1024;
@@ -29,6 +30,8 @@ pub enum Update {
     Read(Box<Reading>),
     /// Remove an object.
     Delete(Key),
+    /// Keys of token issuers, in place of all before.
+    Keys(Keys),
 }
 
 /// What [`Object::read`] makes of a manifest.
@@ -50,6 +53,7 @@ impl Update {
                 Err(rejected) => rejected.key.clone(),
             },
             Update::Delete(key) => Some(key.clone()),
+            Update::Keys(_) => None,
         }
     }
 }
@@ -73,6 +77,7 @@ type Answer = (u64, Vec<Rejected>);
 struct Request {
     updates: Vec<Update>,
     answer: oneshot::Sender<Answer>,
+    received: Instant,
 }
 
 /// The readers' side. Cheap to clone.
@@ -96,6 +101,10 @@ pub(crate) struct Writer {
     revision: watch::Sender<u64>,
     requests: mpsc::Receiver<Request>,
     metrics: Arc<Metrics>,
+    /// How many changes of each sort the next snapshot has.
+    reasons: BTreeMap<&'static str, u64>,
+    /// The next snapshot has other keys of issuers.
+    has_new_keys: bool,
 }
 
 /// The name of the ConfigMap with this revision's MeshConfig.
@@ -124,7 +133,20 @@ pub(crate) fn new(
     let (sender, requests) = mpsc::channel(QUEUE);
     let world = World { current: current.clone(), revision: watched, requests: sender };
     let base_mesh = mesh.clone();
-    let writer = Writer { store, base_mesh, mesh, push, mesh_config_map, current, revision, requests, metrics };
+    let reasons = BTreeMap::new();
+    let writer = Writer {
+        store,
+        base_mesh,
+        mesh,
+        push,
+        mesh_config_map,
+        current,
+        revision,
+        requests,
+        metrics,
+        reasons,
+        has_new_keys: false,
+    };
     (world, writer)
 }
 
@@ -142,7 +164,7 @@ impl World {
     /// Applies updates as one snapshot and waits until readers see it.
     pub(crate) async fn update(&self, updates: Vec<Update>) -> Answer {
         let (answer, answered) = oneshot::channel();
-        let sent = self.requests.send(Request { updates, answer }).await.is_ok();
+        let sent = self.requests.send(Request { updates, answer, received: Instant::now() }).await.is_ok();
         // The writer ends only with the control plane itself; nothing is built any more then.
         let gone = (self.current().revision, Vec::new());
         if sent { answered.await.unwrap_or(gone) } else { gone }
@@ -172,6 +194,7 @@ impl Writer {
     /// Applies a batch, publishes the result; whether the batch was more than one request.
     fn build(&mut self, batch: Vec<Request>) -> bool {
         let more = batch.len() > 1;
+        let received = batch.first().map_or_else(Instant::now, |request| request.received);
         let before = self.store.snapshot();
         let mut answers = Vec::with_capacity(batch.len());
         for request in batch {
@@ -179,6 +202,8 @@ impl Writer {
             for update in request.updates {
                 if let Err(error) = self.apply(update) {
                     warn!("{error}");
+                    let name = error.key.as_ref().map(|key| format!("{}/{}", key.namespace, key.name));
+                    self.metrics.rejected(error.key.as_ref().map(|key| key.kind), &name.unwrap_or_default());
                     rejected.push(error);
                 }
             }
@@ -186,8 +211,8 @@ impl Writer {
         }
         let snapshot = self.store.snapshot();
         let first = *self.revision.borrow() == 0;
-        if first || snapshot.revision() != before.revision() {
-            self.publish(&before, snapshot);
+        if first || std::mem::take(&mut self.has_new_keys) || snapshot.revision() != before.revision() {
+            self.publish(&before, snapshot, received);
         }
         let revision = *self.revision.borrow();
         for (answer, rejected) in answers {
@@ -201,6 +226,12 @@ impl Writer {
         let change = match update {
             Update::Upsert(object) => Some(self.store.upsert(*object)),
             Update::Delete(key) => self.store.delete(&key),
+            Update::Keys(keys) => {
+                self.push = Arc::new(self.push.with_keys(keys));
+                *self.reasons.entry("config").or_default() += 1;
+                self.has_new_keys = true;
+                return Ok(());
+            }
             Update::Apply(document) => return self.apply(Update::read(&document)),
             Update::Read(reading) => {
                 let (object, warnings) = reading
@@ -218,13 +249,14 @@ impl Writer {
                 Change::Deleted(_) => "delete",
                 Change::Updated(_) | Change::Unchanged(_) => "update",
             };
-            self.metrics.config_event(change.key().kind, event);
+            self.metrics.changed(change.key().kind, event);
+            *self.reasons.entry(reason(change.key().kind)).or_default() += 1;
             debug!(object = %change.key(), event, "configuration changed");
         }
         Ok(())
     }
 
-    fn publish(&mut self, before: &Snapshot, snapshot: Snapshot) {
+    fn publish(&mut self, before: &Snapshot, snapshot: Snapshot, changed: Instant) {
         let started = Instant::now();
         if before.get(&self.mesh_config_map) != snapshot.get(&self.mesh_config_map) {
             self.read_mesh(&snapshot);
@@ -235,6 +267,8 @@ impl Writer {
         self.metrics.built(started.elapsed(), &snapshot);
         let state = Arc::new(State { revision, snapshot, push, mesh: self.mesh.clone() });
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = state;
+        let reasons = std::mem::take(&mut self.reasons);
+        self.metrics.published(Published { revision, changed, at: Instant::now(), reasons });
         self.revision.send_replace(revision);
         info!(revision, took = ?started.elapsed(), "snapshot published");
     }
@@ -257,6 +291,18 @@ impl Writer {
             Ok(mesh) => self.mesh = Arc::new(mesh),
             Err(error) => warn!("{error}; the mesh keeps its last settings"),
         }
+    }
+}
+
+/// Why istiod would push (`TriggerReason`).
+fn reason(kind: Kind) -> &'static str {
+    match kind {
+        Kind::EndpointSlice | Kind::Pod | Kind::Node => "endpoint",
+        Kind::Service => "service",
+        Kind::Secret => "secret",
+        Kind::Namespace => "namespace",
+        Kind::ConfigMap => "global",
+        _ => "config",
     }
 }
 

@@ -1,4 +1,5 @@
-//! Messages of Istio's own Envoy filters and discovery types, which the published Envoy types lack.
+//! Messages of Istio's own Envoy filters and discovery types, and of Envoy's contributed filters, which the published
+//! Envoy types lack.
 //!
 //! Field numbers are those of udpa `type/v1/typed_struct.proto`, xds `type/v3/typed_struct.proto`,
 //! istio/proxy `alpn` and istio/api `envoy/extensions/stats/config.proto`, and istio `pkg/dns/proto/nds.proto`.
@@ -138,6 +139,15 @@ pub struct NameInfo {
     pub namespace: String,
 }
 
+/// `envoy.extensions.filters.network.mysql_proxy.v3.MySQLProxy`: statistics of MySQL.
+#[derive(Clone, PartialEq, Message)]
+pub struct MySqlProxy {
+    /// Of the statistics.
+    #[prost(string, tag = "1")]
+    pub stat_prefix: String,
+}
+named!(MySqlProxy, "envoy.extensions.filters.network.mysql_proxy.v3", "MySQLProxy");
+
 /// A field of a descriptor: number, name and type; a type with a dot is a message.
 fn field(number: i32, name: &str, kind: &str) -> FieldDescriptorProto {
     let (kind, label) = match kind.strip_prefix("repeated ") {
@@ -254,6 +264,7 @@ pub(crate) fn descriptors() -> FileDescriptorSet {
         nested_type: vec![info, map_entry("TableEntry", ".istio.networking.nds.v1.NameTable.NameInfo")],
         ..message("NameTable", &[(1, "table", "repeated .istio.networking.nds.v1.NameTable.TableEntry")])
     };
+    let mysql = message(MySqlProxy::NAME, &[(1, "stat_prefix", "string")]);
     let (structs, duration) = (["google/protobuf/struct.proto"], ["google/protobuf/duration.proto"]);
     FileDescriptorSet {
         file: vec![
@@ -265,6 +276,7 @@ pub(crate) fn descriptors() -> FileDescriptorSet {
                 ..file("istio/stats.proto", "stats", &duration, vec![metric, plugin])
             },
             file("istio/nds.proto", "istio.networking.nds.v1", &[], vec![table]),
+            file("contrib/mysql_proxy.proto", MySqlProxy::PACKAGE, &[], vec![mysql]),
         ],
     }
 }

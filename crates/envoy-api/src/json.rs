@@ -175,6 +175,7 @@ mod tests {
             istio::XdsTypedStruct::full_name(),
             istio::StatsConfig::full_name(),
             istio::NameTable::full_name(),
+            istio::MySqlProxy::full_name(),
         ] {
             assert!(descriptor(&name).is_ok(), "{name}");
         }

@@ -141,7 +141,17 @@ impl<'a> Executor<'a> {
 
     fn branch(&mut self, dot: &Value<'a>, branch: &'a Branch, with: bool) -> Done<Flow> {
         let mark = self.variables.len();
-        let value = self.pipeline(dot, &branch.pipe)?;
+        let mut branch = branch;
+        let mut value = self.pipeline(dot, &branch.pipe)?;
+        // `else if` and `else with` after each other take no stack, however many there are.
+        while !value.truth() {
+            match branch.otherwise.as_slice() {
+                [Node::If(next)] if !with => branch = next,
+                [Node::With(next)] if with => branch = next,
+                _ => break,
+            }
+            value = self.pipeline(dot, &branch.pipe)?;
+        }
         let flow = if !value.truth() {
             self.walk(dot, &branch.otherwise)?
         } else if with {

@@ -165,7 +165,7 @@ pub(crate) fn to_int(value: &Value<'_>) -> i64 {
         Value::Bool(value) => i64::from(*value),
         Value::Enum(value) => i64::from(value.number),
         Value::Str(text) => parse_int(without_zero_fraction(text.as_str())).unwrap_or(0),
-        _ => 0,
+        other => other.target().map_or(0, |target| to_int(&target)),
     }
 }
 
@@ -214,13 +214,23 @@ pub(crate) fn to_float(value: &Value<'_>) -> f64 {
         Value::Float(value) => *value,
         Value::Str(text) => text.as_str().parse().unwrap_or(0.0),
         Value::Int(value, _) => *value as f64,
-        other => to_int(other) as f64,
+        other => match other.target() {
+            Some(target) => to_float(&target),
+            None => to_int(other) as f64,
+        },
     }
 }
 
 /// `strconv.Quote`
 pub fn quote(text: &str) -> String {
     quote_with(text, '"', false)
+}
+
+/// `strconv.IsPrint`: no control or format character, nothing unassigned or private, no space but ' '.
+fn printable(c: char) -> bool {
+    // Combining marks are escaped only at the start of a text.
+    let text: String = ['a', c].into_iter().collect();
+    text.escape_debug().nth(1) == Some(c)
 }
 
 fn quote_with(text: &str, mark: char, ascii: bool) -> String {
@@ -243,11 +253,11 @@ fn quote_with(text: &str, mark: char, ascii: bool) -> String {
             c if u32::from(c) < 0x20 || c == '\u{7f}' => {
                 let _ = write!(out, "\\x{:02x}", u32::from(c));
             }
-            c if (c.is_control() || (ascii && !c.is_ascii())) && u32::from(c) < 0x1_0000 => {
-                let _ = write!(out, "\\u{:04x}", u32::from(c));
-            }
-            c if ascii && !c.is_ascii() => {
-                let _ = write!(out, "\\U{:08x}", u32::from(c));
+            c if !c.is_ascii() && (ascii || !printable(c)) => {
+                let _ = match u32::from(c) {
+                    number @ 0..0x1_0000 => write!(out, "\\u{number:04x}"),
+                    number => write!(out, "\\U{number:08x}"),
+                };
             }
             c => out.push(c),
         }

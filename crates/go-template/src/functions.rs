@@ -8,6 +8,7 @@ mod encoding;
 mod lists;
 mod numbers;
 mod patterns;
+mod random;
 mod text;
 mod versions;
 
@@ -47,32 +48,6 @@ pub struct Functions {
     table: HashMap<&'static str, Arc<Function>>,
 }
 
-/// sprig's functions whose results differ from call to call.
-const UNAVAILABLE: [&str; 22] = [
-    "bcrypt",
-    "buildCustomCert",
-    "decryptAES",
-    "derivePassword",
-    "encryptAES",
-    "genCA",
-    "genCAWithKey",
-    "genPrivateKey",
-    "genSelfSignedCert",
-    "genSelfSignedCertWithKey",
-    "genSignedCert",
-    "genSignedCertWithKey",
-    "getHostByName",
-    "htpasswd",
-    "randAlpha",
-    "randAlphaNum",
-    "randAscii",
-    "randBytes",
-    "randInt",
-    "randNumeric",
-    "shuffle",
-    "uuidv4",
-];
-
 impl Functions {
     /// Those that Go's `text/template` defines.
     pub fn builtin() -> Self {
@@ -83,8 +58,8 @@ impl Functions {
 
     /// Go's and those of sprig's `TxtFuncMap`, which replace Go's of the same name.
     ///
-    /// DIFFERS: sprig's functions that make keys, certificates, passwords or random text fail when they
-    /// are called: an injected pod must be the same each time. So do those that look up hosts.
+    /// DIFFERS: sprig's functions that make keys, certificates or hashes of passwords fail when they are
+    /// called.
     pub fn sprig() -> Self {
         let mut functions = Self::builtin();
         text::define(&mut functions);
@@ -95,11 +70,7 @@ impl Functions {
         patterns::define(&mut functions);
         versions::define(&mut functions);
         dates::define(&mut functions);
-        for name in UNAVAILABLE {
-            functions.define(name, 0, None, |_| {
-                Err("it is not available: an injected pod must be the same each time".to_owned())
-            });
-        }
+        random::define(&mut functions);
         functions
     }
 

@@ -1,7 +1,7 @@
 //! Go's `text/template`, with the functions that injection templates use.
 //!
 //! In: template text, a table of functions, borrowed data ([`Value`]).  Out: text.
-//! Never: files, the network, Kubernetes or Istio; those add their functions and types from outside.
+//! Never: files, the network (but for sprig's `getHostByName`), Kubernetes or Istio; those add their functions and types from outside.
 //!
 //! ```
 //! use go_template::{Functions, Limits, Template, Value};
@@ -58,6 +58,8 @@ impl Default for Limits {
 pub struct Template {
     name: Box<str>,
     trees: parse::Trees,
+    /// Calls functions that change dictionaries, those of the data too.
+    changes: bool,
 }
 
 impl Template {
@@ -79,12 +81,9 @@ impl Template {
         delimiters: Delimiters<'_>,
         functions: &Functions,
     ) -> Result<Self, Error> {
-        let trees = parse::parse(name, source, delimiters, functions).map_err(|(line, message)| Error::Parse {
-            template: name.to_owned(),
-            line,
-            message,
-        })?;
-        Ok(Self { name: name.into(), trees })
+        let (trees, changes) = parse::parse(name, source, delimiters, functions)
+            .map_err(|(line, message)| Error::Parse { template: name.to_owned(), line, message })?;
+        Ok(Self { name: name.into(), trees, changes })
     }
 
     /// Runs the template over `data`.
@@ -92,6 +91,7 @@ impl Template {
     /// # Errors
     /// What Go's `Execute` fails for, and a limit that is exceeded.
     pub fn render<'a>(&'a self, data: Value<'a>, limits: Limits) -> Result<String, Error> {
+        let data = if self.changes { data.changeable() } else { data };
         exec::Executor::run(&self.trees, &self.name, data, limits).map_err(|failure| Error::Run {
             template: self.name.to_string(),
             line: failure.line,

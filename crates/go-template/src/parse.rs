@@ -9,6 +9,9 @@ use crate::lex::{self, Delimiters, Keyword, Kind, Token};
 /// Blocks and parentheses within each other: each takes stack here and when the template runs.
 const DEPTH_LIMIT: usize = 60;
 
+/// `else if`s of one `if`: they are freed by recursion.
+const ELSE_LIMIT: usize = 1_000;
+
 #[derive(Debug)]
 pub(crate) enum Node {
     Text(Box<str>),
@@ -78,13 +81,17 @@ pub(crate) enum Operand {
 pub(crate) type Trees = HashMap<Box<str>, Vec<Node>>;
 type Failure = (u32, String);
 
-/// The named templates of `source`; the main one has the name `main`.
+/// Functions that change a dictionary in place.
+const CHANGING: [&str; 6] = ["set", "unset", "merge", "mustMerge", "mergeOverwrite", "mustMergeOverwrite"];
+
+/// The named templates of `source`, the main one with the name `main`, and whether they call functions that
+/// change dictionaries.
 pub(crate) fn parse(
     main: &str,
     source: &str,
     delimiters: Delimiters<'_>,
     functions: &Functions,
-) -> Result<Trees, Failure> {
+) -> Result<(Trees, bool), Failure> {
     let tokens = lex::tokens(source, delimiters)?;
     let mut parser = Parser {
         source,
@@ -96,10 +103,11 @@ pub(crate) fn parse(
         depth: 0,
         ranges: 0,
         line: 1,
+        changes: false,
     };
     let root = parser.top()?;
     parser.add(main, root)?;
-    Ok(parser.trees)
+    Ok((parser.trees, parser.changes))
 }
 
 struct Parser<'t> {
@@ -112,6 +120,8 @@ struct Parser<'t> {
     depth: usize,
     ranges: usize,
     line: u32,
+    /// A function was called that changes a dictionary.
+    changes: bool,
 }
 
 /// What ended a list of nodes.
@@ -344,6 +354,46 @@ impl<'t> Parser<'t> {
     fn branch(&mut self, name: &str, keyword: Keyword) -> Result<Branch, Failure> {
         self.enter()?;
         let outer = self.variables.len();
+        let (pipe, then, mut ending) = self.condition(name, keyword)?;
+        let mut first = Branch { pipe, then, otherwise: Vec::new() };
+        // {{else if}} and {{else with}} make a nested branch that shares the {{end}}; it is read here, not by
+        // recursion, as there may be many.
+        let mut more = Vec::new();
+        let mut otherwise = Vec::new();
+        while ending == Ending::Else {
+            let token = self.next_non_space();
+            match token.kind {
+                Kind::Keyword(again @ (Keyword::If | Keyword::With)) if again == keyword => {
+                    if more.len() >= ELSE_LIMIT {
+                        return self.fail("template is nested too deeply");
+                    }
+                    let (pipe, then, next) = self.condition(name, keyword)?;
+                    more.push((pipe, then));
+                    ending = next;
+                }
+                Kind::Right => {
+                    let (nodes, ending) = self.list()?;
+                    if ending != Ending::End {
+                        return self.fail("expected end; found {{else}}");
+                    }
+                    otherwise = nodes;
+                    break;
+                }
+                _ => return self.unexpected(&token, "else"),
+            }
+        }
+        for (pipe, then) in more.into_iter().rev() {
+            let branch = Branch { pipe, then, otherwise };
+            otherwise = vec![if keyword == Keyword::If { Node::If(branch) } else { Node::With(branch) }];
+        }
+        first.otherwise = otherwise;
+        self.variables.truncate(outer);
+        self.depth -= 1;
+        Ok(first)
+    }
+
+    /// What decides about a branch, and what runs when it holds.
+    fn condition(&mut self, name: &str, keyword: Keyword) -> Result<(Pipe, Vec<Node>, Ending), Failure> {
         let pipe = self.pipeline(name, Kind::Right, keyword == Keyword::Range)?;
         if keyword == Keyword::Range {
             self.ranges += 1;
@@ -352,30 +402,7 @@ impl<'t> Parser<'t> {
         if keyword == Keyword::Range {
             self.ranges -= 1;
         }
-        let mut otherwise = Vec::new();
-        if ending == Ending::Else {
-            let token = self.next_non_space();
-            match token.kind {
-                // {{else if}} and {{else with}} make a nested branch that shares the {{end}}.
-                Kind::Keyword(Keyword::If) if keyword == Keyword::If => {
-                    otherwise.push(Node::If(self.branch("if", Keyword::If)?));
-                }
-                Kind::Keyword(Keyword::With) if keyword == Keyword::With => {
-                    otherwise.push(Node::With(self.branch("with", Keyword::With)?));
-                }
-                Kind::Right => {
-                    let (nodes, ending) = self.list()?;
-                    if ending != Ending::End {
-                        return self.fail("expected end; found {{else}}");
-                    }
-                    otherwise = nodes;
-                }
-                _ => return self.unexpected(&token, "else"),
-            }
-        }
-        self.variables.truncate(outer);
-        self.depth -= 1;
-        Ok(Branch { pipe, then, otherwise })
+        Ok((pipe, then, ending))
     }
 
     fn pipeline(&mut self, wherein: &str, end: Kind<'static>, range: bool) -> Result<Pipe, Failure> {
@@ -536,7 +563,10 @@ impl<'t> Parser<'t> {
         let token = self.next();
         Ok(Some(match token.kind {
             Kind::Identifier(name) => match self.functions.get(name) {
-                Some(function) => Operand::Function(name.into(), function.clone()),
+                Some(function) => {
+                    self.changes |= CHANGING.contains(&name);
+                    Operand::Function(name.into(), function.clone())
+                }
                 None => return self.fail(format!("function {name:?} not defined")),
             },
             Kind::Dot => Operand::Dot,

@@ -108,6 +108,10 @@ pub trait Type: Send + Sync {
     fn method<'a>(&'static self, data: &'a Json, nil: bool, name: &str) -> Option<Value<'a>>;
     /// The Go names of the fields in their order, for printing.
     fn fields(&self) -> Vec<&str>;
+    /// What a pointer to a scalar points at, which is what functions that take the scalar get; structs have none.
+    fn target<'a>(&'static self, _data: &'a Json) -> Option<Value<'a>> {
+        None
+    }
     /// What Go's `encoding/json` would write.
     fn to_json(&'static self, data: &Json) -> Json;
     /// What the type prints as, when it has a `String` method.
@@ -202,14 +206,13 @@ impl<'a> Map<'a> {
         self.entries().into_iter().map(|(key, _)| key).collect()
     }
 
-    /// Changes the map in place. A map of the data cannot change: then the changed copy is returned.
+    /// Changes the map in place, see [`Value::changeable`].
     pub(crate) fn update(&self, change: impl FnOnce(&mut BTreeMap<Rc<str>, Value<'a>>)) -> Self {
         match &self.entries {
             Entries::Shared(map) => {
                 change(&mut map.borrow_mut());
                 self.clone()
             }
-            // DIFFERS: sprig's set would change the values for every later pod too.
             _ => {
                 let mut entries = self.entries().into_iter().collect();
                 change(&mut entries);
@@ -347,6 +350,43 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// The value with dictionaries of its own instead of the data's, so that what changes one is seen by
+    /// whoever reads it later in the same rendering.
+    ///
+    /// DIFFERS: sprig's set would change the values for every later pod too.
+    pub(crate) fn changeable(&self) -> Value<'a> {
+        match self {
+            Self::List(list @ List::Json(_)) => Self::list(list.iter().map(|item| item.changeable()).collect()),
+            Self::Map(Map { element: Element::Any, entries: Entries::Json(map) }) => Self::Map(Map::new(
+                Element::Any,
+                map.iter().map(|(key, value)| (Rc::from(key.as_str()), Self::from_json(value).changeable())),
+            )),
+            Self::Record(record) => Self::Record(Rc::new(Record {
+                name: record.name,
+                fields: record.fields.iter().map(|(name, value)| (*name, value.changeable())).collect(),
+            })),
+            other => other.clone(),
+        }
+    }
+
+    /// What a pointer to a scalar points at; `None` for all else and for nil pointers.
+    pub(crate) fn target(&self) -> Option<Value<'a>> {
+        match self {
+            Self::Typed(typed) if !typed.nil => typed.ty.target(typed.data),
+            _ => None,
+        }
+    }
+
+    /// A nil list, map or pointer, or no value at all.
+    pub(crate) fn is_nil(&self) -> bool {
+        match self {
+            Self::Nil | Self::List(List::Nil(_)) => true,
+            Self::Map(map) => map.is_nil(),
+            Self::Typed(typed) => typed.nil,
+            _ => false,
+        }
+    }
+
     /// The Go type's name, as `%T` prints it.
     pub fn type_name(&self) -> String {
         match self {
@@ -378,7 +418,7 @@ impl<'a> Value<'a> {
             Self::Str(_) => "string",
             Self::List(_) => "slice",
             Self::Map(_) => "map",
-            Self::Typed(typed) if typed.nil => "ptr",
+            Self::Typed(typed) if typed.nil || typed.ty.name().starts_with('*') => "ptr",
             Self::Version(_) => "ptr",
             Self::Typed(_) | Self::Record(_) | Self::Time(..) => "struct",
             Self::Enum(_) => "int32",

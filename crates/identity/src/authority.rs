@@ -1,5 +1,6 @@
 //! Certificates from the control plane's CA: `istio.v1.auth.IstioCertificateService`, as pilot-agent asks.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub struct Authority {
     /// A certificate given beforehand (PROV_CERT), shown to the CA beside the token or instead of it. Machines outside of
     /// Kubernetes have one.
     pub provisioned: Option<Files>,
+    /// Which of the CA's signers to use, ISTIO_META_CERT_SIGNER.
+    pub cert_signer: Option<String>,
 }
 
 /// What verifies the CA's certificate.
@@ -118,6 +121,30 @@ struct CertificateRequest {
     csr: String,
     #[prost(int64, tag = "3")]
     validity_duration: i64,
+    /// A `google.protobuf.Struct`.
+    #[prost(message, optional, tag = "4")]
+    metadata: Option<Metadata>,
+}
+
+/// A `google.protobuf.Struct` of texts.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Metadata {
+    #[prost(map = "string, message", tag = "1")]
+    fields: HashMap<String, Text>,
+}
+
+/// A `google.protobuf.Value` that is a text.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Text {
+    #[prost(string, tag = "3")]
+    text: String,
+}
+
+impl Metadata {
+    /// Names the signer of certificates that a CA of several is to use.
+    fn signer(name: &str) -> Self {
+        Self { fields: HashMap::from([("CertSigner".to_owned(), Text { text: name.to_owned() })]) }
+    }
 }
 
 /// `istio.v1.auth.IstioCertificateResponse`: the chain as PEM, leaf first, root last.
@@ -142,6 +169,7 @@ impl Authority {
         let mut request = Request::new(CertificateRequest {
             csr,
             validity_duration: i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX),
+            metadata: self.cert_signer.as_deref().map(Metadata::signer),
         });
         if let Some(token) = self.read_token().await? {
             let bearer = Zeroizing::new(format!("Bearer {}", token.as_str()));
@@ -264,5 +292,19 @@ fn rsa_size(bits: u32) -> RsaKeySize {
         0..=2048 => RsaKeySize::_2048,
         2049..=3072 => RsaKeySize::_3072,
         _ => RsaKeySize::_4096,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn the_signer_is_named_in_the_metadata() {
+        let metadata = Metadata::signer("a.b/c").encode_to_vec();
+        // Field 1, an entry of key 1 and value 2, which is a Value with field 3, string_value.
+        assert_eq!(metadata, b"\x0a\x15\x0a\x0aCertSigner\x12\x07\x1a\x05a.b/c");
     }
 }

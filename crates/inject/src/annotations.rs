@@ -43,7 +43,7 @@ const CHECKS: [(&str, Check); 24] = [
         Some(_) => Ok(()),
         None => Err("expected true or false".to_owned()),
     }),
-    (status::PROXY_CONFIG, |value| proxy_config(value)),
+    (status::PROXY_CONFIG, mesh::check_proxy_config),
     ("sidecar.istio.io/proxyCPU", quantity),
     ("sidecar.istio.io/proxyCPULimit", quantity),
     ("sidecar.istio.io/proxyMemory", quantity),
@@ -116,8 +116,9 @@ pub(crate) fn unknown(pod: &Value) -> Vec<&str> {
 }
 
 fn port(value: &str) -> Result<(), String> {
-    let plain = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-    if plain && value.parse::<u16>().is_ok() { Ok(()) } else { Err(format!("failed parsing port '{value}'")) }
+    let number = value.trim();
+    let plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    if plain && number.parse::<u16>().is_ok() { Ok(()) } else { Err(format!("failed parsing port '{value}'")) }
 }
 
 fn unsigned(value: &str) -> Result<(), String> {
@@ -126,10 +127,10 @@ fn unsigned(value: &str) -> Result<(), String> {
 }
 
 fn ports(value: &str) -> Result<(), String> {
-    if value.is_empty() {
+    if value.trim().is_empty() {
         return Ok(());
     }
-    value.split(',').map(str::trim).filter(|part| !part.is_empty()).try_for_each(port)
+    value.split(',').try_for_each(port)
 }
 
 fn cidrs(value: &str) -> Result<(), String> {
@@ -140,8 +141,9 @@ fn cidrs(value: &str) -> Result<(), String> {
         let (address, length) = part.split_once('/').ok_or_else(|| format!("failed parsing cidr '{part}': no '/'"))?;
         let address: IpAddr = address.parse().map_err(|_| format!("failed parsing cidr '{part}'"))?;
         let most = if address.is_ipv4() { 32 } else { 128 };
+        let plain = length == "0" || length.starts_with(|first: char| matches!(first, '1'..='9'));
         match length.parse::<u8>() {
-            Ok(length) if length <= most => Ok(()),
+            Ok(length) if plain && length <= most => Ok(()),
             _ => Err(format!("failed parsing cidr '{part}': bad prefix length")),
         }
     })
@@ -151,10 +153,10 @@ fn interfaces(value: &str) -> Result<(), String> {
     if value.is_empty() {
         return Ok(());
     }
-    value.split(',').try_for_each(|name| {
-        let fine = !name.is_empty()
-            && name.len() <= 15
-            && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
+    value.split(',').map(str::trim).try_for_each(|name| {
+        let fine = name.len() <= 15
+            && name.starts_with(|first: char| first.is_ascii_alphabetic())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
         if fine { Ok(()) } else { Err(format!("invalid interface name '{name}'")) }
     })
 }
@@ -168,26 +170,6 @@ fn quantity(value: &str) -> Result<(), String> {
         Some(_) => Ok(()),
         None => Err("not a quantity such as 100m or 128Mi".to_owned()),
     }
-}
-
-fn proxy_config(value: &str) -> Result<(), String> {
-    let config = mesh::proxy_config(value)?;
-    for field in ["proxyAdminPort", "statusPort"] {
-        if let Some(port) = config[field].as_i64()
-            && !(0..=65535).contains(&port)
-        {
-            return Err(format!("{field}: {port} is not a port"));
-        }
-    }
-    for field in ["drainDuration", "terminationDrainDuration"] {
-        if config[field].as_str().is_some_and(|text| text.starts_with('-')) {
-            return Err(format!("{field}: must not be negative"));
-        }
-    }
-    if config["concurrency"].as_i64().is_some_and(|threads| threads < 0) {
-        return Err("concurrency: must not be negative".to_owned());
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -220,8 +202,18 @@ mod tests {
         assert_eq!(faults("traffic.sidecar.istio.io/excludeOutboundIPRanges", "10.0.0.0/8,::/0"), 0);
         assert_eq!(faults("traffic.sidecar.istio.io/includeInboundPorts", ""), 0);
         assert_eq!(faults("traffic.sidecar.istio.io/includeInboundPorts", "bad"), 1);
+        assert_eq!(faults("traffic.sidecar.istio.io/includeInboundPorts", " 80, 90 "), 0);
+        assert_eq!(faults("traffic.sidecar.istio.io/includeInboundPorts", "80,,90"), 1);
+        assert_eq!(faults("traffic.sidecar.istio.io/excludeOutboundPorts", "80,"), 1);
+        assert_eq!(faults("status.sidecar.istio.io/port", " 15020"), 0);
+        assert_eq!(faults("traffic.sidecar.istio.io/excludeInterfaces", "eth0, net_1.2-x"), 0);
+        for name in ["1eth", "eth0,", "eth:0", "a-name-of-16-char"] {
+            assert_eq!(faults("istio.io/reroute-virtual-interfaces", name), 1, "{name}");
+        }
         assert_eq!(faults("sidecar.istio.io/proxyCPU", "1\n  evil: true"), 1);
         assert_eq!(faults("proxy.istio.io/config", "concurrency: 2"), 0);
         assert_eq!(faults("proxy.istio.io/config", "concurrency: [2"), 1);
+        assert_eq!(faults("proxy.istio.io/config", "statusPort: 0"), 1);
+        assert_eq!(faults("proxy.istio.io/config", "discoveryAddress: nowhere"), 1);
     }
 }

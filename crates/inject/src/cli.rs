@@ -1,5 +1,6 @@
 //! `outrigger kube-inject` and `outrigger inject …`.
 
+mod istioctl;
 mod render;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use self::istioctl::IstioctlFlags;
 use crate::config::{Config, Files, NativeSidecars};
 use crate::decision::{self, NamespaceMeta};
 use crate::webhook;
@@ -28,6 +30,9 @@ pub struct ConfigArgs {
     /// Mesh configuration, laid over the defaults
     #[arg(long = "meshConfigFile", value_name = "FILE")]
     mesh_config_file: Option<PathBuf>,
+    /// IstioOperator whose values and mesh configuration are used instead of the files
+    #[arg(long = "operatorFileName", value_name = "FILE")]
+    operator_file_name: Option<PathBuf>,
     /// Control plane revision
     #[arg(short, long, default_value = "")]
     revision: String,
@@ -40,11 +45,19 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
+    /// Whether a part of the configuration is not from a file.
+    fn builtin(&self) -> bool {
+        let operator = self.operator_file_name.is_some();
+        self.inject_config_file.is_none()
+            || (!operator && (self.values_file.is_none() || self.mesh_config_file.is_none()))
+    }
+
     fn load(&self) -> anyhow::Result<Config> {
         let files = Files {
             inject: self.inject_config_file.clone(),
             values: self.values_file.clone(),
             mesh: self.mesh_config_file.clone(),
+            operator: self.operator_file_name.clone(),
         };
         let mut config = Config::load(&files)?;
         config.revision.clone_from(&self.revision);
@@ -73,27 +86,8 @@ pub struct Args {
     /// Say for every workload which rule decided
     #[arg(long)]
     explain: bool,
-    /// Accepted for istioctl's sake; nothing is asked of a cluster
-    #[arg(long = "meshConfigMapName", hide = true)]
-    mesh_config_map_name: Option<String>,
-    /// Accepted for istioctl's sake
-    #[arg(long = "injectConfigMapName", hide = true)]
-    inject_config_map_name: Option<String>,
-    /// Accepted for istioctl's sake
-    #[arg(long = "webhookConfig", hide = true)]
-    webhook_config: Option<String>,
-    /// Accepted for istioctl's sake
-    #[arg(long = "operatorFileName", hide = true)]
-    operator_file_name: Option<PathBuf>,
-    /// Accepted for istioctl's sake
-    #[arg(short = 'i', long = "istioNamespace", hide = true)]
-    istio_namespace: Option<String>,
-    /// Accepted for istioctl's sake
-    #[arg(short = 'c', long, hide = true)]
-    kubeconfig: Option<PathBuf>,
-    /// Accepted for istioctl's sake
-    #[arg(long, hide = true)]
-    context: Option<String>,
+    #[command(flatten)]
+    istioctl: IstioctlFlags,
 }
 
 /// Runs `outrigger kube-inject`.
@@ -103,6 +97,13 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Some(file) = &args.filename else { bail!("filename not specified (see --filename or -f)") };
     let config = args.config.load()?;
+    let flags = args.istioctl.of_a_cluster();
+    if !flags.is_empty() && args.config.builtin() {
+        eprintln!(
+            "{}: no cluster is asked; what --injectConfigFile, --valuesFile and --meshConfigFile do not give is built in",
+            flags.join(", ")
+        );
+    }
     let text = read(file)?;
     let (out, documents) = workload::inject_text(file, &text, &config)?;
     for document in &documents {
@@ -257,7 +258,9 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             labels: labels.clone(),
             annotations: BTreeMap::new(),
         };
-        let mut answer = decision::selected(&namespace, pod, &config.revision, false);
+        let unlabelled =
+            config.values.pointer("/sidecarInjectorWebhook/enableNamespacesByDefault").and_then(Value::as_bool);
+        let mut answer = decision::selected(&namespace, pod, &config.revision, unlabelled.unwrap_or(false));
         if answer.inject {
             let second = decision::decide(pod, &namespace.name, &config.selection);
             // Where nothing speaks against it, what selected the pod is the reason.

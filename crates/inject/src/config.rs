@@ -2,6 +2,7 @@
 
 mod builtin;
 mod files;
+mod values;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ use crate::decision::{Policy, Selection};
 use crate::functions::FUNCTIONS;
 use crate::mesh::Mesh;
 use crate::rendered::Rendered;
+use crate::schema;
 
 /// A configuration that cannot be used; the one before stays.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +50,8 @@ pub enum NativeSidecars {
 #[derive(Debug)]
 pub struct Config {
     pub(crate) templates: BTreeMap<String, Template>,
+    /// The templates as they were written, for people.
+    template_sources: BTreeMap<String, String>,
     pub(crate) default_templates: Vec<String>,
     pub(crate) aliases: BTreeMap<String, Vec<String>>,
     pub(crate) selection: Selection,
@@ -69,6 +73,11 @@ impl Config {
         self.templates.keys().map(String::as_str).collect()
     }
 
+    /// The templates' text, by name.
+    pub fn template_sources(&self) -> &BTreeMap<String, String> {
+        &self.template_sources
+    }
+
     /// What the policy says where nothing else does.
     pub fn policy(&self) -> Policy {
         self.selection.policy
@@ -78,16 +87,17 @@ impl Config {
     /// values and the mesh configuration.
     fn assemble(inject: &Document, values: &Document, mesh: &Document) -> Result<Self, ConfigError> {
         let templates = templates(inject)?;
+        let source = |name: &String| inject.value["templates"][name].as_str().or(inject.value["template"].as_str());
+        let template_sources =
+            templates.keys().filter_map(|name| Some((name.clone(), source(name)?.to_owned()))).collect();
         let wrong = |path: &str, expected: &str| ConfigError::from(inject.error(path, format!("expected {expected}")));
         let inject = &inject.value;
         let strings = |value: &Value, path: &str| -> Result<Vec<String>, ConfigError> {
             match value {
                 Value::Null => Ok(Vec::new()),
-                Value::Array(items) => items
-                    .iter()
-                    .map(|item| item.as_str().map(str::to_owned))
-                    .collect::<Option<_>>()
-                    .ok_or_else(|| wrong(path, "strings")),
+                Value::Array(items) => {
+                    items.iter().map(text_of).collect::<Option<_>>().ok_or_else(|| wrong(path, "strings"))
+                }
                 _ => Err(wrong(path, "a list")),
             }
         };
@@ -108,17 +118,18 @@ impl Config {
         }
         let mut injected_annotations = BTreeMap::new();
         for (name, value) in inject["injectedAnnotations"].as_object().into_iter().flatten() {
-            let value = value.as_str().ok_or_else(|| wrong("injectedAnnotations", "strings"))?;
-            injected_annotations.insert(name.clone(), value.to_owned());
+            let value = text_of(value).ok_or_else(|| wrong("injectedAnnotations", "strings"))?;
+            injected_annotations.insert(name.clone(), value);
         }
         let policy = match inject["policy"].as_str() {
             Some("enabled") => Policy::Enabled,
             Some("disabled") => Policy::Disabled,
             _ => Policy::Illegal,
         };
-        check_values(values)?;
+        values::check(values)?;
         Ok(Self {
             templates,
+            template_sources,
             default_templates,
             aliases,
             selection: Selection {
@@ -135,6 +146,15 @@ impl Config {
             limits: Limits::default(),
             rendered: Rendered::default(),
         })
+    }
+}
+
+/// A string, or the number or boolean that YAML made of one; nothing written is "".
+fn text_of(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => Some(String::new()),
+        Value::String(text) => Some(text.clone()),
+        other => schema::scalar_text(other),
     }
 }
 
@@ -170,34 +190,12 @@ fn templates(inject: &Document) -> Result<BTreeMap<String, Template>, ConfigErro
 }
 
 fn load_mesh(mesh: &Document) -> Result<Mesh, ConfigError> {
-    Mesh::load(&mesh.value).map_err(|mismatch| {
+    let loaded = Mesh::load(&mesh.value).map_err(|mismatch| {
         let message = format!("expected {}, found {}", mismatch.expected, mismatch.found);
-        mesh.error(&mismatch.path, message).into()
-    })
-}
-
-/// Values that the injection itself reads must have their types; templates read the rest as it is.
-fn check_values(values: &Document) -> Result<(), ConfigError> {
-    const TEXTS: [&str; 6] = [
-        "global.hub",
-        "global.variant",
-        "global.network",
-        "global.multiCluster.clusterName",
-        "global.proxy.image",
-        "global.proxy_init.image",
-    ];
-    const FLAGS: [&str; 2] =
-        ["global.proxy.holdApplicationUntilProxyStarts", "sidecarInjectorWebhook.rewriteAppHTTPProbe"];
-    let check = |path: &str, expected: &str, fine: fn(&Value) -> bool| match values
-        .value
-        .pointer(&format!("/{}", path.replace('.', "/")))
-    {
-        Some(value) if !value.is_null() && !fine(value) => {
-            Err(ConfigError::from(values.error(path, format!("expected {expected}"))))
-        }
-        _ => Ok(()),
-    };
-    TEXTS.iter().try_for_each(|path| check(path, "a string", Value::is_string))?;
-    FLAGS.iter().try_for_each(|path| check(path, "a boolean", Value::is_boolean))?;
-    check("global.tag", "a string or a number", |tag| tag.is_string() || tag.is_number())
+        mesh.error(&mismatch.path, message)
+    })?;
+    match loaded.fault() {
+        Some((path, message)) => Err(mesh.error(&path, message).into()),
+        None => Ok(loaded),
+    }
 }

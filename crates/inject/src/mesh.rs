@@ -1,5 +1,7 @@
 //! Mesh configuration as injection uses it: as JSON in protobuf's canonical form.
 
+mod validate;
+
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
@@ -77,7 +79,16 @@ impl Mesh {
         }
         schema::overlay(ty, &mut value, &user);
         value["extensionProviders"] = Value::Array(providers);
+        if let Some(aliases) = value["trustDomainAliases"].as_array_mut() {
+            aliases.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
+            aliases.dedup();
+        }
         Ok(Self { value })
+    }
+
+    /// What istiod would refuse, first of all what: the field and why.
+    pub(crate) fn fault(&self) -> Option<(String, String)> {
+        validate::mesh(&self.value).into_iter().next().map(|fault| (fault.path, fault.message))
     }
 
     /// With the annotation `proxy.istio.io/config` over the default proxy configuration.
@@ -134,6 +145,19 @@ impl Mesh {
 pub(crate) fn proxy_config(yaml: &str) -> Result<Value, String> {
     let value = crate::yaml::mapping("proxy.istio.io/config", yaml).map_err(|error| error.to_string())?;
     schema::message(schema::named("ProxyConfig"), &value, &mut String::new()).map_err(|error| error.to_string())
+}
+
+/// All faults of an annotation's ProxyConfig, over the defaults.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_proxy_config(yaml: &str) -> Result<(), String> {
+    let over = proxy_config(yaml)?;
+    let mut config = DEFAULTS["defaultConfig"].clone();
+    schema::overlay(schema::named("ProxyConfig"), &mut config, &over);
+    let faults: Vec<String> =
+        validate::proxy(&config).into_iter().map(|fault| format!("{}: {}", fault.path, fault.message)).collect();
+    if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
 }
 
 /// A ProxyConfig without the fields that are as the defaults have them, which makes pods much smaller.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::annotations::{self, InvalidAnnotation};
 use crate::config::{Config, NativeSidecars};
-use crate::decision::{self, Decision, NamespaceMeta, Selection};
+use crate::decision::{self, Decision, NamespaceMeta, Rule, Selection};
 use crate::merge::{self, MergeError};
 use crate::mesh::Mesh;
 use crate::owner::Owner;
@@ -145,6 +145,14 @@ pub fn inject(request: &Request<'_>, config: &Config) -> Result<Outcome, InjectE
     let selection = if request.always { &everything } else { &config.selection };
     let decision = decision::decide(request.pod, &request.namespace.name, selection);
     if !decision.inject {
+        // `kube-inject` reads the proxy configuration before it asks whether to inject.
+        if request.always
+            && decision.rule != Rule::HostNetwork
+            && let Some(text) = annotation(request.pod, status::PROXY_CONFIG)
+        {
+            crate::mesh::proxy_config(text)
+                .map_err(|message| InjectError::Annotation { name: status::PROXY_CONFIG, message })?;
+        }
         return Ok(Outcome::Skipped { decision });
     }
     let mut warnings = decision.warnings.clone();
@@ -203,6 +211,12 @@ impl<'r> Injection<'r> {
         })
     }
 
+    /// The mesh configuration that templates and post-processing work with: `kube-inject` applies the pod's
+    /// annotation to it, the webhook only to `.ProxyConfig`.
+    fn context(&self) -> &Mesh {
+        if self.default_only { &self.mesh } else { &self.config.mesh }
+    }
+
     fn run(self, warnings: &mut Vec<String>) -> Result<Value, InjectError> {
         warn(&self.original, warnings);
         let (mut pod, template) = self.render()?;
@@ -214,7 +228,7 @@ impl<'r> Injection<'r> {
 
     /// Renders all templates: the merged pod, and the templates alone as a pod.
     fn render(&self) -> Result<(Value, Value), InjectError> {
-        let stripped = overlay::strip(&self.original, self.config.mesh.status_port())
+        let stripped = overlay::strip(&self.original, self.context().status_port())
             .map_err(|message| InjectError::Annotation { name: status::OVERRIDES, message })?;
         let ty = schema::named("Pod");
         // A container that a template added before is not the user's own.
@@ -318,7 +332,7 @@ impl<'r> Injection<'r> {
                 ("ObjectMeta", schema::view(schema::named("ObjectMeta"), &stripped["metadata"])),
                 ("Spec", schema::view(schema::named("PodSpec"), &stripped["spec"])),
                 ("ProxyConfig", schema::view(schema::named("ProxyConfig"), proxy)),
-                ("MeshConfig", schema::view(schema::named("MeshConfig"), self.mesh.value())),
+                ("MeshConfig", schema::view(schema::named("MeshConfig"), self.context().value())),
                 ("Values", Data::from_json(&config.values)),
                 ("Revision", Data::from(revision)),
                 ("NativeSidecars", Data::Bool(config.native == NativeSidecars::On)),
@@ -326,7 +340,7 @@ impl<'r> Injection<'r> {
                 ("ProxyInitImage", Data::from(images::init(&config.values, annotation(status::IMAGE_TYPE)))),
                 ("ProxyUID", Data::Int(uid, "int64")),
                 ("ProxyGID", Data::Int(gid, "int64")),
-                ("InboundTrafficPolicyMode", Data::from(self.mesh.inbound_mode())),
+                ("InboundTrafficPolicyMode", Data::from(self.context().inbound_mode())),
                 ("CompliancePolicy", Data::from(config.compliance_policy.as_str())),
             ],
         )
@@ -339,7 +353,7 @@ impl<'r> Injection<'r> {
         {
             override_env(proxy, &self.env);
         }
-        let mesh = &self.config.mesh;
+        let mesh = self.context();
         prometheus::merge(pod, mesh).map_err(InjectError::Prometheus)?;
         prometheus::secure_port(pod);
         probes::rewrite(pod, self.rewrites_probes(pod), mesh.status_port(), warnings);
@@ -409,17 +423,18 @@ fn as_pod(rendered: Value) -> Value {
 
 /// Cluster and network: values, then the webhook's path, then the pod's label.
 fn cluster_and_network(pod: &Value, config: &Config, env: &mut BTreeMap<String, String>) {
-    let value = |path: &str| config.values.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-    for (name, path) in
-        [("ISTIO_META_CLUSTER_ID", "/global/multiCluster/clusterName"), ("ISTIO_META_NETWORK", "/global/network")]
-    {
-        let value = value(path);
-        if !value.is_empty() && env.get(name).is_none_or(String::is_empty) {
-            env.insert(name.to_owned(), value);
+    let value = |path: &str| config.values.pointer(path).and_then(Value::as_str);
+    let label = status::label(pod, status::NETWORK);
+    for (name, path, label) in [
+        ("ISTIO_META_CLUSTER_ID", "/global/multiCluster/clusterName", None),
+        ("ISTIO_META_NETWORK", "/global/network", label),
+    ] {
+        let given = env.get(name).map(String::as_str).filter(|given| !given.is_empty());
+        // A label wins even when it is empty: then the pod is in no network.
+        let chosen = label.or(given).or_else(|| value(path)).unwrap_or_default().to_owned();
+        if !chosen.is_empty() {
+            env.insert(name.to_owned(), chosen);
         }
-    }
-    if let Some(network) = status::label(pod, status::NETWORK).filter(|network| !network.is_empty()) {
-        env.insert("ISTIO_META_NETWORK".to_owned(), network.to_owned());
     }
 }
 

@@ -108,16 +108,13 @@ pub(crate) fn merge(pod: &mut Value, mesh: &Mesh) -> Result<(), String> {
 fn targets(text: &str) -> Option<Vec<(String, String)>> {
     let mut targets = Vec::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let (port, path) = part.split_once(':').unwrap_or((part, "/metrics"));
+        let (port, path) = part.split_once(':').unwrap_or((part, ""));
+        let (port, path) = (port.trim(), path.trim());
         if port.is_empty() {
             return None;
         }
-        let path = match path {
-            "" => "/metrics".to_owned(),
-            path if path.starts_with('/') => path.to_owned(),
-            path => format!("/{path}"),
-        };
-        targets.push((port.to_owned(), path));
+        // The agent makes the path absolute.
+        targets.push((port.to_owned(), if path.is_empty() { "/metrics" } else { path }.to_owned()));
     }
     Some(targets)
 }
@@ -169,11 +166,11 @@ mod tests {
 
     #[test]
     fn several_targets() {
-        let mut pod = pod(json!({"prometheus.istio.io/scrape-targets": "8080, 9090:/x"}));
+        let mut pod = pod(json!({"prometheus.istio.io/scrape-targets": "8080, 9090 : /x,81:m"}));
         merge(&mut pod, &Mesh::defaults()).unwrap();
         assert_eq!(
             pod["spec"]["containers"][0]["env"][0]["value"],
-            r#"{"path":"/metrics","port":"8080","targets":[{"port":"8080","path":"/metrics"},{"port":"9090","path":"/x"}]}"#
+            r#"{"path":"/metrics","port":"8080","targets":[{"port":"8080","path":"/metrics"},{"port":"9090","path":"/x"},{"port":"81","path":"m"}]}"#
         );
     }
 

@@ -11,8 +11,8 @@ mod view;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-pub(crate) use normal::{Mismatch, decode, normalise};
-pub(crate) use proto::{message, overlay};
+pub(crate) use normal::{Mismatch, decode, normalise, scalar_text, texts, unknown};
+pub(crate) use proto::{camel_case, message, overlay};
 pub(crate) use quantity::canonical as canonical_quantity;
 pub(crate) use view::view;
 

@@ -84,7 +84,7 @@ pub fn handle_with(path: &str, content_type: Option<&str>, body: &[u8], config: 
         Ok(request) => review(path, &request, config, known),
         Err(error) => {
             let message = format!("could not decode body: {error}");
-            (refused("admission.k8s.io/v1", "", &message), Result::Failed(message))
+            (undecodable(&message), Result::Failed(message))
         }
     };
     Response { status: 200, content_type: "application/json", body: review.to_string().into_bytes(), result }
@@ -99,7 +99,7 @@ pub fn review(path: &str, review: &Value, config: &Config, known: Known<'_>) -> 
     if !supported || review["kind"] != "AdmissionReview" {
         let message =
             format!("no kind {:?} is registered for version {version:?}", review["kind"].as_str().unwrap_or_default());
-        return (refused("admission.k8s.io/v1", uid, &message), Result::Failed(message));
+        return (undecodable(&message), Result::Failed(message));
     }
     let fail = |message: String| (refused(version, uid, &message), Result::Failed(message));
     let raw = &request["object"];
@@ -149,16 +149,21 @@ pub fn review(path: &str, review: &Value, config: &Config, known: Known<'_>) -> 
     }
 }
 
-fn answer(version: &str, response: Map<String, Value>) -> Value {
-    json!({"kind": "AdmissionReview", "apiVersion": version, "response": response})
+fn answer(version: &str, response: impl Into<Value>) -> Value {
+    json!({"kind": "AdmissionReview", "apiVersion": version, "response": response.into()})
+}
+
+fn refusal(uid: &str, message: &str) -> Value {
+    json!({"uid": uid, "allowed": false, "status": {"metadata": {}, "message": message}})
 }
 
 fn refused(version: &str, uid: &str, message: &str) -> Value {
-    let mut response = Map::new();
-    response.insert("uid".to_owned(), json!(uid));
-    response.insert("allowed".to_owned(), json!(false));
-    response.insert("status".to_owned(), json!({"metadata": {}, "message": message}));
-    answer(version, response)
+    answer(version, refusal(uid, message))
+}
+
+/// What was not read as a review has neither version nor identity, and so has its answer.
+fn undecodable(message: &str) -> Value {
+    json!({"response": refusal("", message)})
 }
 
 fn allowed(version: &str, uid: &str, patch: Option<Vec<Value>>, warnings: &[String]) -> Value {
@@ -234,5 +239,20 @@ mod tests {
         assert_eq!(bad.status, 200);
         let answer: Value = serde_json::from_slice(&bad.body).unwrap();
         assert_eq!(answer["response"]["allowed"], false);
+    }
+
+    #[test]
+    fn what_is_no_review_is_answered_without_version_and_identity() {
+        let config = Config::builtin(&Builtin::default()).unwrap();
+        for body in [
+            "{",
+            r#"{"kind": "Pod", "apiVersion": "v1", "request": {"uid": "u"}}"#,
+            r#"{"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v2", "request": {"uid": "u"}}"#,
+        ] {
+            let response = handle("/inject", Some("application/json"), body.as_bytes(), &config);
+            let answer: Value = serde_json::from_slice(&response.body).unwrap();
+            assert_eq!(answer.as_object().unwrap().len(), 1, "{answer}");
+            assert_eq!((&answer["response"]["uid"], &answer["response"]["allowed"]), (&json!(""), &json!(false)));
+        }
     }
 }

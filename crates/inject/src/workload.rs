@@ -83,7 +83,7 @@ fn split(text: &str) -> Vec<String> {
 
 /// The document, when it is of a kind that is injected.
 fn parse(name: &Path, raw: &str) -> Result<Option<Value>, WorkloadError> {
-    let documents = manifest::parse_plain(name, raw)?;
+    let documents = manifest::parse_lenient(name, raw)?;
     Ok(documents.into_iter().next().map(|document| document.value).filter(known))
 }
 
@@ -112,7 +112,12 @@ fn object(value: Value, config: &Config, done: &mut Vec<Document>) -> Result<Val
         message,
     };
     let ty = schema::find(&kind).ok_or_else(|| malformed("unknown kind".to_owned()))?;
-    let mut workload = schema::normalise(ty, &value).map_err(|error| malformed(error.to_string()))?;
+    let mut typed = value.clone();
+    schema::texts(ty, &mut typed);
+    let mut unknown = Vec::new();
+    schema::unknown(ty, &typed, "", &mut unknown);
+    // As Istio, which writes out what its types hold.
+    let mut workload = schema::decode(ty, &typed).map_err(|error| malformed(error.to_string()))?;
     let (metadata, spec) = match kind.as_str() {
         "Pod" => ("/metadata", "/spec"),
         // As Istio: the job's metadata, not that of its pods, is read and annotated.
@@ -143,13 +148,17 @@ fn object(value: Value, config: &Config, done: &mut Vec<Document>) -> Result<Val
     request.always = true;
     let outcome = inject(&request, config)
         .map_err(|source| WorkloadError::Inject { object: described.clone(), source: Box::new(source) })?;
+    let left_out = unknown.iter().map(|path| format!("{described}: field {path} is not known and left out"));
+    let left_out: Vec<String> = left_out.collect();
     match outcome {
-        Outcome::Injected { pod, warnings, decision } => {
+        Outcome::Injected { pod, mut warnings, decision } => {
+            warnings.extend(left_out);
             for (path, part) in [(metadata, "metadata"), (spec, "spec")] {
                 if let Some(slot) = workload.pointer_mut(path) {
                     *slot = pod[part].clone();
                 }
             }
+            workload = schema::decode(ty, &workload).map_err(|error| malformed(error.to_string()))?;
             done.push(Document { object: described, decision, warnings });
         }
         Outcome::Skipped { decision } => {
@@ -158,6 +167,7 @@ fn object(value: Value, config: &Config, done: &mut Vec<Document>) -> Result<Val
                 _ => "sidecar injection disabled",
             };
             let mut warnings = decision.warnings.clone();
+            warnings.extend(left_out);
             warnings.push(format!("===> Skipping injection because {described} has {why}\n"));
             done.push(Document { object: described, decision, warnings });
         }

@@ -11,7 +11,7 @@ pub use emit::emit;
 
 /// The one mapping that a text holds, with its positions; an empty text is an empty mapping.
 pub(crate) fn document(file: &Path, text: &str) -> Result<Document, Error> {
-    let mut documents = manifest::parse_plain(file, text)?;
+    let mut documents = manifest::parse_lenient(file, text)?;
     match documents.len() {
         0 => Ok(Document::from_value(Value::Object(Map::new()), file)),
         1 => Ok(documents.remove(0)),

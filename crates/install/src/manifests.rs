@@ -140,11 +140,16 @@ fn permissions(choices: &Choices) -> [Value; 5] {
             &["get", "list", "watch", "update", "patch"],
         ),
         rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
+        // Certificates that DestinationRules name, for proxies whose service accounts may read them.
+        rule(&[""], &["secrets"], &read),
+        rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
+        // Addresses of ServiceEntries that have none.
+        rule(&["networking.istio.io"], &["serviceentries/status"], &["patch"]),
     ]);
     let local_rules = json!([
         // cacerts, istio-ca-secret
         rule(&[""], &["secrets"], &["get", "list", "watch", "create", "update"]),
-        rule(&["coordination.k8s.io"], &["leases"], &["get", "create", "update"]),
+        rule(&["coordination.k8s.io"], &["leases"], &["get", "create", "update", "patch"]),
     ]);
     let reference =
         |kind: &str, name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});

@@ -53,6 +53,7 @@ message! {
         min_protocol_version "minProtocolVersion": TlsProtocol,
         max_protocol_version "maxProtocolVersion": TlsProtocol,
         cipher_suites "cipherSuites": Vec<String>,
+        ecdh_curves "ecdhCurves": Vec<String>,
         insecure_skip_verify "insecureSkipVerify": Option<bool>,
     }
 }

@@ -250,6 +250,25 @@ message! {
     }
 }
 
+impl LabelSelector {
+    /// As Kubernetes' `LabelSelectorAsSelector`: all must hold, an empty selector matches everything. One that makes
+    /// no sense matches nothing.
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        let holds = |rule: &LabelSelectorRequirement| {
+            let value = labels.get(&rule.key);
+            match (rule.operator.as_str(), rule.values.is_empty()) {
+                ("In", false) => value.is_some_and(|value| rule.values.contains(value)),
+                ("NotIn", false) => value.is_none_or(|value| !rule.values.contains(value)),
+                ("Exists", true) => value.is_some(),
+                ("DoesNotExist", true) => value.is_none(),
+                _ => false,
+            }
+        };
+        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && self.match_expressions.iter().all(holds)
+    }
+}
+
 message! {
     /// `mesh.v1alpha1.LabelSelectorRequirement`.
     LabelSelectorRequirement {
@@ -275,6 +294,15 @@ enumeration! {
         None = 1 "NONE",
         Namespace = 2 "NAMESPACE",
         Public = 3 "PUBLIC",
+    }
+}
+
+impl ServiceEntryVisibility {
+    /// What holds for ServiceEntries of a namespace with these labels: the first policy all of whose rules match.
+    pub fn of_namespace(&self, labels: &BTreeMap<String, String>) -> Visibility {
+        let selects = |rule: &VisibilityMatchRule| rule.namespace_selector.as_ref().is_some_and(|s| s.matches(labels));
+        let policy = self.policies.iter().find(|policy| policy.matching_rules.iter().all(selects));
+        policy.map_or(self.default_visibility, |policy| policy.visibility)
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) struct Api {
 
 /// Kubernetes' own kinds that are watched.
 ///
-/// Not Secrets, which nothing that sidecars are sent is made of, and of ConfigMaps the mesh's only.
+/// Of ConfigMaps only the mesh's is, and of Secrets those that may hold certificates.
 pub(crate) const CORE: [Api; 5] = [
     core(Kind::Namespace, "namespaces"),
     core(Kind::Node, "nodes"),

@@ -9,12 +9,14 @@
 //! there is, then what changed. A server that is away is asked again with back-off; nothing is taken back meanwhile.
 //! Never: what the objects mean.
 
+mod addresses;
 mod apply;
 mod client;
 mod config_map;
 mod crds;
 mod documents;
 mod kinds;
+mod lease;
 mod machines;
 mod review;
 mod root_cert;

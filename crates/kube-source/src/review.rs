@@ -1,4 +1,5 @@
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::Api;
 use kube::api::PostParams;
 
@@ -9,7 +10,7 @@ use crate::watch::chain;
 const MAX_TOKEN: usize = 16 << 10;
 
 /// A service account whose token the API server has verified.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Account {
     /// The account's namespace.
     pub namespace: String,
@@ -27,7 +28,7 @@ pub enum ReviewError {
     #[error("the token's user is not a service account")]
     Subject,
     /// The server cannot be asked.
-    #[error("the API server cannot be asked for a token review: {0}")]
+    #[error("the API server cannot be asked for a review: {0}")]
     Unavailable(String),
 }
 
@@ -46,6 +47,30 @@ impl Cluster {
         let answered = api.create(&PostParams::default(), &review).await;
         let review = answered.map_err(|error| ReviewError::Unavailable(chain(&error)))?;
         account(&review.status.unwrap_or_default(), audiences)
+    }
+}
+
+impl Cluster {
+    /// Whether a service account may list the Secrets of its namespace.
+    ///
+    /// # Errors
+    /// When the server does not say.
+    pub async fn may_read_secrets(&self, account: &Account) -> Result<bool, ReviewError> {
+        let spec = SubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                namespace: Some(account.namespace.clone()),
+                verb: Some("list".to_owned()),
+                resource: Some("secrets".to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            user: Some(format!("system:serviceaccount:{}:{}", account.namespace, account.name)),
+            ..SubjectAccessReviewSpec::default()
+        };
+        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+        let api: Api<SubjectAccessReview> = Api::all(self.client.clone());
+        let answered = api.create(&PostParams::default(), &review).await;
+        let review = answered.map_err(|error| ReviewError::Unavailable(chain(&error)))?;
+        Ok(review.status.is_some_and(|status| status.allowed))
     }
 }
 

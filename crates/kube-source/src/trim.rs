@@ -9,6 +9,10 @@ use serde_json::{Map, Value, json};
 const NOISE: [&str; 2] =
     ["kubectl.kubernetes.io/last-applied-configuration", "endpoints.kubernetes.io/last-change-trigger-time"];
 
+/// What of a Secret proxies may be given: other secrets of the cluster's users are not kept.
+const CERTIFICATES: [&str; 9] =
+    ["cert", "key", "cacert", "crl", "tls.crt", "tls.key", "tls.ocsp-staple", "ca.crt", "ca.crl"];
+
 /// The object as a document, without what no reader of the store looks at.
 pub(crate) fn document(kind: Kind, api_version: &str, object: DynamicObject) -> Document {
     let origin = match &object.metadata.namespace {
@@ -26,8 +30,12 @@ pub(crate) fn document(kind: Kind, api_version: &str, object: DynamicObject) -> 
         Kind::Pod => pod(&mut whole),
         Kind::Node => whole.retain(|field, _| matches!(field.as_str(), "apiVersion" | "kind" | "metadata")),
         Kind::Service | Kind::Namespace => drop(whole.remove("status")),
-        // Its status has the machine's health.
-        Kind::WorkloadEntry => {}
+        Kind::Secret => {
+            let data = whole.get_mut("data").and_then(Value::as_object_mut);
+            data.into_iter().for_each(|data| data.retain(|key, _| CERTIFICATES.contains(&key.as_str())));
+        }
+        // Their status has the machine's health, and allocated addresses.
+        Kind::WorkloadEntry | Kind::ServiceEntry => {}
         kind if kind.is_custom() => drop(whole.remove("status")),
         _ => {}
     }

@@ -30,6 +30,9 @@ const HEALTHY: Duration = Duration::from_secs(30);
 /// How often the server is asked whether a kind whose CRD is new is served yet.
 const DISCOVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// Secrets that certainly hold no certificates, of which clusters have many (istiod's `SecretsFieldSelector`).
+const SECRETS: &str = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token";
+
 /// A difference to what was said before.
 #[derive(Debug)]
 pub enum Change {
@@ -130,6 +133,8 @@ impl Watcher {
         };
         let only = watcher::Config::default().fields(&format!("metadata.name={}", self.mesh.1));
         self.watch_kind(Kind::ConfigMap, &config_maps, only);
+        let secrets = ApiResource { kind: "Secret".into(), plural: "secrets".into(), ..config_maps };
+        self.watch_kind(Kind::Secret, &secrets, watcher::Config::default().fields(SECRETS));
         let crds = KubeApi::<PartialObjectMeta<CustomResourceDefinition>>::all(self.cluster.client.clone());
         let crds = watcher::watcher(crds, watcher::Config::default()).backoff(pauses());
         self.streams.insert(Watch::Crds, Box::pin(crds.map(|event| event.map(Item::Crd))));
@@ -212,8 +217,12 @@ impl Watcher {
                     told.failing = true;
                     warn!(?watch, error = %chain(&error), "watch interrupted; what it said holds");
                 }
+                // Whoever may not read Secrets serves without them.
+                if watch == Watch::Kind(Kind::Secret) && has_code(&error, 403) {
+                    told.listed = true;
+                }
                 // A version that is no longer served, or a CRD that is gone.
-                if let (true, Watch::Kind(kind)) = (is_not_found(&error), watch)
+                if let (true, Watch::Kind(kind)) = (has_code(&error, 404), watch)
                     && kind.is_custom()
                 {
                     self.streams.remove(&watch);
@@ -305,14 +314,14 @@ impl Backoff for Doubling {
     }
 }
 
-fn is_not_found(error: &watcher::Error) -> bool {
+fn has_code(error: &watcher::Error, code: u16) -> bool {
     let source = match error {
         watcher::Error::InitialListFailed(source)
         | watcher::Error::WatchStartFailed(source)
         | watcher::Error::WatchFailed(source) => source,
         _ => return false,
     };
-    matches!(source, kube::Error::Api(status) if status.code == 404)
+    matches!(source, kube::Error::Api(status) if status.code == code)
 }
 
 /// An error with its causes, which `kube` prints partly itself.

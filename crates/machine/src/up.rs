@@ -82,7 +82,7 @@ async fn run(
     let network = Network::create(args.dual_stack).context("make the mesh's network")?;
     let publishes = publishes(args, &input.documents, progress);
     let templates =
-        inject::Files { inject: args.inject_config.clone(), values: args.inject_values.clone(), mesh: None };
+        inject::Files { inject: args.inject_config.clone(), values: args.inject_values.clone(), ..Default::default() };
     let plane = Plane::start(&network, &input.documents, &templates, &args.pilot_env)
         .await
         .context("start the control plane")?;

@@ -84,9 +84,22 @@ fn further_down(error: Error, lines: u32) -> Error {
 /// # Errors
 /// The first syntax error, or the first document that is not a mapping.
 pub fn parse_plain(file: &Path, text: &str) -> Result<Vec<Document>, Error> {
+    plain(file, text, DuplicateKeyPolicy::Error)
+}
+
+/// As [`parse_plain`], but of a key that is written twice the last counts: as sigs.k8s.io/yaml reads what
+/// injection works with.
+///
+/// # Errors
+/// As [`parse_plain`].
+pub fn parse_lenient(file: &Path, text: &str) -> Result<Vec<Document>, Error> {
+    plain(file, text, DuplicateKeyPolicy::LastWins)
+}
+
+fn plain(file: &Path, text: &str, duplicates: DuplicateKeyPolicy) -> Result<Vec<Document>, Error> {
     let file: Arc<Path> = file.into();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let roots = match serde_saphyr::from_multiple_with_options::<Spanned<Node<true>>>(text, options()) {
+    let roots = match serde_saphyr::from_multiple_with_options::<Spanned<Node<true>>>(text, options(duplicates)) {
         Ok(roots) => roots,
         // JSON may be indented by tabs, which YAML forbids; then only the positions are lost.
         Err(error) => match serde_json::from_str::<Value>(text) {
@@ -110,24 +123,24 @@ pub fn parse_plain(file: &Path, text: &str) -> Result<Vec<Document>, Error> {
     Ok(documents)
 }
 
-/// The mappings that a text holds, without their positions, in half the time of [`parse_plain`].
+/// The mappings that a text holds, without their positions, in half the time of [`parse_lenient`].
 ///
 /// # Errors
-/// As [`parse_plain`].
+/// As [`parse_lenient`].
 pub fn parse_values(file: &Path, text: &str) -> Result<Vec<Value>, Error> {
-    match serde_saphyr::from_multiple_with_options::<Node<false>>(text, options()) {
+    match serde_saphyr::from_multiple_with_options::<Node<false>>(text, options(DuplicateKeyPolicy::LastWins)) {
         Ok(roots) if roots.iter().all(|root| root.value.is_object()) => {
             Ok(roots.into_iter().map(|root| root.value).collect())
         }
         // The slow way knows where it is wrong, and what else may be read.
-        _ => Ok(parse_plain(file, text)?.into_iter().map(|document| document.value).collect()),
+        _ => Ok(parse_lenient(file, text)?.into_iter().map(|document| document.value).collect()),
     }
 }
 
-/// What `kubectl` reads: 1.1 booleans and octals, merge keys; a key written twice is an error.
-fn options() -> serde_saphyr::Options {
+/// What `kubectl` reads: 1.1 booleans and octals, merge keys.
+fn options(duplicates: DuplicateKeyPolicy) -> serde_saphyr::Options {
     serde_saphyr::options! {
-        duplicate_keys: DuplicateKeyPolicy::Error,
+        duplicate_keys: duplicates,
         legacy_octal_numbers: true,
         with_snippet: false,
         ignore_binary_tag_for_string: true,

@@ -11,11 +11,11 @@ use mesh_types::ArcStr;
 pub use filter::LogFilter;
 
 use crate::any::Typed;
+use crate::config_source::grpc_cluster;
 use crate::format::{Format, FormatContext, FormatString};
 use crate::pb;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid};
-use crate::tls::grpc_cluster;
 use crate::{Options, fields};
 
 /// One access log.
@@ -76,6 +76,12 @@ pub struct AlsLog {
     pub http: bool,
     /// Filter state to log.
     pub filter_state: Vec<ArcStr>,
+    /// Request headers to log.
+    pub request_headers: Vec<ArcStr>,
+    /// Response headers to log.
+    pub response_headers: Vec<ArcStr>,
+    /// Response trailers to log.
+    pub response_trailers: Vec<ArcStr>,
     /// Send at the latest after this.
     pub flush_interval: Duration,
     /// Send at the latest with this many bytes.
@@ -118,7 +124,14 @@ impl AccessLog {
             }
             "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig" => {
                 let config: loggers::grpc::v3::HttpGrpcAccessLogConfig = typed.decode()?;
-                (LogSink::Als(Arc::new(AlsLog::compile(config.common_config.as_ref(), true)?)), None)
+                let names = |names: &[String]| names.iter().map(|n| n.to_ascii_lowercase().into()).collect();
+                let log = AlsLog {
+                    request_headers: names(&config.additional_request_headers_to_log),
+                    response_headers: names(&config.additional_response_headers_to_log),
+                    response_trailers: names(&config.additional_response_trailers_to_log),
+                    ..AlsLog::compile(config.common_config.as_ref(), true)?
+                };
+                (LogSink::Als(Arc::new(log)), None)
             }
             "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig" => {
                 let config: loggers::grpc::v3::TcpGrpcAccessLogConfig = typed.decode()?;
@@ -231,6 +244,9 @@ impl AlsLog {
             name: config.log_name.as_str().into(),
             http,
             filter_state: config.filter_state_objects_to_log.iter().map(|k| k.as_str().into()).collect(),
+            request_headers: Vec::new(),
+            response_headers: Vec::new(),
+            response_trailers: Vec::new(),
             flush_interval: fields::positive(
                 "common_config.buffer_flush_interval",
                 config.buffer_flush_interval.as_ref(),

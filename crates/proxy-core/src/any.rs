@@ -54,11 +54,12 @@ impl<'a> Typed<'a> {
         }
     }
 
-    /// The fields of a `TypedStruct`; empty if the message was not given as one.
-    pub(crate) fn fields(&self) -> Map<String, Value> {
+    /// The fields of a `TypedStruct`. Istio's own messages that have no type here must come as one.
+    pub(crate) fn fields(&self) -> Compiled<Map<String, Value>> {
         match &self.body {
-            Body::Bytes(_) => Map::new(),
-            Body::Fields(fields) => fields.clone(),
+            Body::Bytes([]) => Ok(Map::new()),
+            Body::Bytes(_) => Err(Invalid::new("typed_config", format!("{} must come as a TypedStruct", self.name))),
+            Body::Fields(fields) => Ok(fields.clone()),
         }
     }
 

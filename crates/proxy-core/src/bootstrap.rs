@@ -9,13 +9,14 @@ use crate::Options;
 use crate::access_log::AccessLog;
 use crate::address::Address;
 use crate::cluster::Cluster;
+use crate::config_source::{ConfigSource, GrpcSource};
 use crate::hcm::TracingProvider;
 use crate::listener::Listener;
 use crate::matchers::StringMatcher;
 use crate::metadata;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, Rejected, Result, refuse};
-use crate::tls::{ConfigSource, Secret, grpc_cluster};
+use crate::tls::Secret;
 
 /// A compiled bootstrap.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub struct Bootstrap {
     /// Static secrets.
     pub secrets: Vec<Secret>,
     /// The aggregated stream.
-    pub ads: Option<Ads>,
+    pub ads: Option<GrpcSource>,
     /// Where listeners come from, besides.
     pub lds: Option<ConfigSource>,
     /// Where clusters come from, besides.
@@ -42,8 +43,6 @@ pub struct Bootstrap {
     pub tracing: Option<TracingProvider>,
     /// Values of the static runtime layers, later layers over earlier ones, by dotted key.
     pub runtime: Vec<(ArcStr, Value)>,
-    /// Prefix of Envoy's own headers; always `x-envoy` here.
-    pub local_cluster: Option<ArcStr>,
 }
 
 /// Who this proxy is.
@@ -66,19 +65,6 @@ pub struct Admin {
     pub address: Address,
     /// Logs of its requests.
     pub access_log: Vec<Arc<AccessLog>>,
-}
-
-/// The aggregated stream.
-#[derive(Clone, Debug)]
-pub struct Ads {
-    /// Incremental protocol.
-    pub delta: bool,
-    /// The cluster of the server.
-    pub cluster: ArcStr,
-    /// The authority to send; empty: the cluster's name.
-    pub authority: ArcStr,
-    /// Headers of the stream.
-    pub initial_metadata: Vec<(ArcStr, ArcStr)>,
 }
 
 /// Which statistics there are, and how names become tags.
@@ -136,7 +122,7 @@ impl Bootstrap {
     /// Compiles a `config.bootstrap.v3.Bootstrap` with all static resources; the first that is refused is the error.
     pub fn compile(bootstrap: &pb::bootstrap::Bootstrap, options: &Options) -> Result<Self> {
         let fixed = bootstrap.static_resources.clone().unwrap_or_default();
-        let compiled = Self::build(bootstrap, options).map_err(|invalid| invalid.of("bootstrap", ""))?;
+        let compiled = Self::settings(bootstrap, options)?;
         let clusters =
             fixed.clusters.iter().map(|c| Cluster::compile(c, options).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         let listeners =
@@ -153,13 +139,37 @@ impl Bootstrap {
         Ok(compiled)
     }
 
+    /// As [`Self::compile`], without the static resources.
+    pub fn settings(bootstrap: &pb::bootstrap::Bootstrap, options: &Options) -> Result<Self> {
+        Self::build(bootstrap, options).map_err(|invalid| invalid.of("bootstrap", ""))
+    }
+
     fn build(bootstrap: &pb::bootstrap::Bootstrap, options: &Options) -> Compiled<Self> {
         refuse! {
             "hds_config": bootstrap.hds_config.is_some(),
             "header_prefix": !bootstrap.header_prefix.is_empty() && bootstrap.header_prefix != "x-envoy",
             "config_sources": !bootstrap.config_sources.is_empty(),
+            "default_config_source": bootstrap.default_config_source.is_some(),
+            "certificate_provider_instances": !bootstrap.certificate_provider_instances.is_empty(),
+            "default_socket_interface": !bootstrap.default_socket_interface.is_empty(),
+            "xds_delegate_extension": bootstrap.xds_delegate_extension.is_some(),
+            "xds_config_tracker_extension": bootstrap.xds_config_tracker_extension.is_some(),
+            "listener_manager": bootstrap.listener_manager.is_some(),
+            "dns_resolution_config": bootstrap.dns_resolution_config.as_ref().is_some_and(|c| !c.resolvers.is_empty()),
+            "use_tcp_for_dns_lookups": bootstrap.use_tcp_for_dns_lookups,
+            "admin.allow_paths": bootstrap.admin.as_ref().is_some_and(|admin| !admin.allow_paths.is_empty()),
+        }
+        let manager = bootstrap.cluster_manager.clone().unwrap_or_default();
+        refuse! {
+            "cluster_manager.local_cluster_name": !manager.local_cluster_name.is_empty(),
+            "cluster_manager.upstream_bind_config": manager.upstream_bind_config.is_some(),
+            "cluster_manager.load_stats_config": manager.load_stats_config.is_some(),
         }
         let dynamic = bootstrap.dynamic_resources.clone().unwrap_or_default();
+        refuse! {
+            "dynamic_resources.lds_resources_locator": !dynamic.lds_resources_locator.is_empty(),
+            "dynamic_resources.cds_resources_locator": !dynamic.cds_resources_locator.is_empty(),
+        }
         let source = |field: &str, source: &Option<pb::core::ConfigSource>| {
             source.as_ref().map(|s| ConfigSource::compile(Some(s))).transpose().at(field)
         };
@@ -169,7 +179,12 @@ impl Bootstrap {
             listeners: Vec::new(),
             clusters: Vec::new(),
             secrets: Vec::new(),
-            ads: dynamic.ads_config.as_ref().map(Ads::compile).transpose().at("dynamic_resources.ads_config")?,
+            ads: dynamic
+                .ads_config
+                .as_ref()
+                .map(|config| GrpcSource::compile(config, true))
+                .transpose()
+                .at("dynamic_resources.ads_config")?,
             lds: source("dynamic_resources.lds_config", &dynamic.lds_config)?,
             cds: source("dynamic_resources.cds_config", &dynamic.cds_config)?,
             stats: StatsConfig::compile(bootstrap.stats_config.as_ref()).at("stats_config")?,
@@ -180,13 +195,7 @@ impl Bootstrap {
                 .map(TracingProvider::compile)
                 .transpose()
                 .at("tracing.http")?,
-            runtime: runtime(bootstrap.layered_runtime.as_ref()),
-            local_cluster: bootstrap
-                .cluster_manager
-                .as_ref()
-                .map(|m| m.local_cluster_name.as_str())
-                .filter(|n| !n.is_empty())
-                .map(ArcStr::from),
+            runtime: runtime(bootstrap.layered_runtime.as_ref()).at("layered_runtime")?,
         })
     }
 
@@ -267,33 +276,6 @@ impl Admin {
     }
 }
 
-impl Ads {
-    fn compile(config: &pb::core::ApiConfigSource) -> Compiled<Self> {
-        use pb::core::grpc_service::TargetSpecifier;
-        let ConfigSource::Grpc { delta, cluster } = ConfigSource::of_api(config)? else {
-            return Err(Invalid::unsupported("api_type"));
-        };
-        let service = config.grpc_services.first();
-        let authority = match service.and_then(|s| s.target_specifier.as_ref()) {
-            Some(TargetSpecifier::EnvoyGrpc(grpc)) => grpc.authority.as_str(),
-            _ => "",
-        };
-        if let Some(service) = service {
-            grpc_cluster(service)?;
-        }
-        Ok(Self {
-            delta,
-            cluster,
-            authority: authority.into(),
-            initial_metadata: service
-                .iter()
-                .flat_map(|s| &s.initial_metadata)
-                .map(|h| (h.key.as_str().into(), h.value.as_str().into()))
-                .collect(),
-        })
-    }
-}
-
 impl StatsConfig {
     fn compile(config: Option<&pb::metrics::StatsConfig>) -> Compiled<Self> {
         use pb::metrics::stats_matcher::StatsMatcher as Kind;
@@ -337,15 +319,21 @@ impl StatsConfig {
     }
 }
 
-fn runtime(layers: Option<&pb::bootstrap::LayeredRuntime>) -> Vec<(ArcStr, Value)> {
+fn runtime(layers: Option<&pb::bootstrap::LayeredRuntime>) -> Compiled<Vec<(ArcStr, Value)>> {
     use pb::bootstrap::runtime_layer::LayerSpecifier;
     let mut values = std::collections::BTreeMap::new();
     for layer in layers.iter().flat_map(|l| &l.layers) {
-        if let Some(LayerSpecifier::StaticLayer(fields)) = &layer.layer_specifier {
-            flatten("", &Value::Object(metadata::object(fields)), &mut values);
+        match &layer.layer_specifier {
+            Some(LayerSpecifier::StaticLayer(fields)) => {
+                flatten("", &Value::Object(metadata::object(fields)), &mut values);
+            }
+            Some(LayerSpecifier::DiskLayer(_)) => return Err(Invalid::unsupported("disk_layer")),
+            Some(LayerSpecifier::RtdsLayer(_)) => return Err(Invalid::unsupported("rtds_layer")),
+            // Empty until somebody posts to `/runtime_modify`.
+            Some(LayerSpecifier::AdminLayer(_)) | None => {}
         }
     }
-    values.into_iter().map(|(k, v)| (ArcStr::from(k), v)).collect()
+    Ok(values.into_iter().map(|(k, v)| (ArcStr::from(k), v)).collect())
 }
 
 /// Nested objects become dotted keys.

@@ -70,8 +70,8 @@ pub struct Cluster {
     pub max_stream_duration: Option<Duration>,
     /// Most headers of a response.
     pub max_response_headers: u32,
-    /// Most bytes of a response head.
-    pub max_response_header_bytes: u32,
+    /// Most bytes of a response head, if that is said.
+    max_response_header_bytes: Option<u32>,
     /// Limits, by priority: default, high.
     pub breakers: [BreakerLimits; 2],
     /// Judging hosts by traffic.
@@ -98,12 +98,6 @@ pub struct Cluster {
     pub metadata: Arc<Metadata>,
     /// Filters on upstream connections.
     pub filters: Vec<NetworkFilter>,
-    /// Close connections to hosts that become unhealthy.
-    pub close_on_health_failure: bool,
-    /// A pool of its own for each downstream connection.
-    pub pool_per_downstream: bool,
-    /// Remove hosts at once even if they are healthy by active checks.
-    pub ignore_health_on_removal: bool,
 }
 
 impl Cluster {
@@ -117,6 +111,18 @@ impl Cluster {
             "transport_socket_matcher": cluster.transport_socket_matcher.is_some(),
             "upstream_config": cluster.upstream_config.is_some(),
             "lrs_server": cluster.lrs_server.is_some(),
+            "dns_resolvers": !cluster.dns_resolvers.is_empty(),
+            "dns_resolution_config": cluster.dns_resolution_config.as_ref().is_some_and(|c| !c.resolvers.is_empty()),
+            "use_tcp_for_dns_lookups": cluster.use_tcp_for_dns_lookups,
+            "queuing_policies": cluster.queuing_policies.is_some(),
+            "connection_pool_per_downstream_connection": cluster.connection_pool_per_downstream_connection,
+            "close_connections_on_host_health_failure": cluster.close_connections_on_host_health_failure,
+            "per_connection_buffer_high_watermark_timeout": cluster.per_connection_buffer_high_watermark_timeout.is_some(),
+            "stats_matcher": cluster.stats_matcher.is_some(),
+            "upstream_connection_options.set_local_interface_name_on_upstream_connections": cluster
+                .upstream_connection_options
+                .as_ref()
+                .is_some_and(|o| o.set_local_interface_name_on_upstream_connections),
         }
         let name = fields::required("name", &cluster.name)?;
         let discovery = Discovery::compile(cluster)?;
@@ -124,6 +130,11 @@ impl Cluster {
         let common = cluster.common_lb_config.clone().unwrap_or_default();
         let policy = policy::Balancing::compile(cluster, &common)?;
         refuse! {
+            "common_lb_config.close_connections_on_host_set_change": common.close_connections_on_host_set_change,
+            "common_lb_config.ignore_new_hosts_until_first_hc": common.ignore_new_hosts_until_first_hc,
+            "common_lb_config.override_host_status": common.override_host_status.is_some(),
+            "lb_subset_config.scale_locality_weight":
+                cluster.lb_subset_config.as_ref().is_some_and(|c| c.scale_locality_weight),
             "common_lb_config.consistent_hashing_lb_config.hash_balance_factor":
                 common.consistent_hashing_lb_config.as_ref().is_some_and(|c| c.hash_balance_factor.is_some()),
         }
@@ -179,9 +190,6 @@ impl Cluster {
             keepalive: keepalive.map(TcpKeepalive::compile),
             metadata: Arc::new(Metadata::compile(cluster.metadata.as_ref())),
             filters,
-            close_on_health_failure: cluster.close_connections_on_host_health_failure,
-            pool_per_downstream: cluster.connection_pool_per_downstream_connection,
-            ignore_health_on_removal: cluster.ignore_health_on_host_removal,
             discovery,
             name,
         };
@@ -218,6 +226,11 @@ impl Cluster {
         hash(cluster)
     }
 
+    /// Most bytes of a response head. HTTP/1 has another default (Envoy `MAX_RESPONSE_HEADERS_KB`).
+    pub fn max_response_header_bytes(&self, http1: bool) -> u32 {
+        self.max_response_header_bytes.unwrap_or(if http1 { 80 << 10 } else { 60 << 10 })
+    }
+
     /// The load assignment of a DNS cluster, whose names the proxy resolves and hands to [`Endpoints::resolved`].
     pub fn assignment(&self) -> Option<&pb::endpoint::ClusterLoadAssignment> {
         self.assignment.as_deref()
@@ -244,7 +257,12 @@ impl Cluster {
 
 fn bind(config: Option<&pb::core::BindConfig>) -> Compiled<(Vec<SocketAddr>, Vec<SocketOption>)> {
     let Some(config) = config else { return Ok((Vec::new(), Vec::new())) };
-    refuse!("local_address_selector": config.local_address_selector.is_some());
+    refuse! {
+        "local_address_selector": config.local_address_selector.is_some(),
+        "freebind": fields::flag(config.freebind.as_ref(), false),
+        "extra_source_addresses.socket_options":
+            config.extra_source_addresses.iter().any(|a| a.socket_options.is_some()),
+    }
     let mut addresses = Vec::new();
     let extra = config.extra_source_addresses.iter().filter_map(|a| a.address.as_ref());
     for address in config.source_address.iter().chain(extra).chain(&config.additional_source_addresses) {

@@ -16,18 +16,18 @@ use mesh_types::ArcStr;
 pub use cors::{CorsDecision, CorsPolicy, cors_decide};
 pub use ext_authz::{AuthzService, BodyBuffer, ExtAuthz, ExtAuthzOverride, HttpAuthz};
 pub use fault::{Abort, Fault, FaultDecision};
-pub use istio::{AlpnOverride, IstioStats, MetricOverride, PeerMetadataConfig, Reporter};
+pub use istio::{AlpnOverride, IstioStats, MetricOverride, PeerMetadataConfig, PeerMethod, Reporter};
 pub use jwt::{ClaimToHeader, JwksSource, JwtAuthn, JwtOverride, JwtProvider, Requirement, Token, TokenPlace};
 pub use local_rate_limit::{
     Descriptor, LocalRateLimit, RateLimitContext, RateLimitRule, TokenBucket, TokenBucketConfig,
 };
 pub use session::{SessionKind, StatefulSession};
-pub use small::{FilterStateValue, HeaderMutation, HealthCheckFilter, RouterConfig};
+pub use small::{FilterStateValue, HeaderMutation, HealthAnswer, HealthCheckFilter, RouterConfig};
 
 use crate::any::Typed;
 use crate::pb;
 use crate::rbac::Rbac;
-use crate::rejected::{At, Compiled, Invalid};
+use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::{Options, fields};
 
 /// One entry of the filter list.
@@ -178,6 +178,7 @@ impl HttpFilter {
             }
             "header_mutation.v3.HeaderMutation" => {
                 let config: http::header_mutation::v3::HeaderMutation = typed.decode()?;
+                refuse!("most_specific_header_mutations_wins": config.most_specific_header_mutations_wins);
                 Self::HeaderMutation(Arc::new(HeaderMutation::compile(config.mutations.as_ref())?))
             }
             "health_check.v3.HealthCheck" => Self::HealthCheck(Arc::new(HealthCheckFilter::compile(&typed.decode()?)?)),
@@ -195,7 +196,7 @@ impl HttpFilter {
                 Self::IstioAlpn(Arc::new(AlpnOverride::compile(&typed.decode()?)?))
             }
             "io.istio.http.peer_metadata.Config" => {
-                Self::PeerMetadata(Arc::new(PeerMetadataConfig::of(&typed.fields())))
+                Self::PeerMetadata(Arc::new(PeerMetadataConfig::of(&typed.fields()?)?))
             }
             "stats.PluginConfig" => Self::IstioStats(Arc::new(IstioStats::compile(&typed.decode()?)?)),
             _ => return Ok(None),

@@ -22,11 +22,11 @@ use crate::access_log::AccessLog;
 use crate::address::Address;
 use crate::cidr::Cidr;
 use crate::cluster::{Http1Options, Http2Options};
+use crate::config_source::ConfigSource;
 use crate::filters::{HttpFilter, HttpFilterEntry, RouterConfig};
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::route::RouteTable;
-use crate::tls::ConfigSource;
 use crate::{Options, fields};
 
 /// A compiled `HttpConnectionManager`.
@@ -438,6 +438,14 @@ impl HttpConnectionManager {
             local_address: options.local_address,
             node_id: options.node_id.as_str().into(),
             node_cluster: options.node_cluster.as_str().into(),
+        })
+    }
+
+    /// How peers tell each other who they are, where Istio's filter says so.
+    pub fn peer_metadata(&self) -> Option<&crate::filters::PeerMetadataConfig> {
+        self.filters.iter().find_map(|entry| match &entry.filter {
+            HttpFilter::PeerMetadata(config) => Some(&**config),
+            _ => None,
         })
     }
 

@@ -12,6 +12,37 @@ pub struct Headers {
     /// One bit for every name that was ever added: most names that somebody looks for are not there, which this
     /// says without a look at the entries.
     names: u128,
+    /// Only with `preserve_case`.
+    written: Option<Box<WrittenNames>>,
+}
+
+/// How the peer wrote the names of a head, which goes on in the same way (Envoy `PreserveCaseHeaderFormatter`).
+#[derive(Clone, Debug, Default)]
+pub struct WrittenNames {
+    names: Vec<Box<[u8]>>,
+    /// Names that the peer did not write get capitals.
+    pub proper_others: bool,
+    /// The peer's reason phrase, if it is passed on.
+    pub reason: Option<Box<str>>,
+}
+
+impl WrittenNames {
+    /// No names yet.
+    pub fn new(proper_others: bool) -> Self {
+        Self { proper_others, ..Self::default() }
+    }
+
+    /// Takes a name down; the first spelling counts.
+    pub fn remember(&mut self, name: &[u8]) {
+        if self.get(name).is_none() {
+            self.names.push(name.into());
+        }
+    }
+
+    /// The spelling of a name.
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        self.names.iter().find(|known| known.eq_ignore_ascii_case(name)).map(|known| &**known)
+    }
 }
 
 /// Tells most names apart without a look at their bytes. Looked up by a fixed name it is computed when compiling, for
@@ -135,7 +166,7 @@ impl Headers {
 
     /// Room for so many headers with so many bytes of names and values.
     pub fn with_capacity(entries: usize, bytes: usize) -> Self {
-        Self { buffer: Vec::with_capacity(bytes), entries: Vec::with_capacity(entries), names: 0 }
+        Self { buffer: Vec::with_capacity(bytes), entries: Vec::with_capacity(entries), names: 0, written: None }
     }
 
     /// Forgets all headers and keeps the memory.
@@ -143,6 +174,24 @@ impl Headers {
         self.buffer.clear();
         self.entries.clear();
         self.names = 0;
+        self.written = None;
+    }
+
+    /// How names are written, when that is to be kept.
+    pub fn written(&self) -> Option<&WrittenNames> {
+        self.written.as_deref()
+    }
+
+    /// Keeps the peer's reason phrase, where names are kept.
+    pub fn set_reason(&mut self, reason: Option<&str>) {
+        if let Some(written) = &mut self.written {
+            written.reason = reason.map(Into::into);
+        }
+    }
+
+    /// Keeps how names are written.
+    pub fn set_written(&mut self, names: WrittenNames) {
+        self.written = Some(Box::new(names));
     }
 
     /// Number of headers, pseudo headers included.

@@ -73,8 +73,6 @@ pub struct Listener {
     pub per_connection_buffer_limit: u32,
     /// listen(2)'s backlog; `None`: the system's.
     pub tcp_backlog: Option<u32>,
-    /// Balance connections between workers exactly.
-    pub exact_balance: bool,
     /// Keep-alive probes on accepted connections.
     pub keepalive: Option<TcpKeepalive>,
     /// Plain socket options, to be set as they are.
@@ -88,7 +86,7 @@ pub struct Listener {
     /// Prefix of its statistics.
     pub stat_prefix: ArcStr,
     /// The listener's metadata.
-    pub metadata: Metadata,
+    pub metadata: Arc<Metadata>,
     table: ChainTable,
 }
 
@@ -158,7 +156,7 @@ pub struct FilterChain {
     /// Where the bytes go.
     pub terminal: Terminal,
     /// The chain's metadata.
-    pub metadata: Metadata,
+    pub metadata: Arc<Metadata>,
 }
 
 impl Listener {
@@ -168,12 +166,23 @@ impl Listener {
     }
 
     fn build(listener: &pb::listener::Listener, options: &Options) -> Compiled<Self> {
+        use pb::listener::listener::connection_balance_config::BalanceType as Balance;
         refuse! {
             "api_listener": listener.api_listener.is_some(),
             "fcds_config": listener.fcds_config.is_some(),
             "listener_specifier": listener.listener_specifier.is_some(),
             "udp_listener_config": listener.udp_listener_config.as_ref().is_some_and(|u| u.quic_options.is_some()),
             "filter_chain_matcher": listener.filter_chain_matcher.is_some(),
+            "enable_mptcp": listener.enable_mptcp,
+            "drain_type": listener.drain_type != 0,
+            "connection_balance_config": listener
+                .connection_balance_config
+                .as_ref()
+                .and_then(|c| c.balance_type.as_ref())
+                .is_some_and(|kind| !matches!(kind, Balance::ExactBalance(_))),
+            "stats_matcher": listener.stats_matcher.is_some(),
+            "per_connection_buffer_high_watermark_timeout":
+                listener.per_connection_buffer_high_watermark_timeout.is_some(),
         }
         let mut chains = Vec::with_capacity(listener.filter_chains.len());
         for (i, chain) in listener.filter_chains.iter().enumerate() {
@@ -220,7 +229,6 @@ impl Listener {
             continue_on_listener_filters_timeout: listener.continue_on_listener_filters_timeout,
             per_connection_buffer_limit: fields::uint(listener.per_connection_buffer_limit_bytes.as_ref(), 1 << 20),
             tcp_backlog: listener.tcp_backlog_size.as_ref().map(|v| v.value),
-            exact_balance: listener.connection_balance_config.is_some(),
             keepalive: listener.tcp_keepalive.as_ref().map(TcpKeepalive::compile),
             socket_options: listener
                 .socket_options
@@ -230,7 +238,7 @@ impl Listener {
                 .at("socket_options")?,
             access_log: AccessLog::compile_all(&listener.access_log, options)?,
             table: ChainTable::compile(&listener.filter_chains)?,
-            metadata: Metadata::compile(listener.metadata.as_ref()),
+            metadata: Arc::new(Metadata::compile(listener.metadata.as_ref())),
             stat_prefix: stat_prefix.into(),
             address,
             chains,
@@ -279,7 +287,7 @@ impl FilterChain {
             )?,
             filters,
             terminal,
-            metadata: Metadata::compile(chain.metadata.as_ref()),
+            metadata: Arc::new(Metadata::compile(chain.metadata.as_ref())),
         })
     }
 }

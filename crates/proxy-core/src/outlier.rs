@@ -68,6 +68,8 @@ pub enum Outcome {
     Timeout,
     /// It broke the stream off.
     Reset,
+    /// It took a connection on which requests follow, which are judged by themselves.
+    ConnectedForRequests,
     /// It took a connection that carries no HTTP.
     Connected,
 }
@@ -194,7 +196,7 @@ impl OutlierConfig {
         match outcome {
             Outcome::Status(status) => self.external(host, status),
             Outcome::Reset if self.split => self.external(host, 500),
-            Outcome::Connected if self.split => {
+            Outcome::Connected | Outcome::ConnectedForRequests if self.split => {
                 self.local(host, true);
                 None
             }
@@ -203,6 +205,7 @@ impl OutlierConfig {
             Outcome::ConnectFailed | Outcome::Reset => self.external(host, 503),
             Outcome::ConnectTimeout | Outcome::Timeout => self.external(host, 504),
             Outcome::Connected => self.external(host, 200),
+            Outcome::ConnectedForRequests => None,
         }
     }
 

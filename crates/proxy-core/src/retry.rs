@@ -51,7 +51,10 @@ pub struct RetryPolicy {
 impl RetryPolicy {
     pub(crate) fn compile(policy: &pb::route::RetryPolicy) -> Compiled<Self> {
         use pb::route::retry_policy::{retry_host_predicate, retry_priority};
-        refuse!("retry_options_predicates": !policy.retry_options_predicates.is_empty());
+        refuse! {
+            "retry_options_predicates": !policy.retry_options_predicates.is_empty(),
+            "refresh_cluster_on_retry": policy.refresh_cluster_on_retry,
+        }
         let mut avoid_previous_hosts = false;
         let mut omit_canary_hosts = false;
         for (i, predicate) in policy.retry_host_predicate.iter().enumerate() {

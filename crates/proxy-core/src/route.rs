@@ -17,8 +17,8 @@ use std::time::Duration;
 use mesh_types::ArcStr;
 
 pub use action::{
-    Action, ClusterSpecifier, DirectResponse, Forward, HostRewrite, Mirror, PathRewrite, Priority, WeightedCluster,
-    set_authority,
+    Action, ClusterSpecifier, Connect, DirectResponse, Forward, HostRewrite, Mirror, PathRewrite, Priority,
+    WeightedCluster, set_authority,
 };
 pub use hashing::{HashContext, HashPolicy, SetCookie};
 pub use header_ops::HeaderOps;

@@ -42,6 +42,10 @@ pub struct ConnectionInfo {
     pub filter_chain: ArcStr,
     /// The listener's direction.
     pub direction: Direction,
+    /// The listener's metadata, if it has some.
+    pub listener_metadata: Option<Arc<Metadata>>,
+    /// The filter chain's metadata, if it has some.
+    pub filter_chain_metadata: Option<Arc<Metadata>>,
     /// Why the downstream transport failed, if it did.
     pub transport_failure: Option<ArcStr>,
     /// This machine's name, for `%HOSTNAME%`.
@@ -65,6 +69,8 @@ impl Default for ConnectionInfo {
             listener: "".into(),
             filter_chain: "".into(),
             direction: Direction::default(),
+            listener_metadata: None,
+            filter_chain_metadata: None,
             transport_failure: None,
             hostname: "".into(),
             environment: |_| None,
@@ -79,6 +85,8 @@ pub struct TlsInfo {
     pub version: ArcStr,
     /// OpenSSL's name of the cipher suite, as Envoy prints it.
     pub cipher: ArcStr,
+    /// The number of the suite.
+    pub cipher_id: u32,
     /// The negotiated application protocol.
     pub alpn: Option<ArcStr>,
     /// Hex; empty with TLS 1.3.
@@ -167,8 +175,8 @@ pub struct StreamTimes {
     pub complete: Option<Duration>,
     /// The downstream TLS handshake took this long (of the connection).
     pub downstream_handshake: Option<Duration>,
-    /// Connecting to the upstream, when this request had to.
-    pub upstream_connect: Option<Duration>,
+    /// Connecting to the upstream, when this request had to: begin and end.
+    pub upstream_connect: Option<(Duration, Duration)>,
 }
 
 /// The chosen upstream.
@@ -249,6 +257,8 @@ pub struct StreamInfo {
     pub filter_state: FilterState,
     /// Trace id in hex, if the request is traced.
     pub trace_id: Option<ArcStr>,
+    /// Span id in hex, likewise.
+    pub span_id: Option<ArcStr>,
     /// Unique id of the stream (`STREAM_ID`): the request id if there is one.
     pub stream_id: Option<ArcStr>,
     /// Whether this is a request of a health checker.
@@ -282,6 +292,7 @@ impl StreamInfo {
             dynamic_metadata: Metadata::default(),
             filter_state: FilterState::default(),
             trace_id: None,
+            span_id: None,
             stream_id: None,
             health_check: false,
             traced: false,

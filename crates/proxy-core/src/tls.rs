@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mesh_types::ArcStr;
 
+use crate::config_source::ConfigSource;
 use crate::fields;
 use crate::matchers::StringMatcher;
 use crate::pb;
@@ -93,59 +94,6 @@ pub struct SdsRef {
     pub name: ArcStr,
     /// Who is asked.
     pub source: ConfigSource,
-}
-
-/// Who is asked for a resource.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum ConfigSource {
-    /// The aggregated stream.
-    Ads,
-    /// A gRPC service in a cluster.
-    Grpc {
-        /// The cluster.
-        cluster: ArcStr,
-        /// Incremental protocol.
-        delta: bool,
-    },
-    /// A file.
-    Path(ArcStr),
-    /// Static resources of this process (no source given).
-    Static,
-}
-
-impl ConfigSource {
-    pub(crate) fn compile(source: Option<&pb::core::ConfigSource>) -> Compiled<Self> {
-        use pb::core::config_source::ConfigSourceSpecifier as Specifier;
-        let Some(source) = source else { return Ok(Self::Static) };
-        Ok(match &source.config_source_specifier {
-            Some(Specifier::Ads(_) | Specifier::Self_(_)) => Self::Ads,
-            Some(Specifier::Path(path)) => Self::Path(path.as_str().into()),
-            Some(Specifier::PathConfigSource(path)) => Self::Path(path.path.as_str().into()),
-            Some(Specifier::ApiConfigSource(api)) => Self::of_api(api)?,
-            None => return Err(Invalid::new("config_source", "is empty")),
-        })
-    }
-
-    pub(crate) fn of_api(api: &pb::core::ApiConfigSource) -> Compiled<Self> {
-        use pb::core::api_config_source::ApiType;
-        let delta = match ApiType::try_from(api.api_type) {
-            Ok(ApiType::Grpc | ApiType::AggregatedGrpc) => false,
-            Ok(ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc) => true,
-            _ => return Err(Invalid::new("api_type", "only GRPC and DELTA_GRPC are supported")),
-        };
-        let service = api.grpc_services.first().ok_or_else(|| Invalid::new("grpc_services", "is empty"))?;
-        Ok(Self::Grpc { cluster: grpc_cluster(service).at("grpc_services[0]")?, delta })
-    }
-}
-
-/// The cluster of an `envoy_grpc` service.
-pub(crate) fn grpc_cluster(service: &pb::core::GrpcService) -> Compiled<ArcStr> {
-    use pb::core::grpc_service::TargetSpecifier;
-    match &service.target_specifier {
-        Some(TargetSpecifier::EnvoyGrpc(grpc)) => fields::required("envoy_grpc.cluster_name", &grpc.cluster_name),
-        Some(TargetSpecifier::GoogleGrpc(_)) => Err(Invalid::unsupported("google_grpc")),
-        None => Err(Invalid::new("target_specifier", "is missing")),
-    }
 }
 
 /// Where bytes come from; the proxy reads them.
@@ -269,6 +217,7 @@ impl DownstreamTls {
 
 impl UpstreamTls {
     pub(crate) fn compile(context: &pb::tls::UpstreamTlsContext) -> Compiled<Self> {
+        refuse!("allow_renegotiation": context.allow_renegotiation);
         if context.sni.len() > 255 {
             return Err(Invalid::new("sni", "is longer than 255 bytes"));
         }
@@ -296,6 +245,11 @@ impl TlsCommon {
             "tls_certificate_certificate_provider_instance": common.tls_certificate_certificate_provider_instance.is_some(),
             "key_log": common.key_log.is_some(),
         }
+        let params = common.tls_params.clone().unwrap_or_default();
+        refuse! {
+            "tls_params.signature_algorithms": !params.signature_algorithms.is_empty(),
+            "tls_params.compliance_policies": !params.compliance_policies.is_empty(),
+        }
         let mut certificates = Vec::new();
         for (i, certificate) in common.tls_certificates.iter().enumerate() {
             certificates.push(local_certificate(certificate).at_index("tls_certificates", i)?);
@@ -304,7 +258,6 @@ impl TlsCommon {
             certificates
                 .push(CertificateSource::Sds(SdsRef::compile(sds).at_index("tls_certificate_sds_secret_configs", i)?));
         }
-        let params = common.tls_params.clone().unwrap_or_default();
         let list = |names: &[String]| names.iter().map(|n| n.as_str().into()).collect::<Vec<ArcStr>>();
         let max_version =
             version("tls_params.tls_maximum_protocol_version", params.tls_maximum_protocol_version, default_max)?;
@@ -341,6 +294,9 @@ fn local_certificate(certificate: &pb::tls::TlsCertificate) -> Compiled<Certific
         "pkcs12": certificate.pkcs12.is_some(),
         "private_key_provider": certificate.private_key_provider.is_some(),
         "password": certificate.password.is_some(),
+        "ocsp_staple": certificate.ocsp_staple.is_some(),
+        "tls_params": certificate.tls_params.is_some(),
+        "watched_directory": certificate.watched_directory.is_some(),
     }
     let source = |field: &str, data: &Option<pb::core::DataSource>| {
         DataSource::compile(data.as_ref().ok_or_else(|| Invalid::new(field, "is missing"))?).at(field)
@@ -393,6 +349,8 @@ impl Validation {
         refuse! {
             "ca_certificate_provider_instance": context.ca_certificate_provider_instance.is_some(),
             "custom_validator_config": context.custom_validator_config.is_some(),
+            "only_verify_leaf_cert_crl": context.only_verify_leaf_cert_crl,
+            "watched_directory": context.watched_directory.is_some(),
             "require_signed_certificate_timestamp":
                 fields::flag(context.require_signed_certificate_timestamp.as_ref(), false),
         }

@@ -121,7 +121,7 @@ async fn connect(shared: &Shared, cluster: &ClusterEntry, host: &Host, config: &
     match cluster.client_tls(host) {
         Some(tls) => {
             let alpn = (!config.alpn.is_empty()).then_some(config.alpn.as_slice());
-            tls.connect(raw, &shared.secrets, None, alpn).await.map(|(stream, _)| Io::Client(stream))
+            tls.connect(raw, &shared.secrets, None, &host.hostname, alpn).await.map(|(stream, _)| Io::Client(stream))
         }
         None => Ok(Io::Raw(raw)),
     }
@@ -200,7 +200,7 @@ fn http_head(cluster: &ClusterEntry, host: &Host, http: &HttpCheck) -> Headers {
 
 async fn over_h1(io: Io, head: &Headers) -> io::Result<(u16, Headers)> {
     let mut conn = Conn::new(io);
-    conn.out.write(|out| h1::write_request(out, head));
+    conn.out.write(|out| h1::write_request(out, head, h1::Style::default()));
     poll_fn(|cx| conn.poll_flush(cx)).await?;
     let limits = Limits::default();
     let answer = poll_fn(|cx| conn.poll_response(cx, &limits, true)).await.map_err(io::Error::other)?;

@@ -4,6 +4,7 @@
 
 use crate::runtime::{ClusterEntry, ListenerEntry, Listeners, Shared};
 use crate::socket::{self, BindOptions, Bound};
+use crate::sources::Demand;
 use crate::stats::Kind;
 use crate::worker::Command;
 use ads::client::{Subscriptions, Wanted};
@@ -11,14 +12,17 @@ use bytes::Bytes;
 use envoy_api::{Message, pb, type_url};
 use mesh_types::ArcStr;
 use proxy_core::cluster::Discovery;
+use proxy_core::config_source::{ConfigSource, Origin};
+use proxy_core::hcm::Routes;
 use proxy_core::listener::{Direction, Terminal};
-use proxy_core::tls::{CertificateSource, ConfigSource, SdsRef, Secret, TlsCommon};
+use proxy_core::tls::{CertificateSource, SdsRef, Secret, TlsCommon};
 use proxy_core::{Address, Cluster, Endpoints, Listener, ListenerSet, Options, RouteTable};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
-use tokio::sync::mpsc::UnboundedSender;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinSet;
 
 /// A named resource as it arrives.
 pub(crate) struct Incoming {
@@ -48,6 +52,37 @@ impl Default for ArcStrOrEmpty {
     }
 }
 
+/// What is not waited for without end.
+pub(crate) enum Awaited {
+    /// The first answer of a type.
+    Type(&'static str),
+    /// A cluster's endpoints.
+    Cluster(Weak<ClusterEntry>),
+    /// A listener's routes.
+    Listener(Weak<ListenerEntry>),
+}
+
+/// Tells the control when the time of what it waits for is over.
+pub(crate) async fn lose_patience(mut awaited: UnboundedReceiver<(Duration, Awaited)>, control: Arc<Mutex<Control>>) {
+    let mut waiting = JoinSet::new();
+    loop {
+        tokio::select! {
+            next = awaited.recv() => match next {
+                Some((time, what)) => {
+                    waiting.spawn(async move {
+                        tokio::time::sleep(time).await;
+                        what
+                    });
+                }
+                None => return,
+            },
+            Some(Ok(what)) = waiting.join_next() => {
+                control.lock().unwrap_or_else(PoisonError::into_inner).go_on_without(what);
+            }
+        }
+    }
+}
+
 /// The master copy of the configuration.
 pub(crate) struct Control {
     pub(crate) shared: Arc<Shared>,
@@ -66,9 +101,14 @@ pub(crate) struct Control {
     pub(crate) types: BTreeMap<&'static str, TypeState>,
     /// Types whose first answer is still awaited before the proxy is ready.
     pub(crate) awaiting: BTreeSet<&'static str>,
-    /// SDS names asked of others than ADS, by cluster.
-    pub(crate) sds: tokio::sync::watch::Sender<BTreeSet<SdsRef>>,
+    /// What others than the aggregated stream are asked for.
+    pub(crate) demands: tokio::sync::watch::Sender<BTreeSet<Demand>>,
+    /// Those of them that the bootstrap makes: all clusters, all listeners.
+    pub(crate) roots: BTreeSet<Demand>,
+    /// The workload's certificate comes from the agent in this process, so nobody is asked for it.
+    pub(crate) own_certificate: bool,
     dns: UnboundedSender<Arc<ClusterEntry>>,
+    patience: UnboundedSender<(Duration, Awaited)>,
 }
 
 impl Control {
@@ -77,6 +117,7 @@ impl Control {
         options: Options,
         workers: Vec<UnboundedSender<Command>>,
         dns: UnboundedSender<Arc<ClusterEntry>>,
+        patience: UnboundedSender<(Duration, Awaited)>,
     ) -> Self {
         Self {
             shared,
@@ -91,20 +132,78 @@ impl Control {
             subscriptions: Subscriptions::new(),
             types: BTreeMap::new(),
             awaiting: BTreeSet::new(),
-            sds: tokio::sync::watch::Sender::default(),
+            demands: tokio::sync::watch::Sender::default(),
+            roots: BTreeSet::new(),
+            own_certificate: false,
             dns,
+            patience,
         }
     }
 
-    /// Applies one response of the control plane.
-    pub(crate) fn update(&mut self, of: &str, updated: Vec<Incoming>, removed: &[ArcStr]) -> Refused {
+    /// Where all clusters or all listeners come from, as the bootstrap says.
+    pub(crate) fn follow_all(&mut self, of: &'static str, source: &ConfigSource) {
+        match &source.origin {
+            Origin::Ads => self.subscriptions.set(of, Wanted::all()),
+            Origin::Static => return,
+            origin => {
+                self.roots.insert(Demand { origin: origin.clone(), type_url: of, name: None });
+            }
+        }
+        self.awaiting.insert(of);
+        self.expect(source, Awaited::Type(of));
+    }
+
+    /// Sees to it that `what` is not waited for longer than its source allows.
+    fn expect(&self, source: &ConfigSource, what: Awaited) {
+        if let Some(time) = source.initial_fetch_timeout {
+            // The receiver lives as long as the proxy.
+            let _ = self.patience.send((time, what));
+        }
+    }
+
+    /// Goes on without what did not come in time, as Envoy does after `initial_fetch_timeout`.
+    fn go_on_without(&mut self, what: Awaited) {
+        match what {
+            Awaited::Type(of) => {
+                if self.awaiting.remove(of) {
+                    tracing::warn!(type_url = of, "the first answer did not come in time; going on without it");
+                }
+            }
+            Awaited::Cluster(entry) => {
+                let Some(entry) = entry.upgrade().filter(|entry| !entry.warm.load(Ordering::Acquire)) else { return };
+                let current = self.warming.get(&entry.cluster.name).is_some_and(|c| Arc::ptr_eq(c, &entry));
+                if current {
+                    tracing::warn!(
+                        cluster = &*entry.cluster.name,
+                        "endpoints did not come in time; going on without them"
+                    );
+                    entry.warm.store(true, Ordering::Release);
+                    self.finish_warming();
+                }
+            }
+            Awaited::Listener(entry) => {
+                let Some(entry) = entry.upgrade() else { return };
+                let name = entry.listener.name.clone();
+                if self.warming_listeners.get(&name).is_some_and(|l| Arc::ptr_eq(l, &entry)) {
+                    tracing::warn!(listener = &*name, "routes did not come in time; going on without them");
+                    if let Err(reason) = self.start_listener(name.clone()) {
+                        tracing::error!(listener = &*name, reason, "cannot start");
+                    }
+                    self.publish_listeners();
+                }
+            }
+        }
+    }
+
+    /// Applies one response of whoever was asked.
+    pub(crate) fn update(&mut self, origin: &Origin, of: &str, updated: Vec<Incoming>, removed: &[ArcStr]) -> Refused {
         let version = updated.last().map(|u| u.version.clone());
         let (key, refused) = match of {
             type_url::CLUSTER => (type_url::CLUSTER, self.update_clusters(updated, removed, true)),
             type_url::ENDPOINT => (type_url::ENDPOINT, self.update_endpoints(updated, removed)),
             type_url::LISTENER => (type_url::LISTENER, self.update_listeners(updated, removed, true)),
             type_url::ROUTE => (type_url::ROUTE, self.update_routes(updated, removed)),
-            type_url::SECRET => (type_url::SECRET, self.update_secrets(updated, removed)),
+            type_url::SECRET => (type_url::SECRET, self.update_secrets(origin, updated, removed)),
             _ => return Vec::new(),
         };
         let state = self.types.entry(key).or_default();
@@ -202,6 +301,9 @@ impl Control {
             self.warming.remove(&name);
             self.clusters.insert(name, entry);
         } else {
+            if let Discovery::Eds { source, .. } = &entry.cluster.discovery {
+                self.expect(source, Awaited::Cluster(Arc::downgrade(&entry)));
+            }
             self.warming.insert(name, entry);
         }
         Ok(())
@@ -309,6 +411,9 @@ impl Control {
             self.listeners.get(&name).map(|l| &**l),
             &self.shared.routes,
         );
+        for source in rds_sources(&entry.listener).map(|(_, source)| source) {
+            self.expect(source, Awaited::Listener(Arc::downgrade(&entry)));
+        }
         self.warming_listeners.insert(name, entry);
         Ok(())
     }
@@ -323,16 +428,21 @@ impl Control {
             .collect();
         let mut refused = Vec::new();
         for name in ready {
-            let Some(entry) = self.warming_listeners.remove(&name) else { continue };
-            if let Err(reason) = self.bind(&entry) {
+            if let Err(reason) = self.start_listener(name.clone()) {
                 refused.push((name, reason));
-                continue;
-            }
-            if let Some(old) = self.listeners.insert(name, entry.clone()) {
-                old.drain_missing(Some(&entry));
             }
         }
         refused
+    }
+
+    /// Moves a listener into use.
+    fn start_listener(&mut self, name: ArcStr) -> Result<(), String> {
+        let Some(entry) = self.warming_listeners.remove(&name) else { return Ok(()) };
+        self.bind(&entry)?;
+        if let Some(old) = self.listeners.insert(name, entry.clone()) {
+            old.drain_missing(Some(&entry));
+        }
+        Ok(())
     }
 
     fn drop_listener(&mut self, name: &ArcStr) {
@@ -401,6 +511,11 @@ impl Control {
         all.flat_map(|l| l.listener.rds_names().cloned().collect::<Vec<_>>()).collect()
     }
 
+    /// Routes that listeners want, with whom they are asked of.
+    fn wanted_routes(&self) -> impl Iterator<Item = (&ArcStr, &ConfigSource)> {
+        self.listeners.values().chain(self.warming_listeners.values()).flat_map(|l| rds_sources(&l.listener))
+    }
+
     /// Takes route tables.
     fn update_routes(&mut self, updated: Vec<Incoming>, removed: &[ArcStr]) -> Refused {
         let mut refused = Vec::new();
@@ -430,53 +545,62 @@ impl Control {
     }
 
     /// Takes secrets.
-    pub(crate) fn update_secrets(&mut self, updated: Vec<Incoming>, removed: &[ArcStr]) -> Refused {
+    pub(crate) fn update_secrets(&mut self, origin: &Origin, updated: Vec<Incoming>, removed: &[ArcStr]) -> Refused {
         let mut refused = Vec::new();
         for incoming in updated {
             let done = pb::envoy::extensions::transport_sockets::tls::v3::Secret::decode(incoming.body.clone())
                 .map_err(|e| format!("malformed: {e}"))
                 .and_then(|m| Secret::compile(&m).map_err(|e| e.to_string()))
-                .and_then(|s| self.shared.secrets.set(s).map_err(|e| e.to_string()));
+                .and_then(|s| self.shared.secrets.set(origin, s).map_err(|e| e.to_string()));
             if let Err(reason) = done {
                 refused.push((incoming.name, reason));
             }
         }
         for name in removed {
-            self.shared.secrets.remove(name);
+            self.shared.secrets.remove(origin, name);
         }
         refused
     }
 
-    /// Tells the control plane which named resources are wanted now.
-    fn subscribe(&mut self) {
-        let of_ads = |source: &ConfigSource| matches!(source, ConfigSource::Ads);
+    /// Tells the control plane, and whoever else is asked, which named resources are wanted now.
+    pub(crate) fn subscribe(&self) {
+        let mut wanted = BTreeSet::new();
+        let mut want = |type_url: &'static str, name: &ArcStr, source: &ConfigSource| {
+            wanted.insert(Demand { origin: source.origin.clone(), type_url, name: Some(name.clone()) });
+        };
         let clusters = || self.clusters.values().chain(self.warming.values());
-        let eds = clusters().filter_map(|c| match &c.cluster.discovery {
-            Discovery::Eds { service_name, source } if of_ads(source) => Some(service_name.clone()),
-            _ => None,
-        });
-        let eds: BTreeSet<ArcStr> = eds.collect();
-        self.subscriptions.set(type_url::ENDPOINT, Wanted::names(eds));
-        self.subscriptions.set(type_url::ROUTE, Wanted::names(self.rds_names()));
         let mut secrets = BTreeSet::new();
         for cluster in clusters() {
+            if let Discovery::Eds { service_name, source } = &cluster.cluster.discovery {
+                want(type_url::ENDPOINT, service_name, source);
+            }
             for tls in cluster.cluster.transport.tls_contexts() {
                 sds_refs(&tls.common, &mut secrets);
             }
+        }
+        for (name, source) in self.wanted_routes() {
+            want(type_url::ROUTE, name, source);
         }
         for listener in self.listeners.values().chain(self.warming_listeners.values()) {
             for tls in listener.listener.all_chains().filter_map(|c| c.tls.as_ref()) {
                 sds_refs(&tls.common, &mut secrets);
             }
         }
-        // The workload's own certificate comes from the agent when it is in this process.
-        let ads: BTreeSet<ArcStr> = secrets.iter().filter(|s| of_ads(&s.source)).map(|s| s.name.clone()).collect();
-        self.subscriptions.set(type_url::SECRET, Wanted::names(ads));
-        let others: BTreeSet<SdsRef> = secrets.into_iter().filter(|s| !of_ads(&s.source)).collect();
-        self.sds.send_if_modified(|current| {
-            let changed = *current != others;
+        for secret in secrets {
+            if !(self.own_certificate && crate::tls::is_workload(&secret.name)) {
+                want(type_url::SECRET, &secret.name, &secret.source);
+            }
+        }
+        for of in [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET] {
+            let of_ads = wanted.iter().filter(|d| d.origin == Origin::Ads && d.type_url == of);
+            self.subscriptions.set(of, Wanted::names(of_ads.filter_map(|d| d.name.clone())));
+        }
+        wanted.retain(|demand| matches!(demand.origin, Origin::Grpc(_) | Origin::Path(_)));
+        wanted.extend(self.roots.iter().cloned());
+        self.demands.send_if_modified(|current| {
+            let changed = *current != wanted;
             if changed {
-                *current = others;
+                *current = wanted;
             }
             changed
         });
@@ -519,7 +643,7 @@ impl Control {
             for chain in listener.listener.all_chains() {
                 match &chain.terminal {
                     Terminal::Http(hcm) => {
-                        if let proxy_core::hcm::Routes::Inline(table) = &hcm.routes
+                        if let Routes::Inline(table) = &hcm.routes
                             && table.common.validate_clusters.unwrap_or(true)
                             && let Some(name) = table.cluster_names().find(|n| !self.has_cluster(n))
                         {
@@ -536,6 +660,17 @@ impl Control {
     fn has_cluster(&self, name: &ArcStr) -> bool {
         self.clusters.contains_key(name) || self.warming.contains_key(name)
     }
+}
+
+/// The routes that a listener takes from RDS.
+fn rds_sources(listener: &Listener) -> impl Iterator<Item = (&ArcStr, &ConfigSource)> {
+    listener.all_chains().filter_map(|chain| match &chain.terminal {
+        Terminal::Http(hcm) => match &hcm.routes {
+            Routes::Rds { name, source } => Some((name, source)),
+            Routes::Inline(_) => None,
+        },
+        _ => None,
+    })
 }
 
 fn sds_refs(common: &TlsCommon, out: &mut BTreeSet<SdsRef>) {

@@ -7,6 +7,7 @@ use mesh_types::ArcStr;
 use proxy_core::Endpoints;
 use proxy_core::cluster::{Discovery, DnsConfig, DnsFamily};
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -61,8 +62,15 @@ async fn keep_resolved(entry: Weak<ClusterEntry>, config: DnsConfig, control: Ar
             0 => config.refresh,
             n => (config.failure_refresh.0 * 2u32.saturating_pow(n.min(10) - 1)).min(config.failure_refresh.1),
         };
-        tokio::time::sleep(pause.max(Duration::from_millis(10))).await;
+        tokio::time::sleep(pause.max(Duration::from_millis(10)) + at_random(config.jitter)).await;
     }
+}
+
+/// Up to `most`, so that many proxies do not ask at once.
+fn at_random(most: Duration) -> Duration {
+    // A fresh RandomState is seeded from the system; nothing here needs better randomness.
+    let random = RandomState::new().hash_one(0u8) as u32;
+    most.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 /// What names of requests mean, and when that was found out.

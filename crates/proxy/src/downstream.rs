@@ -218,6 +218,8 @@ impl Facts {
             listener: listener.name.clone(),
             filter_chain: chain.map_or_else(|| "".into(), |c| c.chain.name.clone()),
             direction: listener.direction,
+            listener_metadata: Some(listener.metadata.clone()).filter(|metadata| !metadata.is_empty()),
+            filter_chain_metadata: chain.map(|c| c.chain.metadata.clone()).filter(|metadata| !metadata.is_empty()),
             ..ConnectionInfo::default()
         }
     }
@@ -349,10 +351,7 @@ fn log_no_chain(worker: &Rc<Worker>, listener: &Listener, info: Arc<ConnectionIn
     stream.response_code_details = Some("filter_chain_not_found".into());
     stream.times.complete = Some(Duration::ZERO);
     let context = FormatContext::new(&stream, None, None);
-    for log in &listener.access_log {
-        worker.logs.record(&log.sink, |out| log.write(&context, &mut worker.random.borrow_mut(), out));
-    }
-    crate::log::LogBuffers::schedule(worker);
+    crate::log::write(worker, &listener.access_log, &context);
 }
 
 /// The TLS handshake, when the chain has one. `None`: failed (and counted).

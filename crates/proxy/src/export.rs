@@ -1,11 +1,12 @@
 //! Sends spans and log records to collectors: gathered per worker, posted in batches, never waited for.
 
+use crate::log::Entry;
 use crate::upstream::{Protocol, Variant, call};
 use crate::worker::Worker;
 use bytes::Bytes;
+use envoy_api::pb::envoy::service::accesslog::v3 as als;
 use mesh_types::ArcStr;
 use prost::Message;
-use proxy_core::cluster::UpstreamProtocol;
 use proxy_core::route::Priority;
 use proxy_core::{Headers, PickContext};
 use std::cell::RefCell;
@@ -22,6 +23,8 @@ pub(crate) enum Target {
     Spans { cluster: ArcStr, service: ArcStr },
     /// Log records to an OpenTelemetry collector, with the attributes of the resource.
     Logs { cluster: ArcStr, resource: Vec<(ArcStr, ArcStr)> },
+    /// Records to Envoy's access log service, under the log's name.
+    Als { cluster: ArcStr, log: ArcStr },
 }
 
 /// One encoded span or record.
@@ -29,11 +32,39 @@ pub(crate) enum Item {
     Json(serde_json::Value),
     Span(otlp::Span),
     Log(otlp::LogRecord),
+    Als(Entry),
+}
+
+impl Item {
+    /// Its size on the way, as far as that counts.
+    fn bytes(&self) -> usize {
+        match self {
+            Item::Json(_) | Item::Span(_) => 0,
+            Item::Log(record) => record.encoded_len(),
+            Item::Als(Entry::Http(entry)) => entry.encoded_len(),
+            Item::Als(Entry::Tcp(entry)) => entry.encoded_len(),
+        }
+    }
+}
+
+/// When a batch is sent.
+#[derive(Clone, Copy)]
+pub(crate) enum When {
+    /// As Envoy's tracers do.
+    Spans,
+    /// With so many bytes, at the latest after so long (`buffer_size_bytes`, `buffer_flush_interval`).
+    Bytes { most: u32, after: Duration },
 }
 
 /// What waits to be sent. Bounded: a collector that is gone must not fill the memory.
 #[derive(Default)]
-pub(crate) struct Batches(RefCell<HashMap<Target, Vec<Item>>>);
+pub(crate) struct Batches(RefCell<HashMap<Target, Batch>>);
+
+#[derive(Default)]
+struct Batch {
+    items: Vec<Item>,
+    bytes: usize,
+}
 
 const MAX_WAITING: usize = 4096;
 /// Zipkin's and OpenTelemetry's tracers of Envoy send from so many spans on…
@@ -42,24 +73,29 @@ const SEND_AT: usize = 5;
 const SEND_AFTER: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Takes one item for `target`; `after`: sent by then at the latest.
-pub(crate) fn send(worker: &Rc<Worker>, target: Target, item: Item, after: Option<Duration>) {
-    let waiting = {
+/// Takes one item for `target`.
+pub(crate) fn send(worker: &Rc<Worker>, target: Target, item: Item, when: When) {
+    let (waiting, bytes) = {
         let mut batches = worker.exports.0.borrow_mut();
         let batch = batches.entry(target.clone()).or_default();
-        if batch.len() >= MAX_WAITING {
+        if batch.items.len() >= MAX_WAITING {
             return;
         }
-        batch.push(item);
-        batch.len()
+        batch.bytes += item.bytes();
+        batch.items.push(item);
+        (batch.items.len(), batch.bytes)
     };
-    if waiting == SEND_AT {
+    let (full, after) = match when {
+        When::Spans => (waiting == SEND_AT, SEND_AFTER),
+        When::Bytes { most, after } => (bytes >= most as usize, after),
+    };
+    if full {
         flush(worker, &target);
     } else if waiting == 1 {
         let weak = Rc::downgrade(worker);
         // Ends by itself, with the worker at the latest.
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(after.unwrap_or(SEND_AFTER)).await;
+            tokio::time::sleep(after).await;
             if let Some(worker) = weak.upgrade() {
                 flush(&worker, &target);
             }
@@ -68,11 +104,11 @@ pub(crate) fn send(worker: &Rc<Worker>, target: Target, item: Item, after: Optio
 }
 
 fn flush(worker: &Rc<Worker>, target: &Target) {
-    let items = worker.exports.0.borrow_mut().remove(target).unwrap_or_default();
+    let items = worker.exports.0.borrow_mut().remove(target).unwrap_or_default().items;
     if items.is_empty() {
         return;
     }
-    let (cluster, headers, body) = request(target, items);
+    let (cluster, headers, body) = request(target, items, &worker.shared.node.message);
     let worker = worker.clone();
     // Nobody waits for telemetry.
     tokio::task::spawn_local(async move {
@@ -85,11 +121,7 @@ fn flush(worker: &Rc<Worker>, target: &Target) {
 async fn post(worker: &Rc<Worker>, cluster: &str, headers: Headers, body: Bytes) -> Option<()> {
     let cluster = worker.cluster(cluster)?;
     let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut())?;
-    let protocol = match cluster.config().protocol {
-        UpstreamProtocol::Http2 => Protocol::Http2,
-        UpstreamProtocol::Auto => Protocol::Auto,
-        _ => Protocol::Http1,
-    };
+    let protocol = Protocol::of(&cluster.config().protocol, None);
     let pool = cluster.pool(worker, &host, &Variant { protocol, ..Variant::default() });
     let acquired = pool.acquire(Priority::Default).await.ok()?;
     cluster.stats.upstream_rq_total.inc();
@@ -114,7 +146,7 @@ fn grpc(cluster: &ArcStr, path: &str, message: &impl Message) -> (ArcStr, Header
     (cluster.clone(), headers, body.into())
 }
 
-fn request(target: &Target, items: Vec<Item>) -> (ArcStr, Headers, Bytes) {
+fn request(target: &Target, items: Vec<Item>, node: &envoy_api::core::Node) -> (ArcStr, Headers, Bytes) {
     match target {
         Target::Zipkin { cluster, host, path } => {
             let spans: Vec<_> =
@@ -148,6 +180,27 @@ fn request(target: &Target, items: Vec<Item>) -> (ArcStr, Headers, Bytes) {
                 }],
             };
             grpc(cluster, "/opentelemetry.proto.collector.logs.v1.LogsService/Export", &message)
+        }
+        // DIFFERS: Envoy keeps one stream open; a stream for each batch says the same.
+        Target::Als { cluster, log } => {
+            use als::stream_access_logs_message::{HttpAccessLogEntries, Identifier, LogEntries, TcpAccessLogEntries};
+            let (mut http, mut tcp) = (Vec::new(), Vec::new());
+            for item in items {
+                match item {
+                    Item::Als(Entry::Http(entry)) => http.push(*entry),
+                    Item::Als(Entry::Tcp(entry)) => tcp.push(*entry),
+                    _ => {}
+                }
+            }
+            let entries = match http.is_empty() {
+                true => LogEntries::TcpLogs(TcpAccessLogEntries { log_entry: tcp }),
+                false => LogEntries::HttpLogs(HttpAccessLogEntries { log_entry: http }),
+            };
+            let message = als::StreamAccessLogsMessage {
+                identifier: Some(Identifier { node: Some(node.clone()), log_name: log.to_string() }),
+                log_entries: Some(entries),
+            };
+            grpc(cluster, "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs", &message)
         }
     }
 }

@@ -8,4 +8,6 @@ mod head;
 
 pub(crate) use body::Frame;
 pub(crate) use conn::{Conn, ReadError, Shared};
-pub(crate) use head::{HeadError, Limits, RequestHead, UnderscoreAction, reason_phrase, write_request, write_response};
+pub(crate) use head::{
+    HeadError, Limits, RequestHead, Style, UnderscoreAction, reason_phrase, write_request, write_response,
+};

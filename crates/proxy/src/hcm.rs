@@ -79,7 +79,12 @@ impl Http {
     }
 
     fn draining(&self) -> bool {
-        *self.chain.drain.borrow() || self.worker.shared.draining.load(std::sync::atomic::Ordering::Relaxed)
+        // A proxy whose health checks are made to fail wants to be left, too (Envoy `DrainManagerImpl::drainClose`).
+        let shared = &self.worker.shared;
+        *self.chain.drain.borrow()
+            || [&shared.draining, &shared.health_failed]
+                .iter()
+                .any(|why| why.load(std::sync::atomic::Ordering::Relaxed))
     }
 
     fn too_old(&self) -> bool {
@@ -94,23 +99,21 @@ impl Http {
         {
             return Some(workload.clone());
         }
-        let workload = self.worker.intern(crate::peer::parse(value)?);
+        let workload = self.worker.intern(crate::peer::of_header(value)?);
         *last = Some((value.to_vec(), workload.clone()));
         Some(workload)
     }
 
     /// Limits of a request head.
     fn head_limits(&self) -> crate::h1::Limits {
+        let config = &self.config;
         crate::h1::Limits {
-            bytes: self.config.max_request_headers_bytes as usize,
-            fields: self.config.max_headers_count as usize,
-            accept_http10: self.config.http1.accept_http_10,
             underscores: match self.config.headers_with_underscores {
                 HeadersWithUnderscores::Allow => crate::h1::UnderscoreAction::Allow,
                 HeadersWithUnderscores::Reject => crate::h1::UnderscoreAction::Reject,
                 HeadersWithUnderscores::Drop => crate::h1::UnderscoreAction::Drop,
             },
-            chunked_length: self.config.http1.allow_chunked_length,
+            ..crate::h1::Limits::of(&config.http1, config.max_request_headers_bytes, config.max_headers_count)
         }
     }
 }

@@ -31,6 +31,7 @@ mod peer;
 mod proxy_protocol;
 mod runtime;
 mod socket;
+mod sources;
 mod start;
 mod stats;
 mod stream;

@@ -1,7 +1,12 @@
 //! Access log sinks: one buffer per file and worker, written in whole records.
 
-use crate::export::{Item, Target, otlp};
+mod als;
+
+pub(crate) use als::Entry;
+
+use crate::export::{self, Item, Target, When, otlp};
 use mesh_types::ArcStr;
+use proxy_core::AccessLog;
 use proxy_core::FormatContext;
 use proxy_core::access_log::{LogSink, OtlpLog};
 use std::cell::RefCell;
@@ -37,7 +42,7 @@ impl LogFiles {
 }
 
 /// A record for an OpenTelemetry collector (Envoy `open_telemetry/access_log_impl.cc`).
-pub(crate) fn otlp_record(log: &OtlpLog, cx: &FormatContext<'_>, node: &crate::bootstrap::NodeInfo) -> (Target, Item) {
+fn otlp_record(log: &OtlpLog, cx: &FormatContext<'_>, node: &crate::bootstrap::NodeInfo) -> (Target, Item) {
     let text = |format: &proxy_core::Format| {
         let mut out = Vec::new();
         format.write(cx, &mut out);
@@ -59,6 +64,37 @@ pub(crate) fn otlp_record(log: &OtlpLog, cx: &FormatContext<'_>, node: &crate::b
         attributes: log.attributes.iter().map(|(name, format)| otlp::KeyValue::text(name, &text(format))).collect(),
     };
     (Target::Logs { cluster: log.cluster.clone(), resource }, Item::Log(record))
+}
+
+/// Writes or sends a record to each of the logs that wants one.
+pub(crate) fn write(worker: &Rc<crate::worker::Worker>, logs: &[Arc<AccessLog>], cx: &FormatContext<'_>) {
+    let mut wrote = false;
+    for log in logs {
+        let random = &worker.random;
+        match &log.sink {
+            LogSink::Otlp(collector) => {
+                if log.wants(cx, &mut random.borrow_mut()) {
+                    let (target, item) = otlp_record(collector, cx, &worker.shared.node);
+                    let when = When::Bytes { most: collector.buffer_bytes, after: collector.flush_interval };
+                    export::send(worker, target, item, when);
+                }
+            }
+            LogSink::Als(service) => {
+                if log.wants(cx, &mut random.borrow_mut()) {
+                    let target = Target::Als { cluster: service.cluster.clone(), log: service.name.clone() };
+                    let when = When::Bytes { most: service.buffer_bytes, after: service.flush_interval };
+                    export::send(worker, target, Item::Als(als::entry(service, cx)), when);
+                }
+            }
+            LogSink::File(_) | LogSink::Stdout | LogSink::Stderr => {
+                wrote = true;
+                worker.logs.record(&log.sink, |out| log.write(cx, &mut random.borrow_mut(), out));
+            }
+        }
+    }
+    if wrote {
+        LogBuffers::schedule(worker);
+    }
 }
 
 /// Records wait at most until this many bytes are there…
@@ -84,7 +120,7 @@ impl LogBuffers {
     }
 
     /// Lets `write` append one record for `sink`.
-    pub(crate) fn record(&self, sink: &LogSink, write: impl FnOnce(&mut Vec<u8>) -> bool) {
+    fn record(&self, sink: &LogSink, write: impl FnOnce(&mut Vec<u8>) -> bool) {
         let path: ArcStr = match sink {
             LogSink::File(path) => path.clone(),
             LogSink::Stdout => "/dev/stdout".into(),
@@ -112,7 +148,7 @@ impl LogBuffers {
     }
 
     /// Sees to it that records do not wait for ever.
-    pub(crate) fn schedule(worker: &Rc<crate::worker::Worker>) {
+    fn schedule(worker: &Rc<crate::worker::Worker>) {
         if worker.logs.scheduled.replace(true) {
             return;
         }

@@ -1,14 +1,20 @@
 //! Who is at the other end, for Istio's metrics: from certificates, endpoint metadata, and headers between our proxies.
 
+mod exchange;
+mod metadata;
+
 use crate::bootstrap::NodeInfo;
 use crate::hcm::Http;
 use crate::stats::{ArcStrOrUnknown, Flags, Peer, RequestLabels, TcpLabels, Workload};
 use crate::upstream::WorkerCluster;
 use crate::worker::Worker;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
+use bytes::Bytes;
+pub(crate) use exchange::exchange;
 use mesh_types::{ArcStr, SpiffeId};
-use proxy_core::listener::Direction;
+use metadata::Card;
+pub(crate) use metadata::of_header;
+use proxy_core::filters::PeerMethod;
+use proxy_core::listener::{Direction, MetadataExchange};
 use proxy_core::{Cluster, Headers, Host, Listener, StreamInfo, TlsInfo};
 use serde_json::Value;
 use std::rc::Rc;
@@ -20,8 +26,10 @@ pub(crate) struct LocalIdentity {
     pub(crate) workload: Arc<Workload>,
     /// What nobody knows.
     pub(crate) unknown: Arc<Workload>,
-    /// The `x-envoy-peer-metadata-…` value our proxies announce themselves with.
+    card: Card,
+    /// The `x-envoy-peer-metadata` value.
     announcement: String,
+    baggage: String,
     id: String,
 }
 
@@ -44,18 +52,20 @@ impl LocalIdentity {
             .into(),
             cluster: node.text("CLUSTER_ID").into(),
         };
-        let fields = [
-            workload.name.as_str(),
-            workload.namespace.as_str(),
-            workload.app.as_str(),
-            workload.version.as_str(),
-            workload.canonical_service.as_str(),
-            workload.canonical_revision.as_str(),
-            workload.cluster.as_str(),
-        ]
-        .map(|f| if f == "unknown" { "" } else { f });
-        let announcement = STANDARD_NO_PAD.encode(fields.join(";"));
-        Self { workload: Arc::new(workload), unknown: Arc::default(), announcement, id: node.id.clone() }
+        let card = Card::of(node, &workload);
+        Self {
+            workload: Arc::new(workload),
+            unknown: Arc::default(),
+            announcement: card.header(&[]),
+            baggage: card.baggage(),
+            card,
+            id: node.id.clone(),
+        }
+    }
+
+    /// The first bytes of TCP streams to and from peers that take part.
+    pub(crate) fn frame(&self, exchange: &MetadataExchange) -> Bytes {
+        self.card.frame(&self.id, &exchange.additional_labels)
     }
 }
 
@@ -63,26 +73,47 @@ fn or<'a>(first: &'a str, second: &'a str) -> &'a str {
     if first.is_empty() { second } else { first }
 }
 
-/// The header in which our proxies tell each other who they are: base64 of the seven workload fields.
-/// It never leaves the mesh: it is only sent over mutual TLS to sidecars, and taken off before the application sees it.
+/// The headers in which Istio's proxies tell each other who they are.
 ///
-/// DIFFERS: Istio puts a protobuf `Struct` into `x-envoy-peer-metadata`; that is understood when it comes, but its
-/// fields are more than the labels need.
+/// DIFFERS: without Istio's filter in the configuration (profile `stock`) they are sent only over mutual TLS to sidecars, believed
+/// only of peers with a verified certificate, and taken off before the application sees them. With the filter they go where its
+/// configuration says, as from Envoy.
 const HEADER: &str = "x-envoy-peer-metadata";
 const ID_HEADER: &str = "x-envoy-peer-metadata-id";
-
-/// Longer announcements are not from us.
-const MAX_HEADER: usize = 2048;
 
 /// What is known of a request's peer.
 #[derive(Default)]
 pub(crate) struct RequestPeer {
     workload: Option<Arc<Workload>>,
+    /// The request came with the headers, so its sender reads them, too: the card, the id.
+    told: (bool, bool),
 }
 
 impl RequestPeer {
     /// Takes the downstream's announcement off a request.
     pub(crate) fn take_from(&mut self, request: &mut Headers, http: &Http) {
+        if let Some(config) = http.config.peer_metadata() {
+            let mut remove = false;
+            for method in &config.downstream_discovery {
+                let found = match method {
+                    PeerMethod::Headers { .. } => {
+                        remove = true;
+                        self.told = (request.contains(HEADER), request.contains(ID_HEADER));
+                        request.get(HEADER).and_then(|value| http.announced(value))
+                    }
+                    PeerMethod::Baggage => request
+                        .get("baggage")
+                        .and_then(metadata::of_baggage)
+                        .map(|workload| http.worker.intern(workload)),
+                };
+                self.workload = self.workload.take().or(found);
+            }
+            if remove {
+                request.remove(HEADER);
+                request.remove(ID_HEADER);
+            }
+            return;
+        }
         let inbound = http.listener.direction == Direction::Inbound;
         let sidecar = http.listener.direction != Direction::Unspecified;
         if !sidecar || (!request.contains(ID_HEADER) && !request.contains(HEADER)) {
@@ -97,16 +128,29 @@ impl RequestPeer {
         request.remove(ID_HEADER);
     }
 
-    /// Puts our own announcement on a request that leaves for another sidecar.
+    /// Puts our own announcement on a request that leaves for a host of `cluster`.
     /// `mutual`: the host is reached over TLS with our certificate.
-    pub(crate) fn announce(&self, request: &mut Headers, http: &Http, mutual: bool) {
+    pub(crate) fn announce(&self, request: &mut Headers, http: &Http, cluster: &Cluster, mutual: bool) {
+        let own = &http.worker.shared.identity;
+        if let Some(config) = http.config.peer_metadata() {
+            for method in &config.upstream_propagation {
+                match method {
+                    PeerMethod::Headers { skip_external } if tells_nothing(cluster, *skip_external) => {
+                        // A try before may have gone elsewhere.
+                        request.remove(HEADER);
+                        request.remove(ID_HEADER);
+                    }
+                    PeerMethod::Headers { .. } => own.tell(request, &config.additional_labels, (true, true)),
+                    PeerMethod::Baggage => request.set("baggage", own.baggage.as_bytes()),
+                }
+            }
+            return;
+        }
         if http.listener.direction != Direction::Outbound {
             return;
         }
         if mutual {
-            let own = &http.worker.shared.identity;
-            request.set(HEADER, own.announcement.as_bytes());
-            request.set(ID_HEADER, own.id.as_bytes());
+            own.tell(request, &[], (true, true));
         } else {
             // A try before may have gone to a sidecar.
             request.remove(HEADER);
@@ -114,37 +158,53 @@ impl RequestPeer {
         }
     }
 
-    /// Takes the upstream's announcement off an answer.
-    pub(crate) fn learn_from_answer(&mut self, headers: &mut Headers, http: &Http) {
-        let sidecar = http.listener.direction != Direction::Unspecified;
-        if !sidecar {
+    /// Takes the upstream's announcement off an answer, and tells the client who we are.
+    pub(crate) fn pass_answer(&mut self, headers: &mut Headers, http: &Http, cluster: &Cluster) {
+        if let Some(config) = http.config.peer_metadata() {
+            if !config.upstream_discovery.is_empty() {
+                if let Some(found) = headers.get(HEADER).and_then(of_header) {
+                    self.workload = Some(http.worker.intern(found));
+                }
+                headers.remove(HEADER);
+                headers.remove(ID_HEADER);
+            }
+            let own = &http.worker.shared.identity;
+            for method in &config.downstream_propagation {
+                match method {
+                    PeerMethod::Headers { skip_external } if tells_nothing(cluster, *skip_external) => {}
+                    PeerMethod::Headers { .. } => own.tell(headers, &config.additional_labels, self.told),
+                    PeerMethod::Baggage => headers.set("baggage", own.baggage.as_bytes()),
+                }
+            }
             return;
         }
-        if headers.contains(ID_HEADER) || headers.contains(HEADER) {
-            self.workload = headers.get(HEADER).and_then(parse).map(|w| http.worker.intern(w));
+        let sidecar = http.listener.direction != Direction::Unspecified;
+        if sidecar && (headers.contains(ID_HEADER) || headers.contains(HEADER)) {
+            self.workload = headers.get(HEADER).and_then(of_header).map(|w| http.worker.intern(w));
             headers.remove(HEADER);
             headers.remove(ID_HEADER);
         }
     }
 }
 
-/// Reads an announcement.
-pub(crate) fn parse(value: &[u8]) -> Option<Workload> {
-    if value.len() > MAX_HEADER {
-        return None;
+impl LocalIdentity {
+    /// Puts card and id on a message, as far as they are wanted.
+    fn tell(&self, headers: &mut Headers, labels: &[ArcStr], (card, id): (bool, bool)) {
+        if id {
+            headers.set(ID_HEADER, self.id.as_bytes());
+        }
+        match labels {
+            _ if !card => {}
+            [] => headers.set(HEADER, self.announcement.as_bytes()),
+            labels => headers.set(HEADER, self.card.header(labels).as_bytes()),
+        }
     }
-    let text = String::from_utf8(STANDARD_NO_PAD.decode(value).ok()?).ok()?;
-    let mut fields = text.split(';');
-    let mut next = || fields.next().unwrap_or_default().into();
-    Some(Workload {
-        name: next(),
-        namespace: next(),
-        app: next(),
-        version: next(),
-        canonical_service: next(),
-        canonical_revision: next(),
-        cluster: next(),
-    })
+}
+
+/// Whether the hosts of a cluster are not told who we are.
+fn tells_nothing(cluster: &Cluster, skip_external: bool) -> bool {
+    let says = |key: &str| cluster.metadata.get("istio", &[key]).and_then(Value::as_bool).unwrap_or(false);
+    says("disable_mx") || skip_external && (&*cluster.name == "PassthroughCluster" || says("external"))
 }
 
 /// From the endpoint's `istio.workload` metadata: `name;namespace;canonical service;revision;cluster`
@@ -244,16 +304,18 @@ fn labels(
 }
 
 /// Labels of a TCP connection; `None` on listeners that are neither inbound nor outbound.
+/// `peer`: what the other end said of itself.
 pub(crate) fn tcp_labels(
     worker: &Rc<Worker>,
     listener: &Listener,
     info: &StreamInfo,
     cluster: &Rc<WorkerCluster>,
+    peer: Option<Workload>,
 ) -> Option<TcpLabels> {
     if listener.direction == Direction::Unspecified {
         return None;
     }
-    Some(labels(worker, listener.direction, info, Some(cluster), None))
+    Some(labels(worker, listener.direction, info, Some(cluster), peer.map(|peer| worker.intern(peer))))
 }
 
 /// Counts a finished request.
@@ -274,23 +336,4 @@ pub(crate) fn report(exchange: &crate::hcm::Exchange, elapsed: Duration) {
     let request = info.bytes_received + info.downstream_header_bytes_received;
     let response = info.bytes_sent + info.downstream_header_bytes_sent;
     http.worker.istio.request(labels, elapsed.as_millis() as u64, request, response);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn announcements_round_trip() {
-        let node = NodeInfo {
-            metadata: serde_json::json!({
-                "WORKLOAD_NAME": "reviews-v1", "NAMESPACE": "default", "CLUSTER_ID": "Kubernetes",
-                "LABELS": {"app": "reviews", "version": "v1"}
-            }),
-            ..NodeInfo::default()
-        };
-        let own = LocalIdentity::of(&node);
-        assert_eq!(parse(own.announcement.as_bytes()).as_ref(), Some(&*own.workload));
-        assert_eq!(parse(b"not base64!"), None);
-    }
 }

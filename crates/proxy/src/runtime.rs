@@ -8,7 +8,7 @@ use bytes::Bytes;
 use mesh_types::ArcStr;
 use proxy_core::circuit::Breakers;
 use proxy_core::cluster::Discovery;
-use proxy_core::listener::{FilterChain, Terminal};
+use proxy_core::listener::{FilterChain, MetadataExchange, NetworkFilter, Terminal};
 use proxy_core::outlier::OutlierDetector;
 use proxy_core::{Cluster, Endpoints, Host, Listener, ListenerSet, RouteTable};
 use std::collections::HashMap;
@@ -207,6 +207,14 @@ pub(crate) struct ChainEntry {
     pub(crate) drain: tokio::sync::watch::Sender<bool>,
 }
 
+/// Istio's exchange of metadata, among network filters.
+pub(crate) fn exchange_of(filters: &[NetworkFilter]) -> Option<&MetadataExchange> {
+    filters.iter().find_map(|filter| match filter {
+        NetworkFilter::MetadataExchange(exchange) => Some(exchange),
+        _ => None,
+    })
+}
+
 impl ListenerEntry {
     /// `previous`: chains that did not change are kept, and so are their connections.
     pub(crate) fn new(
@@ -254,7 +262,8 @@ impl ChainEntry {
             Terminal::Http(hcm) => hcm.rds_name().map(|name| routes.slot(name)),
             _ => None,
         };
-        let tls = chain.tls.clone().map(ServerTls::new);
+        let exchanges = exchange_of(&chain.filters).is_some() && matches!(chain.terminal, Terminal::TcpProxy(_));
+        let tls = chain.tls.clone().map(|tls| ServerTls::new(tls, exchanges));
         Arc::new(Self { chain, tls, routes: slot, drain: tokio::sync::watch::Sender::new(false) })
     }
 }

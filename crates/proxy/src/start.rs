@@ -1,16 +1,16 @@
 //! Starting a proxy inside a process, and the handle on it.
 
 use crate::bootstrap::{InvalidBootstrap, NodeInfo, Parts};
-use crate::control::{Control, Incoming};
+use crate::control::{Control, Incoming, lose_patience};
 use crate::log::LogFiles;
 use crate::runtime::Shared;
-use crate::{admin, dns, tls, worker, xds};
+use crate::{admin, dns, sources, tls, worker, xds};
 use ads::client::{Connector, Handler, Subscriptions};
 use bytes::Bytes;
 use envoy_api::bootstrap::Bootstrap;
 use envoy_api::{Message, type_url};
 use identity::WorkloadCertificate;
-use proxy_core::Address;
+use proxy_core::config_source::Origin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -163,14 +163,32 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
         node_id: shared.node.id.clone(),
         node_cluster: shared.node.cluster.clone(),
     };
-    let mut control = Control::new(shared.clone(), core_options, workers, dns_sender);
+    let settings = proxy_core::Bootstrap::settings(&bootstrap.head, &core_options)
+        .map_err(|e| InvalidBootstrap::Refused(e.to_string()))?;
+    if bootstrap.head.overload_manager.is_some() {
+        tracing::warn!(
+            "overload_manager of the bootstrap has no effect: limits of clusters, listeners and connections do"
+        );
+    }
+    if !bootstrap.head.stats_sinks.is_empty() {
+        tracing::warn!("stats_sinks of the bootstrap have no effect: statistics are pulled from /stats/prometheus");
+    }
+    let (patience_sender, awaited) = tokio::sync::mpsc::unbounded_channel();
+    let mut control = Control::new(shared.clone(), core_options, workers, dns_sender, patience_sender);
     control.subscriptions = options.subscriptions.clone();
+    control.own_certificate = options.certificates.is_some();
     if let Some(certificates) = &options.certificates {
         take_certificate(&shared, certificates.borrow().as_deref());
     }
+    for (of, source) in [(type_url::CLUSTER, &settings.cds), (type_url::LISTENER, &settings.lds)] {
+        if let Some(source) = source {
+            control.follow_all(of, source);
+        }
+    }
     load_static(&mut control, &bootstrap)?;
-    let admin_address = admin_address(&bootstrap.head)?;
-    let wanted_secrets = control.sds.subscribe();
+    control.subscribe();
+    let admin_address = settings.admin.as_ref().map(|admin| admin.address.clone());
+    let (demands, wanted_secrets) = (control.demands.subscribe(), control.demands.subscribe());
     let control = Arc::new(Mutex::new(control));
     let bootstrap = Arc::new(bootstrap);
     let admin = admin::Admin::new(shared.clone(), control.clone(), bootstrap.clone(), options.log_level.clone());
@@ -181,6 +199,8 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
             tasks.spawn(admin::serve(listener, admin.clone()));
         }
         tasks.spawn(dns::run(dns_receiver, control.clone()));
+        tasks.spawn(lose_patience(awaited, control.clone()));
+        tasks.spawn(sources::run(demands, control.clone(), shared.node.message.clone()));
         tasks.spawn(tls::follow_files(shared.clone(), wanted_secrets));
         if let Some(mut certificates) = options.certificates.take() {
             let shared = shared.clone();
@@ -191,7 +211,8 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
                 }
             });
         }
-        xds::start(&mut tasks, &bootstrap.head, &control, options.ads.take(), std::mem::take(&mut options.extra))?;
+        let extra = std::mem::take(&mut options.extra);
+        xds::start(&mut tasks, settings.ads.as_ref(), &control, options.ads.take(), extra);
     }
     Ok(Handle { shared, control, tasks: Mutex::new(tasks), threads: Mutex::new(threads), admin })
 }
@@ -232,18 +253,9 @@ fn incoming(body: &Bytes) -> Result<Incoming, InvalidBootstrap> {
 
 /// Secrets, clusters, listeners of the bootstrap; any refused one stops the start, as in Envoy.
 fn load_static(control: &mut Control, bootstrap: &Parts) -> Result<(), InvalidBootstrap> {
-    let dynamic = bootstrap.head.dynamic_resources.as_ref();
-    if dynamic.is_some_and(|d| d.cds_config.is_some()) {
-        control.awaiting.insert(type_url::CLUSTER);
-        control.subscriptions.set(type_url::CLUSTER, ads::client::Wanted::all());
-    }
-    if dynamic.is_some_and(|d| d.lds_config.is_some()) {
-        control.awaiting.insert(type_url::LISTENER);
-        control.subscriptions.set(type_url::LISTENER, ads::client::Wanted::all());
-    }
     let resources = &bootstrap.resources;
     let secrets = resources.secrets.iter().map(incoming).collect::<Result<_, _>>()?;
-    refuse(control.update_secrets(secrets, &[]))?;
+    refuse(control.update_secrets(&Origin::Static, secrets, &[]))?;
     let clusters = resources.clusters.iter().map(incoming).collect::<Result<_, _>>()?;
     refuse(control.update_clusters(clusters, &[], false))?;
     let mut listeners = resources.listeners.iter().map(incoming).collect::<Result<Vec<_>, _>>()?;
@@ -259,25 +271,4 @@ fn load_static(control: &mut Control, bootstrap: &Parts) -> Result<(), InvalidBo
         return Err(InvalidBootstrap::Refused(problem));
     }
     Ok(())
-}
-
-fn admin_address(bootstrap: &Bootstrap) -> Result<Option<Address>, InvalidBootstrap> {
-    use envoy_api::core::address::Address as Kind;
-    use envoy_api::core::socket_address::PortSpecifier;
-    let Some(address) = bootstrap.admin.as_ref().and_then(|a| a.address.as_ref()) else { return Ok(None) };
-    match &address.address {
-        Some(Kind::SocketAddress(socket)) => {
-            let ip = socket
-                .address
-                .parse()
-                .map_err(|_| InvalidBootstrap::Refused(format!("admin: malformed IP address: {}", socket.address)))?;
-            let port = match socket.port_specifier {
-                Some(PortSpecifier::PortValue(port)) => u16::try_from(port).unwrap_or(0),
-                _ => 0,
-            };
-            Ok(Some(Address::Ip(std::net::SocketAddr::new(ip, port))))
-        }
-        Some(Kind::Pipe(pipe)) => Ok(Some(Address::Pipe(pipe.path.as_str().into()))),
-        _ => Ok(None),
-    }
 }

@@ -6,16 +6,16 @@ mod tunnel;
 
 use crate::downstream::Connection;
 use crate::io::Io;
-use crate::log::LogBuffers;
 use crate::peer;
+use crate::runtime::exchange_of;
 use crate::stats::TcpStats;
-use crate::upstream::{AcquireError, Announced, Source, Variant};
+use crate::upstream::{AcquireError, Announced, Protocol, Source, Variant};
 use crate::worker::Worker;
 pub(crate) use authz::check as check_authz;
 use bytes::Bytes;
 use copy::{Side, Transfer};
 use mesh_types::ArcStr;
-use proxy_core::listener::{NetworkFilter, NetworkLocalRateLimit, TcpProxy};
+use proxy_core::listener::{Direction, NetworkFilter, NetworkLocalRateLimit, TcpProxy};
 use proxy_core::rbac::{Rbac, RbacInput};
 use proxy_core::route::Priority;
 use proxy_core::{
@@ -44,20 +44,18 @@ pub(crate) async fn serve(
     let (name, metadata_match) = proxy.cluster(random);
     let name = cluster.unwrap_or_else(|| name.clone());
     let route = Route { name: &name, metadata_match, gates: &gates };
+    if proxy.access_log_on_start {
+        write_logs(&worker, &proxy.access_log, &info, "TcpConnectionStart");
+    }
     run(connection, &proxy, &stats, &route, &mut info).await;
     info.times.complete = Some(began.elapsed());
-    write_logs(&worker, &proxy.access_log, &info);
+    write_logs(&worker, &proxy.access_log, &info, "TcpConnectionEnd");
 }
 
-fn write_logs(worker: &std::rc::Rc<Worker>, logs: &[Arc<AccessLog>], info: &StreamInfo) {
+fn write_logs(worker: &std::rc::Rc<Worker>, logs: &[Arc<AccessLog>], info: &StreamInfo, kind: &'static str) {
     let mut context = FormatContext::new(info, None, None);
-    context.access_log_type = "TcpConnectionEnd";
-    for log in logs {
-        worker.logs.record(&log.sink, |out| log.write(&context, &mut worker.random.borrow_mut(), out));
-    }
-    if !logs.is_empty() {
-        LogBuffers::schedule(worker);
-    }
+    context.access_log_type = kind;
+    crate::log::write(worker, logs, &context);
 }
 
 /// Where a connection goes, and what must be checked first.
@@ -67,7 +65,7 @@ struct Route<'a> {
     gates: &'a [Arc<Rbac>],
 }
 
-async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: &Route<'_>, info: &mut StreamInfo) {
+async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: &Route<'_>, info: &mut StreamInfo) {
     let Route { name, metadata_match, gates } = *route;
     let began = Instant::now();
     let worker = connection.worker.clone();
@@ -76,8 +74,24 @@ async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: 
         info.flags.insert(ResponseFlags::NO_CLUSTER);
         return;
     };
+    let mut said = None;
+    if let Some(exchange) = exchange_of(&connection.chain.chain.filters)
+        && connection.info.tls.as_ref().is_some_and(|tls| tls.alpn.as_ref() == Some(&exchange.protocol))
+    {
+        let frame = worker.shared.identity.frame(exchange);
+        said = match peer::exchange(&mut connection.io, &frame).await {
+            Ok(said) => said,
+            // The client hung up, or sends what no proxy sends.
+            Err(error) => {
+                tracing::debug!(%error, "no exchange of metadata with the client");
+                info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
+                return;
+            }
+        };
+    }
     info.upstream.cluster = Some(name.clone());
     info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
+    info.upstream.cluster_metadata = Some(cluster.config().metadata.clone());
     let mut previous = Vec::new();
     let upstream = loop {
         let context = PickContext {
@@ -111,7 +125,7 @@ async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: 
                 dialled.map(|(io, facts, counted)| (Way::Plain(Box::new(io), counted), facts))
             }
             Some(config) => {
-                let protocol = tunnel::protocol(&cluster.config().protocol);
+                let protocol = Protocol::of(&cluster.config().protocol, None);
                 let announced = Announced::to(&cluster, &host, &connection.info);
                 let pool = cluster.pool(&worker, &host, &Variant { protocol, announced, source, ..Variant::default() });
                 let request = config.request(&FormatContext::new(info, None, None));
@@ -148,9 +162,16 @@ async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: 
         }
     };
     let (way, facts) = upstream;
+    if let Some(host) = &info.upstream.host {
+        cluster.on_result(host, Some(proxy_core::outlier::Outcome::Connected), &worker);
+    }
     info.upstream.local = facts.local.clone();
     info.upstream.tls = facts.tls.clone();
-    let labels = peer::tcp_labels(&worker, &connection.listener, info, &cluster);
+    let said = if connection.listener.direction == Direction::Inbound { said } else { facts.peer.clone() };
+    if proxy.access_log_on_connected {
+        write_logs(&worker, &proxy.access_log, info, "TcpUpstreamConnected");
+    }
+    let labels = peer::tcp_labels(&worker, &connection.listener, info, &cluster, said);
     let report = labels.and_then(|l| worker.istio.tcp_opened(l));
     let transfer = Transfer {
         idle_timeout: proxy.idle_timeout,
@@ -179,9 +200,18 @@ async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: 
     });
     let every = reporting.unwrap_or(REPORT_EVERY);
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    let far = Duration::from_secs(86400 * 365);
+    let every = proxy.access_log_flush_interval.unwrap_or(far);
+    let mut records = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
     let ended = loop {
         tokio::select! {
             ended = &mut moving => break ended,
+            _ = records.tick(), if proxy.access_log_flush_interval.is_some() => {
+                (info.bytes_received, info.bytes_sent) = (transfer.received.get(), transfer.sent.get());
+                info.times.complete = Some(began.elapsed());
+                write_logs(&worker, &proxy.access_log, info, "TcpPeriodic");
+                info.times.complete = None;
+            }
             _ = ticks.tick(), if report.is_some() => {
                 if let Some(report) = &report {
                     let now = (transfer.sent.get(), transfer.received.get());
@@ -202,6 +232,7 @@ async fn run(connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: 
     cluster.stats.upstream_cx_rx_bytes_total.add(sent);
     info.bytes_received = received;
     info.bytes_sent = sent;
+    (info.downstream_wire_bytes_received, info.downstream_wire_bytes_sent) = (received, sent);
     info.upstream.wire_bytes_sent = received;
     info.upstream.wire_bytes_received = sent;
     match ended {

@@ -8,12 +8,13 @@ mod client;
 mod files;
 mod secrets;
 mod server;
+mod sessions;
 mod verify;
 
 pub(crate) use certificate::peer_certificate;
 pub(crate) use client::ClientTls;
-pub(crate) use files::follow as follow_files;
-pub(crate) use secrets::{SecretStore, read as read_source};
+pub(crate) use files::{follow as follow_files, is_file};
+pub(crate) use secrets::{SecretStore, is_workload, read as read_source};
 pub(crate) use server::ServerTls;
 pub(crate) use verify::Failure;
 
@@ -139,12 +140,13 @@ fn versions(common: &proxy_core::tls::TlsCommon) -> &'static [&'static rustls::S
     }
 }
 
-/// The protocols of a context that we speak.
-///
-/// DIFFERS: Istio's TCP metadata exchange (`istio-peer-exchange`) is not offered: peers are known by certificate and endpoint
-/// metadata, and a peer that negotiated it would wait for bytes that never come.
+/// The protocol by which Istio's proxies agree to say who they are in the first bytes of a TCP stream.
+const PEER_EXCHANGE: &[u8] = b"istio-peer-exchange";
+
+/// The protocols of a context that are spoken where nobody says who they are: a peer that negotiated it would wait for bytes
+/// that never come.
 fn spoken(alpn: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    alpn.iter().filter(|p| p.as_slice() != b"istio-peer-exchange").cloned().collect()
+    alpn.iter().filter(|p| p.as_slice() != PEER_EXCHANGE).cloned().collect()
 }
 
 /// OpenSSL's name of a suite, as Envoy prints it.
@@ -179,6 +181,7 @@ fn info(
     TlsInfo {
         version: version.into(),
         cipher: common.negotiated_cipher_suite().map_or_else(|| "".into(), |s| cipher_name(s.suite())),
+        cipher_id: common.negotiated_cipher_suite().map_or(0, |s| u16::from(s.suite()).into()),
         alpn: common.alpn_protocol().and_then(|p| std::str::from_utf8(p).ok()).map(ArcStr::from),
         session_id: "".into(),
         server_name: server_name.map(ArcStr::from),

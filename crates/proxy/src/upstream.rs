@@ -5,7 +5,7 @@ mod h2_pool;
 mod pool;
 mod request;
 
-pub(crate) use connect::{Announced, ConnectError, Protocol, Source, Variant};
+pub(crate) use connect::{Announced, ConnectError, Protocol, Source, Variant, server_name};
 pub(crate) use pool::{AcquireError, Acquired, Counted, Pool};
 pub(crate) use request::{Failure, Reply, Upstream, call, h2_request};
 
@@ -203,8 +203,8 @@ impl WorkerCluster {
         match outcome {
             Some(Outcome::Status(status)) if status < 500 => stats.rq_success.fetch_add(1, Relaxed),
             Some(Outcome::Timeout) => stats.rq_timeout.fetch_add(1, Relaxed),
+            None | Some(Outcome::Connected | Outcome::ConnectedForRequests) => 0,
             Some(_) => stats.rq_error.fetch_add(1, Relaxed),
-            None => 0,
         };
         let (Some(outcome), Some(config), Some(detector)) = (outcome, &self.config().outlier, &self.entry.outlier)
         else {

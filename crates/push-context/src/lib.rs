@@ -8,6 +8,7 @@ mod authn;
 mod config;
 mod destination_rule;
 pub mod host;
+mod keys;
 mod memo;
 mod mesh_route;
 mod node;
@@ -16,10 +17,12 @@ mod rules;
 mod scope;
 mod virtual_service;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use config_store::{Kind, Snapshot};
+use config_store::{Kind, Object, Snapshot};
+use istio_api::mesh_config::Visibility;
 use istio_api::{AuthorizationPolicy, EnvoyFilter, MeshConfig, RequestAuthentication, Sidecar, Telemetry, WasmPlugin};
 use mesh_types::{ArcStr, Labels, selects};
 use registry::{Locality, Placement, Registry, Service, augment_labels};
@@ -29,6 +32,7 @@ use rules::{ByNamespace, Rules};
 pub use authn::{MtlsMode, PeerPolicy, PeerRules};
 pub use config::{Config, RouteSource};
 pub use destination_rule::ConsolidatedRule;
+pub use keys::{KeySource, Keys};
 pub use memo::{Memo, Same};
 pub use mesh_route::quote;
 pub use node::{InterceptionMode, InvalidNode, IpMode, Node, Profile, ProxyConfigText};
@@ -72,13 +76,14 @@ impl PushContext {
     /// Reads and indexes a snapshot.
     pub fn build(snapshot: &Snapshot, mesh: &Arc<MeshConfig>, settings: &Settings) -> PushContext {
         let root_namespace = root_namespace(mesh);
-        let registry = Arc::new(Registry::build(snapshot, mesh, settings));
+        let seen = discovered(snapshot, mesh);
+        let registry = Arc::new(Registry::build(&seen, mesh, settings));
         PushContext {
             mesh: mesh.clone(),
             settings: settings.clone(),
             by_host: Arc::new(by_host(&registry)),
             registry,
-            rules: Arc::new(Rules::build(snapshot, mesh, settings, &root_namespace, None)),
+            rules: Arc::new(Rules::build(&seen, mesh, settings, &root_namespace, None)),
             root_namespace,
             snapshot: snapshot.clone(),
             memo: Arc::default(),
@@ -92,9 +97,15 @@ impl PushContext {
     /// Equal to [`PushContext::build`] but for the time it takes.
     pub fn update(&self, snapshot: &Snapshot, mesh: &Arc<MeshConfig>) -> PushContext {
         if **mesh != *self.mesh {
-            return PushContext::build(snapshot, mesh, &self.settings);
+            return PushContext::build(snapshot, mesh, &self.settings).with_keys((*self.rules.keys).clone());
         }
         let changed: Vec<Kind> = snapshot.changed_kinds(&self.snapshot).collect();
+        let whole = snapshot;
+        let snapshot = &*discovered(whole, mesh);
+        if !mesh.discovery_selectors.is_empty() && changed.contains(&Kind::Namespace) {
+            // Any kind may have come or gone with a namespace.
+            return PushContext::build(whole, mesh, &self.settings).with_keys((*self.rules.keys).clone());
+        }
         // Routes of the Gateway API hold for services that exist.
         let routed = mesh_route::ROUTES.iter().any(|kind| snapshot.len(*kind) > 0);
         let is_rule = |kind: &Kind| kind.is_custom() || (routed && mesh_route::PARENTS.contains(kind));
@@ -106,15 +117,19 @@ impl PushContext {
                 Arc::new(Rules::build(snapshot, mesh, &self.settings, &self.root_namespace, previous))
             }
         };
-        let is_registered = |kind: &Kind| !kind.is_custom() || matches!(kind, Kind::ServiceEntry | Kind::WorkloadEntry);
+        let is_registered = |kind: &Kind| match kind {
+            Kind::ServiceEntry | Kind::WorkloadEntry => true,
+            Kind::Secret | Kind::ConfigMap => false,
+            kind => !kind.is_custom(),
+        };
         let registry = match changed.iter().any(is_registered) {
-            true => Arc::new(self.registry.update(&self.snapshot, snapshot, mesh, &self.settings)),
+            true => Arc::new(self.registry.update(&self.snapshot, snapshot, &changed, mesh, &self.settings)),
             false => self.registry.clone(),
         };
         let same_services = registry.services.len() == self.registry.services.len()
             && registry.services.iter().zip(&self.registry.services).all(|(a, b)| Arc::ptr_eq(a, b));
-        let known = self.scopes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let former = if known.is_empty() { self.former.clone() } else { known.clone() };
+        let known = self.known_scopes();
+        let former = self.latest_scopes();
         let scopes = if same_rules && same_services { known } else { Scopes::new() };
         self.memo.age();
         PushContext {
@@ -124,11 +139,21 @@ impl PushContext {
             registry,
             rules,
             root_namespace: self.root_namespace.clone(),
-            snapshot: snapshot.clone(),
+            snapshot: whole.clone(),
             memo: self.memo.clone(),
             scopes: Mutex::new(scopes),
             former,
         }
+    }
+
+    fn known_scopes(&self) -> Scopes {
+        self.scopes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Those of an earlier snapshot while none of this one are known.
+    fn latest_scopes(&self) -> Scopes {
+        let known = self.known_scopes();
+        if known.is_empty() { self.former.clone() } else { known }
     }
 
     /// What proxies get, but for endpoints, is the same for the same identity.
@@ -187,16 +212,28 @@ impl PushContext {
 
     /// Whether a namespace may see a service (`exportTo`).
     pub fn is_visible(&self, service: &Service, namespace: &str) -> bool {
-        let default = &self.mesh.default_service_export_to;
-        let own = &service.export_to;
-        if !own.iter().any(|to| &**to == "*") && own.iter().any(|to| &**to == "~") {
-            return false;
+        if self.is_public(service) {
+            return true;
         }
-        let sees = |to: &str| to == "*" || to == namespace || (to == "." && *service.namespace == *namespace);
-        match (own.is_empty(), default.is_empty()) {
-            (false, _) => own.iter().any(|to| sees(to)),
-            (true, false) => default.iter().any(|to| sees(to)),
-            (true, true) => true,
+        let audience = self.audience(service);
+        let sees = |to: &&str| *to == namespace || (*to == "." && *service.namespace == *namespace);
+        !audience.contains(&"~") && audience.iter().any(sees)
+    }
+
+    /// Whom a service is exported to (istiod `serviceExportTo`): what it says, else what the mesh says, and no farther
+    /// than the mesh lets ServiceEntries of its namespace be seen.
+    fn audience<'a>(&'a self, service: &'a Service) -> Vec<&'a str> {
+        let default = &self.mesh.default_service_export_to;
+        let written: Vec<&str> = match (service.export_to.is_empty(), default.is_empty()) {
+            (false, _) => service.export_to.iter().map(|to| &**to).collect(),
+            (true, false) => default.iter().map(String::as_str).collect(),
+            (true, true) => vec!["*"],
+        };
+        let own = |to: &&str| matches!(*to, "*" | ".") || *to == &*service.namespace;
+        match service.visibility {
+            Visibility::None => vec!["~"],
+            Visibility::Namespace => vec![if written.iter().any(own) { "." } else { "~" }],
+            Visibility::Public | Visibility::VisibilityUnspecified => written,
         }
     }
 
@@ -221,24 +258,23 @@ impl PushContext {
         (!same).then(|| Node { labels, locality, ..node.clone() })
     }
 
-    /// The services that a namespace may see: its own private ones, those exported to it, the public ones, each
-    /// group by age. Of two with one host name the later one's routes win, so the order matters.
+    /// The services that a namespace may see: those exported to it by name, then the public ones, both by age. Of two
+    /// with one host name the later one's routes win, so the order matters.
     pub(crate) fn services_for<'a>(&'a self, namespace: &'a str) -> Vec<&'a Arc<Service>> {
-        let default = &self.mesh.default_service_export_to;
-        let group = |service: &Service| {
-            let public = match service.export_to.is_empty() {
-                true => default.is_empty() || default.iter().any(|to| to == "*"),
-                false => service.export_to.iter().any(|to| &**to == "*"),
-            };
-            match (public, *service.namespace == *namespace) {
-                (true, _) => 2,
-                (false, true) => 0,
-                (false, false) => 1,
-            }
-        };
         let mut out: Vec<_> = self.registry.services.iter().filter(|s| self.is_visible(s, namespace)).collect();
-        out.sort_by_key(|s| group(s));
+        out.sort_by_cached_key(|s| self.is_public(s));
         out
+    }
+
+    fn is_public(&self, service: &Service) -> bool {
+        let default = &self.mesh.default_service_export_to;
+        let by_default = service.export_to.is_empty() && (default.is_empty() || default.iter().any(|to| to == "*"));
+        match service.visibility {
+            Visibility::Public | Visibility::VisibilityUnspecified => {
+                by_default || service.export_to.iter().any(|to| &**to == "*")
+            }
+            Visibility::None | Visibility::Namespace => false,
+        }
     }
 
     /// What the proxy may see.
@@ -344,11 +380,21 @@ impl PushContext {
             out.extend(get(&self.root_namespace).iter().find(wide));
         }
         out.extend(own().find(wide));
-        out.extend(own().find(|t| {
+        out.extend(own().filter(|t| {
             t.spec.selector.as_ref().is_some_and(|s| !s.match_labels.is_empty() && selects(&s.match_labels, labels))
         }));
         out
     }
+}
+
+/// What of a snapshot counts: the objects of namespaces that any of the mesh's `discoverySelectors` selects.
+fn discovered<'a>(snapshot: &'a Snapshot, mesh: &MeshConfig) -> Cow<'a, Snapshot> {
+    if mesh.discovery_selectors.is_empty() {
+        return Cow::Borrowed(snapshot);
+    }
+    let selected = |object: &&Arc<Object>| mesh.discovery_selectors.iter().any(|s| s.matches(&object.labels));
+    let names: BTreeSet<&str> = snapshot.list(Kind::Namespace).filter(selected).map(|o| &*o.key.name).collect();
+    Cow::Owned(snapshot.within(|namespace| names.contains(namespace)))
 }
 
 fn root_namespace(mesh: &MeshConfig) -> ArcStr {

@@ -130,6 +130,19 @@ impl Memo {
         work(erased.table.downcast_mut()?)
     }
 
+    /// Shows every value to `look`, with the name of its key's type. For people: makers wait meanwhile.
+    pub fn each(&self, mut look: impl FnMut(&'static str, &dyn Any)) {
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        for erased in tables.values() {
+            (erased.each)(&*erased.table, &mut |value| look(erased.keys, value));
+        }
+    }
+
+    /// Forgets everything, which costs time but is right.
+    pub fn clear(&self) {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// A new snapshot begins: forgets what has not been used for some.
     pub(crate) fn age(&self) {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
@@ -139,10 +152,15 @@ impl Memo {
     }
 }
 
-/// A table whose types are forgotten, with the way to age it.
+/// Shows each value of a table.
+type Each = fn(&(dyn Any + Send), &mut dyn FnMut(&dyn Any));
+
+/// A table whose types are forgotten, with the ways to age it and to see what is in it.
 struct Erased {
     table: Box<dyn Any + Send>,
     age: fn(&mut (dyn Any + Send)),
+    each: Each,
+    keys: &'static str,
 }
 
 impl fmt::Debug for Erased {
@@ -162,8 +180,12 @@ impl Erased {
                 table.values.retain(|_, (_, last)| *last >= oldest);
             }
         }
+        fn each<K: 'static, V: 'static>(table: &(dyn Any + Send), look: &mut dyn FnMut(&dyn Any)) {
+            let Some(table) = table.downcast_ref::<Table<K, V>>() else { return };
+            table.values.values().for_each(|(value, _)| look(value));
+        }
         let table = Table::<K, V> { values: HashMap::new(), epoch: 0, used: false };
-        Erased { table: Box::new(table), age: age::<K, V> }
+        Erased { table: Box::new(table), age: age::<K, V>, each: each::<K, V>, keys: std::any::type_name::<K>() }
     }
 }
 
@@ -190,6 +212,21 @@ mod tests {
         }
         memo.age();
         assert_eq!((get(&memo, "a"), made.get()), (7, 3));
+    }
+
+    #[test]
+    fn everything_can_be_seen_and_forgotten() {
+        let memo = Memo::default();
+        memo.get("a", || 7);
+        memo.get(1, || "x");
+        let mut seen = Vec::new();
+        memo.each(|keys, value| {
+            seen.push((keys, value.downcast_ref::<i32>().copied(), value.downcast_ref::<&str>().copied()));
+        });
+        seen.sort();
+        assert_eq!(seen, [("&str", Some(7), None), ("i32", None, Some("x"))]);
+        memo.clear();
+        memo.each(|_, _| panic!("nothing is left"));
     }
 
     #[test]

@@ -86,6 +86,12 @@ pub struct Node {
     pub idle_timeout: String,
     /// May not bind ports below 1024 (`UNPRIVILEGED_POD`).
     pub unprivileged: bool,
+    /// Ports of listeners that the proxy has from its start: health, statistics.
+    pub reserved_ports: Vec<u16>,
+    /// Its threads share inbound connections exactly (`INBOUND_LISTENER_EXACT_BALANCE`).
+    pub inbound_exact_balance: bool,
+    /// And outbound ones (`OUTBOUND_LISTENER_EXACT_BALANCE`).
+    pub outbound_exact_balance: bool,
     /// All other metadata that generators read by name; strings only.
     pub metadata: std::collections::BTreeMap<String, String>,
     /// `PROXY_CONFIG`: what the pod's annotation and ProxyConfig resource say.
@@ -158,6 +164,21 @@ fn is_true(value: Option<&Value>) -> bool {
         Some(Value::String(s)) => matches!(s.as_str(), "true" | "True" | "TRUE" | "1"),
         _ => false,
     }
+}
+
+/// Metadata that name ports of the proxy's own.
+const RESERVED_PORTS: [&str; 4] =
+    ["ENVOY_STATUS_PORT", "ENVOY_PROMETHEUS_PORT", "ENVOY_SECURE_METRICS_PORT", "ENVOY_SECURE_MERGED_METRICS_PORT"];
+
+/// A port as a number, which Envoy sends with a fraction, or as text.
+fn port(value: &Value) -> Option<u16> {
+    let number = match value {
+        Value::String(text) => text.parse().ok()?,
+        other => other.as_f64()?,
+    };
+    let whole = (number.fract() == 0.0 && (1.0..=65535.0).contains(&number)).then_some(number)?;
+    // In range, as just checked.
+    Some(whole as u16)
 }
 
 impl Node {
@@ -233,11 +254,7 @@ impl Node {
             _ if is_true(metadata.get("OUTRIGGER_PROXY")) => Profile::Outrigger,
             _ => Profile::IstioProxy,
         };
-        let strings = metadata.iter().filter_map(|(k, v)| match v {
-            Value::String(s) => Some((k.clone(), s.clone())),
-            Value::Bool(b) => Some((k.clone(), b.to_string())),
-            _ => None,
-        });
+        let strings = metadata.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())));
         Ok(Node {
             id: id.to_owned(),
             cluster: format!("{}.{namespace}", labels.get("app").map_or(short, String::as_str)),
@@ -261,6 +278,9 @@ impl Node {
             http_proxy_port: text("HTTP_PROXY_PORT").and_then(|p| p.parse().ok()),
             idle_timeout: text("IDLE_TIMEOUT").unwrap_or_default().to_owned(),
             unprivileged: is_true(metadata.get("UNPRIVILEGED_POD")),
+            reserved_ports: RESERVED_PORTS.iter().filter_map(|key| port(metadata.get(*key)?)).collect(),
+            inbound_exact_balance: is_true(metadata.get("INBOUND_LISTENER_EXACT_BALANCE")),
+            outbound_exact_balance: is_true(metadata.get("OUTBOUND_LISTENER_EXACT_BALANCE")),
             proxy_config: metadata
                 .get("PROXY_CONFIG")
                 .filter(|v| v.is_object())

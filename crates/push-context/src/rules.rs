@@ -13,13 +13,13 @@ use mesh_types::{ArcStr, Labels};
 use registry::Settings;
 
 use crate::authn::PeerRules;
-use crate::{Config, Same, config, destination_rule, mesh_route, virtual_service};
+use crate::{Config, Keys, Same, config, destination_rule, mesh_route, virtual_service};
 
 /// Policies that select workloads by labels, by namespace.
 pub(crate) type ByNamespace<T> = BTreeMap<ArcStr, Vec<Arc<Config<T>>>>;
 
 /// Istio's rules and policies. Services and endpoints have no part in them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Rules {
     pub(crate) virtual_services: Arc<virtual_service::Index>,
     pub(crate) destination_rules: Arc<destination_rule::Index>,
@@ -30,6 +30,8 @@ pub(crate) struct Rules {
     pub(crate) telemetries: Arc<ByNamespace<Telemetry>>,
     pub(crate) envoy_filters: Arc<ByNamespace<EnvoyFilter>>,
     pub(crate) wasm_plugins: Arc<ByNamespace<WasmPlugin>>,
+    /// Of token issuers.
+    pub(crate) keys: Arc<Keys>,
     /// Labels of clients that outbound rules ask for.
     pub(crate) labels: Arc<BTreeSet<String>>,
 }
@@ -47,6 +49,7 @@ pub struct ListenerRules {
     telemetries: Same<ByNamespace<Telemetry>>,
     envoy_filters: Same<ByNamespace<EnvoyFilter>>,
     wasm_plugins: Same<ByNamespace<WasmPlugin>>,
+    keys: Same<Keys>,
 }
 
 /// Labels that say where a workload runs, but for its node; preference for near endpoints may ask for any of them.
@@ -172,6 +175,7 @@ impl Rules {
                     })
                 },
             ),
+            keys: previous.map(|(previous, _)| previous.keys.clone()).unwrap_or_default(),
             labels: Arc::default(),
         };
         rules.labels = Arc::new(rules.client_labels(snapshot, mesh));
@@ -193,7 +197,12 @@ impl Rules {
             telemetries: Same(self.telemetries.clone()),
             envoy_filters: Same(self.envoy_filters.clone()),
             wasm_plugins: Same(self.wasm_plugins.clone()),
+            keys: Same(self.keys.clone()),
         }
+    }
+
+    pub(crate) fn with_keys(&self, keys: Arc<Keys>) -> Rules {
+        Rules { keys, ..self.clone() }
     }
 
     fn client_labels(&self, snapshot: &Snapshot, mesh: &MeshConfig) -> BTreeSet<String> {

@@ -261,6 +261,26 @@ fn classify(listener: &IstioEgressListener, namespace: &str) -> BTreeMap<String,
     out
 }
 
+/// Whether all hosts are whole names in a given namespace. Then of several services of one name in one namespace one is
+/// taken, and their order is that of age alone.
+fn exact_only(listener: &IstioEgressListener) -> bool {
+    let imported = listener.hosts.iter().filter_map(|text| text.split_once('/'));
+    imported
+        .filter(|(ns, name)| !ns.starts_with('!') && !name.contains('/'))
+        .all(|(ns, name)| ns != "*" && !host::is_wildcard(name))
+}
+
+impl PushContext {
+    /// istiod `servicesForExactHosts`.
+    fn exact_services<'a>(&'a self, namespace: &str, hosts: &BTreeMap<String, Hosts>) -> Vec<&'a Arc<Service>> {
+        let named = hosts.iter().flat_map(|(ns, hosts)| hosts.exact.iter().map(move |name| (ns, name)));
+        let found = named.filter_map(|(ns, name)| self.services_by_host(name)?.get(ns.as_str()));
+        let mut out: Vec<&Arc<Service>> = found.filter(|service| self.is_visible(service, namespace)).collect();
+        out.sort_by_key(|s| (s.created, s.name.clone(), s.namespace.clone()));
+        out
+    }
+}
+
 /// Whether the listener takes only services of its own port.
 fn matches_port(listener: &IstioEgressListener) -> bool {
     listener.port.as_ref().is_some_and(|p| p.number != 0 && !p.protocol.eq_ignore_ascii_case("HTTP_PROXY"))
@@ -285,7 +305,11 @@ fn import(push: &PushContext, namespace: &ArcStr, listener: &IstioEgressListener
             virtual_services.push(config.clone());
         }
     }
-    let visible = push.services_for(namespace).into_iter();
+    let visible = match exact_only(listener) {
+        true => push.exact_services(namespace, &hosts),
+        false => push.services_for(namespace),
+    };
+    let visible = visible.into_iter();
     let port = listener.port.as_ref().filter(|_| matches_port(listener)).map(|p| p.number);
     let imported: Vec<Arc<Service>> = visible
         .filter(|s| !excluded(&s.namespace, &s.hostname))
@@ -419,6 +443,9 @@ fn collect(push: &PushContext, namespace: &ArcStr, listener: &EgressListener, fo
             let Some(by_namespace) = push.services_by_host(&name) else { continue };
             let service = by_namespace.get(namespace).or_else(|| {
                 let visible = || by_namespace.values().filter(|s| push.is_visible(s, namespace));
+                if !push.settings.best_namespace {
+                    return visible().next();
+                }
                 let kubernetes = visible().find(|s| s.provider == Provider::Kubernetes);
                 kubernetes.or_else(|| visible().min_by_key(|s| s.created))
             });

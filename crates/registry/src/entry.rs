@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use config_store::{Body, Kind, Object, Snapshot};
 use istio_api::MeshConfig;
+use istio_api::mesh_config::Visibility;
 use istio_api::service_entry::{Location, Resolution as EntryResolution, ServiceEntry, ServicePort};
 use istio_api::workload_entry::WorkloadEntry;
 use mesh_types::{ArcStr, Labels, Protocol, selects};
 
-use crate::kubernetes::{EndpointMap, namespace_annotations, trust_domain};
+use crate::kubernetes::{EndpointMap, trust_domain};
 use crate::service::TargetPort;
 use crate::{
     Endpoint, Health, Locality, Port, Provider, Resolution, Service, Settings, TlsMode, TrafficDistribution,
@@ -25,10 +26,19 @@ fn entries(snapshot: &Snapshot) -> impl Iterator<Item = (&Object, &ServiceEntry)
 }
 
 /// One service for each host and address (istio `serviceentry/conversion.go`, `convertServices`).
-pub(crate) fn services(snapshot: &Snapshot) -> Vec<Service> {
-    let (namespaces, none) = (namespace_annotations(snapshot), Labels::new());
-    let annotations = |object: &Object| namespaces.get(&*object.key.namespace).copied().unwrap_or(&none);
-    entries(snapshot).flat_map(|(object, entry)| convert(object, entry, annotations(object))).collect()
+pub(crate) fn services(snapshot: &Snapshot, mesh: &MeshConfig, settings: &Settings) -> Vec<Service> {
+    let none = Labels::new();
+    let rules = mesh.service_entry_visibility.as_ref().filter(|rules| rules.apply_to_sidecars);
+    let convert = |(object, entry): (&Object, &ServiceEntry)| {
+        let namespace = snapshot.find(Kind::Namespace, "", &object.key.namespace);
+        let visibility = match rules.map(|rules| rules.of_namespace(namespace.map_or(&none, |n| &n.labels))) {
+            Some(narrow @ (Visibility::None | Visibility::Namespace)) => narrow,
+            _ => Visibility::Public,
+        };
+        let services = convert(object, entry, namespace.map_or(&none, |n| &n.annotations), settings);
+        services.into_iter().map(move |service| Service { visibility, ..service })
+    };
+    entries(snapshot).flat_map(convert).collect()
 }
 
 fn number(value: u32) -> u16 {
@@ -70,7 +80,7 @@ fn listen_address(text: &str) -> Option<ArcStr> {
     }
 }
 
-fn convert(object: &Object, entry: &ServiceEntry, of_namespace: &Labels) -> Vec<Service> {
+fn convert(object: &Object, entry: &ServiceEntry, of_namespace: &Labels, settings: &Settings) -> Vec<Service> {
     let resolution = resolution(entry);
     let addresses: Vec<ArcStr> = if entry.addresses.is_empty() {
         vec![UNSPECIFIED_IP.into()]
@@ -84,6 +94,22 @@ fn convert(object: &Object, entry: &ServiceEntry, of_namespace: &Labels) -> Vec<
         .map(|p| (number(p.number), number(p.target_port)))
         .collect();
     let traffic_distribution = TrafficDistribution::resolve(None, &object.annotations, of_namespace);
+    let strategy = object.annotations.get("istio.io/connect-strategy");
+    let races = strategy.is_some_and(|text| text.eq_ignore_ascii_case("RACE_FIRST_TCP_CONNECT"));
+    // As istiod `ShouldV2AutoAllocateIP`.
+    let refused = object.labels.get("networking.istio.io/enable-autoallocate-ip");
+    let may_allocate = settings.auto_allocate
+        && entry.addresses.is_empty()
+        && resolution != Resolution::Passthrough
+        && !refused.is_some_and(|text| text.eq_ignore_ascii_case("false"));
+    let allocated_to = |host: &String| {
+        let own = |v4: bool| {
+            let mut of_host = object.allocated.iter().filter(|(name, ip)| **name == **host && ip.is_ipv4() == v4);
+            of_host.next_back().map(|(_, ip)| ArcStr::from(ip.to_string()))
+        };
+        let own: Vec<ArcStr> = own(true).into_iter().chain(own(false)).collect();
+        if may_allocate { own } else { Vec::new() }
+    };
     let make = |host: &String, address: &ArcStr| Service {
         hostname: host.as_str().into(),
         name: host.as_str().into(),
@@ -106,6 +132,9 @@ fn convert(object: &Object, entry: &ServiceEntry, of_namespace: &Labels) -> Vec<
         node_local: false,
         publish_not_ready: false,
         passthrough_ports: passthrough_ports.clone(),
+        allocated: allocated_to(host),
+        visibility: Visibility::Public,
+        races,
     };
     entry.hosts.iter().flat_map(|host| addresses.iter().map(move |a| (host, a))).map(|(h, a)| make(h, a)).collect()
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use config_store::{Body, Kind, Object, Snapshot};
 use istio_api::MeshConfig;
+use istio_api::mesh_config::Visibility;
 use k8s_openapi::api::core::v1::{Pod, Service as KubeService, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -39,7 +40,7 @@ pub(crate) fn services(snapshot: &Snapshot, mesh: &MeshConfig, settings: &Settin
 }
 
 /// Annotations of the namespaces, which hold for all that is in them.
-pub(crate) fn namespace_annotations(snapshot: &Snapshot) -> HashMap<&str, &Labels> {
+fn namespace_annotations(snapshot: &Snapshot) -> HashMap<&str, &Labels> {
     snapshot.list(Kind::Namespace).map(|object| (&*object.key.name, &object.annotations)).collect()
 }
 
@@ -83,7 +84,8 @@ fn convert_service(
     let mut cluster_ips: Vec<ArcStr> = Vec::new();
     if is_alias {
         resolution = Resolution::Alias;
-    } else if cluster_ip == "None" {
+    }
+    if cluster_ip == "None" {
         resolution = Resolution::Passthrough;
     } else if !cluster_ip.is_empty() {
         let all = spec.cluster_ips.unwrap_or_default();
@@ -124,6 +126,9 @@ fn convert_service(
         node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         passthrough_ports: BTreeMap::new(),
+        allocated: Vec::new(),
+        visibility: Visibility::Public,
+        races: false,
     }
 }
 
@@ -296,8 +301,13 @@ pub(crate) fn endpoints<'a>(
     for object in snapshot.list(Kind::EndpointSlice) {
         let Body::EndpointSlice(slice) = &object.body else { continue };
         let Some(key) = service_of(object, settings).filter(&wanted) else { continue };
-        let sticky = own(&key).is_some_and(Service::keeps_draining);
-        add_slice(slice, &object.key.namespace, sticky, out.entry(key).or_default(), &find);
+        let service = own(&key);
+        let how = Slices {
+            namespace: &object.key.namespace,
+            sticky: service.is_some_and(|service| service.keeps_draining(settings)),
+            both_families: settings.dual_stack && service.is_some_and(|service| service.cluster_ips.len() > 1),
+        };
+        add_slice(slice, &how, out.entry(key).or_default(), &find);
     }
     out
 }
@@ -310,16 +320,25 @@ pub(crate) fn target_port(port: &Port, workload: &Workload) -> Option<u16> {
     }
 }
 
+/// How the slices of a service are read.
+struct Slices<'a> {
+    namespace: &'a str,
+    /// Endpoints that shut down are kept for those who know them.
+    sticky: bool,
+    /// A pod of both address families is one endpoint.
+    both_families: bool,
+}
+
 fn add_slice<'a>(
     slice: &EndpointSlice,
-    namespace: &str,
-    sticky: bool,
+    how: &Slices<'_>,
     list: &mut Vec<Endpoint>,
     find: &impl Fn(&str, Option<(&str, &str)>, &str) -> Option<&'a Arc<Workload>>,
 ) {
     if slice.address_type == "FQDN" {
         return;
     }
+    let &Slices { namespace, sticky, both_families } = how;
     for entry in slice.endpoints.iter().flatten() {
         // As istiod `endpointHealthStatus`: what is not ready and does not say that it stays is going.
         let conditions = entry.conditions.clone().unwrap_or_default();
@@ -342,25 +361,21 @@ fn add_slice<'a>(
             let workload = found
                 .cloned()
                 .unwrap_or_else(|| Arc::new(Workload { namespace: namespace.into(), ..Workload::default() }));
+            let whole = (both_families && pod_name.is_some() && workload.addresses.len() > 1)
+                .then(|| workload.addresses.clone());
+            if whole.is_some() && slice.address_type == "IPv6" {
+                // The pod's endpoint stands in the slice of the other family.
+                continue;
+            }
             for port in slice.ports.iter().flatten() {
                 let port_name: ArcStr = port.name.as_deref().unwrap_or_default().into();
                 let number = port.port.map(port_number).unwrap_or_default();
-                // Slices of the second address family add to the endpoint of the same pod.
-                let primary = workload.addresses.first().is_none_or(|a| **a == **address);
-                let same = |e: &Endpoint| {
-                    Arc::ptr_eq(&e.workload, &workload) && e.service_port_name == port_name && e.port == number
+                let addresses = match &whole {
+                    Some(all) => all.clone(),
+                    None => vec![address.as_str().into()],
                 };
-                // Only pods with addresses of both families have several.
-                let both = pod_name.is_some() && workload.addresses.len() > 1;
-                if let Some(existing) = list.iter_mut().find(|e| both && same(e)) {
-                    if !existing.addresses.iter().any(|a| **a == **address) {
-                        let at = if primary { 0 } else { existing.addresses.len() };
-                        existing.addresses.insert(at, address.as_str().into());
-                    }
-                    continue;
-                }
                 list.push(Endpoint {
-                    addresses: vec![address.as_str().into()],
+                    addresses,
                     port: number,
                     service_port_name: port_name,
                     workload: workload.clone(),

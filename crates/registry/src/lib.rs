@@ -27,7 +27,7 @@ pub use endpoint::{Endpoint, Health, TlsMode, Workload, canonical_service};
 pub use history::{ServiceKey, Version};
 pub use locality::{Locality, augment_labels};
 pub use service::{Port, Provider, Resolution, Service, ServiceTarget, TargetPort, TrafficDistribution};
-pub use settings::Settings;
+pub use settings::{JwksMode, Settings};
 pub use targets::ProxyQuery;
 
 /// Address of a service that has none: headless services and ServiceEntries without `addresses`.
@@ -93,13 +93,21 @@ impl Registry {
     }
 
     /// The registry of a newer snapshot of the same settings and MeshConfig. What equals its like in this one, the
-    /// registry of `before`, is taken from here, so that pointers tell what changed.
-    pub fn update(&self, before: &Snapshot, snapshot: &Snapshot, mesh: &MeshConfig, settings: &Settings) -> Registry {
+    /// registry of `before`, is taken from here, so that pointers tell what changed. `changed` are the kinds that differ;
+    /// of these `before` may hold more than this registry was made of.
+    pub fn update(
+        &self,
+        before: &Snapshot,
+        snapshot: &Snapshot,
+        changed: &[Kind],
+        mesh: &MeshConfig,
+        settings: &Settings,
+    ) -> Registry {
         let read = |kind: &Kind| {
             use Kind::{EndpointSlice, Namespace, Node, Pod, Service, ServiceEntry, WorkloadEntry};
             matches!(kind, Namespace | Node | Pod | Service | EndpointSlice | ServiceEntry | WorkloadEntry)
         };
-        let changed: Vec<Kind> = snapshot.changed_kinds(before).filter(read).collect();
+        let changed: Vec<Kind> = changed.iter().copied().filter(read).collect();
         match &changed[..] {
             [] | [Kind::EndpointSlice] => self.with_slices(before, snapshot, settings),
             // Where pods are depends on their Nodes.
@@ -119,7 +127,7 @@ impl Registry {
         let empty = HashMap::new();
         let pods = kubernetes::pods(snapshot, mesh, settings, previous.map_or(&empty, |p| &p.workloads.pods));
         let mut services = kubernetes::services(snapshot, mesh, settings);
-        services.extend(entry::services(snapshot));
+        services.extend(entry::services(snapshot, mesh, settings));
         sort_by_age(&mut services);
         service::resolve_aliases(&mut services);
 

@@ -1,9 +1,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use istio_api::mesh_config::Visibility;
 use mesh_types::{ArcStr, Labels, Protocol};
 
-use crate::UNSPECIFIED_IP;
+use crate::{Settings, UNSPECIFIED_IP};
 
 /// Who told us about a service.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -147,13 +148,29 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// ServiceEntry with resolution NONE: the port dialled instead of the service's.
     pub passthrough_ports: BTreeMap<u16, u16>,
+    /// Addresses that were allocated to it, for proxies whose agents answer DNS with them; IPv4 first.
+    pub allocated: Vec<ArcStr>,
+    /// How far the mesh lets the service be seen, whatever `export_to` says (`serviceEntryVisibility`).
+    pub visibility: Visibility,
+    /// Connections race to all addresses of its name (annotation `istio.io/connect-strategy`).
+    pub races: bool,
 }
 
 impl Service {
     /// Clients that were sent to an endpoint may return to it while it drains.
-    pub fn keeps_draining(&self) -> bool {
-        let labels = ["istio.io/persistent-session", "istio.io/persistent-session-header"];
-        labels.iter().any(|key| self.labels.get(*key).is_some_and(|value| !value.is_empty()))
+    pub fn keeps_draining(&self, settings: &Settings) -> bool {
+        [&settings.session_label, &settings.session_header_label].into_iter().any(|key| self.session(key).is_some())
+    }
+
+    /// What a label about sessions says.
+    pub fn session(&self, label: &str) -> Option<&str> {
+        self.labels.get(label).map(String::as_str).filter(|value| !label.is_empty() && !value.is_empty())
+    }
+
+    /// Endpoints that are not ready are sent whatever a policy says: preference for near ones needs to know when to
+    /// go farther (istiod `ForcesSupportUnhealthyEndpoints`).
+    pub fn forces_unhealthy(&self, settings: &Settings) -> bool {
+        settings.force_unhealthy || self.traffic_distribution != TrafficDistribution::Any
     }
 
     /// The port of that number, but for UDP, which no proxy handles.

@@ -1,7 +1,20 @@
+use istio_api::Duration;
 use mesh_types::ArcStr;
 
-/// What the control plane knows about itself; not part of MeshConfig.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+/// Who fetches the keys that `jwksUri` of a RequestAuthentication names.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum JwksMode {
+    /// The control plane, which sends what it got.
+    #[default]
+    ControlPlane,
+    /// The proxy if it knows a cluster for the server, else the control plane.
+    Hybrid,
+    /// The proxy.
+    Proxy,
+}
+
+/// What the control plane knows about itself; not part of MeshConfig. The defaults are istiod's.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Name of the Kubernetes cluster, as proxies report it in `CLUSTER_ID`.
     pub cluster_id: ArcStr,
@@ -9,14 +22,85 @@ pub struct Settings {
     pub network: ArcStr,
     /// DNS domain of the cluster.
     pub domain: ArcStr,
-    /// Listen and send on both address families (istiod's `ISTIO_DUAL_STACK`).
+    /// Listen and send on both address families (`ISTIO_DUAL_STACK`).
     pub dual_stack: bool,
-    /// Accept HTTP/1.0 everywhere (istiod's `PILOT_HTTP10`).
+    /// Accept HTTP/1.0 everywhere (`PILOT_HTTP10`).
     pub http10: bool,
-    /// Parse MongoDB, for its statistics (istiod's `PILOT_ENABLE_MONGO_FILTER`).
+    /// Parse MongoDB, for its statistics (`PILOT_ENABLE_MONGO_FILTER`).
     pub mongo_filter: bool,
-    /// Terminate TLS that a Sidecar's ingress listener declares (istiod's `ENABLE_TLS_ON_SIDECAR_INGRESS`).
+    /// Parse MySQL (`PILOT_ENABLE_MYSQL_FILTER`).
+    pub mysql_filter: bool,
+    /// Parse Redis (`PILOT_ENABLE_REDIS_FILTER`).
+    pub redis_filter: bool,
+    /// Terminate TLS that a Sidecar's ingress listener declares (`ENABLE_TLS_ON_SIDECAR_INGRESS`).
     pub tls_on_ingress: bool,
+    /// Service ports keep their inbound listeners beside a Sidecar's
+    /// (`PILOT_ALLOW_SIDECAR_SERVICE_INBOUND_LISTENER_MERGE`).
+    pub merge_inbound: bool,
+    /// Clients that name an endpoint return to it (`PILOT_ENABLE_PERSISTENT_SESSION_FILTER`).
+    pub persistent_sessions: bool,
+    /// Services with this label keep clients by a cookie (`PILOT_PERSISTENT_SESSION_LABEL`).
+    pub session_label: ArcStr,
+    /// Services with this label keep clients by a header (`PILOT_PERSISTENT_SESSION_HEADER_LABEL`).
+    pub session_header_label: ArcStr,
+    /// Workloads with this label are draining (`PILOT_DRAINING_LABEL`).
+    pub draining_label: ArcStr,
+    /// Headless TCP services share one listener for all their pods (`PILOT_ENABLE_HEADLESS_FILTER_CHAIN_LISTENER`).
+    pub headless_chains: bool,
+    /// Clusters of headless services balance load (`PILOT_ENABLE_EDS_FOR_HEADLESS_SERVICES`).
+    pub headless_eds: bool,
+    /// Sidecars trust the connection's address (`PILOT_SIDECAR_USE_REMOTE_ADDRESS`).
+    pub use_remote_address: bool,
+    /// Endpoints that are not ready are always sent (`PILOT_SEND_UNHEALTHY_ENDPOINTS`).
+    pub force_unhealthy: bool,
+    /// And unless a policy speaks against it (`PILOT_AUTO_SEND_UNHEALTHY_ENDPOINTS`).
+    pub send_unhealthy: bool,
+    /// Several external authorizers for one workload (`PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS`).
+    pub several_authorizers: bool,
+    /// Load is always balanced by locality weights (`ENABLE_LOCALITY_WEIGHTED_LB_CONFIG`).
+    pub locality_weighted: bool,
+    /// Virtual hosts also match names with a final dot (`PILOT_ENABLE_ABSOLUTE_FQDN_VHOST_DOMAIN`).
+    pub absolute_names: bool,
+    /// Proxies tell each other who they are (`PILOT_ENABLE_METADATA_EXCHANGE`).
+    pub metadata_exchange: bool,
+    /// But not over TCP (`PILOT_DISABLE_MX_ALPN`).
+    pub no_peer_exchange: bool,
+    /// Clients tell by ALPN what they speak (`PILOT_ENABLE_ALPN_FILTER`).
+    pub alpn_filter: bool,
+    /// Clusters name their services, for telemetry (`PILOT_ENABLE_TELEMETRY_LABEL`).
+    pub telemetry_label: bool,
+    /// And endpoints their workloads (`PILOT_ENDPOINT_TELEMETRY_LABEL`).
+    pub endpoint_telemetry: bool,
+    /// Mirrored requests keep their host (`DISABLE_SHADOW_HOST_SUFFIX`).
+    pub no_shadow_suffix: bool,
+    /// What circuit breakers have left is not measured (`DISABLE_TRACK_REMAINING_CB_METRICS`).
+    pub no_remaining: bool,
+    /// `Expect: 100-continue` is passed on (`ENABLE_100_CONTINUE_HEADERS`).
+    pub proxy_100_continue: bool,
+    /// Connections taken at one wake-up (`MAX_CONNECTIONS_PER_SOCKET_EVENT_LOOP`).
+    pub connections_per_event: u32,
+    /// How long TLS may shake hands (`PILOT_GATEWAY_TRANSPORT_SOCKET_CONNECT_TIMEOUT`).
+    pub handshake_timeout: Duration,
+    /// Spread of periodic DNS look-ups (`PILOT_DNS_JITTER_DURATION`).
+    pub dns_jitter: Duration,
+    /// DNS queries over one socket (`PILOT_DNS_CARES_UDP_MAX_QUERIES`).
+    pub dns_queries: u32,
+    /// Share of traced requests in percent (`PILOT_TRACE_SAMPLING`).
+    pub trace_sampling: f64,
+    /// Peers of any trust domain are let in (`PILOT_SKIP_VALIDATE_TRUST_DOMAIN`).
+    pub any_trust_domain: bool,
+    /// A DestinationRule's TLS settings hold for outside services as they are
+    /// (`PREFER_DESTINATIONRULE_TLS_FOR_EXTERNAL_SERVICES`).
+    pub external_rule_tls: bool,
+    /// Services without address may have one of their own (`PILOT_ENABLE_IP_AUTOALLOCATE`).
+    pub auto_allocate: bool,
+    /// Of several services of one name that a Sidecar imports, those of one namespace are taken
+    /// (`PILOT_SIDECAR_PICK_BEST_SERVICE_NAMESPACE`).
+    pub best_namespace: bool,
+    /// Names that are looked up for `ALLOW_ANY_DYNAMIC_DNS` at most (`PILOT_ALLOW_ANY_DYNAMIC_DNS_MAX_HOSTS`).
+    pub dynamic_dns_hosts: u32,
+    /// Who fetches keys (`PILOT_JWT_ENABLE_REMOTE_JWKS`).
+    pub jwks: JwksMode,
 }
 
 impl Default for Settings {
@@ -28,23 +112,138 @@ impl Default for Settings {
             dual_stack: false,
             http10: false,
             mongo_filter: true,
+            mysql_filter: false,
+            redis_filter: false,
             tls_on_ingress: false,
+            merge_inbound: false,
+            persistent_sessions: false,
+            session_label: "istio.io/persistent-session".into(),
+            session_header_label: "istio.io/persistent-session-header".into(),
+            draining_label: "istio.io/draining".into(),
+            headless_chains: false,
+            headless_eds: false,
+            use_remote_address: false,
+            force_unhealthy: false,
+            send_unhealthy: true,
+            several_authorizers: false,
+            locality_weighted: false,
+            absolute_names: true,
+            metadata_exchange: true,
+            no_peer_exchange: false,
+            alpn_filter: true,
+            telemetry_label: true,
+            endpoint_telemetry: true,
+            no_shadow_suffix: true,
+            no_remaining: true,
+            proxy_100_continue: true,
+            connections_per_event: 1,
+            handshake_timeout: Duration::from_secs(15),
+            dns_jitter: Duration::from_millis(100),
+            dns_queries: 100,
+            trace_sampling: 1.0,
+            any_trust_domain: false,
+            external_rule_tls: true,
+            auto_allocate: true,
+            best_namespace: true,
+            dynamic_dns_hosts: 1024,
+            jwks: JwksMode::ControlPlane,
         }
     }
 }
 
+/// As Go's `strconv.ParseBool`.
+fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
 impl Settings {
-    /// Reads one of istiod's environment variables. Returns whether it is known.
+    /// Reads one of istiod's environment variables. Returns whether it is known; a value that makes no sense leaves
+    /// the default, as in istiod.
     pub fn set_env(&mut self, name: &str, value: &str) -> bool {
-        let on = matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True");
-        match name {
-            "ISTIO_DUAL_STACK" => self.dual_stack = on,
-            "PILOT_HTTP10" => self.http10 = on,
-            "PILOT_ENABLE_MONGO_FILTER" => self.mongo_filter = on,
-            "ENABLE_TLS_ON_SIDECAR_INGRESS" => self.tls_on_ingress = on,
-            "CLUSTER_ID" => self.cluster_id = value.into(),
-            _ => return false,
+        macro_rules! read {
+            ($($name:literal => $field:ident $parse:expr,)*) => {
+                match name {
+                    $($name => if let Some(value) = ($parse)(value) { self.$field = value },)*
+                    _ => return false,
+                }
+            };
+        }
+        let text = |text: &str| Some(ArcStr::from(text));
+        let duration = |text: &str| text.parse::<Duration>().ok();
+        let number = |text: &str| text.parse::<u32>().ok();
+        read! {
+            "CLUSTER_ID" => cluster_id text,
+            "ISTIO_DUAL_STACK" => dual_stack boolean,
+            "PILOT_HTTP10" => http10 boolean,
+            "PILOT_ENABLE_MONGO_FILTER" => mongo_filter boolean,
+            "PILOT_ENABLE_MYSQL_FILTER" => mysql_filter boolean,
+            "PILOT_ENABLE_REDIS_FILTER" => redis_filter boolean,
+            "ENABLE_TLS_ON_SIDECAR_INGRESS" => tls_on_ingress boolean,
+            "PILOT_ALLOW_SIDECAR_SERVICE_INBOUND_LISTENER_MERGE" => merge_inbound boolean,
+            "PILOT_ENABLE_PERSISTENT_SESSION_FILTER" => persistent_sessions boolean,
+            "PILOT_PERSISTENT_SESSION_LABEL" => session_label text,
+            "PILOT_PERSISTENT_SESSION_HEADER_LABEL" => session_header_label text,
+            "PILOT_DRAINING_LABEL" => draining_label text,
+            "PILOT_ENABLE_HEADLESS_FILTER_CHAIN_LISTENER" => headless_chains boolean,
+            "PILOT_ENABLE_EDS_FOR_HEADLESS_SERVICES" => headless_eds boolean,
+            "PILOT_SIDECAR_USE_REMOTE_ADDRESS" => use_remote_address boolean,
+            "PILOT_SEND_UNHEALTHY_ENDPOINTS" => force_unhealthy boolean,
+            "PILOT_AUTO_SEND_UNHEALTHY_ENDPOINTS" => send_unhealthy boolean,
+            "PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS" => several_authorizers boolean,
+            "ENABLE_LOCALITY_WEIGHTED_LB_CONFIG" => locality_weighted boolean,
+            "PILOT_ENABLE_ABSOLUTE_FQDN_VHOST_DOMAIN" => absolute_names boolean,
+            "PILOT_ENABLE_METADATA_EXCHANGE" => metadata_exchange boolean,
+            "PILOT_DISABLE_MX_ALPN" => no_peer_exchange boolean,
+            "PILOT_ENABLE_ALPN_FILTER" => alpn_filter boolean,
+            "PILOT_ENABLE_TELEMETRY_LABEL" => telemetry_label boolean,
+            "PILOT_ENDPOINT_TELEMETRY_LABEL" => endpoint_telemetry boolean,
+            "DISABLE_SHADOW_HOST_SUFFIX" => no_shadow_suffix boolean,
+            "DISABLE_TRACK_REMAINING_CB_METRICS" => no_remaining boolean,
+            "ENABLE_100_CONTINUE_HEADERS" => proxy_100_continue boolean,
+            "MAX_CONNECTIONS_PER_SOCKET_EVENT_LOOP" => connections_per_event number,
+            "PILOT_GATEWAY_TRANSPORT_SOCKET_CONNECT_TIMEOUT" => handshake_timeout duration,
+            "PILOT_DNS_JITTER_DURATION" => dns_jitter duration,
+            "PILOT_DNS_CARES_UDP_MAX_QUERIES" => dns_queries number,
+            "PILOT_TRACE_SAMPLING" => trace_sampling
+                |text: &str| text.parse().ok().filter(|share| (0.0..=100.0).contains(share)),
+            "PILOT_SKIP_VALIDATE_TRUST_DOMAIN" => any_trust_domain boolean,
+            "PREFER_DESTINATIONRULE_TLS_FOR_EXTERNAL_SERVICES" => external_rule_tls boolean,
+            "PILOT_ENABLE_IP_AUTOALLOCATE" => auto_allocate boolean,
+            "PILOT_SIDECAR_PICK_BEST_SERVICE_NAMESPACE" => best_namespace boolean,
+            "PILOT_ALLOW_ANY_DYNAMIC_DNS_MAX_HOSTS" => dynamic_dns_hosts number,
+            "PILOT_JWT_ENABLE_REMOTE_JWKS" => jwks |text: &str| match text {
+                "hybrid" | "true" => Some(JwksMode::Hybrid),
+                "envoy" => Some(JwksMode::Proxy),
+                _ => Some(JwksMode::ControlPlane),
+            },
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_read_as_go_reads_them() {
+        let mut settings = Settings::default();
+        assert!(settings.set_env("PILOT_HTTP10", "True"));
+        assert!(settings.set_env("PILOT_ENABLE_MONGO_FILTER", "yes"), "known, and no boolean");
+        assert!(settings.set_env("PILOT_DNS_JITTER_DURATION", "1m30s"));
+        assert!(settings.set_env("PILOT_TRACE_SAMPLING", "200"));
+        assert!(settings.set_env("PILOT_JWT_ENABLE_REMOTE_JWKS", "true"));
+        assert!(!settings.set_env("PILOT_TEAPOT", "1"));
+        let expected = Settings {
+            http10: true,
+            dns_jitter: Duration::from_secs(90),
+            jwks: JwksMode::Hybrid,
+            ..Settings::default()
+        };
+        assert_eq!(settings, expected);
     }
 }

@@ -175,7 +175,10 @@ fn text_file(path: &str, text: &str, omit: bool) -> AccessLog {
 }
 
 fn json_file(path: &str, labels: &Value, omit: bool) -> AccessLog {
-    file(path, Format::JsonFormat(json_struct(labels)), formatters(&labels.to_string()), omit)
+    // As istiod: nested values are not looked into.
+    let values = labels.as_object().into_iter().flat_map(|fields| fields.values());
+    let needed = values.filter_map(|value| value.as_str()).map(formatters).find(|needed| !needed.is_empty());
+    file(path, Format::JsonFormat(json_struct(labels)), needed.unwrap_or_default(), omit)
 }
 
 /// The log file that MeshConfig names.

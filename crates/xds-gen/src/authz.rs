@@ -165,6 +165,26 @@ fn tcp_of_policies(cx: &Context<'_>) -> Vec<Filter> {
     KINDS.iter().filter_map(filter).collect()
 }
 
+/// The policies of one action for a gRPC server (istiod `grpcgen/lds.go`, `buildRBAC`), which knows neither AUDIT nor CUSTOM.
+///
+/// DIFFERS: istiod leaves the filter out when the policies have no rules, so that an ALLOW that should let nobody in lets in
+/// everybody; it enforces policies in dry run; and it does not know a principal by the aliases of its trust domain.
+pub(crate) fn grpc(cx: &Context<'_>, of: Action, action: RbacAction) -> Option<HttpRbac> {
+    let mut out = rbac(action);
+    for policy in policies(cx, of).into_iter().filter(|policy| !is_dry_run(policy)) {
+        let name = |i: usize| format!("{}-{}-{i}", policy.namespace, policy.name);
+        for (i, rule) in policy.spec.rules.iter().enumerate() {
+            // A rule that cannot be said lets nobody in, and keeps nobody out.
+            let made = rule::generate(cx, rule, &policy.namespace, action, false).unwrap_or_else(never);
+            out.policies.insert(name(i), made);
+        }
+        if policy.spec.rules.is_empty() {
+            out.policies.insert(name(0), never());
+        }
+    }
+    (!out.policies.is_empty()).then(|| HttpRbac { rules: Some(out), ..HttpRbac::default() })
+}
+
 /// CUSTOM policies by provider.
 fn custom(cx: &Context<'_>, tcp: bool) -> BTreeMap<String, Rules> {
     let mut out: BTreeMap<String, Rules> = BTreeMap::new();
@@ -189,7 +209,7 @@ fn refuse(rules: Option<Rbac>) -> Rbac {
 /// HTTP filters of CUSTOM policies: a shadow RBAC notes the request, the external authorizer decides.
 pub(crate) fn http_custom(cx: &Context<'_>) -> Vec<HttpFilter> {
     let all = custom(cx, false);
-    let several = all.len() > 1;
+    let several = all.len() > 1 && !cx.push.settings.several_authorizers;
     let mut out = Vec::new();
     for (name, rules) in all {
         let external = if several { None } else { provider::http(cx, &name) };
@@ -201,7 +221,7 @@ pub(crate) fn http_custom(cx: &Context<'_>) -> Vec<HttpFilter> {
             continue;
         };
         let config = HttpRbac {
-            rules: rules.shadow,
+            rules: rules.shadow.filter(|shadow| !shadow.policies.is_empty()),
             shadow_rules: Some(rules.enforced.unwrap_or_else(|| rbac(RbacAction::Deny))),
             shadow_rules_stat_prefix: EXT_AUTHZ_STAT.to_owned(),
             ..HttpRbac::default()
@@ -215,7 +235,7 @@ pub(crate) fn http_custom(cx: &Context<'_>) -> Vec<HttpFilter> {
 /// Network filters of the same; providers that speak HTTP are not asked about TCP.
 pub(crate) fn tcp_custom(cx: &Context<'_>) -> Vec<Filter> {
     let all = custom(cx, true);
-    let several = all.len() > 1;
+    let several = all.len() > 1 && !cx.push.settings.several_authorizers;
     let mut out = Vec::new();
     let filter = |config: TcpRbac| network_filter(TCP_RBAC, any(&TcpRbac { stat_prefix: "tcp.".to_owned(), ..config }));
     for (name, rules) in all {
@@ -225,7 +245,7 @@ pub(crate) fn tcp_custom(cx: &Context<'_>) -> Vec<Filter> {
             Some(None) => {}
             Some(Some(external)) => {
                 out.push(filter(TcpRbac {
-                    rules: rules.shadow,
+                    rules: rules.shadow.filter(|shadow| !shadow.policies.is_empty()),
                     shadow_rules: Some(rules.enforced.unwrap_or_else(|| rbac(RbacAction::Deny))),
                     shadow_rules_stat_prefix: EXT_AUTHZ_STAT.to_owned(),
                     ..TcpRbac::default()

@@ -15,10 +15,37 @@ use mesh_types::ArcStr;
 use push_context::{Config, ListenerRules, Node, PeerRules, PushContext, Reach, Same, SidecarScope};
 use registry::{Endpoint, Placement, Service, ServiceKey, TrafficDistribution, Version};
 
-use crate::client::{Client, Endpoints, Shared};
+pub(crate) use crate::client::Shared;
+use crate::client::{Client, Endpoints};
 use crate::context::Context;
 use crate::envoy_filter::Patches;
 use crate::{cluster, endpoint, listener, name_table, names, route};
+
+/// What is kept: type URL, name, bytes. One name may be kept several times, for proxies of several classes.
+pub(crate) fn kept(push: &PushContext) -> Vec<(&'static str, ArcStr, usize)> {
+    use envoy_api::type_url;
+    let mut out = Vec::new();
+    push.memo().each(|keys, value| {
+        // Keys are types of the functions above and below. Lists of a whole proxy hold the same resources once more.
+        let of = |function: &str| keys.contains(&format!("cache::{function}::"));
+        let kind = match () {
+            () if of("service_clusters") => type_url::CLUSTER,
+            () if of("make_listeners") => type_url::LISTENER,
+            () if of("routes") => type_url::ROUTE,
+            () if of("endpoints") => type_url::ENDPOINT,
+            () if of("names") => type_url::NAME_TABLE,
+            () => return,
+        };
+        let mut note = |resource: &Resource| out.push((kind, resource.name.clone(), resource.body.len()));
+        if let Some(resource) = value.downcast_ref::<Resource>() {
+            note(resource);
+        } else if let Some(list) = value.downcast_ref::<Shared>().filter(|_| kind != type_url::ENDPOINT) {
+            list.iter().for_each(note);
+        }
+    });
+    out.sort();
+    out
+}
 
 /// What a class of proxies gets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,7 +73,9 @@ const SCOPES: usize = 1 << 14;
 const PROXIES: usize = 1 << 18;
 
 /// Metadata that generators read, other than for the use of EnvoyFilters.
-const METADATA: [&str; 9] = [
+const METADATA: [&str; 11] = [
+    "DNS_PROXY_ADDR",
+    GENERATOR,
     "MESH_ID",
     "WORKLOAD_NAME",
     "TLS_SERVER_CERT_CHAIN",
@@ -57,6 +86,8 @@ const METADATA: [&str; 9] = [
     "TLS_CLIENT_ROOT_CERT",
     route::ORIGINS,
 ];
+/// Who asks: `grpc` for clients that are no proxies.
+pub(crate) const GENERATOR: &str = "GENERATOR";
 const NODE_NAME: &str = "NODE_NAME";
 const NETWORK: &str = "topology.istio.io/network";
 const HOSTNAME: &str = "kubernetes.io/hostname";
@@ -69,7 +100,7 @@ pub(crate) fn clusters(cx: &Context<'_>, client: &Arc<Client>) -> Shared {
         #[derive(Eq, Hash, PartialEq)]
         struct Key(Same<Client>, Same<Version>);
         let key = Key(Same(client.clone()), Same(cx.push.registry.version().clone()));
-        return cx.push.memo().get(key, || encode_clusters(&Patches::of(cx).clusters(cluster::all(cx))));
+        return cx.push.memo().get(key, || encode_clusters(&Patches::of(cx).clusters(cx, cluster::all(cx))));
     }
     #[derive(Eq, Hash, PartialEq)]
     struct Key(Same<Client>, Same<[Resource]>);
@@ -289,18 +320,21 @@ fn make_listeners(cx: &Context<'_>, client: &Client) -> Shared {
     }
     #[derive(Eq, Hash, PartialEq)]
     struct OutboundKey(Same<Node>, Same<SidecarScope>, Vec<Endpoints>);
-    let key = |class: &Arc<Node>| OutboundKey(Same(class.clone()), Same(cx.scope.clone()), client.headless.clone());
     let class = client.class(Use::Listeners);
-    let outbound = cx.push.memo().get(key(class), || {
-        #[derive(Eq, Hash, PartialEq)]
-        struct PortsKey(OutboundKey);
-        let wide = client.class(Use::Ports);
-        let make = || Arc::new(listener::Ports::of(&cx.of_class(wide)));
-        let ports = cx.push.memo().get(PortsKey(key(wide)), make);
-        encode_listeners(&listener::outbound_side(&cx.of_class(class), &ports))
-    });
+    let key = OutboundKey(Same(class.clone()), Same(cx.scope.clone()), client.headless.clone());
+    let make = || encode_listeners(&listener::outbound_side(&cx.of_class(class), &ports(cx, client)));
+    let outbound = cx.push.memo().get(key, make);
     let own = encode_listeners(&listener::inbound_side(cx));
     outbound.iter().chain(own.iter()).cloned().collect()
+}
+
+/// The addresses and ports that outbound listeners are for.
+pub(crate) fn ports(cx: &Context<'_>, client: &Client) -> Arc<listener::Ports> {
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key(Same<Node>, Same<SidecarScope>, Vec<Endpoints>);
+    let wide = client.class(Use::Ports);
+    let key = Key(Same(wide.clone()), Same(cx.scope.clone()), client.headless.clone());
+    cx.push.memo().get(key, || Arc::new(listener::Ports::of(&cx.of_class(wide))))
 }
 
 /// Route tables of these names.
@@ -346,6 +380,10 @@ pub(crate) fn one(push: &PushContext, node: Node) -> Arc<Node> {
     let node = Arc::new(node);
     let value = node.clone();
     push.memo().get(node, move || value)
+}
+
+pub(crate) fn itself(cx: &Context<'_>) -> Arc<Node> {
+    one(cx.push, cx.node.clone())
 }
 
 /// The proxy without all that does not matter.

@@ -43,7 +43,8 @@ impl Client {
         push.memo().get(Key(Same(node.clone()), push.identity()), || Arc::new(Client::new(push, node)))
     }
 
-    fn new(push: &PushContext, node: &Node) -> Client {
+    /// As [`Client::of`] for a node that is not seen again: nothing of it is kept.
+    pub(crate) fn new(push: &PushContext, node: &Node) -> Client {
         let node = cache::one(push, push.effective(node).unwrap_or_else(|| node.clone()));
         let cx = Context::new(push, &node);
         let services = cx.scope.egress.iter().flat_map(|e| &e.services);

@@ -12,7 +12,10 @@ use envoy_api::cluster::{
         OriginalDstLbConfig,
     },
 };
-use envoy_api::core::{self, BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common};
+use envoy_api::core::{
+    self, BindConfig, HealthStatus, HealthStatusSet, Http1ProtocolOptions, Http2ProtocolOptions,
+    HttpProtocolOptions as Common,
+};
 use envoy_api::endpoint::{ClusterLoadAssignment, LocalityLbEndpoints};
 use envoy_api::pb::envoy::extensions::common::dynamic_forward_proxy::v3::DnsCacheConfig;
 use envoy_api::pb::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
@@ -27,7 +30,7 @@ use istio_api::DestinationRule;
 use istio_api::destination_rule::{ConnectionPoolSettings, SimpleLb, Subset, TlsMode, TrafficPolicy};
 use mesh_types::Protocol;
 use push_context::Config;
-use registry::{Port, Resolution, Service};
+use registry::{Port, Provider, Resolution, Service};
 
 use crate::context::Context;
 use crate::endpoint::Builder as EndpointBuilder;
@@ -36,6 +39,7 @@ use crate::proto::{
     ads, config_path, duration, extension, list, seconds, set_istio_metadata, socket_address, structure, text,
     u32_value,
 };
+pub(crate) use load_balancer::consistent_hash;
 pub(crate) use policy::{merged as merged_policy, preserve_case};
 
 use policy::Draft;
@@ -93,14 +97,21 @@ pub(crate) fn outbound(cx: &Context<'_>, service: &Service, out: &mut Vec<Cluste
             }
             continue;
         }
-        let kind = discovery_type(service);
+        let kind = discovery_type(cx, service);
         let endpoints = match kind {
             DiscoveryType::StrictDns | DiscoveryType::LogicalDns => {
                 EndpointBuilder::new(cx, service, port.port, "", rule.map(|r| &r.spec)).dns_endpoints()
             }
             _ => Vec::new(),
         };
-        let Some(cluster) = skeleton(cx, name, kind, endpoints, port, service) else { continue };
+        let Some(mut cluster) = skeleton(cx, name, kind, endpoints, port, service) else { continue };
+        if service.keeps_draining(&cx.push.settings) {
+            // Envoy would drop draining endpoints; sessions that stick to one may still use it.
+            let statuses =
+                [HealthStatus::Healthy, HealthStatus::Draining, HealthStatus::Unknown, HealthStatus::Degraded];
+            cluster.common_lb_config.get_or_insert_default().override_host_status =
+                Some(HealthStatusSet { statuses: statuses.map(|status| status as i32).to_vec() });
+        }
         let mut draft = Draft::new(cluster, port, cx);
         policy::apply_rule(cx, &mut draft, service, port, rule);
         let discovery = draft.cluster.cluster_discovery_type.clone();
@@ -110,6 +121,18 @@ pub(crate) fn outbound(cx: &Context<'_>, service: &Service, out: &mut Vec<Cluste
                 out.extend(subset_cluster(cx, service, port, rule, subset, discovery.clone()));
             }
         }
+    }
+}
+
+/// istiod's metric of clusters without endpoints that proxies look up by name.
+pub(crate) const NO_DNS_NAMES: &str = "pilot_dns_cluster_without_endpoints";
+
+/// What istiod counts when clusters of this service have no endpoints; nothing for those that need none.
+pub(crate) fn without_endpoints(cx: &Context<'_>, service: &Service) -> Option<&'static str> {
+    match discovery_type(cx, service) {
+        DiscoveryType::StrictDns | DiscoveryType::LogicalDns => Some(NO_DNS_NAMES),
+        DiscoveryType::Eds => Some("pilot_eds_no_instances"),
+        _ => None,
     }
 }
 
@@ -142,10 +165,14 @@ fn subset_cluster(
 }
 
 /// istiod `convertResolution`.
-fn discovery_type(service: &Service) -> DiscoveryType {
+fn discovery_type(cx: &Context<'_>, service: &Service) -> DiscoveryType {
     match service.resolution {
-        Resolution::DnsLb => DiscoveryType::StrictDns,
-        Resolution::DnsRoundRobinLb => DiscoveryType::LogicalDns,
+        // Of a name's addresses that race for the connection any one is enough.
+        Resolution::DnsLb if !service.races => DiscoveryType::StrictDns,
+        Resolution::DnsLb | Resolution::DnsRoundRobinLb => DiscoveryType::LogicalDns,
+        Resolution::Passthrough if cx.push.settings.headless_eds && service.provider == Provider::Kubernetes => {
+            DiscoveryType::Eds
+        }
         Resolution::Passthrough => DiscoveryType::OriginalDst,
         _ => DiscoveryType::Eds,
     }
@@ -181,12 +208,14 @@ fn skeleton(
     };
     match kind {
         DiscoveryType::StrictDns | DiscoveryType::LogicalDns => {
-            cluster.dns_lookup_family = lookup_family(cx) as i32;
-            let cares = CaresDnsResolverConfig { udp_max_queries: u32_value(100), ..Default::default() };
+            let family = if service.races { DnsLookupFamily::All } else { lookup_family(cx) };
+            cluster.dns_lookup_family = family as i32;
+            let udp_max_queries = u32_value(cx.push.settings.dns_queries);
+            let cares = CaresDnsResolverConfig { udp_max_queries, ..Default::default() };
             cluster.typed_dns_resolver_config = Some(extension("envoy.network.dns_resolver.cares", any(&cares)));
             #[allow(deprecated)] // What istiod sends.
             {
-                cluster.dns_jitter = Some(wkt::Duration { seconds: 0, nanos: 100_000_000 });
+                cluster.dns_jitter = Some(duration(cx.push.settings.dns_jitter));
                 cluster.dns_refresh_rate = cx.push.mesh.dns_refresh_rate.map(duration);
                 cluster.respect_dns_ttl = true;
             }
@@ -208,7 +237,9 @@ fn skeleton(
         cluster.load_assignment =
             Some(ClusterLoadAssignment { cluster_name: name.clone(), endpoints, ..Default::default() });
     }
-    set_istio_metadata(&mut cluster.metadata, "services", list(vec![service_metadata(service)]));
+    if cx.push.settings.telemetry_label {
+        set_istio_metadata(&mut cluster.metadata, "services", list(vec![service_metadata(service)]));
+    }
     cluster.name = name;
     Some(cluster)
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use envoy_api::http::HttpFilter;
 use istio_api::MeshProxyConfig;
+use mesh_types::ArcStr;
 use push_context::{InterceptionMode, IpMode, Node, PeerPolicy, Profile, PushContext, SidecarScope};
 use registry::{Provider, Service, ServiceTarget, UNSPECIFIED_IP};
 
@@ -66,7 +67,12 @@ impl<'a> Context<'a> {
 
     /// The proxy tells its peers about itself over TCP, inside the connection.
     pub(crate) fn exchanges_over_tcp(&self) -> bool {
-        self.node.profile == Profile::IstioProxy
+        self.node.profile == Profile::IstioProxy && self.push.settings.metadata_exchange
+    }
+
+    /// And asks by ALPN whether the other side does, too.
+    pub(crate) fn agrees_on_exchange(&self) -> bool {
+        self.exchanges_over_tcp() && !self.push.settings.no_peer_exchange
     }
 
     pub(crate) fn dual_stack(&self) -> bool {
@@ -106,7 +112,17 @@ impl<'a> Context<'a> {
     /// The address of a service as this proxy knows it (istiod `GetAddressForProxy`).
     pub(crate) fn service_address<'s>(&self, service: &'s Service) -> &'s str {
         let own = service.cluster_ips.iter().find(|ip| !self.node.cluster_id.is_empty() && self.in_family(ip));
-        own.map_or(&service.default_address, |ip| ip)
+        let allocated = || {
+            let unspecified = &*service.default_address == UNSPECIFIED_IP;
+            self.allocated(service).iter().find(|ip| unspecified && self.in_family(ip))
+        };
+        own.or_else(allocated).map_or(&service.default_address, |ip| ip)
+    }
+
+    /// Addresses that the agent's DNS answers with for services without one.
+    fn allocated<'s>(&self, service: &'s Service) -> &'s [ArcStr] {
+        let on = self.node.dns_auto_allocate || self.push.settings.auto_allocate;
+        if on && self.node.dns_capture { &service.allocated } else { &[] }
     }
 
     /// All of them (istiod `GetAllAddressesForProxy`).
@@ -117,6 +133,9 @@ impl<'a> Context<'a> {
         if self.node.cluster_id.is_empty() {
             own.clear();
         }
+        if own.is_empty() && (service.cluster_ips.is_empty() || self.node.cluster_id.is_empty()) {
+            own.extend(self.allocated(service).iter().map(|ip| &**ip));
+        }
         if !both {
             own.retain(|ip| self.in_family(ip));
         }
@@ -126,7 +145,8 @@ impl<'a> Context<'a> {
         if service.default_address.is_empty() {
             return Vec::new();
         }
-        if !service.cluster_ips.is_empty() && !self.in_family(&service.default_address) {
+        // A headless service of Kubernetes has no address of a family that the proxy lacks, either.
+        if service.provider == Provider::Kubernetes && !self.in_family(&service.default_address) {
             return Vec::new();
         }
         vec![&service.default_address]

@@ -20,9 +20,6 @@ use crate::names;
 use crate::proto::{address, structure, text, u32_value};
 use locality::Setting;
 
-/// Services with this label keep clients and endpoints together.
-const PERSISTENT_SESSION: &str = "istio.io/persistent-session";
-
 /// Builds the endpoints of one service port, or of a subset of it.
 pub(crate) struct Builder<'a> {
     cx: &'a Context<'a>,
@@ -50,7 +47,7 @@ pub(crate) fn load_assignment(cx: &Context<'_>, cluster: &str) -> ClusterLoadAss
     let mut assignment = ClusterLoadAssignment { endpoints, ..empty() };
     let (failover, lb) = builder.outlier_and_load_balancer();
     if let Some(setting) = Setting::effective(&cx.push.mesh, lb.as_ref(), service) {
-        builder.apply_locality(&setting, failover, &mut assignment);
+        builder.apply_locality(&setting, failover, &mut assignment, true);
     }
     assignment
 }
@@ -68,19 +65,25 @@ impl<'a> Builder<'a> {
         Builder { cx, service, port, rule, subset, labels }
     }
 
+    /// Whether there is nowhere to send requests to.
+    pub(crate) fn is_empty(&self) -> bool {
+        let dns = self.service.resolution.is_dns();
+        self.chosen(|e| dns || e.port == 0 || e.is_ip()).is_empty()
+    }
+
     /// Endpoints of a cluster whose proxy resolves names itself.
     pub(crate) fn dns_endpoints(&self) -> Vec<LocalityLbEndpoints> {
         self.group(|_| true)
     }
 
     fn chosen(&self, take: impl Fn(&Endpoint) -> bool) -> Vec<&'a Endpoint> {
-        let service = self.service;
+        let (service, settings) = (self.service, &self.cx.push.settings);
         let visible = |e: &&Endpoint| {
             let local = !service.node_local || self.node_name().unwrap_or_default() == &*e.workload.node;
-            let wanted = match Self::health(e) {
+            let wanted = match self.health(e) {
                 Health::Unknown | Health::Healthy => true,
                 Health::Unhealthy => self.sends_unhealthy(),
-                Health::Draining => service.labels.get(PERSISTENT_SESSION).is_some_and(|value| !value.is_empty()),
+                Health::Draining => service.session(&settings.session_label).is_some(),
                 Health::Terminating => false,
             };
             local
@@ -93,9 +96,12 @@ impl<'a> Builder<'a> {
     }
 
     /// Its health; workloads may say by a label that they drain.
-    fn health(endpoint: &Endpoint) -> Health {
-        match endpoint.workload.labels.get("istio.io/draining") {
-            Some(value) if !value.is_empty() && endpoint.health != Health::Terminating => Health::Draining,
+    fn health(&self, endpoint: &Endpoint) -> Health {
+        let label = &*self.cx.push.settings.draining_label;
+        match endpoint.workload.labels.get(label) {
+            Some(value) if !label.is_empty() && !value.is_empty() && endpoint.health != Health::Terminating => {
+                Health::Draining
+            }
             _ => endpoint.health,
         }
     }
@@ -106,6 +112,10 @@ impl<'a> Builder<'a> {
 
     /// A minimum of healthy endpoints needs the panic threshold, which would then use unhealthy ones.
     fn sends_unhealthy(&self) -> bool {
+        let settings = &self.cx.push.settings;
+        if self.service.forces_unhealthy(settings) || !settings.send_unhealthy {
+            return self.service.forces_unhealthy(settings);
+        }
         let policy = self.policy();
         policy.and_then(|p| p.outlier_detection).is_none_or(|o| o.min_health_percent <= 0)
     }
@@ -185,11 +195,14 @@ impl<'a> Builder<'a> {
             let mode = structure([("tlsMode", text("istio"))]);
             metadata.filter_metadata.insert("envoy.transport_socket_match".to_owned(), mode);
         }
-        let (name, revision) = canonical_service(&workload.labels, &workload.workload_name);
-        let revision = if revision == "latest" { "" } else { revision };
-        let cluster = &self.cx.push.settings.cluster_id;
-        let description = format!("{};{};{name};{revision};{cluster}", workload.workload_name, workload.namespace);
-        metadata.filter_metadata.insert("istio".to_owned(), structure([("workload", text(&description))]));
+        let settings = &self.cx.push.settings;
+        if settings.telemetry_label && settings.endpoint_telemetry {
+            let (name, revision) = canonical_service(&workload.labels, &workload.workload_name);
+            let revision = if revision == "latest" { "" } else { revision };
+            let (own, cluster) = (&workload.workload_name, &settings.cluster_id);
+            let description = format!("{own};{};{name};{revision};{cluster}", workload.namespace);
+            metadata.filter_metadata.insert("istio".to_owned(), structure([("workload", text(&description))]));
+        }
         let more = endpoint.addresses.iter().skip(1).filter(|_| self.cx.dual_stack());
         LbEndpoint {
             host_identifier: Some(HostIdentifier::Endpoint(EnvoyEndpoint {
@@ -199,7 +212,7 @@ impl<'a> Builder<'a> {
                     .collect(),
                 ..EnvoyEndpoint::default()
             })),
-            health_status: match Self::health(endpoint) {
+            health_status: match self.health(endpoint) {
                 Health::Unknown => HealthStatus::Unknown as i32,
                 Health::Healthy => HealthStatus::Healthy as i32,
                 Health::Draining => HealthStatus::Draining as i32,
@@ -211,8 +224,15 @@ impl<'a> Builder<'a> {
     }
 
     /// Sorts localities by distance or weighs them, as a rule or the mesh says.
-    pub(crate) fn apply_locality(&self, setting: &Setting, failover: bool, assignment: &mut ClusterLoadAssignment) {
-        setting.apply(self.cx.node, &self.cx.node.locality, failover, assignment, &self.labels_in_order());
+    pub(crate) fn apply_locality(
+        &self,
+        setting: &Setting,
+        failover: bool,
+        assignment: &mut ClusterLoadAssignment,
+        by_labels: bool,
+    ) {
+        let labels = if by_labels { self.labels_in_order() } else { Vec::new() };
+        setting.apply(self.cx.node, &self.cx.node.locality, failover, assignment, &labels);
     }
 
     /// Labels of the endpoints in the order of the assignment: by locality, then as the registry has them.

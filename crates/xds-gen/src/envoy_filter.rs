@@ -144,8 +144,8 @@ impl Patches {
         self.0.iter().filter(move |p| p.apply_to == apply_to && p.is_for(side))
     }
 
-    pub(crate) fn clusters(&self, clusters: Vec<Cluster>) -> Vec<Cluster> {
-        if self.0.is_empty() { clusters } else { cluster::patch(self, clusters) }
+    pub(crate) fn clusters(&self, cx: &Context<'_>, clusters: Vec<Cluster>) -> Vec<Cluster> {
+        if self.0.is_empty() { clusters } else { cluster::patch(cx, self, clusters) }
     }
 
     pub(crate) fn listeners(&self, listeners: Vec<Listener>) -> Vec<Listener> {

@@ -21,6 +21,7 @@ use crate::tls::strings;
 
 pub(crate) const METADATA_EXCHANGE: &str = "istio.metadata_exchange";
 pub(crate) const HTTP_CONNECTION_MANAGER: &str = "envoy.filters.network.http_connection_manager";
+pub(crate) const STATEFUL_SESSION: &str = "envoy.filters.http.stateful_session";
 pub(crate) const TCP_PROXY: &str = "envoy.filters.network.tcp_proxy";
 pub(crate) const SNI_FORWARD_PROXY: &str = "envoy.extensions.filters.network.sni_dynamic_forward_proxy";
 
@@ -60,7 +61,8 @@ pub(crate) fn peer_metadata(cx: &Context<'_>, inbound: bool, skip_headers: bool)
         json!({"upstream_discovery": discovery, "upstream_propagation": [{"istio_headers": {}}]})
     };
     let config = typed_struct("type.googleapis.com/io.istio.http.peer_metadata.Config", &config);
-    cx.has_istio_filters().then(|| http_any(METADATA_EXCHANGE, config))
+    let wanted = cx.has_istio_filters() && cx.push.settings.metadata_exchange;
+    wanted.then(|| http_any(METADATA_EXCHANGE, config))
 }
 
 /// Tells the server by ALPN that HTTP follows.
@@ -144,7 +146,7 @@ pub(crate) fn any_dns_cache(cx: &Context<'_>) -> DnsCacheConfig {
     DnsCacheConfig {
         name: "allow_any_dfp_dns_cache".to_owned(),
         dns_lookup_family: crate::cluster::lookup_family(cx) as i32,
-        max_hosts: crate::proto::u32_value(1024),
+        max_hosts: crate::proto::u32_value(cx.push.settings.dynamic_dns_hosts),
         typed_dns_resolver_config: agent,
         ..DnsCacheConfig::default()
     }

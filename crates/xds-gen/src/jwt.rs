@@ -13,6 +13,8 @@ use envoy_api::pb::envoy::extensions::filters::http::jwt_authn::v3::{
 };
 use envoy_api::route::{RouteMatch, route_match::PathSpecifier};
 use istio_api::request_authentication::JwtRule;
+use push_context::KeySource;
+use registry::JwksMode;
 
 use crate::access_log::lookup;
 use crate::context::Context;
@@ -94,18 +96,36 @@ fn provider(cx: &Context<'_>, rule: &JwtRule) -> JwtProvider {
     }
 }
 
-/// Keys that no token fits: an inline set that is missing must not accept anything.
-const NO_KEYS: &str = "{\"keys\":[]}";
+/// Keys that no token fits: what istiod sends in place of keys that it cannot fetch. Nobody has the private half.
+const NO_KEYS: &str = r#"{
+  "keys": [
+    {
+      "kty": "RSA",
+      "e": "AQAB",
+      "n": "0xObjM0UvS_oaazjpEYlAbwctEJ4L8pH3OuTb7qth7gUwqet-EzQB4dgFdvSdMgrLnSncQGRjpEYz3F3viIbH-3EN3TxSlPNviHxeOdyiBVfumN8dMxbLvVJUpfNOnvmMxJcl-8NNjAwcOjk4otSALaYgYYyOPyvKtgVdrQr-FoubWX4yrjxW-MJ2-7OBeepUUNOsVwGV23YX03sVkkyvY3otRflkBcY3_HKpBxJl9wk2GyOShN4_PNUF9-vwfnvOXMbCDX-w4PTef4geeb_GiT40YCKHTKMSPVanGRn5GExIWmki-mmqh94-mPTJyBR74ShspL3BxPZitDL574T1w"
+    }
+  ]
+}"#;
 
-/// DIFFERS: istiod fetches `jwksUri` itself by default and sends the keys; a pure generator cannot, so the
-/// proxy fetches them, as istiod's `PILOT_JWT_ENABLE_REMOTE_JWKS` makes it.
+/// The keys in the rule, or as the control plane has fetched them.
+///
+/// DIFFERS: istiod waits for the issuer's answer before it sends the first listeners; here tokens are refused until it
+/// is there.
+fn inline(cx: &Context<'_>, rule: &JwtRule) -> JwksSourceSpecifier {
+    let text = match KeySource::of(rule) {
+        None => &rule.jwks,
+        Some(source) => cx.push.keys(&source).map_or(NO_KEYS, |keys| keys),
+    };
+    JwksSourceSpecifier::LocalJwks(DataSource {
+        specifier: Some(Specifier::InlineString(text.to_owned())),
+        ..DataSource::default()
+    })
+}
+
 fn keys(cx: &Context<'_>, rule: &JwtRule) -> JwksSourceSpecifier {
-    if rule.jwks_uri.is_empty() || !rule.jwks.is_empty() {
-        let text = if rule.jwks.is_empty() { NO_KEYS.to_owned() } else { rule.jwks.clone() };
-        return JwksSourceSpecifier::LocalJwks(DataSource {
-            specifier: Some(Specifier::InlineString(text)),
-            ..DataSource::default()
-        });
+    let mode = cx.push.settings.jwks;
+    if mode == JwksMode::ControlPlane || rule.jwks_uri.is_empty() {
+        return inline(cx, rule);
     }
     let (is_https, rest) = match rule.jwks_uri.split_once("://") {
         Some((scheme, rest)) => (scheme == "https", rest),
@@ -117,7 +137,11 @@ fn keys(cx: &Context<'_>, rule: &JwtRule) -> JwksSourceSpecifier {
         Some((host, port)) => (host, port.parse().unwrap_or(default)),
         None => (authority, default),
     };
-    let cluster = lookup(cx.push, host, u32::from(port)).map_or_else(|| names::outbound(port, "", host), |(_, c)| c);
+    let cluster = match lookup(cx.push, host, u32::from(port)) {
+        Some((_, cluster)) => cluster,
+        None if mode == JwksMode::Hybrid => return inline(cx, rule),
+        None => names::outbound(port, "", host),
+    };
     JwksSourceSpecifier::RemoteJwks(RemoteJwks {
         http_uri: Some(HttpUri {
             uri: rule.jwks_uri.clone(),

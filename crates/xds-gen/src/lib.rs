@@ -12,10 +12,12 @@ mod authz;
 mod cache;
 mod client;
 mod cluster;
+mod conflict;
 mod context;
 mod endpoint;
 mod envoy_filter;
 mod filters;
+mod grpc;
 mod jwt;
 mod listener;
 mod name_table;
@@ -38,6 +40,7 @@ use context::Context;
 use envoy_filter::Patches;
 
 pub use args::{Args, Error, run};
+pub use conflict::{Conflict, conflicts, inbound_conflicts};
 
 /// Which resources of a type are wanted.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +70,12 @@ pub fn generate(push: &PushContext, node: &Node, type_url: &str, names: Names<'_
 pub fn shared(push: &PushContext, node: &Arc<Node>, type_url: &str, names: Names<'_>) -> Arc<[Resource]> {
     let client = Client::of(push, node);
     let cx = client.context(push);
-    let pick = |all: client::Shared| match names {
+    if grpc::is_client(cx.node)
+        && let Some(own) = grpc::resources(&cx, type_url, names)
+    {
+        return own;
+    }
+    let pick = |all: cache::Shared| match names {
         Names::Wildcard => all,
         Names::List(_) => all.iter().filter(|r| names.wants(&r.name)).cloned().collect(),
     };
@@ -94,6 +102,11 @@ pub fn shared(push: &PushContext, node: &Arc<Node>, type_url: &str, names: Names
     }
 }
 
+/// What is kept from generation to generation: type URL, name, bytes; for people.
+pub fn cached(push: &PushContext) -> Vec<(&'static str, ArcStr, usize)> {
+    cache::kept(push)
+}
+
 /// Route tables that the proxy's listeners ask for by name.
 fn route_names(cx: &Context<'_>, patches: &Patches) -> Vec<ArcStr> {
     use envoy_api::http::{HttpConnectionManager, http_connection_manager::RouteSpecifier};
@@ -116,6 +129,6 @@ fn route_names(cx: &Context<'_>, patches: &Patches) -> Vec<ArcStr> {
 
 /// Load assignments that the proxy's clusters ask for by name.
 fn eds_names(cx: &Context<'_>, patches: &Patches) -> Vec<ArcStr> {
-    let clusters = patches.clusters(cluster::all(cx));
+    let clusters = patches.clusters(cx, cluster::all(cx));
     clusters.into_iter().filter_map(|c| c.eds_cluster_config).map(|eds| eds.service_name.into()).collect()
 }

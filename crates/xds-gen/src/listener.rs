@@ -1,5 +1,6 @@
 //! Listeners (istiod `listener.go`, `listener_builder.go`).
 
+mod connection;
 mod http;
 mod inbound;
 mod network;
@@ -8,6 +9,10 @@ mod tracing;
 
 use envoy_api::any;
 use envoy_api::core::TrafficDirection;
+use envoy_api::listener::listener::{
+    ConnectionBalanceConfig,
+    connection_balance_config::{BalanceType, ExactBalance},
+};
 use envoy_api::listener::{AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener};
 use envoy_api::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier};
@@ -57,14 +62,19 @@ fn mesh_port(port: i32) -> u16 {
 }
 
 /// Addresses beyond the first, for dual stack.
-fn additional(addresses: &[&str], port: u16) -> Vec<AdditionalAddress> {
+pub(crate) fn additional(addresses: &[&str], port: u16) -> Vec<AdditionalAddress> {
     let more = addresses.iter().skip(1).filter(|a| !a.is_empty());
     more.map(|a| AdditionalAddress { address: Some(address(a, port)), ..AdditionalAddress::default() }).collect()
 }
 
-/// One connection a wake-up, so that worker threads share the load.
-fn accept_one() -> Option<envoy_api::wkt::UInt32Value> {
-    u32_value(1)
+/// As a rule one connection a wake-up, so that worker threads share the load.
+fn accept_one(cx: &Context<'_>) -> Option<envoy_api::wkt::UInt32Value> {
+    Some(cx.push.settings.connections_per_event).filter(|most| *most > 0).and_then(u32_value)
+}
+
+/// Worker threads get exactly as many connections each, if the proxy asks for it.
+fn balance(exact: bool) -> Option<ConnectionBalanceConfig> {
+    exact.then_some(ConnectionBalanceConfig { balance_type: Some(BalanceType::ExactBalance(ExactBalance {})) })
 }
 
 fn to_cluster(cluster: &str) -> TcpProxy {
@@ -137,7 +147,7 @@ fn virtual_outbound(cx: &Context<'_>) -> Listener {
         listener_filters,
         filter_chains,
         traffic_direction: TrafficDirection::Outbound as i32,
-        max_connections_to_accept_per_socket_event: accept_one(),
+        max_connections_to_accept_per_socket_event: accept_one(cx),
         access_log: access_log::logs(cx, Side::Client, Of::Listener),
         ..Listener::default()
     }

@@ -51,6 +51,7 @@ pub(crate) fn build(cx: &Context<'_>) -> NameTable {
 /// Addresses of the pods, and a name of its own for each pod of a StatefulSet.
 fn headless(cx: &Context<'_>, service: &Service, ips: &mut Vec<String>, table: &mut BTreeMap<String, NameInfo>) {
     let mut seen: Vec<&str> = Vec::new();
+    let mut of_pods: BTreeMap<String, NameInfo> = BTreeMap::new();
     for endpoint in cx.push.registry.endpoints(&service.hostname, &service.namespace) {
         let (own, theirs) = (&cx.node.network, &endpoint.workload.network);
         let near = own.is_empty() || theirs.is_empty() || own == theirs;
@@ -59,11 +60,10 @@ fn headless(cx: &Context<'_>, service: &Service, ips: &mut Vec<String>, table: &
         seen.push(first);
         let addresses = || endpoint.addresses.iter().map(|a| a.to_string());
         let workload = &endpoint.workload;
-        if !workload.subdomain.is_empty()
-            && let Some((_, domain)) = service.hostname.split_once('.')
-        {
+        if !workload.subdomain.is_empty() {
+            let Some((_, domain)) = service.hostname.split_once('.') else { continue };
             let short = format!("{}.{}", workload.hostname, workload.subdomain);
-            let entry = table.entry(format!("{short}.{domain}")).or_insert_with(|| NameInfo {
+            let entry = of_pods.entry(format!("{short}.{domain}")).or_insert_with(|| NameInfo {
                 ips: Vec::new(),
                 registry: service.provider.as_str().to_owned(),
                 shortname: short,
@@ -73,4 +73,6 @@ fn headless(cx: &Context<'_>, service: &Service, ips: &mut Vec<String>, table: &
         }
         ips.extend(addresses());
     }
+    // What an earlier service said of the same pod is forgotten.
+    table.extend(of_pods);
 }

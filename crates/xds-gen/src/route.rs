@@ -4,6 +4,7 @@ mod action;
 pub(crate) mod encoded;
 mod matching;
 mod retry;
+pub(crate) mod session;
 pub(crate) mod virtual_host;
 
 pub(crate) use action::ORIGINS;
@@ -125,7 +126,7 @@ fn catch_all(cx: &Context<'_>) -> VirtualHost {
     }
 }
 
-fn everything() -> RouteMatch {
+pub(crate) fn everything() -> RouteMatch {
     RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..RouteMatch::default() }
 }
 

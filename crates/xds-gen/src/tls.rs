@@ -4,12 +4,13 @@ use envoy_api::core::{DataSource, data_source::Specifier};
 use envoy_api::pb::envoy::r#type::matcher::v3::StringMatcher;
 use envoy_api::tls::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters,
+    certificate_validation_context::TrustChainVerification,
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
     tls_parameters::TlsProtocol,
 };
 use istio_api::gateway::{ServerTlsMode, ServerTlsSettings, TlsProtocol as GatewayProtocol};
 use istio_api::mesh_config::TlsProtocol as MeshProtocol;
-use push_context::MtlsMode;
+use push_context::{MtlsMode, Profile};
 
 use crate::context::Context;
 use crate::proto::{bool_value, exact, prefix, sds};
@@ -70,6 +71,23 @@ pub(crate) fn versions() -> TlsParameters {
     }
 }
 
+/// Trust domains whose peers are let in (istiod `TrustDomainsForValidation`).
+fn trust_domains<'a>(cx: &'a Context<'_>) -> Vec<&'a str> {
+    if cx.push.settings.any_trust_domain {
+        return Vec::new();
+    }
+    let mesh = &cx.push.mesh;
+    let of_roots = mesh.ca_certificates.iter().flat_map(|c| &c.trust_domains);
+    let all = std::iter::once(cx.push.trust_domain()).chain(mesh.trust_domain_aliases.iter().map(String::as_str));
+    let mut out: Vec<&str> = Vec::new();
+    for domain in all.chain(of_roots.map(String::as_str)) {
+        if !domain.is_empty() && !out.contains(&domain) {
+            out.push(domain);
+        }
+    }
+    out
+}
+
 /// What an inbound port terminates mutual TLS with (istiod `BuildInboundTLS`); nothing for plain text.
 pub(crate) fn inbound_mtls(cx: &Context<'_>, mode: MtlsMode, http: bool) -> Option<DownstreamTlsContext> {
     if mode == MtlsMode::Disable {
@@ -81,12 +99,11 @@ pub(crate) fn inbound_mtls(cx: &Context<'_>, mode: MtlsMode, http: bool) -> Opti
         _ => TlsProtocol::TlSv12,
     };
     let ciphers = mesh.map(|m| m.cipher_suites.clone()).filter(|c| !c.is_empty());
-    let mut domains = vec![cx.push.trust_domain().to_owned()];
-    domains.extend(cx.push.mesh.trust_domain_aliases.iter().cloned());
-    let names = domains.iter().map(|d| prefix(&format!("spiffe://{d}/"))).collect();
-    let alpn: &[&str] = match (http, cx.exchanges_over_tcp()) {
+    let names = trust_domains(cx).iter().map(|d| prefix(&format!("spiffe://{d}/"))).collect();
+    let alpn: &[&str] = match (http, cx.agrees_on_exchange()) {
         (true, _) => &["h2", "http/1.1"],
         (false, true) => &["istio-peer-exchange", "h2", "http/1.1"],
+        (false, false) if cx.node.profile == Profile::IstioProxy => &["h2", "http/1.1"],
         // DIFFERS: whoever agrees on istio-peer-exchange must then speak it.
         (false, false) => &["h2", "http/1.1", "istio"],
     };
@@ -126,47 +143,98 @@ fn server_root(cx: &Context<'_>) -> Option<String> {
 }
 
 /// What a Sidecar's ingress listener terminates TLS with (istiod `BuildListenerTLSContext`).
-pub(crate) fn ingress(settings: &ServerTlsSettings) -> DownstreamTlsContext {
+pub(crate) fn ingress(cx: &Context<'_>, settings: &ServerTlsSettings) -> DownstreamTlsContext {
     let mutual = matches!(settings.mode, ServerTlsMode::Mutual | ServerTlsMode::IstioMutual);
     let validate = mutual || settings.mode == ServerTlsMode::OptionalMutual;
     let own = settings.mode == ServerTlsMode::IstioMutual;
+    let files = |certificate: &str, key: &str| match certificate.is_empty() || key.is_empty() {
+        true => secret("default"),
+        false => secret(&file_certificate(certificate, key)),
+    };
     let certificates: Vec<SdsSecretConfig> = if own {
-        vec![secret("default")]
+        vec![secret(server_certificate(cx).as_deref().unwrap_or("default"))]
     } else if settings.tls_certificates.is_empty() {
-        vec![secret(&file_certificate(&settings.server_certificate, &settings.private_key))]
+        vec![files(&settings.server_certificate, &settings.private_key)]
     } else {
-        let of =
-            |c: &istio_api::gateway::TlsCertificate| secret(&file_certificate(&c.server_certificate, &c.private_key));
-        settings.tls_certificates.iter().map(of).collect()
+        settings.tls_certificates.iter().map(|c| files(&c.server_certificate, &c.private_key)).collect()
     };
-    let root = if own || settings.ca_certificates.is_empty() {
-        "ROOTCA".to_owned()
-    } else {
-        file_root(&settings.ca_certificates)
-    };
+    let file = Some(&settings.ca_certificates).filter(|file| !file.is_empty()).map(|file| file_root(file));
+    let root = if own { server_root(cx) } else { file }.unwrap_or_else(|| "ROOTCA".to_owned());
     let names = settings.subject_alt_names.iter().map(|n| exact(n)).collect();
-    let version = |v: GatewayProtocol| match v {
-        GatewayProtocol::TlsAuto => 0,
-        GatewayProtocol::Tlsv1_0 => TlsProtocol::TlSv10 as i32,
-        GatewayProtocol::Tlsv1_1 => TlsProtocol::TlSv11 as i32,
-        GatewayProtocol::Tlsv1_2 => TlsProtocol::TlSv12 as i32,
-        GatewayProtocol::Tlsv1_3 => TlsProtocol::TlSv13 as i32,
-    };
-    let params = TlsParameters {
-        tls_minimum_protocol_version: version(settings.min_protocol_version),
-        tls_maximum_protocol_version: version(settings.max_protocol_version),
-        cipher_suites: settings.cipher_suites.clone(),
-        ..TlsParameters::default()
-    };
+    let params = ingress_parameters(cx, settings);
+    let mut validation = validation(names, &root);
+    if let ValidationContextType::CombinedValidationContext(combined) = &mut validation
+        && settings.insecure_skip_verify == Some(true)
+    {
+        combined.default_validation_context.get_or_insert_default().trust_chain_verification =
+            TrustChainVerification::AcceptUntrusted as i32;
+    }
     DownstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
             alpn_protocols: strings(&["h2", "http/1.1"]),
             tls_params: (params != TlsParameters::default()).then_some(params),
             tls_certificate_sds_secret_configs: certificates,
-            validation_context_type: validate.then(|| with_crl(validation(names, &root), &settings.ca_crl)),
+            validation_context_type: validate.then(|| with_crl(validation, &settings.ca_crl)),
             ..CommonTlsContext::default()
         }),
         require_client_certificate: bool_value(mutual),
         ..DownstreamTlsContext::default()
     }
+}
+
+/// Whether istiod would pass it on: the ciphers that BoringSSL has, and whatever is no plain name
+/// (istio `security.IsValidCipherSuite`).
+fn is_cipher_suite(name: &str) -> bool {
+    const MORE: [&str; 9] = [
+        "ECDHE-ECDSA-CHACHA20-POLY1305",
+        "ECDHE-RSA-CHACHA20-POLY1305",
+        "ECDHE-ECDSA-AES128-SHA",
+        "ECDHE-RSA-AES128-SHA",
+        "ECDHE-ECDSA-AES256-SHA",
+        "ECDHE-RSA-AES256-SHA",
+        "AES128-SHA",
+        "AES256-SHA",
+        "DES-CBC3-SHA",
+    ];
+    let is_plain = name.starts_with(char::is_alphanumeric);
+    !is_plain || name == "ALL" || CIPHERS.contains(&name) || MORE.contains(&name)
+}
+
+/// Versions, ciphers and curves: the listener's over the mesh's.
+fn ingress_parameters(cx: &Context<'_>, settings: &ServerTlsSettings) -> TlsParameters {
+    let mut out = TlsParameters::default();
+    if !matches!(settings.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual) {
+        return out;
+    }
+    if let Some(defaults) = &cx.push.mesh.tls_defaults {
+        out.ecdh_curves.clone_from(&defaults.ecdh_curves);
+        out.cipher_suites.clone_from(&defaults.cipher_suites);
+        out.tls_minimum_protocol_version = match defaults.min_protocol_version {
+            MeshProtocol::TlsAuto => 0,
+            MeshProtocol::Tlsv1_2 => TlsProtocol::TlSv12 as i32,
+            MeshProtocol::Tlsv1_3 => TlsProtocol::TlSv13 as i32,
+        };
+    }
+    let version = |own: GatewayProtocol, default: i32| match own {
+        GatewayProtocol::TlsAuto => default,
+        GatewayProtocol::Tlsv1_0 => TlsProtocol::TlSv10 as i32,
+        GatewayProtocol::Tlsv1_1 => TlsProtocol::TlSv11 as i32,
+        GatewayProtocol::Tlsv1_2 => TlsProtocol::TlSv12 as i32,
+        GatewayProtocol::Tlsv1_3 => TlsProtocol::TlSv13 as i32,
+    };
+    out.tls_minimum_protocol_version = version(settings.min_protocol_version, out.tls_minimum_protocol_version);
+    out.tls_maximum_protocol_version = version(settings.max_protocol_version, out.tls_maximum_protocol_version);
+    if !settings.ecdh_curves.is_empty() {
+        out.ecdh_curves.clone_from(&settings.ecdh_curves);
+    }
+    let mut ciphers: Vec<String> = Vec::new();
+    for cipher in &settings.cipher_suites {
+        if is_cipher_suite(cipher) && !ciphers.contains(cipher) {
+            ciphers.push(cipher.clone());
+        }
+    }
+    if !ciphers.is_empty() {
+        out.cipher_suites = ciphers;
+    }
+    out
 }

@@ -138,6 +138,10 @@ struct Watch {
     wildcard: bool,
     /// The names asked for: sorted, each once.
     names: Vec<ArcStr>,
+    /// SotW only: it has asked by names, so that an empty list means none and no longer all.
+    ///
+    /// Source: Envoy protocol description, "How the client specifies what resources to return".
+    named: bool,
     /// Names have come since the last evaluation.
     new_names: bool,
     held: Held,
@@ -319,6 +323,7 @@ impl Watch {
         }
         // An empty nonce on a watched type is a client that starts over (Envoy does after a lost stream); it gets everything.
         let restart = first || (request.nonce.is_empty() && !self.nonce.is_empty());
+        self.named &= !restart;
         let changed = self.set_names(request)?;
         if restart {
             self.held = Held::default();
@@ -342,7 +347,8 @@ impl Watch {
             return Err(BadRequest::TooManyNames { type_url: request.type_url });
         }
         let explicit = request.names.iter().any(|name| name == "*");
-        let wildcard = explicit || (request.names.is_empty() && is_wildcard_type(&request.type_url));
+        let wildcard = explicit || (request.names.is_empty() && !self.named && is_wildcard_type(&request.type_url));
+        self.named |= !request.names.is_empty();
         let mut names = if wildcard { Vec::new() } else { request.names };
         names.sort_unstable();
         names.dedup();

@@ -158,7 +158,7 @@ async fn world(protocol: Protocol, node: &str, initial: &[(&'static str, u32)]) 
         move || -> std::pin::Pin<Box<dyn Future<Output = Result<Connection, ads::client::ConnectError>> + Send>> {
             Box::pin(async move {
                 let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
-                Ok(Connection { channel, authorization: Some("Bearer secret".to_owned()) })
+                Ok(Connection { channel, authorization: Some("Bearer secret".to_owned()), metadata: Vec::new() })
             })
         };
     let client = tokio::spawn(Client::new(config, subscriptions, Box::new(connector), proxy).run());

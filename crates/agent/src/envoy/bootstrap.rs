@@ -40,7 +40,7 @@ pub(crate) fn bootstrap(settings: &Settings, xds: &str, sds: &str) -> Value {
     if settings.envoy.self_discovery {
         clusters.push(local_cluster());
     }
-    let metrics_host = if settings.envoy.metrics_localhost_only { localhost } else { wildcard };
+    let metrics_host = if settings.metrics_localhost_only { localhost } else { wildcard };
     let stats_path: &[(&str, &str)] = &[("/stats/prometheus", "prometheus_stats")];
     let mut stats = listener(metrics_host, ports.prometheus, "stats", stats_path);
     if settings.envoy.config["statsCompression"] != json!(false) {
@@ -54,17 +54,17 @@ pub(crate) fn bootstrap(settings: &Settings, xds: &str, sds: &str) -> Value {
         } }]);
     }
     if let Some((other_localhost, other_wildcard)) = additional {
-        let other = if settings.envoy.metrics_localhost_only { other_localhost } else { other_wildcard };
+        let other = if settings.metrics_localhost_only { other_localhost } else { other_wildcard };
         stats["additional_addresses"] = json!([{ "address": address(other, ports.prometheus) }]);
         health["additional_addresses"] = json!([{ "address": address(other_wildcard, ports.health) }]);
     }
     let mut listeners = vec![stats];
-    if settings.envoy.secure_metrics_port > 0 {
-        listeners.push(secure(listener(wildcard, settings.envoy.secure_metrics_port, "secure_stats", stats_path)));
+    if ports.secure_metrics > 0 {
+        listeners.push(secure(listener(wildcard, ports.secure_metrics, "secure_stats", stats_path)));
     }
-    if settings.envoy.secure_merged_metrics_port > 0 {
+    if ports.secure_merged_metrics > 0 {
         let paths = [("/stats/prometheus", "agent"), ("/metrics", "agent")];
-        let port = settings.envoy.secure_merged_metrics_port;
+        let port = ports.secure_merged_metrics;
         listeners.push(secure(listener(wildcard, port, "secure_merged_stats", &paths)));
     }
     listeners.push(health);

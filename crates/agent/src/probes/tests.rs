@@ -82,3 +82,31 @@ fn bad_probers_are_refused_with_their_path() {
     assert!(refused("{\"/app-health/a/livez\":{}}").contains("exactly one"));
     assert!(refused("{\"/app-health/a/livez\":{\"tcpSocket\":{\"port\":70000}}}").contains("70000"));
 }
+
+#[test]
+fn a_redirect_to_another_port_stays_at_home() {
+    let from = Target { address: "10.0.0.1:80".parse().unwrap(), from: None, tls: false };
+    let to = |location: &str| same_host(location, from).map(|(to, path)| (to.address.to_string(), to.tls, path));
+    let at = |address: &str, tls, path: &str| Some((address.to_owned(), tls, path.to_owned()));
+    assert_eq!(to("/a?b"), at("10.0.0.1:80", false, "/a?b"));
+    assert_eq!(to("http://10.0.0.1:8080/a"), at("10.0.0.1:8080", false, "/a"));
+    assert_eq!(to("https://10.0.0.1/a"), at("10.0.0.1:443", true, "/a"));
+    assert_eq!(to("//10.0.0.1/a"), at("10.0.0.1:80", false, "/a"));
+    assert_eq!(to("http://10.0.0.2/a"), None);
+    assert_eq!(to("http://example.com"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hooks_take_their_time_where_probes_do_not() {
+    // Accepts and never answers.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let json = |path: &str| format!("{{\"{path}\":{{\"httpGet\":{{\"port\":{port}}}}}}}");
+    for (path, ends) in [("/app-health/a/livez", true), ("/app-lifecycle/a/prestopz", false)] {
+        let probers = probers(&json(path));
+        let answer = tokio::time::timeout(Duration::from_secs(3600), async {
+            probers.handle(path, &HeaderMap::new(), 15020).await.unwrap().status().as_u16()
+        });
+        assert_eq!(answer.await.ok(), ends.then_some(500), "{path}");
+    }
+}

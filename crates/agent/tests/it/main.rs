@@ -30,6 +30,8 @@ struct Ports {
     dns: u16,
     listener: u16,
     application: u16,
+    secure_metrics: u16,
+    secure_merged_metrics: u16,
 }
 
 /// A port that was free a moment ago.
@@ -67,6 +69,8 @@ impl Pod {
         let probers = serde_json::json!({ "/app-health/reviews/livez": { "httpGet": { "path": "/live", "port": application }, "timeoutSeconds": 2 } });
         let (config, probers) = (config.to_string(), probers.to_string());
         let (health, prometheus, dns) = (health.to_string(), prometheus.to_string(), format!("127.0.0.1:{dns}"));
+        let (secure, secure_merged) =
+            (self.ports.secure_metrics.to_string(), self.ports.secure_merged_metrics.to_string());
         let scrape = format!("{{\"scrape\":\"true\",\"path\":\"/metrics\",\"port\":\"{application}\"}}");
         let env = Environment::from([
             ("PROXY_CONFIG", config.as_str()),
@@ -82,6 +86,8 @@ impl Pod {
             ("ENVOY_STATUS_PORT", &health),
             ("ENVOY_PROMETHEUS_PORT", &prometheus),
             ("DNS_PROXY_ADDR", &dns),
+            ("ENVOY_SECURE_METRICS_PORT", &secure),
+            ("ENVOY_SECURE_MERGED_METRICS_PORT", &secure_merged),
         ]);
         let flags = ProxyFlags { proxy: data_plane, proxy_log_level: "warning".to_owned(), ..ProxyFlags::default() };
         Settings::resolve(&flags, &env, Root::at(&self.root)).unwrap()
@@ -110,6 +116,46 @@ async fn http(port: u16, request: &str) -> Result<(u16, String), std::io::Error>
         .ok_or_else(|| std::io::Error::other(answer.clone()))?;
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
     Ok((status, body))
+}
+
+/// The certificate of a scraper in the mesh.
+async fn scraper(control_plane: &ControlPlane) -> identity::WorkloadCertificate {
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), control_plane.token("monitoring", "prometheus")).unwrap();
+    let authority = identity::Authority {
+        address: control_plane.address.clone(),
+        server_name: Some(world::NAME.to_owned()),
+        roots: identity::Roots::Pem(control_plane.root_pem().to_owned()),
+        token: Some(token.path().to_owned()),
+        identity: "spiffe://cluster.local/ns/monitoring/sa/prometheus".parse().unwrap(),
+        ttl: Duration::from_secs(3600),
+        key: identity::KeyKind::EcdsaP256,
+        trust_bundle: Vec::new(),
+        cluster_id: String::new(),
+        headers: Vec::new(),
+        provisioned: None,
+        cert_signer: None,
+    };
+    authority.fetch().await.unwrap()
+}
+
+/// GET over TLS, with `own` certificate or none, trusting the roots of `known`; the whole answer.
+async fn https(
+    port: u16,
+    path: &str,
+    own: Option<&identity::WorkloadCertificate>,
+    known: &identity::WorkloadCertificate,
+) -> std::io::Result<String> {
+    let servers = identity::tls::ServerIdentity::TrustDomains(vec!["cluster.local".to_owned()]);
+    let config = identity::tls::client_config(&known.roots, own, servers, &[]).unwrap();
+    let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let name = rustls_pki_types::ServerName::try_from("agent").unwrap();
+    let mut stream = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
@@ -171,6 +217,8 @@ async fn a_pods_life(data_plane: DataPlane, envoy: Option<&Path>) {
         dns: free_port(),
         listener,
         application: application().await,
+        secure_metrics: free_port(),
+        secure_merged_metrics: free_port(),
     };
     let pod = Pod::new(&control_plane, ports);
     let settings = pod.settings(&control_plane, data_plane, envoy);
@@ -215,6 +263,19 @@ async fn a_pods_life(data_plane: DataPlane, envoy: Option<&Path>) {
         http(ports.prometheus, "GET /stats/prometheus").await.unwrap().1.contains("envoy_"),
         "the proxy's own metrics"
     );
+    let scraper = scraper(&control_plane).await;
+    for (port, metric) in [
+        (ports.secure_metrics, "envoy_"),
+        (ports.secure_merged_metrics, "istio_agent_cert_expiry_seconds"),
+        (ports.secure_merged_metrics, "application_requests_total 7"),
+    ] {
+        let page = https(port, "/stats/prometheus", Some(&scraper), &scraper).await.unwrap();
+        assert!(page.starts_with("HTTP/1.1 200 ") && page.contains(metric), "{port} {metric}: {page}");
+        assert!(https(port, "/stats/prometheus", None, &scraper).await.is_err(), "a scraper without certificate");
+        let page = https(port, "/quitquitquit", Some(&scraper), &scraper).await.unwrap();
+        assert!(page.starts_with("HTTP/1.1 404 "), "{page}");
+    }
+
     let (_, table) = http(ports.status, "GET /debug/ndsz").await.unwrap();
     assert!(table.contains("10.1.0.1"), "{table}");
 

@@ -382,3 +382,65 @@ async fn a_real_api_server_drives_proxies() {
     again.quiet().await;
     assert_eq!(again.received, 0, "nothing has changed");
 }
+
+/// `HOST=ADDRESS` of a ServiceEntry's status.
+fn allocated(kube: &KubeLite, namespace: &str, name: &str) -> Vec<String> {
+    let path = "jsonpath={range .status.addresses[*]}{.host}={.value} {end}";
+    let output = kube.kubectl(&["get", "serviceentry", name, "-n", namespace, "-o", path]);
+    output.stdout.split_whitespace().map(str::to_owned).collect()
+}
+
+fn entry(name: &str, rest: &str, label: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, labels: {{{label}}}}}\n\
+         spec: {{hosts: [{name}.example], ports: [{{number: 9000, name: tcp, protocol: TCP}}], resolution: DNS{rest}}}\n---\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_two_control_planes_gives_hosts_their_addresses() {
+    let test = "one_of_two_control_planes_gives_hosts_their_addresses";
+    let Some(kube) = tokio::task::spawn_blocking(move || KubeLite::shared(test)).await.unwrap() else { return };
+    let created = kube.kubectl(&["create", "namespace", "istio-system"]);
+    assert!(created.success || created.stderr.contains("AlreadyExists"), "{}", created.stderr);
+    let crds = program().arg("crds").output().unwrap();
+    kube.apply("default", &String::from_utf8(crds.stdout).unwrap());
+    let namespace = kube.namespace("addresses");
+    let asked = Instant::now();
+    // The kinds are served a moment after they are known.
+    while !kube.try_apply(&namespace, &entry("own", ", addresses: [240.240.0.1]", "")).success {
+        assert!(asked.elapsed() < PATIENCE, "ServiceEntries are not served");
+    }
+    let planes = [ControlPlane::new(kube.kubeconfig()), ControlPlane::new(kube.kubeconfig())];
+    for plane in &planes {
+        plane.ready().await;
+    }
+    let refused = "networking.istio.io/enable-autoallocate-ip: 'false'";
+    kube.apply(&namespace, &(entry("a", "", "") + &entry("b", "", "") + &entry("c", "", refused)));
+    let until = async |name: &str, done: &dyn Fn(&[String]) -> bool| {
+        let asked = Instant::now();
+        loop {
+            let got = allocated(kube, &namespace, name);
+            if done(&got) {
+                return got;
+            }
+            assert!(asked.elapsed() < PATIENCE * 2, "{name}: {got:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let both = |got: &[String]| got.len() == 2;
+    let (a, b) = (until("a", &both).await, until("b", &both).await);
+    assert!(a[0].starts_with("a.example=240.240.0.") && a[1].starts_with("a.example=2001:2::"), "{a:?}");
+    let ip = |text: &String| text.split_once('=').unwrap().1.to_owned();
+    let all: BTreeSet<String> = a.iter().chain(&b).map(ip).collect();
+    assert_eq!(all.len(), 4, "nobody shares: {a:?} {b:?}");
+    assert!(!all.contains("240.240.0.1"), "a user's own: {all:?}");
+    assert!(allocated(kube, &namespace, "c").is_empty() && allocated(kube, &namespace, "own").is_empty());
+    // Who has an address of its own needs none; the others keep theirs.
+    kube.apply(&namespace, &entry("a", ", addresses: [10.1.2.3]", ""));
+    until("a", &|got: &[String]| got.is_empty()).await;
+    assert_eq!(allocated(kube, &namespace, "b"), b);
+    let holder = "jsonpath={.spec.holderIdentity} {.spec.leaseTransitions}";
+    let lease = kube.kubectl(&["get", "lease", "istio-ip-autoallocate", "-n", "istio-system", "-o", holder]).stdout;
+    assert!(lease.starts_with("outrigger_") && lease.ends_with(" 0"), "one holder from the start: {lease:?}");
+}

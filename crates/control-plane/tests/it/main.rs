@@ -7,4 +7,6 @@ mod injection;
 mod kubernetes;
 mod mesh;
 mod ports;
+mod proxyless;
 mod registration;
+mod secrets;

@@ -204,9 +204,220 @@ async fn monitoring_shows_metrics_and_debug_pages() {
     }
     let dump = get(&mesh, "/debug/config_dump?proxyID=sleep.default").await;
     assert!(dump.contains("\"outbound|9080||reviews.default.svc.cluster.local\""), "{dump}");
-    assert!(get(&mesh, "/debug/config_dump?proxyID=nobody").await.starts_with("HTTP/1.1 400"));
-    assert!(get(&mesh, "/debug/ndsz?proxyID=sleep.default").await.contains("does not capture DNS"));
+    assert!(get(&mesh, "/debug/config_dump?proxyID=nobody").await.starts_with("HTTP/1.1 404"));
+    assert!(get(&mesh, "/debug/config_dump").await.starts_with("HTTP/1.1 400"));
     assert!(get(&mesh, "/debug/nothing").await.starts_with("HTTP/1.1 404"));
+}
+
+/// The JSON of a page.
+async fn page(mesh: &Mesh, name: &str) -> Value {
+    let answer = get(mesh, &format!("/debug/{name}")).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{name}: {answer}");
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{name}: {error}: {body}"))
+}
+
+#[tokio::test]
+async fn debug_pages_have_istiods_shapes() {
+    let mesh = Mesh::start().await;
+    let mut stream = subscribe(mesh.plain_channel().await, None, type_url::CLUSTER).await.unwrap();
+    let first = stream.next().await;
+    stream.answer(&first, None).await;
+    mesh.handle.wait(1, Duration::from_secs(5)).await.unwrap();
+    let endpoints = page(&mesh, "edsz?proxyID=sleep.default").await;
+    assert_eq!(endpoints["configs"][0]["@type"], type_url::ENDPOINT);
+    assert_eq!(endpoints["configs"][0]["cluster_name"], REVIEWS);
+    assert_eq!(page(&mesh, "config_dump?proxyID=sleep.default&types=eds").await, endpoints);
+    assert_eq!(page(&mesh, "ecdsz?proxyID=sleep.default").await, json!({"configs": []}));
+    assert_eq!(page(&mesh, "ndsz?proxyID=sleep.default").await, json!({"configs": []}), "it does not capture DNS");
+    assert_eq!(page(&mesh, "clusterz").await, json!([{"id": "Kubernetes", "syncStatus": "synced"}]));
+    assert_eq!(page(&mesh, "networkz").await, json!([]));
+    let kinds = page(&mesh, "resourcesz").await;
+    let sidecar = json!({"group": "networking.istio.io", "version": "v1", "kind": "Sidecar"});
+    assert!(kinds.as_array().unwrap().contains(&sidecar), "{kinds}");
+    assert_eq!(page(&mesh, "pushcontext").await["AuthorizationPolicies"]["root_namespace"], "istio-system");
+    assert!(page(&mesh, "inject").await["sidecar"].as_str().unwrap().contains("istio-proxy"));
+    let cached = page(&mesh, "cachez").await;
+    assert!(cached[type_url::CLUSTER].as_array().unwrap().contains(&json!(REVIEWS)), "{cached}");
+    let sizes = page(&mesh, "cachez?sizes=true").await;
+    assert!(sizes["total"].as_str().unwrap().ends_with('B') && sizes[type_url::CLUSTER] != "0B", "{sizes}");
+    assert!(get(&mesh, "/debug/cachez?clear=true").await.contains("Cache cleared"));
+    assert_eq!(page(&mesh, "cachez").await, json!({}));
+    let status = page(&mesh, "push_status").await;
+    assert_eq!(status["pilot_no_ip"][&node().id], json!({"proxy": node().id}), "{status}");
+    assert!(get(&mesh, "/debug/force_disconnect?proxyID=nobody").await.starts_with("HTTP/1.1 404"));
+    assert!(get(&mesh, "/debug/force_disconnect?proxyID=sleep.default").await.ends_with("OK"));
+    let ended = tokio::time::timeout(Duration::from_secs(5), stream.responses.message()).await.expect("an end");
+    assert_eq!(ended.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn debug_pages_come_over_xds_to_those_who_may_see_them() {
+    let mesh = Mesh::start().await;
+    let ask = async |namespace: &str, page: &str| {
+        let id = format!("sidecar~10.0.0.8~asker.{namespace}~{namespace}.svc.cluster.local");
+        let first = DiscoveryRequest {
+            node: Some(Node { id, ..Node::default() }),
+            type_url: "istio.io/debug".into(),
+            resource_names: vec![page.to_owned()],
+            ..DiscoveryRequest::default()
+        };
+        let token = mesh.token_in(namespace, "asker");
+        let mut stream = open(mesh.tls_channel(None).await, Some(&token), first).await.unwrap();
+        let mut pages = stream.next().await.resources;
+        assert!(pages.iter().all(|any| any.type_url == "istio.io/debug"));
+        pages.pop().map(|any| serde_json::from_slice::<Value>(&any.value).unwrap())
+    };
+    let rows = ask("istio-system", "syncz").await.expect("a page");
+    assert_eq!(rows[0]["proxy"], "asker.istio-system");
+    assert_eq!(ask("default", "syncz").await, None, "it shows the whole mesh");
+    let own = ask("default", "edsz?proxyID=asker.default").await.expect("what it is sent itself");
+    assert_eq!(own["configs"][0]["cluster_name"], REVIEWS);
+    let mut other = subscribe(mesh.plain_channel().await, None, type_url::CLUSTER).await.unwrap();
+    other.next().await;
+    assert!(ask("default", "config_dump?proxyID=sleep.default").await.is_some(), "a neighbour's");
+    assert_eq!(ask("elsewhere", "config_dump?proxyID=sleep.default").await, None, "another namespace's");
+}
+
+/// The value of a series; 0 when there is none.
+fn value(metrics: &str, series: &str) -> f64 {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().unwrap())
+}
+
+#[tokio::test]
+async fn metrics_say_what_changed_what_it_took_and_what_is_amiss() {
+    let mesh = Mesh::start().await;
+    let mut stream = subscribe(mesh.plain_channel().await, None, type_url::CLUSTER).await.unwrap();
+    let first = stream.next().await;
+    stream.answer(&first, None).await;
+    mesh.handle.wait(1, Duration::from_secs(5)).await.unwrap();
+    let before = get(&mesh, "/metrics").await;
+    assert_eq!(value(&before, "pilot_proxy_convergence_time_count"), 0.0, "it waited for no change yet");
+    assert_eq!(value(&before, "pilot_eds_no_instances"), 0.0);
+    let pieces = "
+apiVersion: v1
+kind: Service
+metadata: {name: empty}
+spec: {clusterIP: 10.96.0.8, ports: [{name: http, port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: ghost-1, labels: {kubernetes.io/service-name: reviews}}
+addressType: IPv4
+endpoints: [{addresses: [10.0.0.77], conditions: {ready: true}, targetRef: {kind: Pod, name: ghost, namespace: default}}]
+ports: [{name: http, port: 9080}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: one}
+spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: two}
+spec: {host: reviews, subsets: [{name: v1, labels: {version: v2}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: one}
+spec: {hosts: [reviews], http: [{route: [{destination: {host: reviews}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: two}
+spec: {hosts: [reviews], http: [{route: [{destination: {host: reviews}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: dns}
+spec: {hosts: [out.example], location: MESH_EXTERNAL, resolution: DNS, workloadSelector: {labels: {app: none}}, ports: [{number: 443, name: tls, protocol: TLS}]}
+";
+    let revision = mesh.apply(pieces).await;
+    let second = stream.next().await;
+    stream.answer(&second, None).await;
+    mesh.handle.wait(revision, Duration::from_secs(5)).await.unwrap();
+    // A nonce of before is told apart.
+    stream.answer(&first, None).await;
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: late}\nspec: {clusterIP: 10.96.0.7, ports: [{name: http, port: 80}]}\n";
+    mesh.apply(service).await;
+    stream.next().await;
+    let bad = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: bad}\nspec: {hosts: []}\n";
+    let documents = manifest::parse(std::path::Path::new("bad.yaml"), bad).unwrap();
+    let updates = documents.into_iter().map(|document| control_plane::Update::Apply(Box::new(document))).collect();
+    assert_eq!(mesh.handle.update(updates).await.1.len(), 1);
+    let metrics = get(&mesh, "/metrics").await;
+    for (series, expected) in [
+        ("pilot_xds{version=\"\"}", 1.0),
+        ("pilot_proxy_convergence_time_count", 1.0),
+        ("pilot_proxy_queue_time_count", 2.0),
+        ("pilot_debounce_time_count", 3.0),
+        ("pilot_xds_push_time_count{type=\"cds\"}", 3.0),
+        ("pilot_push_triggers{type=\"config\"}", 5.0),
+        ("pilot_push_triggers{type=\"service\"}", 2.0),
+        ("pilot_push_triggers{type=\"endpoint\"}", 1.0),
+        ("pilot_inbound_updates{type=\"svc\"}", 3.0),
+        ("pilot_inbound_updates{type=\"config\"}", 5.0),
+        ("pilot_inbound_updates{type=\"eds\"}", 3.0),
+        ("pilot_k8s_reg_events{type=\"Services\",event=\"add\"}", 3.0),
+        ("pilot_k8s_reg_events{type=\"EndpointSlice\",event=\"add\"}", 2.0),
+        ("pilot_k8s_cfg_events{type=\"VirtualService\",event=\"add\"}", 2.0),
+        ("pilot_total_rejected_configs{type=\"VirtualService\",name=\"default/bad\"}", 1.0),
+        ("pilot_xds_expired_nonce", 1.0),
+        ("endpoint_no_pod", 1.0),
+        ("pilot_k8s_endpoints_pending_pod", 1.0),
+        ("pilot_destrule_subsets", 1.0),
+        ("pilot_vservice_dup_domain", 1.0),
+        ("pilot_no_ip", 1.0),
+        // `empty`, `late`, and the subset `v1`, whose labels no endpoint has.
+        ("pilot_eds_no_instances", 3.0),
+        ("pilot_dns_cluster_without_endpoints", 1.0),
+        ("pilot_duplicate_envoy_clusters", 0.0),
+        ("pilot_conflict_inbound_listener", 0.0),
+    ] {
+        assert_eq!(value(&metrics, series), expected, "{series}\n{metrics}");
+    }
+    let size = format!("pilot_xds_config_size_bytes_count{{type=\"{}\"}}", type_url::CLUSTER);
+    assert_eq!(value(&metrics, &size), 3.0, "{metrics}");
+}
+
+#[tokio::test]
+async fn conflicts_of_ports_are_counted() {
+    let mesh = Mesh::start().await;
+    mesh.apply(
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: a}
+spec: {hosts: [a.example], addresses: [10.9.9.9], resolution: STATIC, endpoints: [{address: 1.1.1.1}], ports: [{number: 9000, name: tcp, protocol: TCP}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: b}
+spec: {hosts: [b.example], addresses: [10.9.9.9], resolution: STATIC, endpoints: [{address: 1.1.1.2}], ports: [{number: 9000, name: tcp, protocol: TCP}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: mine-http}
+spec: {clusterIP: 10.96.0.21, selector: {app: sleep}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: mine-tcp}
+spec: {clusterIP: 10.96.0.22, selector: {app: sleep}, ports: [{name: tcp, port: 81, targetPort: 8080}]}
+",
+    )
+    .await;
+    let mut stream = subscribe(mesh.plain_channel().await, None, type_url::LISTENER).await.unwrap();
+    stream.next().await;
+    let status = page(&mesh, "push_status").await;
+    let listener = &status["pilot_conflict_outbound_listener_tcp_over_current_tcp"]["10.9.9.9_9000"];
+    assert_eq!(listener["message"], "Listener=10.9.9.9_9000 Accepted=TCP Rejected=TCP (b.example)", "{status}");
+    let message = status["pilot_conflict_inbound_listener"][&node().id]["message"].as_str().unwrap();
+    assert!(message.starts_with("Conflicting inbound listener:8080. existing: mine-http."), "{message}");
+    let metrics = get(&mesh, "/metrics").await;
+    assert_eq!(value(&metrics, "pilot_conflict_outbound_listener_tcp_over_current_tcp"), 1.0);
+    assert_eq!(value(&metrics, "pilot_conflict_inbound_listener"), 1.0);
 }
 
 async fn review(mesh: &Mesh, path: &str, body: &Value) -> Value {

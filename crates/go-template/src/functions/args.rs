@@ -42,6 +42,11 @@ impl<'a, 'b> Args<'a, 'b> {
         match self.get(index) {
             Value::Str(Text::Borrowed(text)) => Ok(text),
             Value::Str(Text::Shared(text)) => Ok(text),
+            // What a pointer to a string points at is borrowed from the data.
+            Value::Typed(typed) => match self.get(index).target() {
+                Some(Value::Str(Text::Borrowed(_))) => Ok(typed.data.as_str().unwrap_or_default()),
+                _ => Err(wrong_type("string", self.get(index))),
+            },
             other => Err(wrong_type("string", other)),
         }
     }
@@ -84,7 +89,10 @@ impl<'a, 'b> Args<'a, 'b> {
     pub fn bool(&self, index: usize) -> Result<bool, String> {
         match self.get(index) {
             Value::Bool(value) => Ok(*value),
-            other => Err(wrong_type("bool", other)),
+            other => match other.target() {
+                Some(Value::Bool(value)) => Ok(value),
+                _ => Err(wrong_type("bool", other)),
+            },
         }
     }
 

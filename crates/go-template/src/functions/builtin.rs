@@ -160,8 +160,11 @@ fn eq(args: Args<'_, '_>) -> Result<bool, String> {
             continue;
         }
         let equal = match (first, second) {
-            (Value::Nil, Value::Nil) => true,
-            (Value::Nil, other) | (other, Value::Nil) => matches!(other, Value::Typed(typed) if typed.nil),
+            // Anything can be compared with nil, and a nil list or map with its like.
+            (Value::Nil, other) | (other, Value::Nil) => other.is_nil(),
+            (Value::List(_), Value::List(_)) | (Value::Map(_), Value::Map(_)) if first.is_nil() || second.is_nil() => {
+                first.is_nil() && second.is_nil()
+            }
             (Value::List(_) | Value::Map(_), _) | (_, Value::List(_) | Value::Map(_)) => {
                 return Err(format!("non-comparable type {}: {}", format::sprint(first), first.type_name()));
             }

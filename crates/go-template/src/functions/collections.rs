@@ -142,7 +142,7 @@ fn merge_into<'a>(into: &mut BTreeMap<Rc<str>, Value<'a>>, from: &Map<'a>, overw
             (Some(Value::Map(old)), Value::Map(new)) if !old.is_empty() && depth < 100 => {
                 let mut entries = old.entries().into_iter().collect();
                 merge_into(&mut entries, new, overwrite, depth + 1);
-                Value::Map(Map::new(old.element(), entries))
+                Value::Map(old.update(|slot| *slot = entries))
             }
             (Some(old), _) if !overwrite && !empty(old) => continue,
             _ => value,

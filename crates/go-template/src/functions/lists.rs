@@ -109,7 +109,7 @@ pub(super) fn define(functions: &mut Functions) {
         range(0, count, if count < 0 { -1 } else { 1 })
     });
     functions.define("untilStep", 3, Some(3), |args| range(args.int(0)?, args.int(1)?, args.int(2)?));
-    functions.define("seq", 0, Some(3), seq);
+    functions.define("seq", 0, None, seq);
 }
 
 fn chunk<'a>(args: Args<'a, '_>) -> Outcome<'a> {
@@ -180,7 +180,8 @@ fn seq<'a>(args: Args<'a, '_>) -> Outcome<'a> {
             let (first, last) = (args.int(0)?, args.int(1)?);
             (first, if last < first { -1 } else { 1 }, last)
         }
-        _ => (args.int(0)?, args.int(1)?, args.int(2)?),
+        3 => (args.int(0)?, args.int(1)?, args.int(2)?),
+        _ => return Ok(Value::from("")),
     };
     if last < first && step > 0 {
         return Ok(Value::from(""));

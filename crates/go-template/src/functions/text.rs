@@ -185,7 +185,8 @@ fn title(words: &str) -> String {
         } else {
             out.push(c);
         }
-        start = !(c.is_alphanumeric() || c == '_' || (!c.is_ascii() && !c.is_whitespace()) || c == '\'');
+        // As strings.Title: within ASCII all but letters, digits and underscores separates words.
+        start = if c.is_ascii() { !c.is_ascii_alphanumeric() && c != '_' } else { c.is_whitespace() };
     }
     out
 }

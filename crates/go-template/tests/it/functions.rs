@@ -147,8 +147,52 @@ fn found_by_comparison() {
         ("{{ deepCopy nil }}", "zero Value"),
         (r#"{{ urlParse ":" }}"#, "missing protocol scheme"),
         (r#"{{ trunc (int64 2) "abc" }}"#, "expected int; got int64"),
-        ("{{ uuidv4 }}", "the same each time"),
+        ("{{ genPrivateKey \"rsa\" }}", "not available"),
     ] {
         check_error(source, want);
     }
+}
+
+#[test]
+fn titles_start_after_any_mark() {
+    check(r#"{{title "don't stop_it a-b"}}"#, "Don'T Stop_it A-B");
+}
+
+#[test]
+fn random_things_have_their_form() {
+    check(r#"{{regexMatch "^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$" uuidv4}}"#, "true");
+    check(
+        r#"{{regexMatch "^[a-zA-Z0-9]{9}$" (randAlphaNum 9)}} {{regexMatch "^[a-zA-Z]{9}$" (randAlpha 9)}} {{len (randNumeric 5)}} {{len (randAscii 5)}} {{len (b64dec (randBytes 3) | printf "%q") | lt 1}}"#,
+        "true true 5 5 true",
+    );
+    check(r#"{{randInt 3 4}} {{shuffle "aaa"}} {{shuffle "ab" | splitList "" | sortAlpha}}"#, "3 aaa [a b]");
+    check(r#"{{getHostByName "127.0.0.1"}}"#, "127.0.0.1");
+    check("{{eq uuidv4 uuidv4}}", "false");
+    check_error("{{randInt 4 4}}", "Intn");
+    check_error(r#"{{genCA "a" 1}}"#, "not available");
+}
+
+#[test]
+fn dictionaries_of_the_data_change_for_the_rest_of_the_rendering() {
+    check(
+        r#"{{$_ := set .nest.k "new" 1}}{{.nest.k.new}} {{$_ := unset .nest.k "deep"}}{{hasKey .nest.k "deep"}}"#,
+        "1 false",
+    );
+    check(r#"{{$_ := merge .nest (dict "k" (dict "x" 2))}}{{.nest.k.x}} {{.nest.k.deep}}"#, "2 v");
+    check(r#"{{$_ := merge .nest .nest}}{{$_ := mergeOverwrite .nest.k .nest.k}}{{.nest.k.deep}}"#, "v");
+    // The next rendering starts anew.
+    check("{{hasKey .nest.k \"new\"}}", "false");
+}
+
+#[test]
+fn sequences_take_three_numbers() {
+    check("{{seq 1 2 5}}|{{seq 1 2 3 4}}|", "1 3 5||");
+}
+
+#[test]
+fn what_cannot_be_printed_is_escaped_in_quotes() {
+    check(
+        "{{quote \"a\u{a0}b\u{ad}\u{e000}\u{200b}é\u{301}日\u{f0000}\"}}",
+        "\"a\\u00a0b\\u00ad\\ue000\\u200bé\u{301}日\\U000f0000\"",
+    );
 }

@@ -157,3 +157,19 @@ fn errors_name_the_place() {
     check_error("line\n  {{.s.x}}", "template: t:2:4: executing \"t\" at <.s.x>");
     check_parse_error("line\n{{nosuch}}", "template: t:2: function \"nosuch\" not defined");
 }
+
+#[test]
+fn many_alternatives_take_no_stack() {
+    let chain: String = (0..900).map(|n| format!("{{{{else if eq .a {n}.5}}}}x")).collect();
+    check(&format!("{{{{if .e}}}}1{chain}{{{{else if .t}}}}2{{{{else}}}}3{{{{end}}}}"), "2");
+    check("{{with .e}}1{{else with .s}}{{.}}{{else}}3{{end}}", "hello world");
+    check("{{if $x := .e}}{{else if $y := .s}}{{$x}}{{$y}}{{end}}", "hello world");
+    check_parse_error(&format!("{{{{if .a}}}}{}{{{{end}}}}", "{{else if .a}}".repeat(2000)), "nested too deeply");
+    check_parse_error("{{if .a}}{{else}}{{else if .b}}{{end}}", "expected end");
+}
+
+#[test]
+fn anything_can_be_compared_with_nil() {
+    check("{{eq .em nil}} {{eq .el nil}} {{eq nil .n}} {{ne .m nil}}", "false false true true");
+    check_error("{{eq .m .em}}", "non-comparable");
+}

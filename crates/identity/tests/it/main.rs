@@ -119,6 +119,7 @@ impl World {
             trust_bundle: Vec::new(),
             headers: vec![("x-tenant".to_owned(), "a".to_owned())],
             provisioned: None,
+            cert_signer: None,
             cluster_id: "Kubernetes".to_owned(),
         }
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use manifest::Document;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Builtin, Config, ConfigError};
 use crate::yaml;
@@ -15,6 +15,8 @@ pub struct Files {
     pub inject: Option<PathBuf>,
     pub values: Option<PathBuf>,
     pub mesh: Option<PathBuf>,
+    /// An IstioOperator; its values and mesh configuration win over the files.
+    pub operator: Option<PathBuf>,
 }
 
 impl Config {
@@ -36,8 +38,36 @@ impl Config {
             Some(path) => yaml::document(path, &read(path)?)?,
             None => Document::from_value(json!({}), "built-in mesh"),
         };
-        Self::assemble(&inject, &values, &mesh)
+        let Some(path) = &files.operator else { return Self::assemble(&inject, &values, &mesh) };
+        let (values, own) = operator(path)?;
+        Self::assemble(&inject, &values, own.as_ref().unwrap_or(&mesh))
     }
+}
+
+/// The values of an IstioOperator over the built-in ones, and its mesh configuration where it has one.
+///
+/// DIFFERS: istioctl lays them over the Helm charts of its profiles; the built-in values are the default
+/// profile's as far as injection goes.
+fn operator(path: &Path) -> Result<(Document, Option<Document>), ConfigError> {
+    let document = yaml::document(path, &read(path)?)?;
+    if document.kind() != "IstioOperator" {
+        return Err(document.error("kind", "expected IstioOperator").into());
+    }
+    let spec = &document.value["spec"];
+    let mut values = match &spec["values"] {
+        Value::Null => json!({}),
+        values @ Value::Object(_) => values.clone(),
+        _ => return Err(document.error("spec.values", "expected an object").into()),
+    };
+    for field in ["hub", "tag"] {
+        if !spec[field].is_null() && values["global"][field].is_null() {
+            values["global"][field] = spec[field].clone();
+        }
+    }
+    let values = Builtin { values, ..Builtin::default() }.values();
+    let mesh = &spec["meshConfig"];
+    let mesh = (!mesh.is_null()).then(|| Document::from_value(mesh.clone(), path));
+    Ok((Document::from_value(values, path), mesh))
 }
 
 /// The parts of a configuration as texts, as config maps hold them. What is not given is the built-in.
@@ -57,7 +87,7 @@ impl Config {
     /// # Errors
     /// The first wrong field or template.
     pub fn from_texts(texts: &Texts, origin: &str, builtin: &Builtin) -> Result<Self, ConfigError> {
-        let document = |text: &Option<String>, key: &str, default: serde_json::Value| match text {
+        let document = |text: &Option<String>, key: &str, default: Value| match text {
             Some(text) => Ok(yaml::document(Path::new(&format!("{origin}/{key}")), text)?),
             None => Ok::<_, ConfigError>(Document::from_value(default, format!("built-in {key}"))),
         };

@@ -35,6 +35,82 @@ pub(crate) fn decode(ty: &'static TypeDef, value: &Value) -> Result<Value, Misma
     structure(ty, value, Unknown::Drop, &mut String::new())
 }
 
+/// Paths of the fields that the tables do not know, except those that hold nothing.
+pub(crate) fn unknown(ty: &'static TypeDef, value: &Value, path: &str, found: &mut Vec<String>) {
+    for (key, value) in value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+        let dot = if path.is_empty() { "" } else { "." };
+        let path = format!("{path}{dot}{key}");
+        match ty.by_json(key) {
+            Some(field) => unknown_of(&field.kind, value, &path, found),
+            None => found.push(path),
+        }
+    }
+}
+
+fn unknown_of(kind: &Kind, value: &Value, path: &str, found: &mut Vec<String>) {
+    match (kind, value) {
+        (Kind::Pointer(inner), value) => unknown_of(inner, value, path, found),
+        (Kind::Struct(_), value) => {
+            if let Some(ty) = kind.definition() {
+                unknown(ty, value, path, found);
+            }
+        }
+        (Kind::List(inner), Value::Array(items)) => {
+            for (index, item) in items.iter().enumerate() {
+                unknown_of(inner, item, &format!("{path}[{index}]"), found);
+            }
+        }
+        (Kind::Map(inner), Value::Object(map)) => {
+            for (key, item) in map {
+                unknown_of(inner, item, &format!("{path}.{key}"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Numbers and booleans where strings belong become strings, as sigs.k8s.io/yaml reads YAML into structs:
+/// `version: 1` among labels is "1". Only for what a user writes in YAML; in JSON they stay faults.
+pub(crate) fn texts(ty: &'static TypeDef, value: &mut Value) {
+    let Value::Object(map) = value else { return };
+    for (key, value) in map.iter_mut() {
+        if let Some(field) = ty.by_json(key) {
+            texts_of(&field.kind, value);
+        }
+    }
+}
+
+fn texts_of(kind: &Kind, value: &mut Value) {
+    match (kind, value) {
+        (Kind::Pointer(inner), value) => texts_of(inner, value),
+        (Kind::Struct(_), value) => {
+            if let Some(ty) = kind.definition() {
+                texts(ty, value);
+            }
+        }
+        (Kind::List(inner), Value::Array(items)) => items.iter_mut().for_each(|item| texts_of(inner, item)),
+        (Kind::Map(inner), Value::Object(map)) => map.values_mut().for_each(|item| texts_of(inner, item)),
+        (Kind::Text, value) => {
+            if let Some(text) = scalar_text(value) {
+                *value = Value::String(text);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A number or boolean as sigs.k8s.io/yaml writes it where a string belongs.
+pub(crate) fn scalar_text(value: &Value) -> Option<String> {
+    match value {
+        Value::Bool(flag) => Some(flag.to_string()),
+        Value::Number(number) if number.is_f64() => {
+            Some(go_template::format::sprint(&go_template::Value::Float(number.as_f64()?)))
+        }
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
 pub(super) fn mismatch<T>(path: &str, expected: &'static str, found: &Value) -> Result<T, Mismatch> {
     let kind = match found {
         Value::Null => "null",

@@ -132,6 +132,20 @@ pub(crate) fn overlay(ty: &'static TypeDef, base: &mut Value, over: &Value) {
     }
 }
 
+/// `proxy_metadata` as JSON calls it: `proxyMetadata`.
+pub(crate) fn camel_case(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    let mut upper = false;
+    for c in name.chars() {
+        match c {
+            '_' => upper = true,
+            c if std::mem::take(&mut upper) => out.push(c.to_ascii_uppercase()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// `proxyMetadata` as the .proto calls it: `proxy_metadata`.
 fn snake(camel: &str) -> String {
     let mut out = String::with_capacity(camel.len() + 4);

@@ -78,10 +78,10 @@ fn value<'a>(kind: &Kind, data: &'a Json) -> Value<'a> {
             None => Value::Nil,
         },
         Kind::Pointer(inner) => pointer(inner, data),
-        Kind::List(inner) => {
-            let items = data.as_array().map(Vec::as_slice).unwrap_or_default();
-            Value::List(List::new(items.iter().map(|item| value(inner, item)).collect()))
-        }
+        Kind::List(inner) => Value::List(match data.as_array() {
+            None => List::Nil(if **inner == Kind::Text { "[]string" } else { "[]interface {}" }),
+            Some(items) => List::new(items.iter().map(|item| value(inner, item)).collect()),
+        }),
         Kind::Map(inner) => {
             let element = if **inner == Kind::Text { Element::Text } else { Element::Any };
             match data.as_object() {
@@ -102,7 +102,7 @@ fn value<'a>(kind: &Kind, data: &'a Json) -> Value<'a> {
     }
 }
 
-/// A pointer to a scalar is true when set, whatever it points at, so it stays a typed nil or the value.
+/// A pointer to a scalar is true and not empty when set, whatever it points at, so it stays a pointer.
 ///
 /// DIFFERS: Go prints a pointer within a list as an address; here it is always the value.
 fn pointer<'a>(inner: &Kind, data: &'a Json) -> Value<'a> {
@@ -112,6 +112,10 @@ fn pointer<'a>(inner: &Kind, data: &'a Json) -> Value<'a> {
             None => Value::Nil,
         },
         Kind::Duration | Kind::Wrapped(_) => value(inner, data),
+        Kind::Text => scalar(&TEXT_POINTER, data, data.is_null()),
+        Kind::Bool => scalar(&BOOL_POINTER, data, data.is_null()),
+        Kind::Int("int32") => scalar(&INT32_POINTER, data, data.is_null()),
+        Kind::Int(_) => scalar(&INT64_POINTER, data, data.is_null()),
         _ if data.is_null() => Value::Nil,
         _ => value(inner, data),
     }
@@ -130,6 +134,10 @@ struct Scalar {
 static QUANTITY: Scalar = Scalar { name: "resource.Quantity", fields: &["Format"] };
 static TIME: Scalar = Scalar { name: "v1.Time", fields: &["Time"] };
 static INT_OR_STRING: Scalar = Scalar { name: "intstr.IntOrString", fields: &["Type", "IntVal", "StrVal"] };
+static TEXT_POINTER: Scalar = Scalar { name: "*string", fields: &[] };
+static BOOL_POINTER: Scalar = Scalar { name: "*bool", fields: &[] };
+static INT32_POINTER: Scalar = Scalar { name: "*int32", fields: &[] };
+static INT64_POINTER: Scalar = Scalar { name: "*int64", fields: &[] };
 static DURATION: Scalar = Scalar { name: "durationpb.Duration", fields: &["Seconds", "Nanos"] };
 static BOOL_VALUE: Scalar = Scalar { name: "wrapperspb.BoolValue", fields: &["Value"] };
 static INT_VALUE: Scalar = Scalar { name: "wrapperspb.Int32Value", fields: &["Value"] };
@@ -182,12 +190,14 @@ impl Type for Scalar {
         match name {
             "GetValue" if self.fields == ["Value"] => Some(self.wrapped(data)),
             "GetSeconds" | "GetNanos" => self.field(data, &name[3..]),
-            "AsDuration" if self.fields[0] == "Seconds" => {
+            "AsDuration" if self.fields.first() == Some(&"Seconds") => {
                 let nanos = data.as_str().and_then(crate::duration::nanoseconds).unwrap_or(0);
                 Some(Value::from(crate::duration::display(nanos)))
             }
-            "String" | "GetString" => Some(Value::from(self.display(data).unwrap_or_default())),
-            "IntValue" if self.fields[0] == "Type" => {
+            "String" | "GetString" if !self.fields.is_empty() => {
+                Some(Value::from(self.display(data).unwrap_or_default()))
+            }
+            "IntValue" if self.fields.first() == Some(&"Type") => {
                 let number = data.as_i64().or_else(|| data.as_str()?.parse().ok()).unwrap_or(0);
                 Some(Value::int(number))
             }
@@ -197,6 +207,16 @@ impl Type for Scalar {
 
     fn fields(&self) -> Vec<&str> {
         self.fields.to_vec()
+    }
+
+    fn target<'a>(&'static self, data: &'a Json) -> Option<Value<'a>> {
+        Some(match self.name {
+            "*string" => Value::from(data.as_str().unwrap_or("")),
+            "*bool" => Value::Bool(data.as_bool().unwrap_or(false)),
+            "*int32" => Value::Int(data.as_i64().unwrap_or(0), "int32"),
+            "*int64" => Value::Int(data.as_i64().unwrap_or(0), "int64"),
+            _ => return None,
+        })
     }
 
     fn to_json(&'static self, data: &Json) -> Json {

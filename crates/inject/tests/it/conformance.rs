@@ -48,7 +48,12 @@ fn documents(text: &str) -> Vec<Value> {
 
 fn config(folder: &Path, case: &Value) -> Result<Config, String> {
     let file = |key: &str| case[key].as_str().map(|name| folder.join("..").join(name));
-    let files = Files { inject: file("injectConfigFile"), values: file("valuesFile"), mesh: file("meshConfigFile") };
+    let files = Files {
+        inject: file("injectConfigFile"),
+        values: file("valuesFile"),
+        mesh: file("meshConfigFile"),
+        operator: None,
+    };
     let mut config = Config::load(&files).map_err(|error| error.to_string())?;
     config.native = if case["nativeSidecars"] == true { NativeSidecars::On } else { NativeSidecars::Off };
     config.compliance_policy = case["compliancePolicy"].as_str().unwrap_or_default().to_owned();

@@ -3,4 +3,5 @@
 mod builtin;
 mod conformance;
 mod fuzz;
+mod originals;
 mod properties;

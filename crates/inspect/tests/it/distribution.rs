@@ -68,7 +68,7 @@ fn client(index: usize, stage: &Arc<Stage>, grpc: SocketAddr) -> Client<Fake> {
     let connector = Box::new(move || -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
         Box::pin(async move {
             let channel = Endpoint::from_shared(format!("http://{grpc}"))?.connect().await?;
-            Ok(Connection { channel, authorization: None })
+            Ok(Connection { channel, authorization: None, metadata: Vec::new() })
         })
     });
     let node = core::Node { id, ..core::Node::default() };

@@ -41,6 +41,13 @@ impl MeshConfig {
     }
 }
 
+impl ProxyConfig {
+    /// What an agent would refuse to start with (`ValidateMeshConfigProxyConfig`).
+    pub fn validate(&self) -> Vec<Violation> {
+        Check::walk("", |check| proxy_config(check, self))
+    }
+}
+
 /// istiod `ValidateTrustDomain`.
 fn trust_domain(domain: &str) -> Result<(), String> {
     if domain.is_empty() {

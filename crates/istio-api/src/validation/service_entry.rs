@@ -1,4 +1,4 @@
-use mesh_types::Protocol;
+use mesh_types::{Labels, Protocol};
 
 use super::{Check, text};
 use crate::service_entry::{Resolution, ServiceEntry};
@@ -7,12 +7,13 @@ use crate::workload_group::{ReadinessProbe, WorkloadGroup};
 use crate::{Severity, Violation};
 
 impl ServiceEntry {
-    /// What istiod would refuse or warn of (`ValidateServiceEntry`).
-    pub fn validate(&self, namespace: &str) -> Vec<Violation> {
-        Check::walk("spec", |check| self.walk(check, namespace))
+    /// What istiod would refuse or warn of (`ValidateServiceEntry`). Labels are the object's, by which it may refuse to be given
+    /// addresses.
+    pub fn validate(&self, namespace: &str, labels: &Labels) -> Vec<Violation> {
+        Check::walk("spec", |check| self.walk(check, namespace, labels))
     }
 
-    fn walk(&self, check: &mut Check, namespace: &str) {
+    fn walk(&self, check: &mut Check, namespace: &str, labels: &Labels) {
         check.some("workloadSelector", &self.workload_selector, |check, selector| {
             check.at("labels", |check| check.selector_labels(&selector.labels));
         });
@@ -37,7 +38,9 @@ impl ServiceEntry {
                 check.error("CIDR addresses are allowed only for NONE/STATIC resolution types")
             });
         }
-        self.ports(check);
+        let refuses = labels.get("networking.istio.io/enable-autoallocate-ip");
+        let refuses = refuses.is_some_and(|text| text.eq_ignore_ascii_case("false"));
+        self.ports(check, self.addresses.is_empty() && (refuses || self.resolution == Resolution::None));
         self.resolution(check);
         let http_or_tls = |protocol: Protocol| protocol.is_http() || protocol.is_tls();
         let protocols = || self.ports.iter().map(|port| Protocol::parse(&port.protocol));
@@ -47,7 +50,8 @@ impl ServiceEntry {
         check.export_to(namespace, &self.export_to, true);
     }
 
-    fn ports(&self, check: &mut Check) {
+    /// `unknown`: connections to it have no address that they could be told by.
+    fn ports(&self, check: &mut Check, unknown: bool) {
         for (index, port) in self.ports.iter().enumerate() {
             check.at(format_args!("ports[{index}]"), |check| {
                 let earlier = &self.ports[..index];
@@ -58,6 +62,11 @@ impl ServiceEntry {
                 );
                 if port.target_port != 0 {
                     check.port("targetPort", port.target_port);
+                }
+                if unknown && matches!(port.protocol.as_str(), "" | "TCP") {
+                    check.warning(
+                        "addresses are required for ports serving TCP (or unset) protocol when IP Autoallocation is not enabled",
+                    );
                 }
                 check.at("name", |check| check.refuse(text::port_name(&port.name)));
                 check.at("protocol", |check| check.refuse(text::protocol(&port.protocol)));
@@ -91,7 +100,13 @@ impl ServiceEntry {
                 if self.resolution == Resolution::DnsRoundRobin && self.endpoints.len() > 1 {
                     check.error("there must only be 0 or 1 endpoint for resolution mode DNS_ROUND_ROBIN");
                 }
-                check.each("endpoints", &self.endpoints, |check, endpoint| workload(check, endpoint, Some(self), true));
+                check.each("endpoints", &self.endpoints, |check, endpoint| self.named_endpoint(check, endpoint));
+                let tcp = self.ports.iter().any(|port| Protocol::parse(&port.protocol).is_tcp());
+                if !self.addresses.is_empty() && tcp && self.hosts.len() > 1 {
+                    check.warning(
+                        "service entry can not have more than one host specified simultaneously with address and tcp port",
+                    );
+                }
             }
             Resolution::DynamicDns => {
                 check.each("hosts", &self.hosts, |check, host| {
@@ -110,6 +125,20 @@ impl ServiceEntry {
                 });
             }
         }
+    }
+}
+
+impl ServiceEntry {
+    /// An endpoint that proxies look up: neither a socket nor one without address.
+    fn named_endpoint(&self, check: &mut Check, endpoint: &WorkloadEntry) {
+        let address = endpoint.address.as_str();
+        check.at("address", |check| {
+            let good = text::is_ip(address) || text::fqdn(address).is_ok();
+            let message = format!("endpoint address {address:?} is not a valid FQDN or an IP address");
+            check.require(good, &message);
+        });
+        check.labels("labels", &endpoint.labels);
+        endpoint_ports(check, endpoint, Some(self));
     }
 }
 
@@ -135,6 +164,11 @@ fn workload(check: &mut Check, entry: &WorkloadEntry, service: Option<&ServiceEn
     if let (Some(_), Some(service)) = (unix, service) {
         check.require(service.ports.len() == 1, "exactly 1 service port required for unix endpoints");
     }
+    endpoint_ports(check, entry, service);
+    check.labels("labels", &entry.labels);
+}
+
+fn endpoint_ports(check: &mut Check, entry: &WorkloadEntry, service: Option<&ServiceEntry>) {
     check.entries("ports", &entry.ports, |check, name, port| {
         if service.is_some_and(|service| !service.ports.iter().any(|other| other.name == name)) {
             check.error(format!("endpoint port {port} is not defined by the service entry"));
@@ -142,7 +176,6 @@ fn workload(check: &mut Check, entry: &WorkloadEntry, service: Option<&ServiceEn
         check.refuse(text::port_name(name));
         check.require((1..=65535).contains(port), "port number must be in the range 1..65535");
     });
-    check.labels("labels", &entry.labels);
 }
 
 impl WorkloadGroup {

@@ -1,3 +1,4 @@
+use mesh_types::Labels;
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -102,7 +103,8 @@ fn destination_rules() {
 
 #[test]
 fn service_entries() {
-    let entry = |yaml: &str, expected: &[&str]| check(spec::<ServiceEntry>(yaml).validate("default"), expected);
+    let none = Labels::new();
+    let entry = |yaml: &str, expected: &[&str]| check(spec::<ServiceEntry>(yaml).validate("default", &none), expected);
     entry("hosts: [a.com]\nports: [{number: 80, name: http, protocol: HTTP}]\nresolution: DNS", &[]);
     entry("hosts: ['*']", &["spec.hosts[0]: invalid host *"]);
     entry("hosts: ['*.a.com']\nresolution: DNS", &["spec.hosts[0]: must be FQDN"]);
@@ -116,6 +118,28 @@ fn service_entries() {
         "hosts: [a.com]\nports: [{number: 0, name: a_b, protocol: X}]",
         &["spec.ports[0].name: ", "spec.ports[0].protocol: ", "spec.ports[0].number: "],
     );
+    let needs = "spec.ports[0]: addresses are required for ports serving TCP";
+    entry("hosts: [a.com]\nports: [{number: 1, name: a, protocol: TCP}]", &[needs]);
+    entry("hosts: [a.com]\nports: [{number: 1, name: a, protocol: MONGO}]", &[]);
+    entry("hosts: [a.com]\naddresses: [10.1.1.1]\nports: [{number: 1, name: a}]", &[]);
+    let plain = "hosts: [a.com]\nresolution: DNS\nports: [{number: 1, name: a}]";
+    entry(plain, &[]);
+    let refuses = [("networking.istio.io/enable-autoallocate-ip".to_owned(), "FALSE".to_owned())].into_iter().collect();
+    check(spec::<ServiceEntry>(plain).validate("default", &refuses), &[needs]);
+    let two = "hosts: [a.com, b.com]\nresolution: DNS\naddresses: [10.1.1.1]\nports: [{number: 1, name: a, protocol: ";
+    let several = "spec: service entry can not have more than one host specified simultaneously";
+    entry(&format!("{two}TLS}}]"), &[several]);
+    entry(&format!("{two}HTTP}}]"), &[]);
+    entry(&format!("{two}TCP}}]"), &[several, "spec: multiple hosts provided with non-HTTP, non-TLS ports"]);
+    let endpoint = |endpoint: &str| {
+        format!(
+            "hosts: [a.com]\nresolution: DNS\nports: [{{number: 80, name: http, protocol: HTTP}}]\nendpoints: [{endpoint}]"
+        )
+    };
+    entry(&endpoint("{address: b.com, ports: {http: 8080}}"), &[]);
+    for bad in ["{address: 'unix:///a'}", "{network: net}", "{}"] {
+        entry(&endpoint(bad), &["spec.endpoints[0].address: endpoint address"]);
+    }
     let workload = |yaml: &str, expected: &[&str]| check(spec::<WorkloadEntry>(yaml).validate("default"), expected);
     workload("address: 10.0.0.1\nports: {http: 80}", &[]);
     workload("address: unix:///a\nports: {http: 80}", &["spec: unix endpoint must not"]);

@@ -3,11 +3,11 @@ use std::time::Duration;
 use mesh_types::ArcStr;
 
 use crate::any::Typed;
+use crate::config_source::ConfigSource;
 use crate::fields;
 use crate::matchers::canonical_name;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
-use crate::tls::ConfigSource;
 
 /// How the hosts of a cluster are found.
 #[derive(Clone, Debug)]
@@ -44,8 +44,6 @@ pub struct DnsConfig {
     pub respect_ttl: bool,
     /// Which addresses.
     pub family: DnsFamily,
-    /// Ask these servers.
-    pub resolvers: Vec<crate::Address>,
 }
 
 /// Which addresses of a name are used.
@@ -90,6 +88,9 @@ impl Discovery {
             DiscoveryType::Eds => {
                 let config = cluster.eds_cluster_config.as_ref();
                 let config = config.ok_or_else(|| Invalid::new("eds_cluster_config", "is missing"))?;
+                if config.eds_config.is_none() {
+                    return Err(Invalid::new("eds_cluster_config.eds_config", "is missing"));
+                }
                 let name = if config.service_name.is_empty() { &cluster.name } else { &config.service_name };
                 Self::Eds {
                     service_name: name.as_str().into(),
@@ -121,6 +122,7 @@ impl Discovery {
             }
             "envoy.extensions.clusters.dns.v3.DnsCluster" => {
                 let config: pb::ext::clusters::dns::v3::DnsCluster = typed.decode()?;
+                check_resolver(config.typed_dns_resolver_config.as_ref()).at("typed_dns_resolver_config")?;
                 let dns = DnsConfig {
                     refresh: fields::positive(
                         "dns_refresh_rate",
@@ -132,7 +134,6 @@ impl Discovery {
                     respect_ttl: config.respect_dns_ttl,
                     // This message counts from UNSPECIFIED.
                     family: DnsFamily::compile((config.dns_lookup_family - 1).max(0))?,
-                    resolvers: resolvers(config.typed_dns_resolver_config.as_ref())?,
                 };
                 Ok(if config.all_addresses_in_single_endpoint { Self::LogicalDns(dns) } else { Self::StrictDns(dns) })
             }
@@ -143,6 +144,7 @@ impl Discovery {
 
 impl DnsConfig {
     fn of_cluster(cluster: &pb::cluster::Cluster) -> Compiled<Self> {
+        check_resolver(cluster.typed_dns_resolver_config.as_ref()).at("typed_dns_resolver_config")?;
         let refresh = fields::positive("dns_refresh_rate", cluster.dns_refresh_rate.as_ref(), Duration::from_secs(5))?;
         let failure = match &cluster.dns_failure_refresh_rate {
             None => (refresh, refresh),
@@ -157,21 +159,21 @@ impl DnsConfig {
             failure_refresh: failure,
             respect_ttl: cluster.respect_dns_ttl,
             family: DnsFamily::compile(cluster.dns_lookup_family)?,
-            resolvers: resolvers(cluster.typed_dns_resolver_config.as_ref()).at("typed_dns_resolver_config")?,
         })
     }
 }
 
-/// The servers that a resolver configuration names; its other settings are those of one library.
-fn resolvers(config: Option<&pb::core::TypedExtensionConfig>) -> Compiled<Vec<crate::Address>> {
-    let Some(config) = config else { return Ok(Vec::new()) };
+/// Names are resolved as the system says: servers of its own cannot be given. Other settings are those of one library.
+fn check_resolver(config: Option<&pb::core::TypedExtensionConfig>) -> Compiled<()> {
+    let Some(config) = config else { return Ok(()) };
     let typed = Typed::open(config.typed_config.as_ref())?;
     match typed.name.as_str() {
         "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig" => {
             let config: pb::ext::network::dns_resolver::cares::v3::CaresDnsResolverConfig = typed.decode()?;
-            config.resolvers.iter().map(|a| crate::Address::compile(Some(a))).collect::<Compiled<_>>().at("resolvers")
+            refuse!("resolvers": !config.resolvers.is_empty());
+            Ok(())
         }
-        "envoy.extensions.network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig" => Ok(Vec::new()),
+        "envoy.extensions.network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig" => Ok(()),
         _ => Err(typed.unknown()),
     }
 }

@@ -142,7 +142,8 @@ impl Balancing {
                     self.lb = LbPolicy::LeastRequest {
                         choices: fields::uint(config.choice_count.as_ref(), 2).max(2),
                         bias: config.active_request_bias.as_ref().map_or(1.0, |b| b.default_value),
-                        full_scan: config.selection_method == 1,
+                        full_scan: config.selection_method == 1
+                            || fields::flag(config.enable_full_scan.as_ref(), false),
                         slow_start: slow_start(config.slow_start_config.as_ref().map(|s| {
                             (s.slow_start_window.as_ref(), s.aggression.as_ref(), s.min_weight_percent.as_ref())
                         }))?,
@@ -160,12 +161,13 @@ impl Balancing {
                     refuse! {
                         "hash_balance_factor": hashing.hash_balance_factor.is_some(),
                         "hash_policy": !hashing.hash_policy.is_empty(),
+                        "hash_balance_factor": config.hash_balance_factor.is_some(),
                     }
                     self.lb = LbPolicy::RingHash {
                         function: if config.hash_function == 2 { HashFunction::Murmur2 } else { HashFunction::Xx },
                         min_size: fields::ulong(config.minimum_ring_size.as_ref(), 1024),
                         max_size: fields::ulong(config.maximum_ring_size.as_ref(), MAX_RING),
-                        by_hostname: hashing.use_hostname_for_hashing,
+                        by_hostname: hashing.use_hostname_for_hashing || config.use_hostname_for_hashing,
                     };
                     self.locality_weighted |= config.locality_weighted_lb_config.is_some();
                 }

@@ -27,8 +27,13 @@ pub enum HeaderCase {
     Lower,
     /// First letter of each word in upper case.
     Proper,
-    /// As they came.
-    Preserve,
+    /// As they came, on the other side's connection, too.
+    Preserve {
+        /// Names that did not come are written as with [`HeaderCase::Proper`].
+        proper_others: bool,
+        /// The reason phrase of responses is passed on.
+        reason: bool,
+    },
 }
 
 /// HTTP/1 options, of a listener or a cluster.
@@ -126,7 +131,12 @@ impl Http1Options {
                 let typed = Typed::open(extension.typed_config.as_ref()).at("header_key_format")?;
                 match typed.name.as_str() {
                     "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig" => {
-                        HeaderCase::Preserve
+                        use pb::ext::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
+                        let config: PreserveCaseFormatterConfig = typed.decode().at("header_key_format")?;
+                        HeaderCase::Preserve {
+                            proper_others: config.formatter_type_on_envoy_headers == 1,
+                            reason: config.forward_reason_phrase,
+                        }
                     }
                     _ => return Err(typed.unknown()).at("header_key_format"),
                 }
@@ -156,6 +166,7 @@ impl Http2Options {
         refuse! {
             "allow_metadata": options.allow_metadata,
             "custom_settings_parameters": !options.custom_settings_parameters.is_empty(),
+            "max_header_field_size_kb": options.max_header_field_size_kb.is_some(),
         }
         let default = Self::default();
         let window = |field: &str, value: Option<&pb::UInt32Value>, default: u32| match value.map(|v| v.value) {
@@ -230,7 +241,7 @@ pub(super) struct HttpOptions {
     pub(super) max_requests_per_connection: Option<u32>,
     pub(super) max_stream_duration: Option<Duration>,
     pub(super) max_response_headers: u32,
-    pub(super) max_response_header_bytes: u32,
+    pub(super) max_response_header_bytes: Option<u32>,
 }
 
 const EXTENSION: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -278,6 +289,21 @@ impl HttpOptions {
         if let Some(other) = config.http_filters.iter().find(|f| f.name != codec) {
             return Err(Invalid::new("http_filters", format!("{} is not supported", other.name)));
         }
+        refuse! {
+            "hash_policy": !config.hash_policy.is_empty(),
+            "header_validation_config": config.header_validation_config.is_some(),
+            "outlier_detection": config.outlier_detection.is_some(),
+            "request_mirror_policies": !config.request_mirror_policies.is_empty(),
+            "retry_policy": config.retry_policy.is_some(),
+        }
+        let http3 = match &config.upstream_protocol_options {
+            Some(Kind::UseDownstreamProtocolConfig(both)) => both.http3_protocol_options.is_some(),
+            Some(Kind::AutoConfig(both)) => {
+                both.http3_protocol_options.is_some() || both.alternate_protocols_cache_options.is_some()
+            }
+            _ => false,
+        };
+        refuse!("http3_protocol_options": http3);
         let none1 = || Ok(Http1Options::default());
         let none2 = || Ok(Http2Options::default());
         let (protocol, http1, http2) = match &config.upstream_protocol_options {
@@ -350,7 +376,7 @@ impl HttpOptions {
                 None,
             )?,
             max_response_headers: fields::uint(common.max_headers_count.as_ref(), 100),
-            max_response_header_bytes: fields::uint(common.max_response_headers_kb.as_ref(), 60).saturating_mul(1024),
+            max_response_header_bytes: common.max_response_headers_kb.as_ref().map(|kb| kb.value.saturating_mul(1024)),
         })
     }
 }

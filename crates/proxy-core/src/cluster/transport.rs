@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::any::Typed;
 use crate::metadata::{self, Metadata};
 use crate::pb;
-use crate::rejected::{At, Compiled};
+use crate::rejected::{At, Compiled, refuse};
 use crate::tls::UpstreamTls;
 
 /// How bytes travel to a host.
@@ -94,7 +94,16 @@ impl TransportSocket {
             "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport" => {
                 let config: pb::ext::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport =
                     typed.decode()?;
-                let version = config.config.as_ref().map_or(0, |c| c.version);
+                refuse! {
+                    "allow_unspecified_address": config.allow_unspecified_address,
+                    "tlv_as_pool_key": config.tlv_as_pool_key,
+                }
+                let header = config.config.clone().unwrap_or_default();
+                refuse! {
+                    "config.added_tlvs": !header.added_tlvs.is_empty(),
+                    "config.pass_through_tlvs": header.pass_through_tlvs.is_some(),
+                }
+                let version = header.version;
                 let inner = Self::compile(config.transport_socket.as_ref()).at("transport_socket")?;
                 Ok(Self::ProxyProtocol { version: if version == 1 { 2 } else { 1 }, inner: Box::new(inner) })
             }

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use mesh_types::ArcStr;
 
+use crate::config_source::grpc_cluster;
 use crate::fields;
 use crate::headers::Headers;
 use crate::matchers::{MetadataMatcher, StringMatcher};
@@ -10,7 +11,6 @@ use crate::pb;
 use crate::percent::Fraction;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid, refuse};
-use crate::tls::grpc_cluster;
 
 /// Asks a service whether a request (or connection) may go on.
 #[derive(Clone, Debug)]
@@ -214,6 +214,11 @@ impl ExtAuthz {
             "shadow_mode": config.shadow_mode,
             "decoder_header_mutation_rules": config.decoder_header_mutation_rules.is_some(),
             "encode_raw_headers": config.encode_raw_headers,
+            "validate_mutations": config.validate_mutations,
+            "bootstrap_metadata_labels_key": !config.bootstrap_metadata_labels_key.is_empty(),
+            "typed_metadata_context_namespaces": !config.typed_metadata_context_namespaces.is_empty(),
+            "route_metadata_context_namespaces": !config.route_metadata_context_namespaces.is_empty(),
+            "route_typed_metadata_context_namespaces": !config.route_typed_metadata_context_namespaces.is_empty(),
         }
         let service = match &config.services {
             Some(Services::GrpcService(service)) => AuthzService::grpc(Some(service))?,
@@ -267,6 +272,8 @@ impl ExtAuthz {
         refuse! {
             "shadow_mode": config.shadow_mode,
             "send_tls_alert_on_denial": config.send_tls_alert_on_denial,
+            "bootstrap_metadata_labels_key": !config.bootstrap_metadata_labels_key.is_empty(),
+            "typed_metadata_context_namespaces": !config.typed_metadata_context_namespaces.is_empty(),
         }
         Ok(Self {
             service: AuthzService::grpc(config.grpc_service.as_ref())?,

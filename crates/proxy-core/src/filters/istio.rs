@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::cel::Expression;
 use crate::fields;
-use crate::rejected::{At, Compiled};
+use crate::rejected::{At, Compiled, Invalid};
 use crate::stream_info::HttpProtocol;
 
 /// `istio.alpn`: which application protocols to offer upstream, by the protocol of the request.
@@ -43,31 +43,75 @@ impl AlpnOverride {
 }
 
 /// Exchange of workload metadata by headers (`io.istio.http.peer_metadata.Config`).
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PeerMetadataConfig {
-    /// Learn the client from its request's headers.
-    pub downstream_discovery: bool,
-    /// Learn the server from its response's headers.
-    pub upstream_discovery: bool,
-    /// Tell the client who we are.
-    pub downstream_propagation: bool,
-    /// Tell the server who we are.
-    pub upstream_propagation: bool,
+    /// How the client is learnt from its request; the first that tells counts.
+    pub downstream_discovery: Vec<PeerMethod>,
+    /// How the server is learnt from its response.
+    pub upstream_discovery: Vec<PeerMethod>,
+    /// How the client is told who we are.
+    pub downstream_propagation: Vec<PeerMethod>,
+    /// How the server is told who we are.
+    pub upstream_propagation: Vec<PeerMethod>,
+    /// Labels told besides those that metrics need.
+    pub additional_labels: Vec<ArcStr>,
+}
+
+/// One way to learn or tell who a peer is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PeerMethod {
+    /// `x-envoy-peer-metadata` and its id.
+    Headers {
+        /// Services outside the mesh are told nothing.
+        skip_external: bool,
+    },
+    /// `baggage` with OpenTelemetry's names.
+    Baggage,
 }
 
 impl PeerMetadataConfig {
-    pub(super) fn of(config: &Map<String, Value>) -> Self {
-        let by_headers = |key: &str| {
-            let methods = config.get(key).and_then(Value::as_array);
-            methods.is_some_and(|all| all.iter().any(|m| m.get("istio_headers").is_some()))
-        };
-        Self {
-            downstream_discovery: by_headers("downstream_discovery"),
-            upstream_discovery: by_headers("upstream_discovery"),
-            downstream_propagation: by_headers("downstream_propagation"),
-            upstream_propagation: by_headers("upstream_propagation"),
+    pub(super) fn of(config: &Map<String, Value>) -> Compiled<Self> {
+        let mut compiled = Self::default();
+        for (key, value) in config {
+            let list = || value.as_array().map(Vec::as_slice).unwrap_or_default();
+            match key.as_str() {
+                "downstream_discovery" => compiled.downstream_discovery = methods(list()).at(key)?,
+                "upstream_discovery" => {
+                    compiled.upstream_discovery = methods(list()).at(key)?;
+                    // Envoy reads baggage of clients only.
+                    compiled.upstream_discovery.retain(|method| *method != PeerMethod::Baggage);
+                }
+                "downstream_propagation" => compiled.downstream_propagation = methods(list()).at(key)?,
+                "upstream_propagation" => compiled.upstream_propagation = methods(list()).at(key)?,
+                "additional_labels" => {
+                    compiled.additional_labels = list().iter().filter_map(Value::as_str).map(ArcStr::from).collect();
+                }
+                // What internal listeners see; a sidecar has none behind its connections.
+                "shared_with_upstream" => {}
+                other => return Err(Invalid::unsupported(other)),
+            }
+        }
+        Ok(compiled)
+    }
+}
+
+fn methods(list: &[Value]) -> Compiled<Vec<PeerMethod>> {
+    let mut methods = Vec::with_capacity(list.len());
+    for (i, method) in list.iter().enumerate() {
+        for (name, config) in method.as_object().into_iter().flatten() {
+            match name.as_str() {
+                "istio_headers" => {
+                    let skip = config.get("skip_external_clusters").and_then(Value::as_bool).unwrap_or(false);
+                    methods.push(PeerMethod::Headers { skip_external: skip });
+                }
+                "baggage" => methods.push(PeerMethod::Baggage),
+                // Needs a provider of workloads in the bootstrap, which is refused there; without one, Envoy finds nobody either.
+                "workload_discovery" => {}
+                other => return Err(Invalid::unsupported(format!("[{i}].{other}"))),
+            }
         }
     }
+    Ok(methods)
 }
 
 /// Who reports.

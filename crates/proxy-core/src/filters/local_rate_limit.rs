@@ -130,6 +130,7 @@ impl TokenBucket {
 
 impl LocalRateLimit {
     pub(super) fn compile(limit: &pb::http_filter::local_ratelimit::v3::LocalRateLimit) -> Compiled<Self> {
+        refuse!("vh_rate_limits": limit.vh_rate_limits != 0);
         refuse! {
             "local_cluster_rate_limit": limit.local_cluster_rate_limit.is_some(),
             "enable_retry_after_header": limit.enable_retry_after_header,

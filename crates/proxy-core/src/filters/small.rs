@@ -1,4 +1,5 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use mesh_types::ArcStr;
 
@@ -27,6 +28,8 @@ pub struct RouterConfig {
     pub respect_expected_rq_timeout: bool,
     /// Logs of upstream requests.
     pub upstream_log: Vec<Arc<AccessLog>>,
+    /// They get a record when a request has its connection, too.
+    pub upstream_log_on_stream: bool,
 }
 
 impl RouterConfig {
@@ -41,6 +44,10 @@ impl RouterConfig {
             start_child_span: router.start_child_span,
             strict_check_headers: router.strict_check_headers.iter().map(|h| h.to_ascii_lowercase().into()).collect(),
             respect_expected_rq_timeout: router.respect_expected_rq_timeout,
+            upstream_log_on_stream: router
+                .upstream_log_options
+                .as_ref()
+                .is_some_and(|o| o.flush_upstream_log_on_upstream_stream),
             upstream_log: AccessLog::compile_all(&router.upstream_log, &crate::Options::default())
                 .at("upstream_log")?,
         })
@@ -105,32 +112,101 @@ impl HeaderMutation {
     }
 }
 
-/// Answers health checks of this proxy.
-#[derive(Clone, Debug)]
+/// Answers health checks of this proxy (Envoy `HealthCheckFilter`).
+#[derive(Debug)]
 pub struct HealthCheckFilter {
     pass_through: bool,
     headers: Box<[HeaderMatcher]>,
+    /// Clusters of which so many percent must be healthy.
+    minimum: Vec<(ArcStr, f64)>,
+    cache: Option<CachedChecks>,
+}
+
+/// The last answer of the application, which stands for others for some time.
+#[derive(Debug)]
+struct CachedChecks {
+    time: Duration,
+    last: Mutex<Option<(Instant, u16, bool)>>,
+}
+
+/// What the proxy says of its own health.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct HealthAnswer {
+    /// The status.
+    pub status: u16,
+    /// Envoy's details.
+    pub details: &'static str,
+    /// It works, but not as well as it should.
+    pub degraded: bool,
 }
 
 impl HealthCheckFilter {
     pub(super) fn compile(check: &pb::http_filter::health_check::v3::HealthCheck) -> Compiled<Self> {
-        refuse! {
-            "cache_time": check.cache_time.is_some(),
-            "cluster_min_healthy_percentages": !check.cluster_min_healthy_percentages.is_empty(),
+        let pass_through = fields::flag(check.pass_through_mode.as_ref(), false);
+        let time = fields::duration("cache_time", check.cache_time.as_ref())?.filter(|time| !time.is_zero());
+        if time.is_some() && !pass_through {
+            return Err(Invalid::new("cache_time", "must not be set without pass_through_mode"));
         }
+        if pass_through && !check.cluster_min_healthy_percentages.is_empty() {
+            return Err(Invalid::new("cluster_min_healthy_percentages", "must not be set with pass_through_mode"));
+        }
+        let mut minimum: Vec<_> = check
+            .cluster_min_healthy_percentages
+            .iter()
+            .map(|(cluster, percent)| (ArcStr::from(cluster.as_str()), percent.value))
+            .collect();
+        minimum.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(Self {
-            pass_through: fields::flag(check.pass_through_mode.as_ref(), false),
+            pass_through,
             headers: header_matchers("headers", &check.headers)?,
+            minimum,
+            cache: time.map(|time| CachedChecks { time, last: Mutex::default() }),
         })
     }
 
-    /// The status with which a check is answered here; `None`: it is no check, or it passes through. `failed`: the
-    /// operator has set the proxy to fail its checks.
-    pub fn answer(&self, headers: &Headers, failed: bool) -> Option<u16> {
-        if !self.headers.iter().all(|m| m.matches(headers)) || (self.pass_through && !failed) {
-            return None;
+    /// Whether a request is a health check.
+    pub fn is_check(&self, headers: &Headers) -> bool {
+        self.headers.iter().all(|m| m.matches(headers))
+    }
+
+    /// The answer to a check; `None`: it passes through. `failed`: the operator has set the proxy to fail its checks.
+    /// `members`: how many hosts of a cluster are healthy, and how many there are; `None`: there is no such cluster.
+    pub fn answer(
+        &self,
+        failed: bool,
+        now: Instant,
+        members: impl Fn(&str) -> Option<(usize, usize)>,
+    ) -> Option<HealthAnswer> {
+        let answer = |status, details| Some(HealthAnswer { status, details, degraded: false });
+        if failed {
+            return answer(503, "health_check_failed");
         }
-        Some(if failed { 503 } else { 200 })
+        if self.pass_through {
+            let cache = self.cache.as_ref()?;
+            let last = *cache.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let (_, status, degraded) = last.filter(|(at, ..)| now.saturating_duration_since(*at) < cache.time)?;
+            return Some(HealthAnswer { status, details: "health_check_cached", degraded });
+        }
+        for (cluster, percent) in &self.minimum {
+            let Some((healthy, all)) = members(cluster) else {
+                return answer(503, "health_check_failed_no_cluster_found");
+            };
+            if all == 0 && *percent > 0.0 {
+                return answer(503, "health_check_failed_cluster_empty");
+            }
+            if (healthy as f64) < all as f64 * percent / 100.0 {
+                return answer(503, "health_check_failed_cluster_unhealthy");
+            }
+        }
+        let details = if self.minimum.is_empty() { "health_check_ok" } else { "health_check_ok_cluster_healthy" };
+        answer(200, details)
+    }
+
+    /// Keeps what the application answered to a check.
+    pub fn remember(&self, status: u16, degraded: bool, now: Instant) {
+        if let Some(cache) = &self.cache {
+            *cache.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, status, degraded));
+        }
     }
 }
 
@@ -172,5 +248,44 @@ impl FilterStateValue {
         if !value.is_empty() || !self.skip_if_empty {
             state.0.insert(self.key.clone(), String::from_utf8_lossy(&value).into());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_is_that_of_clusters_or_of_the_last_answer() {
+        let filter = |pass_through, minimum: &[(&str, f64)], time: Option<u64>| HealthCheckFilter {
+            pass_through,
+            headers: Box::default(),
+            minimum: minimum.iter().map(|(name, percent)| ((*name).into(), *percent)).collect(),
+            cache: time.map(|t| CachedChecks { time: Duration::from_secs(t), last: Mutex::default() }),
+        };
+        let now = Instant::now();
+        let members = |name: &str| match name {
+            "half" => Some((1, 2)),
+            "empty" => Some((0, 0)),
+            _ => None,
+        };
+        let details = |f: &HealthCheckFilter, failed| f.answer(failed, now, members).map(|a| (a.status, a.details));
+        assert_eq!(details(&filter(false, &[], None), false), Some((200, "health_check_ok")));
+        assert_eq!(details(&filter(true, &[], None), true), Some((503, "health_check_failed")));
+        for (name, percent, wanted) in [
+            ("half", 50.0, (200, "health_check_ok_cluster_healthy")),
+            ("half", 51.0, (503, "health_check_failed_cluster_unhealthy")),
+            ("empty", 0.0, (200, "health_check_ok_cluster_healthy")),
+            ("empty", 1.0, (503, "health_check_failed_cluster_empty")),
+            ("none", 1.0, (503, "health_check_failed_no_cluster_found")),
+        ] {
+            assert_eq!(details(&filter(false, &[(name, percent)], None), false), Some(wanted), "{name} {percent}");
+        }
+        let caching = filter(true, &[], Some(10));
+        assert_eq!(details(&caching, false), None);
+        caching.remember(204, true, now);
+        let cached = HealthAnswer { status: 204, details: "health_check_cached", degraded: true };
+        assert_eq!(caching.answer(false, now, members), Some(cached));
+        assert_eq!(caching.answer(false, now + Duration::from_secs(10), members), None);
     }
 }

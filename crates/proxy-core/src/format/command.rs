@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use mesh_types::ArcStr;
 
 use crate::format::time::TimeFormat;
@@ -19,14 +21,20 @@ pub enum Command {
     StartTime(TimeFormat),
     /// The moment of writing.
     EmitTime(TimeFormat),
-    /// Milliseconds between two points of the stream's life.
-    Between(Point, Point),
+    /// The time between two points of the stream's life, in parts of this length.
+    Between(Point, Point, Duration),
     /// A plain number of the stream.
     Count(Count),
     /// An address.
     Address(Side, AddressPart),
     /// Something of a certificate or handshake.
     Tls(End, TlsField),
+    /// Begin (true) or end of the validity of the peer's certificate.
+    Validity(End, bool, TimeFormat),
+    /// The path: which, and whether with its query.
+    Path(PathSource, bool),
+    /// Bytes of a head or of trailers, as Envoy's `HeaderMap` counts them.
+    HeadBytes(Head),
     /// Anything else of the stream.
     Stream(Field),
     /// A value of a metadata namespace.
@@ -56,6 +64,8 @@ pub enum Point {
     DownstreamLastTx,
     Complete,
     HandshakeEnd,
+    UpstreamConnectBegin,
+    UpstreamConnectEnd,
 }
 
 /// A number.
@@ -117,8 +127,6 @@ pub enum TlsField {
     PeerSha256,
     PeerSha1,
     PeerCert,
-    PeerNotBefore,
-    PeerNotAfter,
     LocalUriSan,
     LocalDnsSan,
     LocalSubject,
@@ -152,11 +160,43 @@ pub enum Field {
     AccessLogType,
     TraceId,
     StreamId,
-    Path,
-    PathWithQuery,
+    /// An empty text, which is not a missing one.
+    Nothing,
+    SpanId,
+    UniqueId,
+    /// The SNI, else the host.
+    ServerNameFirst,
+    /// The host, else the SNI.
+    HostFirst,
+    /// With its white space.
+    RawResponseCodeDetails,
+    UpstreamHostNameIfConnected,
+    UpstreamHostNameWithoutPortIfConnected,
+    /// No connection ends in another way here as far as anybody can tell.
+    DownstreamCloseType,
+    UpstreamCloseType,
     Query,
     UpstreamLocality,
     ListenerDirection,
+}
+
+/// Which path.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PathSource {
+    /// As it is now.
+    Current,
+    /// As it was before it was rewritten, if it was.
+    Original,
+    /// As it came.
+    OriginalOrCurrent,
+}
+
+/// Which part of a message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Head {
+    Request,
+    Response,
+    ResponseTrailers,
 }
 
 /// Whose metadata.
@@ -167,6 +207,8 @@ pub enum MetadataSource {
     Route,
     UpstreamHost,
     VirtualHost,
+    Listener,
+    FilterChain,
 }
 
 /// How a gRPC status prints.

@@ -1,6 +1,8 @@
+use std::time::Duration;
+
 use crate::format::Item;
 use crate::format::command::{
-    AddressPart, Command, Count, End, Field, GrpcStatusStyle, MetadataSource, Point, Side, TlsField,
+    AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, MetadataSource, PathSource, Point, Side, TlsField,
 };
 use crate::format::time::TimeFormat;
 use crate::matchers::canonical_name;
@@ -71,12 +73,13 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "QUERY_PARAM" => Command::QueryParameter(needs()?.into()),
         "START_TIME" | "START_TIME_LOCAL" => Command::StartTime(TimeFormat::parse(argument.unwrap_or_default())),
         "EMIT_TIME" | "EMIT_TIME_LOCAL" => Command::EmitTime(TimeFormat::parse(argument.unwrap_or_default())),
-        "DURATION" => Command::Between(P::Start, P::Complete),
-        "REQUEST_DURATION" => Command::Between(P::Start, P::RequestReceived),
-        "REQUEST_TX_DURATION" => Command::Between(P::Start, P::UpstreamLastTx),
-        "RESPONSE_DURATION" => Command::Between(P::Start, P::UpstreamFirstRx),
-        "RESPONSE_TX_DURATION" => Command::Between(P::UpstreamFirstRx, P::DownstreamLastTx),
-        "DOWNSTREAM_HANDSHAKE_DURATION" => Command::Between(P::Start, P::HandshakeEnd),
+        "DURATION" => Command::Between(P::Start, P::Complete, MS),
+        "REQUEST_DURATION" => Command::Between(P::Start, P::RequestReceived, MS),
+        "REQUEST_TX_DURATION" => Command::Between(P::Start, P::UpstreamLastTx, MS),
+        "RESPONSE_DURATION" => Command::Between(P::Start, P::UpstreamFirstRx, MS),
+        "RESPONSE_TX_DURATION" => Command::Between(P::UpstreamFirstRx, P::DownstreamLastTx, MS),
+        "DOWNSTREAM_HANDSHAKE_DURATION" => Command::Between(P::Start, P::HandshakeEnd, MS),
+        "UPSTREAM_CONNECTION_POOL_READY_DURATION" => Command::Between(P::Start, P::UpstreamFirstTx, MS),
         "COMMON_DURATION" => between(needs()?)?,
         "BYTES_RECEIVED" => Command::Count(BytesReceived),
         "BYTES_SENT" => Command::Count(BytesSent),
@@ -94,7 +97,28 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "DOWNSTREAM_HEADER_BYTES_RECEIVED" => Command::Count(DownstreamHeadersReceived),
         "PROTOCOL" => Command::Stream(F::Protocol),
         "UPSTREAM_PROTOCOL" => Command::Stream(F::UpstreamProtocol),
+        "RESPONSE_CODE_DETAILS" if argument == Some("ALLOW_WHITESPACES") => Command::Stream(F::RawResponseCodeDetails),
         "RESPONSE_CODE_DETAILS" => Command::Stream(F::ResponseCodeDetails),
+        "REQUEST_HEADERS_BYTES" => Command::HeadBytes(Head::Request),
+        "RESPONSE_HEADERS_BYTES" => Command::HeadBytes(Head::Response),
+        "RESPONSE_TRAILERS_BYTES" => Command::HeadBytes(Head::ResponseTrailers),
+        "DOWNSTREAM_PEER_CERT_V_START" => Command::Validity(End::Downstream, true, validity_time(argument)),
+        "DOWNSTREAM_PEER_CERT_V_END" => Command::Validity(End::Downstream, false, validity_time(argument)),
+        "UPSTREAM_PEER_CERT_V_START" => Command::Validity(End::Upstream, true, validity_time(argument)),
+        "UPSTREAM_PEER_CERT_V_END" => Command::Validity(End::Upstream, false, validity_time(argument)),
+        // Envoy tells these of the last try, and only once that had its connection.
+        "UPSTREAM_HOSTS_ATTEMPTED" => Command::Address(Side::UpstreamRemote, AddressPart::Whole),
+        "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT" => Command::Address(Side::UpstreamRemote, AddressPart::WithoutPort),
+        "UPSTREAM_HOST_NAMES_ATTEMPTED" => Command::Stream(F::UpstreamHostNameIfConnected),
+        "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT" => Command::Stream(F::UpstreamHostNameWithoutPortIfConnected),
+        "UPSTREAM_CONNECTION_IDS_ATTEMPTED" => Command::Count(UpstreamConnectionId),
+        "DOWNSTREAM_DETECTED_CLOSE_TYPE" => Command::Stream(F::DownstreamCloseType),
+        "UPSTREAM_DETECTED_CLOSE_TYPE" => Command::Stream(F::UpstreamCloseType),
+        "DOWNSTREAM_LOCAL_CLOSE_REASON" | "UPSTREAM_LOCAL_CLOSE_REASON" => Command::Unmeasured,
+        "SPAN_ID" => Command::Stream(F::SpanId),
+        "REQUEST_HEADER" => header(needs()?, Command::Request)?,
+        "RESPONSE_HEADER" => header(needs()?, Command::Response)?,
+        "RESPONSE_TRAILER" => header(needs()?, Command::Trailer)?,
         "CONNECTION_TERMINATION_DETAILS" => Command::Stream(F::ConnectionTerminationDetails),
         "RESPONSE_FLAGS" => Command::Stream(F::ResponseFlags),
         "RESPONSE_FLAGS_LONG" => Command::Stream(F::ResponseFlagsLong),
@@ -108,17 +132,23 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "UPSTREAM_TRANSPORT_FAILURE_REASON" => Command::Stream(F::UpstreamTransportFailure),
         "UPSTREAM_LOCALITY" => Command::Stream(F::UpstreamLocality),
         "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Command::Stream(F::DownstreamTransportFailure),
-        "REQUESTED_SERVER_NAME" => Command::Stream(F::RequestedServerName),
+        "REQUESTED_SERVER_NAME" => {
+            Command::Stream(match argument.unwrap_or_default().split(':').next().unwrap_or_default() {
+                "" | "SNI_ONLY" => F::RequestedServerName,
+                "SNI_FIRST" => F::ServerNameFirst,
+                "HOST_FIRST" => F::HostFirst,
+                other => return Err(Invalid::new("format", format!("REQUESTED_SERVER_NAME: {other} is unknown"))),
+            })
+        }
         "FILTER_CHAIN_NAME" => Command::Stream(F::FilterChainName),
         "LISTENER_NAME" => Command::Stream(F::ListenerName),
         "TRAFFIC_DIRECTION" => Command::Stream(F::ListenerDirection),
         "LOCAL_REPLY_BODY" => Command::Stream(F::LocalReplyBody),
         "ACCESS_LOG_TYPE" => Command::Stream(F::AccessLogType),
         "TRACE_ID" => Command::Stream(F::TraceId),
-        "STREAM_ID" | "UNIQUE_ID" => Command::Stream(F::StreamId),
-        "PATH" => {
-            Command::Stream(if argument.is_some_and(|a| a.starts_with("NQ")) { F::Path } else { F::PathWithQuery })
-        }
+        "STREAM_ID" => Command::Stream(F::StreamId),
+        "UNIQUE_ID" => Command::Stream(F::UniqueId),
+        "PATH" => path(argument.unwrap_or_default())?,
         "QUERY_PARAMS" => Command::Stream(F::Query),
         "DYNAMIC_METADATA" => metadata(MetadataSource::Dynamic, needs()?)?,
         "CLUSTER_METADATA" => metadata(MetadataSource::Cluster, needs()?)?,
@@ -137,11 +167,38 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "GRPC_STATUS_NUMBER" => Command::GrpcStatus(GrpcStatusStyle::Number),
         "ENVIRONMENT" => Command::Environment(needs()?.into()),
         "HOSTNAME" => Command::Hostname,
-        "CUSTOM_FLAGS" | "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" | "ROUNDTRIP_DURATION" => Command::Unmeasured,
+        // Only extensions set these, and there are none.
+        "CUSTOM_FLAGS" => Command::Stream(F::Nothing),
+        "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" | "ROUNDTRIP_DURATION" => Command::Unmeasured,
         other => address(other)
             .or_else(|| tls(other))
             .ok_or_else(|| Invalid::new("format", format!("not supported: {other}")))?,
     })
+}
+
+/// One part of a time.
+const MS: Duration = Duration::from_millis(1);
+
+fn validity_time(argument: Option<&str>) -> TimeFormat {
+    TimeFormat::parse(argument.filter(|a| !a.is_empty()).unwrap_or("%Y-%m-%dT%H:%M:%E3SZ"))
+}
+
+/// `[WQ|NQ][:PATH|ORIG|ORIG_OR_PATH]`
+fn path(argument: &str) -> Compiled<Command> {
+    let (query, source) = argument.split_once(':').unwrap_or((argument, ""));
+    let unknown = |what: &str| Invalid::new("format", format!("PATH: {what} is unknown"));
+    let query = match query {
+        "" | "WQ" => true,
+        "NQ" => false,
+        other => return Err(unknown(other)),
+    };
+    let source = match source {
+        "" | "ORIG_OR_PATH" => PathSource::OriginalOrCurrent,
+        "ORIG" => PathSource::Original,
+        "PATH" => PathSource::Current,
+        other => return Err(unknown(other)),
+    };
+    Ok(Command::Path(source, query))
 }
 
 fn header(argument: &str, make: fn(Box<str>, Option<Box<str>>) -> Command) -> Compiled<Command> {
@@ -167,6 +224,8 @@ fn sourced_metadata(argument: &str) -> Compiled<Command> {
         "ROUTE" => MetadataSource::Route,
         "UPSTREAM_HOST" => MetadataSource::UpstreamHost,
         "VIRTUAL_HOST" => MetadataSource::VirtualHost,
+        "LISTENER" => MetadataSource::Listener,
+        "LISTENER_FILTER_CHAIN" => MetadataSource::FilterChain,
         other => return Err(Invalid::new("format", format!("METADATA of {other} is not supported"))),
     };
     metadata(source, rest)
@@ -183,6 +242,8 @@ fn between(argument: &str) -> Compiled<Command> {
             "US_RX_END" => Point::UpstreamLastRx,
             "DS_TX_BEG" => Point::DownstreamFirstTx,
             "DS_TX_END" => Point::DownstreamLastTx,
+            "US_CX_BEG" => Point::UpstreamConnectBegin,
+            "US_CX_END" | "US_HS_END" => Point::UpstreamConnectEnd,
             other => return Err(Invalid::new("format", format!("COMMON_DURATION: {other} is not supported"))),
         })
     };
@@ -190,10 +251,13 @@ fn between(argument: &str) -> Compiled<Command> {
     let (Some(from), Some(to)) = (parts.next(), parts.next()) else {
         return Err(Invalid::new("format", "COMMON_DURATION needs two points"));
     };
-    match parts.next() {
-        None | Some("ms") => Ok(Command::Between(point(from)?, point(to)?)),
-        Some(unit) => Err(Invalid::new("format", format!("COMMON_DURATION in {unit} is not supported"))),
-    }
+    let unit = match parts.next() {
+        None | Some("ms") => MS,
+        Some("us") => Duration::from_micros(1),
+        Some("ns") => Duration::from_nanos(1),
+        Some(unit) => return Err(Invalid::new("format", format!("COMMON_DURATION in {unit} is not supported"))),
+    };
+    Ok(Command::Between(point(from)?, point(to)?, unit))
 }
 
 fn address(name: &str) -> Option<Command> {
@@ -235,8 +299,6 @@ fn tls(name: &str) -> Option<Command> {
         "PEER_FINGERPRINT_256" => TlsField::PeerSha256,
         "PEER_FINGERPRINT_1" => TlsField::PeerSha1,
         "PEER_CERT" => TlsField::PeerCert,
-        "PEER_CERT_V_START" => TlsField::PeerNotBefore,
-        "PEER_CERT_V_END" => TlsField::PeerNotAfter,
         "LOCAL_URI_SAN" => TlsField::LocalUriSan,
         "LOCAL_DNS_SAN" => TlsField::LocalDnsSan,
         "LOCAL_SUBJECT" => TlsField::LocalSubject,

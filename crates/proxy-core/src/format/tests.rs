@@ -27,6 +27,28 @@ fn check(format: &str, expected: &str) {
 }
 
 #[test]
+fn paths_times_and_sizes() {
+    check("%PATH% %PATH(NQ)% %PATH(WQ:PATH)% %PATH(NQ:ORIG)%", "/a?b=1 /a /a?b=1 -");
+    check("%REQUEST_HEADERS_BYTES% %RESPONSE_HEADERS_BYTES% %RESPONSE_TRAILERS_BYTES%", "30 0 0");
+    check("%RESPONSE_CODE_DETAILS(ALLOW_WHITESPACES)%|%CUSTOM_FLAGS%", "upstream reset|");
+    check("%REQUESTED_SERVER_NAME(HOST_FIRST)% %DOWNSTREAM_DETECTED_CLOSE_TYPE%", "sni.test Normal");
+    check("%UPSTREAM_DETECTED_CLOSE_TYPE% %SPAN_ID% %UPSTREAM_HOSTS_ATTEMPTED%", "- - -");
+    let mut info = info();
+    info.times.upstream_first_rx = Some(Duration::from_micros(1500));
+    let mut out = Vec::new();
+    let format = "%COMMON_DURATION(DS_RX_BEG:US_RX_BEG:us)% %COMMON_DURATION(DS_RX_BEG:US_RX_BEG)%";
+    Format::parse(format, false).unwrap().write(&FormatContext::new(&info, None, None), &mut out);
+    assert_eq!(out, b"1500 1");
+    let unique = || {
+        let mut out = Vec::new();
+        Format::parse("%UNIQUE_ID%", false).unwrap().write(&FormatContext::new(&info, None, None), &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!((unique().len(), unique().as_bytes()[14]), (36, b'4'));
+    assert!(Format::parse("%PATH(NOPE)%", false).is_err() && Format::parse("%PATH(NQ:NOPE)%", false).is_err());
+}
+
+#[test]
 fn commands() {
     check("%REQ(X-IN):2% %REQ(x-none)% %REQ(x-none?x-in)%", "he - hello");
     check("a%%b %PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS%", "a%b HTTP/1.1 503 UF");

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::address::Address;
 use crate::format::command::{
-    AddressPart, Command, Count, End, Field, GrpcStatusStyle, MetadataSource, Point, Side, TlsField,
+    AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, MetadataSource, PathSource, Point, Side, TlsField,
 };
 use crate::format::time::TimeFormat;
 use crate::format::{FormatContext, Written};
@@ -38,10 +38,22 @@ impl Command {
                 format.write(cx.now, out);
                 Written::Text
             }
-            Command::Between(from, to) => match (moment(cx.info, *from), moment(cx.info, *to)) {
-                (Some(from), Some(to)) => number(to.saturating_sub(from).as_millis() as u64, out),
+            Command::Between(from, to, unit) => match (moment(cx.info, *from), moment(cx.info, *to)) {
+                (Some(from), Some(to)) => {
+                    number((to.saturating_sub(from).as_nanos() / unit.as_nanos().max(1)) as u64, out)
+                }
                 _ => Written::Missing,
             },
+            Command::Validity(end, begin, format) => validity(cx.info, *end, *begin, format, out),
+            Command::Path(source, query) => path(cx, *source, *query, out),
+            Command::HeadBytes(which) => {
+                let head = match which {
+                    Head::Request => cx.request,
+                    Head::Response => cx.response,
+                    Head::ResponseTrailers => cx.trailers,
+                };
+                number(head.map_or(0, Headers::byte_size) as u64, out)
+            }
             Command::Count(count) => count.get(cx.info).map_or(Written::Missing, |n| number(n, out)),
             Command::Address(side, part) => address(cx.info, *side, *part, out),
             Command::Tls(end, field) => tls(cx.info, *end, *field, out),
@@ -107,6 +119,8 @@ fn moment(info: &StreamInfo, point: Point) -> Option<Duration> {
         Point::DownstreamLastTx => times.downstream_last_tx,
         Point::Complete => times.complete,
         Point::HandshakeEnd => times.downstream_handshake,
+        Point::UpstreamConnectBegin => times.upstream_connect.map(|(begin, _)| begin),
+        Point::UpstreamConnectEnd => times.upstream_connect.map(|(_, end)| end),
     }
 }
 
@@ -190,19 +204,69 @@ fn tls(info: &StreamInfo, end: End, field: TlsField, out: &mut Vec<u8>) -> Writt
         TlsField::PeerSha256 => text(Some(&certificate.sha256), out),
         TlsField::PeerSha1 => text(Some(&certificate.sha1), out),
         TlsField::PeerCert => text(Some(&certificate.pem_url_encoded), out),
-        TlsField::PeerNotBefore | TlsField::PeerNotAfter => {
-            let time = if field == TlsField::PeerNotBefore { certificate.not_before } else { certificate.not_after };
-            let Some(time) = time else { return Written::Missing };
-            TimeFormat::parse("%Y-%m-%dT%H:%M:%E3SZ").write(time, out);
-            Written::Text
-        }
         TlsField::Version | TlsField::Cipher | TlsField::SessionId => Written::Missing,
     }
+}
+
+fn validity(info: &StreamInfo, end: End, begin: bool, format: &TimeFormat, out: &mut Vec<u8>) -> Written {
+    let tls = match end {
+        End::Downstream => info.connection.tls.as_deref(),
+        End::Upstream => info.upstream.tls.as_deref(),
+    };
+    let peer = tls.and_then(|tls| tls.peer.as_ref());
+    let time = peer.and_then(|peer| if begin { peer.not_before } else { peer.not_after });
+    let Some(time) = time else { return Written::Missing };
+    format.write(time, out);
+    Written::Text
+}
+
+fn path(cx: &FormatContext<'_>, source: PathSource, query: bool, out: &mut Vec<u8>) -> Written {
+    let original = || cx.request.and_then(|request| request.get_str("x-envoy-original-path"));
+    let current = || cx.request.and_then(Headers::path);
+    let path = match source {
+        PathSource::Current => current(),
+        PathSource::Original => original(),
+        PathSource::OriginalOrCurrent => original().or_else(current),
+    };
+    text(path.map(|path| if query { path } else { path_without_query(path) }), out)
+}
+
+/// The host's name, or its address where it has none.
+fn host_name(host: &crate::Host, port: bool, out: &mut Vec<u8>) -> Written {
+    if host.hostname.is_empty() {
+        let _ = match (&host.address, port) {
+            (Address::Ip(ip), false) => write!(out, "{}", ip.ip()),
+            (address, _) => write!(out, "{address}"),
+        };
+        return Written::Text;
+    }
+    let name = &*host.hostname;
+    text(Some(if port { name } else { name.rsplit_once(':').map_or(name, |(name, _)| name) }), out)
+}
+
+/// An id that no other record has: of what makes the stream one of a kind, in the form of a random UUID.
+fn unique_id(cx: &FormatContext<'_>) -> String {
+    let since = |time: std::time::SystemTime| time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let seed = [
+        &cx.info.connection.id.to_be_bytes()[..],
+        &since(cx.info.start).to_be_bytes(),
+        &since(cx.now).to_be_bytes(),
+        cx.access_log_type.as_bytes(),
+    ]
+    .concat();
+    let (high, low) = (crate::hash::xx64(&seed, 1), crate::hash::xx64(&seed, 2));
+    let (high, low) = (high & !0xf000 | 0x4000, low & !(0b11 << 62) | 0b10 << 62);
+    let rest = low & 0xffff_ffff_ffff;
+    format!("{:08x}-{:04x}-{:04x}-{:04x}-{rest:012x}", high >> 32, high >> 16 & 0xffff, high & 0xffff, low >> 48)
 }
 
 fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
     let info = cx.info;
     let path = || cx.request.and_then(Headers::path);
+    let host = || cx.request.and_then(Headers::authority).map(crate::route::without_port);
+    let server_name = info.connection.server_name.as_deref();
+    let upstream = info.upstream.host.as_deref();
+    let connected = info.upstream.local.as_ref().and(upstream);
     match field {
         Field::Protocol => text(info.protocol.map(|p| p.as_str()), out),
         Field::UpstreamProtocol => text(info.upstream.protocol.map(|p| p.as_str()), out),
@@ -229,11 +293,20 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
             let name = info.virtual_host.as_ref().zip(cx.request).and_then(|(v, request)| v.virtual_cluster(request));
             text(name.as_deref(), out)
         }
-        Field::UpstreamHostName => text(info.upstream.host.as_ref().map(|h| &*h.hostname), out),
-        Field::UpstreamHostNameWithoutPort => {
-            let name = info.upstream.host.as_ref().map(|h| &*h.hostname);
-            text(name.map(|n| n.rsplit_once(':').map_or(n, |(n, _)| n)), out)
+        Field::UpstreamHostName => upstream.map_or(Written::Missing, |host| host_name(host, true, out)),
+        Field::UpstreamHostNameWithoutPort => upstream.map_or(Written::Missing, |host| host_name(host, false, out)),
+        Field::UpstreamHostNameIfConnected => connected.map_or(Written::Missing, |host| host_name(host, true, out)),
+        Field::UpstreamHostNameWithoutPortIfConnected => {
+            connected.map_or(Written::Missing, |host| host_name(host, false, out))
         }
+        Field::DownstreamCloseType => text(Some("Normal"), out),
+        Field::UpstreamCloseType => text(upstream.map(|_| "Normal"), out),
+        Field::Nothing => Written::Text,
+        Field::SpanId => text(info.span_id.as_deref(), out),
+        Field::UniqueId => text(Some(&unique_id(cx)), out),
+        Field::ServerNameFirst => text(server_name.or_else(host), out),
+        Field::HostFirst => text(host().or(server_name), out),
+        Field::RawResponseCodeDetails => text(info.response_code_details.as_deref(), out),
         Field::UpstreamCluster => {
             let name = info.upstream.cluster_stat_name.as_deref().or(info.upstream.cluster.as_deref());
             text(name, out)
@@ -241,7 +314,7 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
         Field::UpstreamClusterRaw => text(info.upstream.cluster.as_deref(), out),
         Field::UpstreamTransportFailure => text(info.upstream.transport_failure.as_deref(), out),
         Field::DownstreamTransportFailure => text(info.connection.transport_failure.as_deref(), out),
-        Field::RequestedServerName => text(info.connection.server_name.as_deref(), out),
+        Field::RequestedServerName => text(server_name, out),
         Field::FilterChainName => text(Some(&info.connection.filter_chain), out),
         Field::ListenerName => text(Some(&info.connection.listener), out),
         Field::ListenerDirection => text(
@@ -258,9 +331,9 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
         }
         Field::AccessLogType => text(Some(cx.access_log_type), out),
         Field::TraceId => text(info.trace_id.as_deref(), out),
-        Field::StreamId => text(info.stream_id.as_deref(), out),
-        Field::Path => text(path().map(path_without_query), out),
-        Field::PathWithQuery => text(path(), out),
+        Field::StreamId => {
+            text(info.stream_id.as_deref().or_else(|| cx.request.and_then(|r| r.get_str("x-request-id"))), out)
+        }
         Field::Query => text(path().and_then(|p| p.split_once('?')).map(|(_, q)| q), out),
         Field::UpstreamLocality => {
             let Some(host) = &info.upstream.host else { return Written::Missing };
@@ -282,6 +355,8 @@ fn metadata(
         MetadataSource::Route => info.route.as_ref().map(|r| &r.metadata),
         MetadataSource::VirtualHost => info.virtual_host.as_ref().map(|v| &v.metadata),
         MetadataSource::UpstreamHost => info.upstream.host.as_ref().map(|h| &*h.metadata),
+        MetadataSource::Listener => info.connection.listener_metadata.as_deref(),
+        MetadataSource::FilterChain => info.connection.filter_chain_metadata.as_deref(),
     };
     let Some(found) = found else { return Written::Missing };
     if path.is_empty() {

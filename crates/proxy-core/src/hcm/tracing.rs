@@ -1,12 +1,12 @@
 use mesh_types::ArcStr;
 
 use crate::any::Typed;
+use crate::config_source::grpc_cluster;
 use crate::fields;
 use crate::matchers::canonical_name;
 use crate::pb;
 use crate::percent::Fraction;
-use crate::rejected::{At, Compiled, Invalid};
-use crate::tls::grpc_cluster;
+use crate::rejected::{At, Compiled, Invalid, refuse};
 
 /// Which requests are traced, and what spans say.
 #[derive(Clone, Debug)]
@@ -108,6 +108,12 @@ impl TracingProvider {
         match typed.name.as_str() {
             "envoy.config.trace.v3.ZipkinConfig" => {
                 let config: pb::trace::ZipkinConfig = typed.decode()?;
+                use pb::trace::zipkin_config::CollectorEndpointVersion as Version;
+                let protobuf = config.collector_endpoint_version == Version::HttpProto as i32;
+                refuse! {
+                    "collector_endpoint_version": protobuf,
+                    "collector_service": config.collector_service.is_some(),
+                }
                 Ok(Self::Zipkin {
                     cluster: fields::required("collector_cluster", &config.collector_cluster)?,
                     endpoint: fields::required("collector_endpoint", &config.collector_endpoint)?,
@@ -118,6 +124,7 @@ impl TracingProvider {
             }
             "envoy.config.trace.v3.OpenTelemetryConfig" => {
                 let config: pb::trace::OpenTelemetryConfig = typed.decode()?;
+                refuse!("exporter": config.exporter.is_some());
                 let service = config.grpc_service.as_ref().ok_or_else(|| Invalid::new("grpc_service", "is missing"))?;
                 Ok(Self::OpenTelemetry {
                     cluster: grpc_cluster(service).at("grpc_service")?,

@@ -93,6 +93,9 @@ impl Inspect {
                 self.original_dst = true;
             }
             "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
+                let config: pb::listener_filter::tls_inspector::v3::TlsInspector = typed.decode()?;
+                let close = config.close_connection_on_client_hello_parsing_errors;
+                refuse!("close_connection_on_client_hello_parsing_errors": close);
                 self.tls = Some(Inspector { disabled })
             }
             "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
@@ -100,11 +103,16 @@ impl Inspect {
             }
             "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
                 let config: pb::listener_filter::original_src::v3::OriginalSrc = typed.decode()?;
+                refuse!("bind_port": config.bind_port);
                 self.original_src = Some(config.mark);
             }
             "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
                 let config: pb::listener_filter::proxy_protocol::v3::ProxyProtocol = typed.decode()?;
-                refuse!("rules": !config.rules.is_empty());
+                refuse! {
+                    "rules": !config.rules.is_empty(),
+                    "disallowed_versions": !config.disallowed_versions.is_empty(),
+                    "pass_through_tlvs": config.pass_through_tlvs.is_some(),
+                }
                 self.proxy_protocol = Some(ProxyProtocol { optional: config.allow_requests_without_proxy_protocol });
             }
             _ => return Err(typed.unknown()),

@@ -48,8 +48,27 @@ pub enum NetworkFilter {
 pub struct MetadataExchange {
     /// The application protocol that says the peer takes part.
     pub protocol: ArcStr,
-    /// Whether peers may be found by address, too.
-    pub enable_discovery: bool,
+    /// Labels told besides those that metrics need.
+    pub additional_labels: Vec<ArcStr>,
+}
+
+impl MetadataExchange {
+    fn of(config: &serde_json::Map<String, serde_json::Value>) -> Compiled<Self> {
+        let mut exchange = Self { protocol: "istio-peer-exchange".into(), additional_labels: Vec::new() };
+        for (key, value) in config {
+            match key.as_str() {
+                "protocol" => exchange.protocol = value.as_str().unwrap_or_default().into(),
+                "additional_labels" => {
+                    let labels = value.as_array().into_iter().flatten().filter_map(|l| l.as_str());
+                    exchange.additional_labels = labels.map(ArcStr::from).collect();
+                }
+                // Needs a provider of workloads in the bootstrap; without one, Envoy finds nobody either.
+                "enable_discovery" => {}
+                other => return Err(Invalid::unsupported(other)),
+            }
+        }
+        Ok(exchange)
+    }
 }
 
 /// Limits new connections of a chain.
@@ -145,6 +164,10 @@ pub struct TcpProxy {
     pub access_log: Vec<Arc<AccessLog>>,
     /// Write a log record every so often.
     pub access_log_flush_interval: Option<Duration>,
+    /// Write a record when a connection comes.
+    pub access_log_on_start: bool,
+    /// Write a record when its host took it.
+    pub access_log_on_connected: bool,
     /// Subset criteria.
     pub metadata_match: Option<MetadataMatch>,
     /// Hash the source address for ring hash and Maglev.
@@ -202,6 +225,9 @@ impl TcpProxy {
         use pb::network_filter::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
         refuse! {
             "on_demand": proxy.on_demand.is_some(),
+            "downstream_idle_timeout": proxy.downstream_idle_timeout.is_some(),
+            "upstream_idle_timeout": proxy.upstream_idle_timeout.is_some(),
+            "max_early_data_bytes": proxy.max_early_data_bytes.is_some(),
             "upstream_connect_mode": proxy.upstream_connect_mode != 0,
             "proxy_protocol_tlvs": !proxy.proxy_protocol_tlvs.is_empty(),
         }
@@ -261,6 +287,9 @@ impl TcpProxy {
                 log_interval.or(proxy.access_log_flush_interval.as_ref()),
                 None,
             )?,
+            access_log_on_start: proxy.access_log_options.as_ref().is_some_and(|o| o.flush_access_log_on_start),
+            access_log_on_connected: proxy.flush_access_log_on_connected
+                || proxy.access_log_options.as_ref().is_some_and(|o| o.flush_access_log_on_connected),
             metadata_match,
             hash_source_ip,
             tunneling: proxy.tunneling_config.as_ref().map(Tunneling::compile).transpose().at("tunneling_config")?,
@@ -368,15 +397,12 @@ fn compile(name: &str, typed: Typed<'_>, options: &Options) -> Compiled<Part> {
             NetworkFilter::Rbac(Arc::new(Rbac::compile_network(&typed.decode()?)?))
         }
         "envoy.tcp.metadataexchange.config.MetadataExchange" => {
-            let fields = typed.fields();
-            NetworkFilter::MetadataExchange(MetadataExchange {
-                protocol: fields.get("protocol").and_then(|p| p.as_str()).unwrap_or("istio-peer-exchange").into(),
-                enable_discovery: fields.get("enable_discovery").and_then(|e| e.as_bool()).unwrap_or(false),
-            })
+            NetworkFilter::MetadataExchange(MetadataExchange::of(&typed.fields()?)?)
         }
         "stats.PluginConfig" => NetworkFilter::IstioStats(Arc::new(IstioStats::compile(&typed.decode()?)?)),
         "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
             let config: pb::network_filter::local_ratelimit::v3::LocalRateLimit = typed.decode()?;
+            refuse!("share_key": !config.share_key.is_empty());
             let off = config.runtime_enabled.as_ref().and_then(|f| f.default_value.as_ref()).is_some_and(|v| !v.value);
             if off {
                 NetworkFilter::NoOp { name: name.into(), type_name: typed.name.as_str().into() }
@@ -389,6 +415,8 @@ fn compile(name: &str, typed: Typed<'_>, options: &Options) -> Compiled<Part> {
         }
         "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
             let config: pb::network_filter::connection_limit::v3::ConnectionLimit = typed.decode()?;
+            let flag = config.runtime_enabled.as_ref().and_then(|flag| flag.default_value.as_ref());
+            refuse!("runtime_enabled": !fields::flag(flag, true));
             NetworkFilter::ConnectionLimit(Arc::new(ConnectionLimit {
                 stat_prefix: config.stat_prefix.as_str().into(),
                 max_connections: fields::ulong(config.max_connections.as_ref(), 0),
@@ -400,6 +428,7 @@ fn compile(name: &str, typed: Typed<'_>, options: &Options) -> Compiled<Part> {
         "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig" => {
             use pb::network_filter::sni_dynamic_forward_proxy::v3::filter_config::PortSpecifier;
             let config: pb::network_filter::sni_dynamic_forward_proxy::v3::FilterConfig = typed.decode()?;
+            refuse!("save_upstream_address": config.save_upstream_address);
             let port = config.port_specifier.map(|PortSpecifier::PortValue(port)| u16::try_from(port));
             let port = port.transpose().map_err(|_| Invalid::new("port_value", "is no port"))?;
             NetworkFilter::SniDynamicForwardProxy { port }

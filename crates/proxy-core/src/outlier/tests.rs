@@ -71,3 +71,28 @@ fn the_worst_host_by_success_rate_goes() {
         matches!(&events[..], [Event::Ejected { host, cause: Cause::SuccessRate, .. }] if host.address.to_string() == "10.0.0.3:80")
     );
 }
+
+#[test]
+fn only_failures_in_a_row_count() {
+    let of = |split: bool| {
+        cluster(
+            json!({"consecutive_5xx": 2, "consecutive_local_origin_failure": 2,
+            "split_external_local_origin_errors": split}),
+            2,
+        )
+    };
+    for (split, cause) in [(false, Cause::Consecutive5xx), (true, Cause::ConsecutiveLocal)] {
+        let cluster = of(split);
+        let config = cluster.outlier.clone().unwrap();
+        let host = cluster.endpoints.hosts().next().unwrap();
+        for _ in 0..3 {
+            assert_eq!(config.report(host, Outcome::ConnectFailed), None);
+            assert_eq!(config.report(host, Outcome::Connected), None);
+        }
+        assert_eq!(config.report(host, Outcome::ConnectFailed), None);
+        // A connection for requests says nothing of the requests on it.
+        assert_eq!(config.report(host, Outcome::ConnectedForRequests), None);
+        let next = config.report(host, Outcome::ConnectFailed);
+        assert_eq!(next, (!split).then_some(cause));
+    }
+}

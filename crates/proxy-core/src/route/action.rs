@@ -199,8 +199,8 @@ pub struct Forward {
     pub cors: Option<Arc<CorsPolicy>>,
     /// Upgrades that are switched on or off for this route, by lower-case name.
     pub upgrades: Vec<(ArcStr, bool)>,
-    /// CONNECT is terminated here, and POST too if the flag is set.
-    pub connect: Option<bool>,
+    /// CONNECT is terminated here.
+    pub connect: Option<Connect>,
     /// Follow redirects of the upstream.
     pub internal_redirect: Option<InternalRedirect>,
     /// How the host is changed.
@@ -213,6 +213,15 @@ pub struct Forward {
     pub rate_limits: Vec<RateLimitRule>,
     /// And those of the virtual host, too.
     pub include_vhost_rate_limits: bool,
+}
+
+/// How CONNECT ends at this proxy: hosts get its bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Connect {
+    /// The bodies of POST go that way, too.
+    pub allow_post: bool,
+    /// Hosts get a PROXY header of this version first.
+    pub proxy_protocol: Option<u8>,
 }
 
 /// `max_stream_duration` of a route. Zero durations mean no limit.
@@ -247,6 +256,8 @@ impl Forward {
             "path_rewrite_policy": action.path_rewrite_policy.is_some(),
             "path_rewrite": !action.path_rewrite.is_empty(),
             "retry_policy_typed_config": action.retry_policy_typed_config.is_some(),
+            "internal_redirect_action": action.internal_redirect_action != 0,
+            "flush_timeout": action.flush_timeout.is_some(),
             "hedge_policy": action.hedge_policy.as_ref().is_some_and(|h| h.hedge_on_per_try_timeout),
         }
         let path_rewrite = match (&action.regex_rewrite, action.prefix_rewrite.as_str()) {
@@ -308,6 +319,11 @@ impl Forward {
             ClusterSpecifier::Weighted { clusters, .. } => (None, clusters),
         };
         single.into_iter().chain(weighted.iter().filter(|c| c.header.is_none()).map(|c| &c.name))
+    }
+
+    /// How the bytes of a request with this method go to a host as they are, if they do.
+    pub fn terminates(&self, method: &str) -> Option<Connect> {
+        self.connect.filter(|connect| method == "CONNECT" || (connect.allow_post && method == "POST"))
     }
 
     /// Whether the upgrade (`websocket`, `connect`) is allowed here, if the route says so itself.
@@ -465,13 +481,14 @@ fn stream_duration(duration: Option<&pb::route::route_action::MaxStreamDuration>
     }))
 }
 
-fn upgrades(action: &pb::route::RouteAction) -> (Vec<(ArcStr, bool)>, Option<bool>) {
+fn upgrades(action: &pb::route::RouteAction) -> (Vec<(ArcStr, bool)>, Option<Connect>) {
     let mut all = Vec::new();
     let mut connect = None;
     for upgrade in &action.upgrade_configs {
         all.push((upgrade.upgrade_type.to_ascii_lowercase().into(), fields::flag(upgrade.enabled.as_ref(), true)));
         if let Some(config) = &upgrade.connect_config {
-            connect = Some(config.allow_post);
+            let version = config.proxy_protocol_config.as_ref().map(|proxy| if proxy.version == 1 { 2 } else { 1 });
+            connect = Some(Connect { allow_post: config.allow_post, proxy_protocol: version });
         }
     }
     (all, connect)

@@ -1,5 +1,6 @@
 //! The tables over whole configurations: the reference data of `conformance`, and bytes nobody vouches for.
 
+mod fields;
 mod fuzz;
 mod goldens;
 mod hostile;

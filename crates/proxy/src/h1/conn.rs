@@ -1,7 +1,7 @@
 //! One HTTP/1 connection, server or client side: read buffer, write buffer, and the body being read.
 
 use super::body::{Decoder, Frame, Step};
-use super::head::{BodyLength, HeadError, Limits, RequestHead, ResponseHead, parse_request, parse_response};
+use super::head::{BodyLength, HeadError, Limits, RequestHead, ResponseHead, Style, parse_request, parse_response};
 use crate::io::{self as buffers, Io, Out};
 use bytes::{Buf, BytesMut};
 use std::cell::RefCell;
@@ -38,6 +38,8 @@ pub(crate) struct Conn {
     eof: bool,
     /// What is asked for when nothing else is known.
     read_size: usize,
+    /// How heads are written.
+    pub(crate) style: Style,
     /// Bytes read from the wire since the connection began.
     pub(crate) bytes_read: u64,
     /// Bytes written to the wire since the connection began.
@@ -53,6 +55,7 @@ impl Conn {
             decoder: Decoder::new(BodyLength::None),
             eof: false,
             read_size: FIRST_READ,
+            style: Style::default(),
             bytes_read: 0,
             bytes_written: 0,
         }
@@ -199,6 +202,11 @@ impl Conn {
             return Poll::Ready(Ok(()));
         }
         self.out.poll_flush(cx, &mut self.io, &mut self.bytes_written)
+    }
+
+    /// Bytes taken from the wire for messages so far, and bytes written for messages.
+    pub(crate) fn wire(&self) -> (u64, u64) {
+        (self.bytes_read - self.read.len() as u64, self.bytes_written + self.out.len() as u64)
     }
 
     /// Releases buffers of a connection that goes to the pool.

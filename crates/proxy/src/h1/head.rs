@@ -1,7 +1,8 @@
 //! Parsing and writing of HTTP/1 heads, with the reading rules of Envoy 1.40 (Balsa parser, as the conformance data
 //! shows them: bare LF accepted, obs-fold joined, CR inside a value dropped, names strict).
 
-use proxy_core::Headers;
+use proxy_core::cluster::{HeaderCase, Http1Options};
+use proxy_core::{Headers, WrittenNames};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -27,6 +28,47 @@ pub(crate) struct Limits {
     pub(crate) underscores: UnderscoreAction,
     /// `allow_chunked_length`: a content-length beside chunked is dropped instead of refused.
     pub(crate) chunked_length: bool,
+    /// `allow_absolute_url`: else a whole URL is taken for a path.
+    pub(crate) absolute_url: bool,
+    /// `allow_custom_methods`.
+    pub(crate) custom_methods: bool,
+    /// Whether spellings of names are kept.
+    pub(crate) case: HeaderCase,
+}
+
+impl Limits {
+    /// Limits of a message with what the codec's options say.
+    pub(crate) fn of(options: &Http1Options, bytes: u32, fields: u32) -> Self {
+        Self {
+            bytes: bytes as usize,
+            fields: fields as usize,
+            accept_http10: options.accept_http_10,
+            chunked_length: options.allow_chunked_length,
+            absolute_url: options.allow_absolute_url.unwrap_or(true),
+            custom_methods: options.allow_custom_methods,
+            case: options.header_case,
+            ..Self::default()
+        }
+    }
+
+    fn knows_method(&self, method: &[u8]) -> bool {
+        known_method(method) || (self.custom_methods && method.iter().all(|b| is_token(*b)))
+    }
+}
+
+/// How heads are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Style {
+    /// Names get capitals, unless their spelling was kept.
+    proper_case: bool,
+    /// `send_fully_qualified_url`.
+    whole_url: bool,
+}
+
+impl Style {
+    pub(crate) fn of(options: &Http1Options) -> Self {
+        Self { proper_case: options.header_case == HeaderCase::Proper, whole_url: options.send_fully_qualified_url }
+    }
 }
 
 impl Default for Limits {
@@ -38,6 +80,9 @@ impl Default for Limits {
             accept_http10: false,
             underscores: UnderscoreAction::Allow,
             chunked_length: false,
+            absolute_url: true,
+            custom_methods: false,
+            case: HeaderCase::Lower,
         }
     }
 }
@@ -131,7 +176,7 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
         if buf.len() - leading_blank(buf) > limits.bytes {
             return Err(TOO_LARGE);
         }
-        early_refusal(&buf[leading_blank(buf)..])?;
+        early_refusal(&buf[leading_blank(buf)..], limits)?;
         return Ok(None);
     };
     if end - start > limits.bytes {
@@ -141,7 +186,7 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
     let line_end = find(head, b'\n').ok_or(CODEC)?;
     let line = request_line(&head[..line_end])?;
     let method = &head[line.method];
-    if !known_method(method) {
+    if !limits.knows_method(method) {
         return Err(CODEC);
     }
     let target = &head[line.target];
@@ -168,7 +213,12 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
     }
     let mut headers = Headers::with_capacity(USUAL_FIELDS, end - start + ADDED);
     headers.push(b":method", method);
-    let absolute = push_target(&mut headers, target, connect)?;
+    let absolute = if limits.absolute_url || connect {
+        push_target(&mut headers, target, connect)?
+    } else {
+        headers.push(b":path", target);
+        None
+    };
     let mut facts = Facts { authority: absolute.is_some() || connect, ..Facts::default() };
     if !version.is_empty() {
         // HTTP/0.9 has no fields; what stands there is not looked at.
@@ -235,13 +285,17 @@ fn remove_nominated(headers: &mut Headers) -> Result<(), HeadError> {
 }
 
 /// Garbage is refused before its end is seen: a client that speaks something else would wait for ever.
-fn early_refusal(buf: &[u8]) -> Result<(), HeadError> {
-    if buf.first().is_some_and(|first| !b"ABCDGHLMNOPRSTU".contains(first)) {
+fn early_refusal(buf: &[u8], limits: &Limits) -> Result<(), HeadError> {
+    let starts_method = |first: &u8| match limits.custom_methods {
+        true => is_token(*first),
+        false => b"ABCDGHLMNOPQRSTU".contains(first),
+    };
+    if buf.first().is_some_and(|first| !starts_method(first)) {
         return Err(CODEC);
     }
     if let Some(end) = find(buf, b'\n') {
         let line = request_line(&buf[..end])?;
-        if !known_method(&buf[line.method]) {
+        if !limits.knows_method(&buf[line.method]) {
             return Err(CODEC);
         }
     }
@@ -303,6 +357,7 @@ fn known_method(method: &[u8]) -> bool {
             | b"PROPFIND"
             | b"PROPPATCH"
             | b"PURGE"
+            | b"QUERY"
             | b"REBIND"
             | b"REPORT"
             | b"SEARCH"
@@ -433,6 +488,10 @@ fn fields(
     let mut te_seen = false;
     let length = rest.len();
     let block = headers.block(rest);
+    let mut written = match limits.case {
+        HeaderCase::Preserve { proper_others, .. } => Some(WrittenNames::new(proper_others)),
+        HeaderCase::Lower | HeaderCase::Proper => None,
+    };
     while !(rest.is_empty() || rest.starts_with(b"\n") || rest.starts_with(b"\r\n")) {
         let start = block + length - rest.len();
         let mut end = find(rest, b'\n').ok_or(CODEC)?;
@@ -458,6 +517,9 @@ fn fields(
                 UnderscoreAction::Reject => return Err(bad("http1.unexpected_underscore")),
                 _ => continue,
             }
+        }
+        if let Some(written) = &mut written {
+            written.remember(name);
         }
         match name.len() {
             14 if name.eq_ignore_ascii_case(b"content-length") => {
@@ -513,6 +575,9 @@ fn fields(
         } else {
             headers.push(name, value);
         }
+    }
+    if let Some(written) = written {
+        headers.set_written(written);
     }
     Ok(())
 }
@@ -640,9 +705,12 @@ pub(crate) fn parse_response(
     let line_end = find(head, b'\n').ok_or(CODEC)?;
     let (status, http10) = status_line(&head[..line_end])?;
     let mut headers = Headers::with_capacity(USUAL_FIELDS, end - start + ADDED);
-    headers.push(b":status", &head[9..][..3]);
+    headers.set_status(status);
     let mut facts = Facts::default();
     fields(&mut headers, &head[line_end + 1..], limits, &mut facts, false)?;
+    if matches!(limits.case, HeaderCase::Preserve { reason: true, .. }) {
+        headers.set_reason(reason(&head[..line_end]));
+    }
     let mut body = facts.body_length(limits)?;
     if head_request || (100..200).contains(&status) || status == 204 || status == 304 {
         body = BodyLength::None;
@@ -669,31 +737,86 @@ fn status_line(line: &[u8]) -> Result<(u16, bool), HeadError> {
     Ok((status, http10))
 }
 
+/// What follows the status code, if it can stand in a line of ours.
+fn reason(line: &[u8]) -> Option<&str> {
+    let rest = line[8..].trim_ascii().get(3..)?;
+    let text = std::str::from_utf8(rest.trim_ascii()).ok()?;
+    (!text.is_empty() && !text.bytes().any(|b| b.is_ascii_control())).then_some(text)
+}
+
 /// Writes a request head; framing headers are in `headers` already.
-pub(crate) fn write_request(out: &mut Vec<u8>, headers: &Headers) {
-    out.extend_from_slice(headers.get(":method").unwrap_or(b"GET"));
+pub(crate) fn write_request(out: &mut Vec<u8>, headers: &Headers, style: Style) {
+    let method = headers.get(":method").unwrap_or(b"GET");
+    out.extend_from_slice(method);
     out.push(b' ');
     let authority = headers.get(":authority").unwrap_or_default();
-    out.extend_from_slice(headers.get(":path").unwrap_or(authority));
-    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+    let path = headers.get(":path");
+    if style.whole_url && path.is_some() && method != b"CONNECT" {
+        out.extend_from_slice(headers.get(":scheme").unwrap_or(b"http"));
+        out.extend_from_slice(b"://");
+        out.extend_from_slice(authority);
+    }
+    out.extend_from_slice(path.unwrap_or(authority));
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    write_name(out, b"host", headers.written(), style);
+    out.extend_from_slice(b": ");
     out.extend_from_slice(authority);
     out.extend_from_slice(b"\r\n");
-    write_fields(out, headers);
+    write_fields(out, headers, style);
 }
 
 /// Writes a response head; framing headers are in `headers` already.
-pub(crate) fn write_response(out: &mut Vec<u8>, status: u16, http10: bool, headers: &Headers) {
+pub(crate) fn write_response(out: &mut Vec<u8>, status: u16, http10: bool, headers: &Headers, style: Style) {
     out.extend_from_slice(if http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     let digits = [b'0' + (status / 100 % 10) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8];
     out.extend_from_slice(&digits);
     out.push(b' ');
-    out.extend_from_slice(reason_phrase(status).as_bytes());
+    let reason = headers.written().and_then(|written| written.reason.as_deref());
+    out.extend_from_slice(reason.unwrap_or(reason_phrase(status)).as_bytes());
     out.extend_from_slice(b"\r\n");
-    write_fields(out, headers);
+    write_fields(out, headers, style);
 }
 
-fn write_fields(out: &mut Vec<u8>, headers: &Headers) {
-    headers.write_lines(out);
+/// The name as the peer wrote it, with capitals, or as it is.
+#[inline]
+fn write_name(out: &mut Vec<u8>, name: &[u8], written: Option<&WrittenNames>, style: Style) {
+    let proper = match written {
+        None => style.proper_case,
+        Some(written) => {
+            if let Some(spelling) = written.get(name) {
+                out.extend_from_slice(spelling);
+                return;
+            }
+            written.proper_others
+        }
+    };
+    let start = out.len();
+    out.extend_from_slice(name);
+    if proper {
+        // As Envoy's `ProperCaseHeaderKeyFormatter`: behind everything but letters and digits.
+        let mut word = true;
+        for b in &mut out[start..] {
+            if word {
+                b.make_ascii_uppercase();
+            }
+            word = !b.is_ascii_alphanumeric();
+        }
+    }
+}
+
+fn write_fields(out: &mut Vec<u8>, headers: &Headers, style: Style) {
+    let written = headers.written();
+    if written.is_none() && !style.proper_case {
+        headers.write_lines(out);
+        out.extend_from_slice(b"\r\n");
+        return;
+    }
+    for (name, value) in headers.iter_regular() {
+        write_name(out, name, written, style);
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value);
+        out.extend_from_slice(b"\r\n");
+    }
     out.extend_from_slice(b"\r\n");
 }
 

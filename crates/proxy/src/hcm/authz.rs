@@ -9,7 +9,6 @@ use base64::Engine as _;
 use bytes::Bytes;
 use envoy_api::Message;
 use envoy_api::pb::envoy::service::auth::v3 as auth;
-use proxy_core::cluster::UpstreamProtocol;
 use proxy_core::filters::{
     AuthzService, ExtAuthz, HttpAuthz, JwksSource, JwtAuthn, JwtProvider, PerFilter, Requirement,
 };
@@ -32,11 +31,7 @@ async fn ask(
     let Some(cluster) = worker.cluster(cluster) else { return Ok(None) };
     let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut());
     let Some(host) = host else { return Ok(None) };
-    let protocol = match cluster.config().protocol {
-        UpstreamProtocol::Http2 => Protocol::Http2,
-        UpstreamProtocol::Auto => Protocol::Auto,
-        _ => Protocol::Http1,
-    };
+    let protocol = Protocol::of(&cluster.config().protocol, None);
     let pool = cluster.pool(&worker, &host, &Variant { protocol, ..Variant::default() });
     let stats = cluster.stats.clone();
     let work = async move {
@@ -173,12 +168,20 @@ fn refuse(exchange: &Exchange, config: &JwtAuthn, denied: Denied) -> Stop {
             request.authority().unwrap_or_default(),
             request.path().unwrap_or_default()
         );
-        // Envoy cuts the original URI there.
-        realm.truncate(256);
+        // Envoy cuts the original URI there. HTTP/2 paths may hold characters of several bytes.
+        realm.truncate(cut_at(&realm, MAX_REALM));
         let error = if denied == MISSING { "" } else { ", error=\"invalid_token\"" };
         reply.headers.push(("www-authenticate".into(), format!("Bearer realm=\"{realm}\"{error}").into_bytes()));
     }
     reply.into()
+}
+
+/// Bytes of a realm.
+const MAX_REALM: usize = 256;
+
+/// Where to cut a text of at most so many bytes: at a character's end.
+fn cut_at(text: &str, most: usize) -> usize {
+    (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 /// Good tokens take effect at once: a later requirement no longer sees a token that was taken away.
@@ -749,5 +752,17 @@ fn grpc_decision(headers: &Headers, body: &[u8]) -> Decision {
             body: denied.body.into(),
         },
         _ => Decision::Deny { status: 403, headers: Vec::new(), body: Bytes::new() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_realm_is_cut_at_a_character() {
+        let realm = format!("http://t/{}", "ä".repeat(200));
+        assert_eq!(cut_at(&realm, MAX_REALM), 255);
+        assert_eq!(cut_at("http://t/", MAX_REALM), 9);
     }
 }

@@ -4,13 +4,14 @@ use super::exchange::Exchange;
 use super::filters;
 use crate::stream::{BodyError, Frame, RecvBody};
 use bytes::Bytes;
-use proxy_core::filters::{HttpFilter, PerFilter, StatefulSession};
+use proxy_core::filters::{HealthCheckFilter, HttpFilter, PerFilter, StatefulSession};
 use proxy_core::{FormatContext, Headers};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::time::Sleep;
 
 /// A session that the request brought, or would get.
@@ -33,7 +34,7 @@ fn unix_seconds() -> u64 {
 /// Lets the filters change the head of the answer, the last one first.
 pub(super) fn head(exchange: &mut Exchange, headers: &mut Headers) {
     let http = exchange.http.clone();
-    for entry in http.config.filters.iter().rev() {
+    for entry in exchange.filters(&http.config).iter().rev() {
         match &entry.filter {
             HttpFilter::HeaderMutation(own) => {
                 let (enabled, per) = filters::settings(exchange, entry);
@@ -56,8 +57,25 @@ pub(super) fn head(exchange: &mut Exchange, headers: &mut Headers) {
                     headers.push(name.as_bytes(), value.as_bytes());
                 }
             }
+            HttpFilter::HealthCheck(check) if filters::settings(exchange, entry).0 => {
+                health_check(exchange, check, headers);
+            }
             _ => {}
         }
+    }
+}
+
+/// Tells who answered a health check, and others that this proxy wants no more traffic.
+fn health_check(exchange: &Exchange, check: &HealthCheckFilter, headers: &mut Headers) {
+    let shared = &exchange.http.worker.shared;
+    if exchange.info.health_check {
+        if exchange.info.response_code_details.as_deref() == Some("via_upstream") {
+            check.remember(headers.status().unwrap_or(503), headers.contains("x-envoy-degraded"), Instant::now());
+        }
+        headers.set("x-envoy-upstream-healthchecked-cluster", shared.node.cluster.as_bytes());
+    }
+    if shared.health_failed.load(Ordering::Relaxed) {
+        headers.set("x-envoy-immediate-health-check-fail", b"true");
     }
 }
 

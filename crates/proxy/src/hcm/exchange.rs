@@ -8,20 +8,19 @@ use super::respond::Answer;
 use super::timers::{Deadline, Timers};
 use super::{Http, filters, router};
 use crate::h1;
-use crate::log::LogBuffers;
 use crate::peer;
 use crate::stream::{Pump, RecvBody, SendBody};
 use crate::upstream::WorkerCluster;
 use mesh_types::ArcStr;
-use proxy_core::access_log::LogSink;
-use proxy_core::filters::HttpFilter;
+use proxy_core::filters::{HttpFilter, HttpFilterEntry};
 use proxy_core::hcm::{self, PathVerdict};
 use proxy_core::route::{Matched, RouteInput, RouteResult};
 use proxy_core::stream_info::HttpProtocol;
-use proxy_core::{FormatContext, Headers, ResponseFlags, StreamInfo};
+use proxy_core::{AccessLog, FormatContext, Headers, ResponseFlags, StreamInfo};
 use std::borrow::Cow;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -106,6 +105,8 @@ pub(crate) struct Exchange {
     pub(crate) grpc: bool,
     pub(crate) grpc_status: Option<u32>,
     pub(crate) body_done: bool,
+    /// An upgrade or CONNECT was let through; with the place of its own filters in the configuration, if it has some.
+    pub(crate) upgraded: Option<Option<usize>>,
     /// Keeps a tunnel's upstream connection counted.
     pub(crate) tunnel: Option<crate::upstream::Counted>,
     /// `require_tls` of the virtual host: answer with this location.
@@ -119,11 +120,12 @@ impl Exchange {
         http.active.set(http.active.get() + 1);
         let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
         info.protocol = Some(protocol);
-        info.downstream_header_bytes_received = request.byte_size() as u64;
+        info.downstream_header_bytes_received = header_bytes(&request, 3);
         let mut timers = Timers::default();
         timers.start();
         timers.set_idle(Deadline::Idle, http.config.stream_idle_timeout);
         timers.set(Deadline::Stream, http.config.max_stream_duration);
+        timers.set(Deadline::Log, http.config.access_log_flush_interval);
         let grpc = is_grpc(&request);
         Self {
             http: http.clone(),
@@ -151,6 +153,7 @@ impl Exchange {
             grpc,
             grpc_status: None,
             body_done: false,
+            upgraded: None,
             tunnel: None,
             redirect_to_tls: None,
         }
@@ -211,6 +214,10 @@ impl Exchange {
         if self.redirects == 0 {
             super::span::begin(self);
         }
+        if self.redirects == 0 && self.http.config.access_log_on_new_request {
+            self.log("DownstreamStart");
+        }
+        self.check_upgrade()?;
         filters::run(self, body).await?;
         router::route(self, body).await
     }
@@ -272,6 +279,9 @@ impl Exchange {
             http.stats.downstream_rq_non_relative_path.inc();
             return Err(LocalReply::new(404, "", "absolute_path_rejected").into());
         }
+        if self.request.method() == Some("QUERY") && !self.request.contains("content-type") {
+            return Err(self.malformed_request("query_missing_content_type"));
+        }
         if self.hints.expect_continue && !config.proxy_100_continue {
             self.request.remove("expect");
             self.answer.interim(100, &Headers::new());
@@ -320,31 +330,38 @@ impl Exchange {
         value.unwrap_or_default().to_ascii_lowercase()
     }
 
-    fn refuse_upgrade(&mut self) -> Stop {
-        self.http.stats.downstream_rq_ws_on_non_ws_route.inc();
-        LocalReply::new(403, "", "upgrade_failed").into()
-    }
-
-    /// Route first, then the connection manager, says whether an upgrade or CONNECT passes.
-    pub(crate) fn check_upgrade(&mut self) -> Result<(), Stop> {
-        if !self.hints.upgrade && !self.hints.connect {
+    /// Route first, then the connection manager, says whether an upgrade or CONNECT passes, and the latter through
+    /// which filters (Envoy `HttpConnectionManagerConfig::createUpgradeFilterChain`).
+    fn check_upgrade(&mut self) -> Result<(), Stop> {
+        if !(self.hints.upgrade || self.hints.connect) || self.upgraded.is_some() {
             return Ok(());
         }
         let kind = self.upgrade_kind();
         let by_route =
             self.matched.as_ref().and_then(|m| m.forward()).and_then(|f| f.upgrade(&kind.to_ascii_lowercase()));
-        let allowed = by_route.unwrap_or_else(|| {
-            self.http.config.upgrades.iter().any(|u| u.enabled && u.kind.eq_ignore_ascii_case(&kind))
-        });
-        if allowed {
+        let upgrades = &self.http.config.upgrades;
+        let own = upgrades.iter().position(|u| u.kind.eq_ignore_ascii_case(&kind));
+        if by_route.unwrap_or_else(|| own.is_some_and(|own| upgrades[own].enabled)) {
+            self.upgraded = Some(own.filter(|own| upgrades[*own].filters.is_some()));
             self.http.stats.downstream_cx_upgrades_total.inc();
             self.http.stats.downstream_cx_upgrades_active.inc();
             return Ok(());
         }
-        if self.hints.connect {
-            return Err(LocalReply::new(403, "", "upgrade_failed").into());
+        if self.matched.is_none() {
+            // There is no route to refuse it; that none was found is answered later.
+            return Ok(());
         }
-        Err(self.refuse_upgrade())
+        self.http.stats.downstream_rq_ws_on_non_ws_route.inc();
+        let mut reply = LocalReply::new(403, "", "upgrade_failed");
+        // What follows is not of HTTP, and must not be taken for it.
+        reply.close = true;
+        Err(reply.into())
+    }
+
+    /// The filters that this request passes.
+    pub(crate) fn filters<'a>(&self, config: &'a hcm::HttpConnectionManager) -> &'a [HttpFilterEntry] {
+        let own = self.upgraded.flatten().and_then(|own| config.upgrades.get(own)?.filters.as_deref());
+        own.unwrap_or(&config.filters)
     }
 
     /// Looks up the route and takes over what it says about the whole stream.
@@ -450,7 +467,7 @@ impl Exchange {
         if let Poll::Ready(reset) = self.answer.poll_gone(cx, self.body_done) {
             return Poll::Ready(Err(Stop::Gone(reset)));
         }
-        if let Poll::Ready(deadline) = self.timers.poll(cx) {
+        if let Poll::Ready(deadline) = self.poll_deadline(cx) {
             return Poll::Ready(Err(self.deadline(deadline)));
         }
         Poll::Pending
@@ -525,7 +542,7 @@ impl Exchange {
         self.info.response_code = Some(status);
         self.info.times.downstream_first_tx = Some(self.elapsed());
         let body = self.answer.head(status, &mut headers, end, tunnel, http.config.http1.enable_trailers);
-        self.info.downstream_header_bytes_sent = headers.byte_size() as u64;
+        self.info.downstream_header_bytes_sent = header_bytes(&headers, 4);
         self.response = Some(headers);
         self.http.stats.downstream_rq.inc(status);
         body
@@ -560,7 +577,7 @@ impl Exchange {
             if let Poll::Ready(done) = pump.poll(cx, |cx| source.poll_frame(cx), sink) {
                 return Poll::Ready(done.is_ok());
             }
-            match self.timers.poll(cx) {
+            match self.poll_deadline(cx) {
                 Poll::Ready(_) => Poll::Ready(false),
                 Poll::Pending => Poll::Pending,
             }
@@ -616,39 +633,69 @@ impl Exchange {
         self.info.times.complete = Some(elapsed);
         http.stats.downstream_rq_active.dec();
         http.active.set(http.active.get().saturating_sub(1));
+        if self.upgraded.is_some() {
+            http.stats.downstream_cx_upgrades_active.dec();
+        }
         if self.conformed {
             http.stats.downstream_rq_time.record(elapsed.as_millis() as u64);
+        }
+        if let Some((received, sent)) = self.answer.wire() {
+            (self.info.downstream_wire_bytes_received, self.info.downstream_wire_bytes_sent) = (received, sent);
+        } else {
+            self.info.downstream_wire_bytes_received =
+                self.info.downstream_header_bytes_received + self.info.bytes_received;
+            self.info.downstream_wire_bytes_sent = self.info.downstream_header_bytes_sent + self.info.bytes_sent;
         }
         self.count_grpc();
         self.tell_messages();
         peer::report(self, elapsed);
-        self.log();
+        self.log("DownstreamEnd");
         super::span::end(self);
         record::remember(self);
     }
 
     /// Writes the access log.
-    pub(crate) fn log(&self) {
-        let http = &self.http;
-        if http.config.access_log.is_empty() {
+    pub(super) fn log(&self, kind: &'static str) {
+        self.log_to(&self.http.config.access_log, kind, self.response.as_ref());
+    }
+
+    /// Writes records about this stream as it is now.
+    pub(crate) fn log_to(&self, logs: &[Arc<AccessLog>], kind: &'static str, response: Option<&Headers>) {
+        if logs.is_empty() {
             return;
         }
-        let mut context = FormatContext::new(&self.info, Some(&self.request), self.response.as_ref());
+        let mut context = FormatContext::new(&self.info, Some(&self.request), response);
         context.trailers = self.trailers.as_ref();
         context.local_reply_body = &self.local_body;
-        context.access_log_type = "DownstreamEnd";
-        for log in &http.config.access_log {
-            if let LogSink::Otlp(collector) = &log.sink {
-                if log.wants(&context, &mut http.worker.random.borrow_mut()) {
-                    let (target, item) = crate::log::otlp_record(collector, &context, &http.worker.shared.node);
-                    crate::export::send(&http.worker, target, item, Some(collector.flush_interval));
-                }
-                continue;
-            }
-            http.worker.logs.record(&log.sink, |out| log.write(&context, &mut http.worker.random.borrow_mut(), out));
-        }
-        LogBuffers::schedule(&http.worker);
+        context.access_log_type = kind;
+        crate::log::write(&self.http.worker, logs, &context);
     }
+
+    /// The next deadline that means something; those of the log write a record on the way.
+    pub(crate) fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Deadline> {
+        loop {
+            match self.timers.poll(cx) {
+                Poll::Ready(Deadline::Log) => {
+                    self.info.times.complete = Some(self.elapsed());
+                    self.log("DownstreamPeriodic");
+                    self.info.times.complete = None;
+                    self.timers.set(Deadline::Log, self.http.config.access_log_flush_interval);
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+/// Bytes of a head's fields as Envoy's codec counts them: names, values, and so many each. The request line and the status
+/// line do not count.
+pub(crate) fn header_bytes(headers: &Headers, each: u64) -> u64 {
+    let fields = headers.iter().filter_map(|(name, value)| match name {
+        b":authority" => Some(4 + value.len()),
+        _ if name.starts_with(b":") => None,
+        _ => Some(name.len() + value.len()),
+    });
+    fields.map(|bytes| bytes as u64 + each).sum()
 }
 
 /// Whether the `grpc_stats` filter is there.
@@ -678,11 +725,9 @@ pub(crate) fn abandoned(http: &Rc<Http>, protocol: HttpProtocol) {
 
 fn log_without_request(http: &Rc<Http>, mut info: StreamInfo) {
     info.times.complete = Some(Duration::ZERO);
-    let context = FormatContext::new(&info, None, None);
-    for log in &http.config.access_log {
-        http.worker.logs.record(&log.sink, |out| log.write(&context, &mut http.worker.random.borrow_mut(), out));
-    }
-    LogBuffers::schedule(&http.worker);
+    let mut context = FormatContext::new(&info, None, None);
+    context.access_log_type = "DownstreamEnd";
+    crate::log::write(&http.worker, &http.config.access_log, &context);
 }
 
 /// `application/grpc` and its variants.

@@ -7,12 +7,17 @@ use super::{authz, limits};
 use crate::stream::{Frame, RecvBody};
 use bytes::Bytes;
 use proxy_core::cluster::Discovery;
-use proxy_core::filters::{Abort, CorsDecision, FilterStateValue, HttpFilter, HttpFilterEntry, PerFilter};
+use proxy_core::endpoints::Health;
+use proxy_core::filters::{
+    Abort, CorsDecision, FilterStateValue, HealthCheckFilter, HttpFilter, HttpFilterEntry, PerFilter,
+};
 use proxy_core::rbac::RbacInput;
 use proxy_core::{FormatContext, ResponseFlags};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 /// Whether a filter takes part, and its settings at the request's route.
 pub(super) fn settings(exchange: &Exchange, entry: &HttpFilterEntry) -> (bool, Option<PerFilter>) {
@@ -36,7 +41,7 @@ fn set_filter_state(exchange: &mut Exchange, values: &[FilterStateValue]) {
 /// Runs them all; an error is the answer instead of the router's.
 pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<(), Stop> {
     let config = exchange.http.config.clone();
-    for entry in &config.filters {
+    for entry in exchange.filters(&config) {
         if matches!(entry.filter, HttpFilter::Router(_)) {
             return Ok(());
         }
@@ -122,15 +127,7 @@ async fn one(
             };
             exchange.session = Some(Session::begin(session, &exchange.request));
         }
-        HttpFilter::HealthCheck(check) => {
-            if let Some(status) = check.answer(
-                &exchange.request,
-                exchange.http.worker.shared.health_failed.load(std::sync::atomic::Ordering::Relaxed),
-            ) {
-                exchange.info.health_check = true;
-                return Err(LocalReply::new(status, "", "health_check_ok").into());
-            }
-        }
+        HttpFilter::HealthCheck(check) => health_check(exchange, body, check).await?,
         HttpFilter::DynamicForwardProxy(_) => resolve(exchange).await?,
         // These act in the router (ALPN, sessions), at the end (metrics), or not at all.
         HttpFilter::GrpcStats(_)
@@ -140,6 +137,42 @@ async fn one(
         | HttpFilter::NoOp { .. } => {}
     }
     Ok(())
+}
+
+/// Answers a health check, or lets it through and marks it.
+async fn health_check(
+    exchange: &mut Exchange,
+    body: &mut RecvBody,
+    check: &Arc<HealthCheckFilter>,
+) -> Result<(), Stop> {
+    if !check.is_check(&exchange.request) {
+        return Ok(());
+    }
+    exchange.info.health_check = true;
+    if let Some(span) = &mut exchange.span {
+        span.forget();
+    }
+    let worker = exchange.http.worker.clone();
+    let members = |name: &str| {
+        let endpoints = worker.cluster(name)?.entry.endpoints.load_full();
+        let healthy = endpoints.hosts().filter(|host| host.health() == Health::Healthy).count();
+        Some((healthy, endpoints.hosts().count()))
+    };
+    let failed = worker.shared.health_failed.load(Relaxed);
+    let Some(answer) = check.answer(failed, Instant::now(), members) else { return Ok(()) };
+    // As Envoy: answered once the whole request is there.
+    while let Some(frame) = poll_fn(|cx| exchange.poll_with(cx, |cx| body.poll_frame(cx).map(Ok))).await? {
+        frame.map_err(|_| Stop::Gone(false))?;
+    }
+    exchange.request_complete();
+    let mut reply = LocalReply::new(answer.status, "", answer.details);
+    if !(200..300).contains(&answer.status) {
+        reply.flags = ResponseFlags::LOCAL_HEALTH_CHECK_FAILED;
+    }
+    if answer.degraded {
+        reply.headers.push(("x-envoy-degraded".into(), Vec::new()));
+    }
+    Err(reply.into())
 }
 
 /// Resolves the request's host when its route leads to a dynamic forward proxy (Envoy `ProxyFilter::decodeHeaders`).

@@ -4,7 +4,7 @@ use super::Http;
 use super::exchange::{self, Exchange};
 use super::respond::{Answer, H1Answer};
 use super::timers::{Deadline, Timers};
-use crate::h1::{Conn, HeadError, ReadError, RequestHead, Shared};
+use crate::h1::{Conn, HeadError, ReadError, RequestHead, Shared, Style};
 use crate::io::Io;
 use crate::stream::RecvBody;
 use proxy_core::Headers;
@@ -19,7 +19,9 @@ use tokio::io::AsyncWriteExt;
 pub(super) async fn serve(http: Rc<Http>, io: Io) {
     http.stats.downstream_cx_http1_total.inc();
     http.stats.downstream_cx_http1_active.inc();
-    let conn: Shared = Rc::new(RefCell::new(Conn::new(io)));
+    let mut conn = Conn::new(io);
+    conn.style = Style::of(&http.config.http1);
+    let conn: Shared = Rc::new(RefCell::new(conn));
     let end = requests(&http, &conn).await;
     http.stats.downstream_cx_http1_active.dec();
     let (read, written) = {
@@ -70,6 +72,7 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
     let mut timers = Timers::default();
     let keep = Rc::new(Cell::new(true));
     loop {
+        let before = conn.borrow().wire();
         let head = match next_head(http, conn, &limits, &mut timers, drained.as_mut()).await {
             Next::Head(head) => *head,
             Next::End(end) => return end,
@@ -88,7 +91,7 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
             http.stats.downstream_cx_max_requests_reached.inc();
         }
         keep.set(keep_alive);
-        let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request, http10, keep: keep.clone() });
+        let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request, http10, keep: keep.clone(), before });
         let mut exchange = Exchange::new(
             http,
             if http10 { HttpProtocol::Http10 } else { HttpProtocol::Http11 },
@@ -228,7 +231,8 @@ async fn refuse(http: &Rc<Http>, conn: &Shared, error: HeadError, protocol: bool
         http.stats.downstream_cx_protocol_error.inc();
     }
     let keep = Rc::new(Cell::new(false));
-    let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request: false, http10: false, keep });
+    let before = conn.borrow().wire();
+    let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request: false, http10: false, keep, before });
     let hints = exchange::Hints::default();
     let exchange = Exchange::new(http, HttpProtocol::Http11, Headers::new(), answer, hints);
     exchange.refuse(error.status, error.detail, protocol).await;

@@ -2,7 +2,7 @@
 
 use super::exchange::Exchange;
 use crate::stream::Frame;
-use crate::upstream::{Variant, call};
+use crate::upstream::{Protocol, Variant, call, server_name};
 use mesh_types::ArcStr;
 use proxy_core::route::{Matched, Mirror, Priority};
 use proxy_core::{Headers, PickContext};
@@ -33,6 +33,7 @@ fn copied_head(exchange: &Exchange, mirror: &Mirror) -> Headers {
     let authority = headers.authority().unwrap_or_default().to_owned();
     let authority = mirror.authority(&authority).into_owned();
     headers.set(":authority", authority.as_bytes());
+    super::span::copied(exchange, mirror.trace_sampled, &mut headers);
     // As Envoy's internal client marks its requests.
     headers.set("x-envoy-internal", b"true");
     if let Some(own) = exchange.http.worker.shared.own_address {
@@ -70,11 +71,9 @@ pub(super) fn send(exchange: &Exchange, copies: Vec<Copy>, body: Vec<Frame>) {
                 cluster.stats.upstream_cx_none_healthy.inc();
                 return;
             };
-            let pool = cluster.pool(
-                &worker,
-                &host,
-                &Variant { protocol: crate::upstream::Protocol::Http1, ..Variant::default() },
-            );
+            let protocol = Protocol::of(&cluster.config().protocol, None);
+            let server_name = server_name(cluster.config(), &copy.headers);
+            let pool = cluster.pool(&worker, &host, &Variant { protocol, server_name, ..Variant::default() });
             let work = async {
                 let acquired = pool.acquire(Priority::Default).await.ok()?;
                 cluster.stats.upstream_rq_total.inc();

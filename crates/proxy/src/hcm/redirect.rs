@@ -74,7 +74,7 @@ impl Exchange {
         self.info.response_code_details = Some("internal_redirect".into());
         self.info.times.complete = Some(self.elapsed());
         self.steps.own(self.elapsed(), "redirect", format!("followed the {status}"));
-        self.log();
+        self.log("DownstreamEnd");
         super::record::remember(self);
         self.http.stats.downstream_rq_total.inc();
         let mut info = StreamInfo::new(self.http.info.clone(), SystemTime::now());

@@ -20,6 +20,8 @@ pub(crate) struct H1Answer {
     pub(crate) http10: bool,
     /// Cleared when the connection must close after this answer.
     pub(crate) keep: Rc<Cell<bool>>,
+    /// What the connection had read and written before this request.
+    pub(crate) before: (u64, u64),
 }
 
 pub(crate) struct H2Answer {
@@ -29,6 +31,13 @@ pub(crate) struct H2Answer {
 impl Answer {
     pub(crate) fn is_h1(&self) -> bool {
         matches!(self, Answer::H1(_))
+    }
+
+    /// Bytes read and written on the wire for this request; HTTP/2 does not tell.
+    pub(crate) fn wire(&self) -> Option<(u64, u64)> {
+        let Answer::H1(h1) = self else { return None };
+        let (read, written) = h1.conn.borrow().wire();
+        Some((read - h1.before.0, written - h1.before.1))
     }
 
     /// The connection closes after this answer (HTTP/1; HTTP/2 says GOAWAY on its own).
@@ -43,7 +52,8 @@ impl Answer {
         match self {
             Answer::H1(h1) => {
                 if !h1.http10 {
-                    h1.conn.borrow_mut().out.write(|out| h1::write_response(out, status, false, headers));
+                    let conn = &mut *h1.conn.borrow_mut();
+                    conn.out.write(|out| h1::write_response(out, status, false, headers, conn.style));
                 }
             }
             Answer::H2(h2) => {
@@ -150,7 +160,10 @@ impl H1Answer {
             headers.set("connection", b"keep-alive");
         }
         let http10 = self.http10;
-        self.conn.borrow_mut().out.write(|out| h1::write_response(out, status, http10, headers));
+        {
+            let conn = &mut *self.conn.borrow_mut();
+            conn.out.write(|out| h1::write_response(out, status, http10, headers, conn.style));
+        }
         SendBody::H1 { conn: self.conn.clone(), framing }
     }
 }

@@ -18,7 +18,7 @@ use attempt::one_try;
 use outgoing::Outgoing;
 use proxy_core::circuit::Resource;
 use proxy_core::cluster::Discovery;
-use proxy_core::filters::HttpFilter;
+use proxy_core::filters::{HttpFilter, RouterConfig};
 use proxy_core::outlier::Outcome as Health;
 use proxy_core::retry::{ResetReason, RetryVerdict};
 use proxy_core::route::{Action, Forward, HashContext, Matched, Timeouts};
@@ -46,10 +46,7 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
         return Err(LocalReply::new(404, "", "route_not_found").flagged(ResponseFlags::NO_ROUTE).into());
     };
     match &matched.route.action {
-        Action::Forward(forward) => {
-            exchange.check_upgrade()?;
-            forward_request(exchange, body, &matched, forward).await
-        }
+        Action::Forward(forward) => forward_request(exchange, body, &matched, forward).await,
         Action::Redirect(redirect) => {
             stats.rq_redirect.inc();
             let (status, location) = redirect.location(&matched.route.matcher, &exchange.request);
@@ -122,6 +119,28 @@ struct Plan<'a> {
     alpn: Option<&'a proxy_core::filters::AlpnOverride>,
     /// When the router got the request.
     began: Instant,
+    router: Option<&'a RouterConfig>,
+}
+
+impl Plan<'_> {
+    /// Writes the record of a try that is over: what the upstream answered, or what went wrong.
+    fn log_try(&self, exchange: &mut Exchange, response: Option<&Headers>, flags: ResponseFlags) {
+        let logs = self.router.map(|router| &router.upstream_log[..]).unwrap_or_default();
+        if logs.is_empty() {
+            return;
+        }
+        let now = exchange.elapsed();
+        let info = &mut exchange.info;
+        let whole = (info.flags, info.response_code, info.times.complete, info.upstream.attempts, info.bytes_sent);
+        info.flags.insert(flags);
+        info.response_code = response.map_or(Some(0), Headers::status);
+        info.times.complete = Some(now);
+        // Envoy counts these for the client's stream only.
+        (info.upstream.attempts, info.bytes_sent) = (0, 0);
+        exchange.log_to(logs, "UpstreamEnd", response);
+        let info = &mut exchange.info;
+        (info.flags, info.response_code, info.times.complete, info.upstream.attempts, info.bytes_sent) = whole;
+    }
 }
 
 async fn forward_request(
@@ -141,12 +160,14 @@ async fn forward_request(
     };
     exchange.info.upstream.cluster = Some(cluster.config().name.clone());
     exchange.info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
+    exchange.info.upstream.cluster_metadata = Some(cluster.config().metadata.clone());
     http.stats.rq_total.inc();
-    let (router, alpn) = http.config.filters.iter().fold((None, None), |(router, alpn), entry| match &entry.filter {
-        HttpFilter::Router(config) => (Some(config), alpn),
-        HttpFilter::IstioAlpn(config) => (router, Some(&**config)),
-        _ => (router, alpn),
-    });
+    let (router, alpn) =
+        exchange.filters(&http.config).iter().fold((None, None), |(router, alpn), entry| match &entry.filter {
+            HttpFilter::Router(config) => (Some(config), alpn),
+            HttpFilter::IstioAlpn(config) => (router, Some(&**config)),
+            _ => (router, alpn),
+        });
     let suppress = router.is_some_and(|r| r.suppress_envoy_headers);
     let respect = router.is_some_and(|r| r.respect_expected_rq_timeout);
     let policy = matched.retry_policy();
@@ -195,6 +216,7 @@ async fn forward_request(
         hash,
         alpn,
         began: exchange.timers.now(),
+        router: router.map(|router| &**router),
     };
     if exchange.body_done {
         exchange.timers.set(Deadline::Global, plan.timeouts.global);
@@ -216,9 +238,6 @@ async fn forward_request(
         } else {
             plan.cluster.stats.retry_or_shadow_abandoned.inc();
         }
-    }
-    if exchange.hints.upgrade || exchange.hints.connect {
-        http.stats.downstream_cx_upgrades_active.dec();
     }
     result
 }
@@ -264,14 +283,17 @@ async fn tries(
             Tried::Answer(reply, ..) => exchange.steps.answered(at, number, reply.status),
             Tried::Failed { why, .. } => {
                 exchange.steps.tried(at, number, format!("{}: {}", host.address, why.text()));
+                plan.log_try(exchange, None, why.flags());
             }
             Tried::PerTryTimeout(deadline) => {
                 exchange.steps.tried(at, number, format!("{}: no answer in time ({deadline:?})", host.address));
+                plan.log_try(exchange, None, ResponseFlags::UPSTREAM_TIMEOUT);
             }
         }
         let mut failure = None;
         let verdict = match &tried {
             Tried::Answer(reply, ..) => {
+                exchange.info.upstream.header_bytes_received += super::exchange::header_bytes(&reply.headers, 3);
                 plan.cluster.on_result(&host, Some(Health::Status(outlier_status(reply))), &worker);
                 match &mut retries {
                     Some(r) => r.on_response(&reply.headers, &mut worker.random.borrow_mut(), exchange.info.start + at),
@@ -317,6 +339,8 @@ async fn tries(
                 match breaker.acquire(Resource::Retries) {
                     Some(permit) => {
                         if let Tried::Answer(reply, mut upstream, ..) = tried {
+                            upstream.count_wire(&mut exchange.info.upstream);
+                            plan.log_try(exchange, Some(&reply.headers), ResponseFlags::NONE);
                             discard(&reply, &mut upstream);
                         }
                         stats.upstream_rq_retry.inc();
@@ -361,6 +385,7 @@ async fn tries(
                 let body = (outgoing.ended && outgoing.keeping).then_some(&*outgoing.kept);
                 if let Some(next) = super::redirect::follow(exchange, plan.forward, &reply.headers, body) {
                     let status = reply.status;
+                    plan.log_try(exchange, Some(&reply.headers), ResponseFlags::NONE);
                     stats.upstream_rq.inc(status);
                     let mut upstream = upstream;
                     discard(&reply, &mut upstream);
@@ -369,7 +394,13 @@ async fn tries(
                 if retried && reply.status < 500 && verdict == RetryVerdict::No {
                     stats.upstream_rq_retry_success.inc();
                 }
-                pass_on(exchange, plan, outgoing, *reply, *upstream, pump, sent).await
+                let wanted = plan.router.is_some_and(|router| !router.upstream_log.is_empty());
+                let head = wanted.then(|| reply.headers.clone());
+                let outcome = pass_on(exchange, plan, outgoing, *reply, *upstream, pump, sent).await;
+                if let Some(head) = head {
+                    plan.log_try(exchange, Some(&head), ResponseFlags::NONE);
+                }
+                outcome
             }
             Tried::Failed { .. } => {
                 let why = failure.unwrap_or(Why::Stream(Failure::Terminated));
@@ -417,7 +448,7 @@ async fn pause(exchange: &mut Exchange, _plan: &Plan<'_>, after: std::time::Dura
         if let Poll::Ready(reset) = exchange.answer.poll_gone(cx, exchange.body_done) {
             return Poll::Ready(Err(Stop::Gone(reset)));
         }
-        match exchange.timers.poll(cx) {
+        match exchange.poll_deadline(cx) {
             Poll::Ready(Deadline::Global) => Poll::Ready(Ok(Paused::GlobalTimeout)),
             Poll::Ready(other) => Poll::Ready(Err(exchange.deadline(other))),
             Poll::Pending => Poll::Pending,

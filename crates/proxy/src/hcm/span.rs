@@ -21,6 +21,13 @@ pub(crate) struct Span {
     shared: bool,
 }
 
+impl Span {
+    /// It is not told to the collector after all.
+    pub(super) fn forget(&mut self) {
+        self.sampled = false;
+    }
+}
+
 /// Begins the span and writes its context into the request (Envoy `ActiveStream::traceRequest`).
 pub(super) fn begin(exchange: &mut Exchange) {
     let http = exchange.http.clone();
@@ -71,6 +78,7 @@ pub(super) fn begin(exchange: &mut Exchange) {
         context.inject(how, &mut exchange.request);
     }
     exchange.info.trace_id = Some(context.trace_id().into());
+    exchange.info.span_id = Some(format!("{:016x}", context.span).into());
     exchange.info.traced = sampled;
     exchange.span = Some(Box::new(Span {
         context,
@@ -80,6 +88,19 @@ pub(super) fn begin(exchange: &mut Exchange) {
         egress,
         shared: share && before.is_some(),
     }));
+}
+
+/// Writes the context of a span below the request's into its copy for a mirror; `sampled`: the mirror's own decision.
+pub(super) fn copied(exchange: &Exchange, sampled: Option<bool>, headers: &mut Headers) {
+    let Some(span) = &exchange.span else { return };
+    let Some(tracing) = exchange.http.config.tracing.as_ref().filter(|t| !t.no_context_propagation) else { return };
+    let how = match &tracing.provider {
+        Some(TracingProvider::Zipkin { .. }) => Propagation::B3,
+        Some(TracingProvider::OpenTelemetry { .. }) => Propagation::W3c,
+        None => return,
+    };
+    let random = &mut exchange.http.worker.random.borrow_mut();
+    span.context.child(sampled.unwrap_or(span.sampled), random).inject(how, headers);
 }
 
 /// Whether the request is traced, and why; the reason goes into its id.
@@ -176,7 +197,7 @@ pub(super) fn end(exchange: &mut Exchange) {
             (Target::Spans { cluster: cluster.clone(), service: service.clone() }, item)
         }
     };
-    export::send(worker, target, item, None);
+    export::send(worker, target, item, export::When::Spans);
 }
 
 fn tags(request: &Headers, info: &StreamInfo, tracing: &Tracing, node: &str) -> Vec<(String, String)> {

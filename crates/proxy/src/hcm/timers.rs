@@ -21,9 +21,11 @@ pub(crate) enum Deadline {
     Stream,
     /// `max_stream_duration` of the upstream's protocol options.
     UpstreamStream,
+    /// `access_log_flush_interval`: a record is due.
+    Log,
 }
 
-const COUNT: usize = 7;
+const COUNT: usize = 8;
 
 /// The deadlines of one exchange. The timer is only made for those that are set, and only moved when it must.
 #[derive(Default)]
@@ -104,6 +106,7 @@ impl Timers {
             Deadline::Request,
             Deadline::Stream,
             Deadline::UpstreamStream,
+            Deadline::Log,
         ];
         self.waited();
         loop {

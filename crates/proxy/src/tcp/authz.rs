@@ -1,9 +1,8 @@
 //! `envoy.filters.network.ext_authz`: a service says whether a connection may go on.
 
-use super::tunnel::protocol;
 use crate::downstream::Connection;
 use crate::hcm::{connection_attributes, grpc_frame, is_allowed};
-use crate::upstream::{Variant, call};
+use crate::upstream::{Protocol, Variant, call};
 use proxy_core::filters::{AuthzService, ExtAuthz};
 use proxy_core::route::Priority;
 use proxy_core::{Headers, PickContext};
@@ -37,7 +36,7 @@ async fn ask(connection: &Connection, config: &ExtAuthz) -> Option<bool> {
     let worker = &connection.worker;
     let cluster = worker.cluster(name)?;
     let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut())?;
-    let variant = Variant { protocol: protocol(&cluster.config().protocol), ..Variant::default() };
+    let variant = Variant { protocol: Protocol::of(&cluster.config().protocol, None), ..Variant::default() };
     let pool = cluster.pool(worker, &host, &variant);
     let mut headers = Headers::of([
         (":method", "POST"),

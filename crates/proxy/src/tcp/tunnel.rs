@@ -4,9 +4,8 @@ use super::copy::{Ended, Side, Transfer, watched};
 use crate::h1;
 use crate::io::Io;
 use crate::stream::{BodyError, Framing, Pump, PumpError, RecvBody, SendBody};
-use crate::upstream::{AcquireError, ConnectError, Failure, Pool, Protocol, Reply, Upstream};
+use crate::upstream::{AcquireError, ConnectError, Failure, Pool, Reply, Upstream};
 use proxy_core::Headers;
-use proxy_core::cluster::UpstreamProtocol;
 use proxy_core::route::Priority;
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -19,15 +18,6 @@ use tokio::io::AsyncWrite;
 pub(super) struct Tunnel {
     pub(super) upstream: Upstream,
     reply: Reply,
-}
-
-/// What is spoken to the hosts of a cluster when no request tells.
-pub(super) fn protocol(protocol: &UpstreamProtocol) -> Protocol {
-    match protocol {
-        UpstreamProtocol::Http2 => Protocol::Http2,
-        UpstreamProtocol::Auto => Protocol::Auto,
-        _ => Protocol::Http1,
-    }
 }
 
 /// Sends the request and waits for a 2xx.

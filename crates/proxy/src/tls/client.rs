@@ -8,7 +8,7 @@ use proxy_core::TlsInfo;
 use proxy_core::stream_info::PeerCertificate;
 use proxy_core::tls::UpstreamTls;
 use rustls::ClientConfig;
-use rustls::client::ResolvesClientCert;
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::ServerName;
 use std::io;
@@ -50,6 +50,11 @@ impl ClientTls {
         Self { context, match_name, current: Current::default() }
     }
 
+    /// All of the context's protocols. Without them, those that say who the peer is are not offered.
+    pub(crate) fn alpn(&self) -> &[Vec<u8>] {
+        &self.context.common.alpn
+    }
+
     /// The context says nothing about ALPN: the protocol of the cluster decides.
     pub(crate) fn has_no_alpn(&self) -> bool {
         self.context.common.alpn.is_empty()
@@ -67,22 +72,26 @@ impl ClientTls {
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_client_cert_resolver(Arc::new(Single(key)));
-        config.resumption =
-            rustls::client::Resumption::in_memory_sessions(self.context.max_session_keys.clamp(1, 8) as usize);
+        config.resumption = match self.context.max_session_keys {
+            0 => Resumption::disabled(),
+            keys => Resumption::in_memory_sessions(keys.min(8) as usize),
+        };
         config.alpn_protocols = super::spoken(&common.alpn);
         Ok(Compiled { config: Arc::new(config), local, validates })
     }
 
-    /// Shakes hands. `server_name`: SNI instead of the context's; `alpn`: protocols instead of the context's.
+    /// Shakes hands. `server_name`: SNI instead of the context's; `host`: the endpoint's name, may be empty; `alpn`: protocols instead of the context's.
     pub(crate) async fn connect(
         &self,
         raw: Raw,
         secrets: &SecretStore,
-        server_name: Option<&str>,
+        server_name: Option<&ArcStr>,
+        host: &ArcStr,
         alpn: Option<&[Vec<u8>]>,
     ) -> io::Result<(Box<TlsStream<Raw>>, TlsInfo)> {
         let compiled = self.current.get(secrets, || self.compile(secrets)).map_err(io::Error::other)?;
-        let sni: Option<ArcStr> = server_name.map(ArcStr::from).or_else(|| self.context.sni.clone());
+        let of_host = (self.context.auto_host_sni && !host.is_empty()).then_some(host);
+        let sni: Option<ArcStr> = server_name.or(of_host).or(self.context.sni.as_ref()).cloned();
         let name = match sni.as_deref().filter(|s| !s.is_empty()) {
             Some(sni) => ServerName::try_from(sni.to_owned()).map_err(io::Error::other)?,
             // An address as the name means that no SNI is sent.

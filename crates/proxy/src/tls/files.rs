@@ -5,8 +5,8 @@
 use super::TlsError;
 use super::secrets::{Entry, certified_key};
 use crate::runtime::Shared;
+use crate::sources::Demand;
 use mesh_types::ArcStr;
-use proxy_core::tls::SdsRef;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::collections::BTreeSet;
@@ -62,6 +62,11 @@ impl<'a> Files<'a> {
     }
 }
 
+/// Whether a secret's name says that it is in files.
+pub(crate) fn is_file(name: &str) -> bool {
+    Files::of(name).is_some()
+}
+
 /// The secret of a name that stands for files, and their state before they were read; `None` for any other name.
 pub(super) fn load(name: &str) -> Option<Result<(Entry, Stamp), TlsError>> {
     let files = Files::of(name)?;
@@ -75,11 +80,11 @@ pub(super) fn changed(name: &str, stamp: &Stamp) -> bool {
 }
 
 /// Follows the files of the secrets that are wanted, until nobody says any more which.
-pub(crate) async fn follow(shared: Arc<Shared>, mut wanted: watch::Receiver<BTreeSet<SdsRef>>) {
+pub(crate) async fn follow(shared: Arc<Shared>, mut wanted: watch::Receiver<BTreeSet<Demand>>) {
     loop {
         let files: BTreeSet<ArcStr> = {
             let wanted = wanted.borrow_and_update();
-            wanted.iter().filter(|secret| Files::of(&secret.name).is_some()).map(|s| s.name.clone()).collect()
+            wanted.iter().filter_map(|demand| demand.name.clone()).filter(|name| is_file(name)).collect()
         };
         shared.secrets.keep_files(&files);
         tokio::select! {
@@ -93,7 +98,8 @@ pub(crate) async fn follow(shared: Arc<Shared>, mut wanted: watch::Receiver<BTre
 mod tests {
     use super::*;
     use crate::tls::SecretStore;
-    use proxy_core::tls::{CertificateSource, ConfigSource, TlsCommon, TlsVersion, Validation};
+    use proxy_core::config_source::{ConfigSource, Origin};
+    use proxy_core::tls::{CertificateSource, SdsRef, TlsCommon, TlsVersion, Validation};
 
     fn write(folder: &std::path::Path, subject: &str) {
         let key = rcgen::KeyPair::generate().unwrap();
@@ -107,7 +113,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().display();
         let name = format!("file-cert:{path}/cert~{path}/key");
-        let source = ConfigSource::Grpc { cluster: "sds-grpc".into(), delta: false };
+        let origin = Origin::Path("of an agent".into());
+        let source = ConfigSource { origin, initial_fetch_timeout: None };
         let sds = SdsRef { name: name.as_str().into(), source };
         let common = TlsCommon {
             alpn: Vec::new(),

@@ -2,8 +2,9 @@
 
 use super::{TlsError, files};
 use mesh_types::ArcStr;
+use proxy_core::config_source::Origin;
 use proxy_core::stream_info::PeerCertificate;
-use proxy_core::tls::{CertificateSource, DataSource, Secret, Secretive, TlsCommon, Validation};
+use proxy_core::tls::{CertificateSource, DataSource, SdsRef, Secret, Secretive, TlsCommon, Validation};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -11,10 +12,21 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// Istio's names of the workload's certificate and of the roots that it trusts.
+const CERTIFICATE: &str = "default";
+const ROOTS: &str = "ROOTCA";
+
+/// Whether a secret is the workload's own.
+pub(crate) fn is_workload(name: &str) -> bool {
+    matches!(name, CERTIFICATE | ROOTS)
+}
+
 /// All secrets by name. Contexts look at the generation when a connection begins.
 #[derive(Default)]
 pub(crate) struct SecretStore {
     secrets: Mutex<HashMap<ArcStr, Arc<Entry>>>,
+    /// Those of SDS servers and files of their own: the same name may mean another secret there.
+    sourced: Mutex<HashMap<(Origin, ArcStr), Arc<Entry>>>,
     /// Those of them that were read from files, with the files' state then.
     files: Mutex<HashMap<ArcStr, files::Stamp>>,
     generation: AtomicU64,
@@ -43,18 +55,36 @@ impl SecretStore {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<Arc<Entry>> {
-        self.lock().get(name).cloned()
+    fn sourced(&self) -> MutexGuard<'_, HashMap<(Origin, ArcStr), Arc<Entry>>> {
+        self.sourced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A secret of that name, whoever gave it.
+    fn any(&self, name: &str) -> Option<Arc<Entry>> {
+        let own = self.lock().get(name).cloned();
+        own.or_else(|| self.sourced().iter().find(|((_, n), _)| **n == *name).map(|(_, entry)| entry.clone()))
+    }
+
+    fn get(&self, sds: &SdsRef) -> Option<Arc<Entry>> {
+        let own = || self.lock().get(&sds.name).cloned();
+        match &sds.source.origin {
+            Origin::Ads | Origin::Static => own(),
+            origin => {
+                let given = self.sourced().get(&(origin.clone(), sds.name.clone())).cloned();
+                // What the agent in this process has is not asked for.
+                given.or_else(|| own().filter(|_| is_workload(&sds.name) || files::is_file(&sds.name)))
+            }
+        }
     }
 
     /// A secret that a context needs. One that its name says is in files is read at its first use.
-    fn need(&self, name: &ArcStr) -> Result<Arc<Entry>, TlsError> {
-        let missing = || TlsError::MissingSecret(name.clone());
-        match self.get(name) {
+    fn need(&self, sds: &SdsRef) -> Result<Arc<Entry>, TlsError> {
+        let missing = || TlsError::MissingSecret(sds.name.clone());
+        match self.get(sds) {
             Some(entry) => Ok(entry),
             None => {
-                self.read_files(name, files::load(name).ok_or_else(missing)?)?;
-                self.get(name).ok_or_else(missing)
+                self.read_files(&sds.name, files::load(&sds.name).ok_or_else(missing)?)?;
+                self.get(sds).ok_or_else(missing)
             }
         }
     }
@@ -92,20 +122,20 @@ impl SecretStore {
         let gone: Vec<ArcStr> = self.stamps().keys().filter(|name| !wanted.contains(*name)).cloned().collect();
         for name in gone {
             self.stamps().remove(&name);
-            self.remove(&name);
+            self.remove(&Origin::Static, &name);
         }
     }
 
     /// Names of the secrets present, sorted.
     pub(crate) fn names(&self) -> Vec<ArcStr> {
-        let mut names: Vec<_> = self.lock().keys().cloned().collect();
-        names.sort();
-        names
+        let own: BTreeSet<_> = self.lock().keys().cloned().collect();
+        let given = self.sourced().keys().map(|(_, name)| name.clone()).collect();
+        own.union(&given).cloned().collect()
     }
 
     /// The public part of a secret as PEM; `true`: a certificate chain, `false`: roots.
     pub(crate) fn public_pem(&self, name: &str) -> Option<(bool, Vec<u8>)> {
-        match &*self.get(name)? {
+        match &*self.any(name)? {
             Entry::Certificate(key) => Some((true, pem(&key.cert))),
             Entry::Roots(roots) => Some((false, pem(roots))),
             Entry::Validation(validation) => {
@@ -120,27 +150,41 @@ impl SecretStore {
         let parse = |certs: &[CertificateDer<'static>]| -> Vec<PeerCertificate> {
             certs.iter().filter_map(|c| super::peer_certificate(std::slice::from_ref(c))).collect()
         };
-        match &*self.get(name)? {
+        match &*self.any(name)? {
             Entry::Certificate(key) => Some((parse(&key.cert), Vec::new())),
             Entry::Roots(certs) => Some((Vec::new(), parse(certs))),
             Entry::Validation(validation) => Some((Vec::new(), parse(&roots(validation).ok()?))),
         }
     }
 
-    pub(crate) fn remove(&self, name: &str) {
-        self.lock().remove(name);
+    pub(crate) fn remove(&self, origin: &Origin, name: &ArcStr) {
+        match origin {
+            Origin::Ads | Origin::Static => self.lock().remove(name),
+            origin => self.sourced().remove(&(origin.clone(), name.clone())),
+        };
         self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// Takes a secret from configuration or SDS.
-    pub(crate) fn set(&self, secret: Secret) -> Result<(), TlsError> {
-        match secret {
+    pub(crate) fn set(&self, origin: &Origin, secret: Secret) -> Result<(), TlsError> {
+        let (name, entry) = match secret {
             Secret::Certificate { name, chain, key, .. } => {
                 let key = certified_key(&read(&chain)?, &read(&key)?)?;
-                self.put(name, Entry::Certificate(Arc::new(key)));
+                (name, Entry::Certificate(Arc::new(key)))
             }
-            Secret::Validation { name, validation, .. } => self.put(name, Entry::Validation(validation)),
-            Secret::Generic { .. } => {}
+            Secret::Validation { name, validation, .. } => {
+                // Roots that cannot be read are refused now rather than at the first handshake.
+                roots(&validation)?;
+                (name, Entry::Validation(validation))
+            }
+            Secret::Generic { .. } => return Ok(()),
+        };
+        match origin {
+            Origin::Ads | Origin::Static => self.put(name, entry),
+            origin => {
+                self.sourced().insert((origin.clone(), name), Arc::new(entry));
+                self.generation.fetch_add(1, Ordering::Release);
+            }
         }
         Ok(())
     }
@@ -148,7 +192,7 @@ impl SecretStore {
     /// Takes the workload's certificate from the agent: `default` and `ROOTCA`.
     pub(crate) fn set_workload(&self, cert: &identity::WorkloadCertificate) -> Result<(), TlsError> {
         let key = super::provider().key_provider.load_private_key(cert.key.der().clone_key())?;
-        self.put("default".into(), Entry::Certificate(Arc::new(CertifiedKey::new(cert.chain.clone(), key))));
+        self.put(CERTIFICATE.into(), Entry::Certificate(Arc::new(CertifiedKey::new(cert.chain.clone(), key))));
         let roots = match &cert.crl {
             None => Entry::Roots(cert.roots.clone()),
             Some(crl) => {
@@ -157,7 +201,7 @@ impl SecretStore {
                 Entry::Validation(Validation { trusted_ca, crl, ..Validation::default() })
             }
         };
-        self.put("ROOTCA".into(), roots);
+        self.put(ROOTS.into(), roots);
         Ok(())
     }
 
@@ -168,7 +212,7 @@ impl SecretStore {
             .iter()
             .map(|source| match source {
                 CertificateSource::Local { chain, key } => Ok(Arc::new(certified_key(&read(chain)?, &read(key)?)?)),
-                CertificateSource::Sds(sds) => match &*self.need(&sds.name)? {
+                CertificateSource::Sds(sds) => match &*self.need(sds)? {
                     Entry::Certificate(key) => Ok(key.clone()),
                     _ => Err(TlsError::MissingSecret(sds.name.clone())),
                 },
@@ -186,7 +230,7 @@ impl SecretStore {
             let roots = roots(own)?;
             return Ok((own.clone(), roots));
         };
-        match &*self.need(&sds.name)? {
+        match &*self.need(sds)? {
             Entry::Validation(validation) => {
                 let merged = own.merged(validation);
                 let roots = roots(&merged)?;

@@ -1,13 +1,13 @@
 //! Downstream TLS contexts.
 
 use super::verify::{ClientVerifier, dns_match};
-use super::{Current, SecretStore, TlsError, info, peer_certificate, provider_for, versions};
+use super::{Current, SecretStore, TlsError, info, peer_certificate, provider_for, sessions, versions};
 use crate::io::Raw;
 use proxy_core::TlsInfo;
 use proxy_core::stream_info::PeerCertificate;
 use proxy_core::tls::DownstreamTls;
 use rustls::ServerConfig;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use std::io;
 use std::sync::Arc;
@@ -16,6 +16,8 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 /// A chain's TLS, compiled when needed.
 pub(crate) struct ServerTls {
     context: Arc<DownstreamTls>,
+    /// The chain has Istio's `metadata_exchange` filter in front of a TCP proxy.
+    exchanges: bool,
     current: Current<Compiled>,
 }
 
@@ -51,8 +53,8 @@ impl ResolvesServerCert for Certificates {
 const SESSIONS: usize = 128;
 
 impl ServerTls {
-    pub(crate) fn new(context: Arc<DownstreamTls>) -> Self {
-        Self { context, current: Current::default() }
+    pub(crate) fn new(context: Arc<DownstreamTls>, exchanges: bool) -> Self {
+        Self { context, exchanges, current: Current::default() }
     }
 
     fn compile(&self, secrets: &SecretStore) -> Result<Compiled, TlsError> {
@@ -84,10 +86,24 @@ impl ServerTls {
             builder.with_no_client_auth()
         };
         let mut config = builder.with_cert_resolver(certificates.clone());
-        config.session_storage = rustls::server::ServerSessionMemoryCache::new(SESSIONS);
-        config.send_tls13_tickets = 1;
+        // Sessions are kept here even where BoringSSL would put them into tickets, unless keeping them is forbidden.
+        match (self.context.session_tickets, self.context.stateful_resumption) {
+            (tickets, true) => {
+                config.session_storage = sessions::storage(SESSIONS, self.context.session_timeout);
+                config.send_tls13_tickets = usize::from(tickets);
+            }
+            (true, false) => {
+                config.session_storage = Arc::new(NoServerSessionStorage {});
+                config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+                config.send_tls13_tickets = 1;
+            }
+            (false, false) => {
+                config.session_storage = Arc::new(NoServerSessionStorage {});
+                config.send_tls13_tickets = 0;
+            }
+        }
         let without_alpn = Arc::new(config.clone());
-        config.alpn_protocols = super::spoken(&common.alpn);
+        config.alpn_protocols = if self.exchanges { common.alpn.clone() } else { super::spoken(&common.alpn) };
         Ok(Compiled { with_alpn: Arc::new(config), without_alpn, certificates, validates })
     }
 

@@ -163,10 +163,40 @@ impl Verified {
 
 /// The last second of a certificate's life; `None` when that cannot be told, which is less than any.
 fn expiry(certificate: &CertificateDer<'_>) -> Option<u64> {
-    use x509_parser::prelude::{FromDer, X509Certificate};
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    u64::try_from(certificate.validity().not_after.timestamp()).ok()
+    u64::try_from(parsed(certificate)?.validity().not_after.timestamp()).ok()
 }
+
+impl Checks {
+    /// Whether the certificates between the peer's and a root are too many (OpenSSL's `X509_VERIFY_PARAM_set_depth`).
+    fn too_deep(&self, roots: &[CertificateDer<'_>], leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> bool {
+        let Some(most) = self.validation.max_verify_depth else { return false };
+        let roots: Vec<_> = roots.iter().filter_map(|der| parsed(der)).collect();
+        let mut rest: Vec<_> = rest.iter().filter_map(|der| parsed(der)).collect();
+        let Some(mut current) = parsed(leaf) else { return false };
+        let mut depth = 0;
+        while !roots.iter().any(|root| root.subject() == current.issuer()) {
+            let Some(next) = rest.iter().position(|c| c.subject() == current.issuer()) else { return false };
+            current = rest.swap_remove(next);
+            depth += 1;
+        }
+        depth > most
+    }
+
+    /// The time at which a chain is looked at: with `allow_expired_certificate` one at which the peer's was good.
+    fn time(&self, leaf: &CertificateDer<'_>, now: UnixTime) -> UnixTime {
+        let Some(leaf) = parsed(leaf).filter(|_| self.validation.allow_expired) else { return now };
+        let at = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+        let (first, last) = (at(leaf.validity().not_before), at(leaf.validity().not_after));
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs().min(last).max(first)))
+    }
+}
+
+fn parsed<'a>(der: &'a CertificateDer<'_>) -> Option<x509_parser::certificate::X509Certificate<'a>> {
+    use x509_parser::prelude::FromDer;
+    Some(x509_parser::certificate::X509Certificate::from_der(der).ok()?.1)
+}
+
+const TOO_DEEP: Error = Error::InvalidCertificate(CertificateError::UnknownIssuer);
 
 /// Verifies clients.
 #[derive(Debug)]
@@ -218,10 +248,17 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        let now = self.checks.time(end_entity, now);
         if let Some(inner) = &self.inner
             && !is_root(&self.roots, end_entity, now)
         {
-            let verify = || inner.verify_client_cert(end_entity, intermediates, now).map(drop);
+            let verify = || {
+                inner.verify_client_cert(end_entity, intermediates, now)?;
+                match self.checks.too_deep(&self.roots, end_entity, intermediates) {
+                    true => Err(TOO_DEEP),
+                    false => Ok(()),
+                }
+            };
             match self.checks.validation.crl {
                 Some(_) => verify()?,
                 None => self.verified.check(end_entity, intermediates, now, verify)?,
@@ -281,6 +318,7 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        let now = self.checks.time(end_entity, now);
         if let Some((roots, given)) = &self.roots
             && !is_root(given, end_entity, now)
         {
@@ -292,7 +330,11 @@ impl ServerCertVerifier for ServerVerifier {
                     intermediates,
                     now,
                     provider().signature_verification_algorithms.all,
-                )
+                )?;
+                match self.checks.too_deep(given, end_entity, intermediates) {
+                    true => Err(TOO_DEEP),
+                    false => Ok(()),
+                }
             })?;
         }
         let chain = chain(end_entity, intermediates);
@@ -405,5 +447,31 @@ mod tests {
                 assert_eq!(Failure::of(&std::io::Error::other(refused)), Failure::Chain);
             }
         }
+    }
+    #[test]
+    fn chains_are_as_deep_as_allowed_and_may_be_old() {
+        let key = || rcgen::KeyPair::generate().unwrap();
+        let named = |name: &str, ca: bool| {
+            let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            if ca {
+                params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            }
+            params
+        };
+        let root = rcgen::CertifiedIssuer::self_signed(named("root", true), key()).unwrap();
+        let middle = rcgen::CertifiedIssuer::signed_by(named("middle", true), key(), &root).unwrap();
+        let mut params = named("leaf", false);
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        let leaf = params.signed_by(&key(), &middle).unwrap();
+        let name = ServerName::try_from("leaf").unwrap();
+        let verify = |allow_expired, max_verify_depth| {
+            let validation = Validation { allow_expired, max_verify_depth, ..Validation::default() };
+            let verifier = ServerVerifier::new(validation, &[root.der().clone()], false);
+            verifier.verify_server_cert(leaf.der(), &[middle.der().clone()], &name, &[], UnixTime::now()).is_ok()
+        };
+        assert!(!verify(false, None) && verify(true, None) && verify(true, Some(1)) && !verify(true, Some(0)));
     }
 }

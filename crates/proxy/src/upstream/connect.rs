@@ -2,11 +2,15 @@
 
 use super::WorkerCluster;
 use crate::io::{Io, Raw};
+use crate::peer;
+use crate::runtime::exchange_of;
 use crate::socket::{self, KeepAlive};
+use crate::stats::Workload;
 use crate::tls::{ClientTls, Failure};
 use mesh_types::ArcStr;
-use proxy_core::cluster::TransportSocket;
-use proxy_core::{Address, ConnectionInfo, Host, Listener, TlsInfo};
+use proxy_core::cluster::{TransportSocket, UpstreamProtocol};
+use proxy_core::stream_info::HttpProtocol;
+use proxy_core::{Address, Cluster, ConnectionInfo, Headers, Host, Listener, TlsInfo};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -72,6 +76,36 @@ pub(crate) enum Protocol {
     Auto,
 }
 
+impl Protocol {
+    /// What is spoken to the hosts of a cluster, to which the client speaks `downstream`.
+    pub(crate) fn of(protocol: &UpstreamProtocol, downstream: Option<HttpProtocol>) -> Self {
+        match protocol {
+            UpstreamProtocol::Http1 => Self::Http1,
+            UpstreamProtocol::Http2 => Self::Http2,
+            UpstreamProtocol::Auto => Self::Auto,
+            UpstreamProtocol::UseDownstream => match downstream {
+                Some(HttpProtocol::Http2) => Self::Http2,
+                _ => Self::Http1,
+            },
+        }
+    }
+}
+
+/// The SNI that a request brings (`auto_sni`, Envoy `Router::Filter::decodeHeaders`): its host, or the value of a header
+/// of its own, unless that is an address.
+pub(crate) fn server_name(config: &Cluster, headers: &Headers) -> Option<ArcStr> {
+    if !config.auto_sni {
+        return None;
+    }
+    let own = config.auto_sni_header.as_deref().and_then(|name| headers.joined(name)).filter(|v| !v.is_empty());
+    let own = own.map(|value| String::from_utf8_lossy(&value).into_owned());
+    let authority = own.as_deref().or_else(|| headers.authority())?;
+    let port = authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+    let host = port.map_or(authority, |(host, _)| host);
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    bare.parse::<IpAddr>().is_err().then(|| host.into())
+}
+
 /// A connection that could not be made.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectError {
@@ -86,6 +120,8 @@ pub(crate) struct ConnectionFacts {
     pub(crate) id: u64,
     pub(crate) local: Option<Address>,
     pub(crate) tls: Option<Arc<TlsInfo>>,
+    /// Who the peer says it is (TCP metadata exchange).
+    pub(crate) peer: Option<Workload>,
 }
 
 /// Opens a connection and counts how that went.
@@ -157,7 +193,7 @@ async fn establish(
     }
     let id = shared.next_id();
     let Some(tls) = tls else {
-        return Ok((Io::Raw(raw), ConnectionFacts { id, local, tls: None }));
+        return Ok((Io::Raw(raw), ConnectionFacts { id, local, tls: None, peer: None }));
     };
     let fallback = match variant.protocol {
         Protocol::Raw => Vec::new(),
@@ -165,11 +201,24 @@ async fn establish(
         Protocol::Http2 => vec![b"h2".to_vec()],
         Protocol::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
     };
-    let alpn = variant.alpn.as_deref().or_else(|| tls.has_no_alpn().then_some(&*fallback).filter(|f| !f.is_empty()));
-    match tls.connect(raw, &shared.secrets, variant.server_name.as_deref(), alpn).await {
+    // Only TCP streams can begin with who we are.
+    let exchange = exchange_of(&config.filters).filter(|_| variant.protocol == Protocol::Raw);
+    let all = exchange.map(|_| tls.alpn()).filter(|alpn| !alpn.is_empty());
+    let alpn =
+        variant.alpn.as_deref().or(all).or_else(|| tls.has_no_alpn().then_some(&*fallback).filter(|f| !f.is_empty()));
+    match tls.connect(raw, &shared.secrets, variant.server_name.as_ref(), &host.hostname, alpn).await {
         Ok((stream, info)) => {
             cluster.stats.ssl_handshake.inc();
-            Ok((Io::Client(stream), ConnectionFacts { id, local, tls: Some(Arc::new(info)) }))
+            let mut io = Io::Client(stream);
+            let mut peer = None;
+            if let Some(exchange) = exchange
+                && info.alpn.as_ref() == Some(&exchange.protocol)
+            {
+                peer = peer::exchange(&mut io, &shared.identity.frame(exchange))
+                    .await
+                    .map_err(|e| ConnectError { timeout: false, reason: connect_reason(&e) })?;
+            }
+            Ok((io, ConnectionFacts { id, local, tls: Some(Arc::new(info)), peer }))
         }
         Err(e) => {
             let failure = Failure::of(&e);

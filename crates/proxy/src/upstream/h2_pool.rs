@@ -28,6 +28,8 @@ struct Inner {
     requests: Cell<u32>,
     max_requests: Option<u32>,
     max_streams: u32,
+    /// Bytes and number of an answer's fields.
+    max_head: (u32, u32),
     /// Set by the driver when the connection ended, or when it may take no more requests.
     closed: Rc<Cell<bool>>,
     idle_since: Cell<Instant>,
@@ -55,6 +57,12 @@ impl H2Connection {
 
     pub(crate) fn facts(&self) -> &Rc<ConnectionFacts> {
         &self.inner.facts
+    }
+
+    /// Whether the head of an answer is within the cluster's limits.
+    pub(super) fn accepts(&self, headers: &proxy_core::Headers) -> bool {
+        let (bytes, fields) = self.inner.max_head;
+        headers.byte_size() <= bytes as usize && headers.len() <= fields as usize
     }
 
     /// The connection broke the protocol or said GOAWAY: nobody else should use it.
@@ -144,6 +152,7 @@ impl H2Pool {
             requests: Cell::new(0),
             max_requests: config.max_requests_per_connection,
             max_streams: options.max_concurrent_streams,
+            max_head: (config.max_response_header_bytes(false), config.max_response_headers),
             closed,
             idle_since: Cell::new(now),
             opened: now,

@@ -178,8 +178,10 @@ impl Pool {
             return self.h2.adopt(self, io, facts, counted).await.map(Acquired::H2);
         }
         let now = Instant::now();
+        let mut conn = h1::Conn::new(io);
+        conn.style = h1::Style::of(&self.cluster.config().http1);
         let inner = PooledH1 {
-            conn: Rc::new(RefCell::new(h1::Conn::new(io))),
+            conn: Rc::new(RefCell::new(conn)),
             facts,
             _counted: counted,
             requests: 0,
@@ -307,6 +309,12 @@ impl Lease {
 
     pub(crate) fn facts(&self) -> &Rc<ConnectionFacts> {
         &self.inner.facts
+    }
+
+    /// Limits of the answers' heads.
+    pub(super) fn limits(&self) -> h1::Limits {
+        let config = self.pool.cluster.config();
+        h1::Limits::of(&config.http1, config.max_response_header_bytes(true), config.max_response_headers)
     }
 
     /// Gives the connection back for the next request; the response was read to its end.

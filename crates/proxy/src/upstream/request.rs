@@ -7,7 +7,7 @@ use crate::h1::{self, Limits, ReadError};
 use crate::stream::{BodyError, Frame, Framing, RecvBody, SendBody, push_map, to_map};
 use bytes::Bytes;
 use proxy_core::Headers;
-use proxy_core::stream_info::HttpProtocol;
+use proxy_core::stream_info::{HttpProtocol, UpstreamInfo};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
@@ -53,6 +53,8 @@ pub(crate) struct Upstream {
     pub(crate) response: Response,
     pub(crate) facts: Rc<ConnectionFacts>,
     pub(crate) protocol: HttpProtocol,
+    /// What the connection had read and written before this request.
+    before: (u64, u64),
 }
 
 /// The answer side.
@@ -109,7 +111,8 @@ impl Upstream {
         headers.set_status(200);
         let reply = Reply { status: 200, headers, body: RecvBody::H1(conn.clone()), interim: false };
         let send = SendBody::H1 { conn, framing: Framing::Raw };
-        (Self { send, response: Response::taken(), facts, protocol: HttpProtocol::Http11 }, reply)
+        let before = (0, 0);
+        (Self { send, response: Response::taken(), facts, protocol: HttpProtocol::Http11, before }, reply)
     }
 
     fn start_h1(lease: Lease, headers: &mut Headers, end: bool, upgrade: bool, enable_trailers: bool) -> Self {
@@ -133,13 +136,29 @@ impl Upstream {
             Framing::Chunked { trailers: enable_trailers }
         };
         let conn = lease.conn().clone();
-        conn.borrow_mut().out.write(|out| h1::write_request(out, headers));
+        let before = {
+            let conn = &mut *conn.borrow_mut();
+            let before = conn.wire();
+            conn.out.write(|out| h1::write_request(out, headers, conn.style));
+            before
+        };
         let facts = lease.facts().clone();
+        let limits = lease.limits();
         Self {
             send: SendBody::H1 { conn, framing },
-            response: Response::H1 { lease, head_request, keep_alive: true, limits: Limits::default(), upgrade },
+            response: Response::H1 { lease, head_request, keep_alive: true, limits, upgrade },
             facts,
             protocol: HttpProtocol::Http11,
+            before,
+        }
+    }
+
+    /// Adds the bytes that this request put on the wire and took from it; HTTP/2 does not tell.
+    pub(crate) fn count_wire(&self, info: &mut UpstreamInfo) {
+        if let SendBody::H1 { conn, .. } = &self.send {
+            let (read, written) = conn.borrow().wire();
+            info.wire_bytes_received += read - self.before.0;
+            info.wire_bytes_sent += written - self.before.1;
         }
     }
 
@@ -159,6 +178,7 @@ impl Upstream {
             response: Response::H2 { future, connection },
             facts,
             protocol: HttpProtocol::Http2,
+            before: (0, 0),
         })
     }
 }
@@ -224,7 +244,7 @@ impl Response {
                 *self = Response::Taken { reusable: keep_alive, lease: Some(lease), _h2: None };
                 Poll::Ready(Ok(reply))
             }
-            Response::H2 { future, .. } => {
+            Response::H2 { future, connection } => {
                 if let Poll::Ready(Some(Ok(interim))) = future.poll_informational(cx) {
                     let mut headers = Headers::new();
                     push_map(&mut headers, interim.headers());
@@ -239,6 +259,10 @@ impl Response {
                 let mut headers = Headers::with_capacity(parts.headers.len() + 1, 512);
                 headers.set_status(parts.status.as_u16());
                 push_map(&mut headers, &parts.headers);
+                if !connection.accepts(&headers) {
+                    // Dropping the body resets the stream; Envoy calls that the peer's reset.
+                    return Poll::Ready(Err(Failure::Reset));
+                }
                 let reply = Reply { status: parts.status.as_u16(), headers, body: RecvBody::h2(body), interim: false };
                 if let Response::H2 { connection, .. } = std::mem::replace(self, Response::taken()) {
                     *self = Response::Taken { lease: None, reusable: false, _h2: Some(connection) };

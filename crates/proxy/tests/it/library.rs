@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
 /// A listener that answers everything with `body`, over TLS with the workload's certificate when `tls`.
-fn answering(port: u16, body: &str, tls: bool) -> serde_json::Value {
+pub(crate) fn answering(port: u16, body: &str, tls: bool) -> serde_json::Value {
     let mut chain = serde_json::json!({
         "filters": [{
             "name": "hcm",
@@ -49,7 +49,7 @@ fn answering(port: u16, body: &str, tls: bool) -> serde_json::Value {
     }]}})
 }
 
-async fn get<S: AsyncReadExt + AsyncWriteExt + Unpin>(stream: &mut S) -> String {
+pub(crate) async fn get<S: AsyncReadExt + AsyncWriteExt + Unpin>(stream: &mut S) -> String {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").await.expect("the proxy reads");
     let mut answer = vec![0; 4096];
     let n = stream.read(&mut answer).await.expect("the proxy answers");
@@ -82,13 +82,13 @@ async fn a_port_that_is_taken_is_named() {
     assert!(error.contains(&format!("127.0.0.1:{port}")), "{error}");
 }
 
-struct Authority {
+pub(crate) struct Authority {
     cert: rcgen::Certificate,
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = rcgen::KeyPair::generate().expect("a key");
         let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -96,7 +96,7 @@ impl Authority {
         Self { cert, issuer: rcgen::Issuer::new(params, key) }
     }
 
-    fn workload(&self, account: &str) -> WorkloadCertificate {
+    pub(crate) fn workload(&self, account: &str) -> WorkloadCertificate {
         let key = rcgen::KeyPair::generate().expect("a key");
         let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
         let uri = format!("spiffe://cluster.local/ns/default/sa/{account}");
@@ -107,17 +107,23 @@ impl Authority {
     }
 }
 
-fn client(cert: &WorkloadCertificate) -> tokio_rustls::TlsConnector {
+pub(crate) fn client(cert: &WorkloadCertificate) -> tokio_rustls::TlsConnector {
+    client_with(cert, &[])
+}
+
+/// A client that offers these protocols.
+pub(crate) fn client_with(cert: &WorkloadCertificate, alpn: &[&str]) -> tokio_rustls::TlsConnector {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(cert.roots.iter().cloned());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider has suites")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anyone))
         .with_client_auth_cert(cert.chain.clone(), cert.key.der().clone_key())
         .expect("a client certificate");
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
     tokio_rustls::TlsConnector::from(Arc::new(config))
 }
 

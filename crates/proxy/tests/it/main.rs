@@ -5,4 +5,8 @@ mod fixture;
 mod floods;
 mod h2spec;
 mod library;
+mod logs;
+mod peers;
+mod recorded;
+mod sources;
 mod tcp;

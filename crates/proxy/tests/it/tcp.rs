@@ -1,55 +1,11 @@
 //! TCP through the proxy: in requests, with PROXY headers, by names, with limits and a service that is asked.
 
-use crate::fixture::{bootstrap, connect, free_port, http_manager, listener};
-use serde_json::{Value, json};
+use crate::fixture::{
+    bootstrap, bound, cluster, connect, free_port, head, http_manager, http2, listener, start, tcp_proxy,
+};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-
-fn endpoint(port: u16) -> Value {
-    json!({"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}})
-}
-
-fn cluster(name: &str, ports: &[u16], fields: Value) -> Value {
-    let endpoints: Vec<Value> = ports.iter().map(|port| endpoint(*port)).collect();
-    let mut cluster = json!({
-        "name": name, "type": "STATIC", "connect_timeout": "1s",
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}
-    });
-    for (name, value) in fields.as_object().into_iter().flatten() {
-        cluster[name] = value.clone();
-    }
-    cluster
-}
-
-fn http2() -> Value {
-    json!({"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": {"http2_protocol_options": {}}
-    }}})
-}
-
-fn tcp_proxy(cluster: &str, fields: Value) -> Value {
-    let mut config = json!({
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        "stat_prefix": "tcp", "cluster": cluster
-    });
-    for (name, value) in fields.as_object().into_iter().flatten() {
-        config[name] = value.clone();
-    }
-    json!({"name": "tcp", "typed_config": config})
-}
-
-fn start(listeners: Value, clusters: Value) -> proxy::Handle {
-    let config = json!({"static_resources": {"listeners": listeners, "clusters": clusters}});
-    let options = proxy::Options { concurrency: 1, ..Default::default() };
-    proxy::start(bootstrap(&config), options).expect("it starts")
-}
-
-async fn bound() -> (TcpListener, u16) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback works");
-    let port = listener.local_addr().expect("bound").port();
-    (listener, port)
-}
+use tokio::net::TcpStream;
 
 /// Sends back what comes, at once.
 async fn mirror() -> u16 {
@@ -100,15 +56,6 @@ async fn exchange(mut stream: TcpStream, sent: &[u8]) -> Vec<u8> {
         let _ = stream.read_to_end(&mut answer).await;
     }
     answer
-}
-
-/// Reads up to and with the empty line.
-async fn head(stream: &mut TcpStream) -> String {
-    let mut seen = Vec::new();
-    while !seen.ends_with(b"\r\n\r\n") {
-        seen.push(stream.read_u8().await.expect("a whole head"));
-    }
-    String::from_utf8(seen).expect("ASCII")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@ use envoy_api::pb::envoy::extensions::filters::network::ext_authz::v3::ExtAuthz 
 use envoy_api::pb::envoy::r#type::matcher::v3::{
     ListStringMatcher, MetadataMatcher, StringMatcher, ValueMatcher, value_matcher,
 };
-use envoy_api::pb::envoy::r#type::v3::HttpStatus;
+use envoy_api::pb::envoy::r#type::v3::{HttpStatus, StatusCode};
 use istio_api::Duration;
 use istio_api::extension_provider::{
     EnvoyExternalAuthorizationGrpcProvider, EnvoyExternalAuthorizationHttpProvider,
@@ -24,7 +24,31 @@ fn find<'a>(cx: &'a Context<'_>, name: &str) -> Option<&'a ExtensionProvider> {
     let usable = |p: &&ExtensionProvider| {
         p.name == name && (p.envoy_ext_authz_http.is_some() || p.envoy_ext_authz_grpc.is_some())
     };
-    cx.push.mesh.extension_providers.iter().find(usable)
+    let found = cx.push.mesh.extension_providers.iter().find(usable).filter(|_| is_label(name))?;
+    let sensible = match (&found.envoy_ext_authz_http, &found.envoy_ext_authz_grpc) {
+        (Some(http), _) => {
+            let headers = http.include_request_headers_in_check.iter();
+            let headers = headers.chain(&http.include_headers_in_check).chain(&http.headers_to_downstream_on_deny);
+            let mut headers =
+                headers.chain(&http.headers_to_downstream_on_allow).chain(&http.headers_to_upstream_on_allow);
+            is_port(http.port)
+                && (http.path_prefix.is_empty() || http.path_prefix.starts_with('/'))
+                && !headers.any(|header| header == "*")
+        }
+        (None, Some(grpc)) => is_port(grpc.port),
+        (None, None) => false,
+    };
+    sensible.then_some(found)
+}
+
+/// Whether it can stand in names of policies and metrics: a label of DNS in lower case.
+fn is_label(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    name.len() <= 63 && name.chars().all(plain) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+fn is_port(port: u32) -> bool {
+    (1..=65535).contains(&port)
 }
 
 fn timeout(own: Option<Duration>) -> Option<envoy_api::wkt::Duration> {
@@ -46,7 +70,8 @@ fn status(text: &str) -> Option<Option<HttpStatus>> {
     if text.is_empty() {
         return Some(None);
     }
-    Some(Some(HttpStatus { code: text.parse().ok()? }))
+    let code: i32 = text.parse().ok()?;
+    StatusCode::try_from(code).ok().map(|_| Some(HttpStatus { code }))
 }
 
 fn headers(list: &[String]) -> Option<ListStringMatcher> {
@@ -91,7 +116,6 @@ pub(super) fn http(cx: &Context<'_>, name: &str) -> Option<ExtAuthz> {
         return Some(ExtAuthz {
             status_on_error: status(&own.status_on_error)?,
             failure_mode_allow: own.fail_open,
-            clear_route_cache: own.clear_route_cache,
             with_request_body: body(own.include_request_body_in_check.as_ref()),
             allowed_headers: headers(&own.include_request_headers_in_check)
                 .or_else(|| headers(&own.include_headers_in_check)),
@@ -103,7 +127,6 @@ pub(super) fn http(cx: &Context<'_>, name: &str) -> Option<ExtAuthz> {
     Some(ExtAuthz {
         status_on_error: status(&own.status_on_error)?,
         failure_mode_allow: own.fail_open,
-        clear_route_cache: own.clear_route_cache,
         with_request_body: body(own.include_request_body_in_check.as_ref()),
         services: Some(Services::GrpcService(grpc(cx, own)?)),
         ..common
@@ -141,6 +164,8 @@ fn http_service(cx: &Context<'_>, own: &EnvoyExternalAuthorizationHttpProvider) 
 /// The filter that asks about TCP connections: outer nothing if the provider is unknown or broken, inner
 /// nothing if it only understands HTTP.
 pub(super) fn tcp(cx: &Context<'_>, name: &str) -> Option<Option<TcpExtAuthz>> {
+    // What is wrong with it is so for HTTP, too.
+    http(cx, name)?;
     let provider = find(cx, name)?;
     let Some(own) = &provider.envoy_ext_authz_grpc else { return Some(None) };
     Some(Some(TcpExtAuthz {

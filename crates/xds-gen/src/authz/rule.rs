@@ -69,7 +69,8 @@ impl Attribute {
                 } else if let Some(rest) = key.strip_prefix("request.auth.claims") {
                     Attribute::Claims(rest.to_owned())
                 } else {
-                    Attribute::EnvoyFilter(key.strip_prefix("experimental.")?.to_owned())
+                    let key = key.strip_prefix("experimental.").filter(|key| key.starts_with("envoy.filters."))?;
+                    Attribute::EnvoyFilter(key.to_owned())
                 }
             }
         })

@@ -10,7 +10,7 @@ use envoy_api::cluster::{
 use envoy_api::endpoint::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
 };
-use istio_api::mesh_config::InboundTrafficPolicyMode;
+use istio_api::mesh_config::{InboundTrafficPolicyMode, Visibility};
 use istio_api::sidecar::IstioIngressListener;
 use mesh_types::Protocol;
 use registry::{Port, Provider, Resolution, Service, ServiceTarget, TargetPort};
@@ -25,13 +25,15 @@ use crate::proto::{address, config_path, list, seconds, set_istio_metadata};
 const NEVER: i64 = 9_223_372_035;
 
 pub(super) fn all(cx: &Context<'_>, out: &mut Vec<Cluster>) {
-    if !cx.scope.ingress().is_empty() {
-        out.extend(cx.scope.ingress().iter().filter_map(|listener| from_ingress(cx, listener)));
-        return;
+    let ingress = cx.scope.ingress();
+    if if ingress.is_empty() { !cx.no_interception() } else { cx.push.settings.merge_inbound } {
+        from_registry(cx, out);
     }
-    if cx.no_interception() {
-        return;
-    }
+    out.extend(ingress.iter().filter_map(|listener| from_ingress(cx, listener)));
+}
+
+/// The ports of the proxy's services, but for those that its Sidecar names.
+fn from_registry(cx: &Context<'_>, out: &mut Vec<Cluster>) {
     let mut by_port: BTreeMap<u16, Vec<&ServiceTarget>> = BTreeMap::new();
     for target in cx.targets.iter() {
         by_port.entry(target.target_port).or_default().push(target);
@@ -40,6 +42,9 @@ pub(super) fn all(cx: &Context<'_>, out: &mut Vec<Cluster>) {
         cx.push.mesh.inbound_traffic_policy.as_ref().map(|p| p.mode) == Some(InboundTrafficPolicyMode::Localhost);
     let bind = if localhost { cx.localhosts()[0] } else { "" };
     for (port, targets) in by_port {
+        if cx.scope.ingress().iter().any(|i| i.port.as_ref().is_some_and(|p| p.number == u32::from(port))) {
+            continue;
+        }
         let first = targets[0];
         out.push(cluster(cx, port, bind, first.target_port, &first.port, &first.service, &targets));
     }
@@ -91,7 +96,7 @@ fn cluster(
             ..ClusterLoadAssignment::default()
         });
     }
-    if !service.mesh_external {
+    if !service.mesh_external && cx.push.settings.telemetry_label {
         let mut hosts: Vec<&str> = Vec::new();
         let mut services = Vec::new();
         for target in targets.iter().filter(|t| t.port.port == port.port) {
@@ -112,8 +117,11 @@ fn cluster(
         && rule.spec.traffic_policy.is_some()
     {
         policy = policy::inbound_policy(&rule.spec, port.port);
-        let path = config_path("destination-rule", &rule.namespace, &rule.name);
-        set_istio_metadata(&mut draft.cluster.metadata, "config", path);
+        // As istiod: only beside other metadata.
+        if draft.cluster.metadata.is_some() {
+            let path = config_path("destination-rule", &rule.namespace, &rule.name);
+            set_istio_metadata(&mut draft.cluster.metadata, "config", path);
+        }
     }
     policy::apply_inbound(cx, &mut draft, policy, cluster_port);
     if bind != "127.0.0.1" && bind != "::1" {
@@ -169,6 +177,9 @@ fn nameless(cx: &Context<'_>) -> Service {
         node_local: false,
         publish_not_ready: false,
         passthrough_ports: BTreeMap::new(),
+        allocated: Vec::new(),
+        visibility: Visibility::Public,
+        races: false,
     }
 }
 

@@ -7,6 +7,7 @@ use envoy_api::cluster::cluster::{
 };
 use envoy_api::core::RuntimeDouble;
 use istio_api::destination_rule::{ConsistentHashLb, LoadBalancerSettings, SimpleLb};
+use mesh_types::Protocol;
 
 use super::policy::{Draft, Target};
 use crate::context::Context;
@@ -21,12 +22,15 @@ pub(super) fn apply(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
     }
     let lb = target.policy.load_balancer.as_ref();
     let common = cluster.common_lb_config.get_or_insert_default();
-    if common.healthy_panic_threshold.is_none() {
+    if common.healthy_panic_threshold.is_none()
+        && (cx.push.settings.send_unhealthy || target.service.forces_unhealthy(&cx.push.settings))
+    {
         // Unhealthy endpoints are sent too, and never used.
         common.healthy_panic_threshold = percent(0.0);
     }
     let setting = Setting::effective(&cx.push.mesh, lb, target.service);
     let has_outlier = cluster.outlier_detection.is_some();
+    let weighted = || Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {}));
     match &setting {
         Some(Setting::ZoneAware(zone)) => {
             let enabled = zone.enabled.unwrap_or(true);
@@ -38,19 +42,28 @@ pub(super) fn apply(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
         }
         Some(Setting::Locality { setting, force }) => {
             let failover = !setting.failover.is_empty() || !setting.failover_priority.is_empty();
-            if ((*force || has_outlier) && failover) || !setting.distribute.is_empty() {
-                common.locality_config_specifier =
-                    Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {}));
+            if cx.push.settings.locality_weighted
+                || ((*force || has_outlier) && failover)
+                || !setting.distribute.is_empty()
+            {
+                common.locality_config_specifier = weighted();
             }
         }
+        None if cx.push.settings.locality_weighted => common.locality_config_specifier = weighted(),
         None => {}
     }
     if let (Some(setting), Some(assignment)) = (&setting, &mut cluster.load_assignment) {
         let builder = crate::endpoint::Builder::new(cx, target.service, target.port.port, target.subset, target.rule);
-        builder.apply_locality(setting, has_outlier, assignment);
+        // As istiod: endpoints of subsets inside a cluster are not compared by labels.
+        builder.apply_locality(setting, has_outlier, assignment, target.subset.is_empty());
     }
     if cluster.cluster_discovery_type == Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32)) {
         cluster.lb_policy = LbPolicy::ClusterProvided as i32;
+        return;
+    }
+    // So that the client spreads keys over the servers.
+    if cx.push.settings.redis_filter && target.port.protocol == Protocol::Redis {
+        cluster.lb_policy = LbPolicy::Maglev as i32;
         return;
     }
     match lb.and_then(|lb| lb.simple).unwrap_or_default() {
@@ -101,7 +114,8 @@ fn slow_start(lb: Option<&LoadBalancerSettings>) -> Option<SlowStartConfig> {
     Some(SlowStartConfig { slow_start_window: Some(duration(window)), ..SlowStartConfig::default() })
 }
 
-fn consistent_hash(hash: &ConsistentHashLb) -> (LbPolicy, Option<LbConfig>) {
+/// By what requests stay with an endpoint (istiod `ApplyRingHashLoadBalancer`).
+pub(crate) fn consistent_hash(hash: &ConsistentHashLb) -> (LbPolicy, Option<LbConfig>) {
     let ring = |size: u64| {
         LbConfig::RingHashLbConfig(RingHashLbConfig { minimum_ring_size: u64_value(size), ..Default::default() })
     };

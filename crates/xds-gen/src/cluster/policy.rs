@@ -266,7 +266,7 @@ fn apply_outbound(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
     }
     connection_pool(cx, draft, &pool, policy.retry_budget.as_ref());
     if let Some(outlier) = &policy.outlier_detection {
-        outlier_detection(&mut draft.cluster, outlier);
+        outlier_detection(&mut draft.cluster, outlier, target.service.forces_unhealthy(&cx.push.settings));
         if !outlier.outlier_detection_http_error_codes.is_empty() {
             error_codes(draft, &outlier.outlier_detection_http_error_codes);
         }
@@ -331,6 +331,7 @@ pub(super) fn connection_pool(
             budget_interval: b.budget_interval.map(duration),
             min_retry_concurrency: u32_value(if b.min_retry_concurrency > 0 { b.min_retry_concurrency } else { 3 }),
         }),
+        track_remaining: !cx.push.settings.no_remaining,
         ..Thresholds::default()
     };
     let cluster = &mut draft.cluster;
@@ -383,7 +384,8 @@ pub(super) fn connection_pool(
     }
 }
 
-fn outlier_detection(cluster: &mut Cluster, outlier: &OutlierDetection) {
+/// With `all_sent` endpoints that are not ready are among the cluster's, and must not be used in a panic.
+fn outlier_detection(cluster: &mut Cluster, outlier: &OutlierDetection, all_sent: bool) {
     let enforce = |value: u32| u32_value(if value > 0 { 100 } else { 0 });
     let mut out = EnvoyOutlier {
         enforcing_success_rate: u32_value(0),
@@ -413,7 +415,7 @@ fn outlier_detection(cluster: &mut Cluster, outlier: &OutlierDetection) {
     cluster.outlier_detection = Some(out);
     if outlier.min_health_percent >= 0 {
         cluster.common_lb_config.get_or_insert_default().healthy_panic_threshold =
-            percent(f64::from(outlier.min_health_percent));
+            percent(if all_sent { 0.0 } else { f64::from(outlier.min_health_percent) });
     }
 }
 

@@ -23,9 +23,11 @@ pub(crate) fn raw_buffer() -> core::TransportSocket {
 }
 
 pub(super) fn apply(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
-    let (settings, automatic) = settings(cx, target);
+    // Whoever answers to a name that is known only by the request has no account here.
+    let accounts = if draft.is_dynamic { Vec::new() } else { cx.push.service_accounts(target.service) };
+    let (settings, automatic) = settings(cx, target, &accounts);
     if let Some(settings) = settings {
-        let context = context(cx, draft, target, &settings);
+        let context = context(cx, draft, target, &settings, &accounts);
         let socket = context.map(|c| transport_socket("envoy.transport_sockets.tls", &c));
         if automatic && settings.mode == TlsMode::IstioMutual && draft.kind() != Some(DiscoveryType::OriginalDst) {
             draft.cluster.transport_socket_matches = vec![
@@ -50,14 +52,13 @@ pub(super) fn apply(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
 }
 
 /// The client's settings, and whether they are only for servers that can (istiod `buildUpstreamTLSSettings`).
-fn settings(cx: &Context<'_>, target: &Target<'_>) -> (Option<ClientTlsSettings>, bool) {
-    let accounts = || cx.push.service_accounts(target.service);
+fn settings(cx: &Context<'_>, target: &Target<'_>, accounts: &[String]) -> (Option<ClientTlsSettings>, bool) {
     if let Some(tls) = &target.policy.tls {
         if matches!(tls.mode, TlsMode::Disable | TlsMode::Simple) {
             return (Some(tls.clone()), false);
         }
         if let Some(own) = own_certificates(cx) {
-            if target.service.mesh_external {
+            if cx.push.settings.external_rule_tls && target.service.mesh_external {
                 return (Some(tls.clone()), false);
             }
             let names = tls.subject_alt_names.clone();
@@ -73,7 +74,7 @@ fn settings(cx: &Context<'_>, target: &Target<'_>) -> (Option<ClientTlsSettings>
             tls.sni.clone_from(&target.sni);
         }
         if tls.subject_alt_names.is_empty() {
-            tls.subject_alt_names = accounts();
+            tls.subject_alt_names = accounts.to_vec();
         }
         return (Some(tls), false);
     }
@@ -83,7 +84,7 @@ fn settings(cx: &Context<'_>, target: &Target<'_>) -> (Option<ClientTlsSettings>
     }
     let own = own_certificates(cx);
     let own = own.unwrap_or_else(|| ClientTlsSettings { mode: TlsMode::IstioMutual, ..ClientTlsSettings::default() });
-    (Some(ClientTlsSettings { subject_alt_names: accounts(), sni: target.sni.clone(), ..own }), true)
+    (Some(ClientTlsSettings { subject_alt_names: accounts.to_vec(), sni: target.sni.clone(), ..own }), true)
 }
 
 /// Mutual TLS with the certificate files that the proxy itself names, in place of the mesh's certificate.
@@ -118,6 +119,7 @@ fn context(
     draft: &mut Draft,
     target: &Target<'_>,
     tls: &ClientTlsSettings,
+    accounts: &[String],
 ) -> Option<UpstreamTlsContext> {
     let for_all = target.rule.is_none_or(|r| r.workload_selector.is_none());
     if for_all && is_privileged(tls) {
@@ -125,7 +127,7 @@ fn context(
     }
     let mut names = tls.subject_alt_names.clone();
     if target.service.provider == Provider::External && names.is_empty() {
-        names = cx.push.service_accounts(target.service);
+        names = accounts.to_vec();
     }
     match tls.mode {
         TlsMode::Disable => None,
@@ -163,10 +165,10 @@ fn istio_mutual(cx: &Context<'_>, draft: &mut Draft, is_http: bool, tls: &Client
     // matches; the last name is what the server's chain answers with. Sniffed ports go as TCP then: nobody
     // could say for each connection what it carries.
     let alpn: &[&str] = match (cx.node.profile, http2) {
-        (Profile::IstioProxy, true) => &["istio-peer-exchange", "istio", "h2"],
-        (Profile::IstioProxy, false) => &["istio-peer-exchange", "istio"],
-        (Profile::Outrigger, true) => &["istio", "h2"],
-        (Profile::Outrigger, false) => &["istio"],
+        (Profile::IstioProxy, true) if cx.agrees_on_exchange() => &["istio-peer-exchange", "istio", "h2"],
+        (Profile::IstioProxy, false) if cx.agrees_on_exchange() => &["istio-peer-exchange", "istio"],
+        (Profile::IstioProxy | Profile::Outrigger, true) => &["istio", "h2"],
+        (Profile::IstioProxy | Profile::Outrigger, false) => &["istio"],
         (Profile::Stock, true) => &["istio-h2", "istio", "h2"],
         (Profile::Stock, false) if is_http && draft.follows_client() => &["istio-http/1.1", "istio-h2", "istio"],
         (Profile::Stock, false) if is_http => &["istio-http/1.1", "istio", "http/1.1"],

@@ -199,14 +199,19 @@ fn by_labels(
     if node.labels.is_empty() || labels.len() != assignment.endpoints.len() {
         return;
     }
-    let wanted: Vec<(&str, &str)> = order
+    // `label=value` holds for the label wherever it stands; text with more signs names the label only.
+    let name = |text: &'_ String| text.split('=').next().unwrap_or_default().to_owned();
+    let values: BTreeMap<String, &str> = order
         .iter()
-        .map(|text| match text.split_once('=') {
-            Some((label, value)) => (label, value),
-            None => (text.as_str(), proxy_label(node, place, text)),
-        })
+        .filter_map(|text| text.split_once('=').filter(|(_, value)| !value.contains('=')).map(|(_, v)| (name(text), v)))
         .collect();
-    let network_first = wanted.first().is_some_and(|(label, _)| *label == NETWORK);
+    let labels_in_order: Vec<String> = order.iter().map(name).collect();
+    let value = |label: &String| match values.get(label) {
+        Some(value) => *value,
+        None => proxy_label(node, place, label),
+    };
+    let wanted: Vec<(&str, &str)> = labels_in_order.iter().map(|label| (label.as_str(), value(label))).collect();
+    let network_first = order.first().is_some_and(|text| text == NETWORK);
     let mut out = Vec::new();
     for (group, labels) in assignment.endpoints.iter().zip(labels) {
         let mut by_priority: BTreeMap<usize, Vec<LbEndpoint>> = BTreeMap::new();

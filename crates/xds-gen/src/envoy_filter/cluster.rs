@@ -1,9 +1,9 @@
 use envoy_api::cluster::Cluster;
 use envoy_api::core::{TransportSocket, transport_socket::ConfigType};
-use envoy_api::wkt::value::Kind;
 use istio_api::envoy_filter::{ApplyTo, Operation};
 
 use super::{Patch, Patches, Side, merge_any};
+use crate::context::Context;
 use crate::names::{self, INBOUND_PASSTHROUGH};
 
 fn side(cluster: &Cluster) -> Side {
@@ -14,8 +14,8 @@ fn side(cluster: &Cluster) -> Side {
     }
 }
 
-pub(super) fn patch(patches: &Patches, clusters: Vec<Cluster>) -> Vec<Cluster> {
-    let mut out: Vec<Cluster> = clusters.into_iter().filter_map(|c| one(patches, c)).collect();
+pub(super) fn patch(cx: &Context<'_>, patches: &Patches, clusters: Vec<Cluster>) -> Vec<Cluster> {
+    let mut out: Vec<Cluster> = clusters.into_iter().filter_map(|c| one(cx, patches, c)).collect();
     for side in [Side::Outbound, Side::Inbound] {
         let added = patches.to(ApplyTo::Cluster, side).filter(|p| p.adds_on(side));
         out.extend(added.map(Patch::value::<Cluster>).filter(|c| !c.name.is_empty()));
@@ -25,9 +25,13 @@ pub(super) fn patch(patches: &Patches, clusters: Vec<Cluster>) -> Vec<Cluster> {
     out
 }
 
-fn one(patches: &Patches, mut cluster: Cluster) -> Option<Cluster> {
+fn one(cx: &Context<'_>, patches: &Patches, mut cluster: Cluster) -> Option<Cluster> {
     let side = side(&cluster);
-    for patch in patches.to(ApplyTo::Cluster, side).filter(|p| fits(p, &cluster, side)).collect::<Vec<_>>() {
+    for patch in patches.to(ApplyTo::Cluster, side) {
+        // What came before may have given it another name.
+        if !fits(cx, patch, &cluster, side) {
+            continue;
+        }
         if patch.operation == Operation::Remove {
             return None;
         }
@@ -38,25 +42,20 @@ fn one(patches: &Patches, mut cluster: Cluster) -> Option<Cluster> {
     Some(cluster)
 }
 
-/// Host names of the services that an inbound cluster serves.
-fn hosts(cluster: &Cluster) -> Vec<&str> {
-    let istio = cluster.metadata.as_ref().and_then(|m| m.filter_metadata.get("istio"));
-    let Some(Kind::ListValue(list)) = istio.and_then(|s| s.fields.get("services")).and_then(|v| v.kind.as_ref()) else {
-        return Vec::new();
-    };
-    list.values
-        .iter()
-        .filter_map(|v| match v.kind.as_ref()? {
-            Kind::StructValue(s) => match s.fields.get("host")?.kind.as_ref()? {
-                Kind::StringValue(host) => Some(host.as_str()),
-                _ => None,
-            },
-            _ => None,
-        })
-        .collect()
+/// Whether a service is behind an inbound port: any of the workload's, or the one of a Sidecar's listener, which has
+/// the Sidecar's name if there is no service.
+fn serves(cx: &Context<'_>, port: u16, service: &str) -> bool {
+    let own = || cx.targets.iter().filter(|t| t.target_port == port).map(|t| &*t.service.hostname);
+    match cx.scope.ingress().iter().any(|i| i.port.as_ref().is_some_and(|p| p.number == u32::from(port))) {
+        false => own().any(|host| host == service),
+        true => match own().next() {
+            Some(host) => host == service,
+            None => format!("{}.{}", cx.scope.name, cx.scope.namespace) == service,
+        },
+    }
 }
 
-fn fits(patch: &Patch, cluster: &Cluster, side: Side) -> bool {
+fn fits(cx: &Context<'_>, patch: &Patch, cluster: &Cluster, side: Side) -> bool {
     let Some(wanted) = &patch.matching.cluster else { return true };
     if !wanted.name.is_empty() {
         return wanted.name == cluster.name;
@@ -70,7 +69,7 @@ fn fits(patch: &Patch, cluster: &Cluster, side: Side) -> bool {
     };
     let serves = |service: &str| match side {
         Side::Outbound => service == host,
-        Side::Inbound => hosts(cluster).contains(&service),
+        Side::Inbound => port != 0 && serves(cx, port, service),
     };
     (wanted.subset.is_empty() || wanted.subset == subset)
         && (wanted.service.is_empty() || serves(&wanted.service))

@@ -85,14 +85,15 @@ fn one(patches: &Patches, mut listener: Listener) -> Option<Listener> {
         }
     }
     listener_filters(patches, side, &mut listener);
+    inline_routes(patches, side, &mut listener);
     let mut chains = std::mem::take(&mut listener.filter_chains);
     chains.retain_mut(|chain| filter_chain(patches, side, &listener, chain));
     if let Some(mut chain) = listener.default_filter_chain.take() {
-        let keep = filter_chain(patches, side, &listener, &mut chain);
+        let keep = chain.filters.is_empty() || filter_chain(patches, side, &listener, &mut chain);
         listener.default_filter_chain = keep.then_some(chain);
     }
     let added = patches.to(ApplyTo::FilterChain, side).filter(|p| p.operation == Operation::Add && fits(p, &listener));
-    chains.extend(added.map(Patch::value::<FilterChain>));
+    chains.extend(added.map(Patch::value::<FilterChain>).filter(|chain| !chain.filters.is_empty()));
     listener.filter_chains = chains;
     Some(listener)
 }
@@ -131,6 +132,24 @@ fn listener_filters(patches: &Patches, side: Side, listener: &mut Listener) {
     }
 }
 
+/// Patches the route tables inside inbound listeners, which istiod does while it makes them; that of hosts looked up by
+/// name, which is outbound, it leaves alone.
+fn inline_routes(patches: &Patches, side: Side, listener: &mut Listener) {
+    let kinds = [ApplyTo::RouteConfiguration, ApplyTo::VirtualHost, ApplyTo::HttpRoute];
+    if side == Side::Outbound || !kinds.into_iter().any(|kind| patches.to(kind, side).next().is_some()) {
+        return;
+    }
+    let chains = listener.filter_chains.iter_mut().chain(&mut listener.default_filter_chain);
+    for filter in chains.flat_map(|chain| &mut chain.filters).filter(|f| f.name == HTTP_CONNECTION_MANAGER) {
+        let Some(filter::ConfigType::TypedConfig(config)) = &mut filter.config_type else { continue };
+        let Ok(mut manager) = unpack::<HttpConnectionManager>(config) else { continue };
+        if let Some(RouteSpecifier::RouteConfig(own)) = &mut manager.route_specifier {
+            route::patch(patches, side, own);
+        }
+        *config = any(&manager);
+    }
+}
+
 /// Returns whether the chain stays.
 fn filter_chain(patches: &Patches, side: Side, listener: &Listener, chain: &mut FilterChain) -> bool {
     if chain.filters.is_empty() {
@@ -148,7 +167,8 @@ fn filter_chain(patches: &Patches, side: Side, listener: &Listener, chain: &mut 
         }
     }
     network_filters(patches, side, listener, chain);
-    !chain.filters.is_empty()
+    // Also without any filter left, as istiod leaves it.
+    true
 }
 
 /// A patch with a transport socket of the chain's own name changes only that.
@@ -221,9 +241,6 @@ fn merge_network_filter(patch: &Patch, filter: &mut Filter) {
 fn http_filters(patches: &Patches, side: Side, listener: &Listener, chain: &FilterChain, filter: &mut Filter) {
     let Some(filter::ConfigType::TypedConfig(config)) = &mut filter.config_type else { return };
     let Ok(mut manager) = unpack::<HttpConnectionManager>(config) else { return };
-    if let Some(RouteSpecifier::RouteConfig(own)) = &mut manager.route_specifier {
-        route::patch(patches, side, own);
-    }
     let meant = |patch: &&Patch| {
         fits(patch, listener) && fits_chain(patch, listener, chain) && fits_filter(patch, HTTP_CONNECTION_MANAGER)
     };

@@ -50,12 +50,19 @@ pub(super) fn patch(patches: &Patches, side: Side, config: &mut RouteConfigurati
         }
     }
     let mut hosts = std::mem::take(&mut config.virtual_hosts);
-    hosts.retain_mut(|host| virtual_host(patches, side, config, host));
+    let mut removed: Vec<String> = Vec::new();
+    for host in &mut hosts {
+        if !virtual_host(patches, side, config, host) {
+            removed.push(host.name.clone());
+        }
+    }
     for patch in patches.to(ApplyTo::VirtualHost, side) {
         if patch.operation == Operation::Add && fits(patch, config) {
             hosts.push(patch.value());
         }
     }
+    // As istiod: by name, and so also what was just added under it.
+    hosts.retain(|host| !removed.contains(&host.name));
     config.virtual_hosts = hosts;
 }
 

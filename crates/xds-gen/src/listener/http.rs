@@ -10,6 +10,7 @@ use envoy_api::http::{
     },
 };
 use envoy_api::listener::Filter;
+use envoy_api::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSession;
 use envoy_api::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use envoy_api::route::RouteConfiguration;
 use istio_api::mesh_config::NormalizationType;
@@ -17,7 +18,7 @@ use istio_api::mesh_proxy::{ForwardClientCertDetails as Forward, MetadataExchang
 use mesh_types::Protocol;
 use registry::{Resolution, Service};
 
-use super::tracing;
+use super::{connection, tracing};
 use crate::access_log::{self, Of};
 use crate::context::Context;
 use crate::filters::{self, HTTP_CONNECTION_MANAGER, yes};
@@ -103,7 +104,7 @@ fn build(cx: &Context<'_>, manager: Manager<'_>) -> HttpConnectionManager {
         } else {
             None
         },
-        proxy_100_continue: true,
+        proxy_100_continue: cx.push.settings.proxy_100_continue,
         append_x_forwarded_port: ph.x_forwarded_port.and_then(|x| x.enabled) == Some(true),
         normalize_path: bool_value(normalization != NormalizationType::None),
         merge_slashes: decode || normalization == NormalizationType::MergeSlashes,
@@ -112,7 +113,7 @@ fn build(cx: &Context<'_>, manager: Manager<'_>) -> HttpConnectionManager {
         } else {
             PathWithEscapedSlashesAction::KeepUnchanged as i32
         },
-        use_remote_address: bool_value(false),
+        use_remote_address: bool_value(cx.push.settings.use_remote_address && !inbound && !manager.is_forward_proxy),
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..UpgradeConfig::default() }],
         common_http_protocol_options: parse_duration(&cx.node.idle_timeout)
             .map(|idle| HttpProtocolOptions { idle_timeout: Some(idle), ..HttpProtocolOptions::default() }),
@@ -163,6 +164,7 @@ fn build(cx: &Context<'_>, manager: Manager<'_>) -> HttpConnectionManager {
             out.http2_protocol_options = Some(Default::default());
         }
     }
+    connection::apply(cx, &mut out);
     out
 }
 
@@ -202,12 +204,16 @@ fn make_http_filters(cx: &Context<'_>, manager: &Manager<'_>, ph: &ProxyHeaders)
         out.push(filters::grpc_web());
     }
     out.push(filters::grpc_stats());
-    if !inbound && cx.has_istio_filters() {
+    if !inbound && cx.has_istio_filters() && cx.push.settings.alpn_filter {
         out.push(filters::alpn());
     }
     out.push(filters::fault());
     out.push(filters::cors());
     out.extend(cx.telemetry.http_filters(manager.side));
+    if !inbound && cx.push.settings.persistent_sessions {
+        // Does nothing until a route says how sessions are kept.
+        out.push(filters::http(filters::STATEFUL_SESSION, &StatefulSession::default()));
+    }
     if let Some(service) = manager.service
         && !inbound
         && service.is_wildcard()

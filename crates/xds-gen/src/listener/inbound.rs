@@ -1,6 +1,7 @@
 //! Inbound listeners: traffic to the proxy's own workload (istiod `listener_inbound.go`).
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use envoy_api::core::{self, TrafficDirection};
 use envoy_api::listener::{
@@ -18,8 +19,8 @@ use push_context::{InterceptionMode, MtlsMode};
 use registry::Provider;
 
 use super::http::{self, Manager, Routes};
-use super::outbound::{can_bind, tls_inspector};
-use super::{accept_one, additional, black_hole, mesh_port, network};
+use super::outbound::{bound_by_others, may_bind, tls_inspector};
+use super::{accept_one, additional, balance, black_hole, mesh_port, network};
 use crate::access_log::{self, Of};
 use crate::context::Context;
 use crate::filters::{network_metadata_exchange, yes};
@@ -35,6 +36,8 @@ const MTLS_HTTP: &[&str] = &["istio-http/1.0", "istio-http/1.1", "istio-h2"];
 const MTLS_TCP: &[&str] = &["istio-peer-exchange", "istio"];
 const MTLS_ALL: &[&str] = &["istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
 const PLAINTEXT_HTTP: &[&str] = &["http/1.1", "h2c"];
+/// Where HTTP/1.0 is accepted; elsewhere it passes as TCP at least.
+const PLAINTEXT_HTTP_10: &[&str] = &["http/1.0", "http/1.1", "h2c"];
 
 /// One port of the workload.
 struct Port {
@@ -84,8 +87,9 @@ const fn shape(alpn: &'static [&'static str], transport: &'static str, http: boo
 }
 
 /// istiod `getFilterChainMatchOptions`.
-fn options(mode: MtlsMode, protocol: Protocol) -> Vec<Shape> {
+fn options(cx: &Context<'_>, mode: MtlsMode, protocol: Protocol) -> Vec<Shape> {
     let none: &[&str] = &[];
+    let plaintext = if cx.push.settings.http10 { PLAINTEXT_HTTP_10 } else { PLAINTEXT_HTTP };
     match (mode, protocol.is_http(), protocol.is_unsupported()) {
         (MtlsMode::Strict, true, _) => vec![shape(none, TLS, true, true)],
         (MtlsMode::Permissive, true, _) => {
@@ -97,13 +101,13 @@ fn options(mode: MtlsMode, protocol: Protocol) -> Vec<Shape> {
         }
         (MtlsMode::Permissive, _, true) => vec![
             shape(MTLS_HTTP, TLS, true, true),
-            shape(PLAINTEXT_HTTP, RAW, true, false),
+            shape(plaintext, RAW, true, false),
             shape(MTLS_TCP, TLS, false, true),
             shape(none, RAW, false, false),
             shape(none, TLS, false, false),
         ],
         (MtlsMode::Disable, _, true) => {
-            vec![shape(PLAINTEXT_HTTP, RAW, true, false), shape(none, RAW, false, false)]
+            vec![shape(plaintext, RAW, true, false), shape(none, RAW, false, false)]
         }
         (MtlsMode::Strict, _, _) => vec![shape(none, TLS, false, true)],
         (MtlsMode::Permissive, _, _) => {
@@ -123,7 +127,7 @@ pub(super) fn all(cx: &Context<'_>) -> Vec<Listener> {
                 let http = port.protocol.is_http();
                 vec![chain(cx, &port, &shape(&[], TLS, http, true), mode)]
             }
-            _ => options(mode, port.protocol).iter().map(|o| chain(cx, &port, o, mode)).collect(),
+            _ => options(cx, mode, port.protocol).iter().map(|o| chain(cx, &port, o, mode)).collect(),
         };
         if port.bind_to_port {
             own.push(custom(cx, &port, chains));
@@ -142,13 +146,17 @@ pub(super) fn all(cx: &Context<'_>) -> Vec<Listener> {
 /// The ports that get chains of their own: the Sidecar's, else the registry's.
 fn ports(cx: &Context<'_>) -> Vec<Port> {
     let mut by_port: BTreeMap<u16, Port> = BTreeMap::new();
-    if cx.scope.ingress().is_empty() {
-        if cx.no_interception() {
-            return Vec::new();
-        }
+    let by_registry = cx.scope.ingress().is_empty();
+    if by_registry && cx.no_interception() {
+        return Vec::new();
+    }
+    if by_registry || cx.push.settings.merge_inbound {
+        let bind_to_port = cx.no_interception();
         for target in cx.targets.iter() {
             let number = target.target_port;
-            if !can_bind(cx, false, cx.wildcards()[0], number) {
+            let is_http = target.port.protocol.is_http();
+            let conflicts = bound_by_others(cx, cx.wildcards()[0], number, is_http, true);
+            if !may_bind(cx, bind_to_port, number) || conflicts || has_ingress(cx, number) {
                 continue;
             }
             by_port.entry(number).or_insert_with(|| Port {
@@ -157,7 +165,7 @@ fn ports(cx: &Context<'_>) -> Vec<Port> {
                 protocol: target.port.protocol,
                 cluster: names::inbound(number),
                 bind: strings(cx.wildcards()),
-                bind_to_port: false,
+                bind_to_port,
                 tls: None,
                 host: target.service.hostname.to_string(),
                 kubernetes: (target.service.provider == Provider::Kubernetes)
@@ -166,7 +174,6 @@ fn ports(cx: &Context<'_>) -> Vec<Port> {
                 metadata: None,
             });
         }
-        return by_port.into_values().collect();
     }
     for listener in cx.scope.ingress() {
         let Some(written) = &listener.port else { continue };
@@ -176,18 +183,22 @@ fn ports(cx: &Context<'_>) -> Vec<Port> {
             CaptureMode::None => true,
             CaptureMode::Iptables => false,
         };
-        if !can_bind(cx, bind_to_port, &listener.bind, number) {
+        let mut protocol = Protocol::parse(&written.protocol);
+        let conflicts = bound_by_others(cx, &listener.bind, number, protocol.is_http(), false);
+        if !may_bind(cx, bind_to_port, number) || conflicts {
             continue;
         }
         // Without an address it is the pod's own.
         let bind = match listener.bind.is_empty() {
-            true => vec![cx.node.addresses.first().cloned().unwrap_or_default()],
+            true => match cx.node.addresses.iter().find(|address| is_global(address)) {
+                Some(own) => vec![own.clone()],
+                None => strings(cx.wildcards()),
+            },
             false => vec![listener.bind.clone()],
         };
         let mut metadata = None;
         set_istio_metadata(&mut metadata, "config", config_path("sidecar", &cx.scope.namespace, &cx.scope.name));
         let settings = listener.tls.as_ref().filter(|_| cx.push.settings.tls_on_ingress);
-        let mut protocol = Protocol::parse(&written.protocol);
         if settings.is_some() {
             protocol = after_tls(protocol);
         }
@@ -198,7 +209,7 @@ fn ports(cx: &Context<'_>) -> Vec<Port> {
             cluster: names::inbound(number),
             bind,
             bind_to_port,
-            tls: settings.map(tls::ingress),
+            tls: settings.map(|settings| tls::ingress(cx, settings)),
             host: format!("{}.{}", cx.scope.name, cx.scope.namespace),
             kubernetes: None,
             port_name: written.name.as_str().into(),
@@ -206,6 +217,25 @@ fn ports(cx: &Context<'_>) -> Vec<Port> {
         });
     }
     by_port.into_values().collect()
+}
+
+/// Whether the Sidecar has a listener of its own for the port.
+fn has_ingress(cx: &Context<'_>, port: u16) -> bool {
+    cx.scope.ingress().iter().any(|i| i.port.as_ref().is_some_and(|p| p.number == u32::from(port)))
+}
+
+/// As Go's `IP.IsGlobalUnicast`, for which private addresses are global.
+fn is_global(address: &str) -> bool {
+    match address.parse() {
+        Ok(IpAddr::V4(ip)) => {
+            let special = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast();
+            !(special || ip.is_link_local() || ip.is_broadcast())
+        }
+        Ok(IpAddr::V6(ip)) => {
+            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_unicast_link_local())
+        }
+        Err(_) => false,
+    }
 }
 
 /// What is left when TLS is taken off.
@@ -278,7 +308,7 @@ fn passthrough_chains(cx: &Context<'_>) -> Vec<FilterChain> {
         if cx.scope.ingress().is_empty() {
             return cx.targets.iter().any(|t| t.target_port == port);
         }
-        cx.scope.ingress().iter().any(|i| i.port.as_ref().is_some_and(|p| p.number == u32::from(port)))
+        has_ingress(cx, port)
     };
     let special = cx.peer.ports.keys().copied().filter(|port| !has_own_chain(*port));
     for target in std::iter::once(0).chain(special) {
@@ -296,7 +326,7 @@ fn passthrough_chains(cx: &Context<'_>) -> Vec<FilterChain> {
             metadata: None,
         };
         let mode = cx.peer.for_port(target);
-        out.extend(options(mode, port.protocol).iter().map(|o| chain(cx, &port, o, mode)));
+        out.extend(options(cx, mode, port.protocol).iter().map(|o| chain(cx, &port, o, mode)));
     }
     out
 }
@@ -331,7 +361,8 @@ fn listener(
         additional_addresses: if cx.dual_stack() { additional(binds, port) } else { Vec::new() },
         traffic_direction: TrafficDirection::Inbound as i32,
         continue_on_listener_filters_timeout: true,
-        max_connections_to_accept_per_socket_event: accept_one(),
+        max_connections_to_accept_per_socket_event: accept_one(cx),
+        connection_balance_config: balance(cx.node.inbound_exact_balance),
         access_log: access_log::logs(cx, Side::Server, Of::Listener),
         listener_filters: inspectors(cx, bind_to_port, &filter_chains),
         listener_filters_timeout: cx.push.mesh.protocol_detection_timeout.map(duration),

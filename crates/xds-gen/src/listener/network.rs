@@ -1,9 +1,14 @@
 //! Filters of TCP connections (istiod `networkfilter.go`).
 
 use envoy_api::any;
+use envoy_api::istio::MySqlProxy;
 use envoy_api::listener::Filter;
 use envoy_api::pb::envoy::extensions::filters::network::{
     mongo_proxy::v3::MongoProxy,
+    redis_proxy::v3::{
+        RedisProxy,
+        redis_proxy::{ConnPoolSettings, PrefixRoutes, prefix_routes},
+    },
     tcp_proxy::v3::{
         TcpProxy,
         tcp_proxy::{ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight},
@@ -21,7 +26,7 @@ use crate::access_log::{self, Of};
 use crate::context::Context;
 use crate::filters::sni_forward_proxy;
 use crate::names::{self, StatName};
-use crate::proto::{duration, network_filter, parse_duration};
+use crate::proto::{duration, network_filter, parse_duration, seconds};
 use crate::route::destination_cluster;
 use crate::telemetry::Side;
 use crate::wasm::{self, Phase};
@@ -46,13 +51,44 @@ fn complete(cx: &Context<'_>, side: Side, port: u16, last: Vec<Filter>) -> Vec<F
 }
 
 fn stack(cx: &Context<'_>, protocol: Protocol, config: &TcpProxy) -> Vec<Filter> {
+    let (settings, stat_prefix) = (&cx.push.settings, config.stat_prefix.clone());
     let mut out = Vec::new();
-    if protocol == Protocol::Mongo && cx.push.settings.mongo_filter {
-        let mongo = MongoProxy { stat_prefix: config.stat_prefix.clone(), ..MongoProxy::default() };
-        out.push(network_filter("envoy.filters.network.mongo_proxy", any(&mongo)));
+    match protocol {
+        Protocol::Mongo if settings.mongo_filter => {
+            let mongo = MongoProxy { stat_prefix, ..MongoProxy::default() };
+            out.push(network_filter("envoy.filters.network.mongo_proxy", any(&mongo)));
+        }
+        Protocol::MySql if settings.mysql_filter => {
+            let mysql = MySqlProxy { stat_prefix };
+            out.push(network_filter("envoy.filters.network.mysql_proxy", any(&mysql)));
+        }
+        Protocol::Redis if settings.redis_filter => return vec![redis(stat_prefix, config)],
+        _ => {}
     }
     out.push(tcp_proxy_filter(config));
     out
+}
+
+/// Redis is understood to the end: commands go to the first cluster.
+fn redis(stat_prefix: String, config: &TcpProxy) -> Filter {
+    let cluster = match &config.cluster_specifier {
+        Some(ClusterSpecifier::Cluster(cluster)) => cluster.clone(),
+        Some(ClusterSpecifier::WeightedClusters(all)) => {
+            all.clusters.first().map(|c| c.name.clone()).unwrap_or_default()
+        }
+        None => String::new(),
+    };
+    let redis = RedisProxy {
+        stat_prefix,
+        latency_in_micros: true,
+        settings: Some(ConnPoolSettings { op_timeout: Some(seconds(5)), ..ConnPoolSettings::default() }),
+        prefix_routes: Some(PrefixRoutes {
+            catch_all_route: Some(prefix_routes::Route { cluster, ..Default::default() }),
+            ..PrefixRoutes::default()
+        }),
+        ..RedisProxy::default()
+    };
+    network_filter("envoy.filters.network.redis_proxy", any(&redis))
 }
 
 /// An inbound TCP port.

@@ -12,12 +12,12 @@ use envoy_api::pb::envoy::extensions::filters::listener::{
 use istio_api::VirtualService;
 use istio_api::sidecar::CaptureMode;
 use istio_api::virtual_service::{L4MatchAttributes, TlsMatchAttributes};
-use mesh_types::{Labels, Protocol, selects};
+use mesh_types::{ArcStr, Labels, Protocol, selects};
 use push_context::{Config, EgressListener, host};
 use registry::{Provider, Resolution, Service, UNSPECIFIED_IP};
 
 use super::http::{self, Manager, Routes, outbound_prefix};
-use super::{accept_one, additional, catch_all_filters, network};
+use super::{accept_one, additional, balance, catch_all_filters, network};
 use crate::context::Context;
 use crate::names::{self, HTTP_PROXY_ROUTE};
 use crate::proto::{
@@ -150,6 +150,10 @@ struct Entry {
     chains: Vec<Chain>,
     kind: Kind,
     protocol: Protocol,
+    /// Of a service.
+    balanced: bool,
+    /// Services whose connections nobody could tell from those of earlier ones, and their protocols.
+    conflicts: Vec<(ArcStr, Protocol)>,
 }
 
 type Entries = BTreeMap<(String, u16), Entry>;
@@ -164,6 +168,8 @@ struct Wish<'a> {
     is_http_proxy: bool,
     service: &'a Arc<Service>,
     rules: &'a [Arc<Config<VirtualService>>],
+    /// `cidrs` are a pod's addresses, which tell enough.
+    of_pod: bool,
 }
 
 impl Wish<'_> {
@@ -182,6 +188,17 @@ impl Ports {
             for_egress(cx, egress, &mut entries);
         }
         Ports(entries)
+    }
+
+    /// Listeners that lack a service, and what istiod says of it.
+    pub(crate) fn conflicts(&self) -> impl Iterator<Item = (String, String)> {
+        self.0.values().flat_map(|entry| {
+            let name = names::listener(entry.binds.first().map_or("", String::as_str), entry.port);
+            entry.conflicts.iter().map(move |(host, protocol)| {
+                let message = format!("Listener={name} Accepted={} Rejected={protocol} ({host})", entry.protocol);
+                (name.clone(), message)
+            })
+        })
     }
 }
 
@@ -206,7 +223,8 @@ fn for_egress(cx: &Context<'_>, egress: &EgressListener, entries: &mut Entries) 
     let rules = &egress.virtual_services;
     if let Some(protocol) = egress.protocol() {
         let port = egress.port();
-        if !can_bind(cx, bind_to_port, binds.first().map_or("", String::as_str), port) {
+        let conflicts = bound_by_others(cx, binds.first().map_or("", String::as_str), port, protocol.is_http(), true);
+        if !may_bind(cx, bind_to_port, port) || conflicts {
             return;
         }
         for service in &egress.services {
@@ -220,6 +238,7 @@ fn for_egress(cx: &Context<'_>, egress: &EgressListener, entries: &mut Entries) 
                 is_http_proxy,
                 service,
                 rules,
+                of_pod: false,
             };
             add(cx, wish, entries);
         }
@@ -228,7 +247,9 @@ fn for_egress(cx: &Context<'_>, egress: &EgressListener, entries: &mut Entries) 
     entries.values_mut().for_each(|e| e.locked = true);
     for service in &egress.services {
         for port in &service.ports {
-            if !can_bind(cx, bind_to_port, binds.first().map_or("", String::as_str), port.port) {
+            let bind = binds.first().map_or("", String::as_str);
+            let conflicts = bound_by_others(cx, bind, port.port, port.protocol.is_http(), true);
+            if !may_bind(cx, bind_to_port, port.port) || conflicts {
                 continue;
             }
             let wish = |binds: Vec<String>| Wish {
@@ -240,6 +261,7 @@ fn for_egress(cx: &Context<'_>, egress: &EgressListener, entries: &mut Entries) 
                 is_http_proxy: false,
                 service,
                 rules,
+                of_pod: false,
             };
             let by_pod = binds.is_empty()
                 && service.resolution == Resolution::Passthrough
@@ -255,28 +277,34 @@ fn for_egress(cx: &Context<'_>, egress: &EgressListener, entries: &mut Entries) 
                 add(cx, wish(Vec::new()), entries);
             }
             for pod in pods.filter(|p| p.is_ip()) {
-                if *pod.addresses[0] != *cx.node.addresses[0] {
-                    add(cx, wish(pod.addresses.iter().map(|a| a.to_string()).collect()), entries);
+                if *pod.addresses[0] == *cx.node.addresses[0] {
+                    continue;
+                }
+                let addresses = pod.addresses.iter().map(|a| a.to_string()).collect();
+                if cx.push.settings.headless_chains && kind_of(port.protocol) == Some(Kind::Tcp) {
+                    add(cx, Wish { cidrs: addresses, of_pod: true, ..wish(owned(cx.wildcards())) }, entries);
+                } else {
+                    add(cx, wish(addresses), entries);
                 }
             }
         }
     }
 }
 
-/// Ports that only root may bind, and those of the agent and Envoy itself, are left alone.
-pub(super) fn can_bind(cx: &Context<'_>, bind_to_port: bool, bind: &str, port: u16) -> bool {
-    if bind_to_port && cx.node.unprivileged && port != 0 && port < 1024 {
+/// Ports that only root may bind are left alone where the proxy is not root.
+pub(super) fn may_bind(cx: &Context<'_>, bind_to_port: bool, port: u16) -> bool {
+    !(bind_to_port && cx.node.unprivileged && port != 0 && port < 1024)
+}
+
+/// Whether the proxy has a listener on all addresses for that port already (istiod `conflictWithReservedListener`):
+/// the static ones that its metadata name, and the `virtual_ones`.
+pub(super) fn bound_by_others(cx: &Context<'_>, bind: &str, port: u16, is_http: bool, virtual_ones: bool) -> bool {
+    if if bind.is_empty() { !is_http } else { bind != cx.wildcards()[0] } {
         return false;
     }
-    let reserved = |p: i32| u16::try_from(p).is_ok_and(|p| p == port && p != 0);
     let mesh = &cx.push.mesh;
-    let is_local = |b: &str| bind.is_empty() || bind == b || cx.wildcards().contains(&bind);
-    let status = mesh.default_config.as_ref().map_or(15020, |c| if c.status_port > 0 { c.status_port } else { 15020 });
-    // As istiod `conflictWithReservedListener`, for TCP.
-    let own_ports = bind_to_port && (reserved(mesh.proxy_listen_port) || reserved(mesh.proxy_inbound_listen_port));
-    let agent = bind_to_port && (port == 15021 || port == 15090 || i32::from(port) == status) && is_local("0.0.0.0");
-    let admin = bind_to_port && port == 15000 && is_local("127.0.0.1");
-    !(own_ports || agent || admin)
+    let own = [mesh.proxy_listen_port, mesh.proxy_inbound_listen_port];
+    cx.node.reserved_ports.contains(&port) || (virtual_ones && own.contains(&i32::from(port)))
 }
 
 /// istiod `buildSidecarOutboundListener`, with its rules for several services on one address and port.
@@ -335,14 +363,17 @@ fn add(cx: &Context<'_>, mut wish: Wish<'_>, entries: &mut Entries) {
             chains,
             kind: new_kind,
             protocol,
+            balanced: true,
+            conflicts: Vec::new(),
         };
         entries.insert(key, entry);
         return;
     }
     let Some(entry) = entries.get_mut(&key) else { return };
     for chain in chains {
-        if !entry.chains.iter().any(|c| c.conflicts_with(&chain)) {
-            entry.chains.push(chain);
+        match entry.chains.iter().any(|c| c.conflicts_with(&chain)) {
+            true => entry.conflicts.push((wish.service.hostname.clone(), wish.protocol)),
+            false => entry.chains.push(chain),
         }
     }
     if kind != Kind::Tcp || entry.kind == Kind::Http {
@@ -455,16 +486,17 @@ fn tls_chains(cx: &Context<'_>, wish: &Wish<'_>, bind: &str, rules: &[&Arc<Confi
         plain => plain,
     };
     let wildcard = cx.wildcards()[0];
-    let by_name = !cidrs.is_empty()
-        || own.is_empty()
-        || (own == wildcard && bind == wildcard)
-        || (service.is_wildcard() && service.resolution == Resolution::DynamicDns);
+    let by_name = !wish.of_pod
+        && (!cidrs.is_empty()
+            || own.is_empty()
+            || (own == wildcard && bind == wildcard)
+            || (service.is_wildcard() && service.resolution == Resolution::DynamicDns));
     let mut sni = Vec::new();
     if by_name {
         sni.push(service.hostname.to_string());
         for (alias, _) in &service.aliases {
             sni.push(alias.to_string());
-            sni.extend(alternatives(alias, 0, &cx.node.dns_domain));
+            sni.extend(alternatives(cx, alias, 0));
         }
     }
     vec![Chain { sni, cidrs, filters: default_filters(cx, wish), ..Chain::default() }]
@@ -545,7 +577,8 @@ fn finish(cx: &Context<'_>, entry: Entry, fallback: &[Filter]) -> Listener {
         additional_addresses: additional(&binds, entry.port),
         traffic_direction: TrafficDirection::Outbound as i32,
         continue_on_listener_filters_timeout: true,
-        max_connections_to_accept_per_socket_event: if entry.bind_to_port { accept_one() } else { None },
+        max_connections_to_accept_per_socket_event: if entry.bind_to_port { accept_one(cx) } else { None },
+        connection_balance_config: balance(cx.node.outbound_exact_balance && entry.balanced),
         bind_to_port: if entry.bind_to_port { None } else { bool_value(false) },
         listener_filters,
         listener_filters_timeout: match sniffs {
@@ -559,7 +592,9 @@ fn finish(cx: &Context<'_>, entry: Entry, fallback: &[Filter]) -> Listener {
         let mut out = FilterChain {
             metadata: chain.metadata,
             filters: chain.filters,
-            transport_socket_connect_timeout: Some(seconds(15)),
+            transport_socket_connect_timeout: Some(cx.push.settings.handshake_timeout)
+                .filter(|timeout| !timeout.is_zero())
+                .map(duration),
             ..FilterChain::default()
         };
         if let Some(own) = chain.http {
@@ -642,6 +677,8 @@ pub(super) fn forward_proxy(cx: &Context<'_>, port: u16) -> Listener {
         chains: vec![Chain { http: Some(chain), ..Chain::default() }],
         kind: Kind::Http,
         protocol: Protocol::Http,
+        balanced: false,
+        conflicts: Vec::new(),
     };
     finish(cx, entry, &[])
 }

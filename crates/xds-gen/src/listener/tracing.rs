@@ -28,7 +28,7 @@ pub(super) fn settings(cx: &Context<'_>, side: Side) -> Settings {
     let sampling = match own.map(|t| t.sampling) {
         Some(sampling) if sampling > 100.0 => 1.0,
         Some(sampling) if sampling != 0.0 => sampling,
-        _ => 1.0,
+        _ => cx.push.settings.trace_sampling,
     };
     let max_path = own.map(|t| t.max_path_tag_length).filter(|l| *l != 0).and_then(u32_value);
     let default_provider = cx.push.mesh.default_providers.as_ref().and_then(|d| d.tracing.first().cloned());

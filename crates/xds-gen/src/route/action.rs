@@ -32,13 +32,13 @@ use registry::Service;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::{destination_cluster, matching, retry, virtual_host};
+use super::{destination_cluster, matching, retry, session, virtual_host};
 use crate::context::Context;
-use crate::names;
 use crate::proto::{
     bool_value, config_path, duration, exact, fraction, regex, seconds, set_istio_metadata, string_match, u32_value,
     whole_percent,
 };
+use crate::{filters, names};
 
 /// Services of the route table, by host name.
 pub(super) type Services = HashMap<Arc<str>, Arc<Service>>;
@@ -135,6 +135,12 @@ fn translate(
     }
     if let Some(policy) = &from.cors_policy {
         out.typed_per_filter_config.insert("envoy.filters.http.cors".to_owned(), any(&cors(policy)));
+    }
+    if from.redirect.is_none() && from.direct_response.is_none() {
+        let counts = |r: &&HttpRouteDestination| from.route.len() == 1 || r.weight != 0;
+        let service = |r: &HttpRouteDestination| services.get(r.destination.as_ref()?.host.as_str()).map(|s| &**s);
+        let session = session::of_route(cx, from.route.iter().filter(counts).map(service));
+        out.typed_per_filter_config.extend(session.map(|own| (filters::STATEFUL_SESSION.to_owned(), own)));
     }
     Some(out)
 }
@@ -283,12 +289,12 @@ fn runtime(percent: FractionalPercent) -> RuntimeFractionalPercent {
     RuntimeFractionalPercent { default_value: Some(percent), ..RuntimeFractionalPercent::default() }
 }
 
-fn mirror(cluster: String, percent: FractionalPercent) -> RequestMirrorPolicy {
+fn mirror(cx: &Context<'_>, cluster: String, percent: FractionalPercent) -> RequestMirrorPolicy {
     RequestMirrorPolicy {
         cluster,
         runtime_fraction: Some(runtime(percent)),
         trace_sampled: bool_value(false),
-        disable_shadow_host_suffix_append: true,
+        disable_shadow_host_suffix_append: cx.push.settings.no_shadow_suffix,
         ..RequestMirrorPolicy::default()
     }
 }
@@ -304,6 +310,9 @@ fn forward(
 ) {
     let mut action = RouteAction::default();
     timeouts(&mut action, from.timeout);
+    if crate::grpc::is_client(cx.node) {
+        crate::grpc::timeout(&mut action);
+    }
     if rule.is_gateway_api() {
         // The Gateway API's answer where a backend does not exist.
         action.cluster_not_found_response_code = ClusterNotFoundResponseCode::InternalServerError as i32;
@@ -340,7 +349,7 @@ fn forward(
             (None, Some(percent)) => (percent > 0).then(|| whole_percent(percent)),
             (None, None) => Some(whole_percent(100)),
         };
-        action.request_mirror_policies.extend(percent.map(|p| mirror(cluster_of(destination), p)));
+        action.request_mirror_policies.extend(percent.map(|p| mirror(cx, cluster_of(destination), p)));
     }
     for policy in &from.mirrors {
         let percent = match &policy.percentage {
@@ -348,7 +357,7 @@ fn forward(
             None => Some(whole_percent(100)),
         };
         if let (Some(destination), Some(percent)) = (&policy.destination, percent) {
-            action.request_mirror_policies.push(mirror(cluster_of(destination), percent));
+            action.request_mirror_policies.push(mirror(cx, cluster_of(destination), percent));
         }
     }
     let mut is_hashed = false;

@@ -10,7 +10,7 @@ use push_context::{Config, EgressListener, host};
 use registry::{Provider, Resolution, Service, UNSPECIFIED_IP};
 
 use super::action::{self, Services, hash_policy, service_hash};
-use super::{default_route, retry};
+use super::{default_route, retry, session};
 use crate::context::Context;
 use crate::names;
 use crate::proto::{host_port, host_text};
@@ -49,7 +49,7 @@ pub(super) struct Host {
 }
 
 /// The virtual hosts of a route table, whole.
-pub(super) fn outbound(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<VirtualHost> {
+pub(crate) fn outbound(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<VirtualHost> {
     let whole = |Host { host, routes }| VirtualHost {
         routes: match routes {
             Routes::Made(routes) => (*routes).clone(),
@@ -222,6 +222,7 @@ fn assemble(cx: &Context<'_>, groups: Vec<Group>, port: u16) -> Vec<Host> {
                 continue;
             }
             let (mut domains, expanded) = match service {
+                None if crate::grpc::is_client(cx.node) => (vec![host_text(&hostname), name.clone()], Vec::new()),
                 None => (vec![host_text(&hostname)], Vec::new()),
                 Some(service) => service_domains(cx, service, port, group.port),
             };
@@ -233,6 +234,11 @@ fn assemble(cx: &Context<'_>, groups: Vec<Group>, port: u16) -> Vec<Host> {
                 name,
                 domains,
                 include_request_attempt_count: counts_attempts(cx),
+                typed_per_filter_config: service
+                    .and_then(|service| session::of_service(cx, service))
+                    .map(|own| (crate::filters::STATEFUL_SESSION.to_owned(), own))
+                    .into_iter()
+                    .collect(),
                 ..VirtualHost::default()
             };
             out.push((group.port, Host { host, routes: group.routes.clone() }));
@@ -260,12 +266,12 @@ fn push_domain(out: &mut Vec<String>, domain: &str, port: u16) {
 
 /// All names of a service, and which of them are short forms (istiod `generateVirtualHostDomains`).
 fn service_domains(cx: &Context<'_>, service: &Service, listener_port: u16, port: u16) -> (Vec<String>, Vec<String>) {
-    // Envoy ignores ports in route tables of one port.
-    let port = if listener_port != 0 { 0 } else { port };
+    // Envoy ignores ports in route tables of one port; gRPC's clients do not.
+    let port = if listener_port != 0 && !crate::grpc::is_client(cx.node) { 0 } else { port };
     let (mut domains, mut expanded) = (Vec::new(), Vec::new());
     let aliases = service.aliases.iter().map(|(name, _)| &**name);
     for name in std::iter::once(&*service.hostname).chain(aliases) {
-        let short = alternatives(name, port, &cx.node.dns_domain);
+        let short = alternatives(cx, name, port);
         push_domain(&mut domains, name, port);
         domains.extend(short.iter().cloned());
         expanded.extend(short);
@@ -284,14 +290,23 @@ fn service_domains(cx: &Context<'_>, service: &Service, listener_port: u16, port
 
 /// Other ways to write a host name, with a trailing dot or relative to the proxy's domain
 /// (istiod `GenerateAltVirtualHosts`). Port 0: without ports.
-pub(crate) fn alternatives(hostname: &str, port: u16, dns_domain: &str) -> Vec<String> {
+pub(crate) fn alternatives(cx: &Context<'_>, hostname: &str, port: u16) -> Vec<String> {
     let mut out = Vec::new();
-    if hostname.parse::<std::net::IpAddr>().is_err() {
-        out.push(format!("{hostname}."));
+    if cx.push.settings.absolute_names {
+        if hostname.parse::<std::net::IpAddr>().is_err() {
+            out.push(format!("{hostname}."));
+        }
+        if port != 0 {
+            out.push(host_port(&format!("{hostname}."), port));
+        }
     }
-    if port != 0 {
-        out.push(host_port(&format!("{hostname}."), port));
-    }
+    out.extend(relative(hostname, port, &cx.node.dns_domain));
+    out
+}
+
+/// Names relative to the proxy's domain.
+fn relative(hostname: &str, port: u16, dns_domain: &str) -> Vec<String> {
+    let mut out = Vec::new();
     if let Some((namespace, domain)) = dns_domain.split_once(".svc.") {
         if hostname.ends_with(&format!(".svc.{domain}"))
             && let Some((in_cluster, _)) = hostname.split_once(".svc.")
@@ -332,9 +347,10 @@ mod tests {
 
     #[test]
     fn short_names_depend_on_the_namespace() {
-        let of = |domain| alternatives("a.prod.svc.cluster.local", 0, domain);
-        assert_eq!(of("prod.svc.cluster.local"), ["a.prod.svc.cluster.local.", "a", "a.prod.svc", "a.prod"]);
-        assert_eq!(of("test.svc.cluster.local"), ["a.prod.svc.cluster.local.", "a.prod", "a.prod.svc"]);
-        assert_eq!(alternatives("example.com", 80, "prod.svc.cluster.local"), ["example.com.", "example.com.:80"]);
+        let of = |domain| relative("a.prod.svc.cluster.local", 0, domain);
+        assert_eq!(of("prod.svc.cluster.local"), ["a", "a.prod.svc", "a.prod"]);
+        assert_eq!(of("test.svc.cluster.local"), ["a.prod", "a.prod.svc"]);
+        assert!(relative("example.com", 80, "prod.svc.cluster.local").is_empty());
+        assert_eq!(relative("a.b.example.com", 80, "example.com"), ["a.b", "a.b:80", "a.b.example", "a.b.example:80"]);
     }
 }

@@ -1,7 +1,13 @@
 //! The generators against istiod's own output, and against their own rules.
 
 mod acceptance;
+mod addresses;
 mod caches;
 mod conformance;
+mod generated;
 mod mesh_routes;
+mod patches;
+mod policies;
+mod proxyless;
+mod settings;
 mod stock;

@@ -3,6 +3,7 @@ use anyhow::{Context, bail};
 use netns::{Netlink, Netns};
 use socket2::{Domain, Socket, Type};
 use std::ffi::OsStr;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -29,7 +30,7 @@ pub(crate) fn run(
     };
     let cgroup = Cgroup::new();
     apply(runs, &program, reference, cgroup.as_ref())?;
-    set_up(connections, &program, cgroup.as_ref())
+    connections_set_up(connections, &program, cgroup.as_ref())
 }
 
 fn apply(runs: usize, program: &Path, reference: Option<&Path>, cgroup: Option<&Cgroup>) -> anyhow::Result<()> {
@@ -79,10 +80,10 @@ fn apply(runs: usize, program: &Path, reference: Option<&Path>, cgroup: Option<&
 }
 
 /// Connections from a pod to a listener of its own: without capture straight to it, with capture to somewhere else.
-fn set_up(connections: u32, program: &Path, cgroup: Option<&Cgroup>) -> anyhow::Result<()> {
+fn connections_set_up(connections: u32, program: &Path, cgroup: Option<&Cgroup>) -> anyhow::Result<()> {
     const ROUNDS: usize = 5;
-    println!("\nsetting up a connection                    not captured    captured   ratio");
-    println!("{:<40} {:>12} {:>11} {:>7.2}", "asked at most: eBPF and TPROXY", "", "", 1.10);
+    println!("\nsetting up a connection               connect(2)  captured   ratio   to first byte  captured   ratio");
+    println!("{:<36} {:>29.2} {:>34.2}", "asked at most: eBPF and TPROXY", 1.10, 1.10);
     let path = cgroup.map(|c| c.path.display().to_string());
     let mut ways: Vec<(&str, bool, Vec<&str>)> = vec![
         ("outbound, REDIRECT (nftables)", false, vec!["--native-nftables"]),
@@ -102,7 +103,7 @@ fn set_up(connections: u32, program: &Path, cgroup: Option<&Cgroup>) -> anyhow::
         let _inside = if by_programs { cgroup.map(Cgroup::enter).transpose()? } else { None };
         let pod = Pod::new()?;
         let captured_port = if inbound { 15006 } else { 15001 };
-        pod.listen(captured_port)?;
+        let listener = pod.listen(captured_port)?;
         let straight: SocketAddr = if inbound {
             SocketAddr::from(([10, 244, 0, 7], 15006))
         } else {
@@ -114,16 +115,29 @@ fn set_up(connections: u32, program: &Path, cgroup: Option<&Cgroup>) -> anyhow::
         let (mut without, mut with) = (Vec::new(), Vec::new());
         // In turns, so that what the machine does beside hits both alike.
         for _ in 0..ROUNDS {
-            without.push(pod.connect(inbound, straight, connections)?);
+            without.push(pod.set_up(&listener, inbound, straight, false, connections)?);
             pod.timed(program, &flags)?;
-            with.push(pod.connect(inbound, led, connections)?);
+            with.push(pod.set_up(&listener, inbound, led, true, connections)?);
             pod.timed(program, &[&["--cleanup-only"][..], &extra].concat())?;
         }
-        let (without, with) = (median(without), median(with));
-        let each = |time: Duration| time.as_secs_f64() * 1e6;
-        println!("{name:<40} {:>9.1} µs {:>8.1} µs {:>7.2}", each(without), each(with), each(with) / each(without));
+        print!("{name:<36}");
+        for part in [|time: &SetUp| time.connect, |time: &SetUp| time.first_byte] {
+            let [without, with] =
+                [&without, &with].map(|times| median(times.iter().map(part).collect()).as_secs_f64() * 1e6);
+            print!(" {without:>9.1} µs {with:>6.1} µs {:>6.2}     ", with / without);
+        }
+        println!();
     }
     Ok(())
+}
+
+/// Median times of one connection.
+struct SetUp {
+    /// `connect(2)` alone.
+    connect: Duration,
+    /// From before `connect(2)` until the client has read a byte that the server wrote after it asked where the connection was
+    /// meant to go: with both sides' turns of waiting and being woken.
+    first_byte: Duration,
 }
 
 fn ms(time: Duration) -> f64 {
@@ -192,8 +206,7 @@ impl Pod {
         text.lines().last().and_then(|line| line.trim().parse().ok()).with_context(|| format!("time said: {text}"))
     }
 
-    /// Accepts for as long as this process lives, and asks for the original destination as the proxy does.
-    fn listen(&self, port: u16) -> anyhow::Result<()> {
+    fn listen(&self, port: u16) -> anyhow::Result<Socket> {
         let listener = self.inside.run(|| -> std::io::Result<Socket> {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
@@ -202,31 +215,75 @@ impl Pod {
             socket.listen(1024)?;
             Ok(socket)
         })??;
-        std::thread::spawn(move || {
-            while let Ok((stream, _)) = listener.accept() {
-                // There is none for connections that nobody redirected.
-                let _ = stream.original_dst_v4();
-            }
-        });
-        Ok(())
+        Ok(listener)
     }
 
-    /// The median time of one connection, of many made one after the other; each ended by a reset so that no port stays taken.
-    /// The mean would tell what else the machine does.
-    fn connect(&self, from_outside: bool, to: SocketAddr, count: u32) -> anyhow::Result<Duration> {
+    /// Medians of many connections made one after the other; the mean would tell what else the machine does.
+    fn set_up(
+        &self,
+        listener: &Socket,
+        from_outside: bool,
+        to: SocketAddr,
+        captured: bool,
+        count: u32,
+    ) -> anyhow::Result<SetUp> {
         let ns = if from_outside { &self.outside } else { &self.inside };
-        let time = ns.run(|| -> std::io::Result<Duration> {
+        let accept = || -> std::io::Result<Socket> {
+            let (accepted, _) = listener.accept()?;
+            // With TPROXY it is the socket's own address; nobody redirected the others.
+            let original = accepted.original_dst_v4().or_else(|_| accepted.local_addr())?;
+            if captured && original.as_socket() != Some(to) {
+                return Err(std::io::Error::other(format!("the original destination is said to be {original:?}")));
+            }
+            Ok(accepted)
+        };
+        // Ended by a reset, so that no port stays taken.
+        let open = || -> std::io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_linger(Some(Duration::ZERO))?;
+            Ok(socket)
+        };
+        let connect = ns.run(|| -> std::io::Result<Duration> {
             let mut times = Vec::new();
             for _ in 0..count {
-                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-                socket.set_linger(Some(Duration::ZERO))?;
+                let socket = open()?;
                 let started = Instant::now();
                 socket.connect(&to.into())?;
                 times.push(started.elapsed());
+                // By the same thread: another one that waits must be woken within `connect`, but only where it had the time to
+                // fall asleep.
+                accept()?;
             }
             Ok(median(times))
         })?;
-        time.with_context(|| format!("cannot connect to {to}"))
+        let first_byte = std::thread::scope(|scope| -> anyhow::Result<Duration> {
+            let server = scope.spawn(|| -> std::io::Result<()> {
+                for _ in 0..count {
+                    // Kept until the client has ended it.
+                    let mut stream = std::net::TcpStream::from(accept()?);
+                    stream.write_all(b"!")?;
+                    let _ = stream.read(&mut [0]);
+                }
+                Ok(())
+            });
+            let times = ns.run(|| -> std::io::Result<Vec<Duration>> {
+                let mut times = Vec::new();
+                for _ in 0..count {
+                    let socket = open()?;
+                    let started = Instant::now();
+                    socket.connect(&to.into())?;
+                    let mut stream = std::net::TcpStream::from(socket);
+                    stream.read_exact(&mut [0])?;
+                    times.push(started.elapsed());
+                }
+                Ok(times)
+            })??;
+            server.join().map_err(|_| anyhow::anyhow!("the server panicked"))??;
+            Ok(median(times))
+        })
+        .with_context(|| format!("cannot talk to {to}"))?;
+        let connect = connect.with_context(|| format!("cannot connect to {to}"))?;
+        Ok(SetUp { connect, first_byte })
     }
 }
 

@@ -84,7 +84,8 @@ fn memory() -> anyhow::Result<Memory> {
         // The program's name stands in parentheses and may hold spaces; the parent follows the state.
         let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
         parents.insert(pid, parent.unwrap_or(0));
-        if command_line(pid).is_some_and(|line| line.contains("outrigger\0up\0") && line.contains(MESH)) {
+        // The one in the background was started as /proc/self/exe.
+        if command_line(pid).is_some_and(|line| line.contains("\0up\0") && line.contains(MESH)) {
             roots.push(pid);
         }
     }

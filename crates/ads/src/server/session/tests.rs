@@ -22,6 +22,12 @@ fn nack(response: &Response, error: &str) -> Request {
     Request { error: Some(error.to_owned()), ..ack(response) }
 }
 
+impl Request {
+    fn with_nonce(self, response: &Response) -> Request {
+        Request { nonce: response.nonce.clone(), ..self }
+    }
+}
+
 /// What a response carries: `name@version` for resources, `-name` for removals.
 fn contents(response: Option<&Response>) -> Option<Vec<String>> {
     let response = response?;
@@ -67,6 +73,27 @@ fn delta_sends_changes_and_removals_once() {
         ["b@1"],
         "b is back"
     );
+}
+
+/// gRPC's clients ask for listeners and clusters by name, and give them up when channels close.
+#[test]
+fn sotw_names_given_up_are_no_wish_for_all() {
+    let mut session = Session::new(Protocol::StateOfTheWorld, 1);
+    session.on_request(named(LISTENER, &["a", "b"])).unwrap();
+    let first = session.evaluate(LISTENER, resources(&[("a", "1"), ("b", "1")])).unwrap();
+    session.on_request(named(LISTENER, &["b"]).with_nonce(&first)).unwrap();
+    assert_eq!(due(&session), None, "names given up need no answer");
+    session.on_request(ack(&first)).unwrap();
+    assert_eq!(due(&session), None);
+    session.on_revision(2);
+    assert_eq!(due(&session).as_deref(), Some("Listener:"));
+    assert_eq!(contents(session.evaluate(LISTENER, resources(&[])).as_ref()), None);
+    session.on_request(named(LISTENER, &["c"]).with_nonce(&first)).unwrap();
+    assert_eq!(due(&session).as_deref(), Some("Listener:c"));
+    session.evaluate(LISTENER, resources(&[("c", "1")])).unwrap();
+    // A client that starts over says anew what it wants.
+    session.on_request(request(LISTENER)).unwrap();
+    assert_eq!(due(&session).as_deref(), Some("Listener:*"));
 }
 
 /// What a user saw: a changed DestinationRule kept an Envoy's cluster warming for good, and `wait` never ended.

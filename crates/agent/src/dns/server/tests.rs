@@ -59,9 +59,14 @@ async fn upstream() -> SocketAddr {
 }
 
 async fn server(table: SharedTable, upstream: Vec<SocketAddr>) -> (Server, SocketAddr) {
-    let server = Server::start(&settings(), upstream, table, &Registry::new()).await.unwrap();
-    let address = server.addresses()[0];
-    (server, address)
+    // The port that is free for UDP may be taken for TCP; then another one will do.
+    for _ in 0..20 {
+        if let Ok(server) = Server::start(&settings(), upstream.clone(), table.clone(), &Registry::new()).await {
+            let address = server.addresses()[0];
+            return (server, address);
+        }
+    }
+    panic!("no port is free for UDP and TCP");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use super::outgoing::Outgoing;
 use super::why::Why;
 use super::{Plan, cancel};
 use crate::hcm::exchange::{Exchange, Outcome, Stop};
+use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
 use crate::stream::{BodyError, Frame, Pump, PumpError, SendBody};
 use crate::upstream::{Failure, Reply, Upstream};
@@ -11,7 +12,9 @@ use proxy_core::route::Matched;
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{FormatContext, ResponseFlags};
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::task::Poll;
+use tokio::io::AsyncWrite;
 
 /// Passes an answer on to the client, while the rest of the request still goes up.
 pub(super) async fn pass_on(
@@ -26,7 +29,14 @@ pub(super) async fn pass_on(
     let stats = plan.cluster.stats.clone();
     let Reply { status, mut headers, mut body, .. } = reply;
     stats.upstream_rq.inc(status);
-    exchange.info.upstream.header_bytes_received = headers.byte_size() as u64;
+    if refuses_websocket(exchange, upstream.protocol, status) {
+        // The body would be no handshake's (Envoy `UpstreamCodecFilter::CodecBridge::decodeHeaders`).
+        let mut reply = LocalReply::new(status, "", "websocket_handshake_unsuccessful");
+        reply.headers =
+            headers.iter_regular().map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.to_vec())).collect();
+        return Err(reply.into());
+    }
+
     let tunnel = (exchange.hints.upgrade && status == 101) || (exchange.hints.connect && (200..300).contains(&status));
     let service_time = exchange.elapsed().saturating_sub(exchange.info.times.upstream_first_tx.unwrap_or_default());
     if !tunnel && !exchange.hints.connect {
@@ -42,7 +52,7 @@ pub(super) async fn pass_on(
         headers.set_number("x-envoy-attempt-count", exchange.info.upstream.attempts.into());
     }
     let http = exchange.http.clone();
-    exchange.peer.learn_from_answer(&mut headers, &http);
+    exchange.peer.pass_answer(&mut headers, &http, plan.cluster.config());
     exchange.info.response_code = Some(status);
     exchange.info.response_code_details = Some("via_upstream".into());
     if has_response_ops(plan.matched) {
@@ -64,6 +74,7 @@ pub(super) async fn pass_on(
     let mut down_pump = Pump::new();
     let drop_trailers = upstream.protocol != HttpProtocol::Http2 && !plan.cluster.config().http1.enable_trailers;
     let connected = exchange.hints.connect;
+    let raw = exchange.tunnel.is_some() && !tunnel;
     let mut throttle = exchange.throttle.take();
     let mut messages = exchange.messages.take();
     let mut trailers = None;
@@ -75,6 +86,10 @@ pub(super) async fn pass_on(
             match up_pump.poll(cx, |cx| outgoing.poll(cx), &mut upstream.send) {
                 Poll::Ready(Ok(())) if tunnel => return Poll::Ready(Err(Broken::Client(false))),
                 Poll::Ready(Ok(())) => {
+                    if let (true, SendBody::H1 { conn, .. }) = (raw, &upstream.send) {
+                        // The end of a POST's body is that of the host's input. A host that is gone shows on its own side.
+                        let _ = std::task::ready!(Pin::new(&mut conn.borrow_mut().io).poll_shutdown(cx));
+                    }
                     sent = true;
                     exchange.request_complete();
                 }
@@ -140,13 +155,22 @@ pub(super) async fn pass_on(
         {
             return Poll::Ready(Err(Broken::Client(reset)));
         }
-        match exchange.timers.poll(cx) {
+        // A record written meanwhile tells how far it is.
+        exchange.info.bytes_sent = down_pump.bytes;
+        match exchange.poll_deadline(cx) {
             Poll::Ready(deadline) => Poll::Ready(Err(Broken::Deadline(deadline))),
             Poll::Pending => Poll::Pending,
         }
     })
     .await;
     exchange.messages = messages;
+    upstream.count_wire(&mut exchange.info.upstream);
+    if upstream.protocol == HttpProtocol::Http2 {
+        // Frames are not counted, only what is in them.
+        let info = &mut exchange.info.upstream;
+        info.wire_bytes_sent = info.header_bytes_sent + up_pump.bytes;
+        info.wire_bytes_received = info.header_bytes_received + down_pump.bytes;
+    }
     exchange.info.bytes_sent = down_pump.bytes;
     let elapsed = exchange.elapsed();
     exchange.info.times.upstream_last_rx = Some(elapsed);
@@ -229,6 +253,15 @@ pub(super) async fn pass_on(
             Ok(Outcome::TimedOut)
         }
     }
+}
+
+/// Whether the answer to a WebSocket handshake is one that neither accepts it nor says that it failed.
+fn refuses_websocket(exchange: &Exchange, protocol: HttpProtocol, status: u16) -> bool {
+    exchange.hints.upgrade
+        && protocol == HttpProtocol::Http11
+        && status != 101
+        && status < 400
+        && exchange.request.get("upgrade").is_some_and(|kind| kind.eq_ignore_ascii_case(b"websocket"))
 }
 
 /// Whether any level changes response headers.

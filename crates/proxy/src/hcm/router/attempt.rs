@@ -3,16 +3,16 @@
 use super::outgoing::Outgoing;
 use super::why::Why;
 use super::{Plan, Tried, cancel};
-use crate::hcm::exchange::{Exchange, Stop};
+use crate::hcm::exchange::{Exchange, Stop, header_bytes};
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
-use crate::stream::{BodyError, Pump, PumpError};
+use crate::stream::{BodyError, Pump, PumpError, SendBody};
 use crate::upstream::{
-    AcquireError, Acquired, Announced, Pool, Protocol, Reply, Source, Upstream, Variant, WorkerCluster,
+    AcquireError, Acquired, Announced, Pool, Protocol, Reply, Source, Upstream, Variant, WorkerCluster, server_name,
 };
 use proxy_core::circuit::Resource;
-use proxy_core::cluster::UpstreamProtocol;
-use proxy_core::route::HostRewrite;
+use proxy_core::outlier::Outcome as Health;
+use proxy_core::route::{Connect, HostRewrite};
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{Host, ResponseFlags};
 use std::future::poll_fn;
@@ -31,8 +31,8 @@ pub(super) async fn one_try(
     let stats = plan.cluster.stats.clone();
     let pool = plan.cluster.pool(&worker, host, &variant(exchange, plan, host));
     let breaker = plan.cluster.entry.breakers.get(plan.forward.priority);
-    if plan.forward.connect.is_some() && exchange.hints.connect {
-        return dial_tunnel(exchange, plan, &pool).await;
+    if let Some(connect) = plan.forward.terminates(exchange.request.method().unwrap_or_default()) {
+        return dial_tunnel(exchange, plan, &pool, connect).await;
     }
     let acquired = match acquire(exchange, plan, pool.acquire(plan.forward.priority)).await? {
         Acquire::Done(Ok(acquired)) => acquired,
@@ -45,6 +45,7 @@ pub(super) async fn one_try(
         }
         Acquire::TimedOut => return Ok(Tried::PerTryTimeout(Deadline::Global)),
     };
+    plan.cluster.on_result(host, Some(Health::ConnectedForRequests), &worker);
     let Some(_permit) = breaker.acquire(Resource::Requests) else {
         return Ok(Tried::Failed { why: Why::Overflow, started: false });
     };
@@ -63,12 +64,15 @@ pub(super) async fn one_try(
     info.tls = upstream.facts.tls.clone();
     info.connection_id = Some(upstream.facts.id);
     info.protocol = Some(upstream.protocol);
-    info.header_bytes_sent = exchange.request.byte_size() as u64;
+    info.header_bytes_sent += header_bytes(&exchange.request, 4);
     if upstream.protocol == HttpProtocol::Http2 {
         // There may have been no room for another stream.
         exchange.timers.waited();
     }
     exchange.info.times.upstream_first_tx = Some(exchange.elapsed());
+    if let Some(router) = plan.router.filter(|router| router.upstream_log_on_stream) {
+        exchange.log_to(&router.upstream_log, "UpstreamPoolReady", None);
+    }
     if exchange.body_done {
         exchange.timers.set(Deadline::PerTry, plan.timeouts.per_try);
         exchange.timers.set_idle(Deadline::PerTryIdle, plan.timeouts.per_try_idle);
@@ -115,7 +119,7 @@ pub(super) async fn one_try(
             stats.upstream_rq_cancelled.inc();
             return Poll::Ready(Err(Stop::Gone(reset)));
         }
-        match exchange.timers.poll(cx) {
+        match exchange.poll_deadline(cx) {
             Poll::Ready(
                 deadline @ (Deadline::Global | Deadline::PerTry | Deadline::PerTryIdle | Deadline::UpstreamStream),
             ) => Poll::Ready(Ok(Err(Tried::PerTryTimeout(deadline)))),
@@ -130,6 +134,7 @@ pub(super) async fn one_try(
             Ok(Tried::Answer(Box::new(reply), Box::new(upstream), pump, sent))
         }
         Ok(Err(tried)) => {
+            upstream.count_wire(&mut exchange.info.upstream);
             if let Tried::PerTryTimeout(deadline) = &tried {
                 cancel(&stats, &mut upstream);
                 if *deadline == Deadline::PerTry {
@@ -139,6 +144,7 @@ pub(super) async fn one_try(
             Ok(tried)
         }
         Err(stop) => {
+            upstream.count_wire(&mut exchange.info.upstream);
             cancel(&stats, &mut upstream);
             Err(stop)
         }
@@ -146,7 +152,12 @@ pub(super) async fn one_try(
 }
 
 /// CONNECT ends here: the upstream gets the tunnel's bytes.
-async fn dial_tunnel(exchange: &mut Exchange, plan: &Plan<'_>, pool: &Rc<Pool>) -> Result<Tried, Stop> {
+async fn dial_tunnel(
+    exchange: &mut Exchange,
+    plan: &Plan<'_>,
+    pool: &Rc<Pool>,
+    connect: Connect,
+) -> Result<Tried, Stop> {
     let dialled = exchange.wait(pool.dial(plan.forward.priority)).await?;
     let (io, facts, counted) = match dialled {
         Ok(dialled) => dialled,
@@ -157,6 +168,11 @@ async fn dial_tunnel(exchange: &mut Exchange, plan: &Plan<'_>, pool: &Rc<Pool>) 
     exchange.tunnel = Some(counted);
     exchange.info.upstream.local = facts.local.clone();
     let (upstream, reply) = Upstream::tunnel(io, facts);
+    if let (Some(version), SendBody::H1 { conn, .. }) = (connect.proxy_protocol, &upstream.send) {
+        let info = &exchange.http.info;
+        let header = crate::proxy_protocol::header(version, info.remote.socket(), info.local.socket());
+        conn.borrow_mut().out.write(|out| out.extend_from_slice(&header));
+    }
     Ok(Tried::Answer(Box::new(reply), Box::new(upstream), Pump::new(), false))
 }
 
@@ -178,7 +194,7 @@ async fn acquire(
         if let Poll::Ready(reset) = exchange.answer.poll_gone(cx, exchange.body_done) {
             return Poll::Ready(Err(Stop::Gone(reset)));
         }
-        match exchange.timers.poll(cx) {
+        match exchange.poll_deadline(cx) {
             Poll::Ready(Deadline::Global) => Poll::Ready(Ok(Acquire::TimedOut)),
             Poll::Ready(other) => Poll::Ready(Err(exchange.deadline(other))),
             Poll::Pending => Poll::Pending,
@@ -227,25 +243,14 @@ fn prepare_head(exchange: &mut Exchange, plan: &Plan<'_>, host: &Host) {
         );
     }
     let mutual = plan.cluster.config().transport(host).0.tls().is_some_and(|t| !t.common.certificates.is_empty());
-    exchange.peer.announce(request, &exchange.http, mutual);
+    exchange.peer.announce(request, &exchange.http, plan.cluster.config(), mutual);
 }
 
 /// How connections for this request are made.
 fn variant(exchange: &Exchange, plan: &Plan<'_>, host: &Host) -> Variant {
     let config = plan.cluster.config();
-    let protocol = match &config.protocol {
-        UpstreamProtocol::Http1 => Protocol::Http1,
-        UpstreamProtocol::Http2 => Protocol::Http2,
-        UpstreamProtocol::UseDownstream => match exchange.info.protocol {
-            Some(HttpProtocol::Http2) => Protocol::Http2,
-            _ => Protocol::Http1,
-        },
-        UpstreamProtocol::Auto => Protocol::Auto,
-    };
-    let server_name = config.auto_sni.then(|| exchange.request.authority()).flatten().map(|authority| {
-        let host = authority.rsplit_once(':').filter(|(_, p)| p.bytes().all(|b| b.is_ascii_digit()));
-        host.map_or(authority, |(host, _)| host).into()
-    });
+    let protocol = Protocol::of(&config.protocol, exchange.info.protocol);
+    let server_name = server_name(config, &exchange.request);
     let alpn = plan.alpn.and_then(|alpn| {
         let protocol = match protocol {
             Protocol::Http2 => HttpProtocol::Http2,
