@@ -48,7 +48,7 @@ enum Role {
     /// Write the CustomResourceDefinitions of Istio's kinds, for clusters that lack them.
     Crds,
     /// Serve configuration and certificates to sidecars, as istiod.
-    ControlPlane(control_plane::Args),
+    ControlPlane(Box<control_plane::Args>),
     /// Work with the certificate authority of a running mesh.
     Ca {
         #[command(subcommand)]
@@ -186,7 +186,7 @@ impl Cli {
             Role::Validate(args) => control_plane::validate(args),
             Role::Analyze(args) => analyze::run(&args),
             Role::Crds => control_plane::crds(),
-            Role::ControlPlane(args) => control_plane::run(args),
+            Role::ControlPlane(args) => control_plane::run(*args),
             Role::Ca { verb: Ca::RotateRoot(args) } => machine::rotate_root(&args),
             Role::Xds { verb: Xds::Generate(args) } => {
                 xds_gen::run(&args).map(|()| ExitCode::SUCCESS).map_err(Into::into)

@@ -16,11 +16,14 @@ const PREFIX: &str = "type.googleapis.com/";
 /// Depth of nesting up to which fields are looked at; deeper ones are in messages that are met elsewhere, too.
 const DEPTH: usize = 7;
 
+/// What a message is compiled to, as text, or why it is refused.
+type Compile = Box<dyn Fn(&[u8]) -> Result<String, String>>;
+
 /// A message that is walked, and how it is compiled.
 struct Root {
     type_name: &'static str,
     base: Value,
-    compile: Box<dyn Fn(&[u8]) -> Result<String, String>>,
+    compile: Compile,
 }
 
 /// What is compiled, without the hashes of the whole encoding, which any field changes.
@@ -62,7 +65,7 @@ fn inside<M: Message + Default>(
     outer_json: &Value,
     put: impl Fn(&mut M, Any) + 'static,
     compile: fn(&[u8]) -> Result<String, String>,
-) -> Box<dyn Fn(&[u8]) -> Result<String, String>> {
+) -> Compile {
     let outer: Vec<u8> = message::<M>(outer_json, &format!("{PREFIX}{outer}")).encode_to_vec();
     Box::new(move |bytes| {
         let mut whole: M = decoded(&outer);
