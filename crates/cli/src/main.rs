@@ -7,6 +7,9 @@ mod roles;
 use clap::Parser;
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: lifecycle::blocks::Blocks = lifecycle::blocks::Blocks;
+
 fn main() -> ExitCode {
     let mut arguments: Vec<_> = std::env::args_os().collect();
     let called = arguments.first().map(std::path::Path::new).and_then(|path| path.file_name()?.to_str());

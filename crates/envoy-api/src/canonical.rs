@@ -4,12 +4,12 @@
 //! next. Sorting the encoded entries afterwards gives one encoding for one content. Which fields are
 //! maps is read once from the descriptor set; everything else is copied as it is.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::LazyLock;
 
 use envoy_types::pb::google::protobuf::DescriptorProto;
 use envoy_types::pb::google::protobuf::field_descriptor_proto::Type;
+use foldhash::{HashMap, HashMapExt};
 
 /// How a field leads to a map.
 #[derive(Clone, Copy, Debug)]
@@ -20,10 +20,15 @@ enum Inside {
     Map(Option<usize>),
 }
 
+/// For each message type the fields that can contain maps.
+type Fields = Vec<Vec<(u32, Inside)>>;
+
 struct Schema {
     by_name: HashMap<String, usize>,
-    /// For each message type the fields that can contain maps.
-    fields: Vec<Vec<(u32, Inside)>>,
+    /// With those inside `Any`.
+    fields: Fields,
+    /// Without.
+    outer: Fields,
     any: Option<usize>,
 }
 
@@ -50,49 +55,53 @@ fn collect<'a>(message: &'a DescriptorProto, scope: &str, out: &mut Vec<(String,
 
 impl Schema {
     fn build(messages: &[(String, &DescriptorProto)]) -> Schema {
-        let by_name: HashMap<String, usize> =
-            messages.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect();
-        let index_of = |type_name: &str| by_name.get(type_name.trim_start_matches('.')).copied();
-        let any = index_of("google.protobuf.Any");
-        let is_map = |index: usize| messages[index].1.options.as_ref().is_some_and(|o| o.map_entry());
-        // Fixed point: a type matters when it is Any, has a map, or has a field of a type that matters.
-        let mut matters = vec![false; messages.len()];
-        if let Some(any) = any {
-            matters[any] = true;
-        }
-        loop {
-            let mut changed = false;
-            for (index, (_, message)) in messages.iter().enumerate() {
-                if !matters[index]
-                    && message.field.iter().any(|f| {
-                        f.r#type() == Type::Message && index_of(f.type_name()).is_some_and(|t| matters[t] || is_map(t))
-                    })
-                {
-                    matters[index] = true;
-                    changed = true;
-                }
-            }
-            if !changed {
-                break;
-            }
-        }
-        let fields = messages
-            .iter()
-            .map(|(_, message)| {
-                let inside = message.field.iter().filter_map(|f| {
-                    let index = index_of(f.type_name()).filter(|_| f.r#type() == Type::Message)?;
-                    let number = u32::try_from(f.number()).ok()?;
-                    if is_map(index) {
-                        let value = messages[index].1.field.iter().find(|f| f.number() == 2)?;
-                        return Some((number, Inside::Map(index_of(value.type_name()).filter(|&v| matters[v]))));
-                    }
-                    matters[index].then_some((number, Inside::Message(index)))
-                });
-                inside.collect()
-            })
-            .collect();
-        Schema { by_name, fields, any }
+        let mut by_name = HashMap::with_capacity(messages.len());
+        by_name.extend(messages.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)));
+        let any = by_name.get("google.protobuf.Any").copied();
+        let (fields, outer) = (fields(messages, &by_name, any), fields(messages, &by_name, None));
+        Schema { by_name, fields, outer, any }
     }
+}
+
+/// Fixed point: a type matters when it is `any`, has a map, or has a field of a type that matters.
+fn fields(messages: &[(String, &DescriptorProto)], by_name: &HashMap<String, usize>, any: Option<usize>) -> Fields {
+    let index_of = |type_name: &str| by_name.get(type_name.trim_start_matches('.')).copied();
+    let is_map = |index: usize| messages[index].1.options.as_ref().is_some_and(|o| o.map_entry());
+    let mut matters = vec![false; messages.len()];
+    if let Some(any) = any {
+        matters[any] = true;
+    }
+    loop {
+        let mut changed = false;
+        for (index, (_, message)) in messages.iter().enumerate() {
+            if !matters[index]
+                && message.field.iter().any(|f| {
+                    f.r#type() == Type::Message && index_of(f.type_name()).is_some_and(|t| matters[t] || is_map(t))
+                })
+            {
+                matters[index] = true;
+                changed = true;
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    messages
+        .iter()
+        .map(|(_, message)| {
+            let inside = message.field.iter().filter_map(|f| {
+                let index = index_of(f.type_name()).filter(|_| f.r#type() == Type::Message)?;
+                let number = u32::try_from(f.number()).ok()?;
+                if is_map(index) {
+                    let value = messages[index].1.field.iter().find(|f| f.number() == 2)?;
+                    return Some((number, Inside::Map(index_of(value.type_name()).filter(|&v| matters[v]))));
+                }
+                matters[index].then_some((number, Inside::Message(index)))
+            });
+            inside.collect()
+        })
+        .collect()
 }
 
 /// Sorts the entries of every map of an encoded message by key, also inside `Any`.
@@ -101,13 +110,20 @@ impl Schema {
 /// where they could no longer be read.
 pub(crate) fn sort_maps(full_name: &str, body: &mut [u8]) {
     if let Some(&index) = SCHEMA.by_name.get(full_name) {
-        sort(&SCHEMA, index, body);
+        sort(&SCHEMA, &SCHEMA.fields, index, body);
+    }
+}
+
+/// As [`sort_maps`] where what is inside `Any` is sorted already.
+pub(crate) fn sort_outer_maps(full_name: &str, body: &mut [u8]) {
+    if let Some(&index) = SCHEMA.by_name.get(full_name) {
+        sort(&SCHEMA, &SCHEMA.outer, index, body);
     }
 }
 
 /// One field of an encoded message, as places in its bytes.
-struct Field {
-    number: u32,
+pub(crate) struct Field {
+    pub(crate) number: u32,
     /// Key and value.
     whole: Range<usize>,
     /// The content of a length-delimited field.
@@ -128,7 +144,7 @@ fn varint(bytes: &[u8], at: &mut usize) -> Option<u64> {
 }
 
 /// The field at `at`, which is moved behind it.
-fn next_field(bytes: &[u8], at: &mut usize) -> Option<Field> {
+pub(crate) fn next_field(bytes: &[u8], at: &mut usize) -> Option<Field> {
     let start = *at;
     let mut end = start;
     let key = varint(bytes, &mut end)?;
@@ -177,11 +193,11 @@ impl Entries {
     }
 }
 
-fn sort(schema: &Schema, index: usize, body: &mut [u8]) {
+fn sort(schema: &Schema, all: &Fields, index: usize, body: &mut [u8]) {
+    let fields = &all[index];
     if schema.any == Some(index) {
-        return sort_any(schema, body);
+        return sort_any(schema, all, body);
     }
-    let fields = &schema.fields[index];
     if fields.is_empty() {
         return;
     }
@@ -194,9 +210,9 @@ fn sort(schema: &Schema, index: usize, body: &mut [u8]) {
         }
         let Some(content) = field.content else { continue };
         match fields.iter().find(|(number, _)| *number == field.number) {
-            Some((_, Inside::Message(index))) => sort(schema, *index, &mut body[content]),
+            Some((_, Inside::Message(index))) => sort(schema, all, *index, &mut body[content]),
             Some((_, Inside::Map(value))) => {
-                let key = sort_entry(schema, *value, &mut body[content.clone()]);
+                let key = sort_entry(schema, all, *value, &mut body[content.clone()]);
                 entries.places.push((content.start + key.start..content.start + key.end, field.whole));
             }
             None => {}
@@ -206,19 +222,19 @@ fn sort(schema: &Schema, index: usize, body: &mut [u8]) {
 }
 
 /// Sorts what is inside a map's entry; where its key is.
-fn sort_entry(schema: &Schema, value: Option<usize>, entry: &mut [u8]) -> Range<usize> {
+fn sort_entry(schema: &Schema, all: &Fields, value: Option<usize>, entry: &mut [u8]) -> Range<usize> {
     let (mut key, mut at) = (0..0, 0);
     while let Some(part) = next_field(entry, &mut at) {
         match (part.number, part.content, value) {
             (1, Some(text), _) => key = text,
-            (2, Some(inner), Some(index)) => sort(schema, index, &mut entry[inner]),
+            (2, Some(inner), Some(index)) => sort(schema, all, index, &mut entry[inner]),
             _ => {}
         }
     }
     key
 }
 
-fn sort_any(schema: &Schema, body: &mut [u8]) {
+fn sort_any(schema: &Schema, all: &Fields, body: &mut [u8]) {
     let (mut index, mut at) = (None, 0);
     while let Some(field) = next_field(body, &mut at) {
         match (field.number, field.content) {
@@ -228,7 +244,7 @@ fn sort_any(schema: &Schema, body: &mut [u8]) {
             }
             (2, Some(value)) => {
                 if let Some(index) = index {
-                    sort(schema, index, &mut body[value]);
+                    sort(schema, all, index, &mut body[value]);
                 }
             }
             _ => {}

@@ -33,6 +33,7 @@ pub mod istio;
 pub mod json;
 mod resource;
 pub mod transcode;
+pub mod wire;
 
 pub use resource::{Resource, encode};
 

@@ -1,8 +1,9 @@
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::BuildHasher;
 use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use foldhash::quality::FixedState;
 use prost::{Message, Name};
 
 use crate::canonical;
@@ -46,12 +47,13 @@ impl Resource {
 
     /// A resource whose message is already encoded.
     pub fn from_bytes(name: impl Into<Arc<str>>, body: Vec<u8>) -> Resource {
-        // `DefaultHasher::new` has fixed keys; a collision would hide one change of one resource, at 2^-64.
-        let mut hasher = DefaultHasher::new();
-        hasher.write(&body);
+        // With a fixed seed; a collision would hide one change of one resource, at 2^-64.
+        let hash = FixedState::with_seed(0).hash_one(&body[..]);
         // Buffers grow by doubling, and resources stay.
         let body = Bytes::from(body.into_boxed_slice());
-        Resource::with_version(name, format!("{:016x}", hasher.finish()), body)
+        let digits: [u8; 16] =
+            std::array::from_fn(|place| b"0123456789abcdef"[(hash >> (60 - 4 * place) & 15) as usize]);
+        Resource::with_version(name, std::str::from_utf8(&digits).unwrap_or_default(), body)
     }
 
     /// A resource whose version somebody else has chosen.

@@ -3,6 +3,7 @@
 //! In: nothing but the caller's arguments. Out: small building blocks that know no role.
 //! Never: meshes, proxies, configuration.
 
+pub mod blocks;
 pub mod drain;
 pub mod http;
 pub mod logging;

@@ -153,6 +153,12 @@ impl Entry {
     fn is(&self, tag: u32, name: &[u8], buffer: &[u8]) -> bool {
         self.tag == tag && self.name(buffer) == name
     }
+
+    /// Whether the name starts with a colon.
+    #[inline]
+    fn is_pseudo(&self) -> bool {
+        self.tag & 0xff == b':' as u32
+    }
 }
 
 const SEPARATOR: [u8; 2] = *b": ";
@@ -209,6 +215,17 @@ impl Headers {
         self.entries.iter().map(|e| (e.name_len + e.value_len) as usize).sum()
     }
 
+    /// Number of the fields that HTTP/1 writes, and the sum of the lengths of their names and values: all but the pseudo headers,
+    /// with `:authority` as `host`.
+    pub fn line_sizes(&self) -> (usize, usize) {
+        const AUTHORITY: u32 = tag(b":authority");
+        self.entries.iter().fold((0, 0), |(count, bytes), e| match e.tag {
+            AUTHORITY => (count + 1, bytes + "host".len() + e.value_len as usize),
+            _ if e.is_pseudo() => (count, bytes),
+            _ => (count + 1, bytes + (e.name_len + e.value_len) as usize),
+        })
+    }
+
     /// Adds a header behind the others, even if there is one of that name. The name is made lower case.
     ///
     /// Heads beyond 4 GiB in sum are not representable; the codecs limit them to far less, and what would not fit is dropped.
@@ -222,7 +239,8 @@ impl Headers {
         }
     }
 
-    fn push_lower(&mut self, name: &str, value: &[u8]) {
+    /// As [`push`](Headers::push), for a name that is in lower case.
+    pub fn push_lower(&mut self, name: &str, value: &[u8]) {
         if let Some(entry) = self.store(name.as_bytes(), value) {
             self.add_entry(entry);
         }
@@ -274,7 +292,7 @@ impl Headers {
     pub fn write_lines(&self, out: &mut Vec<u8>) {
         out.reserve(self.buffer.len());
         let mut run = 0..0;
-        for entry in self.entries.iter().filter(|e| !e.name(&self.buffer).starts_with(b":")) {
+        for entry in self.entries.iter().filter(|e| !e.is_pseudo()) {
             if entry.start as usize != run.end {
                 out.extend_from_slice(&self.buffer[run]);
                 run = entry.start as usize..0;
@@ -424,7 +442,7 @@ impl Headers {
 
     /// All headers without those whose name starts with a colon.
     pub fn iter_regular(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.iter().filter(|(name, _)| !name.starts_with(b":"))
+        self.entries.iter().filter(|e| !e.is_pseudo()).map(|e| (e.name(&self.buffer), e.value(&self.buffer)))
     }
 
     /// `:method`.
@@ -537,5 +555,9 @@ mod tests {
         assert!(h.remove("x-a") && !h.remove("x-a"));
         assert_eq!(lines(&h), "b: twenty\r\nc: 4,5\r\nd: 6\r\n");
         assert_eq!(h.get("b"), Some(&b"twenty"[..]));
+        // `:path` is in no line, `:authority` is that of `host`.
+        assert_eq!(h.line_sizes(), (3, "btwentyc4,5d6".len()));
+        h.push(b":authority", b"a.b");
+        assert_eq!(h.line_sizes(), (4, "btwentyc4,5d6hosta.b".len()));
     }
 }

@@ -70,7 +70,10 @@ fn accepted(worker: &Rc<Worker>, name: &ArcStr, raw: Raw, peer: Option<SocketAdd
         worker.connections.set(worker.connections.get() + 1);
         worker.tick();
         let _open = Open { worker: worker.clone(), stats: stats.clone(), since: std::time::Instant::now() };
-        serve(&worker, entry, stats, raw, peer).await;
+        // Each phase is in a box of its own: a connection has memory for the one that it is in.
+        if let Some(connection) = Box::pin(establish(worker, entry, stats, raw, peer)).await {
+            run_chain(connection).await;
+        }
     });
 }
 
@@ -99,17 +102,19 @@ pub(crate) struct Connection {
     pub(crate) io: Io,
 }
 
-async fn serve(
-    worker: &Rc<Worker>,
+/// Finds the chain of a connection and makes it secure. `None`: it is over.
+async fn establish(
+    worker: Rc<Worker>,
     entry: Arc<ListenerEntry>,
     stats: Arc<ListenerStats>,
     mut raw: Raw,
     peer: Option<SocketAddr>,
-) {
+) -> Option<Connection> {
+    let worker = &worker;
     let local = match &raw {
         Raw::Tcp(stream) => match stream.local_addr() {
             Ok(local) => Address::Ip(unmapped(local)),
-            Err(_) => return,
+            Err(_) => return None,
         },
         Raw::Unix(_) => entry.listener.address.clone(),
     };
@@ -129,14 +134,11 @@ async fn serve(
         Err(e) => {
             tracing::debug!(error = %e, "listener filter failed");
             stats.downstream_listener_filter_error.inc();
-            return;
+            return None;
         }
     };
     let stats = worker.listener_stats(&entry.listener.stat_prefix);
-    match inspect_within(&entry.listener, &mut raw, &mut facts, &stats).await {
-        Ok(()) => {}
-        Err(_) => return,
-    }
+    inspect_within(&entry.listener, &mut raw, &mut facts, &stats).await.ok()?;
     let input = ChainInput {
         destination: &facts.local,
         source: &facts.remote,
@@ -150,25 +152,21 @@ async fn serve(
         stats.no_filter_chain_match.inc();
         let info = Arc::new(facts.into_info(worker, &entry.listener, None));
         log_no_chain(worker, &entry.listener, info);
-        return;
+        return None;
     };
-    let (io, tls) = match secure(worker, &chain, &stats, raw).await {
-        Some(secured) => secured,
-        None => return,
-    };
+    let (io, tls) = secure(worker, &chain, &stats, raw).await?;
     facts.tls |= tls.is_some();
     let original_dst = facts.original_dst;
     let mut info = facts.into_info(worker, &entry.listener, Some(&chain));
     info.tls = tls.map(Arc::new);
-    let connection = Connection {
+    Some(Connection {
         worker: worker.clone(),
         listener: entry.listener.clone(),
         chain: chain.clone(),
         original_dst,
         info: Arc::new(info),
         io,
-    };
-    run_chain(connection).await;
+    })
 }
 
 /// An IPv4 peer of an IPv6 socket is an IPv4 peer.
@@ -442,7 +440,7 @@ async fn run_chain(mut connection: Connection) {
                 let Some(forward) = forward_cluster(&connection) else { continue };
                 let Discovery::DynamicForwardProxy(dns) = &forward.config().discovery else { continue };
                 let port = port.or_else(|| connection.info.local.port()).unwrap_or(443);
-                connection.original_dst = crate::dns::resolve(&connection.worker, dns, &name, port).await;
+                connection.original_dst = Box::pin(crate::dns::resolve(&connection.worker, dns, &name, port)).await;
             }
             NetworkFilter::SniCluster => cluster = connection.info.server_name.clone(),
             // Peers are known by certificate and headers; connection limits and the like have no effect on correctness here.
@@ -469,17 +467,17 @@ async fn run_chain(mut connection: Connection) {
             NetworkFilter::ExtAuthz(config) => {
                 // Asked at the first byte, as by Envoy.
                 std::future::poll_fn(|cx| connection.io.poll_first_byte(cx)).await;
-                if !tcp::check_authz(&connection, config).await {
+                if !Box::pin(tcp::check_authz(&connection, config)).await {
                     return;
                 }
             }
         }
     }
     match &chain.chain.terminal {
-        Terminal::Http(http) => hcm::serve(connection, http.clone()).await,
-        Terminal::TcpProxy(proxy) => tcp::serve(connection, proxy.clone(), cluster, gates).await,
-        Terminal::DirectResponse(bytes) => tcp::respond(connection, bytes.clone()).await,
-        Terminal::Echo => tcp::echo(connection).await,
+        Terminal::Http(http) => Box::pin(hcm::serve(connection, http.clone())).await,
+        Terminal::TcpProxy(proxy) => Box::pin(tcp::serve(connection, proxy.clone(), cluster, gates)).await,
+        Terminal::DirectResponse(bytes) => Box::pin(tcp::respond(connection, bytes.clone())).await,
+        Terminal::Echo => Box::pin(tcp::echo(connection)).await,
         Terminal::Close => {}
     }
 }

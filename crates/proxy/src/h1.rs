@@ -5,6 +5,7 @@ mod conn;
 #[cfg(test)]
 mod fuzz;
 mod head;
+mod scan;
 
 pub(crate) use body::Frame;
 pub(crate) use conn::{Conn, ReadError, Shared};

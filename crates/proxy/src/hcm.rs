@@ -171,7 +171,7 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         },
     };
     if is_h2 {
-        h2::serve(http, io).await;
+        Box::pin(h2::serve(http, io)).await;
     } else {
         h1::serve(http, io).await;
     }

@@ -3,7 +3,7 @@
 use crate::h1::{self, HeadError, ReadError};
 
 pub(crate) use crate::h1::Frame;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use proxy_core::Headers;
 use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};
@@ -107,21 +107,15 @@ pub(crate) fn from_map(map: &http::HeaderMap) -> Headers {
 
 pub(crate) fn push_map(headers: &mut Headers, map: &http::HeaderMap) {
     for (name, value) in map {
-        headers.push(name.as_str().as_bytes(), value.as_bytes());
+        headers.push_lower(name.as_str(), value.as_bytes());
     }
 }
 
 /// Regular fields as an `http` map for the h2 crate; fields it cannot carry are left out.
 pub(crate) fn to_map(headers: &Headers) -> http::HeaderMap {
     let mut map = http::HeaderMap::with_capacity(headers.len());
-    // All values share one allocation.
-    let mut values = BytesMut::with_capacity(headers.iter_regular().map(|(_, value)| value.len()).sum());
-    headers.iter_regular().for_each(|(_, value)| values.extend_from_slice(value));
-    let mut values = values.freeze();
     for (name, value) in headers.iter_regular() {
-        let value = values.split_to(value.len());
-        if let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(name), http::HeaderValue::from_maybe_shared(value))
-        {
+        if let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(name), http::HeaderValue::from_bytes(value)) {
             map.append(name, value);
         }
     }

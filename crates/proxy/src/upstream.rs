@@ -34,7 +34,7 @@ pub(crate) struct WorkerCluster {
     hosts: RefCell<HashMap<*const Host, Rc<HostPools>, ByAddress>>,
     sweeping: Cell<bool>,
     /// Who the hosts are, as far as their metadata says.
-    workloads: RefCell<HashMap<*const Host, Option<Arc<Workload>>>>,
+    workloads: RefCell<HashMap<*const Host, Option<Arc<Workload>>, ByAddress>>,
 }
 
 /// Hashes addresses in memory. Nobody outside chooses them, so that mixing them is enough.

@@ -15,8 +15,9 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, LocalSet};
+use tokio::task::AbortHandle;
 
 /// Orders to a worker.
 pub(crate) enum Command {
@@ -228,17 +229,19 @@ pub(crate) fn spawn(
     // Unbounded: commands come from configuration changes only, and must not block the control thread.
     let (sender, mut commands) = mpsc::unbounded_channel();
     let thread = std::thread::Builder::new().name(format!("proxy-{index}")).stack_size(1 << 20).spawn(move || {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(e) => {
-                tracing::error!(error = %e, "cannot start a worker");
-                return;
-            }
-        };
+        let runtime =
+            match tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                Ok(runtime) => runtime,
+                Err(e) => {
+                    tracing::error!(error = %e, "cannot start a worker");
+                    return;
+                }
+            };
+        // Requests free what the next ones need.
+        let _keeping = lifecycle::blocks::keep();
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), index);
-        let local = LocalSet::new();
         let worker = Worker::new(shared, seed);
-        local.block_on(&runtime, async {
+        runtime.block_on(async {
             while let Some(command) = commands.recv().await {
                 match command {
                     Command::Listen(name, bound) => worker.listen(name, bound),
@@ -256,7 +259,7 @@ pub(crate) fn spawn(
             }
         });
         worker.logs.flush();
-        drop(local);
+        drop(runtime);
         worker.logs.flush();
     })?;
     Ok((sender, thread))

@@ -189,8 +189,13 @@ impl PushContext {
     /// SPIFFE identities that a client may meet behind a service, sorted.
     pub fn service_accounts(&self, service: &Service) -> Vec<String> {
         let endpoints = self.registry.endpoints(&service.hostname, &service.namespace);
-        let identities = endpoints.iter().map(|e| e.workload.identity.clone()).filter(|i| !i.is_empty());
-        let mut names: Vec<String> = identities.chain(service.service_accounts.iter().cloned()).collect();
+        let identities = endpoints.iter().map(|e| &*e.workload.identity).filter(|i| !i.is_empty());
+        // Endpoints of a service have few accounts between them.
+        let mut known: Vec<&str> =
+            service.service_accounts.iter().map(|account| &**account).chain(identities).collect();
+        known.sort_unstable();
+        known.dedup();
+        let mut names: Vec<String> = known.into_iter().map(str::to_owned).collect();
         // As istio pkg/spiffe, ExpandWithTrustDomains.
         for alias in &self.mesh.trust_domain_aliases {
             let renamed = names.iter().filter_map(|name| {

@@ -1,8 +1,9 @@
 //! What one proxy may see: istiod's SidecarScope.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt};
 use istio_api::destination_rule::ConnectionPoolSettings;
 use istio_api::mesh_config::OutboundTrafficPolicyMode as MeshMode;
 use istio_api::sidecar::{IstioEgressListener, OutboundTrafficPolicy, OutboundTrafficPolicyMode};

@@ -42,7 +42,7 @@ pub struct Registry {
     /// By age.
     pub services: Vec<Arc<Service>>,
     /// By host name, then namespace of the service; each endpoint names its port.
-    endpoints: HashMap<ArcStr, Vec<OfNamespace>>,
+    endpoints: foldhash::HashMap<ArcStr, Vec<OfNamespace>>,
     workloads: Arc<Workloads>,
     /// Endpoints that no EndpointSlice names.
     written: Arc<EndpointMap>,

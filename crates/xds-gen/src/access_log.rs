@@ -16,7 +16,7 @@ use envoy_api::pb::envoy::extensions::access_loggers::{
 };
 use envoy_api::pb::envoy::extensions::formatter::req_without_query::v3::ReqWithoutQuery;
 use envoy_api::pb::opentelemetry::proto::common::v1::{AnyValue, KeyValue, KeyValueList, any_value};
-use envoy_api::{Any, any, core};
+use envoy_api::{Any, core};
 use istio_api::extension_provider::{EnvoyFileAccessLogProvider, EnvoyOpenTelemetryLogProvider, ExtensionProvider};
 use istio_api::mesh_config::AccessLogEncoding;
 use push_context::PushContext;
@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::names;
-use crate::proto::{extension, json_struct};
+use crate::proto::{any, extension, json_struct};
 use crate::telemetry::Side;
 use crate::tls::strings;
 
@@ -87,6 +87,10 @@ pub(crate) enum Of {
 
 /// Access logs of one direction.
 pub(crate) fn logs(cx: &Context<'_>, side: Side, of: Of) -> Vec<AccessLog> {
+    cx.common.logs.get((side, of), || make(cx, side, of))
+}
+
+fn make(cx: &Context<'_>, side: Side, of: Of) -> Vec<AccessLog> {
     let mesh = &cx.push.mesh;
     if of == Of::Listener && mesh.disable_envoy_listener_log {
         return Vec::new();
@@ -104,7 +108,8 @@ pub(crate) fn logs(cx: &Context<'_>, side: Side, of: Of) -> Vec<AccessLog> {
             .iter()
             .filter(|log| !log.disabled)
             .filter_map(|log| {
-                let entry = provider(cx.push, &log.provider)?;
+                let make = || provider(cx.push, &log.provider);
+                let entry = cx.common.log_providers.get(log.provider.name.clone(), make)?;
                 let own = log.filter.as_ref().map(|expression| cel(expression));
                 let mut all: Vec<AccessLogFilter> = unmatched.clone().into_iter().chain(own).collect();
                 let filter = match all.len() {

@@ -14,14 +14,13 @@ use envoy_api::pb::envoy::config::rbac::v3::{
 };
 use envoy_api::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
 use envoy_api::pb::envoy::extensions::filters::network::rbac::v3::Rbac as TcpRbac;
-use envoy_api::{Any, Message, Name, any, encode};
 use istio_api::AuthorizationPolicy;
 use istio_api::authorization_policy::Action;
 use push_context::{Config, Same};
 
 use crate::context::Context;
 use crate::filters;
-use crate::proto::network_filter;
+use crate::proto::{any, network_filter};
 
 pub(crate) use rule::jwt_claim;
 
@@ -121,11 +120,6 @@ fn of_policies<T: Clone + Send + Sync + 'static>(cx: &Context<'_>, make: impl Fn
     }
 }
 
-/// Sorted now, once: what is sorted already costs others little.
-fn sorted<M: Message + Name>(config: &M) -> Any {
-    Any { value: encode(config), ..any(config) }
-}
-
 /// HTTP filters of AUDIT, DENY and ALLOW policies, in this order.
 pub(crate) fn http(cx: &Context<'_>) -> Vec<HttpFilter> {
     of_policies(cx, || http_of_policies(cx))
@@ -140,7 +134,7 @@ fn http_of_policies(cx: &Context<'_>) -> Vec<HttpFilter> {
             shadow_rules: rules.shadow,
             ..HttpRbac::default()
         };
-        Some(filters::http_any(HTTP_RBAC, sorted(&config)))
+        Some(filters::http(HTTP_RBAC, &config))
     };
     KINDS.iter().filter_map(filter).collect()
 }
@@ -160,7 +154,7 @@ fn tcp_of_policies(cx: &Context<'_>) -> Vec<Filter> {
             shadow_rules: rules.shadow,
             ..TcpRbac::default()
         };
-        Some(network_filter(TCP_RBAC, sorted(&config)))
+        Some(network_filter(TCP_RBAC, any(&config)))
     };
     KINDS.iter().filter_map(filter).collect()
 }

@@ -3,13 +3,14 @@
 //! What proxies of one class share is made from the class's own [`Node`], in which everything that does not
 //! matter is blank: so nothing of the proxy that happens to ask first can get in.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use envoy_api::Resource;
 use envoy_api::cluster::Cluster;
 use envoy_api::listener::Listener;
+use envoy_api::{Message, Name, Resource, wire};
 use istio_api::DestinationRule;
 use mesh_types::ArcStr;
 use push_context::{Config, ListenerRules, Node, PeerRules, PushContext, Reach, Same, SidecarScope};
@@ -115,7 +116,7 @@ pub(crate) fn clusters(cx: &Context<'_>, client: &Arc<Client>) -> Shared {
         whole: Shared,
     }
     let refresh = |last: Option<List>| {
-        let own = encode_clusters(&cluster::fixed(cx));
+        let own = packed(&cluster::fixed(cx), |cluster| &cluster.name);
         if let Some(last) = last.filter(|last| Arc::ptr_eq(&last.outbound, &outbound) && last.own == own) {
             return last;
         }
@@ -226,7 +227,7 @@ fn service_clusters(cx: &Context<'_>, class: &Arc<Node>, service: &Arc<Service>)
     cx.push.memo().get(Key(Target::new(cx, class, service)), || {
         let mut out = Vec::new();
         cluster::outbound(cx, service, &mut out);
-        encode_clusters(&out)
+        out.iter().map(|made| Resource::from_bytes(made.message.name.as_str(), made.encode())).collect()
     })
 }
 
@@ -322,9 +323,9 @@ fn make_listeners(cx: &Context<'_>, client: &Client) -> Shared {
     struct OutboundKey(Same<Node>, Same<SidecarScope>, Vec<Endpoints>);
     let class = client.class(Use::Listeners);
     let key = OutboundKey(Same(class.clone()), Same(cx.scope.clone()), client.headless.clone());
-    let make = || encode_listeners(&listener::outbound_side(&cx.of_class(class), &ports(cx, client)));
+    let make = || packed(&listener::outbound_side(&cx.of_class(class), &ports(cx, client)), |listener| &listener.name);
     let outbound = cx.push.memo().get(key, make);
-    let own = encode_listeners(&listener::inbound_side(cx));
+    let own = packed(&listener::inbound_side(cx), |listener| &listener.name);
     outbound.iter().chain(own.iter()).cloned().collect()
 }
 
@@ -343,13 +344,14 @@ pub(crate) fn routes(cx: &Context<'_>, client: &Client, wanted: &[ArcStr]) -> Ve
     struct Key(Same<Node>, Same<SidecarScope>, ArcStr);
 
     let class = if client.is_patched { &client.node } else { client.class(Use::Routes) };
+    let own = OnceCell::new();
     let table = |name: &ArcStr| {
         cx.push.memo().get(Key(Same(class.clone()), Same(cx.scope.clone()), name.clone()), || {
-            let own = cx.of_class(class);
+            let own = own.get_or_init(|| cx.of_class(class));
             if !client.is_patched {
-                return route::encoded::outbound(&own, class, name);
+                return route::encoded::outbound(own, class, name);
             }
-            let config = Patches::of(&own).route(route::outbound(&own, name));
+            let config = Patches::of(own).route(route::outbound(own, name));
             Resource::new(config.name.as_str(), &config)
         })
     };
@@ -365,6 +367,11 @@ pub(crate) fn names(cx: &Context<'_>, client: &Client) -> Resource {
     cx.push.memo().get(Key(Same(class.clone()), Same(cx.scope.clone()), client.headless.clone()), || {
         Resource::new("", &name_table::build(&cx.of_class(class)))
     })
+}
+
+/// Messages with nothing but what generators made in them, every `Any` of which is sorted already.
+fn packed<M: Message + Name>(messages: &[M], name: impl Fn(&M) -> &String) -> Shared {
+    messages.iter().map(|message| Resource::from_bytes(name(message).as_str(), wire::encode(message))).collect()
 }
 
 fn encode_clusters(clusters: &[Cluster]) -> Shared {

@@ -1,6 +1,5 @@
 //! One proxy as all resources of a push see it, kept while that does not change.
 
-use std::cell::OnceCell;
 use std::sync::Arc;
 
 use envoy_api::Resource;
@@ -9,7 +8,7 @@ use push_context::{Identity, Node, PeerPolicy, PushContext, Same, SidecarScope};
 use registry::{Endpoint, Resolution, ServiceTarget};
 
 use crate::cache::{self, Use};
-use crate::context::Context;
+use crate::context::{Common, Context};
 use crate::telemetry::Telemetry;
 
 /// Resources that many hold.
@@ -71,7 +70,7 @@ impl Client {
             proxy_config: self.proxy_config.clone(),
             peer: self.peer.clone(),
             telemetry: self.telemetry.clone(),
-            outbound_filters: OnceCell::new(),
+            common: Common::default(),
         }
     }
 }

@@ -5,6 +5,9 @@ mod load_balancer;
 mod policy;
 mod upstream_tls;
 
+use std::sync::LazyLock;
+
+use envoy_api::Message;
 use envoy_api::cluster::{
     Cluster, Filter,
     cluster::{
@@ -25,7 +28,8 @@ use envoy_api::pb::envoy::extensions::upstreams::http::v3::{
         ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig, explicit_http_config::ProtocolConfig,
     },
 };
-use envoy_api::{any, wkt};
+use envoy_api::wire::Spliced;
+use envoy_api::wkt;
 use istio_api::DestinationRule;
 use istio_api::destination_rule::{ConnectionPoolSettings, SimpleLb, Subset, TlsMode, TrafficPolicy};
 use mesh_types::Protocol;
@@ -35,21 +39,23 @@ use registry::{Port, Provider, Resolution, Service};
 use crate::context::Context;
 use crate::endpoint::Builder as EndpointBuilder;
 use crate::names::{self, StatName};
-use crate::proto::{
-    ads, config_path, duration, extension, list, seconds, set_istio_metadata, socket_address, structure, text,
-    u32_value,
-};
+use crate::notes::Notes;
+use crate::proto::{ads, any, duration, extension, seconds, socket_address, structure, text, u32_value};
 pub(crate) use load_balancer::consistent_hash;
 pub(crate) use policy::{merged as merged_policy, preserve_case};
 
 use policy::Draft;
 
+/// A cluster that leads to a service.
+pub(crate) type Made = Spliced<Cluster>;
+
 /// All clusters of a proxy; of two with one name the first.
 pub(crate) fn all(cx: &Context<'_>) -> Vec<Cluster> {
-    let mut out = Vec::new();
+    let mut made = Vec::new();
     for service in cx.scope.services.iter() {
-        outbound(cx, service, &mut out);
+        outbound(cx, service, &mut made);
     }
+    let mut out: Vec<Cluster> = made.into_iter().map(Made::into_message).collect();
     out.extend(fixed(cx));
     let mut seen = std::collections::HashSet::new();
     out.retain(|c| seen.insert(c.name.clone()));
@@ -69,18 +75,25 @@ pub(crate) fn fixed(cx: &Context<'_>) -> Vec<Cluster> {
 
 /// The metadata exchange filter of TCP connections, which only Istio's Envoy has.
 pub(super) fn metadata_exchange(cx: &Context<'_>) -> Vec<Filter> {
-    if !cx.exchanges_over_tcp() {
-        return Vec::new();
-    }
-    vec![Filter {
+    cx.exchanges_over_tcp().then(exchange).into_iter().collect()
+}
+
+fn exchange() -> Filter {
+    Filter {
         name: crate::filters::METADATA_EXCHANGE.to_owned(),
         typed_config: Some(crate::filters::tcp_metadata_exchange()),
         ..Filter::default()
-    }]
+    }
+}
+
+/// The same, encoded: every cluster has it.
+fn metadata_exchange_bytes() -> &'static [u8] {
+    static EXCHANGE: LazyLock<Vec<u8>> = LazyLock::new(|| exchange().encode_to_vec());
+    &EXCHANGE
 }
 
 /// The clusters of one service, with its subsets.
-pub(crate) fn outbound(cx: &Context<'_>, service: &Service, out: &mut Vec<Cluster>) {
+pub(crate) fn outbound(cx: &Context<'_>, service: &Service, out: &mut Vec<Made>) {
     if service.resolution == Resolution::Alias {
         return;
     }
@@ -112,13 +125,13 @@ pub(crate) fn outbound(cx: &Context<'_>, service: &Service, out: &mut Vec<Cluste
             cluster.common_lb_config.get_or_insert_default().override_host_status =
                 Some(HealthStatusSet { statuses: statuses.map(|status| status as i32).to_vec() });
         }
-        let mut draft = Draft::new(cluster, port, cx);
+        let mut draft = Draft::of_service(cluster, port, cx, service);
         policy::apply_rule(cx, &mut draft, service, port, rule);
-        let discovery = draft.cluster.cluster_discovery_type.clone();
+        let discovery = draft.kind();
         out.push(draft.finish());
         for subset in rule.into_iter().flat_map(|r| &r.spec.subsets) {
             if let Some(rule) = rule {
-                out.extend(subset_cluster(cx, service, port, rule, subset, discovery.clone()));
+                out.extend(subset_cluster(cx, service, port, rule, subset, discovery));
             }
         }
     }
@@ -142,15 +155,15 @@ fn subset_cluster(
     port: &Port,
     rule: &Config<DestinationRule>,
     subset: &Subset,
-    discovery: Option<ClusterDiscoveryType>,
-) -> Option<Cluster> {
+    discovery: Option<DiscoveryType>,
+) -> Option<Made> {
     let name = names::outbound(port.port, &subset.name, &service.hostname);
     let lb = subset.traffic_policy.as_ref().and_then(|p| p.load_balancer.as_ref());
     let is_passthrough = lb.and_then(|lb| lb.simple) == Some(SimpleLb::Passthrough);
     let kind = match discovery {
         _ if is_passthrough => DiscoveryType::OriginalDst,
-        Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(kind).unwrap_or(DiscoveryType::Eds),
-        _ => return None,
+        Some(kind) => kind,
+        None => return None,
     };
     let endpoints = match kind {
         DiscoveryType::StrictDns | DiscoveryType::LogicalDns => {
@@ -159,7 +172,7 @@ fn subset_cluster(
         _ => Vec::new(),
     };
     let cluster = skeleton(cx, name, kind, endpoints, port, service)?;
-    let mut draft = Draft::new(cluster, port, cx);
+    let mut draft = Draft::of_service(cluster, port, cx, service);
     policy::apply_subset(cx, &mut draft, service, port, rule, subset);
     Some(draft.finish())
 }
@@ -237,9 +250,6 @@ fn skeleton(
         cluster.load_assignment =
             Some(ClusterLoadAssignment { cluster_name: name.clone(), endpoints, ..Default::default() });
     }
-    if cx.push.settings.telemetry_label {
-        set_istio_metadata(&mut cluster.metadata, "services", list(vec![service_metadata(service)]));
-    }
     cluster.name = name;
     Some(cluster)
 }
@@ -301,14 +311,14 @@ fn by_any_name(cx: &Context<'_>) -> Cluster {
     let tls = tls.filter(|tls| tls.mode != TlsMode::Disable);
     let name = names::ALLOW_ANY_DYNAMIC_DNS.to_owned();
     let cluster = dynamic_forward_proxy(name, crate::filters::any_dns_cache(cx), tls.is_none());
-    let mut draft = Draft { cluster, http: None, is_dynamic: true };
+    let mut draft = Draft { is_dynamic: true, ..Draft::from(cluster) };
     policy::connection_pool(cx, &mut draft, &ConnectionPoolSettings::default(), None);
     draft.cluster.typed_extension_protocol_options.insert(policy::HTTP_OPTIONS.to_owned(), any(&as_client(cx)));
     if let Some(tls) = tls {
         draft.cluster.transport_socket = upstream_tls::without_service(cx, &mut draft, tls);
     }
     draft.cluster.filters = metadata_exchange(cx);
-    draft.finish()
+    draft.finish().into_message()
 }
 
 /// HTTP as the client speaks it.
@@ -339,7 +349,7 @@ fn passthrough(cx: &Context<'_>) -> Cluster {
         lb_policy: LbPolicy::ClusterProvided as i32,
         ..Cluster::default()
     };
-    let mut draft = Draft { cluster, http: None, is_dynamic: false };
+    let mut draft = Draft::from(cluster);
     let default = cx.push.mesh.default_traffic_policy.as_ref().and_then(|p| p.connection_pool.clone());
     policy::connection_pool(cx, &mut draft, &default.unwrap_or_default(), None);
     let mut cluster = draft.cluster;
@@ -377,10 +387,10 @@ fn eds(name: &str) -> EdsClusterConfig {
 }
 
 /// Notes which rule shaped the cluster.
-fn note_rule(cluster: &mut Cluster, rule: &Config<DestinationRule>, policy: Option<&TrafficPolicy>) {
-    set_istio_metadata(&mut cluster.metadata, "config", config_path("destination-rule", &rule.namespace, &rule.name));
+fn note_rule(notes: &mut Notes, rule: &Config<DestinationRule>, policy: Option<&TrafficPolicy>) {
+    notes.config("destination-rule", &rule.namespace, &rule.name);
     if policy.and_then(|p| p.tls.as_ref()).is_some_and(|t| matches!(t.mode, TlsMode::Simple | TlsMode::Mutual)) {
-        set_istio_metadata(&mut cluster.metadata, "alpn_override", text("false"));
+        notes.text("alpn_override", "false");
     }
 }
 

@@ -1,14 +1,18 @@
-use std::cell::OnceCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use envoy_api::http::HttpFilter;
+use envoy_api::core::TransportSocket;
+use envoy_api::listener::Filter;
+use envoy_api::pb::envoy::config::accesslog::v3::AccessLog;
 use istio_api::MeshProxyConfig;
 use mesh_types::ArcStr;
-use push_context::{InterceptionMode, IpMode, Node, PeerPolicy, Profile, PushContext, SidecarScope};
+use push_context::{InterceptionMode, IpMode, MtlsMode, Node, PeerPolicy, Profile, PushContext, SidecarScope};
 use registry::{Provider, Service, ServiceTarget, UNSPECIFIED_IP};
 
-use crate::telemetry::Telemetry;
+use crate::access_log::Of;
+use crate::kept::Kept;
+use crate::listener::ManagerKind;
+use crate::telemetry::{Side, Telemetry};
 
 /// Everything that is the same for all resources of one proxy.
 pub(crate) struct Context<'a> {
@@ -22,8 +26,28 @@ pub(crate) struct Context<'a> {
     /// What its own ports accept.
     pub(crate) peer: PeerPolicy,
     pub(crate) telemetry: Arc<Telemetry>,
-    /// HTTP filters of outbound listeners with nothing particular: most are such.
-    pub(crate) outbound_filters: OnceCell<Vec<HttpFilter>>,
+    pub(crate) common: Common,
+}
+
+type Alpn = &'static [&'static str];
+type Encoded = Arc<[u8]>;
+
+/// What many resources of a proxy have in common.
+#[derive(Default)]
+pub(crate) struct Common {
+    /// Connection managers without their routes and statistics' prefix, encoded.
+    pub(crate) managers: Kept<ManagerKind, Encoded>,
+    /// Contexts of mutual TLS towards servers, encoded: by ALPN and accounts.
+    pub(crate) client_tls: Kept<(Alpn, Vec<String>), Encoded>,
+    /// What ports take mutual TLS with; those of HTTP are told apart.
+    pub(crate) server_tls: Kept<(MtlsMode, bool), Option<TransportSocket>>,
+    pub(crate) logs: Kept<(Side, Of), Vec<AccessLog>>,
+    /// Those of providers by name, without filters.
+    pub(crate) log_providers: Kept<String, Option<AccessLog>>,
+    /// A route to a service and its action, encoded, but for names.
+    pub(crate) plain_route: Kept<(), (Encoded, Encoded)>,
+    /// What counts TCP connections.
+    pub(crate) tcp_filters: Kept<Side, Vec<Filter>>,
 }
 
 impl<'a> Context<'a> {
@@ -39,8 +63,7 @@ impl<'a> Context<'a> {
         let targets = push.registry.targets(&node.query()).into();
         let peer = push.peer_policy(&node.namespace, &node.labels);
         let telemetry = Arc::new(Telemetry::resolve(push, node));
-        let outbound_filters = OnceCell::new();
-        Context { push, node, scope, targets, proxy_config, peer, telemetry, outbound_filters }
+        Context { push, node, scope, targets, proxy_config, peer, telemetry, common: Common::default() }
     }
 
     /// The same for a class of proxies, which have no ports of their own.
@@ -56,8 +79,13 @@ impl<'a> Context<'a> {
             proxy_config: self.proxy_config.clone(),
             peer: self.push.peer_policy(&node.namespace, &node.labels),
             telemetry: self.telemetry.clone(),
-            outbound_filters: OnceCell::new(),
+            common: Common::default(),
         }
+    }
+
+    /// Filters that count TCP connections.
+    pub(crate) fn tcp_filters(&self, side: Side) -> Vec<Filter> {
+        self.common.tcp_filters.get(side, || self.telemetry.tcp_filters(side))
     }
 
     /// The proxy knows Istio's HTTP filters and statistics.

@@ -11,12 +11,12 @@ use envoy_api::pb::envoy::extensions::filters::http::{
     router::v3::Router,
 };
 use envoy_api::pb::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
-use envoy_api::{Any, Message, Name, any};
+use envoy_api::{Any, Message, Name};
 use registry::Service;
 use serde_json::json;
 
 use crate::context::Context;
-use crate::proto::{bool_value, network_filter, typed_struct};
+use crate::proto::{any, bool_value, network_filter, typed_struct};
 use crate::tls::strings;
 
 pub(crate) const METADATA_EXCHANGE: &str = "istio.metadata_exchange";
@@ -51,18 +51,26 @@ pub(crate) fn network_metadata_exchange(cx: &Context<'_>) -> Option<Filter> {
 
 /// The HTTP filter of the same purpose.
 pub(crate) fn peer_metadata(cx: &Context<'_>, inbound: bool, skip_headers: bool) -> Option<HttpFilter> {
-    let discovery = json!([{"istio_headers": {}}, {"workload_discovery": {}}]);
-    let config = if inbound {
-        json!({"downstream_discovery": discovery, "downstream_propagation": [{"istio_headers": {}}]})
-    } else if skip_headers {
-        let propagation = json!([{"istio_headers": {"skip_external_clusters": true}}]);
-        json!({"upstream_discovery": discovery, "upstream_propagation": propagation})
-    } else {
-        json!({"upstream_discovery": discovery, "upstream_propagation": [{"istio_headers": {}}]})
+    /// Inbound, outbound, and outbound without headers for those outside of the mesh.
+    static CONFIGS: LazyLock<[Any; 3]> = LazyLock::new(|| {
+        let discovery = json!([{"istio_headers": {}}, {"workload_discovery": {}}]);
+        let (all, in_mesh) =
+            (json!([{"istio_headers": {}}]), json!([{"istio_headers": {"skip_external_clusters": true}}]));
+        let configs = [
+            json!({"downstream_discovery": discovery, "downstream_propagation": all}),
+            json!({"upstream_discovery": discovery, "upstream_propagation": all}),
+            json!({"upstream_discovery": discovery, "upstream_propagation": in_mesh}),
+        ];
+        configs.map(|config| typed_struct("type.googleapis.com/io.istio.http.peer_metadata.Config", &config))
+    });
+    let [server, client, in_mesh_client] = &*CONFIGS;
+    let config = match (inbound, skip_headers) {
+        (true, _) => server,
+        (false, false) => client,
+        (false, true) => in_mesh_client,
     };
-    let config = typed_struct("type.googleapis.com/io.istio.http.peer_metadata.Config", &config);
     let wanted = cx.has_istio_filters() && cx.push.settings.metadata_exchange;
-    wanted.then(|| http_any(METADATA_EXCHANGE, config))
+    wanted.then(|| http_any(METADATA_EXCHANGE, config.clone()))
 }
 
 /// Tells the server by ALPN that HTTP follows.

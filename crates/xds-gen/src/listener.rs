@@ -7,7 +7,6 @@ mod network;
 mod outbound;
 mod tracing;
 
-use envoy_api::any;
 use envoy_api::core::TrafficDirection;
 use envoy_api::listener::listener::{
     ConnectionBalanceConfig,
@@ -22,10 +21,10 @@ use crate::access_log::{self, Of};
 use crate::context::Context;
 use crate::filters::{TCP_PROXY, yes};
 use crate::names;
-use crate::proto::{address, listener_filter, network_filter, parse_duration, u32_value};
+use crate::proto::{address, any, listener_filter, network_filter, parse_duration, u32_value};
 use crate::telemetry::Side;
 
-pub(crate) use http::{counts_attempts, forwards_host, preserves_case};
+pub(crate) use http::{ManagerKind, counts_attempts, forwards_host, preserves_case};
 pub(crate) use outbound::Ports;
 
 /// All listeners of a proxy.
@@ -118,7 +117,7 @@ fn catch_all_filters(cx: &Context<'_>) -> Vec<Filter> {
         access_log: access_log::logs(cx, Side::Client, Of::Connections),
         ..to_cluster(&catch_all_cluster(cx))
     };
-    let mut filters = cx.telemetry.tcp_filters(Side::Client);
+    let mut filters = cx.tcp_filters(Side::Client);
     filters.push(tcp_proxy_filter(&config));
     filters
 }
@@ -127,7 +126,7 @@ fn catch_all_filters(cx: &Context<'_>) -> Vec<Filter> {
 fn virtual_outbound(cx: &Context<'_>) -> Listener {
     let port = mesh_port(cx.push.mesh.proxy_listen_port);
     let wildcards = cx.wildcards();
-    let mut filter_chains = vec![black_hole("virtualOutbound-blackhole", port, cx.telemetry.tcp_filters(Side::Client))];
+    let mut filter_chains = vec![black_hole("virtualOutbound-blackhole", port, cx.tcp_filters(Side::Client))];
     let mut listener_filters = Vec::new();
     if cx.scope.dynamic_dns {
         filter_chains.push(outbound::dynamic_dns(cx));

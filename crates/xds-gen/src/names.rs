@@ -8,9 +8,33 @@ pub(crate) const ALLOW_ANY_DYNAMIC_DNS: &str = "AllowAnyDynamicDNSCluster";
 pub(crate) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 pub(crate) const HTTP_PROXY_ROUTE: &str = "http_proxy";
 
+/// A port as text. Names are made by the thousand, and formatting machinery takes as long as all the rest of that.
+pub(crate) struct Digits {
+    bytes: [u8; 5],
+    start: usize,
+}
+
+impl Digits {
+    pub(crate) fn of(mut port: u16) -> Digits {
+        let (mut bytes, mut start) = ([b'0'; 5], 5);
+        loop {
+            start -= 1;
+            bytes[start] = b'0' + (port % 10) as u8;
+            port /= 10;
+            if port == 0 {
+                return Digits { bytes, start };
+            }
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[self.start..]).unwrap_or_default()
+    }
+}
+
 /// The cluster of a service port, or of a subset of it: `outbound|80|v1|host`.
 pub(crate) fn outbound(port: u16, subset: &str, host: &str) -> String {
-    format!("outbound|{port}|{subset}|{host}")
+    ["outbound|", Digits::of(port).as_str(), "|", subset, "|", host].concat()
 }
 
 /// The cluster of a port of the workload itself.
@@ -20,7 +44,7 @@ pub(crate) fn inbound(port: u16) -> String {
 
 /// The SNI under which a client asks for a service port: `outbound_.80_.v1_.host`.
 pub(crate) fn sni(port: u16, subset: &str, host: &str) -> String {
-    format!("outbound_.{port}_.{subset}_.{host}")
+    ["outbound_.", Digits::of(port).as_str(), "_.", subset, "_.", host].concat()
 }
 
 /// The parts of an outbound cluster's name: port, subset and host.
@@ -67,12 +91,12 @@ pub(crate) fn of_kubernetes(service: &Service) -> Option<(&str, &str)> {
 
 /// Metric names end here, so that statistics can be told apart (istio `constants.StatPrefixDelimiter`).
 pub(crate) fn stat(name: &str) -> String {
-    format!("{name};")
+    [name, ";"].concat()
 }
 
 /// `ADDRESS_PORT`; unix sockets have port 0.
 pub(crate) fn listener(bind: &str, port: u16) -> String {
-    format!("{bind}_{port}")
+    [bind, "_", Digits::of(port).as_str()].concat()
 }
 
 #[cfg(test)]
@@ -94,6 +118,13 @@ mod tests {
         assert_eq!(name.fill(all), "a.b_a_a.b.svc.cluster.local_v1_0_80_http");
         let outside = StatName { kubernetes: None, target: None, ..name };
         assert_eq!(outside.fill("%SERVICE%|%TARGET_PORT%"), "a.b.svc.cluster.local|%TARGET_PORT%");
+    }
+
+    #[test]
+    fn ports_are_written_in_full() {
+        for port in [0, 7, 80, 100, 8080, 65535] {
+            assert_eq!(Digits::of(port).as_str(), port.to_string());
+        }
     }
 
     #[test]

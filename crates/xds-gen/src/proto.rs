@@ -10,8 +10,10 @@ use envoy_api::istio::TypedStruct;
 use envoy_api::listener::{Filter, ListenerFilter, filter, listener_filter};
 use envoy_api::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern};
 use envoy_api::pb::envoy::r#type::v3::{FractionalPercent, Percent};
+/// Packs a message as Envoy expects it, the same bytes for the same content.
+pub(crate) use envoy_api::wire::packed as any;
 use envoy_api::wkt::{self, value::Kind};
-use envoy_api::{Any, Message, Name, any};
+use envoy_api::{Any, Message, Name};
 use istio_api::Duration;
 use istio_api::virtual_service::StringMatch;
 use serde_json::Value;
@@ -88,7 +90,11 @@ pub(crate) fn host_text(host: &str) -> String {
 
 /// `host:port`, as Go's `net.JoinHostPort`.
 pub(crate) fn host_port(host: &str, port: u16) -> String {
-    format!("{}:{port}", host_text(host))
+    let port = crate::names::Digits::of(port);
+    match host.contains(':') {
+        true => ["[", host, "]:", port.as_str()].concat(),
+        false => [host, ":", port.as_str()].concat(),
+    }
 }
 
 pub(crate) fn exact(text: &str) -> StringMatcher {
@@ -156,10 +162,12 @@ pub(crate) fn extension(name: &str, config: Any) -> core::TypedExtensionConfig {
 }
 
 pub(crate) fn transport_socket<M: Message + Name>(name: &str, config: &M) -> core::TransportSocket {
-    core::TransportSocket {
-        name: name.to_owned(),
-        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(config))),
-    }
+    packed_socket(name, any(config))
+}
+
+pub(crate) fn packed_socket(name: &str, config: Any) -> core::TransportSocket {
+    let config_type = Some(core::transport_socket::ConfigType::TypedConfig(config));
+    core::TransportSocket { name: name.to_owned(), config_type }
 }
 
 pub(crate) fn network_filter(name: &str, config: Any) -> Filter {
@@ -219,7 +227,11 @@ pub(crate) fn set_istio_metadata(metadata: &mut Option<core::Metadata>, key: &st
 
 /// The rule that a resource is made from, as istiod's `BuildConfigInfoMetadata` names it.
 pub(crate) fn config_path(kind: &str, namespace: &str, name: &str) -> wkt::Value {
-    text(&format!("/apis/networking.istio.io/v1/namespaces/{namespace}/{kind}/{name}"))
+    text(&config_text(kind, namespace, name))
+}
+
+pub(crate) fn config_text(kind: &str, namespace: &str, name: &str) -> String {
+    ["/apis/networking.istio.io/v1/namespaces/", namespace, "/", kind, "/", name].concat()
 }
 
 /// Go duration text; nothing if it is empty or malformed.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use envoy_api::any;
 use envoy_api::http::HttpFilter;
 use envoy_api::istio::{MetricConfig, StatsConfig};
 use envoy_api::listener::Filter;
@@ -14,7 +13,7 @@ use istio_api::{Duration, MeshConfig};
 use push_context::{Node, Profile, PushContext};
 
 use crate::filters::http_any;
-use crate::proto::{duration, network_filter};
+use crate::proto::{any, duration, network_filter};
 
 const STATS: &str = "istio.stats";
 

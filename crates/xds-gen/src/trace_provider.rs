@@ -1,5 +1,6 @@
 //! Where spans are sent: the tracing providers of MeshConfig.
 
+use envoy_api::Any;
 use envoy_api::core::{
     GrpcService, HeaderValue, HeaderValueOption, HttpService, HttpUri, TypedExtensionConfig, grpc_service,
     header_value_option::HeaderAppendAction, http_uri::HttpUpstreamType,
@@ -13,7 +14,6 @@ use envoy_api::pb::envoy::extensions::tracers::opentelemetry::{
     resource_detectors::v3::{DynatraceResourceDetectorConfig, EnvironmentResourceDetectorConfig},
     samplers::v3::DynatraceSamplerConfig,
 };
-use envoy_api::{Any, any};
 use istio_api::Duration;
 use istio_api::extension_provider::{
     DynatraceSampler, ExtensionProvider, HttpHeader, OpenTelemetryTracingProvider, ServiceAttributeEnrichment,
@@ -22,7 +22,7 @@ use istio_api::extension_provider::{
 
 use crate::access_log::lookup;
 use crate::context::Context;
-use crate::proto::{bool_value, duration, extension};
+use crate::proto::{any, bool_value, duration, extension};
 
 /// A provider as Envoy needs it.
 pub(crate) struct Exporter {

@@ -11,7 +11,7 @@ use envoy_api::pb::envoy::extensions::filters::{http::wasm::v3 as http_wasm, net
 use envoy_api::pb::envoy::extensions::wasm::v3::{
     EnvironmentVariables, FailurePolicy, PluginConfig, VmConfig, plugin_config::Vm,
 };
-use envoy_api::{Any, any, wkt};
+use envoy_api::{Any, wkt};
 use istio_api::WasmPlugin;
 use istio_api::selector::WorkloadMode;
 use istio_api::wasm_plugin::{EnvValueSource, FailStrategy, PluginPhase, PluginType, PullPolicy};
@@ -19,7 +19,7 @@ use mesh_types::ArcStr;
 use push_context::{Config, Profile};
 
 use crate::context::Context;
-use crate::proto::seconds;
+use crate::proto::{any, seconds};
 use crate::telemetry::Side;
 
 /// Where in a chain a plugin stands.

@@ -1,6 +1,7 @@
 //! Parsing and writing of HTTP/1 heads, with the reading rules of Envoy 1.40 (Balsa parser, as the conformance data
 //! shows them: bare LF accepted, obs-fold joined, CR inside a value dropped, names strict).
 
+use super::scan::{Extent, has_controls, name_end, plain_field};
 use proxy_core::cluster::{HeaderCase, Http1Options};
 use proxy_core::{Headers, WrittenNames};
 use std::borrow::Cow;
@@ -103,7 +104,7 @@ const fn bad(detail: &'static str) -> HeadError {
 const USUAL_FIELDS: usize = 32;
 const ADDED: usize = 384;
 
-const CODEC: HeadError = bad("http1.codec_error");
+pub(super) const CODEC: HeadError = bad("http1.codec_error");
 const INVALID_CHARACTERS: HeadError = bad("http1.invalid_characters");
 const INVALID_TE: HeadError = HeadError { status: 501, detail: "http1.invalid_transfer_encoding" };
 const LOW_VERSION: HeadError = HeadError { status: 426, detail: "low_version" };
@@ -141,26 +142,6 @@ pub(crate) struct ResponseHead {
     pub(crate) keep_alive: bool,
 }
 
-/// Length of the head in `buf` (with its empty line) and where its first line starts, or `None` when it is not complete.
-/// Leading empty lines are skipped.
-fn head_end(buf: &[u8]) -> Option<(usize, usize)> {
-    let start = buf.iter().position(|b| *b != b'\r' && *b != b'\n')?;
-    let mut at = start;
-    loop {
-        at += find(&buf[at..], b'\n')? + 1;
-        match buf.get(at) {
-            Some(b'\n') => return Some((start, at + 1)),
-            Some(b'\r') => match buf.get(at + 1) {
-                Some(b'\n') => return Some((start, at + 2)),
-                Some(_) => {}
-                None => return None,
-            },
-            Some(_) => {}
-            None => return None,
-        }
-    }
-}
-
 pub(super) fn find(buf: &[u8], byte: u8) -> Option<usize> {
     memchr::memchr(byte, buf)
 }
@@ -172,13 +153,14 @@ fn leading_blank(buf: &[u8]) -> usize {
 
 /// A request head from the front of `buf`: the head and the number of bytes it took; `None` when more bytes are needed.
 pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(RequestHead, usize)>, HeadError> {
-    let Some((start, end)) = head_end(buf) else {
+    let Some(extent) = Extent::of(buf) else {
         if buf.len() - leading_blank(buf) > limits.bytes {
             return Err(TOO_LARGE);
         }
         early_refusal(&buf[leading_blank(buf)..], limits)?;
         return Ok(None);
     };
+    let Extent { start, end, .. } = extent;
     if end - start > limits.bytes {
         return Err(TOO_LARGE);
     }
@@ -222,7 +204,7 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
     let mut facts = Facts { authority: absolute.is_some() || connect, ..Facts::default() };
     if !version.is_empty() {
         // HTTP/0.9 has no fields; what stands there is not looked at.
-        fields(&mut headers, &head[line_end + 1..], limits, &mut facts, true)?;
+        Fields::new(&mut headers, limits, &mut facts, true).read(head, line_end + 1, extent.field_ends())?;
     }
     let body = facts.body_length(limits)?;
     if facts.drop_length {
@@ -476,49 +458,97 @@ impl Facts {
     }
 }
 
-/// Parses field lines up to the empty line into `headers`.
-fn fields(
-    headers: &mut Headers,
-    mut rest: &[u8],
-    limits: &Limits,
-    facts: &mut Facts,
+/// Takes the fields of a head into `headers`.
+struct Fields<'a> {
+    headers: &'a mut Headers,
+    limits: &'a Limits,
+    facts: &'a mut Facts,
     request: bool,
-) -> Result<(), HeadError> {
-    let mut count = 0;
-    let mut te_seen = false;
-    let length = rest.len();
-    let block = headers.block(rest);
-    let mut written = match limits.case {
-        HeaderCase::Preserve { proper_others, .. } => Some(WrittenNames::new(proper_others)),
-        HeaderCase::Lower | HeaderCase::Proper => None,
-    };
-    while !(rest.is_empty() || rest.starts_with(b"\n") || rest.starts_with(b"\r\n")) {
-        let start = block + length - rest.len();
-        let mut end = find(rest, b'\n').ok_or(CODEC)?;
-        // A folded line belongs to the value before it (RFC 9112, 5.2).
-        while matches!(rest.get(end + 1), Some(b' ' | b'\t')) {
-            end = end + 1 + find(&rest[end + 1..], b'\n').ok_or(CODEC)?;
+    count: usize,
+    te_seen: bool,
+    written: Option<WrittenNames>,
+}
+
+impl<'a> Fields<'a> {
+    fn new(headers: &'a mut Headers, limits: &'a Limits, facts: &'a mut Facts, request: bool) -> Self {
+        let written = match limits.case {
+            HeaderCase::Preserve { proper_others, .. } => Some(WrittenNames::new(proper_others)),
+            HeaderCase::Lower | HeaderCase::Proper => None,
+        };
+        Self { headers, limits, facts, request, count: 0, te_seen: false, written }
+    }
+
+    /// Reads the lines from `at` up to the empty line; `ends`: where they end, if that is known.
+    fn read(mut self, head: &[u8], at: usize, ends: Option<&[u32]>) -> Result<(), HeadError> {
+        let block = self.headers.block(&head[at..]);
+        match ends {
+            Some(ends) => self.plain(head, at, block, ends)?,
+            None => self.any(&head[at..], block)?,
         }
-        let line = &rest[..end];
-        rest = &rest[end + 1..];
-        let (colon, lower) = name_end(line);
-        if colon == 0 || line.get(colon) != Some(&b':') {
-            return Err(CODEC);
+        if let Some(written) = self.written {
+            self.headers.set_written(written);
         }
-        let name = &line[..colon];
-        let cleaned = clean_value(&line[colon + 1..])?;
-        let value: &[u8] = &cleaned;
-        count += 1;
-        if count > limits.fields {
+        Ok(())
+    }
+
+    fn plain(&mut self, head: &[u8], first: usize, block: usize, ends: &[u32]) -> Result<(), HeadError> {
+        let mut at = first;
+        for end in ends {
+            let line = &head[at..*end as usize];
+            let (colon, lower, value) = plain_field(line)?;
+            // One blank before the value and none behind it: the line can stay as it is.
+            let usual = match value {
+                [b' ', value @ ..] if !matches!(value, [b' ', ..] | [.., b' ']) => Some(value),
+                _ => None,
+            };
+            let start = usual.map(|_| block + at - first);
+            self.field(&line[..colon], lower, usual.unwrap_or_else(|| value.trim_ascii()), start)?;
+            at = *end as usize + 2;
+        }
+        Ok(())
+    }
+
+    fn any(&mut self, mut rest: &[u8], block: usize) -> Result<(), HeadError> {
+        let length = rest.len();
+        while !(rest.is_empty() || rest.starts_with(b"\n") || rest.starts_with(b"\r\n")) {
+            let start = block + length - rest.len();
+            let mut end = find(rest, b'\n').ok_or(CODEC)?;
+            // A folded line belongs to the value before it (RFC 9112, 5.2).
+            while matches!(rest.get(end + 1), Some(b' ' | b'\t')) {
+                end = end + 1 + find(&rest[end + 1..], b'\n').ok_or(CODEC)?;
+            }
+            let line = &rest[..end];
+            rest = &rest[end + 1..];
+            let (colon, lower) = name_end(line);
+            if colon == 0 || line.get(colon) != Some(&b':') {
+                return Err(CODEC);
+            }
+            let value = clean_value(&line[colon + 1..])?;
+            // One blank before the value and CR LF behind it.
+            let usual = matches!(value, Cow::Borrowed(_))
+                && colon + 3 + value.len() == end
+                && line[colon + 1] == b' '
+                && line[end - 1] == b'\r';
+            self.field(&line[..colon], lower, &value, usual.then_some(start))?;
+        }
+        Ok(())
+    }
+
+    /// `start`: the line is in the block there, in the usual form. `lower`: the name has no capitals.
+    #[inline]
+    fn field(&mut self, name: &[u8], lower: bool, value: &[u8], start: Option<usize>) -> Result<(), HeadError> {
+        let (limits, facts, headers) = (self.limits, &mut *self.facts, &mut *self.headers);
+        self.count += 1;
+        if self.count > limits.fields {
             return Err(TOO_MANY);
         }
-        if request && limits.underscores != UnderscoreAction::Allow && name.contains(&b'_') {
+        if self.request && limits.underscores != UnderscoreAction::Allow && name.contains(&b'_') {
             match limits.underscores {
                 UnderscoreAction::Reject => return Err(bad("http1.unexpected_underscore")),
-                _ => continue,
+                _ => return Ok(()),
             }
         }
-        if let Some(written) = &mut written {
+        if let Some(written) = &mut self.written {
             written.remember(name);
         }
         match name.len() {
@@ -529,10 +559,10 @@ fn fields(
                 facts.length = Some(parse_length(value).ok_or(CODEC)?);
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-                if te_seen || !value.eq_ignore_ascii_case(b"chunked") {
+                if self.te_seen || !value.eq_ignore_ascii_case(b"chunked") {
                     return Err(INVALID_TE);
                 }
-                te_seen = true;
+                self.te_seen = true;
                 facts.chunked = true;
             }
             10 if name.eq_ignore_ascii_case(b"connection") => {
@@ -552,7 +582,7 @@ fn fields(
             6 if name.eq_ignore_ascii_case(b"expect") => {
                 facts.expect_continue = value.eq_ignore_ascii_case(b"100-continue");
             }
-            4 if request && name.eq_ignore_ascii_case(b"host") => {
+            4 if self.request && name.eq_ignore_ascii_case(b"host") => {
                 let value = authority(value)?;
                 if !facts.authority {
                     headers.push(b":authority", value);
@@ -561,47 +591,16 @@ fn fields(
                 } else if facts.host {
                     headers.append(":authority", value, ",");
                 }
-                continue;
+                return Ok(());
             }
             _ => {}
         }
-        // One blank before the value and CR LF behind it: the line can stay as it is.
-        let usual = matches!(cleaned, Cow::Borrowed(_))
-            && colon + 3 + value.len() == end
-            && line[colon + 1] == b' '
-            && line[end - 1] == b'\r';
-        if usual {
-            headers.push_line(start, colon, value.len(), lower);
-        } else {
-            headers.push(name, value);
+        match start {
+            Some(start) => headers.push_line(start, name.len(), value.len(), lower),
+            None => headers.push(name, value),
         }
+        Ok(())
     }
-    if let Some(written) = written {
-        headers.set_written(written);
-    }
-    Ok(())
-}
-
-/// Number of token characters that a line begins with, and whether no capital is among them.
-fn name_end(line: &[u8]) -> (usize, bool) {
-    const CAPITAL: u8 = 2;
-    const fn kinds() -> [u8; 256] {
-        let mut kinds = [0; 256];
-        let mut b = 0;
-        while b < 256 {
-            kinds[b] = TOKEN[b] as u8 | if (b as u8).is_ascii_uppercase() { CAPITAL } else { 0 };
-            b += 1;
-        }
-        kinds
-    }
-    static KINDS: [u8; 256] = kinds();
-    let mut seen = 0;
-    let end = line.iter().position(|b| {
-        let kind = KINDS[usize::from(*b)];
-        seen |= kind;
-        kind == 0
-    });
-    (end.unwrap_or(line.len()), seen & CAPITAL == 0)
 }
 
 /// Which bytes are letters, digits or one of these: a table, for every byte of every head is looked up.
@@ -635,7 +634,7 @@ pub(crate) fn is_token(b: u8) -> bool {
     TOKEN[usize::from(b)]
 }
 
-static TOKEN: [bool; 256] = alphanumeric_or(b"!#$%&'*+-.^_`|~");
+pub(super) static TOKEN: [bool; 256] = alphanumeric_or(b"!#$%&'*+-.^_`|~");
 
 /// The value without surrounding blanks, with CR and LF inside squeezed out; refuses other control characters.
 fn clean_value(value: &[u8]) -> Result<Cow<'_, [u8]>, HeadError> {
@@ -657,25 +656,6 @@ fn clean_value(value: &[u8]) -> Result<Cow<'_, [u8]>, HeadError> {
     Ok(Cow::Borrowed(value))
 }
 
-/// Whether there may be control characters in it; eight bytes are looked at a time. A byte that follows a control character
-/// may count as one, too.
-fn has_controls(value: &[u8]) -> bool {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
-    let look = |bytes: u64| {
-        // Bytes below 32, and (as zeros) those that are 127.
-        let deletes = bytes ^ (ONES * 127);
-        (bytes.wrapping_sub(ONES * 32) & !bytes | deletes.wrapping_sub(ONES) & !deletes) & HIGH
-    };
-    let (words, rest) = value.as_chunks::<8>();
-    let found = words.iter().fold(0, |found, word| found | look(u64::from_ne_bytes(*word)));
-    match value.last_chunk::<8>() {
-        _ if rest.is_empty() => found != 0,
-        Some(last) => found | look(u64::from_ne_bytes(*last)) != 0,
-        None => rest.iter().any(|b| *b < 32 || *b == 127),
-    }
-}
-
 fn parse_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
@@ -689,7 +669,7 @@ pub(crate) fn parse_response(
     limits: &Limits,
     head_request: bool,
 ) -> Result<Option<(ResponseHead, usize)>, HeadError> {
-    let Some((start, end)) = head_end(buf) else {
+    let Some(extent) = Extent::of(buf) else {
         if buf.len() > limits.bytes {
             return Err(TOO_LARGE);
         }
@@ -698,6 +678,7 @@ pub(crate) fn parse_response(
         }
         return Ok(None);
     };
+    let Extent { start, end, .. } = extent;
     if end - start > limits.bytes {
         return Err(TOO_LARGE);
     }
@@ -707,7 +688,7 @@ pub(crate) fn parse_response(
     let mut headers = Headers::with_capacity(USUAL_FIELDS, end - start + ADDED);
     headers.set_status(status);
     let mut facts = Facts::default();
-    fields(&mut headers, &head[line_end + 1..], limits, &mut facts, false)?;
+    Fields::new(&mut headers, limits, &mut facts, false).read(head, line_end + 1, extent.field_ends())?;
     if matches!(limits.case, HeaderCase::Preserve { reason: true, .. }) {
         headers.set_reason(reason(&head[..line_end]));
     }

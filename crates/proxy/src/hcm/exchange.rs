@@ -76,7 +76,7 @@ pub(crate) struct Exchange {
     pub(crate) trailers: Option<Headers>,
     pub(crate) answer: Answer,
     pub(crate) hints: Hints,
-    pub(crate) matched: Option<Matched>,
+    pub(crate) matched: Option<Rc<Matched>>,
     /// The cluster that the route led to when it was found, and the state of the table then.
     cluster: Option<(Rc<WorkerCluster>, u64)>,
     pub(crate) timers: Timers,
@@ -279,7 +279,7 @@ impl Exchange {
             http.stats.downstream_rq_non_relative_path.inc();
             return Err(LocalReply::new(404, "", "absolute_path_rejected").into());
         }
-        if self.request.method() == Some("QUERY") && !self.request.contains("content-type") {
+        if self.request.get(":method") == Some(b"QUERY") && !self.request.contains("content-type") {
             return Err(self.malformed_request("query_missing_content_type"));
         }
         if self.hints.expect_continue && !config.proxy_100_continue {
@@ -388,12 +388,12 @@ impl Exchange {
                 self.timers.set(Deadline::Stream, left);
                 let worker = &self.http.worker;
                 let cluster = matched.cluster(&self.request).and_then(|name| worker.cluster(&name));
-                self.cluster = cluster.map(|cluster| (cluster, worker.table_changes.get()));
-                if let Some((cluster, _)) = &self.cluster {
+                if let Some(cluster) = &cluster {
                     self.info.upstream.cluster = Some(cluster.config().name.clone());
                     self.info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
                 }
-                self.matched = Some(matched);
+                self.cluster = cluster.map(|cluster| (cluster, worker.table_changes.get()));
+                self.matched = Some(Rc::new(matched));
             }
             RouteResult::RedirectToTls(vhost, location) => {
                 self.info.virtual_host = Some(vhost);
@@ -401,6 +401,16 @@ impl Exchange {
             }
             RouteResult::NoRoute(vhost) => self.info.virtual_host = Some(vhost),
             RouteResult::NoVirtualHost => {}
+        }
+    }
+
+    /// The request goes to this cluster; mostly it was named when the route was found.
+    pub(crate) fn name_cluster(&mut self, cluster: &WorkerCluster) {
+        let config = cluster.config();
+        let info = &mut self.info.upstream;
+        if !info.cluster.as_ref().is_some_and(|known| Arc::ptr_eq(known, &config.name)) {
+            info.cluster = Some(config.name.clone());
+            info.cluster_stat_name = Some(config.stat_name.clone());
         }
     }
 
@@ -687,15 +697,23 @@ impl Exchange {
     }
 }
 
+/// Serves one request of an HTTP/1 connection.
+pub(super) async fn serve(
+    http: Rc<Http>,
+    protocol: HttpProtocol,
+    request: Headers,
+    answer: Answer,
+    hints: Hints,
+    body: RecvBody,
+) -> Outcome {
+    Exchange::new(&http, protocol, request, answer, hints).run(body).await
+}
+
 /// Bytes of a head's fields as Envoy's codec counts them: names, values, and so many each. The request line and the status
 /// line do not count.
 pub(crate) fn header_bytes(headers: &Headers, each: u64) -> u64 {
-    let fields = headers.iter().filter_map(|(name, value)| match name {
-        b":authority" => Some(4 + value.len()),
-        _ if name.starts_with(b":") => None,
-        _ => Some(name.len() + value.len()),
-    });
-    fields.map(|bytes| bytes as u64 + each).sum()
+    let (count, bytes) = headers.line_sizes();
+    count as u64 * each + bytes as u64
 }
 
 /// Whether the `grpc_stats` filter is there.

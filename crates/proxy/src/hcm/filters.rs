@@ -40,8 +40,8 @@ fn set_filter_state(exchange: &mut Exchange, values: &[FilterStateValue]) {
 
 /// Runs them all; an error is the answer instead of the router's.
 pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<(), Stop> {
-    let config = exchange.http.config.clone();
-    for entry in exchange.filters(&config) {
+    let http = exchange.http.clone();
+    for entry in exchange.filters(&http.config) {
         if matches!(entry.filter, HttpFilter::Router(_)) {
             return Ok(());
         }
@@ -103,10 +103,11 @@ async fn one(
                 Some(PerFilter::Buffer(own)) => *own,
                 _ => *limit,
             };
-            buffer(exchange, body, limit).await?;
+            Box::pin(buffer(exchange, body, limit)).await?;
         }
-        HttpFilter::Jwt(jwt) => authz::jwt(exchange, jwt, per.as_ref()).await?,
-        HttpFilter::ExtAuthz(config) => authz::ext_authz(exchange, config, per.as_ref(), body).await?,
+        // In boxes: few requests need room for these.
+        HttpFilter::Jwt(jwt) => Box::pin(authz::jwt(exchange, jwt, per.as_ref())).await?,
+        HttpFilter::ExtAuthz(config) => Box::pin(authz::ext_authz(exchange, config, per.as_ref(), body)).await?,
         HttpFilter::HeaderMutation(own) => {
             let cx = FormatContext::new(&exchange.info, None, None);
             own.request.apply_to_request(&mut exchange.request, &cx);
@@ -127,8 +128,8 @@ async fn one(
             };
             exchange.session = Some(Session::begin(session, &exchange.request));
         }
-        HttpFilter::HealthCheck(check) => health_check(exchange, body, check).await?,
-        HttpFilter::DynamicForwardProxy(_) => resolve(exchange).await?,
+        HttpFilter::HealthCheck(check) => Box::pin(health_check(exchange, body, check)).await?,
+        HttpFilter::DynamicForwardProxy(_) => Box::pin(resolve(exchange)).await?,
         // These act in the router (ALPN, sessions), at the end (metrics), or not at all.
         HttpFilter::GrpcStats(_)
         | HttpFilter::IstioAlpn(_)
@@ -197,15 +198,12 @@ async fn resolve(exchange: &mut Exchange) -> Result<(), Stop> {
 
 async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fault>) -> Result<(), Stop> {
     let worker = exchange.http.worker.clone();
-    let cluster = exchange.info.upstream.cluster.clone();
-    let decision = fault.decide(
-        &exchange.request,
-        cluster.as_deref(),
-        &mut worker.random.borrow_mut(),
-        worker.active_faults.get(),
-    );
-    let stats = exchange.http.stats.clone();
-    if fault.is_full(worker.active_faults.get()) && fault.touches(&exchange.request, cluster.as_deref()) {
+    let cluster = exchange.info.upstream.cluster.as_deref();
+    let decision =
+        fault.decide(&exchange.request, cluster, &mut worker.random.borrow_mut(), worker.active_faults.get());
+    let http = exchange.http.clone();
+    let stats = &http.stats;
+    if fault.is_full(worker.active_faults.get()) && fault.touches(&exchange.request, cluster) {
         stats.other.inc("fault.faults_overflow");
     }
     if let Some(kib) = decision.rate_limit_kib {
@@ -217,7 +215,7 @@ async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fau
         exchange.http.stats.other.inc("fault.delays_injected");
         exchange.info.flags.insert(ResponseFlags::FAULT_DELAY);
         worker.active_faults.set(worker.active_faults.get() + 1);
-        let waited = exchange.wait(tokio::time::sleep(delay)).await;
+        let waited = exchange.wait(Box::pin(tokio::time::sleep(delay))).await;
         worker.active_faults.set(worker.active_faults.get() - 1);
         waited?;
     }
@@ -236,7 +234,8 @@ async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fau
 
 fn cors(exchange: &mut Exchange) -> Result<(), Stop> {
     let policy = exchange.matched.as_ref().and_then(|m| m.cors_policy()).cloned();
-    let stats = exchange.http.stats.clone();
+    let http = exchange.http.clone();
+    let stats = &http.stats;
     match proxy_core::filters::cors_decide(policy.as_deref(), &exchange.request) {
         CorsDecision::NotCors => {}
         CorsDecision::Invalid | CorsDecision::Shadow(false) => stats.other.inc("cors.origin_invalid"),

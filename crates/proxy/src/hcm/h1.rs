@@ -92,14 +92,10 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
         }
         keep.set(keep_alive);
         let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request, http10, keep: keep.clone(), before });
-        let mut exchange = Exchange::new(
-            http,
-            if http10 { HttpProtocol::Http10 } else { HttpProtocol::Http11 },
-            headers,
-            answer,
-            exchange::Hints { upgrade, connect, expect_continue, absolute },
-        );
-        let outcome = exchange.run(body).await;
+        let protocol = if http10 { HttpProtocol::Http10 } else { HttpProtocol::Http11 };
+        let hints = exchange::Hints { upgrade, connect, expect_continue, absolute };
+        // In a box, so that a connection that waits for its next request has no memory for one, and all requests use the same.
+        let outcome = Box::pin(exchange::serve(http.clone(), protocol, headers, answer, hints, body)).await;
         if outcome == exchange::Outcome::Aborted {
             return End::Abort;
         }
@@ -144,7 +140,7 @@ async fn next_head(
             Err(_) => {
                 http.stats.downstream_rq_header_timeout.inc();
                 let error = HeadError { status: 408, detail: "request_header_timeout" };
-                return Next::End(refuse(http, conn, error, false).await);
+                return Next::End(Box::pin(refuse(http, conn, error, false)).await);
             }
         },
         None => match http.config.request_timeout {
@@ -154,7 +150,7 @@ async fn next_head(
                 Err(_) => {
                     http.stats.downstream_rq_timeout.inc();
                     let error = HeadError { status: 408, detail: "request_overall_timeout" };
-                    return Next::End(refuse(http, conn, error, false).await);
+                    return Next::End(Box::pin(refuse(http, conn, error, false)).await);
                 }
             },
             _ => read.await,
@@ -166,7 +162,7 @@ async fn next_head(
             http.stats.downstream_cx_destroy_remote.inc();
             Next::End(End::Clean)
         }
-        Err(ReadError::Syntax(error)) => Next::End(refuse(http, conn, error, true).await),
+        Err(ReadError::Syntax(error)) => Next::End(Box::pin(refuse(http, conn, error, true)).await),
         Err(_) => {
             http.stats.downstream_cx_destroy_remote.inc();
             http.stats.downstream_cx_destroy_remote_active_rq.inc();

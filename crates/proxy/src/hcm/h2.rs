@@ -209,8 +209,8 @@ fn stream(
     };
     let verdict = check(http, &mut headers);
     let mut exchange = Exchange::new(http, HttpProtocol::Http2, headers, answer, hints);
-    // The stream ends with its exchange; the connection's end resets it, which the exchange notices.
-    tokio::task::spawn_local(async move {
+    // In a box, for a task is moved several times until it runs, and once more when it is done.
+    let work = Box::pin(async move {
         match verdict {
             Ok(()) => {
                 exchange.run(RecvBody::h2(body)).await;
@@ -218,6 +218,8 @@ fn stream(
             Err(detail) => exchange.reset(detail, h2::Reason::INTERNAL_ERROR),
         }
     });
+    // The stream ends with its exchange; the connection's end resets it, which the exchange notices.
+    tokio::task::spawn_local(work);
 }
 
 /// What Envoy's codec refuses and the crate lets through.

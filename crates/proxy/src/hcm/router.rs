@@ -33,7 +33,8 @@ use why::Why;
 
 /// Carries out the route's action.
 pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Result<Outcome, Stop> {
-    let stats = exchange.http.stats.clone();
+    let http = exchange.http.clone();
+    let stats = &http.stats;
     if let Some(location) = exchange.redirect_to_tls.take() {
         stats.rq_redirect.inc();
         let mut reply = LocalReply::new(301, "", "direct_response");
@@ -151,15 +152,14 @@ async fn forward_request(
 ) -> Result<Outcome, Stop> {
     let http = exchange.http.clone();
     let name = matched.cluster(&exchange.request);
-    exchange.info.upstream.cluster = None;
     let Some(cluster) = name.and_then(|name| exchange.cluster(&name)) else {
+        exchange.info.upstream.cluster = None;
         http.stats.no_cluster.inc();
         let reply = LocalReply::new(forward.cluster_not_found_status, "", "cluster_not_found")
             .flagged(ResponseFlags::NO_CLUSTER);
         return Err(reply.into());
     };
-    exchange.info.upstream.cluster = Some(cluster.config().name.clone());
-    exchange.info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
+    exchange.name_cluster(&cluster);
     exchange.info.upstream.cluster_metadata = Some(cluster.config().metadata.clone());
     http.stats.rq_total.inc();
     let (router, alpn) =
@@ -249,7 +249,7 @@ async fn tries(
     mut retries: Option<&mut RetryState>,
 ) -> Result<Outcome, Stop> {
     let worker = exchange.http.worker.clone();
-    let stats = plan.cluster.stats.clone();
+    let stats = &plan.cluster.stats;
     let mut previous: Vec<Arc<Host>> = Vec::new();
     let mut retry_permit = None;
     // Whether the try before ran into its timeout.
@@ -359,7 +359,7 @@ async fn tries(
                         previous.push(host);
                         exchange.timers.clear(Deadline::PerTry);
                         exchange.timers.clear(Deadline::PerTryIdle);
-                        match pause(exchange, plan, after).await? {
+                        match Box::pin(pause(exchange, plan, after)).await? {
                             Paused::Go => {}
                             Paused::GlobalTimeout => return Err(timed_out(exchange, plan, Deadline::Global)),
                         }
@@ -396,7 +396,7 @@ async fn tries(
                 }
                 let wanted = plan.router.is_some_and(|router| !router.upstream_log.is_empty());
                 let head = wanted.then(|| reply.headers.clone());
-                let outcome = pass_on(exchange, plan, outgoing, *reply, *upstream, pump, sent).await;
+                let outcome = pass_on(exchange, plan, outgoing, *reply, upstream, pump, sent).await;
                 if let Some(head) = head {
                     plan.log_try(exchange, Some(&head), ResponseFlags::NONE);
                 }

@@ -120,16 +120,22 @@ impl Pool {
         })
     }
 
+    /// A connection that is there: shared, or idle.
+    pub(crate) fn at_hand(self: &Rc<Self>) -> Option<Acquired> {
+        if let Some(connection) = self.h2.ready() {
+            return Some(Acquired::H2(connection));
+        }
+        let inner = self.pop_idle()?;
+        Some(Acquired::H1(Lease { inner, pool: self.clone() }))
+    }
+
     /// A connection: idle, shared, or new.
     pub(crate) async fn acquire(
         self: &Rc<Self>,
         priority: proxy_core::route::Priority,
     ) -> Result<Acquired, AcquireError> {
-        if let Some(conn) = self.h2.ready() {
-            return Ok(Acquired::H2(conn));
-        }
-        if let Some(inner) = self.pop_idle() {
-            return Ok(Acquired::H1(Lease { inner, pool: self.clone() }));
+        if let Some(acquired) = self.at_hand() {
+            return Ok(acquired);
         }
         let stats = &self.cluster.stats;
         let breaker = self.cluster.entry.breakers.get(priority);

@@ -1,6 +1,5 @@
 //! One rule of an AuthorizationPolicy as an RBAC policy (istiod `authz/model`).
 
-use envoy_api::any;
 use envoy_api::core::TypedExtensionConfig;
 use envoy_api::pb::envoy::config::rbac::v3::{
     Permission, Policy, Principal, permission, principal, rbac::Action as RbacAction,
@@ -15,7 +14,7 @@ use envoy_api::route::{HeaderMatcher, header_matcher::HeaderMatchSpecifier};
 use istio_api::authorization_policy::{Condition, Operation, Rule, Source};
 
 use crate::context::Context;
-use crate::proto::{cidr, exact, prefix, regex_match, suffix};
+use crate::proto::{any, cidr, exact, prefix, regex_match, suffix};
 
 const JWT: &str = "envoy.filters.http.jwt_authn";
 

@@ -132,7 +132,7 @@ fn cluster(
         }
         draft.cluster.upstream_bind_config = Some(source);
     }
-    draft.finish()
+    draft.finish().into_message()
 }
 
 /// The cluster of a Sidecar's ingress listener: to its `defaultEndpoint`, else to where the connection was going.

@@ -1,6 +1,5 @@
 //! Traffic policies (istiod `cluster_traffic_policy.go`).
 
-use envoy_api::any;
 use envoy_api::cluster::{
     CircuitBreakers, Cluster, OutlierDetection as EnvoyOutlier, UpstreamConnectionOptions,
     circuit_breakers::{Thresholds, thresholds},
@@ -28,10 +27,11 @@ use istio_api::mesh_config::H2UpgradePolicy as MeshUpgrade;
 use push_context::Config;
 use registry::{Port, Service};
 
-use super::{explicit, load_balancer, metadata_exchange, note_rule, upstream_tls};
+use super::{Made, explicit, load_balancer, note_rule, upstream_tls};
 use crate::context::Context;
 use crate::names;
-use crate::proto::{duration, exact, extension, percent, set_istio_metadata, text, u32_value};
+use crate::notes::Notes;
+use crate::proto::{any, duration, exact, extension, percent, u32_value};
 
 /// Key of the HTTP options among a cluster's extension options.
 pub(super) const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -40,6 +40,9 @@ pub(super) const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpPr
 pub(super) struct Draft {
     pub(super) cluster: Cluster,
     pub(super) http: Option<HttpProtocolOptions>,
+    pub(super) notes: Notes,
+    /// Fields that are bytes already.
+    pub(super) fields: Vec<(u32, Vec<u8>)>,
     /// A dynamic forward proxy: names are known only by the request.
     pub(super) is_dynamic: bool,
 }
@@ -59,10 +62,30 @@ pub(crate) fn preserve_case() -> Http1ProtocolOptions {
     }
 }
 
+/// Field numbers of `Cluster`.
+const METADATA: u32 = 25;
+const FILTERS: u32 = 40;
+pub(super) const SOCKET_MATCHES: u32 = 43;
+
+impl From<Cluster> for Draft {
+    fn from(cluster: Cluster) -> Draft {
+        Draft { cluster, http: None, notes: Notes::default(), fields: Vec::new(), is_dynamic: false }
+    }
+}
+
 impl Draft {
+    /// As [`Draft::new`] for a cluster that tells telemetry of its service.
+    pub(super) fn of_service(cluster: Cluster, port: &Port, cx: &Context<'_>, service: &Service) -> Draft {
+        let mut draft = Draft::new(cluster, port, cx);
+        if cx.push.settings.telemetry_label {
+            draft.notes.service(service);
+        }
+        draft
+    }
+
     /// Starts with the protocol that the port speaks (istiod `setUpstreamProtocol`).
     pub(super) fn new(cluster: Cluster, port: &Port, cx: &Context<'_>) -> Draft {
-        let mut draft = Draft { cluster, http: None, is_dynamic: false };
+        let mut draft = Draft::from(cluster);
         if port.protocol.is_http2() {
             draft.use_http2();
             return draft;
@@ -135,7 +158,7 @@ impl Draft {
     }
 
     /// The finished cluster.
-    pub(super) fn finish(mut self) -> Cluster {
+    pub(super) fn finish(mut self) -> Made {
         if let Some(mut options) = self.http.take() {
             if options.upstream_protocol_options.is_none() {
                 options.upstream_protocol_options =
@@ -143,7 +166,8 @@ impl Draft {
             }
             self.cluster.typed_extension_protocol_options.insert(HTTP_OPTIONS.to_owned(), any(&options));
         }
-        self.cluster
+        self.fields.extend(self.notes.into_field(METADATA));
+        Made::new(self.cluster, self.fields)
     }
 }
 
@@ -225,11 +249,10 @@ pub(super) fn apply_rule(
     let target = Target { service, port, sni, policy, unmerged: whole, rule: rule.map(|r| &r.spec), subset: "" };
     apply_outbound(cx, draft, &target);
     if service.mesh_external {
-        let yes = envoy_api::wkt::Value { kind: Some(envoy_api::wkt::value::Kind::BoolValue(true)) };
-        set_istio_metadata(&mut draft.cluster.metadata, "external", yes);
+        draft.notes.yes("external");
     }
     if let Some(rule) = rule {
-        note_rule(&mut draft.cluster, rule, Some(&target.policy));
+        note_rule(&mut draft.notes, rule, Some(&target.policy));
     }
 }
 
@@ -254,17 +277,18 @@ pub(super) fn apply_subset(
         subset: &subset.name,
     };
     apply_outbound(cx, draft, &target);
-    note_rule(&mut draft.cluster, rule, Some(&target.policy));
-    set_istio_metadata(&mut draft.cluster.metadata, "subset", text(&subset.name));
+    note_rule(&mut draft.notes, rule, Some(&target.policy));
+    draft.notes.text("subset", &subset.name);
 }
 
 fn apply_outbound(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
     let policy = &target.policy;
-    let pool = policy.connection_pool.clone().unwrap_or_default();
-    if wants_http2(cx, target.port, &pool) {
+    let none = ConnectionPoolSettings::default();
+    let pool = policy.connection_pool.as_ref().unwrap_or(&none);
+    if wants_http2(cx, target.port, pool) {
         draft.use_http2();
     }
-    connection_pool(cx, draft, &pool, policy.retry_budget.as_ref());
+    connection_pool(cx, draft, pool, policy.retry_budget.as_ref());
     if let Some(outlier) = &policy.outlier_detection {
         outlier_detection(&mut draft.cluster, outlier, target.service.forces_unhealthy(&cx.push.settings));
         if !outlier.outlier_detection_http_error_codes.is_empty() {
@@ -279,7 +303,9 @@ fn apply_outbound(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
     if draft.kind() == Some(DiscoveryType::Eds) {
         draft.cluster.eds_cluster_config = Some(super::eds(&draft.cluster.name));
     }
-    draft.cluster.filters = metadata_exchange(cx);
+    if cx.exchanges_over_tcp() {
+        draft.fields.push((FILTERS, super::metadata_exchange_bytes().to_vec()));
+    }
 }
 
 /// The policy of a cluster that leads to the proxy's own application: pools only.

@@ -1,22 +1,27 @@
 //! TLS towards a cluster: what a DestinationRule says, else mutual TLS where the server takes it
 //! (istiod `cluster_tls.go`).
 
+use std::sync::LazyLock;
+
 use envoy_api::cluster::cluster::{CustomClusterType, DiscoveryType, TransportSocketMatch};
 use envoy_api::core::UpstreamHttpProtocolOptions;
 use envoy_api::pb::envoy::extensions::transport_sockets::{
     proxy_protocol::v3::ProxyProtocolUpstreamTransport, raw_buffer::v3::RawBuffer,
 };
 use envoy_api::tls::{CommonTlsContext, UpstreamTlsContext, common_tls_context::ValidationContextType};
+use envoy_api::wire::nested;
 use envoy_api::wkt;
-use envoy_api::{any, core, unpack};
+use envoy_api::{Any, Message, core, unpack};
 use istio_api::destination_rule::{ClientTlsSettings, ProxyProtocolVersion, SimpleLb, TlsMode};
 use push_context::{MtlsMode, Profile};
 use registry::{Provider, Resolution, TlsMode as EndpointTls};
 
-use super::policy::{Draft, Target};
+use super::policy::{Draft, SOCKET_MATCHES, Target};
 use crate::context::Context;
-use crate::proto::{exact, structure, text, transport_socket};
+use crate::proto::{any, exact, packed_socket, structure, text, transport_socket};
 use crate::tls::{file_certificate, file_root, secret, strings, validation, versions, with_crl};
+
+const TLS: &str = "envoy.transport_sockets.tls";
 
 pub(crate) fn raw_buffer() -> core::TransportSocket {
     transport_socket("envoy.transport_sockets.raw_buffer", &RawBuffer {})
@@ -27,20 +32,20 @@ pub(super) fn apply(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
     let accounts = if draft.is_dynamic { Vec::new() } else { cx.push.service_accounts(target.service) };
     let (settings, automatic) = settings(cx, target, &accounts);
     if let Some(settings) = settings {
-        let context = context(cx, draft, target, &settings, &accounts);
-        let socket = context.map(|c| transport_socket("envoy.transport_sockets.tls", &c));
-        if automatic && settings.mode == TlsMode::IstioMutual && draft.kind() != Some(DiscoveryType::OriginalDst) {
+        let socket = context(cx, draft, target, &settings, &accounts).map(|context| packed_socket(TLS, context));
+        let by_match = automatic && settings.mode == TlsMode::IstioMutual;
+        if by_match && draft.kind() != Some(DiscoveryType::OriginalDst) {
+            if let (Some(socket), None) = (&socket, &target.policy.proxy_protocol) {
+                draft.fields.extend(encoded_matches(socket).map(|content| (SOCKET_MATCHES, content)));
+                return;
+            }
             draft.cluster.transport_socket_matches = vec![
                 TransportSocketMatch {
                     name: "tlsMode-istio".to_owned(),
                     r#match: Some(structure([("tlsMode", text("istio"))])),
                     transport_socket: socket,
                 },
-                TransportSocketMatch {
-                    name: "tlsMode-disabled".to_owned(),
-                    r#match: Some(wkt::Struct::default()),
-                    transport_socket: Some(raw_buffer()),
-                },
+                without_tls(),
             ];
         } else {
             draft.cluster.transport_socket = socket;
@@ -49,6 +54,32 @@ pub(super) fn apply(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
     if let Some(proxy_protocol) = &target.policy.proxy_protocol {
         prepend_proxy_protocol(draft, proxy_protocol.version);
     }
+}
+
+fn without_tls() -> TransportSocketMatch {
+    TransportSocketMatch {
+        name: "tlsMode-disabled".to_owned(),
+        r#match: Some(wkt::Struct::default()),
+        transport_socket: Some(raw_buffer()),
+    }
+}
+
+/// The same two as bytes, of which all but the first socket is always the same.
+fn encoded_matches(socket: &core::TransportSocket) -> [Vec<u8>; 2] {
+    static HEAD: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let with_tls = TransportSocketMatch {
+            name: "tlsMode-istio".to_owned(),
+            r#match: Some(structure([("tlsMode", text("istio"))])),
+            transport_socket: None,
+        };
+        with_tls.encode_to_vec()
+    });
+    static WITHOUT: LazyLock<Vec<u8>> = LazyLock::new(|| without_tls().encode_to_vec());
+    let mut with = Vec::with_capacity(HEAD.len() + 16 + socket.encoded_len());
+    with.extend_from_slice(&HEAD);
+    // `TransportSocketMatch.transport_socket`.
+    nested(3, &mut with, |out| socket.encode_raw(out));
+    [with, WITHOUT.clone()]
 }
 
 /// The client's settings, and whether they are only for servers that can (istiod `buildUpstreamTLSSettings`).
@@ -120,7 +151,7 @@ fn context(
     target: &Target<'_>,
     tls: &ClientTlsSettings,
     accounts: &[String],
-) -> Option<UpstreamTlsContext> {
+) -> Option<Any> {
     let for_all = target.rule.is_none_or(|r| r.workload_selector.is_none());
     if for_all && is_privileged(tls) {
         return None;
@@ -132,8 +163,8 @@ fn context(
     match tls.mode {
         TlsMode::Disable => None,
         TlsMode::IstioMutual => Some(istio_mutual(cx, draft, target.port.protocol.is_http(), tls)),
-        TlsMode::Simple => originate(cx, draft, &names, tls, false),
-        TlsMode::Mutual => originate(cx, draft, &names, tls, true),
+        TlsMode::Simple => originate(cx, draft, &names, tls, false).as_ref().map(any),
+        TlsMode::Mutual => originate(cx, draft, &names, tls, true).as_ref().map(any),
     }
 }
 
@@ -153,18 +184,18 @@ pub(super) fn without_service(
         _ if is_privileged(tls) => None,
         TlsMode::Disable => None,
         TlsMode::IstioMutual => Some(istio_mutual(cx, draft, true, tls)),
-        TlsMode::Simple => originate(cx, draft, &tls.subject_alt_names, tls, false),
-        TlsMode::Mutual => originate(cx, draft, &tls.subject_alt_names, tls, true),
+        TlsMode::Simple => originate(cx, draft, &tls.subject_alt_names, tls, false).as_ref().map(any),
+        TlsMode::Mutual => originate(cx, draft, &tls.subject_alt_names, tls, true).as_ref().map(any),
     };
-    context.map(|context| transport_socket("envoy.transport_sockets.tls", &context))
+    context.map(|context| packed_socket(TLS, context))
 }
 
-fn istio_mutual(cx: &Context<'_>, draft: &mut Draft, is_http: bool, tls: &ClientTlsSettings) -> UpstreamTlsContext {
+fn istio_mutual(cx: &Context<'_>, draft: &mut Draft, is_http: bool, tls: &ClientTlsSettings) -> Any {
     let http2 = draft.is_http2();
     // DIFFERS: without istio.alpn the cluster itself says that HTTP follows, so that the server's HTTP chain
     // matches; the last name is what the server's chain answers with. Sniffed ports go as TCP then: nobody
     // could say for each connection what it carries.
-    let alpn: &[&str] = match (cx.node.profile, http2) {
+    let alpn: &'static [&'static str] = match (cx.node.profile, http2) {
         (Profile::IstioProxy, true) if cx.agrees_on_exchange() => &["istio-peer-exchange", "istio", "h2"],
         (Profile::IstioProxy, false) if cx.agrees_on_exchange() => &["istio-peer-exchange", "istio"],
         (Profile::IstioProxy | Profile::Outrigger, true) => &["istio", "h2"],
@@ -181,18 +212,22 @@ fn istio_mutual(cx: &Context<'_>, draft: &mut Draft, is_http: bool, tls: &Client
     if draft.is_dynamic {
         auto_sni(draft, tls);
     }
-    let names = tls.subject_alt_names.iter().map(|n| exact(n)).collect();
-    UpstreamTlsContext {
-        common_tls_context: Some(CommonTlsContext {
+    let context = UpstreamTlsContext { sni, ..UpstreamTlsContext::default() };
+    let common = cx.common.client_tls.get((alpn, tls.subject_alt_names.clone()), || {
+        let names = tls.subject_alt_names.iter().map(|n| exact(n)).collect();
+        let common = CommonTlsContext {
             alpn_protocols: strings(alpn),
             tls_params: Some(versions()),
             tls_certificate_sds_secret_configs: vec![secret("default")],
             validation_context_type: Some(validation(names, "ROOTCA")),
             ..CommonTlsContext::default()
-        }),
-        sni,
-        ..UpstreamTlsContext::default()
-    }
+        };
+        any(&UpstreamTlsContext { common_tls_context: Some(common), ..UpstreamTlsContext::default() }).value.into()
+    });
+    // The common part is the first field.
+    let mut packed = any(&context);
+    packed.value.splice(0..0, common.iter().copied());
+    packed
 }
 
 /// TLS to a server outside of the mesh, or with certificates of the user's (istiod `constructUpstreamTLS`).

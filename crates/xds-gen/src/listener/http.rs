@@ -1,6 +1,7 @@
 //! The HTTP connection manager.
 
-use envoy_api::any;
+use std::sync::Arc;
+
 use envoy_api::core::{Http1ProtocolOptions, HttpProtocolOptions};
 use envoy_api::http::{
     HttpConnectionManager, HttpFilter, Rds, RequestIdExtension,
@@ -22,7 +23,7 @@ use super::{connection, tracing};
 use crate::access_log::{self, Of};
 use crate::context::Context;
 use crate::filters::{self, HTTP_CONNECTION_MANAGER, yes};
-use crate::proto::{ads, bool_value, network_filter, parse_duration, seconds};
+use crate::proto::{ads, any, bool_value, network_filter, parse_duration, seconds};
 use crate::telemetry::Side;
 use crate::wasm::{self, Phase};
 use crate::{authz, jwt, names};
@@ -49,6 +50,15 @@ pub(super) struct Manager<'a> {
     pub(super) service: Option<&'a Service>,
 }
 
+/// What the rest of a connection manager depends on, but for plugins and services with wildcard names.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(crate) struct ManagerKind {
+    side: Side,
+    is_forward_proxy: bool,
+    grpc_web: bool,
+    http2: bool,
+}
+
 fn headers<'a>(cx: &'a Context<'_>) -> Option<&'a ProxyHeaders> {
     cx.proxy_config.proxy_headers.as_ref()
 }
@@ -69,11 +79,37 @@ pub(crate) fn forwards_host(cx: &Context<'_>) -> bool {
 }
 
 pub(super) fn filter(cx: &Context<'_>, manager: Manager<'_>) -> Filter {
-    network_filter(HTTP_CONNECTION_MANAGER, any(&build(cx, manager)))
+    // Most connection managers of a proxy differ in nothing but these two, which are the first fields.
+    let particular = manager.service.is_some_and(Service::is_wildcard)
+        || !cx.push.wasm_plugins(&cx.node.namespace, &cx.node.labels).is_empty();
+    let kind = ManagerKind {
+        side: manager.side,
+        is_forward_proxy: manager.is_forward_proxy,
+        grpc_web: manager.protocol == Protocol::GrpcWeb,
+        http2: manager.protocol.is_http2(),
+    };
+    let make = || any(&build(cx, kind, manager.port, manager.service)).value.into();
+    let rest: Arc<[u8]> = match particular {
+        true => make(),
+        false => cx.common.managers.get(kind, make),
+    };
+    let mut config = any(&HttpConnectionManager {
+        stat_prefix: manager.stat_prefix,
+        route_specifier: Some(match manager.routes {
+            Routes::Named(route_config_name) => {
+                RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name })
+            }
+            Routes::Inline(config) => RouteSpecifier::RouteConfig(*config),
+        }),
+        ..HttpConnectionManager::default()
+    });
+    config.value.extend_from_slice(&rest);
+    network_filter(HTTP_CONNECTION_MANAGER, config)
 }
 
-fn build(cx: &Context<'_>, manager: Manager<'_>) -> HttpConnectionManager {
-    let inbound = manager.side == Side::Server;
+/// A connection manager without its statistics' prefix and routes.
+fn build(cx: &Context<'_>, kind: ManagerKind, port: u16, service: Option<&Service>) -> HttpConnectionManager {
+    let inbound = kind.side == Side::Server;
     let ph = headers(cx).cloned().unwrap_or_default();
     let server = ph.server.clone().unwrap_or_default();
     let hide_server = server.disabled == Some(true);
@@ -85,14 +121,13 @@ fn build(cx: &Context<'_>, manager: Manager<'_>) -> HttpConnectionManager {
     };
     let normalization = cx.push.mesh.path_normalization.as_ref().map(|p| p.normalization).unwrap_or_default();
     let decode = normalization == NormalizationType::DecodeAndMergeSlashes;
-    let tracing = tracing::settings(cx, manager.side);
+    let tracing = tracing::settings(cx, kind.side);
     let request_id = UuidRequestIdConfig {
         use_request_id_for_trace_sampling: bool_value(tracing.use_request_id),
         ..UuidRequestIdConfig::default()
     };
-    let http_filters = http_filters(cx, &manager, &ph);
+    let http_filters = http_filters(cx, kind, port, service, &ph);
     let mut out = HttpConnectionManager {
-        stat_prefix: manager.stat_prefix,
         server_name,
         server_header_transformation: if hide_server {
             ServerHeaderTransformation::PassThrough as i32
@@ -113,28 +148,22 @@ fn build(cx: &Context<'_>, manager: Manager<'_>) -> HttpConnectionManager {
         } else {
             PathWithEscapedSlashesAction::KeepUnchanged as i32
         },
-        use_remote_address: bool_value(cx.push.settings.use_remote_address && !inbound && !manager.is_forward_proxy),
+        use_remote_address: bool_value(cx.push.settings.use_remote_address && !inbound && !kind.is_forward_proxy),
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..UpgradeConfig::default() }],
         common_http_protocol_options: parse_duration(&cx.node.idle_timeout)
             .map(|idle| HttpProtocolOptions { idle_timeout: Some(idle), ..HttpProtocolOptions::default() }),
         stream_idle_timeout: Some(seconds(0)),
-        access_log: access_log::logs(cx, manager.side, Of::Requests),
+        access_log: access_log::logs(cx, kind.side, Of::Requests),
         tracing: tracing.tracing,
         request_id_extension: Some(RequestIdExtension { typed_config: Some(any(&request_id)) }),
         http_filters,
-        route_specifier: Some(match manager.routes {
-            Routes::Named(route_config_name) => {
-                RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name })
-            }
-            Routes::Inline(config) => RouteSpecifier::RouteConfig(*config),
-        }),
         ..HttpConnectionManager::default()
     };
     let mut http1 = Http1ProtocolOptions::default();
     if cx.node.http10 || cx.push.settings.http10 {
         http1.accept_http_10 = true;
     }
-    if manager.is_forward_proxy {
+    if kind.is_forward_proxy {
         http1.allow_absolute_url = yes();
     }
     if preserves_case(cx) {
@@ -160,7 +189,7 @@ fn build(cx: &Context<'_>, manager: Manager<'_>) -> HttpConnectionManager {
             chain: details.chain.unwrap_or(false),
             ..SetCurrentClientCertDetails::default()
         });
-        if manager.protocol.is_http2() {
+        if kind.http2 {
             out.http2_protocol_options = Some(Default::default());
         }
     }
@@ -168,25 +197,19 @@ fn build(cx: &Context<'_>, manager: Manager<'_>) -> HttpConnectionManager {
     out
 }
 
-fn http_filters(cx: &Context<'_>, manager: &Manager<'_>, ph: &ProxyHeaders) -> Vec<HttpFilter> {
-    let particular = manager.side == Side::Server
-        || manager.is_forward_proxy
-        || manager.protocol == Protocol::GrpcWeb
-        || manager.service.is_some_and(Service::is_wildcard)
-        || !cx.push.wasm_plugins(&cx.node.namespace, &cx.node.labels).is_empty();
-    match particular {
-        true => make_http_filters(cx, manager, ph),
-        false => cx.outbound_filters.get_or_init(|| make_http_filters(cx, manager, ph)).clone(),
-    }
-}
-
 /// In istiod's order: who is calling, may they, what happens to them, where do they go.
-fn make_http_filters(cx: &Context<'_>, manager: &Manager<'_>, ph: &ProxyHeaders) -> Vec<HttpFilter> {
-    let inbound = manager.side == Side::Server;
+fn http_filters(
+    cx: &Context<'_>,
+    kind: ManagerKind,
+    port: u16,
+    service: Option<&Service>,
+    ph: &ProxyHeaders,
+) -> Vec<HttpFilter> {
+    let inbound = kind.side == Side::Server;
     let in_mesh_only = ph.metadata_exchange_headers.as_ref().is_some_and(|m| m.mode == MetadataExchangeMode::InMesh);
     let mut out: Vec<HttpFilter> = Vec::new();
-    out.extend(filters::peer_metadata(cx, inbound, in_mesh_only && !manager.is_forward_proxy));
-    let plugins = |phase| wasm::http(cx, manager.side, manager.port, phase);
+    out.extend(filters::peer_metadata(cx, inbound, in_mesh_only && !kind.is_forward_proxy));
+    let plugins = |phase| wasm::http(cx, kind.side, port, phase);
     if inbound {
         out.extend(authz::http_custom(cx));
     }
@@ -200,7 +223,7 @@ fn make_http_filters(cx: &Context<'_>, manager: &Manager<'_>, ph: &ProxyHeaders)
     }
     out.extend(plugins(Phase::Stats));
     out.extend(plugins(Phase::Any));
-    if manager.protocol == Protocol::GrpcWeb {
+    if kind.grpc_web {
         out.push(filters::grpc_web());
     }
     out.push(filters::grpc_stats());
@@ -209,12 +232,12 @@ fn make_http_filters(cx: &Context<'_>, manager: &Manager<'_>, ph: &ProxyHeaders)
     }
     out.push(filters::fault());
     out.push(filters::cors());
-    out.extend(cx.telemetry.http_filters(manager.side));
+    out.extend(cx.telemetry.http_filters(kind.side));
     if !inbound && cx.push.settings.persistent_sessions {
         // Does nothing until a route says how sessions are kept.
         out.push(filters::http(filters::STATEFUL_SESSION, &StatefulSession::default()));
     }
-    if let Some(service) = manager.service
+    if let Some(service) = service
         && !inbound
         && service.is_wildcard()
         && service.resolution == Resolution::DynamicDns

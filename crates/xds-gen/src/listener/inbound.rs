@@ -280,10 +280,13 @@ fn chain(cx: &Context<'_>, port: &Port, how: &Shape, mode: MtlsMode) -> FilterCh
         };
         network::inbound(cx, port.protocol, &port.cluster, &stat)
     };
-    let context = how.tls.then(|| match &port.tls {
-        Some(own) if mode == MtlsMode::Disable => Some(own.clone()),
-        _ => tls::inbound_mtls(cx, mode, how.http),
-    });
+    let socket = |context: &DownstreamTlsContext| transport_socket("envoy.transport_sockets.tls", context);
+    let mutual = || tls::inbound_mtls(cx, mode, how.http).as_ref().map(socket);
+    let transport_socket = match &port.tls {
+        _ if !how.tls => None,
+        Some(own) if mode == MtlsMode::Disable => Some(socket(own)),
+        _ => cx.common.server_tls.get((mode, how.http), mutual),
+    };
     FilterChain {
         name: port.name(how.http),
         filter_chain_match: Some(FilterChainMatch {
@@ -293,7 +296,7 @@ fn chain(cx: &Context<'_>, port: &Port, how: &Shape, mode: MtlsMode) -> FilterCh
             ..FilterChainMatch::default()
         }),
         filters,
-        transport_socket: context.flatten().map(|c| transport_socket("envoy.transport_sockets.tls", &c)),
+        transport_socket,
         metadata: port.metadata.clone(),
         ..FilterChain::default()
     }
@@ -302,7 +305,7 @@ fn chain(cx: &Context<'_>, port: &Port, how: &Shape, mode: MtlsMode) -> FilterCh
 /// Ports without an own chain: of the workload, but of no service.
 fn passthrough_chains(cx: &Context<'_>) -> Vec<FilterChain> {
     let port = mesh_port(cx.push.mesh.proxy_inbound_listen_port);
-    let filters = network_metadata_exchange(cx).into_iter().chain(cx.telemetry.tcp_filters(Side::Server)).collect();
+    let filters = network_metadata_exchange(cx).into_iter().chain(cx.tcp_filters(Side::Server)).collect();
     let mut out = vec![black_hole("virtualInbound-blackhole", port, filters)];
     let has_own_chain = |port: u16| {
         if cx.scope.ingress().is_empty() {

@@ -1,6 +1,5 @@
 //! Filters of TCP connections (istiod `networkfilter.go`).
 
-use envoy_api::any;
 use envoy_api::istio::MySqlProxy;
 use envoy_api::listener::Filter;
 use envoy_api::pb::envoy::extensions::filters::network::{
@@ -26,7 +25,7 @@ use crate::access_log::{self, Of};
 use crate::context::Context;
 use crate::filters::sni_forward_proxy;
 use crate::names::{self, StatName};
-use crate::proto::{duration, network_filter, parse_duration, seconds};
+use crate::proto::{any, duration, network_filter, parse_duration, seconds};
 use crate::route::destination_cluster;
 use crate::telemetry::Side;
 use crate::wasm::{self, Phase};
@@ -45,24 +44,24 @@ fn complete(cx: &Context<'_>, side: Side, port: u16, last: Vec<Filter>) -> Vec<F
         out.extend(authz::tcp(cx));
     }
     out.extend(plugins(Phase::Stats).chain(plugins(Phase::Any)));
-    out.extend(cx.telemetry.tcp_filters(side));
+    out.extend(cx.tcp_filters(side));
     out.extend(last);
     out
 }
 
 fn stack(cx: &Context<'_>, protocol: Protocol, config: &TcpProxy) -> Vec<Filter> {
-    let (settings, stat_prefix) = (&cx.push.settings, config.stat_prefix.clone());
-    let mut out = Vec::new();
+    let (settings, stat_prefix) = (&cx.push.settings, || config.stat_prefix.clone());
+    let mut out = Vec::with_capacity(2);
     match protocol {
         Protocol::Mongo if settings.mongo_filter => {
-            let mongo = MongoProxy { stat_prefix, ..MongoProxy::default() };
+            let mongo = MongoProxy { stat_prefix: stat_prefix(), ..MongoProxy::default() };
             out.push(network_filter("envoy.filters.network.mongo_proxy", any(&mongo)));
         }
         Protocol::MySql if settings.mysql_filter => {
-            let mysql = MySqlProxy { stat_prefix };
+            let mysql = MySqlProxy { stat_prefix: stat_prefix() };
             out.push(network_filter("envoy.filters.network.mysql_proxy", any(&mysql)));
         }
-        Protocol::Redis if settings.redis_filter => return vec![redis(stat_prefix, config)],
+        Protocol::Redis if settings.redis_filter => return vec![redis(stat_prefix(), config)],
         _ => {}
     }
     out.push(tcp_proxy_filter(config));

@@ -9,6 +9,7 @@ use envoy_api::listener::{Filter, FilterChain, FilterChainMatch, Listener};
 use envoy_api::pb::envoy::extensions::filters::listener::{
     http_inspector::v3::HttpInspector, tls_inspector::v3::TlsInspector,
 };
+use foldhash::{HashSet, HashSetExt};
 use istio_api::VirtualService;
 use istio_api::sidecar::CaptureMode;
 use istio_api::virtual_service::{L4MatchAttributes, TlsMatchAttributes};
@@ -74,7 +75,25 @@ struct Chain {
     transport: &'static str,
     metadata: Option<core::Metadata>,
     filters: Vec<Filter>,
+    /// Instead of filters: connections go to this service.
+    to: Option<ToService>,
     http: Option<HttpChain>,
+}
+
+#[derive(Clone)]
+struct ToService {
+    service: Arc<Service>,
+    port: u16,
+    protocol: Protocol,
+}
+
+/// What connections are told apart by: of two chains with the same one Envoy takes neither.
+#[derive(Clone, Eq, Hash, PartialEq)]
+struct Shape {
+    transport: &'static str,
+    alpn: Vec<String>,
+    sni: Vec<String>,
+    ranges: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -93,25 +112,22 @@ impl Chain {
             && self.cidrs.is_empty()
     }
 
-    /// Whether Envoy could not tell the two apart.
-    fn conflicts_with(&self, other: &Chain) -> bool {
+    fn shape(&self) -> Shape {
         let sorted = |list: &[String], keep: &dyn Fn(&String) -> Option<String>| {
             let mut out: Vec<String> = list.iter().filter_map(keep).collect();
             out.sort();
             out.dedup();
             out
         };
-        let sni = |c: &Chain| sorted(&c.sni, &|s| (s != "*").then(|| s.clone()));
-        let ranges = |c: &Chain| {
-            sorted(&c.cidrs, &|s| {
+        Shape {
+            transport: self.transport,
+            alpn: self.alpn.clone(),
+            sni: sorted(&self.sni, &|s| (s != "*").then(|| s.clone())),
+            ranges: sorted(&self.cidrs, &|s| {
                 let range = cidr(s).filter(|r| r.address_prefix != UNSPECIFIED_IP)?;
                 network_of(&range)
-            })
-        };
-        self.transport == other.transport
-            && self.alpn == other.alpn
-            && sni(self) == sni(other)
-            && ranges(self) == ranges(other)
+            }),
+        }
     }
 
     fn to_match(&self) -> Option<FilterChainMatch> {
@@ -140,7 +156,6 @@ impl Chain {
 }
 
 /// A listener while services are added to it.
-#[derive(Clone)]
 struct Entry {
     binds: Vec<String>,
     bind_to_port: bool,
@@ -148,6 +163,8 @@ struct Entry {
     /// Of a Sidecar's explicit port: services of the catch-all listener do not add to it.
     locked: bool,
     chains: Vec<Chain>,
+    /// Of the chains, from when there is a second service.
+    shapes: HashSet<Shape>,
     kind: Kind,
     protocol: Protocol,
     /// Of a service.
@@ -156,7 +173,37 @@ struct Entry {
     conflicts: Vec<(ArcStr, Protocol)>,
 }
 
-type Entries = BTreeMap<(String, u16), Entry>;
+impl Entry {
+    /// Adds a chain if Envoy can tell it from the others; whether it can.
+    fn accepts(&mut self, chain: Chain) -> bool {
+        if self.shapes.is_empty() {
+            self.shapes = self.chains.iter().map(Chain::shape).collect();
+        }
+        let fresh = self.shapes.insert(chain.shape());
+        if fresh {
+            self.chains.push(chain);
+        }
+        fresh
+    }
+}
+
+/// By address, then port.
+#[derive(Default)]
+struct Entries(BTreeMap<String, BTreeMap<u16, Entry>>);
+
+impl Entries {
+    fn get(&self, bind: &str, port: u16) -> Option<&Entry> {
+        self.0.get(bind)?.get(&port)
+    }
+
+    fn get_mut(&mut self, bind: &str, port: u16) -> Option<&mut Entry> {
+        self.0.get_mut(bind)?.get_mut(&port)
+    }
+
+    fn values(&self) -> impl Iterator<Item = &Entry> {
+        self.0.values().flat_map(BTreeMap::values)
+    }
+}
 
 /// One service port that wants a listener.
 struct Wish<'a> {
@@ -173,6 +220,10 @@ struct Wish<'a> {
 }
 
 impl Wish<'_> {
+    fn to_service(&self) -> ToService {
+        ToService { service: self.service.clone(), port: self.port, protocol: self.protocol }
+    }
+
     fn named_port(&self) -> (u16, &str) {
         (self.port, self.service.port(self.port).map_or("", |p| &*p.name))
     }
@@ -183,7 +234,7 @@ pub(crate) struct Ports(Entries);
 
 impl Ports {
     pub(crate) fn of(cx: &Context<'_>) -> Ports {
-        let mut entries = Entries::new();
+        let mut entries = Entries::default();
         for egress in &cx.scope.egress {
             for_egress(cx, egress, &mut entries);
         }
@@ -204,7 +255,7 @@ impl Ports {
 
 pub(super) fn all(cx: &Context<'_>, ports: &Ports) -> Vec<Listener> {
     let fallback = catch_all_filters(cx);
-    ports.0.values().map(|entry| finish(cx, entry.clone(), &fallback)).collect()
+    ports.0.values().map(|entry| finish(cx, entry, &fallback)).collect()
 }
 
 fn owned(list: &[&str]) -> Vec<String> {
@@ -244,7 +295,7 @@ fn for_egress(cx: &Context<'_>, egress: &EgressListener, entries: &mut Entries) 
         }
         return;
     }
-    entries.values_mut().for_each(|e| e.locked = true);
+    entries.0.values_mut().flat_map(BTreeMap::values_mut).for_each(|e| e.locked = true);
     for service in &egress.services {
         for port in &service.ports {
             let bind = binds.first().map_or("", String::as_str);
@@ -314,6 +365,13 @@ fn add(cx: &Context<'_>, mut wish: Wish<'_>, entries: &mut Entries) {
     }
     let Some(kind) = (if wish.is_http_proxy { Some(Kind::Http) } else { kind_of(wish.protocol) }) else { return };
     let wildcards = cx.wildcards();
+    if kind == Kind::Http && !wish.is_http_proxy {
+        // Most services of HTTP find the listener of their port there.
+        let bind = wish.binds.first().map_or(wildcards[0], String::as_str);
+        if entries.get(bind, wish.port).is_some_and(|e| e.locked || matches!(e.kind, Kind::Http | Kind::Auto)) {
+            return;
+        }
+    }
     if wish.binds.is_empty() {
         if kind == Kind::Http {
             wish.binds = owned(wildcards);
@@ -322,8 +380,8 @@ fn add(cx: &Context<'_>, mut wish: Wish<'_>, entries: &mut Entries) {
         }
     }
     let bind = wish.binds.first().cloned().unwrap_or_default();
-    let key = (bind.clone(), wish.port);
-    let current = entries.get(&key);
+    let port = wish.port;
+    let current = entries.get(&bind, port);
     if current.is_some_and(|e| e.locked) {
         return;
     }
@@ -358,22 +416,22 @@ fn add(cx: &Context<'_>, mut wish: Wish<'_>, entries: &mut Entries) {
         let entry = Entry {
             binds: wish.binds,
             bind_to_port: wish.bind_to_port,
-            port: wish.port,
+            port,
             locked: false,
             chains,
+            shapes: HashSet::new(),
             kind: new_kind,
             protocol,
             balanced: true,
             conflicts: Vec::new(),
         };
-        entries.insert(key, entry);
+        entries.0.entry(bind).or_default().insert(port, entry);
         return;
     }
-    let Some(entry) = entries.get_mut(&key) else { return };
+    let Some(entry) = entries.get_mut(&bind, port) else { return };
     for chain in chains {
-        match entry.chains.iter().any(|c| c.conflicts_with(&chain)) {
-            true => entry.conflicts.push((wish.service.hostname.clone(), wish.protocol)),
-            false => entry.chains.push(chain),
+        if !entry.accepts(chain) {
+            entry.conflicts.push((wish.service.hostname.clone(), wish.protocol));
         }
     }
     if kind != Kind::Tcp || entry.kind == Kind::Http {
@@ -499,13 +557,13 @@ fn tls_chains(cx: &Context<'_>, wish: &Wish<'_>, bind: &str, rules: &[&Arc<Confi
             sni.extend(alternatives(cx, alias, 0));
         }
     }
-    vec![Chain { sni, cidrs, filters: default_filters(cx, wish), ..Chain::default() }]
+    vec![Chain { sni, cidrs, to: Some(wish.to_service()), ..Chain::default() }]
 }
 
-fn default_filters(cx: &Context<'_>, wish: &Wish<'_>) -> Vec<Filter> {
-    let service = wish.service;
+fn default_filters(cx: &Context<'_>, to: &ToService) -> Vec<Filter> {
+    let service = &to.service;
     let rule = cx.scope.destination_rule(cx.node, &service.hostname, true);
-    let port = network::default_port(service, wish.port);
+    let port = network::default_port(service, to.port);
     let cluster = names::outbound(port, "", &service.hostname);
     let stat = names::StatName {
         host: &service.hostname,
@@ -515,8 +573,8 @@ fn default_filters(cx: &Context<'_>, wish: &Wish<'_>) -> Vec<Filter> {
         port_name: "",
         target: Some(0),
     };
-    let target = network::Target { cluster: &cluster, subset: "", rule: rule.map(|r| &r.spec), port: wish.port };
-    network::single(cx, wish.protocol, &target, Some(service), Some(stat))
+    let target = network::Target { cluster: &cluster, subset: "", rule: rule.map(|r| &r.spec), port: to.port };
+    network::single(cx, to.protocol, &target, Some(service), Some(stat))
 }
 
 /// TCP by VirtualServices, else to the service (istiod `buildSidecarOutboundTCPFilterChainOpts`).
@@ -554,16 +612,21 @@ fn plain_chains(cx: &Context<'_>, wish: &Wish<'_>, rules: &[&Arc<Config<VirtualS
             }
         }
     }
-    out.push(Chain { cidrs: wish.cidrs.clone(), filters: default_filters(cx, wish), ..Chain::default() });
+    out.push(Chain { cidrs: wish.cidrs.clone(), to: Some(wish.to_service()), ..Chain::default() });
     out
 }
 
-fn finish(cx: &Context<'_>, entry: Entry, fallback: &[Filter]) -> Listener {
-    let bind = entry.binds.first().cloned().unwrap_or_default();
-    let name = names::listener(&bind, entry.port);
+fn finish(cx: &Context<'_>, entry: &Entry, fallback: &[Filter]) -> Listener {
+    let bind = entry.binds.first().map_or("", String::as_str);
+    let name = names::listener(bind, entry.port);
     let binds: Vec<&str> = entry.binds.iter().map(String::as_str).collect();
+    let filters = |chain: &Chain| match &chain.to {
+        Some(to) => default_filters(cx, to),
+        None => chain.filters.clone(),
+    };
+    let chains: Vec<(&Chain, Vec<Filter>)> = entry.chains.iter().map(|chain| (chain, filters(chain))).collect();
     let is_dynamic = |f: &Filter| f.name == crate::filters::SNI_FORWARD_PROXY;
-    let tls = entry.chains.iter().any(|c| !c.sni.is_empty() || c.filters.iter().any(is_dynamic));
+    let tls = chains.iter().any(|(chain, filters)| !chain.sni.is_empty() || filters.iter().any(is_dynamic));
     let sniffs = entry.chains.iter().any(|c| !c.alpn.is_empty());
     let mut listener_filters = Vec::new();
     if tls {
@@ -573,7 +636,7 @@ fn finish(cx: &Context<'_>, entry: Entry, fallback: &[Filter]) -> Listener {
         listener_filters.push(listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default()));
     }
     let mut listener = Listener {
-        address: Some(address(&bind, entry.port)),
+        address: Some(address(bind, entry.port)),
         additional_addresses: additional(&binds, entry.port),
         traffic_direction: TrafficDirection::Outbound as i32,
         continue_on_listener_filters_timeout: true,
@@ -587,23 +650,23 @@ fn finish(cx: &Context<'_>, entry: Entry, fallback: &[Filter]) -> Listener {
         },
         ..Listener::default()
     };
-    for chain in entry.chains {
+    for (chain, filters) in chains {
         let filter_chain_match = chain.to_match();
         let mut out = FilterChain {
-            metadata: chain.metadata,
-            filters: chain.filters,
+            metadata: chain.metadata.clone(),
+            filters,
             transport_socket_connect_timeout: Some(cx.push.settings.handshake_timeout)
                 .filter(|timeout| !timeout.is_zero())
                 .map(duration),
             ..FilterChain::default()
         };
-        if let Some(own) = chain.http {
+        if let Some(own) = &chain.http {
             out.filters.extend(wasm::before_http(cx, Side::Client, entry.port));
             out.filters.push(http::filter(
                 cx,
                 Manager {
                     side: Side::Client,
-                    routes: Routes::Named(own.route),
+                    routes: Routes::Named(own.route.clone()),
                     stat_prefix: outbound_prefix(&name),
                     protocol: own.protocol,
                     is_forward_proxy: own.is_forward_proxy,
@@ -675,10 +738,11 @@ pub(super) fn forward_proxy(cx: &Context<'_>, port: u16) -> Listener {
         port,
         locked: false,
         chains: vec![Chain { http: Some(chain), ..Chain::default() }],
+        shapes: HashSet::new(),
         kind: Kind::Http,
         protocol: Protocol::Http,
         balanced: false,
         conflicts: Vec::new(),
     };
-    finish(cx, entry, &[])
+    finish(cx, &entry, &[])
 }

@@ -1,6 +1,5 @@
 //! What happens to the requests of one rule (istiod `TranslateRoute`).
 
-use envoy_api::any;
 use envoy_api::core::{
     DataSource, HeaderValue, HeaderValueOption, RuntimeFractionalPercent, data_source::Specifier,
     header_value_option::HeaderAppendAction,
@@ -21,6 +20,8 @@ use envoy_api::route::{
     route_match::PathSpecifier,
     weighted_cluster::{ClusterWeight, cluster_weight},
 };
+use envoy_api::wire::Spliced;
+use foldhash::HashMap;
 use istio_api::destination_rule::{ConsistentHashLb, TrafficPolicy};
 use istio_api::virtual_service::{
     CorsPolicy, Destination, GRPC_STATUSES, Headers, HttpDirectResponse, HttpFaultInjection, HttpMatchRequest,
@@ -29,14 +30,14 @@ use istio_api::virtual_service::{
 use mesh_types::selects;
 use push_context::Config;
 use registry::Service;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{destination_cluster, matching, retry, session, virtual_host};
 use crate::context::Context;
+use crate::notes::Notes;
 use crate::proto::{
-    bool_value, config_path, duration, exact, fraction, regex, seconds, set_istio_metadata, string_match, u32_value,
-    whole_percent,
+    any, bool_value, duration, exact, fraction, regex, seconds, string_match, u32_value, whole_percent,
 };
 use crate::{filters, names};
 
@@ -46,14 +47,19 @@ pub(super) type Services = HashMap<Arc<str>, Arc<Service>>;
 /// Node metadata of those who want to know which field of a VirtualService a route is from (`outrigger explain`).
 pub(crate) const ORIGINS: &str = "OUTRIGGER_ORIGINS";
 
+/// A route with its notes.
+pub(super) type Made = Spliced<Route>;
+/// Field number in `Route`.
+const METADATA: u32 = 4;
+
 /// All routes of a VirtualService for one port; empty if none applies to this proxy.
-pub(super) fn routes(cx: &Context<'_>, rule: &Config<VirtualService>, port: u16, services: &Services) -> Vec<Route> {
+pub(super) fn routes(cx: &Context<'_>, rule: &Config<VirtualService>, port: u16, services: &Services) -> Vec<Made> {
     let mut out = Vec::new();
     for (i, route) in rule.spec.http.iter().enumerate() {
         let matches: Vec<Option<&HttpMatchRequest>> =
             if route.r#match.is_empty() { vec![None] } else { route.r#match.iter().map(Some).collect() };
         for (j, m) in matches.into_iter().enumerate() {
-            let Some(mut translated) = translate(cx, rule, route, m, port, services) else {
+            let Some((translated, mut notes)) = translate(cx, rule, route, m, port, services) else {
                 // An unconditional route ends the list even where its redirect code is unknown.
                 if m.is_none() {
                     return out;
@@ -67,16 +73,16 @@ pub(super) fn routes(cx: &Context<'_>, rule: &Config<VirtualService>, port: u16,
                         let group = source.kind.group();
                         let path =
                             format!("/apis/{group}/v1/namespaces/{}/{}/{}", rule.namespace, source.kind, source.name);
-                        set_istio_metadata(&mut translated.metadata, "config", crate::proto::text(&path));
+                        notes.text("config", &path);
                         source.field.clone()
                     }
                     (None, Some(_)) => format!("spec.http[{i}].match[{j}]"),
                     (None, None) => format!("spec.http[{i}]"),
                 };
-                set_istio_metadata(&mut translated.metadata, "origin", crate::proto::text(&origin));
+                notes.text("origin", &origin);
             }
             let last = m.is_none() || translated.r#match.as_ref().is_some_and(matching::takes_all);
-            out.push(translated);
+            out.push(Made::new(translated, notes.into_field(METADATA).into_iter().collect()));
             if last {
                 return out;
             }
@@ -103,7 +109,7 @@ fn translate(
     m: Option<&HttpMatchRequest>,
     port: u16,
     services: &Services,
-) -> Option<Route> {
+) -> Option<(Route, Notes)> {
     if m.is_some_and(|m| !applies(cx, m, port)) {
         return None;
     }
@@ -116,7 +122,8 @@ fn translate(
         stat_prefix: m.map(|m| m.stat_prefix.clone()).unwrap_or_default(),
         ..Route::default()
     };
-    set_istio_metadata(&mut out.metadata, "config", config_path("virtual-service", &rule.namespace, &rule.name));
+    let mut notes = Notes::default();
+    notes.config("virtual-service", &rule.namespace, &rule.name);
     let operations = Operations::of(from.headers.as_ref());
     out.request_headers_to_add = operations.request_add;
     out.request_headers_to_remove = operations.request_remove;
@@ -142,7 +149,7 @@ fn translate(
         let session = session::of_route(cx, from.route.iter().filter(counts).map(service));
         out.typed_per_filter_config.extend(session.map(|own| (filters::STATEFUL_SESSION.to_owned(), own)));
     }
-    Some(out)
+    Some((out, notes))
 }
 
 /// How the route is called in traces.

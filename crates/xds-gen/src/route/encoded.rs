@@ -1,16 +1,18 @@
 //! Route tables as bytes, put together from parts: in a table of a thousand services all but the names is the same a
 //! thousand times.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use envoy_api::route::{
     Decorator, Route, RouteAction, RouteConfiguration, VirtualHost, route_action::ClusterSpecifier,
 };
-use envoy_api::{Message, Resource, encode};
+use envoy_api::wire::{encode, field};
+use envoy_api::{Message, Resource};
+use foldhash::{HashMap, HashMapExt};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use push_context::{Node, Same, SidecarScope};
 
+use super::action::Made;
 use super::virtual_host::{self, Host, Routes};
 use crate::context::Context;
 use crate::names;
@@ -34,8 +36,7 @@ pub(crate) fn outbound(cx: &Context<'_>, class: &Arc<Node>, name: &str) -> Resou
             let key = Key(Same(class.clone()), Same(cx.scope.clone()), port);
             let all = cx.push.memo().get(key, || Arc::new(Domains::of(virtual_host::hosts(cx, name, port))));
             if let Some(own) = all.only(name, host) {
-                let only = VirtualHost { domains: vec!["*".to_owned()], ..own.host.clone() };
-                encoder.put(&only, &own.routes, &mut body);
+                encoder.put(&own.host, &own.routes, &mut body);
             }
         }
         None => {
@@ -51,18 +52,18 @@ pub(crate) fn outbound(cx: &Context<'_>, class: &Arc<Node>, name: &str) -> Resou
     Resource::from_bytes(name, body)
 }
 
-/// Virtual hosts by their domains.
+/// Virtual hosts by the domains they had: alone in a table each is for all.
 struct Domains {
     hosts: Vec<Host>,
     places: HashMap<String, Vec<usize>>,
 }
 
 impl Domains {
-    fn of(hosts: Vec<Host>) -> Domains {
+    fn of(mut hosts: Vec<Host>) -> Domains {
         let mut places: HashMap<String, Vec<usize>> = HashMap::new();
-        for (place, host) in hosts.iter().enumerate() {
-            for domain in &host.host.domains {
-                places.entry(domain.clone()).or_default().push(place);
+        for (place, host) in hosts.iter_mut().enumerate() {
+            for domain in std::mem::replace(&mut host.host.domains, vec!["*".to_owned()]) {
+                places.entry(domain).or_default().push(place);
             }
         }
         Domains { hosts, places }
@@ -78,18 +79,20 @@ impl Domains {
 
 struct Encoder {
     /// A route to a service, but for names, and its action, but for the cluster.
-    route: Vec<u8>,
-    action: Vec<u8>,
+    route: Arc<[u8]>,
+    action: Arc<[u8]>,
     /// The routes encoded last, as a virtual host's field: hosts of one rule follow each other.
-    last: Option<(Arc<Vec<Route>>, Vec<u8>)>,
+    last: Option<(Arc<Vec<Made>>, Vec<u8>)>,
     buffer: Vec<u8>,
 }
 
 impl Encoder {
     fn new(cx: &Context<'_>) -> Encoder {
-        let action = encode(&virtual_host::plain_action(cx));
-        let route = super::default_route("", "", RouteAction::default());
-        let route = encode(&Route { action: None, decorator: None, ..route });
+        let (route, action) = cx.common.plain_route.get((), || {
+            let route = super::default_route("", "", RouteAction::default());
+            let route = Route { action: None, decorator: None, ..route };
+            (encode(&route).into(), encode(&virtual_host::plain_action(cx)).into())
+        });
         Encoder { route, action, last: None, buffer: Vec::new() }
     }
 
@@ -106,10 +109,12 @@ impl Encoder {
                 let known = self.last.as_ref().is_some_and(|(last, _)| Arc::ptr_eq(last, routes));
                 if !known {
                     let mut bytes = Vec::new();
-                    routes.iter().for_each(|route| field(ROUTES, &encode(route), &mut bytes));
+                    routes.iter().for_each(|route| field(ROUTES, &route.encode(), &mut bytes));
                     self.last = Some((routes.clone(), bytes));
                 }
-                self.buffer.extend(self.last.iter().flat_map(|(_, bytes)| bytes));
+                if let Some((_, bytes)) = &self.last {
+                    self.buffer.extend_from_slice(bytes);
+                }
             }
             Routes::Plain(service, port) => self.plain(&service.hostname, *port),
         }
@@ -119,7 +124,8 @@ impl Encoder {
     /// The route of [`super::default_route`].
     fn plain(&mut self, hostname: &str, port: u16) {
         let cluster = ClusterSpecifier::Cluster(names::outbound(port, "", hostname));
-        let decorator = Decorator { operation: format!("{hostname}:{port}/*"), ..Decorator::default() };
+        let operation = [hostname, ":", names::Digits::of(port).as_str(), "/*"].concat();
+        let decorator = Decorator { operation, ..Decorator::default() };
         let own = Route { decorator: Some(decorator), ..Route::default() };
         let action = cluster.encoded_len() + self.action.len();
         let route = self.route.len() + own.encoded_len() + 1 + encoded_len_varint(action as u64) + action;
@@ -133,10 +139,4 @@ impl Encoder {
         out.extend_from_slice(&self.action);
         own.encode_raw(out);
     }
-}
-
-fn field(number: u32, content: &[u8], out: &mut Vec<u8>) {
-    encode_key(number, WireType::LengthDelimited, out);
-    encode_varint(content.len() as u64, out);
-    out.extend_from_slice(content);
 }

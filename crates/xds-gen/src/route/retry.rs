@@ -1,6 +1,7 @@
 //! Retries (istiod `route/retry`).
 
-use envoy_api::any;
+use std::sync::LazyLock;
+
 use envoy_api::pb::envoy::extensions::retry::{
     host::previous_hosts::v3::PreviousHostsPredicate, priority::previous_priorities::v3::PreviousPrioritiesConfig,
 };
@@ -10,16 +11,18 @@ use envoy_api::route::{
 };
 use istio_api::virtual_service::{HttpRetry, is_http_status};
 
-use crate::proto::{duration, u32_value};
+use crate::proto::{any, duration, u32_value};
 
 const DEFAULT_ON: &str = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
 
 /// Hosts that were tried are not tried again.
 fn other_hosts() -> Vec<RetryHostPredicate> {
-    vec![RetryHostPredicate {
+    // Most routes have it.
+    static PREDICATE: LazyLock<RetryHostPredicate> = LazyLock::new(|| RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
         config_type: Some(retry_host_predicate::ConfigType::TypedConfig(any(&PreviousHostsPredicate {}))),
-    }]
+    });
+    vec![PREDICATE.clone()]
 }
 
 /// Retries of a route. With consistent hashing the same host may be tried again: there is no other.

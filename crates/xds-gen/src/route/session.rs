@@ -1,5 +1,6 @@
 //! Sessions that stick to an endpoint (istiod `MaybeBuildStatefulSessionFilterConfig`).
 
+use envoy_api::Any;
 use envoy_api::pb::envoy::extensions::filters::http::stateful_session::v3::{
     StatefulSession, StatefulSessionPerRoute, stateful_session_per_route,
 };
@@ -7,11 +8,10 @@ use envoy_api::pb::envoy::extensions::http::stateful_session::{
     cookie::v3::CookieBasedSessionState, header::v3::HeaderBasedSessionState,
 };
 use envoy_api::pb::envoy::r#type::http::v3::Cookie;
-use envoy_api::{Any, any};
 use registry::Service;
 
 use crate::context::Context;
-use crate::proto::extension;
+use crate::proto::{any, extension};
 
 /// How the sessions of a service are kept, if its labels ask for it; goes where the filter's settings for a route or
 /// virtual host do.

@@ -1,10 +1,11 @@
 //! Virtual hosts of outbound route tables: services, and VirtualServices over them.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use envoy_api::route::{Route, RouteAction, VirtualHost};
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use istio_api::VirtualService;
 use push_context::{Config, EgressListener, host};
 use registry::{Provider, Resolution, Service, UNSPECIFIED_IP};
@@ -37,7 +38,7 @@ struct Group {
 /// Routes of a virtual host. Most have but one, and that differs in nothing but names.
 #[derive(Clone)]
 pub(super) enum Routes {
-    Made(Arc<Vec<Route>>),
+    Made(Arc<Vec<action::Made>>),
     /// All requests to a service's port, without any rule.
     Plain(Arc<Service>, u16),
 }
@@ -52,7 +53,7 @@ pub(super) struct Host {
 pub(crate) fn outbound(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<VirtualHost> {
     let whole = |Host { host, routes }| VirtualHost {
         routes: match routes {
-            Routes::Made(routes) => (*routes).clone(),
+            Routes::Made(routes) => routes.iter().cloned().map(action::Made::into_message).collect(),
             Routes::Plain(service, port) => vec![service_route(cx, &service, port)],
         },
         ..host
@@ -110,7 +111,10 @@ pub(super) fn hosts(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<Host> 
                 hosts: Vec::new(),
                 routes: match service_hash(cx, service, own.port) {
                     None => Routes::Plain(service.clone(), own.port),
-                    Some(_) => Routes::Made(Arc::new(vec![service_route(cx, service, own.port)])),
+                    Some(_) => Routes::Made(Arc::new(vec![action::Made::new(
+                        service_route(cx, service, own.port),
+                        Vec::new(),
+                    )])),
                 },
             });
         }
@@ -146,7 +150,7 @@ pub(super) fn plain_action(cx: &Context<'_>) -> RouteAction {
 fn rule_groups(
     cx: &Context<'_>,
     rule: &Config<VirtualService>,
-    routes: Vec<Route>,
+    routes: Vec<action::Made>,
     egress: &EgressListener,
     services: &Services,
     order: &[Arc<str>],
@@ -226,7 +230,7 @@ fn assemble(cx: &Context<'_>, groups: Vec<Group>, port: u16) -> Vec<Host> {
                 None => (vec![host_text(&hostname)], Vec::new()),
                 Some(service) => service_domains(cx, service, port, group.port),
             };
-            domains.retain(|d| !(expanded.contains(d) && is_known(d)) && taken.insert(d.to_ascii_lowercase()));
+            domains.retain(|d| !(is_known(d) && expanded.contains(d)) && taken.insert(d.to_ascii_lowercase()));
             if domains.is_empty() {
                 continue;
             }
@@ -294,7 +298,7 @@ pub(crate) fn alternatives(cx: &Context<'_>, hostname: &str, port: u16) -> Vec<S
     let mut out = Vec::new();
     if cx.push.settings.absolute_names {
         if hostname.parse::<std::net::IpAddr>().is_err() {
-            out.push(format!("{hostname}."));
+            out.push([hostname, "."].concat());
         }
         if port != 0 {
             out.push(host_port(&format!("{hostname}."), port));

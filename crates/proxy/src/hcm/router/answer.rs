@@ -22,11 +22,11 @@ pub(super) async fn pass_on(
     plan: &Plan<'_>,
     outgoing: &mut Outgoing<'_>,
     reply: Reply,
-    mut upstream: Upstream,
+    mut upstream: Box<Upstream>,
     mut up_pump: Pump,
     mut sent: bool,
 ) -> Result<Outcome, Stop> {
-    let stats = plan.cluster.stats.clone();
+    let stats = &plan.cluster.stats;
     let Reply { status, mut headers, mut body, .. } = reply;
     stats.upstream_rq.inc(status);
     if refuses_websocket(exchange, upstream.protocol, status) {
@@ -215,7 +215,7 @@ pub(super) async fn pass_on(
             Ok(if tunnel { Outcome::TimedOut } else { Outcome::Aborted })
         }
         Err(Broken::Client(reset)) => {
-            cancel(&stats, &mut upstream);
+            cancel(stats, &mut upstream);
             if tunnel && !reset {
                 exchange.info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
                 exchange.info.response_code_details = Some("downstream_remote_disconnect".into());
@@ -224,7 +224,7 @@ pub(super) async fn pass_on(
             Err(Stop::Gone(reset))
         }
         Err(Broken::Deadline(deadline)) => {
-            cancel(&stats, &mut upstream);
+            cancel(stats, &mut upstream);
             let (flag, details) = match deadline {
                 Deadline::Idle => {
                     exchange.http.stats.downstream_rq_idle_timeout.inc();

@@ -28,13 +28,18 @@ pub(super) async fn one_try(
     host: &Arc<Host>,
 ) -> Result<Tried, Stop> {
     let worker = exchange.http.worker.clone();
-    let stats = plan.cluster.stats.clone();
+    let stats = &plan.cluster.stats;
     let pool = plan.cluster.pool(&worker, host, &variant(exchange, plan, host));
     let breaker = plan.cluster.entry.breakers.get(plan.forward.priority);
     if let Some(connect) = plan.forward.terminates(exchange.request.method().unwrap_or_default()) {
-        return dial_tunnel(exchange, plan, &pool, connect).await;
+        return Box::pin(dial_tunnel(exchange, plan, &pool, connect)).await;
     }
-    let acquired = match acquire(exchange, plan, pool.acquire(plan.forward.priority)).await? {
+    let acquired = match pool.at_hand() {
+        Some(acquired) => Acquire::Done(Ok(acquired)),
+        // In a box: most requests need no room for this.
+        None => Box::pin(acquire(exchange, plan, pool.acquire(plan.forward.priority))).await?,
+    };
+    let acquired = match acquired {
         Acquire::Done(Ok(acquired)) => acquired,
         Acquire::Done(Err(AcquireError::Connect(e))) => {
             return Ok(Tried::Failed { why: Why::Connect(e), started: false });
@@ -136,7 +141,7 @@ pub(super) async fn one_try(
         Ok(Err(tried)) => {
             upstream.count_wire(&mut exchange.info.upstream);
             if let Tried::PerTryTimeout(deadline) = &tried {
-                cancel(&stats, &mut upstream);
+                cancel(stats, &mut upstream);
                 if *deadline == Deadline::PerTry {
                     stats.upstream_rq_per_try_timeout.inc();
                 }
@@ -145,7 +150,7 @@ pub(super) async fn one_try(
         }
         Err(stop) => {
             upstream.count_wire(&mut exchange.info.upstream);
-            cancel(&stats, &mut upstream);
+            cancel(stats, &mut upstream);
             Err(stop)
         }
     }
