@@ -90,6 +90,18 @@ pub enum SignError {
     Sign(#[source] rcgen::Error),
 }
 
+impl SignError {
+    /// istiod's word for it (istio `security/pkg/pki/error`).
+    pub fn istio_type(&self) -> &'static str {
+        match self {
+            SignError::TooLarge | SignError::Malformed(_) | SignError::Signature | SignError::Key(_) => "CSR_ERROR",
+            SignError::Ttl => "TTL_ERROR",
+            SignError::Expired => "CA_NOT_READY",
+            SignError::Name(_) | SignError::Sign(_) => "CERT_GEN_ERROR",
+        }
+    }
+}
+
 /// A certificate with its key, for a server of the control plane.
 pub struct ServerCertificate {
     /// Leaf first, without the root.
@@ -170,6 +182,17 @@ impl Authority {
     /// itself goes on trusting only what this authority signs.
     pub fn trust_also(&self, roots: Vec<String>) {
         *self.others.write().unwrap_or_else(PoisonError::into_inner) = roots;
+    }
+
+    /// When the root ends, and when the certificate ends whose key signs.
+    pub fn expiry(&self) -> (SystemTime, SystemTime) {
+        let signer = self.signers.current();
+        let root = pem::certificates(signer.root.as_bytes()).ok().and_then(|list| list.into_iter().next());
+        let root = root.and_then(|der| {
+            let (_, parsed) = x509_parser::parse_x509_certificate(&der).ok()?;
+            Some(seconds(parsed.validity().not_after.timestamp()))
+        });
+        (root.unwrap_or(signer.not_after), signer.not_after)
     }
 
     /// Changes whenever what signs or what is to be trusted has changed by a rotation.
@@ -269,6 +292,11 @@ fn leaf(
     Ok(certificate)
 }
 
+/// Of the epoch; what was before it counts as its beginning.
+fn seconds(of_epoch: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(of_epoch).unwrap_or(0))
+}
+
 /// What signs, put together from PEM texts.
 fn signer(path: &Path, certificate: &str, chain: &str, root: &str, key: KeyPair) -> Result<Signer, AuthorityError> {
     let unusable = |reason: String| AuthorityError::Certificate { path: path.to_path_buf(), reason };
@@ -286,7 +314,7 @@ fn signer(path: &Path, certificate: &str, chain: &str, root: &str, key: KeyPair)
     if parsed.public_key().raw != key.subject_public_key_info() {
         return Err(AuthorityError::Key { path: path.with_file_name(KEY) });
     }
-    let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
+    let not_after = seconds(parsed.validity().not_after.timestamp());
     let mut intermediates = Vec::new();
     if !roots.contains(&der) {
         intermediates.push(certificate.trim());
@@ -299,7 +327,6 @@ fn signer(path: &Path, certificate: &str, chain: &str, root: &str, key: KeyPair)
     let intermediates: String =
         intermediates.iter().filter(|text| !text.is_empty()).map(|text| format!("{text}\n")).collect();
     let issuer = Issuer::from_ca_cert_der(&der, key).map_err(|error| unusable(error.to_string()))?;
-    let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(not_after);
     Ok(Signer::new(issuer, intermediates, root.to_owned(), not_after))
 }
 

@@ -52,6 +52,9 @@ pub trait Authenticate: Send + Sync + 'static {
     /// # Errors
     /// `UNAUTHENTICATED` when nothing is proved.
     fn identity(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<SpiffeId, Status>;
+
+    /// Hears what became of the request of somebody who is known.
+    fn answered(&self, _result: Result<(), &SignError>) {}
 }
 
 /// The service, to be added to a tonic router.
@@ -79,7 +82,9 @@ impl<A: Authenticate> CertificateService<A> {
             Ok(0) | Err(_) => DEFAULT_TTL,
             Ok(seconds) => Duration::from_secs(seconds),
         };
-        match self.authority.sign(request.csr.as_bytes(), &identity, ttl) {
+        let signed = self.authority.sign(request.csr.as_bytes(), &identity, ttl);
+        self.authenticate.answered(signed.as_ref().map(drop));
+        match signed {
             Ok(cert_chain) => {
                 debug!(%identity, ?ttl, "certificate signed");
                 Ok(CertificateResponse { cert_chain })

@@ -89,6 +89,55 @@ impl FromStr for Cidr {
     }
 }
 
+/// A port, or a range of them; printed as iptables prints it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Ports {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl Ports {
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    /// Every packet with a port at all.
+    pub(crate) fn is_all(self) -> bool {
+        (self.first, self.last) == (0, u16::MAX)
+    }
+}
+
+impl From<u16> for Ports {
+    fn from(port: u16) -> Self {
+        Self { first: port, last: port }
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}:{}", self.first, self.last) }
+    }
+}
+
+impl FromStr for Ports {
+    type Err = &'static str;
+
+    /// As iptables reads them: without a first port from 0, without a last one to 65535.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // DIFFERS: Istio hands names to iptables, which takes `http` and fails late on `htp`.
+        const BAD: &str = "a port is a number from 1 to 65535, a range is two of them as in 8000:8100";
+        let number =
+            |text: &str, without: u16| if text.is_empty() { Ok(without) } else { text.parse().map_err(|_| BAD) };
+        match text.split_once(':') {
+            None => text.parse().ok().filter(|port| *port > 0).map(|port: u16| port.into()).ok_or(BAD),
+            Some((first, last)) => match (number(first, 0)?, number(last, u16::MAX)?) {
+                (first, last) if first > last => Err("the first port of the range is greater than the last"),
+                (first, last) => Ok(Self { first, last }),
+            },
+        }
+    }
+}
+
 /// All, or some; an empty list is none.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Selection<T> {
@@ -158,14 +207,14 @@ pub struct Config {
     pub proxy_uids: Vec<Owner>,
     pub proxy_gids: Vec<Owner>,
     pub mode: Mode,
-    pub inbound_ports: Selection<u16>,
+    pub inbound_ports: Selection<Ports>,
     /// Only with all inbound ports.
-    pub inbound_exclude: Vec<u16>,
+    pub inbound_exclude: Vec<Ports>,
     pub outbound_cidrs: Selection<Cidr>,
     pub outbound_exclude_cidrs: Vec<Cidr>,
     /// Captured whatever the address.
-    pub outbound_ports: Vec<u16>,
-    pub outbound_exclude_ports: Vec<u16>,
+    pub outbound_ports: Vec<Ports>,
+    pub outbound_exclude_ports: Vec<Ports>,
     /// Interfaces of virtual machines: what comes in there counts as outbound.
     pub virt_interfaces: Vec<String>,
     pub exclude_interfaces: Vec<String>,
@@ -179,6 +228,8 @@ pub struct Config {
     pub loopback_v4: Cidr,
     /// Outbound connections are captured when they are made, by eBPF programs, and not by packet rules.
     pub by_sockets: bool,
+    /// So are inbound ones, where they come in; else packet rules capture them.
+    pub inbound_by_programs: bool,
 }
 
 impl Default for Config {
@@ -207,6 +258,7 @@ impl Default for Config {
             ipv6: false,
             loopback_v4: Cidr::host(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             by_sockets: false,
+            inbound_by_programs: false,
         }
     }
 }
@@ -235,15 +287,14 @@ pub(crate) fn items(text: &str) -> impl Iterator<Item = &str> {
 
 pub(crate) fn port(flag: &'static str, text: &str) -> Result<u16, Invalid> {
     let bad = || Invalid::new(flag, text, "a port is a number from 1 to 65535");
-    // DIFFERS: Istio hands names to iptables, which takes `http` and fails late on `htp`.
     text.trim().parse().ok().filter(|p| *p > 0).ok_or_else(bad)
 }
 
-pub(crate) fn ports(flag: &'static str, text: &str) -> Result<Vec<u16>, Invalid> {
-    items(text).map(|item| port(flag, item)).collect()
+pub(crate) fn ports(flag: &'static str, text: &str) -> Result<Vec<Ports>, Invalid> {
+    items(text).map(|item| item.parse().map_err(|reason: &str| Invalid::new(flag, item, reason))).collect()
 }
 
-pub(crate) fn port_selection(flag: &'static str, text: &str) -> Result<Selection<u16>, Invalid> {
+pub(crate) fn port_selection(flag: &'static str, text: &str) -> Result<Selection<Ports>, Invalid> {
     if text.trim() == "*" { Ok(Selection::All) } else { ports(flag, text).map(Selection::Only) }
 }
 
@@ -321,11 +372,22 @@ mod tests {
 
     #[test]
     fn lists_ignore_empty_items_and_name_what_is_wrong() {
-        assert_eq!(ports("-d", "15020,6000,,7000,"), Ok(vec![15020, 6000, 7000]));
+        assert_eq!(ports("-d", "15020,6000,,7000,"), Ok([15020, 6000, 7000].map(Ports::from).to_vec()));
         let error = ports("--istio-local-exclude-ports", "80,http").expect_err("a name").to_string();
-        assert_eq!(error, "--istio-local-exclude-ports \"http\": a port is a number from 1 to 65535");
+        assert_eq!(
+            error,
+            "--istio-local-exclude-ports \"http\": a port is a number from 1 to 65535, a range is two of them as in 8000:8100"
+        );
         assert!(ports("-d", "0").is_err());
         assert!(ports("-d", "70000").is_err());
+        let text = |text| ports("-d", text).map(|ports| ports.iter().map(Ports::to_string).collect::<Vec<_>>());
+        assert_eq!(
+            text("8000:8100,:80,60000:,5:5,:").expect("ranges"),
+            ["8000:8100", "0:80", "60000:65535", "5", "0:65535"]
+        );
+        for bad in ["9:7", "1:2:3", "a:b", "1-2", "1:70000", "-1:5"] {
+            assert!(ports("-d", bad).is_err(), "{bad}");
+        }
         assert!(interfaces("-c", "a-very-long-interface").is_err());
         assert!(loopback("L", "127.0.0.1/7").is_err());
         assert!(loopback("L", "10.0.0.0/8").is_err());

@@ -1,10 +1,11 @@
-//! Outbound capture by eBPF programs on the pod's cgroup (`ebpf/outbound.c`): no packet rules, no connection tracking, no NAT.
+//! Capture by eBPF programs (`ebpf/capture.c`): outbound on the pod's cgroup, inbound on its interfaces. No packet rules, no connection
+//! tracking, no NAT.
 //!
-//! In: a cgroup (v2) above all containers of the pod, and what to capture. Out: programs attached to it, which stay when this process
-//! ends and go with the cgroup; or their removal. Needs CAP_BPF and CAP_NET_ADMIN in the initial user namespace (or root there), and
-//! Linux 5.10. Inbound capture remains with packet rules.
+//! In: a cgroup (v2) above all containers of the pod, the pod's interfaces, and what to capture. Out: programs attached to them, which
+//! stay when this process ends and go with the cgroup and the interfaces; or their removal. Needs CAP_BPF and CAP_NET_ADMIN in the
+//! initial user namespace (or root there), and Linux 5.12; for inbound capture Linux 6.6, before which that stays with packet rules.
 //!
-//! The source is compiled to `ebpf/outbound.o`, which is part of this program; aya relocates it, makes the maps and loads it.
+//! The source is compiled to `ebpf/capture.o`, which is part of this program; aya relocates it, makes the maps and loads it.
 
 mod kernel;
 mod maps;
@@ -16,17 +17,17 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo};
-use aya::programs::{Program, ProgramFd, loaded_programs};
+use aya::programs::{Program, ProgramInfo, loaded_programs};
 use aya::{Ebpf, EbpfLoader};
+use netns::Link;
 
-use kernel::Hook;
-pub(crate) use maps::{REASONS, Tables, Who};
+use kernel::{Hook, Place};
+pub(crate) use maps::{REASONS, SLOTS_V6, Tables, Who, chain, first_slot, loopback};
 
-/// All programs, in the order of their attachment: first what answers, last what leads connections to the proxy, so that no connection
+/// All programs of the cgroup, in the order of their attachment: first what answers, last what leads connections to the proxy, so that no connection
 /// is led there before the proxy can learn its destination. They are detached in the opposite order.
-const PROGRAMS: [(&str, Hook); 10] = [
+const PROGRAMS: [(&str, Hook); 9] = [
     ("outrigger_orig", Hook::GETSOCKOPT),
-    ("outrigger_flow", Hook::SOCK_OPS),
     ("outrigger_peer4", Hook::GETPEERNAME4),
     ("outrigger_peer6", Hook::GETPEERNAME6),
     ("outrigger_rcv4", Hook::RECVMSG4),
@@ -37,18 +38,25 @@ const PROGRAMS: [(&str, Hook); 10] = [
     ("outrigger_con6", Hook::CONNECT6),
 ];
 
-/// Why outbound capture by eBPF is not possible.
+/// The program of each interface.
+const INBOUND: &str = "outrigger_in";
+
+/// Why capture by eBPF is not possible.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("--ebpf-cgroup {}: not a cgroup (v2) that can be opened", path.display())]
     Cgroup { path: PathBuf, source: io::Error },
-    #[error("--ebpf-cgroup {}: {operation} needs CAP_BPF and CAP_NET_ADMIN in the initial user namespace, and Linux 5.10", path.display())]
+    #[error("--ebpf-cgroup {}: {operation} needs CAP_BPF and CAP_NET_ADMIN in the initial user namespace, and Linux 5.12", path.display())]
     Kernel { path: PathBuf, operation: &'static str, source: io::Error },
     #[error(
-        "cannot load the eBPF programs; they need CAP_BPF and CAP_NET_ADMIN in the initial user namespace, and Linux 5.10"
+        "cannot load the eBPF programs; they need CAP_BPF and CAP_NET_ADMIN in the initial user namespace, and Linux 5.12"
     )]
     Load(#[source] io::Error),
-    #[error("more than {} ports, groups and users, or blocks, are too many for eBPF", maps::MAX_ENTRIES)]
+    #[error(
+        "interface {interface}: {operation} an eBPF program needs CAP_BPF and CAP_NET_ADMIN in the initial user namespace"
+    )]
+    Interface { interface: String, operation: &'static str, source: io::Error },
+    #[error("more than {} groups and users, or blocks, are too many for eBPF", maps::MAX_ENTRIES)]
     TooMany,
 }
 
@@ -59,7 +67,7 @@ fn load_error(error: impl std::error::Error) -> Error {
     Error::Load(io::Error::other(said.collect::<Vec<_>>().join("; ")))
 }
 
-/// What is attached to a cgroup.
+/// What is attached to a cgroup, and to the interfaces of this network namespace beside it.
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) tables: Tables,
@@ -67,12 +75,45 @@ pub(crate) struct Live {
     pub(crate) counters: Vec<u64>,
     /// Not all programs are there: an earlier run was killed.
     pub(crate) partial: bool,
+    /// The interfaces where programs capture what comes in.
+    pub(crate) interfaces: Vec<String>,
 }
 
 /// A cgroup of the unified hierarchy.
 struct Cgroup {
     path: PathBuf,
     file: File,
+}
+
+/// A program of ours that is attached.
+struct Attached {
+    info: ProgramInfo,
+    maps: Vec<u32>,
+}
+
+/// The programs in the kernel that have names of ours; those of others never begin with `outrigger_`.
+fn loaded() -> Result<Vec<ProgramInfo>, Error> {
+    let ours = |info: &ProgramInfo| {
+        info.name_as_str().is_some_and(|name| name == INBOUND || PROGRAMS.iter().any(|(ours, _)| *ours == name))
+    };
+    let mut all = Vec::new();
+    for info in loaded_programs() {
+        let info = info.map_err(load_error)?;
+        if ours(&info) {
+            all.push(info);
+        }
+    }
+    Ok(all)
+}
+
+/// Our program among those with these ids.
+fn ours(ids: &[u32]) -> Result<Option<Attached>, Error> {
+    if ids.is_empty() {
+        return Ok(None);
+    }
+    let Some(info) = loaded()?.into_iter().find(|info| ids.contains(&info.id())) else { return Ok(None) };
+    let maps = info.map_ids().map_err(load_error)?.unwrap_or_default();
+    Ok(Some(Attached { info, maps }))
 }
 
 impl Cgroup {
@@ -84,27 +125,41 @@ impl Cgroup {
         Ok(Self { path: path.to_owned(), file })
     }
 
+    fn place(&self) -> Place<'_> {
+        Place::Cgroup(self.file.as_fd())
+    }
+
     fn error(&self, operation: &'static str) -> impl Fn(io::Error) -> Error {
         let path = self.path.clone();
         move |source| Error::Kernel { path: path.clone(), operation, source }
     }
 
-    /// Our program at a hook, by its name; the names of others never begin with `outrigger_`.
-    fn ours(&self, hook: Hook) -> Result<Option<(u32, ProgramFd, Vec<u32>)>, Error> {
-        let ids = kernel::attached(self.file.as_fd(), hook).map_err(self.error("listing programs"))?;
-        if ids.is_empty() {
-            return Ok(None);
-        }
-        for info in loaded_programs() {
-            let info = info.map_err(load_error)?;
-            let named = info.name_as_str().is_some_and(|name| PROGRAMS.iter().any(|(ours, _)| *ours == name));
-            if named && ids.contains(&info.id()) {
-                let maps = info.map_ids().map_err(load_error)?.unwrap_or_default();
-                return Ok(Some((info.id(), info.fd().map_err(load_error)?, maps)));
-            }
-        }
-        Ok(None)
+    /// Our program at a hook.
+    fn ours(&self, hook: Hook) -> Result<Option<Attached>, Error> {
+        ours(&kernel::attached(self.place(), hook).map_err(self.error("listing programs"))?)
     }
+}
+
+/// Our program on an interface of this network namespace.
+fn inbound(link: &Link) -> Result<Option<Attached>, Error> {
+    // Before Linux 6.6, and without the privilege to look, there is none.
+    ours(&kernel::attached(Place::Interface(link.index), Hook::TCX_INGRESS).unwrap_or_default())
+}
+
+fn interface_error(link: &Link, operation: &'static str) -> impl FnOnce(io::Error) -> Error {
+    let interface = link.name.clone();
+    move |source| Error::Interface { interface, operation, source }
+}
+
+/// Whether the kernel has programs on interfaces that stay by themselves, which came with Linux 6.6.
+pub(crate) fn can_capture_inbound(links: &[Link]) -> bool {
+    let place = links.iter().find(|link| link.loopback).map(|link| Place::Interface(link.index));
+    place.is_some_and(|lo| kernel::attached(lo, Hook::TCX_INGRESS).is_ok())
+}
+
+/// The interfaces by which connections from outside come.
+fn outside(links: &[Link]) -> impl Iterator<Item = &Link> {
+    links.iter().filter(|link| !link.loopback)
 }
 
 fn take<T: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T, Error> {
@@ -117,7 +172,7 @@ fn load(tables: &Tables) -> Result<Ebpf, Error> {
     if tables.listed.len().max(tables.blocks.len()) > maps::MAX_ENTRIES {
         return Err(Error::TooMany);
     }
-    let object = aya::include_bytes_aligned!("../ebpf/outbound.o");
+    let object = aya::include_bytes_aligned!("../ebpf/capture.o");
     let mut ebpf = EbpfLoader::new().load(object).map_err(load_error)?;
     let mut settings: Array<_, maps::Settings> = take(&mut ebpf, "settings")?;
     settings.set(0, tables.settings, 0).map_err(load_error)?;
@@ -129,11 +184,13 @@ fn load(tables: &Tables) -> Result<Ebpf, Error> {
     for (bits, data) in &tables.blocks {
         blocks.insert(&Key::new(*bits, *data), 1, 0).map_err(load_error)?;
     }
+    let mut ports: Array<_, maps::PortBits> = take(&mut ebpf, "ports")?;
+    ports.set(0, *tables.ports.0, 0).map_err(load_error)?;
     for (_, program) in ebpf.programs_mut() {
         match program {
             Program::CgroupSockAddr(program) => program.load(),
             Program::CgroupSockopt(program) => program.load(),
-            Program::SockOps(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
             _ => continue,
         }
         .map_err(load_error)?;
@@ -141,22 +198,72 @@ fn load(tables: &Tables) -> Result<Ebpf, Error> {
     Ok(ebpf)
 }
 
-/// Brings the programs of a cgroup to `tables`. False: they were so already. An earlier program is replaced in one step, so that every
-/// connection meets either the old or the new one.
-pub(crate) fn apply(path: &Path, tables: &Tables) -> Result<bool, Error> {
+/// Brings the programs of a cgroup, and of the interfaces that connections come in by, to `tables`. False: they were so already. An
+/// earlier program is replaced in one step, so that every connection meets either the old or the new one.
+pub(crate) fn apply(path: &Path, links: &[Link], tables: &Tables) -> Result<bool, Error> {
     let cgroup = Cgroup::open(path)?;
-    if live_of(&cgroup)?.is_some_and(|live| live.tables == *tables && !live.partial) {
+    let links: Vec<&Link> = if tables.captures_inbound() { outside(links).collect() } else { Vec::new() };
+    let earlier = live_of(&cgroup, &links)?;
+    if let Some((live, _)) = &earlier
+        && live.tables == *tables
+        && !live.partial
+        && links.iter().all(|link| live.interfaces.contains(&link.name))
+    {
         return Ok(false);
     }
-    let ebpf = load(tables)?;
-    for (name, hook) in PROGRAMS {
+    let mut ebpf = load(tables)?;
+    if let Some((_, maps)) = &earlier {
+        carry_over(maps, &mut ebpf)?;
+    }
+    let program = |name: &str| {
         let program = ebpf.program(name).ok_or_else(|| load_error(io::Error::other(format!("no program {name}"))))?;
-        let earlier = cgroup.ours(hook)?;
-        let earlier = earlier.as_ref().map(|(_, fd, _)| fd.as_fd());
-        kernel::attach(cgroup.file.as_fd(), program.fd().map_err(load_error)?.as_fd(), hook, earlier)
+        program.fd().map_err(load_error)
+    };
+    for (name, hook) in PROGRAMS {
+        let earlier = cgroup.ours(hook)?.map(|found| found.info.fd()).transpose().map_err(load_error)?;
+        kernel::attach(cgroup.place(), program(name)?.as_fd(), hook, earlier.as_ref().map(AsFd::as_fd))
             .map_err(cgroup.error("attaching"))?;
     }
+    for link in links {
+        let earlier = inbound(link)?.map(|found| found.info.fd()).transpose().map_err(load_error)?;
+        let place = Place::Interface(link.index);
+        kernel::attach(place, program(INBOUND)?.as_fd(), Hook::TCX_INGRESS, earlier.as_ref().map(AsFd::as_fd))
+            .map_err(interface_error(link, "attaching"))?;
+    }
     Ok(true)
+}
+
+/// Gives new programs the lasting slots of the earlier ones, so that connections that are open keep their peers' names.
+fn carry_over(earlier: &[u32], ebpf: &mut Ebpf) -> Result<(), Error> {
+    /// Slots that the earlier programs may still take before they are replaced; they stay empty.
+    const MEANWHILE: u64 = 64;
+    let named = |name: &str| -> Result<Option<MapData>, Error> {
+        for id in earlier {
+            if MapInfo::from_id(*id).map_err(load_error)?.name_as_str() == Some(name) {
+                return MapData::from_id(*id).map(Some).map_err(load_error);
+            }
+        }
+        Ok(None)
+    };
+    let (Some(old_taken), Some(old_slots)) = (named("taken")?, named("slots")?) else { return Ok(()) };
+    let old_taken: Array<_, u64> = Map::Array(old_taken).try_into().map_err(load_error)?;
+    let old_slots: Array<_, maps::Place> = Map::Array(old_slots).try_into().map_err(load_error)?;
+    let lasting = u64::from(maps::LASTING);
+    let used = old_taken.get(&0, 0).map_err(load_error)?.min(lasting);
+    let mut slots: Array<_, maps::Place> = take(ebpf, "slots")?;
+    let mut numbers: HashMap<_, maps::Place, u32> = take(ebpf, "numbers")?;
+    for at in (0..maps::LASTING).take_while(|at| u64::from(*at) < used) {
+        let place = old_slots.get(&at, 0).map_err(load_error)?;
+        slots.set(at, place, 0).map_err(load_error)?;
+        // Two slots may hold the same place; one of them is enough for connections to come.
+        if place != maps::Place::default() {
+            numbers.insert(place, maps::address_of(at), 0).map_err(load_error)?;
+        }
+    }
+    let mut taken: Array<_, u64> = take(ebpf, "taken")?;
+    let turns = old_taken.get(&1, 0).map_err(load_error)?;
+    taken.set(0, if used == 0 { 0 } else { lasting.min(used + MEANWHILE) }, 0).map_err(load_error)?;
+    taken.set(1, turns, 0).map_err(load_error)
 }
 
 /// Detaches our programs from a cgroup. False: there were none.
@@ -164,49 +271,88 @@ pub(crate) fn remove(path: &Path) -> Result<bool, Error> {
     let cgroup = Cgroup::open(path)?;
     let mut any = false;
     for (_, hook) in PROGRAMS.iter().rev() {
-        while let Some((_, fd, _)) = cgroup.ours(*hook)? {
-            kernel::detach(cgroup.file.as_fd(), fd.as_fd(), *hook).map_err(cgroup.error("detaching"))?;
+        while let Some(found) = cgroup.ours(*hook)? {
+            let fd = found.info.fd().map_err(load_error)?;
+            kernel::detach(cgroup.place(), fd.as_fd(), *hook).map_err(cgroup.error("detaching"))?;
             any = true;
         }
     }
     Ok(any)
 }
 
-/// The ids of our programs that are attached to this cgroup itself: ten, or none.
+/// Detaches our programs from the interfaces of this network namespace.
+pub(crate) fn remove_inbound(links: &[Link]) -> Result<(), Error> {
+    for link in outside(links) {
+        while let Some(found) = inbound(link)? {
+            let fd = found.info.fd().map_err(load_error)?;
+            kernel::detach(Place::Interface(link.index), fd.as_fd(), Hook::TCX_INGRESS)
+                .map_err(interface_error(link, "detaching"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The interfaces of this network namespace that have a program of ours.
+pub(crate) fn inbound_interfaces(links: &[Link]) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
+    for link in outside(links) {
+        if inbound(link)?.is_some() {
+            names.push(link.name.clone());
+        }
+    }
+    Ok(names)
+}
+
+/// The ids of our programs that are attached to this cgroup itself and to the interfaces of this network namespace.
 pub fn attached_programs(path: &Path) -> io::Result<Vec<u32>> {
+    let links = netns::Netlink::open().and_then(|mut netlink| netlink.links()).map_err(io::Error::other)?;
     let cgroup = Cgroup::open(path).map_err(io::Error::other)?;
-    let ours = |(_, hook)| cgroup.ours(hook).map(|found| found.map(|(id, ..)| id)).transpose();
-    PROGRAMS.into_iter().filter_map(ours).collect::<Result<_, _>>().map_err(io::Error::other)
+    let on_cgroup = PROGRAMS.into_iter().map(|(_, hook)| cgroup.ours(hook));
+    let all = on_cgroup.chain(outside(&links).map(inbound)).filter_map(Result::transpose);
+    all.map(|found| found.map(|found| found.info.id())).collect::<Result<_, _>>().map_err(io::Error::other)
 }
 
-/// What is attached to this cgroup itself.
-pub(crate) fn live(path: &Path) -> Result<Option<Live>, Error> {
-    live_of(&Cgroup::open(path)?)
+/// What is attached to this cgroup itself, and to these interfaces with it.
+pub(crate) fn live(path: &Path, links: &[Link]) -> Result<Option<Live>, Error> {
+    let links: Vec<&Link> = outside(links).collect();
+    Ok(live_of(&Cgroup::open(path)?, &links)?.map(|(live, _)| live))
 }
 
-fn live_of(cgroup: &Cgroup) -> Result<Option<Live>, Error> {
+/// With the ids of the maps.
+fn live_of(cgroup: &Cgroup, links: &[&Link]) -> Result<Option<(Live, Vec<u32>)>, Error> {
     let mut found = 0;
     let mut maps = Vec::new();
     for (_, hook) in PROGRAMS {
-        if let Some((_, _, ids)) = cgroup.ours(hook)? {
+        if let Some(program) = cgroup.ours(hook)? {
             found += 1;
-            // The programs that lead connections know all maps but one.
-            if ids.len() > maps.len() {
-                maps = ids;
+            // The programs that lead connections know all maps.
+            if program.maps.len() > maps.len() {
+                maps = program.maps;
             }
         }
     }
     if found == 0 {
         return Ok(None);
     }
-    let mut live = Live { tables: Tables::default(), counters: Vec::new(), partial: found != PROGRAMS.len() };
-    for id in maps {
-        let info = MapInfo::from_id(id).map_err(load_error)?;
-        let data = || MapData::from_id(id).map_err(load_error);
+    let mut live = Live {
+        tables: Tables::default(),
+        counters: Vec::new(),
+        partial: found != PROGRAMS.len(),
+        interfaces: Vec::new(),
+    };
+    let mut settings = None;
+    for id in &maps {
+        let info = MapInfo::from_id(*id).map_err(load_error)?;
+        let data = || MapData::from_id(*id).map_err(load_error);
         match info.name_as_str() {
             Some("settings") => {
                 let array: Array<_, maps::Settings> = Map::Array(data()?).try_into().map_err(load_error)?;
                 live.tables.settings = array.get(&0, 0).map_err(load_error)?;
+                settings = Some(*id);
+            }
+            Some("ports") => {
+                let array: Array<_, maps::PortBits> = Map::Array(data()?).try_into().map_err(load_error)?;
+                *live.tables.ports.0 = array.get(&0, 0).map_err(load_error)?;
             }
             Some("listed") => {
                 let hash: HashMap<_, maps::Listed, u8> = Map::HashMap(data()?).try_into().map_err(load_error)?;
@@ -226,7 +372,17 @@ fn live_of(cgroup: &Cgroup) -> Result<Option<Live>, Error> {
             _ => {}
         }
     }
-    Ok(Some(live))
+    for link in links {
+        // One of another load works with other settings, until it is replaced, too.
+        let same = |found: Attached| settings.is_some_and(|id| found.maps.contains(&id));
+        match inbound(link)?.map(same) {
+            Some(true) => live.interfaces.push(link.name.clone()),
+            Some(false) => live.partial = true,
+            None => {}
+        }
+    }
+    live.partial |= live.tables.captures_inbound() && live.interfaces.is_empty() && !links.is_empty();
+    Ok(Some((live, maps)))
 }
 
 /// The cgroup of a process (`self` or a number) and those above it, innermost first, as far as they can be seen from here.

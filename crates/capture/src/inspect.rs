@@ -147,9 +147,10 @@ fn run(
         Some(given) => vec![given.clone()],
         None => ebpf::cgroups_of(&process),
     };
+    let links = netlink.links().map_err(|e| read(e.into()))?;
     // Without the privilege to look at programs there are rules to show all the same.
     let programs: Vec<(String, ebpf::Live)> =
-        cgroups.iter().filter_map(|path| Some((path.display().to_string(), ebpf::live(path).ok()??))).collect();
+        cgroups.iter().filter_map(|path| Some((path.display().to_string(), ebpf::live(path, &links).ok()??))).collect();
     let local: Vec<IpAddr> =
         netlink.addrs().map_err(|e| read(e.into()))?.into_iter().map(|a| a.ip.to_canonical()).collect();
     let pod_interface = first_interface(&mut netlink);
@@ -161,7 +162,7 @@ fn run(
         Verb::Explain { from, to, udp, uid, gid, source, interface, .. } => {
             let here = to.ip().is_loopback() || local.contains(&to.ip());
             let by_default = if here && *from != From::Outside { "lo".to_owned() } else { pod_interface };
-            let uid = uid.unwrap_or_else(|| if *from == From::Proxy { proxy_user(&tables) } else { 1000 });
+            let uid = uid.unwrap_or_else(|| if *from == From::Proxy { proxy_user(&tables, &programs) } else { 1000 });
             let packet = Packet {
                 l4: if *udp { L4::Udp } else { L4::Tcp },
                 from: SocketAddr::new(source.unwrap_or_else(|| any_source(*from, *to, &local, here)), 40000),
@@ -175,7 +176,13 @@ fn run(
             Ok((text, ExitCode::SUCCESS))
         }
         Verb::Doctor { .. } => {
-            let patient = Patient { tables: &tables, programs: &programs, local: &local, interface: &pod_interface };
+            let patient = Patient {
+                tables: &tables,
+                programs: &programs,
+                links: &links,
+                local: &local,
+                interface: &pod_interface,
+            };
             let findings = doctor::examine(&patient, &mut netlink);
             let sick = findings.iter().any(|f| f.level == Level::Problem);
             let code = if sick { ExitCode::FAILURE } else { ExitCode::SUCCESS };
@@ -238,8 +245,11 @@ fn first_interface(netlink: &mut Netlink) -> String {
     links.into_iter().map(|l| l.name).find(|name| name != "lo").unwrap_or_else(|| "eth0".to_owned())
 }
 
-/// The user of the proxy, as the live rules have it: the first one whose traffic is left alone.
-fn proxy_user(tables: &[Table]) -> u32 {
+/// The user of the proxy, as the live programs or rules have it: the first one whose traffic is left alone.
+fn proxy_user(tables: &[Table], programs: &[(String, ebpf::Live)]) -> u32 {
+    if let Some(user) = programs.iter().find_map(|(_, live)| live.tables.proxy_user()) {
+        return user;
+    }
     let conditions = tables
         .iter()
         .filter(|t| t.is_ours())
@@ -332,10 +342,15 @@ fn show_json(tables: &[Table], programs: &[(String, ebpf::Live)]) -> String {
         let counters: Vec<Value> = ebpf::REASONS
             .iter()
             .zip(&live.counters)
-            .zip(1..)
-            .map(|((reason, count), number)| json!({"rule": number, "text": reason, "packets": count}))
+            .zip(0..)
+            .map(|((reason, count), at)| {
+                json!({"chain": ebpf::chain(at), "rule": at + 1, "text": reason, "packets": count})
+            })
             .collect();
-        json!({"cgroup": cgroup, "complete": !live.partial, "captures": live.tables.describe(), "rules": counters})
+        json!({
+            "cgroup": cgroup, "interfaces": live.interfaces, "complete": !live.partial,
+            "captures": live.tables.describe(), "rules": counters,
+        })
     });
     pretty(&json!({"tables": tables.collect::<Vec<_>>(), "programs": programs.collect::<Vec<_>>()}))
 }

@@ -32,7 +32,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 pub use args::{Args, Usage};
-pub use config::{Cidr, Config, Dns, Groups, Invalid, Mode, Owner, Selection};
+pub use config::{Cidr, Config, Dns, Groups, Invalid, Mode, Owner, Ports, Selection};
 pub use ebpf::attached_programs;
 pub use inspect::{InspectArgs, inspect};
 pub use iptables::restore_text as iptables_text;

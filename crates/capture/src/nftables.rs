@@ -2,7 +2,7 @@
 
 use netns::nft::{self, Batch, ChainType, CtState, Expr, Hook, HookPoint, Op, Verdict};
 
-use crate::config::{Cidr, Owner};
+use crate::config::{Cidr, Owner, Ports};
 use crate::rules::{Chain, L4, Match, Rule, RuleSet, Table, Target};
 
 /// As the reference declares them: hooks first.
@@ -169,7 +169,10 @@ fn exprs(rule: &Rule) -> Vec<Expr> {
             Match::NotDst(cidr) => out.push(Expr::Daddr(Op::Ne, net(*cidr))),
             Match::Proto(_) if implicit_protocol(rule) => {}
             Match::Proto(p) => out.push(Expr::L4Proto(l4(*p))),
-            Match::Dport(port) => out.push(Expr::Dport(proto, Op::Eq, vec![*port])),
+            Match::Dport(Ports { first, last }) if first == last => {
+                out.push(Expr::Dport(proto, Op::Eq, vec![*first]));
+            }
+            Match::Dport(Ports { first, last }) => out.push(Expr::DportRange(proto, *first, *last)),
             Match::NotDport(ports) => out.push(Expr::Dport(proto, Op::Ne, ports.clone())),
             Match::Sport(port) => out.push(Expr::Sport(proto, Op::Eq, vec![*port])),
             Match::Uid(owner) => out.push(Expr::SkUid(Op::Eq, vec![id(owner)])),
@@ -257,7 +260,8 @@ fn rule_text(rule: &Rule) -> String {
             Match::NotDst(cidr) => format!("{} daddr != {cidr}", family(cidr)),
             Match::Proto(_) if implicit_protocol(rule) => continue,
             Match::Proto(l4) => format!("meta l4proto {}", l4.name()),
-            Match::Dport(port) => format!("{proto} dport {port}"),
+            // DIFFERS: Istio hands ranges to nftables in the form of iptables, which it refuses.
+            Match::Dport(ports) => format!("{proto} dport {ports}").replace(':', "-"),
             Match::NotDport(ports) => match ports.as_slice() {
                 [port] => format!("{proto} dport != {port}"),
                 many => {

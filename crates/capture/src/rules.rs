@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::config::{Cidr, Config, Dns, Groups, Mode, Owner, Selection};
+use crate::config::{Cidr, Config, Dns, Groups, Mode, Owner, Ports, Selection};
+use crate::ebpf::SLOTS_V6;
 
 /// The address that the proxy binds to when it calls an application behind it: that traffic is never captured again.
 pub(crate) const PASSTHROUGH_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6));
@@ -112,7 +113,7 @@ pub enum Match {
     Dst(Cidr),
     NotDst(Cidr),
     Proto(L4),
-    Dport(u16),
+    Dport(Ports),
     NotDport(Vec<u16>),
     Sport(u16),
     Uid(Owner),
@@ -271,10 +272,11 @@ impl Builder<'_> {
             self.append(Table::Mangle, Chain::Drop, [], Target::Drop);
         }
         // Where programs lead outbound connections, nat has nothing to do but for inbound ones and virtual machines.
-        let nat_inbound = !config.by_sockets || (config.mode == Mode::Redirect && !config.inbound_ports.is_none());
+        let nat_inbound = !config.by_sockets
+            || (config.mode == Mode::Redirect && !config.inbound_by_programs && !config.inbound_ports.is_none());
         let tcp = Match::Proto(L4::Tcp);
         if nat_inbound {
-            let tunnel = [tcp.clone(), Match::Dport(config.tunnel_port)];
+            let tunnel = [tcp.clone(), Match::Dport(config.tunnel_port.into())];
             self.append(Table::Nat, Chain::Inbound, tunnel, Target::Return);
         }
         if !config.by_sockets || !config.virt_interfaces.is_empty() {
@@ -292,7 +294,7 @@ impl Builder<'_> {
 
     fn inbound(&mut self) {
         let config = self.config;
-        if config.inbound_ports.is_none() {
+        if config.inbound_ports.is_none() || config.inbound_by_programs {
             return;
         }
         let tcp = Match::Proto(L4::Tcp);
@@ -397,14 +399,23 @@ impl Builder<'_> {
         self.destinations();
     }
 
-    /// Programs decide about outbound connections. What they lead to the proxy needs no tracking, which would cost more than they do.
+    /// Programs decide about outbound connections. What they lead to the proxy needs no tracking, which would cost more than they do;
+    /// where no rule of ours tracks anything, there is none to be kept from.
     fn by_sockets(&mut self) {
         let config = self.config;
         let (raw, output) = (Table::Raw, Chain::Output);
         let hop = |port: Match| [Match::Out("lo".to_owned()), Match::Proto(L4::Tcp), port];
-        self.append(raw, Chain::OutputHook, [], Target::Jump(output));
-        self.append(raw, output, hop(Match::Dport(config.proxy_port)), Target::NoTrack);
-        self.append(raw, output, hop(Match::Sport(config.proxy_port)), Target::NoTrack);
+        if !self.out.rules.is_empty() || !config.virt_interfaces.is_empty() || config.mode == Mode::Tproxy {
+            self.append(raw, Chain::OutputHook, [], Target::Jump(output));
+            self.append(raw, output, hop(Match::Dport(config.proxy_port.into())), Target::NoTrack);
+            self.append(raw, output, hop(Match::Sport(config.proxy_port)), Target::NoTrack);
+        }
+        // Nor can others reach the addresses that the programs make, as long as no program drops that, too.
+        if config.ipv6 && !config.inbound_by_programs {
+            let slots = Match::Dst(SLOTS_V6);
+            self.append(raw, Chain::Prerouting, [Match::In("lo".to_owned()), slots.clone()], Target::Return);
+            self.append(raw, Chain::Prerouting, [slots], Target::Drop);
+        }
         match &config.outbound_cidrs {
             Selection::All => self.virtual_machines(None),
             Selection::Only(cidrs) => by_family(cidrs).for_each(|cidr| self.virtual_machines(Some(cidr))),
@@ -479,8 +490,10 @@ impl Builder<'_> {
         });
         for l4 in [tcp, udp.clone()] {
             for server in &to {
-                let matches =
-                    [l4.clone(), Match::Dport(DNS)].into_iter().chain(server.map(Match::Dst)).collect::<Vec<_>>();
+                let matches = [l4.clone(), Match::Dport(DNS.into())]
+                    .into_iter()
+                    .chain(server.map(Match::Dst))
+                    .collect::<Vec<_>>();
                 self.append(nat, chain, matches, Target::Redirect(config.dns_port));
             }
         }
@@ -491,14 +504,14 @@ impl Builder<'_> {
             .map(|u| Match::Uid(u.clone()))
             .chain(config.proxy_gids.iter().map(|g| Match::Gid(g.clone())));
         for owner in owners.collect::<Vec<_>>() {
-            self.append(raw, chain, [udp.clone(), Match::Dport(DNS), owner.clone()], Target::Zone(1));
+            self.append(raw, chain, [udp.clone(), Match::Dport(DNS.into()), owner.clone()], Target::Zone(1));
             self.append(raw, chain, [udp.clone(), Match::Sport(config.dns_port), owner], Target::Zone(2));
         }
         let target = Target::Jump(Chain::Inbound);
         self.push(Rule { families, table: raw, chain: Chain::Prerouting, insert: None, matches: Vec::new(), target });
         for server in &to {
             let queries =
-                [udp.clone(), Match::Dport(DNS)].into_iter().chain(server.map(Match::Dst)).collect::<Vec<_>>();
+                [udp.clone(), Match::Dport(DNS.into())].into_iter().chain(server.map(Match::Dst)).collect::<Vec<_>>();
             self.append(raw, chain, queries, Target::Zone(2));
             let answers =
                 [udp.clone(), Match::Sport(DNS)].into_iter().chain(server.map(Match::Src)).collect::<Vec<_>>();

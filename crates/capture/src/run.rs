@@ -5,11 +5,11 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use netns::Netlink;
 use netns::nft::{LiveRule, Nft};
+use netns::{Link, Netlink};
 
 use crate::args::{Action, Args, Choice, Settings, Surroundings};
-use crate::config::{Config, Dns, Invalid};
+use crate::config::{Config, Dns, Invalid, Mode};
 use crate::iptables::{self, Backend, Programs};
 use crate::rules::{Chain, RuleSet, Table, rules};
 use crate::validate::{self, validate};
@@ -57,7 +57,14 @@ pub(crate) fn run(args: &Args) -> Result<String, Failure> {
     let settings = args.resolve(&Surroundings { env: &env, users: &users, groups: &groups })?;
     let mut netlink = Netlink::open()?;
     let resolver = || std::fs::read_to_string("/etc/resolv.conf");
-    let (config, first_ipv6) = complete(&settings, &mut netlink, resolver)?;
+    let (mut config, first_ipv6) = complete(&settings, &mut netlink, resolver)?;
+    let links = netlink.links()?;
+    if config.by_sockets && config.mode == Mode::Redirect && !config.inbound_ports.is_none() {
+        config.inbound_by_programs = ebpf::can_capture_inbound(&links);
+        if !config.inbound_by_programs && settings.action == Action::Apply {
+            eprintln!("Warning: inbound capture stays with packet rules; without them it needs Linux 6.6");
+        }
+    }
     let set = rules(&config);
     let mut shown = String::new();
     match settings.action {
@@ -73,9 +80,9 @@ pub(crate) fn run(args: &Args) -> Result<String, Failure> {
             if let Some(unknown) = config.unknown_owner() {
                 return Err(unknown.into());
             }
-            apply(&settings, &config, &set, &mut netlink)?;
+            apply(&settings, &config, &set, &mut netlink, &links)?;
         }
-        Action::CleanUp | Action::CleanUpAll => shown = clean_up(&settings, &config, &mut netlink)?,
+        Action::CleanUp | Action::CleanUpAll => shown = clean_up(&settings, &config, &mut netlink, &links)?,
     }
     if settings.validate && !settings.dry_run {
         validate(&config, first_ipv6, settings.probe_port, settings.probe_timeout)?;
@@ -137,7 +144,13 @@ fn dry_run(settings: &Settings, set: &RuleSet) -> String {
     )
 }
 
-fn apply(settings: &Settings, config: &Config, set: &RuleSet, netlink: &mut Netlink) -> Result<(), Failure> {
+fn apply(
+    settings: &Settings,
+    config: &Config,
+    set: &RuleSet,
+    netlink: &mut Netlink,
+    links: &[Link],
+) -> Result<(), Failure> {
     let programs = Programs::from_env();
     let mut nft = open_nft()?;
     let leftovers = iptables::find_leftovers(nft.as_mut(), &programs)?;
@@ -150,7 +163,8 @@ fn apply(settings: &Settings, config: &Config, set: &RuleSet, netlink: &mut Netl
     routes::apply(netlink, config)?;
     // Programs come before the rules that they replace go, and go after the rules that replace them have come.
     if let Some(cgroup) = &settings.cgroup {
-        ebpf::apply(cgroup, &ebpf::Tables::new(config, &host::local_addresses(netlink)?))?;
+        let outside: Vec<Link> = links.iter().filter(|l| !config.virt_interfaces.contains(&l.name)).cloned().collect();
+        ebpf::apply(cgroup, &outside, &ebpf::Tables::new(config, &host::local_addresses(netlink)?))?;
     }
     let mut marks = nft.as_mut().map(native_marks).transpose()?.unwrap_or_default();
     match backend {
@@ -172,6 +186,12 @@ fn apply(settings: &Settings, config: &Config, set: &RuleSet, netlink: &mut Netl
             ebpf::remove(&cgroup)?;
         }
     }
+    if !config.inbound_by_programs {
+        ebpf::remove_inbound(links)?;
+    }
+    if !(config.by_sockets && config.ipv6) {
+        routes::remove_slots(netlink)?;
+    }
     routes::remove_stale(netlink, config, &marks, true)?;
     if !config.ipv6 {
         routes::remove_passthrough(netlink)?;
@@ -185,7 +205,7 @@ fn programmed_cgroups(settings: &Settings) -> Vec<PathBuf> {
     match &settings.cgroup {
         Some(given) => vec![given.clone()],
         // Without the privilege to look, there was none to attach either.
-        None => ebpf::cgroups_of("self").into_iter().filter(|c| matches!(ebpf::live(c), Ok(Some(_)))).collect(),
+        None => ebpf::cgroups_of("self").into_iter().filter(|c| matches!(ebpf::live(c, &[]), Ok(Some(_)))).collect(),
     }
 }
 
@@ -234,7 +254,7 @@ fn remove_native(nft: &mut Nft, dry_run: bool) -> Result<String, Failure> {
 /// Removes everything of ours: in both iptables back ends and in native nftables, whatever flags made it.
 ///
 /// DIFFERS: Istio removes only what the same flags would make, and leaves routes, rules and addresses.
-fn clean_up(settings: &Settings, config: &Config, netlink: &mut Netlink) -> Result<String, Failure> {
+fn clean_up(settings: &Settings, config: &Config, netlink: &mut Netlink, links: &[Link]) -> Result<String, Failure> {
     let programs = Programs::from_env();
     let mut shown = String::new();
     let mut marks = Vec::new();
@@ -260,11 +280,16 @@ fn clean_up(settings: &Settings, config: &Config, netlink: &mut Netlink) -> Resu
     for cgroup in programmed_cgroups(settings) {
         if !settings.dry_run {
             ebpf::remove(&cgroup)?;
-        } else if ebpf::live(&cgroup)?.is_some() {
+        } else if ebpf::live(&cgroup, &[])?.is_some() {
             let _ = writeln!(shown, "detach eBPF programs from {}", cgroup.display());
         }
     }
+    for interface in ebpf::inbound_interfaces(links)?.iter().filter(|_| settings.dry_run) {
+        let _ = writeln!(shown, "detach the eBPF program from interface {interface}");
+    }
     if !settings.dry_run {
+        ebpf::remove_inbound(links)?;
+        routes::remove_slots(netlink)?;
         routes::remove_stale(netlink, config, &marks, false)?;
         if settings.action == Action::CleanUpAll || !config.ipv6 {
             routes::remove_passthrough(netlink)?;

@@ -30,8 +30,11 @@ pub(crate) enum Failed {
 /// Works only when this process is one whose traffic is captured.
 pub(crate) fn validate(config: &Config, v6: bool, probe_port: u16, timeout: Duration) -> Result<(), Failed> {
     let loopback = if v6 { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+    // Programs lead connections to addresses that tell them apart.
+    let any = if v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    let listening = if config.by_sockets { any } else { loopback };
     let listeners: Vec<io::Result<TcpListener>> =
-        [config.proxy_port, config.inbound_port].map(|port| listen(loopback, port)).into();
+        [config.proxy_port, config.inbound_port].map(|port| listen(listening, port)).into();
     let (ok, failed): (Vec<_>, Vec<_>) = listeners.into_iter().partition(Result::is_ok);
     let listeners: Vec<TcpListener> = ok.into_iter().flatten().collect();
     if let (true, Some(Err(source))) = (listeners.is_empty(), failed.into_iter().next()) {

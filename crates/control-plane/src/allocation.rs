@@ -13,6 +13,7 @@ use istio_api::ServiceEntry;
 use istio_api::service_entry::Resolution;
 use kube_source::Cluster;
 use mesh_types::ArcStr;
+use push_context::Settings;
 use tracing::{debug, warn};
 
 use crate::serve::Handle;
@@ -21,9 +22,6 @@ use crate::serve::Handle;
 const LEASE: &str = "istio-ip-autoallocate";
 /// The label by which a ServiceEntry refuses.
 const ENABLED: &str = "networking.istio.io/enable-autoallocate-ip";
-/// istiod's ranges: addresses that nobody routes.
-const V4: (Ipv4Addr, u32) = (Ipv4Addr::new(240, 240, 0, 0), 16);
-const V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0), 48);
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -33,7 +31,7 @@ type Addresses = Vec<(ArcStr, IpAddr)>;
 /// Keeps the statuses of ServiceEntries while this control plane leads. Ends never.
 pub(crate) async fn run(cluster: Cluster, handle: Handle, namespace: String, me: String) {
     let work = || async {
-        let mut allocator = Allocator::default();
+        let mut allocator = Allocator::new(&handle.state().push.settings);
         let mut revisions = handle.revisions();
         loop {
             let state = handle.state();
@@ -87,17 +85,16 @@ struct Allocator {
     written: HashMap<Key, (u64, Addresses)>,
 }
 
-impl Default for Allocator {
-    fn default() -> Self {
+impl Allocator {
+    fn new(settings: &Settings) -> Allocator {
+        let (v4, v6) = (&settings.allocated_v4, &settings.allocated_v6);
         Allocator {
-            v4: Range::new(V4.0.to_bits().into(), 32 - V4.1),
-            v6: Range::new(V6.0.to_bits(), 128 - V6.1),
+            v4: Range::new(v4.network().to_bits().into(), v4.broadcast().to_bits().into()),
+            v6: Range::new(v6.network().to_bits(), v6.broadcast().to_bits()),
             written: HashMap::new(),
         }
     }
-}
 
-impl Allocator {
     /// What is to be written for this snapshot.
     fn plan(&mut self, snapshot: &Snapshot, allocates: bool) -> Vec<Change> {
         let mut objects: Vec<&Arc<Object>> = snapshot.list(Kind::ServiceEntry).collect();
@@ -189,10 +186,10 @@ struct Range {
 }
 
 impl Range {
-    /// All but the first address of a network with so many bits for hosts.
-    fn new(network: u128, bits: u32) -> Range {
-        let last = network | ((1 << bits) - 1);
-        Range { first: network + 1, last, next: network + 1 }
+    /// All but the first address of a network, unless that is its only one.
+    fn new(network: u128, last: u128) -> Range {
+        let first = last.min(network + 1);
+        Range { first, last, next: first }
     }
 
     /// An address that nobody has; `None` when all are taken.
@@ -259,7 +256,7 @@ mod tests {
             + &entry("none", 3, "n.example", "resolution: NONE", "")
             + &entry("own", 4, "o.example", "resolution: STATIC, addresses: [240.240.0.1]", "");
         let mut store = store(&yaml);
-        let mut allocator = Allocator::default();
+        let mut allocator = Allocator::new(&Settings::default());
         let expected = [
             "a: a.example=240.240.0.2 a.example=2001:2::1",
             "b: b.example=240.240.0.3 b.example=2001:2::2 b2.example=240.240.0.4 b2.example=2001:2::3",
@@ -268,7 +265,11 @@ mod tests {
         assert_eq!(plan(&mut allocator, &store), [""; 0], "what is written is not written again");
         let seen = "{host: a.example, value: 240.240.0.2}, {host: a.example, value: '2001:2::1'}";
         apply(&mut store, &entry("a", 1, "a.example", "resolution: STATIC", seen));
-        assert_eq!(plan(&mut Allocator::default(), &store).len(), 1, "another leader keeps what is there");
+        assert_eq!(
+            plan(&mut Allocator::new(&Settings::default()), &store).len(),
+            1,
+            "another leader keeps what is there"
+        );
         assert_eq!(plan(&mut allocator, &store), [""; 0]);
         apply(&mut store, &entry("a", 1, "a.example, more.example", "resolution: STATIC", seen));
         let grown = "a: a.example=240.240.0.2 a.example=2001:2::1 more.example=240.240.0.5 more.example=2001:2::4";
@@ -282,23 +283,28 @@ mod tests {
             + &entry("old", 1, "o.example", "resolution: DNS", &same("o.example"))
             + &entry("stale", 2, "s.example", "resolution: NONE", "{host: s.example, value: 240.240.0.9}");
         let store = store(&yaml);
-        let mut allocator = Allocator::default();
+        let mut allocator = Allocator::new(&Settings::default());
         let expected = ["stale: ", "young: y.example=240.240.0.2 y.example=2001:2::1"];
         assert_eq!(plan(&mut allocator, &store), expected);
         assert_eq!(plan(&mut allocator, &store), [""; 0]);
-        assert!(Allocator::default().plan(&store.snapshot(), false).is_empty(), "switched off");
+        assert!(Allocator::new(&Settings::default()).plan(&store.snapshot(), false).is_empty(), "switched off");
+        let mut settings = Settings::default();
+        settings.set_env("PILOT_IP_AUTOALLOCATE_IPV4_PREFIX", "10.9.0.0/24");
+        settings.set_env("PILOT_IP_AUTOALLOCATE_IPV6_PREFIX", "fd00::/64");
+        let ours = plan(&mut Allocator::new(&settings), &store);
+        assert_eq!(ours[1], "young: y.example=10.9.0.1 y.example=fd00::1");
     }
 
     #[test]
     fn a_label_refuses() {
         let yaml = entry("a", 1, "a.example", "resolution: DNS", "")
             .replace("{name: a,", "{name: a, labels: {networking.istio.io/enable-autoallocate-ip: 'False'},");
-        assert_eq!(plan(&mut Allocator::default(), &store(&yaml)), [""; 0]);
+        assert_eq!(plan(&mut Allocator::new(&Settings::default()), &store(&yaml)), [""; 0]);
     }
 
     #[test]
     fn a_range_ends_and_starts_over() {
-        let mut range = Range::new(0xF0F0_0000, 2);
+        let mut range = Range::new(0xF0F0_0000, 0xF0F0_0003);
         let mut used = HashSet::new();
         let mut next =
             |used: &mut HashSet<IpAddr>| range.next(used, |bits| IpAddr::V4(Ipv4Addr::from_bits(bits as u32)));

@@ -20,6 +20,7 @@ use crate::allocation;
 use crate::folder::Folders;
 use crate::identity::Tokens;
 use crate::injection::{self, Injector, Native};
+use crate::networks;
 use crate::serve::{Handle, Listeners, Settings, serve};
 use crate::sources::follow;
 use crate::world::mesh_config_map;
@@ -47,6 +48,14 @@ pub struct Args {
     /// MeshConfig over the built-in defaults; the ConfigMap `istio` of the root namespace is laid over it.
     #[arg(long = "meshConfig", visible_alias = "mesh-config", value_name = "FILE")]
     mesh_config: Option<PathBuf>,
+    /// MeshNetworks, instead of the key `meshNetworks` of the ConfigMap `istio`; changes are followed.
+    #[arg(
+        long = "networksConfig",
+        visible_alias = "networks-config",
+        default_value = "./etc/istio/config/meshNetworks",
+        value_name = "FILE"
+    )]
+    networks_config: PathBuf,
     /// xDS in clear text.
     #[arg(long = "grpcAddr", visible_alias = "grpc-addr", default_value = ":15010", value_name = "ADDRESS")]
     grpc: String,
@@ -179,9 +188,11 @@ async fn serve_until_signal(args: Args) -> anyhow::Result<ExitCode> {
         native: args.native_sidecars,
         compliance_policy: args.compliance_policy.clone(),
     };
+    let networks = networks::read(&args.networks_config)?;
     let settings = Settings {
         mesh,
         push: push_context::Settings {
+            networks: networks.clone().unwrap_or_default().into(),
             cluster_id: args.cluster_id.as_str().into(),
             domain: args.domain.as_str().into(),
             ..generation_settings()
@@ -208,6 +219,9 @@ async fn serve_until_signal(args: Args) -> anyhow::Result<ExitCode> {
     // Ended, with all they do, when this function is.
     let mut tasks = JoinSet::new();
     tasks.spawn(sources.follow(injector, handle.metrics()));
+    if networks.is_some() {
+        tasks.spawn(networks::follow_file(args.networks_config.clone(), handle.clone()));
+    }
     let batches = cluster.map(|cluster| {
         // One batch waits while the last is applied; further changes wait in the connection.
         let (sender, batches) = mpsc::channel(1);

@@ -6,6 +6,7 @@ mod registry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ::registry::{Gateways, NetworkGateway};
 use config_store::{Body, Kind, Object};
 use envoy_api::type_url;
 use lifecycle::http::{Response, json, text};
@@ -72,7 +73,7 @@ const PAGES: &[(&str, &str, Page)] = &[
     ("list", "these pages", |_, _, _| Ok(PAGES.iter().map(|(name, _, _)| format!("/debug/{name}")).collect())),
     ("mesh", "MeshConfig in effect", mesh),
     ("ndsz", "the name table of the proxy of ?proxyID=NAME.NAMESPACE", ndsz),
-    ("networkz", "gateways between networks", |_, _, _| Ok(json!([]))),
+    ("networkz", "gateways between networks", |state, _, _| Ok(gateways(&state.push.registry.networks().gateways))),
     ("push_status", "the latest snapshot", push_status),
     ("pushcontext", "what pushes are made from", pushcontext),
     ("registryz", "services", |state, _, _| Ok(registry::services(&state.push))),
@@ -237,7 +238,19 @@ fn resourcesz(_: &State, _: &About<'_>, _: &str) -> Result<Value, Failure> {
 
 fn pushcontext(state: &State, about: &About<'_>, query: &str) -> Result<Value, Failure> {
     let policies = authorizationz(state, about, query)?["authorization_policies"].take();
-    Ok(json!({"AuthorizationPolicies": policies, "NetworkGateways": null, "UnresolvedGateways": null}))
+    let networks = state.push.registry.networks();
+    Ok(json!({"AuthorizationPolicies": policies, "NetworkGateways": gateways(&networks.gateways),
+        "UnresolvedGateways": gateways(&networks.unresolved)}))
+}
+
+/// As Go writes istiod's `NetworkGateway`.
+fn gateways(gateways: &Gateways) -> Value {
+    let row = |gateway: &NetworkGateway| {
+        json!({"Network": &*gateway.network, "Cluster": &*gateway.cluster, "Addr": &*gateway.address,
+            "Port": gateway.port, "HBONEPort": gateway.hbone_port,
+            "ServiceAccount": {"Namespace": "", "Name": ""}})
+    };
+    gateways.all().into_iter().map(row).collect()
 }
 
 fn connected(about: &About<'_>, query: &str) -> Result<Arc<Node>, Failure> {

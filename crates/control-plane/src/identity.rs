@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use ads::server::Peer;
-use ca::{Authenticate, TokenVerifier};
+use ca::{Authenticate, SignError, TokenVerifier};
 use kube_source::{Cluster, ReviewError};
 use mesh_types::SpiffeId;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status};
 use tracing::debug;
 
+use crate::metrics::Metrics;
 use crate::world::World;
 
 /// What proves that a token is good.
@@ -103,12 +104,16 @@ pub(crate) fn bearer(headers: &http::HeaderMap) -> Option<&str> {
 }
 
 /// Takes the identity that the secure port has verified before anything else saw the request.
-pub(crate) struct Verified;
+pub(crate) struct Verified(pub(crate) Arc<Metrics>);
 
 impl Authenticate for Verified {
     fn identity(&self, _: &MetadataMap, extensions: &Extensions) -> Result<SpiffeId, Status> {
         let identity = extensions.get::<Peer>().and_then(|peer| peer.identity.clone());
         identity.ok_or_else(|| Status::unauthenticated("nobody has verified who calls"))
+    }
+
+    fn answered(&self, result: Result<(), &SignError>) {
+        self.0.signed(result);
     }
 }
 

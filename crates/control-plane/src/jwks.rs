@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::federation;
+use crate::metrics::Metrics;
 use crate::world::{Update, World};
 
 /// Between two looks at a server (istiod's `PILOT_JWT_PUB_KEY_REFRESH_INTERVAL`).
@@ -41,7 +42,7 @@ struct Fetched {
 }
 
 /// Keeps the keys of all sources that rules name, until dropped.
-pub(crate) async fn follow(world: World) {
+pub(crate) async fn follow(world: World, metrics: Arc<Metrics>) {
     let mut revisions = world.revisions();
     let mut all: BTreeMap<KeySource, Fetched> = BTreeMap::new();
     loop {
@@ -57,6 +58,7 @@ pub(crate) async fn follow(world: World) {
         }
         while let Some(done) = fetches.join_next().await {
             let Ok((result, source)) = done else { continue };
+            metrics.keys_fetched(result.is_ok());
             let own = match result {
                 Ok(keys) => Fetched { keys: Some(keys.into()), due: Instant::now() + REFRESH },
                 Err(error) => {
@@ -222,7 +224,7 @@ mod tests {
         let settings = push_context::Settings::default();
         let (world, writer) = world::new(MeshConfig::builtin(), "", settings, Arc::default());
         tokio::spawn(writer.run());
-        tokio::spawn(follow(world.clone()));
+        tokio::spawn(follow(world.clone(), Arc::default()));
         let rule = format!(
             "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: r}}\n\
              spec: {{jwtRules: [{{issuer: i, jwksUri: '{uri}'}}]}}\n"

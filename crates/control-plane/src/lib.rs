@@ -21,6 +21,7 @@ mod injection;
 mod jwks;
 mod metrics;
 mod monitoring;
+mod networks;
 mod push_status;
 mod registration;
 mod secrets;

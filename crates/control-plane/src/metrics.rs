@@ -1,10 +1,11 @@
 //! istiod's metrics, by its names.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use ads::server::EventKind;
+use ca::SignError;
 use config_store::{Kind, Snapshot};
 use envoy_api::type_url;
 use lifecycle::metrics::Registry;
@@ -57,6 +58,10 @@ pub(crate) struct Metrics {
     registry: Registry,
     /// The latest snapshots. The lock covers one look-up.
     published: Mutex<VecDeque<Published>>,
+    /// When this process began to serve.
+    since: OnceLock<Instant>,
+    /// Failed look-ups of providers' services that are counted already.
+    lookups: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Metrics {
@@ -70,6 +75,61 @@ impl Metrics {
             .gauge("istio_build", "Istio component build info", &[("component", "pilot"), ("tag", version)])
             .set(1.0);
         self.registry.gauge("pilot_info", "Pilot version and build information.", &[("version", version)]).set(1.0);
+        for (kind, count) in [("local", 1.0), ("remote", 0.0)] {
+            let labels = [("cluster_type", kind)];
+            self.registry.gauge("istiod_managed_clusters", "Number of clusters managed by istiod", &labels).set(count);
+        }
+        self.since.get_or_init(Instant::now);
+    }
+
+    /// Somebody looks: what depends on the time is brought up to date, such as how long the root and the certificate that
+    /// signs are valid.
+    pub(crate) fn looked_at(&self, (root, signer): (SystemTime, SystemTime)) {
+        let gauge = |name: &str, help: &str, value: f64| self.registry.gauge(name, help, &[]).set(value);
+        let uptime = self.since.get().map_or(0.0, |since| since.elapsed().as_secs_f64());
+        gauge("istiod_uptime_seconds", "Current istiod server uptime in seconds", uptime);
+        let now = SystemTime::now();
+        let left = |end: SystemTime| match end.duration_since(now) {
+            Ok(left) => left.as_secs_f64(),
+            Err(over) => -over.duration().as_secs_f64(),
+        };
+        let at = |end: SystemTime| end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let help = "The unix timestamp, in seconds, when the root cert will expire.";
+        gauge("citadel_server_root_cert_expiry_timestamp", help, at(root));
+        let help = "The time remaining, in seconds, before the root cert will expire. A negative value indicates the cert is \
+                    expired.";
+        gauge("citadel_server_root_cert_expiry_seconds", help, left(root));
+        let help = "The unix timestamp, in seconds, when Istio generated cert chain will expire.";
+        gauge("citadel_server_cert_chain_expiry_timestamp", help, at(signer));
+        let help = "The time remaining, in seconds, before the Istio Generated cert chain will expire. A negative value \
+                    indicates the cert is expired.";
+        gauge("citadel_server_cert_chain_expiry_seconds", help, left(signer));
+    }
+
+    /// Services of providers that are not there, by kind of provider; numbers that fall are of a new count.
+    pub(crate) fn lookups_failed(&self, failures: &BTreeMap<&'static str, u64>) {
+        let mut counted = self.lookups.lock().unwrap_or_else(PoisonError::into_inner);
+        for (kind, count) in failures {
+            let before = counted.insert(kind, *count).unwrap_or_default();
+            let more = if *count < before { *count } else { count - before };
+            let help = "Number of times a cluster lookup failed";
+            self.registry.counter("provider_lookup_cluster_failures", help, &[("type", *kind)]).add(more);
+        }
+    }
+
+    /// The keys of an issuer were asked for.
+    pub(crate) fn keys_fetched(&self, success: bool) {
+        let (name, help) = match success {
+            true => (
+                "pilot_jwks_resolver_network_fetch_success_total",
+                "Total number of successfully network fetch by pilot jwks resolver",
+            ),
+            false => (
+                "pilot_jwks_resolver_network_fetch_fail_total",
+                "Total number of failed network fetch by pilot jwks resolver",
+            ),
+        };
+        self.registry.counter(name, help, &[]).increment();
     }
 
     /// An object that is new, other or gone: as istiod counts it where it is heard of, and where it leads to a push.
@@ -243,6 +303,21 @@ impl Metrics {
         self.registry
             .counter("citadel_server_csr_count", "The number of CSRs received by Citadel server.", &[])
             .increment();
+    }
+
+    /// What became of it.
+    pub(crate) fn signed(&self, result: Result<(), &SignError>) {
+        match result {
+            Ok(()) => {
+                let help = "The number of certificates issuances that have succeeded.";
+                self.registry.counter("citadel_server_success_cert_issuance_count", help, &[]).increment();
+            }
+            Err(error) => {
+                let help = "The number of errors occurred when signing the CSR.";
+                let labels = [("error", error.istio_type())];
+                self.registry.counter("citadel_server_csr_sign_err_count", help, &labels).increment();
+            }
+        }
     }
 
     /// A caller without identity; `csr`: it wanted a certificate.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use ca::Authority;
 use lifecycle::drain::Watch;
 use lifecycle::http::{Handler, Request, Response, json, text, with_type};
 use serde_json::json;
@@ -26,6 +27,7 @@ pub(crate) struct Monitoring {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) identities: Identities,
     pub(crate) injector: Option<Injector>,
+    pub(crate) authority: Arc<Authority>,
 }
 
 impl Monitoring {
@@ -55,7 +57,7 @@ impl Handler for Pages {
 
 impl Pages {
     async fn page(&self, request: &Request) -> Response {
-        let Monitoring { world, statuses, metrics, identities, injector } = &self.monitoring;
+        let Monitoring { world, statuses, metrics, identities, injector, authority } = &self.monitoring;
         let path = request.uri().path();
         match path {
             "/ready" | "/healthz" | "/healthz/ready" => match *world.revisions().borrow() {
@@ -70,7 +72,10 @@ impl Pages {
                 )
             }
             "/metrics" => {
-                metrics.amiss(&PushStatus::of(&world.current(), &statuses.nodes()));
+                let state = world.current();
+                metrics.amiss(&PushStatus::of(&state, &statuses.nodes()));
+                metrics.lookups_failed(&state.push.memo().failures());
+                metrics.looked_at(authority.expiry());
                 with_type(200, "text/plain; version=0.0.4; charset=utf-8", metrics.render())
             }
             _ if path == "/debug" || path.starts_with("/debug/") => {

@@ -22,6 +22,7 @@ use crate::injection::Injector;
 use crate::jwks;
 use crate::metrics::Metrics;
 use crate::monitoring::Monitoring;
+use crate::networks;
 use crate::registration::{Keeper, Registrar};
 use crate::secrets::{Keys, Reviews};
 use crate::source::Generator;
@@ -35,7 +36,7 @@ pub struct Settings {
     /// MeshConfig; the ConfigMap `istio` of the root namespace is laid over it. Trust domain and root namespace
     /// are in it.
     pub mesh: MeshConfig,
-    /// Name, network and DNS domain of the cluster, and generation's settings.
+    /// Name, networks and DNS domain of the cluster, and generation's settings.
     pub push: push_context::Settings,
     /// This control plane's revision; "" or `default` is the default one.
     pub revision: String,
@@ -212,21 +213,29 @@ pub async fn serve(
         keys,
     };
     let federation = federation::follow(world.clone(), authority.clone());
-    let issuers = jwks::follow(world.clone());
-    let certificates = CertificateService::new(authority, Arc::new(Verified));
+    let issuers = jwks::follow(world.clone(), metrics.clone());
+    let gateways = networks::follow(world.clone());
+    let certificates = CertificateService::new(authority.clone(), Arc::new(Verified(metrics.clone())));
     let plain = Routes::new(ads::server::service(Arc::new(plain))).prepare();
     let secure = Routes::new(ads::server::service(Arc::new(secure))).add_service(certificates).prepare();
     let injector = settings.injector.clone();
     let webhooks = Webhooks { injector: settings.injector, world: world.clone(), metrics: metrics.clone() };
     let secure_port = Secure { tls: grpc_tls, identities: identities.clone(), metrics: metrics.clone() };
-    let monitoring =
-        Monitoring { world: world.clone(), statuses: statuses.clone(), metrics: metrics.clone(), identities, injector };
+    let monitoring = Monitoring {
+        world: world.clone(),
+        statuses: statuses.clone(),
+        metrics: metrics.clone(),
+        identities,
+        injector,
+        authority,
+    };
 
     let mut tasks = JoinSet::new();
     tasks.spawn(writer.run());
     tasks.spawn(keeper.run());
     tasks.spawn(federation);
     tasks.spawn(issuers);
+    tasks.spawn(gateways);
     tasks.spawn(connection::serve_grpc(grpc_listener, None, plain, shutdown.clone()));
     tasks.spawn(connection::serve_grpc(tls_listener, Some(secure_port), secure, shutdown.clone()));
     let answer = move |request| webhooks.clone().answer(request);

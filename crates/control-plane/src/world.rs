@@ -1,13 +1,15 @@
 //! The state of the mesh: one writer, any number of readers.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use config_store::{Body, Change, Key, Kind, Object, Rejected, Snapshot, Store};
-use istio_api::MeshConfig;
+use istio_api::{MeshConfig, MeshNetworks};
 use manifest::Document;
 use push_context::{Keys, PushContext};
+use registry::GatewayAddresses;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
@@ -32,6 +34,10 @@ pub enum Update {
     Delete(Key),
     /// Keys of token issuers, in place of all before.
     Keys(Keys),
+    /// MeshNetworks of a file, which hold over those of the ConfigMap.
+    Networks(Arc<MeshNetworks>),
+    /// Addresses of networks' gateways that are given by name, in place of all before.
+    GatewayAddresses(GatewayAddresses),
 }
 
 /// What [`Object::read`] makes of a manifest.
@@ -53,7 +59,7 @@ impl Update {
                 Err(rejected) => rejected.key.clone(),
             },
             Update::Delete(key) => Some(key.clone()),
-            Update::Keys(_) => None,
+            Update::Keys(_) | Update::Networks(_) | Update::GatewayAddresses(_) => None,
         }
     }
 }
@@ -94,6 +100,9 @@ pub(crate) struct Writer {
     store: Store,
     base_mesh: Arc<MeshConfig>,
     mesh: Arc<MeshConfig>,
+    settings: push_context::Settings,
+    /// A file says what networks there are.
+    has_networks_file: bool,
     /// The last context: the next takes from it what has not changed.
     push: Arc<PushContext>,
     mesh_config_map: Key,
@@ -103,8 +112,8 @@ pub(crate) struct Writer {
     metrics: Arc<Metrics>,
     /// How many changes of each sort the next snapshot has.
     reasons: BTreeMap<&'static str, u64>,
-    /// The next snapshot has other keys of issuers.
-    has_new_keys: bool,
+    /// The next snapshot has other keys of issuers, or other networks.
+    has_news: bool,
 }
 
 /// The name of the ConfigMap with this revision's MeshConfig.
@@ -134,10 +143,13 @@ pub(crate) fn new(
     let world = World { current: current.clone(), revision: watched, requests: sender };
     let base_mesh = mesh.clone();
     let reasons = BTreeMap::new();
+    let has_networks_file = !settings.networks.networks.is_empty();
     let writer = Writer {
         store,
         base_mesh,
         mesh,
+        settings,
+        has_networks_file,
         push,
         mesh_config_map,
         current,
@@ -145,7 +157,7 @@ pub(crate) fn new(
         requests,
         metrics,
         reasons,
-        has_new_keys: false,
+        has_news: false,
     };
     (world, writer)
 }
@@ -211,7 +223,7 @@ impl Writer {
         }
         let snapshot = self.store.snapshot();
         let first = *self.revision.borrow() == 0;
-        if first || std::mem::take(&mut self.has_new_keys) || snapshot.revision() != before.revision() {
+        if first || std::mem::take(&mut self.has_news) || snapshot.revision() != before.revision() {
             self.publish(&before, snapshot, received);
         }
         let revision = *self.revision.borrow();
@@ -229,7 +241,17 @@ impl Writer {
             Update::Keys(keys) => {
                 self.push = Arc::new(self.push.with_keys(keys));
                 *self.reasons.entry("config").or_default() += 1;
-                self.has_new_keys = true;
+                self.has_news = true;
+                return Ok(());
+            }
+            Update::Networks(networks) => {
+                self.has_networks_file = true;
+                self.set_networks(networks);
+                return Ok(());
+            }
+            Update::GatewayAddresses(addresses) => {
+                self.settings.gateway_addresses = Arc::new(addresses);
+                self.settings_changed();
                 return Ok(());
             }
             Update::Apply(document) => return self.apply(Update::read(&document)),
@@ -256,10 +278,26 @@ impl Writer {
         Ok(())
     }
 
+    fn set_networks(&mut self, networks: Arc<MeshNetworks>) {
+        if *networks != *self.settings.networks {
+            self.settings.networks = networks;
+            self.settings_changed();
+        }
+    }
+
+    fn settings_changed(&mut self) {
+        self.push = Arc::new(self.push.with_settings(&self.settings));
+        *self.reasons.entry("networks").or_default() += 1;
+        self.has_news = true;
+    }
+
     fn publish(&mut self, before: &Snapshot, snapshot: Snapshot, changed: Instant) {
         let started = Instant::now();
         if before.get(&self.mesh_config_map) != snapshot.get(&self.mesh_config_map) {
             self.read_mesh(&snapshot);
+            self.read_networks(&snapshot);
+            // They are part of what is published now.
+            self.has_news = false;
         }
         let revision = *self.revision.borrow() + 1;
         let push = Arc::new(self.push.update(&snapshot, &self.mesh));
@@ -273,16 +311,31 @@ impl Writer {
         info!(revision, took = ?started.elapsed(), "snapshot published");
     }
 
-    /// Takes MeshConfig from the ConfigMap; what cannot be read leaves the last good one.
-    fn read_mesh(&mut self, snapshot: &Snapshot) {
+    /// What the ConfigMap has under a key, and what to call it in messages.
+    fn in_config_map(&self, snapshot: &Snapshot, key: &str) -> (Option<String>, PathBuf) {
         let text = snapshot.get(&self.mesh_config_map).and_then(|object| match &object.body {
-            Body::ConfigMap(map) => map.data.as_ref()?.get("mesh").cloned(),
+            Body::ConfigMap(map) => map.data.as_ref()?.get(key).cloned(),
             _ => None,
         });
-        let file = std::path::PathBuf::from(format!(
-            "ConfigMap {}/{}",
-            self.mesh_config_map.namespace, self.mesh_config_map.name
-        ));
+        let Key { namespace, name, .. } = &self.mesh_config_map;
+        (text, format!("ConfigMap {namespace}/{name}, {key}").into())
+    }
+
+    /// Takes MeshNetworks from the ConfigMap; what cannot be read leaves the last good ones.
+    fn read_networks(&mut self, snapshot: &Snapshot) {
+        if self.has_networks_file {
+            return;
+        }
+        let (text, file) = self.in_config_map(snapshot, "meshNetworks");
+        match text.map_or_else(|| Ok(MeshNetworks::default()), |text| MeshNetworks::load(&file, &text)) {
+            Ok(networks) => self.set_networks(Arc::new(networks)),
+            Err(error) => warn!("{error}; the mesh keeps its last networks"),
+        }
+    }
+
+    /// Takes MeshConfig from the ConfigMap; what cannot be read leaves the last good one.
+    fn read_mesh(&mut self, snapshot: &Snapshot) {
+        let (text, file) = self.in_config_map(snapshot, "mesh");
         let merged = match text {
             None => Ok(self.base_mesh.as_ref().clone()),
             Some(text) => self.base_mesh.load_over(&file, &text),
@@ -335,6 +388,39 @@ mod tests {
         let bad = SERVICE.replace("port: 80", "port: x");
         let (revision, rejected) = world.update(documents(&bad)).await;
         assert_eq!((revision, rejected.len()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn networks_follow_the_config_map_services_and_names() {
+        let world = start();
+        let gateways = || -> Vec<String> {
+            let state = world.current();
+            let all = state.push.registry.networks().gateways.all();
+            all.iter().map(|gateway| format!("{} {}:{}", gateway.network, gateway.address, gateway.port)).collect()
+        };
+        let map = |networks: &str| {
+            documents(&format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  meshNetworks: '{networks}'\n"
+            ))
+        };
+        world
+            .update(map("networks: {two: {gateways: [{address: 10.0.0.1, port: 443}, {address: gw, port: 444}]}}"))
+            .await;
+        assert_eq!(gateways(), ["two 10.0.0.1:443"]);
+        world.update(map("networks: {two: {gateways: [{address: 10.0.0.2}]}}")).await;
+        assert_eq!(gateways(), ["two 10.0.0.1:443"], "a port is missing");
+        let addresses = [("gw".into(), vec!["10.0.0.3".parse().unwrap()])].into();
+        let revision = world.update(vec![Update::GatewayAddresses(addresses)]).await.0;
+        assert_eq!(gateways(), ["two 10.0.0.1:443", "two 10.0.0.3:444"]);
+        assert_eq!(world.update(Vec::new()).await.0, revision, "nothing is new");
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: {topology.istio.io/network: three}}\n\
+            spec: {type: LoadBalancer, ports: [{port: 15443}]}\nstatus: {loadBalancer: {ingress: [{ip: 10.0.0.4}]}}\n";
+        world.update(documents(service)).await;
+        assert_eq!(gateways(), ["two 10.0.0.1:443", "two 10.0.0.3:444", "three 10.0.0.4:15443"]);
+        let file = MeshNetworks::load(Path::new("n"), "networks: {one: {gateways: [{address: 10.0.0.9, port: 1}]}}");
+        world.update(vec![Update::Networks(Arc::new(file.unwrap()))]).await;
+        world.update(map("")).await;
+        assert_eq!(gateways(), ["three 10.0.0.4:15443", "one 10.0.0.9:1"], "the file holds");
     }
 
     #[tokio::test]

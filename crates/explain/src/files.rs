@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use config_store::{Body, Key, Kind, Snapshot, Store};
-use istio_api::MeshConfig;
+use istio_api::{MeshConfig, MeshNetworks};
 use manifest::Document;
 use push_context::{Node, PushContext, Settings};
 use serde_json::Value;
@@ -74,7 +74,7 @@ impl Files {
     }
 
     fn of(documents: Vec<Document>, sources: &Sources, defaults: Settings) -> anyhow::Result<Self> {
-        let settings = match sources.settings.as_deref() {
+        let mut settings = match sources.settings.as_deref() {
             Some(path) => read_settings(path, defaults)?,
             None => defaults,
         };
@@ -104,9 +104,15 @@ impl Files {
         if sources.mesh_config.is_none()
             && let Some(map) = snapshot.find(Kind::ConfigMap, &mesh.root_namespace, "istio")
             && let Body::ConfigMap(config) = &map.body
-            && let Some(text) = config.data.as_ref().and_then(|data| data.get("mesh"))
+            && let Some(data) = &config.data
         {
-            mesh = mesh.load_over(Path::new(&map.key.to_string()), text)?;
+            let place = map.key.to_string();
+            if let Some(text) = data.get("mesh") {
+                mesh = mesh.load_over(Path::new(&place), text)?;
+            }
+            if let Some(text) = data.get("meshNetworks") {
+                settings.networks = Arc::new(MeshNetworks::load(Path::new(&place), text)?);
+            }
         }
         let push = PushContext::build(&snapshot, &Arc::new(mesh), &settings);
         Ok(Self { documents, snapshot, refused, push, proxies })
@@ -139,6 +145,9 @@ fn read_settings(path: &Path, mut out: Settings) -> anyhow::Result<Settings> {
         for (key, value) in fields {
             match (key.as_str(), value) {
                 ("dualStack", Value::Bool(on)) => out.dual_stack = *on,
+                ("meshNetworks", networks @ Value::Object(_)) => {
+                    out.networks = Arc::new(MeshNetworks::load(path, &networks.to_string())?);
+                }
                 ("env", Value::Object(env)) => {
                     for (name, value) in env {
                         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proxy_core::filters::{Abort, CorsDecision, HttpFilter, PerFilter, cors_decide};
+use proxy_core::filters::{Abort, CorsDecision, HttpFilter, Needs, PerFilter, cors_decide};
 use proxy_core::hcm::{PathVerdict, Routes, conform_request, normalize};
 use proxy_core::rbac::{RbacInput, RbacVerdict};
 use proxy_core::route::{Action, ClusterSpecifier, Forward, Matched, RouteInput, RouteResult};
@@ -234,7 +234,7 @@ impl Hop<'_> {
                         Some(PerFilter::Jwt(over)) => Some(over),
                         _ => None,
                     };
-                    if let Ok(Some(_)) = jwt.requirement(head, over) {
+                    if let Ok(Needs::Token(_)) = jwt.requirement(head, &FilterState::default(), over) {
                         let step = if head.contains("authorization") {
                             Step::new("token", "there is one; its signature is not checked here, it counts as absent")
                         } else {
@@ -248,14 +248,14 @@ impl Hop<'_> {
                 }
                 (HttpFilter::LocalRateLimit(_), Some(PerFilter::LocalRateLimit(limit)))
                 | (HttpFilter::LocalRateLimit(limit), _) => {
-                    let bucket = &limit.bucket;
-                    steps.push(Step::new(
-                        "rate limit",
-                        format!(
+                    let text = match &limit.bucket {
+                        Some(bucket) => format!(
                             "{} at once, {} more every {:?}",
                             bucket.max_tokens, bucket.tokens_per_fill, bucket.fill_interval
                         ),
-                    ));
+                        None => "only requests with certain descriptors are limited".to_owned(),
+                    };
+                    steps.push(Step::new("rate limit", text));
                 }
                 _ => {}
             }

@@ -28,8 +28,16 @@ pub(crate) fn document(kind: Kind, api_version: &str, object: DynamicObject) -> 
     }
     match kind {
         Kind::Pod => pod(&mut whole),
-        Kind::Node => whole.retain(|field, _| matches!(field.as_str(), "apiVersion" | "kind" | "metadata")),
-        Kind::Service | Kind::Namespace => drop(whole.remove("status")),
+        Kind::Node => {
+            whole.remove("spec");
+            // Gateways between networks may be reached at the nodes.
+            only(&mut whole, "addresses");
+            let addresses = whole.get_mut("status").and_then(|status| status["addresses"].as_array_mut());
+            addresses.into_iter().for_each(|list| list.retain(|address| address["type"] == "ExternalIP"));
+        }
+        // Where gateways between networks are reached.
+        Kind::Service => only(&mut whole, "loadBalancer"),
+        Kind::Namespace => drop(whole.remove("status")),
         Kind::Secret => {
             let data = whole.get_mut("data").and_then(Value::as_object_mut);
             data.into_iter().for_each(|data| data.retain(|key, _| CERTIFICATES.contains(&key.as_str())));
@@ -40,6 +48,14 @@ pub(crate) fn document(kind: Kind, api_version: &str, object: DynamicObject) -> 
         _ => {}
     }
     Document::from_value(Value::Object(whole), origin)
+}
+
+/// Keeps one field of the status, or none.
+fn only(whole: &mut Map<String, Value>, field: &str) {
+    let kept = whole.remove("status").and_then(|mut status| status.get_mut(field).map(Value::take));
+    if let Some(kept) = kept.filter(|kept| !kept.is_null()) {
+        whole.insert("status".into(), json!({field: kept}));
+    }
 }
 
 fn metadata(kind: Kind, metadata: &ObjectMeta) -> Value {
@@ -96,6 +112,21 @@ fn pod(whole: &mut Map<String, Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_gateways_are_reached_is_kept() {
+        let trimmed = |kind: Kind, status: Value| {
+            let object = json!({"metadata": {"name": "a"}, "spec": {"x": 1}, "status": status});
+            let mut value = document(kind, "v1", serde_json::from_value(object).unwrap()).value;
+            value["status"].take()
+        };
+        let balancer = json!({"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}]}, "conditions": []});
+        assert_eq!(trimmed(Kind::Service, balancer), json!({"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}]}}));
+        let ip = |kind: &str| json!({"type": kind, "address": "1.2.3.4"});
+        let node = json!({"conditions": [{"type": "Ready"}], "addresses": [ip("InternalIP"), ip("ExternalIP")]});
+        assert_eq!(trimmed(Kind::Node, node), json!({"addresses": [ip("ExternalIP")]}));
+        assert_eq!(trimmed(Kind::Node, json!({"conditions": []})), Value::Null);
+    }
 
     #[test]
     fn a_pod_keeps_what_decides_and_nothing_that_ticks() {

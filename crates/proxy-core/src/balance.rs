@@ -88,6 +88,8 @@ struct PriorityGroups {
     healthy: Localities,
     degraded: Localities,
     any: Localities,
+    /// Of all hosts, those that do not count: number and weight.
+    excluded: (usize, u64),
 }
 
 /// Hosts in one group, or in one group a locality with weights.
@@ -297,11 +299,10 @@ impl PriorityGroups {
                 member,
             )
         };
-        Self {
-            healthy: by_health(Some(Health::Healthy)),
-            degraded: by_health(Some(Health::Degraded)),
-            any: by_health(None),
-        }
+        let any = by_health(None);
+        let excluded = any.hosts().filter(|host| host.state.is_excluded());
+        let excluded = excluded.fold((0, 0), |(count, weight), host| (count + 1, weight + u64::from(host.weight)));
+        Self { healthy: by_health(Some(Health::Healthy)), degraded: by_health(Some(Health::Degraded)), any, excluded }
     }
 }
 

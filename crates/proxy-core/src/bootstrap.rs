@@ -14,6 +14,7 @@ use crate::hcm::TracingProvider;
 use crate::listener::Listener;
 use crate::matchers::StringMatcher;
 use crate::metadata;
+use crate::overload::OverloadConfig;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, Rejected, Result, refuse};
 use crate::tls::Secret;
@@ -43,6 +44,8 @@ pub struct Bootstrap {
     pub tracing: Option<TracingProvider>,
     /// Values of the static runtime layers, later layers over earlier ones, by dotted key.
     pub runtime: Vec<(ArcStr, Value)>,
+    /// What is done when resources run short.
+    pub overload: Option<OverloadConfig>,
 }
 
 /// Who this proxy is.
@@ -196,6 +199,12 @@ impl Bootstrap {
                 .transpose()
                 .at("tracing.http")?,
             runtime: runtime(bootstrap.layered_runtime.as_ref()).at("layered_runtime")?,
+            overload: bootstrap
+                .overload_manager
+                .as_ref()
+                .map(OverloadConfig::compile)
+                .transpose()
+                .at("overload_manager")?,
         })
     }
 

@@ -15,6 +15,12 @@ impl From<IpNet> for Cidr {
     }
 }
 
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl Cidr {
     pub(crate) fn compile(range: &pb::core::CidrRange) -> Compiled<Self> {
         let bad = |reason: String| Invalid::new("address_prefix", reason);
@@ -25,6 +31,11 @@ impl Cidr {
         let length = range.prefix_len.as_ref().map_or(0, |l| l.value).min(most);
         let net = IpNet::new(ip, length as u8).map_err(|e| bad(e.to_string()))?;
         Ok(Self(net.trunc()))
+    }
+
+    /// The range of an address with so many fixed bits; `None`: more than it has.
+    pub(crate) fn of(ip: IpAddr, length: u8) -> Option<Self> {
+        Some(Self(IpNet::new(ip, length).ok()?.trunc()))
     }
 
     /// Number of fixed bits.

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use crate::fields;
 use crate::pb;
-use crate::rejected::{At, Compiled, Invalid};
+use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::route::Priority;
 
 /// The limits of one priority.
@@ -22,8 +21,10 @@ pub struct BreakerLimits {
     pub retries: u32,
     /// Retries as a share of the requests, instead.
     pub retry_budget: Option<RetryBudget>,
-    /// Pools.
+    /// Pools of HTTP connections.
     pub pools: u32,
+    /// Connections to one host.
+    pub connections_per_host: u32,
     /// Report how much is left.
     pub track_remaining: bool,
 }
@@ -35,8 +36,6 @@ pub struct RetryBudget {
     pub percent: f64,
     /// So many in any case.
     pub min_concurrency: u32,
-    /// Requests of this time count, too.
-    pub interval: Duration,
 }
 
 impl Default for BreakerLimits {
@@ -48,6 +47,7 @@ impl Default for BreakerLimits {
             retries: 3,
             retry_budget: None,
             pools: u32::MAX,
+            connections_per_host: u32::MAX,
             track_remaining: false,
         }
     }
@@ -65,10 +65,25 @@ impl BreakerLimits {
                 *slot = Some(Self::of(threshold).at_index("thresholds", i)?);
             }
         }
-        if breakers.is_some_and(|b| !b.per_host_thresholds.is_empty()) {
-            return Err(Invalid::unsupported("per_host_thresholds"));
+        let mut limits = limits.map(Option::unwrap_or_default);
+        let mut seen = [false; 2];
+        for (i, threshold) in breakers.iter().flat_map(|b| &b.per_host_thresholds).enumerate() {
+            refuse! {
+                "per_host_thresholds.max_pending_requests": threshold.max_pending_requests.is_some(),
+                "per_host_thresholds.max_requests": threshold.max_requests.is_some(),
+                "per_host_thresholds.max_retries": threshold.max_retries.is_some(),
+                "per_host_thresholds.max_connection_pools": threshold.max_connection_pools.is_some(),
+                "per_host_thresholds.retry_budget": threshold.retry_budget.is_some(),
+                "per_host_thresholds.track_remaining": threshold.track_remaining,
+            }
+            let at = usize::try_from(threshold.priority).ok().filter(|at| *at < limits.len());
+            let at =
+                at.ok_or_else(|| Invalid::new(format!("per_host_thresholds[{i}].priority"), "is no known value"))?;
+            if !std::mem::replace(&mut seen[at], true) {
+                limits[at].connections_per_host = fields::uint(threshold.max_connections.as_ref(), u32::MAX);
+            }
         }
-        Ok(limits.map(Option::unwrap_or_default))
+        Ok(limits)
     }
 
     fn of(threshold: &pb::cluster::circuit_breakers::Thresholds) -> Compiled<Self> {
@@ -76,12 +91,14 @@ impl BreakerLimits {
         let uint = |value: &Option<pb::UInt32Value>, default: u32| fields::uint(value.as_ref(), default);
         let retry_budget = match &threshold.retry_budget {
             None => None,
-            Some(budget) => Some(RetryBudget {
-                percent: fields::percent("retry_budget.budget_percent", budget.budget_percent.as_ref(), 20.0)?,
-                min_concurrency: uint(&budget.min_retry_concurrency, 3),
-                interval: fields::duration("retry_budget.budget_interval", budget.budget_interval.as_ref())?
-                    .unwrap_or_default(),
-            }),
+            Some(budget) => {
+                let interval = fields::duration("retry_budget.budget_interval", budget.budget_interval.as_ref())?;
+                refuse!("retry_budget.budget_interval": interval.is_some_and(|i| !i.is_zero()));
+                Some(RetryBudget {
+                    percent: fields::percent("retry_budget.budget_percent", budget.budget_percent.as_ref(), 20.0)?,
+                    min_concurrency: uint(&budget.min_retry_concurrency, 3),
+                })
+            }
         };
         Ok(Self {
             connections: uint(&threshold.max_connections, default.connections),
@@ -90,6 +107,7 @@ impl BreakerLimits {
             retries: uint(&threshold.max_retries, default.retries),
             retry_budget,
             pools: uint(&threshold.max_connection_pools, default.pools),
+            connections_per_host: default.connections_per_host,
             track_remaining: threshold.track_remaining,
         })
     }
@@ -106,6 +124,8 @@ pub enum Resource {
     Requests,
     /// Retries.
     Retries,
+    /// Pools of HTTP connections.
+    Pools,
 }
 
 /// The breakers of one cluster. One for all workers; kept when the cluster is updated with equal limits.
@@ -130,7 +150,7 @@ impl Breakers {
 #[derive(Debug)]
 pub struct Breaker {
     limits: BreakerLimits,
-    used: [AtomicU32; 4],
+    used: [AtomicU32; 5],
 }
 
 impl Breaker {
@@ -139,6 +159,7 @@ impl Breaker {
             Resource::Connections => self.limits.connections,
             Resource::Pending => self.limits.pending,
             Resource::Requests => self.limits.requests,
+            Resource::Pools => self.limits.pools,
             Resource::Retries => match self.limits.retry_budget {
                 None => self.limits.retries,
                 Some(budget) => {
@@ -152,6 +173,34 @@ impl Breaker {
     /// So many are in use.
     pub fn used(&self, resource: Resource) -> u32 {
         self.used[resource as usize].load(Ordering::Relaxed)
+    }
+
+    /// Whether one more connection may be made to a host that has so many.
+    pub fn allows_for_host(&self, open: u64) -> bool {
+        open < u64::from(self.limits.connections_per_host)
+    }
+
+    /// Calls `f` with Envoy's gauges of this breaker: whether each limit is reached, and what is left of it if that is
+    /// tracked. A retry budget has no fixed limit: its gauge is that of `max_retries`, and nothing is left of it.
+    pub fn gauges(&self, mut f: impl FnMut(&'static str, u64)) {
+        let limits = &self.limits;
+        for (resource, limit, open, remaining) in [
+            (Resource::Connections, limits.connections, "cx_open", "remaining_cx"),
+            (Resource::Pools, limits.pools, "cx_pool_open", "remaining_cx_pools"),
+            (Resource::Requests, limits.requests, "rq_open", "remaining_rq"),
+            (Resource::Pending, limits.pending, "rq_pending_open", "remaining_pending"),
+            (Resource::Retries, limits.retries, "rq_retry_open", "remaining_retries"),
+        ] {
+            let used = self.used(resource);
+            // Envoy sets a gauge when something is taken or given back, so that a limit of zero shows only while passed.
+            f(open, u64::from(used > 0 && used >= limit));
+            if limits.track_remaining {
+                let unlimited = resource == Resource::Pools && limit == u32::MAX;
+                let limit = if unlimited { u64::MAX } else { u64::from(limit) };
+                let budget = resource == Resource::Retries && limits.retry_budget.is_some();
+                f(remaining, if budget { 0 } else { limit.saturating_sub(u64::from(used)) });
+            }
+        }
     }
 
     /// So many are left.
@@ -203,8 +252,30 @@ mod tests {
     }
 
     #[test]
+    fn gauges_tell_what_is_open_and_left() {
+        let limits = BreakerLimits { connections: 2, retries: 0, track_remaining: true, ..BreakerLimits::default() };
+        let breakers = Breakers::new(&[limits, BreakerLimits::default()]);
+        let gauges = |priority| {
+            let mut all = std::collections::BTreeMap::new();
+            breakers.get(priority).gauges(|name, value| assert_eq!(all.insert(name, value), None));
+            all
+        };
+        let breaker = breakers.get(Priority::Default);
+        let first = breaker.acquire(Resource::Connections);
+        assert_eq!((gauges(Priority::Default)["cx_open"], gauges(Priority::Default)["remaining_cx"]), (0, 1));
+        let _second = breaker.acquire(Resource::Connections);
+        assert_eq!((gauges(Priority::Default)["cx_open"], gauges(Priority::Default)["remaining_cx"]), (1, 0));
+        drop(first);
+        assert_eq!(gauges(Priority::Default)["cx_open"], 0);
+        // Nothing was ever taken of it.
+        assert_eq!(gauges(Priority::Default)["rq_retry_open"], 0);
+        assert_eq!(gauges(Priority::Default)["remaining_cx_pools"], u64::MAX);
+        assert_eq!(gauges(Priority::High).len(), 5, "what is left is not tracked here");
+    }
+
+    #[test]
     fn retry_budget_follows_the_requests() {
-        let budget = RetryBudget { percent: 20.0, min_concurrency: 1, interval: Duration::ZERO };
+        let budget = RetryBudget { percent: 20.0, min_concurrency: 1 };
         let limits = BreakerLimits { retry_budget: Some(budget), ..BreakerLimits::default() };
         let breakers = Breakers::new(&[limits, limits]);
         let breaker = breakers.get(Priority::Default);

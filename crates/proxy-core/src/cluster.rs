@@ -78,6 +78,12 @@ pub struct Cluster {
     pub outlier: Option<Box<OutlierConfig>>,
     /// Judging hosts by asking them.
     pub health_checks: Vec<HealthCheckConfig>,
+    /// A new host does not count before its first active check.
+    pub ignore_new_hosts: bool,
+    /// Each client's connection has upstream connections of its own.
+    pub pool_per_downstream: bool,
+    /// TCP connections to a host end when it is found to fail.
+    pub close_on_failure: bool,
     /// How a host is chosen.
     pub lb: LbPolicy,
     /// Localities are weighted.
@@ -115,8 +121,6 @@ impl Cluster {
             "dns_resolution_config": cluster.dns_resolution_config.as_ref().is_some_and(|c| !c.resolvers.is_empty()),
             "use_tcp_for_dns_lookups": cluster.use_tcp_for_dns_lookups,
             "queuing_policies": cluster.queuing_policies.is_some(),
-            "connection_pool_per_downstream_connection": cluster.connection_pool_per_downstream_connection,
-            "close_connections_on_host_health_failure": cluster.close_connections_on_host_health_failure,
             "per_connection_buffer_high_watermark_timeout": cluster.per_connection_buffer_high_watermark_timeout.is_some(),
             "stats_matcher": cluster.stats_matcher.is_some(),
             "upstream_connection_options.set_local_interface_name_on_upstream_connections": cluster
@@ -131,7 +135,6 @@ impl Cluster {
         let policy = policy::Balancing::compile(cluster, &common)?;
         refuse! {
             "common_lb_config.close_connections_on_host_set_change": common.close_connections_on_host_set_change,
-            "common_lb_config.ignore_new_hosts_until_first_hc": common.ignore_new_hosts_until_first_hc,
             "common_lb_config.override_host_status": common.override_host_status.is_some(),
             "lb_subset_config.scale_locality_weight":
                 cluster.lb_subset_config.as_ref().is_some_and(|c| c.scale_locality_weight),
@@ -180,6 +183,9 @@ impl Cluster {
                 .transpose()
                 .at("outlier_detection")?,
             health_checks: HealthCheckConfig::compile_all(&cluster.health_checks)?,
+            ignore_new_hosts: common.ignore_new_hosts_until_first_hc,
+            pool_per_downstream: cluster.connection_pool_per_downstream_connection,
+            close_on_failure: cluster.close_connections_on_host_health_failure,
             lb: policy.lb,
             locality_weighted: policy.locality_weighted,
             panic_threshold: policy.panic_threshold,

@@ -111,6 +111,11 @@ impl Endpoints {
         self.hosts().find(|host| host.address == *address)
     }
 
+    /// Whether all requests are dropped.
+    pub fn drops_all(&self) -> bool {
+        self.drops.iter().any(|(_, fraction)| fraction.parts().0 >= fraction.parts().1)
+    }
+
     /// The category for which a request is dropped, if it is (`drop_overloads`).
     pub fn drop_category(&self, random: &mut crate::Random) -> Option<&ArcStr> {
         self.drops.iter().find(|(_, fraction)| fraction.hit(random)).map(|(category, _)| category)
@@ -221,8 +226,9 @@ impl<'a> Builder<'a> {
                 if seen.insert(address.clone(), ()).is_some() {
                     continue;
                 }
+                let health_check = host::HealthCheckTarget::compile(endpoint.health_check_config.as_ref(), &address);
                 let host = Host {
-                    state: self.state(&address, entry.health_status),
+                    state: self.state(&address, entry.health_status, health_check.address.is_some()),
                     additional_addresses: more.clone(),
                     hostname,
                     metadata: Arc::clone(&metadata),
@@ -230,7 +236,7 @@ impl<'a> Builder<'a> {
                     weight,
                     locality: Arc::clone(&place),
                     priority: locality.priority,
-                    health_check: host::HealthCheckTarget::compile(endpoint.health_check_config.as_ref(), &address),
+                    health_check,
                     address,
                 };
                 hosts.push(self.kept(host));
@@ -261,18 +267,24 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn state(&self, address: &Address, health_status: i32) -> Arc<HostState> {
+    fn state(&self, address: &Address, health_status: i32, checkable: bool) -> Arc<HostState> {
         use pb::core::HealthStatus;
         let state = match self.old.get(address) {
             Some(old) => Arc::clone(&old.state),
             None => {
                 // With active checks a new host must prove itself first.
-                Arc::new(HostState::new(Arc::clone(&self.epoch), !self.cluster.health_checks.is_empty()))
+                let checked = checkable && !self.cluster.health_checks.is_empty();
+                let flags: &[HealthFlag] = match (checked, self.cluster.ignore_new_hosts) {
+                    (false, _) => &[],
+                    (true, false) => &[HealthFlag::FailedActive],
+                    (true, true) => &[HealthFlag::FailedActive, HealthFlag::PendingActive],
+                };
+                Arc::new(HostState::new(Arc::clone(&self.epoch), flags))
             }
         };
         let status = HealthStatus::try_from(health_status).unwrap_or(HealthStatus::Unknown);
-        let unhealthy = matches!(status, HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout);
-        state.set(HealthFlag::EdsUnhealthy, unhealthy);
+        state.set(HealthFlag::EdsUnhealthy, matches!(status, HealthStatus::Unhealthy | HealthStatus::Timeout));
+        state.set(HealthFlag::EdsDraining, status == HealthStatus::Draining);
         state.set(HealthFlag::EdsDegraded, status == HealthStatus::Degraded);
         state
     }

@@ -1,6 +1,7 @@
 //! HTTP filters: their configuration and their decisions. Waiting, asking others and answering is the proxy's part.
 
 mod cors;
+mod descriptors;
 mod ext_authz;
 mod fault;
 mod istio;
@@ -14,13 +15,12 @@ use std::sync::Arc;
 use mesh_types::ArcStr;
 
 pub use cors::{CorsDecision, CorsPolicy, cors_decide};
-pub use ext_authz::{AuthzService, BodyBuffer, ExtAuthz, ExtAuthzOverride, HttpAuthz};
+pub use descriptors::{RateLimitContext, RateLimitRule};
+pub use ext_authz::{Asked, AuthzService, BodyBuffer, ExtAuthz, ExtAuthzOverride, HttpAuthz};
 pub use fault::{Abort, Fault, FaultDecision};
 pub use istio::{AlpnOverride, IstioStats, MetricOverride, PeerMetadataConfig, PeerMethod, Reporter};
-pub use jwt::{ClaimToHeader, JwksSource, JwtAuthn, JwtOverride, JwtProvider, Requirement, Token, TokenPlace};
-pub use local_rate_limit::{
-    Descriptor, LocalRateLimit, RateLimitContext, RateLimitRule, TokenBucket, TokenBucketConfig,
-};
+pub use jwt::{ClaimToHeader, JwksSource, JwtAuthn, JwtOverride, JwtProvider, Needs, Requirement, Token, TokenPlace};
+pub use local_rate_limit::{Demand, Descriptor, LocalRateLimit, TokenBucket, TokenBucketConfig};
 pub use session::{SessionKind, StatefulSession};
 pub use small::{FilterStateValue, HeaderMutation, HealthAnswer, HealthCheckFilter, RouterConfig};
 

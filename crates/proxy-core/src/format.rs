@@ -1,6 +1,7 @@
 //! Substitution formats (`%REQ(:METHOD)% %RESPONSE_CODE%`), parsed once and written without allocation where that is possible.
 
 mod command;
+mod json;
 mod parse;
 mod time;
 mod write;
@@ -238,6 +239,9 @@ impl Node {
                     } else {
                         out.truncate(start);
                     }
+                }
+                if first && omit_empty {
+                    return false;
                 }
                 out.push(b'}');
             }

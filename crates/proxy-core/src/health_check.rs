@@ -76,6 +76,12 @@ pub struct HttpCheck {
     pub method: &'static str,
     /// Over HTTP/2.
     pub http2: bool,
+    /// The request's body.
+    pub send: Bytes,
+    /// To be found in the first bytes of the answer, in this order.
+    pub receive: Vec<Bytes>,
+    /// So many of them.
+    pub buffer: usize,
     /// More headers.
     pub headers: HeaderOps,
     /// `x-envoy-upstream-healthchecked-cluster` must be so.
@@ -85,13 +91,18 @@ pub struct HttpCheck {
 }
 
 impl HttpCheck {
+    /// Whether a body says what is expected.
+    pub fn matches(&self, body: &[u8]) -> bool {
+        contains_in_order(body, &self.receive)
+    }
+
     /// What a status means.
     pub fn judge(&self, status: u16) -> CheckResult {
         let within = |ranges: &[(u16, u16)]| ranges.iter().any(|(start, end)| (*start..*end).contains(&status));
         if within(&self.expected) {
             CheckResult::Passed
         } else if within(&self.retriable) {
-            CheckResult::Unreachable
+            CheckResult::Retriable
         } else {
             CheckResult::Failed
         }
@@ -107,8 +118,12 @@ pub enum CheckResult {
     Degraded,
     /// The host said no: that counts at once.
     Failed,
-    /// No (usable) answer: counts once the threshold is reached.
+    /// It said no in a way that counts once the threshold is reached.
+    Retriable,
+    /// No answer: counts once the threshold is reached.
     Unreachable,
+    /// The same, because it took too long.
+    TimedOut,
 }
 
 impl HealthCheckConfig {
@@ -198,6 +213,17 @@ impl HealthCheckConfig {
     }
 }
 
+/// Each pattern after the one before, anything in between.
+pub fn contains_in_order(mut text: &[u8], patterns: &[Bytes]) -> bool {
+    patterns.iter().all(|pattern| match text.windows(pattern.len().max(1)).position(|part| part == &pattern[..]) {
+        Some(at) => {
+            text = &text[at + pattern.len()..];
+            true
+        }
+        None => pattern.is_empty(),
+    })
+}
+
 /// TCP payloads are hex where they are text.
 fn payload(payload: &pb::core::health_check::Payload) -> Compiled<Bytes> {
     use pb::core::health_check::payload::Payload;
@@ -216,13 +242,28 @@ fn payload(payload: &pb::core::health_check::Payload) -> Compiled<Bytes> {
 }
 
 fn http_check(check: &pb::core::health_check::HttpHealthCheck) -> Compiled<HttpCheck> {
-    refuse! {
-        "send": check.send.is_some(),
-        "receive": !check.receive.is_empty(),
-    }
-    let ranges = |ranges: &[pb::kind::Int64Range]| {
-        ranges.iter().map(|r| (r.start.clamp(0, 600) as u16, r.end.clamp(0, 600) as u16)).collect::<Vec<_>>()
+    let send = check.send.as_ref().map(payload).transpose().at("send")?.unwrap_or_default();
+    let receive = check.receive.iter().map(payload).collect::<Compiled<Vec<_>>>().at("receive")?;
+    // 0: all of it.
+    let buffer = match check.response_buffer_size.as_ref().map_or(1024, |size| size.value) {
+        0 => usize::MAX,
+        size => usize::try_from(size).unwrap_or(usize::MAX),
     };
+    if receive.iter().map(Bytes::len).sum::<usize>() > buffer {
+        return Err(Invalid::new("receive", "is longer than response_buffer_size"));
+    }
+    if check.send.is_some() && matches!(check.method, 0..=2 | 5 | 8) {
+        return Err(Invalid::new("send", "has no place in a request of this method"));
+    }
+    for (field, list) in
+        [("expected_statuses", &check.expected_statuses), ("retriable_statuses", &check.retriable_statuses)]
+    {
+        if let Some(r) = list.iter().find(|r| r.start >= r.end || r.start < 100 || r.end > 600) {
+            return Err(Invalid::new(field, format!("{}..{} is no range of statuses", r.start, r.end)));
+        }
+    }
+    let ranges =
+        |ranges: &[pb::kind::Int64Range]| ranges.iter().map(|r| (r.start as u16, r.end as u16)).collect::<Vec<_>>();
     Ok(HttpCheck {
         host: check.host.as_str().into(),
         path: fields::required("path", &check.path)?,
@@ -238,6 +279,9 @@ fn http_check(check: &pb::core::health_check::HttpHealthCheck) -> Compiled<HttpC
             other => return Err(Invalid::new("method", format!("{other} is not supported"))),
         },
         http2: check.codec_client_type == 1,
+        send,
+        receive,
+        buffer,
         headers: HeaderOps::compile(&check.request_headers_to_add, &check.request_headers_to_remove)?,
         service_name: check.service_name_matcher.as_ref().map(StringMatcher::compile).transpose()?,
         expected: if check.expected_statuses.is_empty() { vec![(200, 201)] } else { ranges(&check.expected_statuses) },
@@ -262,6 +306,8 @@ pub enum Transition {
     Healthy,
     /// The host counts as unhealthy now.
     Unhealthy,
+    /// Nothing yet, but more checks like this will.
+    Pending,
 }
 
 impl Default for HostChecks {
@@ -282,43 +328,61 @@ impl HostChecks {
     ) -> (Transition, Duration) {
         let first = std::mem::take(&mut self.first);
         let state = &host.state;
+        state.set_checked();
         state.set(HealthFlag::PendingActive, false);
         let was_unhealthy = state.has(HealthFlag::FailedActive);
         let mut transition = Transition::Unchanged;
-        match result {
-            CheckResult::Passed | CheckResult::Degraded => {
-                self.failed = 0;
-                if was_unhealthy {
-                    self.passed += 1;
-                    // The first check decides at once.
-                    if first || self.passed >= config.healthy_threshold {
-                        state.set(HealthFlag::FailedActive, false);
-                        transition = Transition::Healthy;
+        let passed = matches!(result, CheckResult::Passed | CheckResult::Degraded);
+        if passed {
+            self.failed = 0;
+            if was_unhealthy {
+                self.passed += 1;
+                // The first check decides at once.
+                if first || self.passed >= config.healthy_threshold {
+                    self.passed = 0;
+                    for flag in [HealthFlag::ActiveTimeout, HealthFlag::Excluded, HealthFlag::FailedActive] {
+                        state.set(flag, false);
                     }
+                    transition = Transition::Healthy;
+                } else {
+                    transition = Transition::Pending;
                 }
-                state.set(HealthFlag::DegradedActive, result == CheckResult::Degraded);
             }
-            CheckResult::Failed | CheckResult::Unreachable => {
-                self.passed = 0;
+            state.set(HealthFlag::DegradedActive, result == CheckResult::Degraded);
+        } else {
+            self.passed = 0;
+            if !was_unhealthy {
                 self.failed += 1;
-                let enough = first || result == CheckResult::Failed || self.failed >= config.unhealthy_threshold;
-                if !was_unhealthy && enough && state.set(HealthFlag::FailedActive, true) {
+                if result == CheckResult::Failed || self.failed >= config.unhealthy_threshold {
+                    self.failed = 0;
+                    state.set(HealthFlag::FailedActive, true);
                     transition = Transition::Unhealthy;
+                } else {
+                    transition = Transition::Pending;
                 }
+            }
+            if state.has(HealthFlag::FailedActive) {
+                state.set(HealthFlag::ActiveTimeout, result == CheckResult::TimedOut);
             }
         }
         let intervals = &config.intervals;
-        let unhealthy = state.has(HealthFlag::FailedActive);
-        let base = match (transition, unhealthy) {
-            (Transition::Healthy, _) => intervals.healthy_edge,
-            (Transition::Unhealthy, _) => intervals.unhealthy_edge,
-            (_, true) => intervals.unhealthy,
-            (_, false) if cluster_has_traffic => intervals.usual,
-            (_, false) => intervals.no_traffic_healthy,
+        // Edges are the time in which a change is in the making.
+        let base = match (cluster_has_traffic, passed, transition == Transition::Pending) {
+            (true, true, false) => intervals.usual,
+            (true, true, true) => intervals.healthy_edge,
+            (true, false, false) => intervals.unhealthy,
+            (true, false, true) => intervals.unhealthy_edge,
+            // A cluster that was never used is asked less often.
+            (false, true, false) => intervals.no_traffic_healthy,
+            (false, _, _) => intervals.no_traffic,
         };
-        // A cluster without traffic is asked less often.
-        let base = if cluster_has_traffic || !unhealthy { base } else { intervals.no_traffic };
         (transition, intervals.jittered(base, random))
+    }
+
+    /// The host said in an answer to somebody that it fails.
+    pub fn on_own_word(&mut self) {
+        self.passed = 0;
+        self.failed = 0;
     }
 
     /// The pause before the first check.
@@ -342,9 +406,18 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    fn patterns_in_order() {
+        let patterns = [Bytes::from_static(b"ab"), Bytes::from_static(b"cd")];
+        assert!(contains_in_order(b"xxab--cd", &patterns));
+        assert!(!contains_in_order(b"cdab", &patterns));
+        assert!(contains_in_order(b"", &[]));
+    }
+
+    #[test]
     fn thresholds_and_intervals() {
         let config = json!({"name": "c", "type": "STATIC",
             "health_checks": [{"timeout": "1s", "interval": "5s", "unhealthy_threshold": 2, "healthy_threshold": 2, "unhealthy_interval": "2s",
+                "unhealthy_edge_interval": "1s", "healthy_edge_interval": "3s", "no_traffic_healthy_interval": "70s",
                 "http_health_check": {"path": "/h", "expected_statuses": [{"start": 200, "end": 300}], "retriable_statuses": [{"start": 503, "end": 504}]}}],
             "load_assignment": {"cluster_name": "c", "endpoints": [{"lb_endpoints": [
                 {"endpoint": {"address": {"socket_address": {"address": "10.0.0.1", "port_value": 80}}}}]}]}});
@@ -355,7 +428,7 @@ mod tests {
         let CheckKind::Http(http) = &config.kind else { panic!() };
         assert_eq!(
             [http.judge(204), http.judge(503), http.judge(404)],
-            [CheckResult::Passed, CheckResult::Unreachable, CheckResult::Failed]
+            [CheckResult::Passed, CheckResult::Retriable, CheckResult::Failed]
         );
         let host = cluster.endpoints.hosts().next().unwrap();
         // Not proven yet.
@@ -364,13 +437,20 @@ mod tests {
         let mut random = Random::new(1);
         let mut step = |result| {
             let (transition, next) = checks.on_result(config, host, result, true, &mut random);
-            (transition, next.as_secs())
+            (transition, next.as_secs(), host.state.describe())
         };
-        assert_eq!(step(CheckResult::Passed), (Transition::Healthy, 5));
-        assert_eq!(step(CheckResult::Unreachable), (Transition::Unchanged, 5));
-        assert_eq!(step(CheckResult::Unreachable), (Transition::Unhealthy, 2));
-        assert_eq!(step(CheckResult::Passed), (Transition::Unchanged, 2));
-        assert_eq!(step(CheckResult::Passed), (Transition::Healthy, 5));
-        assert_eq!(step(CheckResult::Failed), (Transition::Unhealthy, 2));
+        let flags = |flags: &str| flags.to_owned();
+        assert_eq!(step(CheckResult::Passed), (Transition::Healthy, 5, flags("healthy")));
+        assert_eq!(step(CheckResult::Unreachable), (Transition::Pending, 1, flags("healthy")));
+        let failed = flags("/failed_active_hc/active_hc_timeout");
+        assert_eq!(step(CheckResult::TimedOut), (Transition::Unhealthy, 2, failed.clone()));
+        assert_eq!(step(CheckResult::Passed), (Transition::Pending, 3, failed));
+        assert_eq!(step(CheckResult::Passed), (Transition::Healthy, 5, flags("healthy")));
+        assert_eq!(step(CheckResult::Failed), (Transition::Unhealthy, 2, flags("/failed_active_hc")));
+        let mut unused = |result| checks.on_result(config, host, result, false, &mut Random::new(1)).1.as_secs();
+        assert_eq!(
+            [unused(CheckResult::Failed), unused(CheckResult::Passed), unused(CheckResult::Passed)],
+            [60, 60, 70]
+        );
     }
 }

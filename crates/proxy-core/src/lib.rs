@@ -41,6 +41,7 @@ pub mod health_check;
 pub mod listener;
 pub mod matchers;
 pub mod outlier;
+pub mod overload;
 pub mod rbac;
 pub mod retry;
 pub mod route;

@@ -57,6 +57,10 @@ pub struct Listener {
     pub use_original_dst: bool,
     /// IP_TRANSPARENT on the socket (TPROXY).
     pub transparent: bool,
+    /// Its connections do not count in the sum that is limited.
+    pub ignore_connection_limit: bool,
+    /// It serves whatever runs short.
+    pub bypass_overload: bool,
     /// IP_FREEBIND on the socket.
     pub freebind: bool,
     /// SO_REUSEPORT, one socket a worker.
@@ -213,6 +217,8 @@ impl Listener {
             bind_to_port: fields::flag(listener.bind_to_port.as_ref().or(old_bind), true),
             use_original_dst: fields::flag(listener.use_original_dst.as_ref(), false),
             transparent: fields::flag(listener.transparent.as_ref(), false),
+            ignore_connection_limit: listener.ignore_global_conn_limit,
+            bypass_overload: listener.bypass_overload_manager,
             freebind: fields::flag(listener.freebind.as_ref(), false),
             reuse_port: fields::flag(listener.enable_reuse_port.as_ref(), true),
             direction: match listener.traffic_direction {

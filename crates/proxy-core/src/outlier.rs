@@ -191,49 +191,38 @@ impl OutlierConfig {
         })
     }
 
-    /// Counts a result (Envoy `DetectorHostMonitorImpl::putResult`). A cause means: tell the detector.
-    pub fn report(&self, host: &Host, outcome: Outcome) -> Option<Cause> {
+    /// Counts a result (Envoy `DetectorHostMonitorImpl::putResult`). Causes mean: tell the detector, in this order.
+    pub fn report(&self, host: &Host, outcome: Outcome) -> [Option<Cause>; 2] {
         match outcome {
             Outcome::Status(status) => self.external(host, status),
             Outcome::Reset if self.split => self.external(host, 500),
-            Outcome::Connected | Outcome::ConnectedForRequests if self.split => {
-                self.local(host, true);
-                None
-            }
-            _ if self.split => self.local(host, false),
+            Outcome::Connected | Outcome::ConnectedForRequests if self.split => [self.local(host, true), None],
+            _ if self.split => [self.local(host, false), None],
             // Without the split, local failures count as the status they end in.
             Outcome::ConnectFailed | Outcome::Reset => self.external(host, 503),
             Outcome::ConnectTimeout | Outcome::Timeout => self.external(host, 504),
             Outcome::Connected => self.external(host, 200),
-            Outcome::ConnectedForRequests => None,
+            Outcome::ConnectedForRequests => [None, None],
         }
     }
 
-    fn external(&self, host: &Host, status: u16) -> Option<Cause> {
+    fn external(&self, host: &Host, status: u16) -> [Option<Cause>; 2] {
         let counters = &host.state.outlier;
         counters.window_total.fetch_add(1, Ordering::Relaxed);
         if !(500..600).contains(&status) {
             counters.window_success.fetch_add(1, Ordering::Relaxed);
             counters.consecutive_5xx.store(0, Ordering::Relaxed);
             counters.consecutive_gateway.store(0, Ordering::Relaxed);
-            return None;
+            return [None, None];
         }
-        let mut cause = None;
+        let mut gateway = false;
         if (502..=504).contains(&status) {
-            if reached(&counters.consecutive_gateway, self.consecutive_gateway) {
-                cause = Some(Cause::ConsecutiveGateway);
-            }
+            gateway = reached(&counters.consecutive_gateway, self.consecutive_gateway);
         } else {
             counters.consecutive_gateway.store(0, Ordering::Relaxed);
         }
-        if reached(&counters.consecutive_5xx, self.consecutive_5xx) {
-            // Of two causes at once the one that is enforced by default counts.
-            cause = Some(match cause {
-                Some(gateway) if self.enforcing.consecutive_gateway > 0 => gateway,
-                _ => Cause::Consecutive5xx,
-            });
-        }
-        cause
+        let any = reached(&counters.consecutive_5xx, self.consecutive_5xx);
+        [gateway.then_some(Cause::ConsecutiveGateway), any.then_some(Cause::Consecutive5xx)]
     }
 
     fn local(&self, host: &Host, ok: bool) -> Option<Cause> {
@@ -276,6 +265,16 @@ pub struct OutlierDetector {
     config: OutlierConfig,
     monitors: HashMap<Address, Monitor>,
     next_tick: Instant,
+    rates: [Option<RateLine>; 2],
+}
+
+/// What hosts' success rates of the last interval were measured by, in percent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RateLine {
+    /// Their average.
+    pub average: f64,
+    /// Hosts below it are outliers.
+    pub threshold: f64,
 }
 
 #[derive(Debug, Default)]
@@ -288,12 +287,18 @@ struct Monitor {
 impl OutlierDetector {
     /// A detector that has ejected nobody.
     pub fn new(config: OutlierConfig, now: Instant) -> Self {
-        Self { next_tick: now + config.interval, config, monitors: HashMap::new() }
+        Self { next_tick: now + config.interval, config, monitors: HashMap::new(), rates: [None; 2] }
     }
 
     /// When [`tick`](OutlierDetector::tick) is due.
     pub fn next_tick(&self) -> Instant {
         self.next_tick
+    }
+
+    /// By what rates were measured: of answers, and of what the hosts did not even take (with the split). `None`: there
+    /// was too little traffic.
+    pub fn rates(&self) -> [Option<RateLine>; 2] {
+        self.rates
     }
 
     /// Hosts ejected now.
@@ -372,6 +377,11 @@ impl OutlierDetector {
                 None => monitor.backoff = monitor.backoff.saturating_sub(1),
             }
         }
+        self.rates = [None; 2];
+        for host in endpoints.hosts() {
+            host.state.outlier.set_rate(false, None);
+            host.state.outlier.set_rate(true, None);
+        }
         let external = window(endpoints, |c| (&c.window_success, &c.window_total));
         self.by_rate(&external, [Cause::SuccessRate, Cause::FailurePercentage], endpoints, now, random, &mut events);
         if self.config.split {
@@ -391,10 +401,16 @@ impl OutlierDetector {
         random: &mut Random,
         events: &mut Vec<Event>,
     ) {
+        let is_local = rate_cause == Cause::LocalSuccessRate;
         let rates = |least: u32| -> Vec<(&Arc<Host>, f64)> {
-            let enough = window.iter().filter(|(_, _, total)| *total > 0 && *total >= least);
+            let counted = window.iter().filter(|(host, ..)| !host.state.has(HealthFlag::FailedOutlier));
+            let enough = counted.filter(|(_, _, total)| *total > 0 && *total >= least);
             enough.map(|(host, success, total)| (host, 100.0 * f64::from(*success) / f64::from(*total))).collect()
         };
+        let least = self.config.success_rate.min_requests.min(self.config.failure_percentage.min_requests);
+        for (host, rate) in rates(least) {
+            host.state.outlier.set_rate(is_local, Some(rate));
+        }
         let mut out: Vec<(Arc<Host>, Cause)> = Vec::new();
         let by_success = rates(self.config.success_rate.min_requests);
         if !by_success.is_empty() && by_success.len() >= self.config.success_rate.min_hosts {
@@ -402,6 +418,7 @@ impl OutlierDetector {
             let mean = by_success.iter().map(|(_, r)| r).sum::<f64>() / n;
             let variance = by_success.iter().map(|(_, r)| (r - mean).powi(2)).sum::<f64>() / n;
             let threshold = mean - self.config.stdev_factor * variance.sqrt();
+            self.rates[usize::from(is_local)] = Some(RateLine { average: mean, threshold });
             out.extend(by_success.iter().filter(|(_, r)| *r < threshold).map(|(h, _)| (Arc::clone(h), rate_cause)));
         }
         let by_failure = rates(self.config.failure_percentage.min_requests);

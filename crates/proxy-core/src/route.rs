@@ -22,7 +22,7 @@ pub use action::{
 };
 pub use hashing::{HashContext, HashPolicy, SetCookie};
 pub use header_ops::HeaderOps;
-pub use internal_redirect::{InternalRedirect, NotFollowed};
+pub use internal_redirect::{Hop, InternalRedirect, NotFollowed, PreviousRoutes};
 pub use matching::RouteMatcher;
 pub use redirect::Redirect;
 pub(crate) use template::template_regex;
@@ -393,13 +393,10 @@ impl VirtualHost {
         }
     }
 
-    /// The first virtual cluster whose conditions the request fulfils; `other` if there are any but none does.
+    /// The first virtual cluster whose conditions the request fulfils.
     pub fn virtual_cluster(&self, headers: &Headers) -> Option<ArcStr> {
-        if self.virtual_clusters.is_empty() {
-            return None;
-        }
         let found = self.virtual_clusters.iter().find(|(_, matchers)| matchers.iter().all(|m| m.matches(headers)));
-        Some(found.map_or_else(|| "other".into(), |(name, _)| name.clone()))
+        found.map(|(name, _)| name.clone())
     }
 }
 
@@ -516,14 +513,11 @@ impl Matched {
         }
     }
 
-    /// Rate limit rules: the route's; those of the virtual host if it has none, or wants them, too.
-    pub fn rate_limit_rules(&self) -> Vec<&RateLimitRule> {
-        let (own, both) = match self.forward() {
-            Some(forward) => (forward.rate_limits.as_slice(), forward.include_vhost_rate_limits),
-            None => (&[][..], false),
-        };
-        let outer = if own.is_empty() || both { self.vhost.rate_limits.as_slice() } else { &[] };
-        own.iter().chain(outer).collect()
+    /// Rate limit rules: the route's, the virtual host's, and whether the route wants both. Only routes to clusters
+    /// have some.
+    pub fn rate_limit_rules(&self) -> Option<(&[RateLimitRule], &[RateLimitRule], bool)> {
+        let forward = self.forward()?;
+        Some((&forward.rate_limits, &self.vhost.rate_limits, forward.include_vhost_rate_limits))
     }
 
     /// Bytes of a request that may be kept for retries; `None`: the connection's limit.

@@ -46,6 +46,8 @@ pub struct ConnectionInfo {
     pub listener_metadata: Option<Arc<Metadata>>,
     /// The filter chain's metadata, if it has some.
     pub filter_chain_metadata: Option<Arc<Metadata>>,
+    /// Written by network filters; each stream begins with it.
+    pub filter_state: FilterState,
     /// Why the downstream transport failed, if it did.
     pub transport_failure: Option<ArcStr>,
     /// This machine's name, for `%HOSTNAME%`.
@@ -71,6 +73,7 @@ impl Default for ConnectionInfo {
             direction: Direction::default(),
             listener_metadata: None,
             filter_chain_metadata: None,
+            filter_state: FilterState::default(),
             transport_failure: None,
             hostname: "".into(),
             environment: |_| None,
@@ -249,6 +252,8 @@ pub struct StreamInfo {
     pub route: Option<Arc<Route>>,
     /// The virtual host that matched.
     pub virtual_host: Option<Arc<VirtualHost>>,
+    /// Name of the virtual cluster that the router found the request to be of.
+    pub virtual_cluster: Option<ArcStr>,
     /// The chosen upstream.
     pub upstream: UpstreamInfo,
     /// Written by filters.
@@ -272,6 +277,7 @@ impl StreamInfo {
     pub fn new(connection: Arc<ConnectionInfo>, start: SystemTime) -> Self {
         Self {
             remote: connection.remote.clone(),
+            filter_state: connection.filter_state.clone(),
             connection,
             start,
             times: StreamTimes::default(),
@@ -288,9 +294,9 @@ impl StreamInfo {
             flags: ResponseFlags::NONE,
             route: None,
             virtual_host: None,
+            virtual_cluster: None,
             upstream: UpstreamInfo::default(),
             dynamic_metadata: Metadata::default(),
-            filter_state: FilterState::default(),
             trace_id: None,
             span_id: None,
             stream_id: None,

@@ -11,6 +11,7 @@ use ads::client::{Subscriptions, Wanted};
 use bytes::Bytes;
 use envoy_api::{Message, pb, type_url};
 use mesh_types::ArcStr;
+use proxy_core::access_log::LogSink;
 use proxy_core::cluster::Discovery;
 use proxy_core::config_source::{ConfigSource, Origin};
 use proxy_core::hcm::Routes;
@@ -58,6 +59,8 @@ pub(crate) enum Awaited {
     Type(&'static str),
     /// A cluster's endpoints.
     Cluster(Weak<ClusterEntry>),
+    /// The first active checks of a cluster's hosts, which have ended.
+    Checks,
     /// A listener's routes.
     Listener(Weak<ListenerEntry>),
 }
@@ -164,6 +167,7 @@ impl Control {
     /// Goes on without what did not come in time, as Envoy does after `initial_fetch_timeout`.
     fn go_on_without(&mut self, what: Awaited) {
         match what {
+            Awaited::Checks => self.finish_warming(),
             Awaited::Type(of) => {
                 if self.awaiting.remove(of) {
                     tracing::warn!(type_url = of, "the first answer did not come in time; going on without it");
@@ -283,7 +287,11 @@ impl Control {
         }
         let entry = ClusterEntry::new(Arc::new(cluster), incoming.body.clone(), incoming.version.clone(), dynamic);
         crate::ejection::watch(&self.shared, &entry);
-        crate::checks::watch(&self.shared, &entry);
+        let patience = self.patience.clone();
+        crate::checks::watch(&self.shared, &entry, move || {
+            // The receiver lives as long as the proxy.
+            let _ = patience.send((Duration::ZERO, Awaited::Checks));
+        });
         match &entry.cluster.discovery {
             Discovery::Eds { service_name, .. } => {
                 if let Some(body) = self.assignments.get(service_name).cloned() {
@@ -297,7 +305,7 @@ impl Control {
             }
             _ => {}
         }
-        if entry.warm.load(Ordering::Acquire) {
+        if entry.is_warm() {
             self.warming.remove(&name);
             self.clusters.insert(name, entry);
         } else {
@@ -347,7 +355,7 @@ impl Control {
     /// Moves clusters into use whose endpoints came.
     pub(crate) fn finish_warming(&mut self) {
         let warm: Vec<ArcStr> =
-            self.warming.iter().filter(|(_, c)| c.warm.load(Ordering::Acquire)).map(|(name, _)| name.clone()).collect();
+            self.warming.iter().filter(|(_, c)| c.is_warm()).map(|(name, _)| name.clone()).collect();
         if warm.is_empty() {
             return;
         }
@@ -357,6 +365,18 @@ impl Control {
             }
         }
         self.publish_clusters();
+        if !self.waits_for_static_clusters() && !self.warming_listeners.is_empty() {
+            for (name, reason) in self.finish_listeners() {
+                tracing::error!(listener = &*name, reason, "cannot start");
+            }
+            self.publish_listeners();
+        }
+    }
+
+    /// Listeners begin to serve when the clusters of the bootstrap have found and checked their hosts, as in Envoy. Where
+    /// nothing can change any more, because only a configuration is checked, nobody waits.
+    fn waits_for_static_clusters(&self) -> bool {
+        !self.workers.is_empty() && self.warming.values().any(|cluster| !cluster.dynamic)
     }
 
     fn publish_clusters(&mut self) {
@@ -403,6 +423,9 @@ impl Control {
             .map_err(|e| format!("malformed: {e}"))?;
         let listener = Listener::compile(&message, &self.options).map_err(|e| e.to_string())?;
         let name = listener.name.clone();
+        for path in log_files(&listener) {
+            self.shared.logs.open(path).map_err(|e| format!("unable to open file '{path}': {e}"))?;
+        }
         let entry = ListenerEntry::new(
             Arc::new(listener),
             incoming.body.clone(),
@@ -420,6 +443,9 @@ impl Control {
 
     /// Moves listeners into use whose routes are there.
     pub(crate) fn finish_listeners(&mut self) -> Refused {
+        if self.waits_for_static_clusters() {
+            return Refused::new();
+        }
         let ready: Vec<ArcStr> = self
             .warming_listeners
             .iter()
@@ -660,6 +686,19 @@ impl Control {
     fn has_cluster(&self, name: &ArcStr) -> bool {
         self.clusters.contains_key(name) || self.warming.contains_key(name)
     }
+}
+
+/// The files that a listener writes its records to.
+fn log_files(listener: &Listener) -> impl Iterator<Item = &ArcStr> {
+    let chains = listener.all_chains().flat_map(|chain| match &chain.terminal {
+        Terminal::Http(hcm) => &hcm.access_log[..],
+        Terminal::TcpProxy(proxy) => &proxy.access_log[..],
+        _ => &[],
+    });
+    listener.access_log.iter().chain(chains).filter_map(|log| match &log.sink {
+        LogSink::File(path) => Some(path),
+        _ => None,
+    })
 }
 
 /// The routes that a listener takes from RDS.

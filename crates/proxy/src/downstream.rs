@@ -5,13 +5,14 @@ use crate::io::{Io, Raw};
 use crate::runtime::{ChainEntry, ListenerEntry};
 use crate::socket::{self, Bound};
 use crate::stats::ListenerStats;
-use crate::tls::Failure;
+use crate::tls::{Failure, TlsError};
 use crate::worker::Worker;
-use crate::{hcm, tcp};
+use crate::{hcm, overload, tcp};
 use mesh_types::ArcStr;
 use proxy_core::cluster::Discovery;
-use proxy_core::listener::{ChainInput, NetworkFilter, Terminal};
-use proxy_core::{Address, ConnectionInfo, FormatContext, Listener, ResponseFlags, StreamInfo};
+use proxy_core::listener::{ChainInput, NetworkFilter, Place, Terminal};
+use proxy_core::rbac::Rbac;
+use proxy_core::{Address, ConnectionInfo, FormatContext, Listener, Metadata, ResponseFlags, StreamInfo};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -29,10 +30,15 @@ pub(crate) fn accept_on(worker: &Rc<Worker>, name: &ArcStr, bound: Bound) -> io:
         Bound::Tcp(listener) => {
             let listener = TcpListener::from_std(listener)?;
             tokio::task::spawn_local(async move {
+                let bypass = bypasses(&worker, &name);
                 loop {
-                    match listener.accept().await {
-                        Ok((stream, peer)) => accepted(&worker, &name, Raw::Tcp(stream), Some(peer)),
-                        Err(e) => accept_failed(&e).await,
+                    overload::may_accept(&worker.shared, bypass).await;
+                    tokio::select! {
+                        next = listener.accept() => match next {
+                            Ok((stream, peer)) => accepted(&worker, &name, Raw::Tcp(stream), Some(peer)),
+                            Err(e) => accept_failed(&e).await,
+                        },
+                        () = overload::must_stop(&worker.shared, bypass) => {}
                     }
                 }
             })
@@ -40,16 +46,26 @@ pub(crate) fn accept_on(worker: &Rc<Worker>, name: &ArcStr, bound: Bound) -> io:
         Bound::Unix(listener) => {
             let listener = UnixListener::from_std(listener)?;
             tokio::task::spawn_local(async move {
+                let bypass = bypasses(&worker, &name);
                 loop {
-                    match listener.accept().await {
-                        Ok((stream, _)) => accepted(&worker, &name, Raw::Unix(stream), None),
-                        Err(e) => accept_failed(&e).await,
+                    overload::may_accept(&worker.shared, bypass).await;
+                    tokio::select! {
+                        next = listener.accept() => match next {
+                            Ok((stream, _)) => accepted(&worker, &name, Raw::Unix(stream), None),
+                            Err(e) => accept_failed(&e).await,
+                        },
+                        () = overload::must_stop(&worker.shared, bypass) => {}
                     }
                 }
             })
         }
     };
     Ok(task.abort_handle())
+}
+
+/// Whether a listener accepts connections whatever runs short.
+fn bypasses(worker: &Worker, name: &ArcStr) -> bool {
+    worker.shared.listeners.load().by_name.get(name).is_some_and(|entry| entry.listener.bypass_overload)
 }
 
 /// Out of descriptors or memory: accepting again at once would spin.
@@ -65,6 +81,13 @@ fn accepted(worker: &Rc<Worker>, name: &ArcStr, raw: Raw, peer: Option<SocketAdd
     tokio::task::spawn_local(async move {
         let Some(entry) = worker.shared.listeners.load().by_name.get(&name).cloned() else { return };
         let stats = worker.listener_stats(&entry.listener.stat_prefix);
+        let mut _admitted = None;
+        if let Some(overload) = worker.shared.overload.get() {
+            _admitted = overload.admit(&entry, &stats, &mut worker.random.borrow_mut());
+            if _admitted.is_none() {
+                return;
+            }
+        }
         stats.downstream_cx_total.inc();
         stats.downstream_cx_active.inc();
         worker.connections.set(worker.connections.get() + 1);
@@ -384,6 +407,10 @@ async fn secure(
             }
             Some((Io::Server(stream), Some(info)))
         }
+        Err(e) if TlsError::is_missing_secret(&e) => {
+            stats.other.inc("server_ssl_socket_factory.downstream_context_secrets_not_ready");
+            None
+        }
         Err(e) => {
             match Failure::of(&e) {
                 Failure::San => stats.ssl_fail_verify_san.inc(),
@@ -415,69 +442,161 @@ fn forward_cluster(connection: &Connection) -> Option<Rc<crate::upstream::Worker
     connection.worker.cluster(proxy.cluster(0).0)
 }
 
-async fn run_chain(mut connection: Connection) {
+/// What the filters of a chain leave to its terminal one.
+#[derive(Default)]
+struct Passed {
+    /// Chosen by `sni_cluster`.
+    cluster: Option<ArcStr>,
+    /// Asked at the client's first byte.
+    gates: Vec<Arc<Rbac>>,
+    /// Held until the connection ends.
+    places: Vec<Place>,
+    gauges: Vec<Counted>,
+}
+
+/// A connection in a gauge.
+struct Counted {
+    worker: Rc<Worker>,
+    name: String,
+}
+
+impl Counted {
+    fn new(worker: &Rc<Worker>, name: String) -> Self {
+        worker.named_stats().shift(&name, true);
+        Self { worker: worker.clone(), name }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.worker.named_stats().shift(&self.name, false);
+    }
+}
+
+/// Runs the filters in front of the terminal one; an error ends the connection with these flags.
+async fn pass_filters(connection: &mut Connection) -> Result<Passed, ResponseFlags> {
     let chain = connection.chain.clone();
-    let mut cluster = None;
-    let mut gates = Vec::new();
-    // Held until the connection ends.
-    let mut places = Vec::new();
+    let worker = connection.worker.clone();
+    let mut passed = Passed::default();
     for filter in &chain.chain.filters {
         match filter {
-            // In front of tcp_proxy the check happens at the client's first byte, as in Envoy.
-            NetworkFilter::Rbac(rbac) if matches!(chain.chain.terminal, Terminal::TcpProxy(_)) => {
-                gates.push(rbac.clone());
-            }
-            NetworkFilter::Rbac(rbac) => {
-                if tcp::check_rbac(&connection.worker, &connection.info, rbac).is_err() {
-                    if let Some(delay) = rbac.delay_deny {
-                        tokio::time::sleep(delay).await;
-                    }
-                    return;
-                }
-            }
+            // The check happens at the client's first byte, as in Envoy.
+            NetworkFilter::Rbac(rbac) => passed.gates.push(rbac.clone()),
             NetworkFilter::SniDynamicForwardProxy { port } => {
                 let Some(name) = connection.info.server_name.clone() else { continue };
-                let Some(forward) = forward_cluster(&connection) else { continue };
+                let Some(forward) = forward_cluster(connection) else { continue };
                 let Discovery::DynamicForwardProxy(dns) = &forward.config().discovery else { continue };
                 let port = port.or_else(|| connection.info.local.port()).unwrap_or(443);
-                connection.original_dst = Box::pin(crate::dns::resolve(&connection.worker, dns, &name, port)).await;
+                connection.original_dst = Box::pin(crate::dns::resolve(&worker, dns, &name, port)).await;
             }
-            NetworkFilter::SniCluster => cluster = connection.info.server_name.clone(),
-            // Peers are known by certificate and headers; connection limits and the like have no effect on correctness here.
-            NetworkFilter::MetadataExchange(_)
-            | NetworkFilter::IstioStats(_)
-            | NetworkFilter::SetFilterState(_)
-            | NetworkFilter::NoOp { .. } => {}
+            NetworkFilter::SniCluster => passed.cluster = connection.info.server_name.clone(),
+            NetworkFilter::SetFilterState(values) => {
+                let info = StreamInfo::new(connection.info.clone(), SystemTime::now());
+                let context = FormatContext::new(&info, None, None);
+                let mut state = info.filter_state.clone();
+                for value in values.iter() {
+                    value.apply(&context, &mut state);
+                }
+                Arc::make_mut(&mut connection.info).filter_state = state;
+            }
+            // Who the peer is and what is counted of it is for the terminal filter.
+            NetworkFilter::MetadataExchange(_) | NetworkFilter::IstioStats(_) | NetworkFilter::NoOp { .. } => {}
             NetworkFilter::LocalRateLimit(limit) => {
-                if !tcp::take_token(&connection, limit) {
-                    return;
+                let name = format!("local_rate_limit.{}.rate_limited", limit.stat_prefix);
+                worker.named_stats().touch(&name);
+                if !tcp::take_token(connection, limit) {
+                    worker.named_stats().inc(&name);
+                    return Err(ResponseFlags::UPSTREAM_RETRY_LIMIT);
                 }
             }
-            NetworkFilter::ConnectionLimit(limit) => match limit.enter() {
-                Some(place) => places.push(place),
-                None => {
-                    let name = format!("connection_limit.{}.limited_connections", limit.stat_prefix);
-                    connection.worker.named_stats().inc(&name);
-                    if let Some(delay) = limit.delay {
-                        tokio::time::sleep(delay).await;
+            NetworkFilter::ConnectionLimit(limit) => {
+                let prefix = &limit.stat_prefix;
+                worker.named_stats().touch(&format!("connection_limit.{prefix}.limited_connections"));
+                passed.gauges.push(Counted::new(&worker, format!("connection_limit.{prefix}.active_connections")));
+                match limit.enter() {
+                    Some(place) => passed.places.push(place),
+                    None => {
+                        worker.named_stats().inc(&format!("connection_limit.{prefix}.limited_connections"));
+                        if let Some(delay) = limit.delay {
+                            tokio::time::sleep(delay).await;
+                        }
+                        return Err(ResponseFlags::NONE);
                     }
-                    return;
                 }
-            },
+            }
             NetworkFilter::ExtAuthz(config) => {
                 // Asked at the first byte, as by Envoy.
                 std::future::poll_fn(|cx| connection.io.poll_first_byte(cx)).await;
-                if !Box::pin(tcp::check_authz(&connection, config)).await {
-                    return;
+                if !Box::pin(tcp::check_authz(connection, config)).await {
+                    return Err(ResponseFlags::NONE);
                 }
             }
         }
     }
-    match &chain.chain.terminal {
-        Terminal::Http(http) => Box::pin(hcm::serve(connection, http.clone())).await,
-        Terminal::TcpProxy(proxy) => Box::pin(tcp::serve(connection, proxy.clone(), cluster, gates)).await,
-        Terminal::DirectResponse(bytes) => Box::pin(tcp::respond(connection, bytes.clone())).await,
-        Terminal::Echo => Box::pin(tcp::echo(connection)).await,
-        Terminal::Close => {}
+    for rbac in &passed.gates {
+        tcp::touch_rbac(&worker, rbac);
+    }
+    Ok(passed)
+}
+
+/// Policies in front of anything but `tcp_proxy`, which asks them itself. False: the connection ends.
+async fn pass_gates(connection: &mut Connection, gates: &[Arc<Rbac>]) -> bool {
+    if gates.is_empty() {
+        return true;
+    }
+    std::future::poll_fn(|cx| connection.io.poll_first_byte(cx)).await;
+    for rbac in gates {
+        if tcp::check_rbac(&connection.worker, &connection.info, rbac, &mut Metadata::default()).is_err() {
+            if let Some(delay) = rbac.delay_deny {
+                Box::pin(tcp::linger(&mut connection.io, delay)).await;
+            }
+            return false;
+        }
+    }
+    true
+}
+
+async fn run_chain(mut connection: Connection) {
+    let chain = connection.chain.clone();
+    let listener = connection.listener.clone();
+    let worker = connection.worker.clone();
+    let start = SystemTime::now();
+    let passed = Box::pin(pass_filters(&mut connection)).await;
+    let info = connection.info.clone();
+    let mut stream = match (&chain.chain.terminal, passed) {
+        (Terminal::TcpProxy(proxy), Ok(Passed { cluster, gates, places, gauges })) => {
+            let stream = Box::pin(tcp::serve(connection, proxy.clone(), cluster, gates)).await;
+            drop((places, gauges));
+            stream
+        }
+        (Terminal::TcpProxy(proxy), Err(flags)) => tcp::refuse(&connection, proxy, flags),
+        (_, Err(_)) => StreamInfo::new(info, start),
+        (Terminal::Http(http), Ok(passed)) => {
+            if pass_gates(&mut connection, &passed.gates).await {
+                Box::pin(hcm::serve(connection, http.clone())).await;
+            } else {
+                worker.http_stats(&http.stat_prefix).downstream_cx_total.inc();
+            }
+            StreamInfo::new(info, start)
+        }
+        // It speaks first, so that nobody is asked.
+        (Terminal::DirectResponse(bytes), Ok(_)) => {
+            let mut stream = StreamInfo::new(info, start);
+            stream.response_code_details = Some("direct_response".into());
+            stream.bytes_sent = bytes.len() as u64;
+            Box::pin(tcp::respond(connection, bytes.clone())).await;
+            stream
+        }
+        (Terminal::Echo, Ok(passed)) => {
+            if pass_gates(&mut connection, &passed.gates).await {
+                Box::pin(tcp::echo(connection)).await;
+            }
+            StreamInfo::new(info, start)
+        }
+        (Terminal::Close, Ok(_)) => StreamInfo::new(info, start),
+    };
+    if !listener.access_log.is_empty() {
+        stream.times.complete = start.elapsed().ok();
+        crate::log::write(&worker, &listener.access_log, &FormatContext::new(&stream, None, None));
     }
 }

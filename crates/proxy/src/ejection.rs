@@ -12,6 +12,7 @@ pub(crate) fn watch(shared: &Arc<Shared>, entry: &Arc<ClusterEntry>) {
         return;
     }
     let stats = Arc::new(ClusterStats::default());
+    crate::upstream::touch_outlier(&stats);
     shared.registry.add(Kind::Cluster, entry.cluster.stat_name.clone(), stats.clone());
     // Ends when the cluster is dropped.
     tokio::spawn(ticks(Arc::downgrade(entry), stats));
@@ -33,6 +34,7 @@ async fn ticks(entry: Weak<ClusterEntry>, stats: Arc<ClusterStats>) {
             detector.lock().unwrap_or_else(PoisonError::into_inner).tick(&endpoints, Instant::now(), &mut random);
         for event in &events {
             crate::upstream::count_outlier(&stats, event);
+            entry.tell_of_failure(matches!(event, proxy_core::outlier::Event::Ejected { enforced: true, .. }));
         }
     }
 }

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use envoy_api::pb::envoy::service::accesslog::v3 as als;
 use mesh_types::ArcStr;
 use prost::Message;
-use proxy_core::route::Priority;
 use proxy_core::{Headers, PickContext};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -122,8 +121,8 @@ async fn post(worker: &Rc<Worker>, cluster: &str, headers: Headers, body: Bytes)
     let cluster = worker.cluster(cluster)?;
     let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut())?;
     let protocol = Protocol::of(&cluster.config().protocol, None);
-    let pool = cluster.pool(worker, &host, &Variant { protocol, ..Variant::default() });
-    let acquired = pool.acquire(Priority::Default).await.ok()?;
+    let pool = cluster.pool(worker, &host, &Variant { protocol, ..Variant::default() })?;
+    let acquired = pool.acquire().await.ok()?;
     cluster.stats.upstream_rq_total.inc();
     let (status, ..) = call(acquired, headers, body, 1 << 16).await.ok()?;
     cluster.stats.upstream_rq.inc(status);

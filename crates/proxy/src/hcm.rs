@@ -3,6 +3,7 @@
 mod authz;
 mod encode;
 mod exchange;
+mod ext_authz;
 mod filters;
 mod h1;
 mod h2;
@@ -16,8 +17,9 @@ mod router;
 mod span;
 mod timers;
 
-pub(crate) use authz::{KeyCache, connection_attributes, grpc_frame, is_allowed};
+pub(crate) use authz::KeyCache;
 pub(crate) use exchange::{Exchange, civil_date};
+pub(crate) use ext_authz::{check_head, connection_attributes, grpc_frame, is_allowed};
 pub(crate) use limits::LocalLimits;
 pub(crate) use record::{Ring, Rings};
 
@@ -57,7 +59,7 @@ pub(crate) struct Http {
     /// Requests under way.
     active: Cell<u32>,
     /// Buckets of local rate limits that count each connection by itself.
-    limits: RefCell<std::collections::HashMap<usize, Vec<proxy_core::filters::TokenBucket>>>,
+    limits: RefCell<std::collections::HashMap<usize, limits::Buckets>>,
     /// The peer's last announcement and what it says: the same on every request of a connection.
     announced: RefCell<Option<(Vec<u8>, Arc<Workload>)>>,
 }
@@ -182,7 +184,18 @@ fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &
     if !worker.touched.borrow_mut().insert(Arc::as_ptr(config) as usize) {
         return;
     }
+    for name in redirect::COUNTERS {
+        stats.other.touch(name);
+    }
     for entry in &config.filters {
+        if let HttpFilter::ExtAuthz(config) = &entry.filter {
+            for what in ext_authz::COUNTERS {
+                stats.other.touch(&ext_authz::counter(config, what));
+            }
+        }
+        if let HttpFilter::LocalRateLimit(limit) = &entry.filter {
+            limits::touch(worker.named_stats(), limit);
+        }
         let names: &[&str] = match &entry.filter {
             HttpFilter::Fault(_) => &[
                 "fault.aborts_injected",
@@ -193,7 +206,15 @@ fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &
             ],
             HttpFilter::Cors => &["cors.origin_invalid", "cors.origin_valid"],
             HttpFilter::Rbac(_) => &["rbac.allowed", "rbac.denied", "rbac.shadow_allowed", "rbac.shadow_denied"],
-            HttpFilter::Jwt(_) => &["jwt_authn.allowed", "jwt_authn.denied", "jwt_authn.cors_preflight_bypassed"],
+            HttpFilter::Jwt(_) => &[
+                "jwt_authn.allowed",
+                "jwt_authn.denied",
+                "jwt_authn.cors_preflight_bypassed",
+                "jwt_authn.jwks_fetch_success",
+                "jwt_authn.jwks_fetch_failed",
+                "jwt_authn.jwt_cache_hit",
+                "jwt_authn.jwt_cache_miss",
+            ],
             _ => &[],
         };
         for name in names {

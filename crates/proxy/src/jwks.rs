@@ -178,10 +178,11 @@ impl Token {
         };
         let decoded = BASE64.decode(head).map_err(|_| "Jwt header is an invalid Base64url encoded")?;
         let header: Value = serde_json::from_slice(&decoded).map_err(|_| "Jwt header is an invalid JSON")?;
-        let algorithm = match header.get("alg") {
-            Some(Value::String(s)) => s.clone(),
-            Some(_) => return Err("Jwt header [alg] field is not a string"),
-            None => return Err("Jwt header is an invalid JSON"),
+        if !header.is_object() {
+            return Err("Jwt header is an invalid JSON");
+        }
+        let Some(Value::String(algorithm)) = header.get("alg").cloned() else {
+            return Err("Jwt header [alg] field is required and must be a string");
         };
         if !ALGORITHMS.contains(&algorithm.as_str()) {
             return Err("Jwt header [alg] is not supported");
@@ -193,16 +194,9 @@ impl Token {
         };
         let decoded = BASE64.decode(body).map_err(|_| "Jwt payload is an invalid Base64url encoded")?;
         let payload: Value = serde_json::from_slice(&decoded).map_err(|_| "Jwt payload is an invalid JSON")?;
-        for (field, message) in [
-            ("iat", "Jwt payload [iat] field is not an integer or not positive"),
-            ("nbf", "Jwt payload [nbf] field is not an integer or not positive"),
-            ("exp", "Jwt payload [exp] field is not an integer or not positive"),
-        ] {
-            if payload.get(field).is_some_and(|v| !v.as_f64().is_some_and(|n| n >= 0.0)) {
-                return Err(message);
-            }
-        }
-        let signature = BASE64.decode(sign).map_err(|_| "Jwt signature is an invalid Base64url encoded")?;
+        check_claims(&payload)?;
+        let signature =
+            BASE64.decode(sign.trim_end_matches('=')).map_err(|_| "Jwt signature is an invalid Base64url encoded")?;
         Ok(Self {
             header,
             payload,
@@ -216,6 +210,11 @@ impl Token {
 
     pub(crate) fn issuer(&self) -> &str {
         self.payload.get("iss").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// When it ends.
+    pub(crate) fn expiration(&self) -> Option<u64> {
+        self.payload.get("exp").and_then(Value::as_f64).map(|n| n as u64).filter(|exp| *exp > 0)
     }
 
     /// `nbf` and `exp`, with a clock skew in seconds.
@@ -240,6 +239,47 @@ impl Token {
     }
 }
 
+/// Registered claims have the types that they are registered with, in the order in which jwt_verify_lib looks.
+fn check_claims(payload: &Value) -> Result<(), &'static str> {
+    if !payload.is_object() {
+        return Err("Jwt payload is an invalid JSON");
+    }
+    let is_text = |name: &str| payload.get(name).is_none_or(Value::is_string);
+    let time = |name: &str, kind: &'static str, range: &'static str| match payload.get(name) {
+        None => Ok(()),
+        Some(Value::Number(n)) => match n.as_f64() {
+            // Beyond this, jwt_verify_lib's integer ends.
+            Some(n) if (0.0..1.844_674_407_370_955_2e19).contains(&n) => Ok(()),
+            _ => Err(range),
+        },
+        Some(_) => Err(kind),
+    };
+    if !is_text("iss") {
+        return Err("Jwt payload [iss] field is not a string");
+    }
+    if !is_text("sub") {
+        return Err("Jwt payload [sub] field is not a string");
+    }
+    for (name, kind, range) in TIMES {
+        time(name, kind, range)?;
+    }
+    if !is_text("jti") {
+        return Err("Jwt payload [jti] field is not a string");
+    }
+    match payload.get("aud") {
+        None | Some(Value::String(_)) => Ok(()),
+        Some(Value::Array(list)) if list.iter().all(Value::is_string) => Ok(()),
+        Some(_) => Err("Jwt payload [aud] field is not a string or string list"),
+    }
+}
+
+/// Claims that are points in time, and what is said of other types and values.
+const TIMES: [(&str, &str, &str); 3] = [
+    ("iat", "Jwt payload [iat] field is not an integer", "Jwt payload [iat] field is not a positive 64 bit integer"),
+    ("nbf", "Jwt payload [nbf] field is not an integer", "Jwt payload [nbf] field is not a positive 64 bit integer"),
+    ("exp", "Jwt payload [exp] field is not an integer", "Jwt payload [exp] field is not a positive 64 bit integer"),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,6 +288,13 @@ mod tests {
     fn malformed_tokens_are_named() {
         let error = |text: &str| Token::parse(text).expect_err("refused");
         assert!(error("a.b").starts_with("Jwt is not in the form"));
+        let payload =
+            |text: &str| error(&format!("{}.{}.aa", BASE64.encode(r#"{"alg":"HS256"}"#), BASE64.encode(text)));
+        assert_eq!(payload("[]"), "Jwt payload is an invalid JSON");
+        assert_eq!(payload(r#"{"iss":1}"#), "Jwt payload [iss] field is not a string");
+        assert_eq!(payload(r#"{"exp":"1"}"#), "Jwt payload [exp] field is not an integer");
+        assert_eq!(payload(r#"{"exp":-1}"#), "Jwt payload [exp] field is not a positive 64 bit integer");
+        assert_eq!(payload(r#"{"aud":[1]}"#), "Jwt payload [aud] field is not a string or string list");
         assert_eq!(error("x.y.z"), "Jwt header is an invalid Base64url encoded");
         let none = BASE64.encode(r#"{"alg":"none"}"#);
         assert_eq!(error(&format!("{none}.e30.aa")), "Jwt header [alg] is not supported");

@@ -27,6 +27,7 @@ mod inspect;
 mod io;
 mod jwks;
 mod log;
+mod overload;
 mod peer;
 mod proxy_protocol;
 mod runtime;

@@ -2,7 +2,7 @@
 
 mod als;
 
-pub(crate) use als::Entry;
+pub(crate) use als::{Entry, fields as to_struct};
 
 use crate::export::{self, Item, Target, When, otlp};
 use mesh_types::ArcStr;

@@ -13,7 +13,7 @@ use proxy_core::outlier::OutlierDetector;
 use proxy_core::{Cluster, Endpoints, Host, Listener, ListenerSet, RouteTable};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 /// The process-wide state.
@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     ids: AtomicU64,
     /// `/healthcheck/fail`: answers say that they are unhealthy, `/ready` says DRAINING.
     pub(crate) health_failed: AtomicBool,
+    /// What is done when resources run short, if the bootstrap says anything about that.
+    pub(crate) overload: OnceLock<Arc<crate::overload::Overload>>,
     /// Listeners drain: connections are closed as soon as that loses nothing.
     pub(crate) draining: AtomicBool,
     pub(crate) started: Instant,
@@ -63,6 +65,7 @@ impl Shared {
             rings: crate::hcm::Rings::default(),
             ids: AtomicU64::new(1),
             health_failed: AtomicBool::new(false),
+            overload: OnceLock::new(),
             draining: AtomicBool::new(false),
             started: Instant::now(),
             started_at: SystemTime::now(),
@@ -98,8 +101,14 @@ pub(crate) struct ClusterEntry {
     pub(crate) version: ArcStr,
     pub(crate) updated: SystemTime,
     pub(crate) dynamic: bool,
-    /// EDS: the endpoints came.
+    /// EDS and DNS: the endpoints came.
     pub(crate) warm: AtomicBool,
+    /// Active checks: all hosts were asked once.
+    pub(crate) checked: AtomicBool,
+    /// A connection to one of its hosts was wanted.
+    pub(crate) used: AtomicBool,
+    /// Counts the times that a host was found to fail, where connections must end then.
+    pub(crate) failures: Option<tokio::sync::watch::Sender<u64>>,
 }
 
 impl ClusterEntry {
@@ -123,12 +132,11 @@ impl ClusterEntry {
             updated: SystemTime::now(),
             dynamic,
             warm: AtomicBool::new(!waits),
+            checked: AtomicBool::new(cluster.health_checks.is_empty()),
+            used: AtomicBool::new(false),
+            failures: cluster.close_on_failure.then(|| tokio::sync::watch::Sender::new(0)),
             cluster,
         })
-    }
-
-    pub(crate) fn is_original_dst(&self) -> bool {
-        matches!(self.cluster.discovery, Discovery::OriginalDst(_))
     }
 
     /// Hosts are made as connections need them, and are in no list.
@@ -140,6 +148,23 @@ impl ClusterEntry {
     pub(crate) fn client_tls(&self, host: &Host) -> Option<Arc<ClientTls>> {
         let context = self.cluster.transport(host).0.tls()?;
         self.tls.iter().find(|(k, _)| Arc::ptr_eq(k, context)).map(|(_, tls)| tls.clone())
+    }
+
+    /// Whether its endpoints are known.
+    pub(crate) fn has_endpoints(&self) -> bool {
+        self.warm.load(Ordering::Acquire)
+    }
+
+    /// Whether it may be used.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.has_endpoints() && self.checked.load(Ordering::Acquire)
+    }
+
+    /// A host's health changed.
+    pub(crate) fn tell_of_failure(&self, failed: bool) {
+        if let (true, Some(failures)) = (failed, &self.failures) {
+            failures.send_modify(|n| *n += 1);
+        }
     }
 
     /// Publishes new endpoints.

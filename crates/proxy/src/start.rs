@@ -4,7 +4,7 @@ use crate::bootstrap::{InvalidBootstrap, NodeInfo, Parts};
 use crate::control::{Control, Incoming, lose_patience};
 use crate::log::LogFiles;
 use crate::runtime::Shared;
-use crate::{admin, dns, sources, tls, worker, xds};
+use crate::{admin, dns, overload, sources, tls, worker, xds};
 use ads::client::{Connector, Handler, Subscriptions};
 use bytes::Bytes;
 use envoy_api::bootstrap::Bootstrap;
@@ -165,10 +165,8 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
     };
     let settings = proxy_core::Bootstrap::settings(&bootstrap.head, &core_options)
         .map_err(|e| InvalidBootstrap::Refused(e.to_string()))?;
-    if bootstrap.head.overload_manager.is_some() {
-        tracing::warn!(
-            "overload_manager of the bootstrap has no effect: limits of clusters, listeners and connections do"
-        );
+    if let Some(config) = settings.overload.clone() {
+        overload::install(&shared, config);
     }
     if !bootstrap.head.stats_sinks.is_empty() {
         tracing::warn!("stats_sinks of the bootstrap have no effect: statistics are pulled from /stats/prometheus");
@@ -197,6 +195,9 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
         if let Some(address) = admin_address {
             let listener = admin::bind(&address)?;
             tasks.spawn(admin::serve(listener, admin.clone()));
+        }
+        if let Some(overload) = shared.overload.get() {
+            tasks.spawn(overload::watch(overload.clone()));
         }
         tasks.spawn(dns::run(dns_receiver, control.clone()));
         tasks.spawn(lose_patience(awaited, control.clone()));

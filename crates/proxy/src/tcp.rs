@@ -9,7 +9,7 @@ use crate::io::Io;
 use crate::peer;
 use crate::runtime::exchange_of;
 use crate::stats::TcpStats;
-use crate::upstream::{AcquireError, Announced, Protocol, Source, Variant};
+use crate::upstream::{AcquireError, Active, Announced, Protocol, Source, Variant, WorkerCluster};
 use crate::worker::Worker;
 pub(crate) use authz::check as check_authz;
 use bytes::Bytes;
@@ -17,11 +17,8 @@ use copy::{Side, Transfer};
 use mesh_types::ArcStr;
 use proxy_core::listener::{Direction, NetworkFilter, NetworkLocalRateLimit, TcpProxy};
 use proxy_core::rbac::{Rbac, RbacInput};
-use proxy_core::route::Priority;
-use proxy_core::{
-    AccessLog, ConnectionInfo, FilterState, FormatContext, Metadata, PickContext, ResponseFlags, StreamInfo,
-};
-use std::cell::Cell;
+use proxy_core::{AccessLog, ConnectionInfo, FormatContext, Host, Metadata, PickContext, ResponseFlags, StreamInfo};
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -34,7 +31,7 @@ pub(crate) async fn serve(
     proxy: Arc<TcpProxy>,
     cluster: Option<ArcStr>,
     gates: Vec<Arc<Rbac>>,
-) {
+) -> StreamInfo {
     let worker = connection.worker.clone();
     let stats = worker.tcp_stats(&proxy.stat_prefix);
     stats.downstream_cx_total.inc();
@@ -42,7 +39,8 @@ pub(crate) async fn serve(
     let began = Instant::now();
     let random = worker.random.borrow_mut().next();
     let (name, metadata_match) = proxy.cluster(random);
-    let name = cluster.unwrap_or_else(|| name.clone());
+    let chosen = cluster.or_else(|| info.filter_state.0.get("envoy.tcp_proxy.cluster").cloned());
+    let name = chosen.unwrap_or_else(|| name.clone());
     let route = Route { name: &name, metadata_match, gates: &gates };
     if proxy.access_log_on_start {
         write_logs(&worker, &proxy.access_log, &info, "TcpConnectionStart");
@@ -50,6 +48,16 @@ pub(crate) async fn serve(
     run(connection, &proxy, &stats, &route, &mut info).await;
     info.times.complete = Some(began.elapsed());
     write_logs(&worker, &proxy.access_log, &info, "TcpConnectionEnd");
+    info
+}
+
+/// A connection that a filter before ended.
+pub(crate) fn refuse(connection: &Connection, proxy: &TcpProxy, flags: ResponseFlags) -> StreamInfo {
+    let mut info = StreamInfo::new(connection.info.clone(), SystemTime::now());
+    info.flags.insert(flags);
+    info.times.complete = Some(Duration::ZERO);
+    write_logs(&connection.worker, &proxy.access_log, &info, "TcpConnectionEnd");
+    info
 }
 
 fn write_logs(worker: &std::rc::Rc<Worker>, logs: &[Arc<AccessLog>], info: &StreamInfo, kind: &'static str) {
@@ -107,27 +115,28 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
         let host = cluster.pick(&context, &mut worker.random.borrow_mut());
         let Some(host) = host else {
             cluster.stats.upstream_cx_none_healthy.inc();
-            if cluster.entry.is_original_dst() {
-                cluster.stats.original_dst_host_invalid.inc();
-            }
             info.flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
             return;
         };
         info.upstream.host = Some(host.clone());
         info.upstream.attempts += 1;
-        cluster.stats.upstream_rq_total.inc();
         let source = Source::of(&connection.listener, &connection.info);
+        let announced = Announced::to(&cluster, &host, &connection.info);
+        let protocol = match &proxy.tunneling {
+            None => Protocol::Raw,
+            Some(_) => Protocol::of(&cluster.config().protocol, None),
+        };
+        let variant = Variant { protocol, announced, source, ..Variant::default() };
+        let Some(pool) = cluster.pool(&worker, &host, &variant) else {
+            info.flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
+            return;
+        };
         let connected = match &proxy.tunneling {
             None => {
-                let announced = Announced::to(&cluster, &host, &connection.info);
-                let pool = cluster.pool(&worker, &host, &Variant { announced, source, ..Variant::default() });
-                let dialled = pool.dial(Priority::Default).await;
+                let dialled = pool.dial().await;
                 dialled.map(|(io, facts, counted)| (Way::Plain(Box::new(io), counted), facts))
             }
             Some(config) => {
-                let protocol = Protocol::of(&cluster.config().protocol, None);
-                let announced = Announced::to(&cluster, &host, &connection.info);
-                let pool = cluster.pool(&worker, &host, &Variant { protocol, announced, source, ..Variant::default() });
                 let request = config.request(&FormatContext::new(info, None, None));
                 let opened = tunnel::open(&pool, request).await;
                 opened
@@ -138,6 +147,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
         match connected {
             Ok(upstream) => break upstream,
             Err(AcquireError::Overflow) => {
+                info.upstream.host = None;
                 info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
                 return;
             }
@@ -162,6 +172,8 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
         }
     };
     let (way, facts) = upstream;
+    cluster.stats.upstream_rq_total.inc();
+    let _active = info.upstream.host.clone().map(|host| Active::new(cluster.clone(), host));
     if let Some(host) = &info.upstream.host {
         cluster.on_result(host, Some(proxy_core::outlier::Outcome::Connected), &worker);
     }
@@ -173,26 +185,45 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     }
     let labels = peer::tcp_labels(&worker, &connection.listener, info, &cluster, said);
     let report = labels.and_then(|l| worker.istio.tcp_opened(l));
+    let own_timeout = info.filter_state.0.get("envoy.tcp_proxy.per_connection_idle_timeout_ms");
+    let own_timeout = own_timeout.and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
     let transfer = Transfer {
-        idle_timeout: proxy.idle_timeout,
+        idle_timeout: own_timeout.or(proxy.idle_timeout),
         max_duration: proxy.max_downstream_connection_duration.map(|max| max.saturating_sub(began.elapsed())),
         received: Cell::new(0),
         sent: Cell::new(0),
+        continuous: gates.iter().any(|rbac| rbac.continuous),
         drain: connection.chain.drain.subscribe(),
         drain_time: worker.shared.drain_time,
     };
     let mut reported = (0, 0);
     let mut down = connection.io;
     let connection_info = info.connection.clone();
-    let mut gate = || gates.iter().try_for_each(|rbac| check_rbac(&worker, &connection_info, rbac));
+    let told = RefCell::new(Metadata::default());
+    let delay = Cell::new(None);
+    let mut gate = || {
+        gates.iter().try_for_each(|rbac| {
+            let checked = check_rbac(&worker, &connection_info, rbac, &mut told.borrow_mut());
+            checked.inspect_err(|_| delay.set(rbac.delay_deny))
+        })
+    };
     let gate: Option<&mut dyn FnMut() -> Result<(), String>> = if gates.is_empty() { None } else { Some(&mut gate) };
     let moving = async {
         match way {
-            Way::Plain(mut up, _counted) => copy::both(&mut down, &mut up, &transfer, gate).await,
+            Way::Plain(mut up, counted) => {
+                let ended = copy::both(&mut down, &mut up, &transfer, gate).await;
+                counted.ended_by_peer(matches!(ended, copy::Ended::Complete | copy::Ended::Failed(Side::Upstream)));
+                if let Some(delay) = delay.get() {
+                    linger(&mut down, delay).await;
+                }
+                ended
+            }
             Way::Tunnel(tunnel) => tunnel.run(down, &transfer, gate).await,
         }
     };
     tokio::pin!(moving);
+    let failed = host_fails(&cluster, info.upstream.host.clone());
+    tokio::pin!(failed);
     // Long connections show up in metrics while they live.
     let reporting = connection.chain.chain.filters.iter().find_map(|filter| match filter {
         NetworkFilter::IstioStats(stats) => Some(stats.tcp_reporting),
@@ -206,6 +237,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     let ended = loop {
         tokio::select! {
             ended = &mut moving => break ended,
+            () = &mut failed => break copy::Ended::Complete,
             _ = records.tick(), if proxy.access_log_flush_interval.is_some() => {
                 (info.bytes_received, info.bytes_sent) = (transfer.received.get(), transfer.sent.get());
                 info.times.complete = Some(began.elapsed());
@@ -221,6 +253,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
             }
         }
     };
+    info.dynamic_metadata = told.take();
     let (received, sent) = (transfer.received.get(), transfer.sent.get());
     if let Some(report) = &report {
         report.bytes(sent - reported.0, received - reported.1);
@@ -251,6 +284,30 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     }
 }
 
+/// A refused client is not told at once; what it sends meanwhile goes nowhere.
+pub(crate) async fn linger(client: &mut Io, delay: Duration) {
+    let gone = async {
+        let mut dropped = [0; 1024];
+        while client.read(&mut dropped).await.is_ok_and(|n| n > 0) {}
+    };
+    // Whichever comes first.
+    let _ = tokio::time::timeout(delay, gone).await;
+}
+
+/// Resolves when the host is found to fail, for clusters whose connections end then.
+async fn host_fails(cluster: &WorkerCluster, host: Option<Arc<Host>>) {
+    if let (Some(failures), Some(host)) = (&cluster.entry.failures, host) {
+        let mut failures = failures.subscribe();
+        let before = host.state.failures();
+        while failures.changed().await.is_ok() {
+            if host.state.failures() != before {
+                return;
+            }
+        }
+    }
+    std::future::pending().await
+}
+
 /// How the bytes get to the host.
 enum Way {
     Plain(Box<Io>, crate::upstream::Counted),
@@ -260,22 +317,54 @@ enum Way {
 /// Istio's default.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
-/// Checks a connection and counts the verdict as Envoy: `PREFIXrbac.allowed` and the shadow ones. An error is the detail.
-pub(crate) fn check_rbac(worker: &Worker, info: &ConnectionInfo, rbac: &Rbac) -> Result<(), String> {
+/// The names of a policy's counters: `PREFIX.rbac.WHAT`, with the prefix of shadow rules in between.
+fn rbac_counter(rbac: &Rbac, shadow: bool, what: &str) -> String {
+    let parts = [&*rbac.stat_prefix, "rbac", if shadow { &*rbac.shadow_prefix } else { "" }, what];
+    let parts = parts.iter().map(|part| part.trim_end_matches('.')).filter(|part| !part.is_empty());
+    parts.collect::<Vec<_>>().join(".")
+}
+
+/// Makes the counters of a policy exist.
+pub(crate) fn touch_rbac(worker: &Worker, rbac: &Arc<Rbac>) {
+    if worker.touched.borrow_mut().insert(Arc::as_ptr(rbac) as usize) {
+        for (shadow, what) in [(false, "allowed"), (false, "denied"), (true, "shadow_allowed"), (true, "shadow_denied")]
+        {
+            worker.named_stats().touch(&rbac_counter(rbac, shadow, what));
+        }
+    }
+}
+
+/// Checks a connection, counts the verdict as Envoy and notes it in the metadata. An error is the detail.
+pub(crate) fn check_rbac(
+    worker: &Worker,
+    info: &ConnectionInfo,
+    rbac: &Rbac,
+    metadata: &mut Metadata,
+) -> Result<(), String> {
     let verdict = rbac.check(&RbacInput {
         headers: None,
         connection: info,
         remote: &info.remote,
         metadata: &Metadata::default(),
-        filter_state: &FilterState::default(),
+        filter_state: &info.filter_state,
         route_metadata: None,
     });
     let stats = worker.named_stats();
-    let prefix = rbac.stat_prefix.trim_end_matches('.');
-    let name = |what: &str| if prefix.is_empty() { format!("rbac.{what}") } else { format!("{prefix}.rbac.{what}") };
-    stats.inc(&name(if verdict.allowed { "allowed" } else { "denied" }));
+    if verdict.enforced.is_some() {
+        stats.inc(&rbac_counter(rbac, false, if verdict.allowed { "allowed" } else { "denied" }));
+    }
     if let Some(shadow) = &verdict.shadow {
-        stats.inc(&name(if shadow.allowed { "shadow_allowed" } else { "shadow_denied" }));
+        stats.inc(&rbac_counter(rbac, true, if shadow.allowed { "shadow_allowed" } else { "shadow_denied" }));
+        const NAMESPACE: &str = "envoy.filters.network.rbac";
+        let prefix = &rbac.shadow_prefix;
+        let result = if shadow.allowed { "allowed" } else { "denied" };
+        metadata.set(NAMESPACE, &format!("{prefix}shadow_engine_result"), result.into());
+        if let Some(policy) = &shadow.policy {
+            metadata.set(NAMESPACE, &format!("{prefix}shadow_effective_policy_id"), (&**policy).into());
+        }
+    }
+    if let Some(hint) = verdict.log_hint {
+        metadata.set("envoy.common", "access_log_hint", hint.into());
     }
     if verdict.allowed { Ok(()) } else { Err(verdict.details()) }
 }

@@ -79,6 +79,13 @@ pub(crate) enum TlsError {
     Verifier(String),
 }
 
+impl TlsError {
+    /// Whether a handshake could not begin because a secret is not there.
+    pub(crate) fn is_missing_secret(e: &std::io::Error) -> bool {
+        e.get_ref().and_then(|e| e.downcast_ref::<Self>()).is_some_and(|e| matches!(e, Self::MissingSecret(_)))
+    }
+}
+
 /// The one crypto provider, with all suites Envoy enables by default.
 pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =

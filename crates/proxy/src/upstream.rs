@@ -14,6 +14,7 @@ use crate::runtime::ClusterEntry;
 use crate::stats::{ClusterStats, Workload};
 use crate::worker::Worker;
 use arc_swap::ArcSwap;
+use proxy_core::circuit::Resource;
 use proxy_core::outlier::{Cause, Event, Outcome};
 use proxy_core::{Cluster, Endpoints, Host, LoadBalancer, PickContext};
 use std::cell::{Cell, RefCell};
@@ -22,7 +23,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A cluster as one worker uses it. Made when first used.
 pub(crate) struct WorkerCluster {
@@ -141,20 +142,37 @@ impl WorkerCluster {
         known.entry(key).or_insert_with(|| peer::of_host(host).map(|w| worker.intern(w))).clone()
     }
 
-    /// The pool for this host and way of connecting.
-    pub(crate) fn pool(self: &Rc<Self>, worker: &Rc<Worker>, host: &Arc<Host>, variant: &Variant) -> Rc<Pool> {
+    /// The pool for this host and way of connecting; `None` when the circuit breaker allows no further one.
+    pub(crate) fn pool(self: &Rc<Self>, worker: &Rc<Worker>, host: &Arc<Host>, variant: &Variant) -> Option<Rc<Pool>> {
         let key = Arc::as_ptr(host);
         let mut hosts = self.hosts.borrow_mut();
         let pools =
             hosts.entry(key).or_insert_with(|| Rc::new(HostPools { _host: host.clone(), pools: RefCell::default() }));
         let mut list = pools.pools.borrow_mut();
         if let Some((_, pool)) = list.iter().find(|(v, _)| v == variant) {
-            return pool.clone();
+            return Some(pool.clone());
         }
+        let permit = match variant.protocol {
+            Protocol::Raw => None,
+            _ => {
+                let breaker = self.entry.breakers.get(variant.priority);
+                let mut permit = breaker.acquire(Resource::Pools);
+                if permit.is_none() {
+                    // Another one of the host may have come to its end.
+                    list.retain(|(_, pool)| !pool.is_unused());
+                    permit = breaker.acquire(Resource::Pools);
+                }
+                let Some(permit) = permit else {
+                    self.stats.upstream_cx_pool_overflow.inc();
+                    return None;
+                };
+                Some(permit)
+            }
+        };
         let tls = self.entry.client_tls(host);
-        let pool = Pool::new(worker.clone(), self.clone(), host.clone(), variant.clone(), tls);
+        let pool = Pool::new(worker.clone(), self.clone(), host.clone(), variant.clone(), tls, permit);
         list.push((variant.clone(), pool.clone()));
-        pool
+        Some(pool)
     }
 
     /// Starts closing idle connections in time, if that is not going on already.
@@ -166,7 +184,8 @@ impl WorkerCluster {
         // Nobody waits for it: it ends with the cluster or when nothing is idle.
         tokio::task::spawn_local(async move {
             loop {
-                tokio::time::sleep(SWEEP).await;
+                let Some(pause) = this.upgrade().map(|cluster| cluster.sweep_pause()) else { return };
+                tokio::time::sleep(pause).await;
                 let Some(cluster) = this.upgrade() else { return };
                 if !cluster.sweep_once() {
                     cluster.sweeping.set(false);
@@ -174,6 +193,13 @@ impl WorkerCluster {
                 }
             }
         });
+    }
+
+    /// Short timeouts are looked after more often.
+    fn sweep_pause(&self) -> Duration {
+        let config = self.config();
+        let shortest = [config.idle_timeout, config.max_connection_duration].into_iter().flatten().min();
+        shortest.map_or(SWEEP, |timeout| (timeout / 4).clamp(Duration::from_millis(10), SWEEP))
     }
 
     /// True while something is left to watch.
@@ -210,20 +236,73 @@ impl WorkerCluster {
         else {
             return;
         };
-        let Some(cause) = config.report(host, outcome) else { return };
-        let endpoints = self.entry.endpoints.load();
-        let mut detector = detector.lock().unwrap_or_else(PoisonError::into_inner);
-        let event = detector.on_threshold(host, cause, &endpoints, Instant::now(), &mut worker.random.borrow_mut());
-        drop(detector);
-        if let Some(event) = event {
-            count_outlier(&self.stats, &event);
+        for cause in config.report(host, outcome).into_iter().flatten() {
+            let endpoints = self.entry.endpoints.load();
+            let mut detector = detector.lock().unwrap_or_else(PoisonError::into_inner);
+            let event = detector.on_threshold(host, cause, &endpoints, Instant::now(), &mut worker.random.borrow_mut());
+            drop(detector);
+            if let Some(event) = event {
+                count_outlier(&self.stats, &event);
+                self.entry.tell_of_failure(matches!(event, Event::Ejected { enforced: true, .. }));
+            }
+        }
+    }
+
+    /// A host said in an answer that it fails (`x-envoy-immediate-health-check-fail`).
+    pub(crate) fn on_own_word(&self, host: &Host) {
+        if host.state.on_own_word() {
+            self.stats.other.inc("health_check.passive_failure");
+            self.stats.other.inc("health_check.failure");
+            self.entry.tell_of_failure(true);
         }
     }
 }
 
 /// Counts an ejection as Envoy (`outlier_detection.*`).
 pub(crate) fn count_outlier(stats: &ClusterStats, event: &Event) {
-    let name = |cause: &Cause| match cause {
+    let (Event::Ejected { cause, .. } | Event::Overflow { cause, .. }) = event else { return };
+    stats.other.inc(&format!("outlier_detection.ejections_detected_{}", cause_name(*cause)));
+    match cause {
+        Cause::Consecutive5xx => stats.other.inc("outlier_detection.ejections_consecutive_5xx"),
+        Cause::SuccessRate => stats.other.inc("outlier_detection.ejections_success_rate"),
+        _ => {}
+    }
+    // Deprecated, and never counted for younger causes.
+    if let (Event::Ejected { .. }, Cause::Consecutive5xx | Cause::SuccessRate) = (event, cause) {
+        stats.other.inc("outlier_detection.ejections_total");
+    }
+    match event {
+        Event::Ejected { enforced: true, .. } => {
+            stats.other.inc("outlier_detection.ejections_enforced_total");
+            stats.other.inc(&format!("outlier_detection.ejections_enforced_{}", cause_name(*cause)));
+        }
+        Event::Overflow { .. } => stats.other.inc("outlier_detection.ejections_overflow"),
+        _ => {}
+    }
+}
+
+/// Makes the counters of outlier detection exist.
+pub(crate) fn touch_outlier(stats: &ClusterStats) {
+    for what in ["consecutive_5xx", "enforced_total", "overflow", "success_rate", "total"] {
+        stats.other.touch(&format!("outlier_detection.ejections_{what}"));
+    }
+    for cause in [
+        Cause::Consecutive5xx,
+        Cause::ConsecutiveGateway,
+        Cause::ConsecutiveLocal,
+        Cause::SuccessRate,
+        Cause::LocalSuccessRate,
+        Cause::FailurePercentage,
+        Cause::LocalFailurePercentage,
+    ] {
+        stats.other.touch(&format!("outlier_detection.ejections_detected_{}", cause_name(cause)));
+        stats.other.touch(&format!("outlier_detection.ejections_enforced_{}", cause_name(cause)));
+    }
+}
+
+/// As the names of its counters end.
+fn cause_name(cause: Cause) -> &'static str {
+    match cause {
         Cause::Consecutive5xx => "consecutive_5xx",
         Cause::ConsecutiveGateway => "consecutive_gateway_failure",
         Cause::ConsecutiveLocal => "consecutive_local_origin_failure",
@@ -231,23 +310,12 @@ pub(crate) fn count_outlier(stats: &ClusterStats, event: &Event) {
         Cause::LocalSuccessRate => "local_origin_success_rate",
         Cause::FailurePercentage => "failure_percentage",
         Cause::LocalFailurePercentage => "local_origin_failure_percentage",
-    };
-    match event {
-        Event::Ejected { cause, enforced, .. } => {
-            stats.other.inc(&format!("outlier_detection.ejections_detected_{}", name(cause)));
-            if *enforced {
-                stats.other.inc("outlier_detection.ejections_enforced_total");
-                stats.other.inc(&format!("outlier_detection.ejections_enforced_{}", name(cause)));
-            }
-        }
-        Event::Overflow { .. } => stats.other.inc("outlier_detection.ejections_overflow"),
-        Event::Returned { .. } => {}
     }
 }
 
 /// How often idle connections are looked at: bounds how late an idle timeout may be, and how long a connection that
 /// the peer closed stays counted.
-const SWEEP: std::time::Duration = std::time::Duration::from_secs(1);
+const SWEEP: Duration = Duration::from_secs(1);
 
 impl HostPools {
     fn sweep(&self, now: Instant) -> bool {
@@ -256,7 +324,7 @@ impl HostPools {
         self.pools.borrow_mut().retain(|(variant, pool)| {
             let used = pool.sweep(now);
             busy |= used;
-            used || (variant.announced.is_none() && variant.server_name.is_none() && variant.source.is_none())
+            used || (variant.is_lasting())
         });
         busy
     }
@@ -265,5 +333,27 @@ impl HostPools {
         for (_, pool) in self.pools.borrow().iter() {
             pool.close_idle();
         }
+    }
+}
+
+/// Counts a request (or a TCP connection, which is one) on its host and cluster while it lives.
+pub(crate) struct Active {
+    cluster: Rc<WorkerCluster>,
+    host: Arc<Host>,
+}
+
+impl Active {
+    pub(crate) fn new(cluster: Rc<WorkerCluster>, host: Arc<Host>) -> Self {
+        cluster.stats.upstream_rq_active.inc();
+        host.state.active.fetch_add(1, Relaxed);
+        host.state.stats.rq_total.fetch_add(1, Relaxed);
+        Self { cluster, host }
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.cluster.stats.upstream_rq_active.dec();
+        self.host.state.active.fetch_sub(1, Relaxed);
     }
 }

@@ -126,6 +126,10 @@ impl PushContext {
             true => Arc::new(self.registry.update(&self.snapshot, snapshot, &changed, mesh, &self.settings)),
             false => self.registry.clone(),
         };
+        if **registry.networks() != **self.registry.networks() {
+            // Any endpoint may be reached another way.
+            return PushContext::build(whole, mesh, &self.settings).with_keys((*self.rules.keys).clone());
+        }
         let same_services = registry.services.len() == self.registry.services.len()
             && registry.services.iter().zip(&self.registry.services).all(|(a, b)| Arc::ptr_eq(a, b));
         let known = self.known_scopes();
@@ -144,6 +148,11 @@ impl PushContext {
             scopes: Mutex::new(scopes),
             former,
         }
+    }
+
+    /// The same with other settings.
+    pub fn with_settings(&self, settings: &Settings) -> PushContext {
+        PushContext::build(&self.snapshot, &self.mesh, settings).with_keys((*self.rules.keys).clone())
     }
 
     fn known_scopes(&self) -> Scopes {

@@ -1,4 +1,5 @@
 use std::any::{Any, TypeId};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,6 +46,8 @@ pub struct Memo {
     /// Tables of one key and value type each. The lock covers look-ups, not the making of values: two who want
     /// the same at once both make it, which costs time but is right.
     tables: Mutex<HashMap<TypeId, Erased>>,
+    /// Failures of generation, for metrics.
+    failures: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// A table with more values than this forgets them all: proxies may ask for what names they like.
@@ -69,6 +72,16 @@ impl Memo {
         V: Clone + Send + 'static,
     {
         self.get_of(MOST, key, make)
+    }
+
+    /// Notes that something which is made could not be made as it was wished.
+    pub fn failed(&self, what: &'static str) {
+        *self.failures.lock().unwrap_or_else(PoisonError::into_inner).entry(what).or_default() += 1;
+    }
+
+    /// What failed, and how often.
+    pub fn failures(&self) -> BTreeMap<&'static str, u64> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// As [`Memo::get`] for big values, of which at most so many are kept.

@@ -240,11 +240,14 @@ impl Hosts {
     }
 }
 
+/// Before a namespace: these hosts are taken out of what others import; without a namespace out of all.
+const EXCLUDES: char = '~';
+
 fn classify(listener: &IstioEgressListener, namespace: &str) -> BTreeMap<String, Hosts> {
     let mut out: BTreeMap<String, Hosts> = BTreeMap::new();
     for text in &listener.hosts {
         let Some((ns, name)) = text.split_once('/').filter(|(_, name)| !name.contains('/')) else { continue };
-        let (ns, excluded) = match ns.strip_prefix('!') {
+        let (ns, excluded) = match ns.strip_prefix(EXCLUDES) {
             Some("") => ("*", true),
             Some(ns) => (ns, true),
             None => (ns, false),
@@ -267,7 +270,7 @@ fn classify(listener: &IstioEgressListener, namespace: &str) -> BTreeMap<String,
 fn exact_only(listener: &IstioEgressListener) -> bool {
     let imported = listener.hosts.iter().filter_map(|text| text.split_once('/'));
     imported
-        .filter(|(ns, name)| !ns.starts_with('!') && !name.contains('/'))
+        .filter(|(ns, name)| !ns.starts_with(EXCLUDES) && !name.contains('/'))
         .all(|(ns, name)| ns != "*" && !host::is_wildcard(name))
 }
 

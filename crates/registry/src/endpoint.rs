@@ -6,13 +6,15 @@ use mesh_types::{ArcStr, Labels};
 use crate::Locality;
 
 /// Whether a workload's sidecar terminates mutual TLS (label `security.istio.io/tlsMode`).
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub enum TlsMode {
     /// No sidecar: plain text only.
     #[default]
     Disabled,
     /// A sidecar that speaks Istio's mutual TLS.
     Istio,
+    /// What a label says that is neither: nothing to us, a name of a transport socket to EnvoyFilters.
+    Other(ArcStr),
 }
 
 impl TlsMode {
@@ -20,7 +22,17 @@ impl TlsMode {
     pub fn of_labels(labels: &Labels) -> TlsMode {
         match labels.get("security.istio.io/tlsMode").map(String::as_str) {
             Some("istio") => TlsMode::Istio,
-            _ => TlsMode::Disabled,
+            None | Some("disabled") => TlsMode::Disabled,
+            Some(other) => TlsMode::Other(other.into()),
+        }
+    }
+
+    /// As the label has it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            TlsMode::Disabled => "disabled",
+            TlsMode::Istio => "istio",
+            TlsMode::Other(other) => other,
         }
     }
 }
@@ -87,7 +99,7 @@ pub struct Workload {
     pub locality: Locality,
     /// The same as written, `region/zone/subzone`: endpoints of one text form one group.
     pub locality_label: ArcStr,
-    /// Network; empty is the default one.
+    /// Network, as far as it decides how the workload is reached; empty is in reach of all.
     pub network: ArcStr,
     /// Kubernetes node.
     pub node: ArcStr,

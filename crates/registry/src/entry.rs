@@ -14,7 +14,7 @@ use mesh_types::{ArcStr, Labels, Protocol, selects};
 use crate::kubernetes::{EndpointMap, trust_domain};
 use crate::service::TargetPort;
 use crate::{
-    Endpoint, Health, Locality, Port, Provider, Resolution, Service, Settings, TlsMode, TrafficDistribution,
+    Endpoint, Health, Locality, Port, Provider, Reader, Resolution, Service, Settings, TlsMode, TrafficDistribution,
     UNSPECIFIED_IP, Workload, augment_labels,
 };
 
@@ -144,8 +144,7 @@ fn convert_workload(
     namespace: &ArcStr,
     entry: &WorkloadEntry,
     object: Option<&Object>,
-    mesh: &MeshConfig,
-    settings: &Settings,
+    reader: &Reader<'_>,
 ) -> Workload {
     let mut labels: Labels = entry.labels.clone();
     labels.extend(object.into_iter().flat_map(|o| o.labels.clone()));
@@ -163,25 +162,28 @@ fn convert_workload(
         false if !entry.service_account.is_empty() => TlsMode::Istio,
         false => TlsMode::Disabled,
     };
-    let network: ArcStr =
-        if entry.network.is_empty() { settings.network.clone() } else { entry.network.as_str().into() };
+    // As istiod: the mesh's networks say what is preferred, but not which gateways lead there.
+    let near = match entry.network.as_str() {
+        "" => reader.networks.of(&entry.address, &labels),
+        own => own.into(),
+    };
     let identity = if entry.service_account.is_empty() {
         String::new()
     } else {
-        format!("spiffe://{}/ns/{namespace}/sa/{}", trust_domain(mesh), entry.service_account)
+        format!("spiffe://{}/ns/{namespace}/sa/{}", trust_domain(reader.mesh), entry.service_account)
     };
     Workload {
         name: name.into(),
         workload_name: own_name.map_or(name, String::as_str).into(),
         namespace: namespace.clone(),
         addresses: if entry.address.is_empty() { Vec::new() } else { vec![entry.address.as_str().into()] },
-        topology_labels: augment_labels(&labels, &settings.cluster_id, &locality, "", &network).into(),
+        topology_labels: augment_labels(&labels, &reader.settings.cluster_id, &locality, "", &near).into(),
         labels: labels.into(),
         identity,
         tls_mode,
         locality,
         locality_label: locality_label.into(),
-        network,
+        network: entry.network.as_str().into(),
         ports: entry.ports.iter().map(|(name, port)| (name.as_str().into(), number(*port))).collect(),
         weight: entry.weight,
         ready: true,
@@ -199,17 +201,12 @@ fn is_healthy(object: &Object) -> bool {
 }
 
 /// All WorkloadEntry objects that are to be used.
-pub(crate) fn workloads(snapshot: &Snapshot, mesh: &MeshConfig, settings: &Settings) -> Vec<Arc<Workload>> {
-    let list = snapshot.list(Kind::WorkloadEntry).filter(|object| is_healthy(object));
+pub(crate) fn workloads(reader: &Reader<'_>) -> Vec<Arc<Workload>> {
+    let list = reader.snapshot.list(Kind::WorkloadEntry).filter(|object| is_healthy(object));
     list.filter_map(|object| match &object.body {
-        Body::WorkloadEntry(entry) => Some(Arc::new(convert_workload(
-            &object.key.name,
-            &object.key.namespace,
-            entry,
-            Some(object),
-            mesh,
-            settings,
-        ))),
+        Body::WorkloadEntry(entry) => {
+            Some(Arc::new(convert_workload(&object.key.name, &object.key.namespace, entry, Some(object), reader)))
+        }
         _ => None,
     })
     .collect()
@@ -217,13 +214,11 @@ pub(crate) fn workloads(snapshot: &Snapshot, mesh: &MeshConfig, settings: &Setti
 
 /// Endpoints written in ServiceEntries, picked by their selector, or the host itself for DNS.
 pub(crate) fn endpoints(
-    snapshot: &Snapshot,
-    mesh: &MeshConfig,
-    settings: &Settings,
+    reader: &Reader<'_>,
     pods: &[(Arc<Object>, Arc<Workload>)],
     workload_entries: &[Arc<Workload>],
 ) -> EndpointMap {
-    let mut out = EndpointMap::new();
+    let (mut out, snapshot) = (EndpointMap::new(), reader.snapshot);
     let mut by_namespace: HashMap<&ArcStr, Vec<&Arc<Workload>>> = HashMap::new();
     if entries(snapshot).any(|(_, entry)| entry.workload_selector.is_some()) {
         let pods = pods.iter().map(|(_, pod)| pod).filter(|w| w.ready && !w.finished);
@@ -243,7 +238,7 @@ pub(crate) fn endpoints(
             None => {
                 let convert = |(i, e): (usize, &WorkloadEntry)| {
                     let name = format!("{}-{i}", object.key.name);
-                    Arc::new(convert_workload(&name, namespace, e, None, mesh, settings))
+                    Arc::new(convert_workload(&name, namespace, e, None, reader))
                 };
                 entry.endpoints.iter().enumerate().map(convert).collect()
             }

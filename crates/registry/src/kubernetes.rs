@@ -14,7 +14,7 @@ use mesh_types::{ArcStr, Labels, Protocol, selects};
 
 use crate::service::TargetPort;
 use crate::{
-    Endpoint, Health, Locality, Port, Provider, Resolution, Service, ServiceKey, Settings, TlsMode,
+    Endpoint, Health, Locality, Networks, Port, Provider, Reader, Resolution, Service, ServiceKey, Settings, TlsMode,
     TrafficDistribution, UNSPECIFIED_IP, Workload, Workloads, augment_labels,
 };
 
@@ -22,7 +22,7 @@ use crate::{
 pub(crate) type EndpointMap = HashMap<ServiceKey, Vec<Endpoint>>;
 
 /// The host name of a Kubernetes service (istio `kube.ServiceHostname`).
-fn hostname(name: &str, namespace: &str, settings: &Settings) -> ArcStr {
+pub(crate) fn hostname(name: &str, namespace: &str, settings: &Settings) -> ArcStr {
     format!("{name}.{namespace}.svc.{}", settings.domain).into()
 }
 
@@ -134,21 +134,20 @@ fn convert_service(
 
 /// All pods, those that `known` has (by their object's address) as they are there.
 pub(crate) fn pods(
-    snapshot: &Snapshot,
-    mesh: &MeshConfig,
-    settings: &Settings,
+    reader: &Reader<'_>,
     known: &HashMap<usize, (Arc<Object>, Arc<Workload>)>,
 ) -> Vec<(Arc<Object>, Arc<Workload>)> {
-    let nodes: HashMap<&str, &Labels> = snapshot.list(Kind::Node).map(|node| (&*node.key.name, &node.labels)).collect();
+    let nodes: HashMap<&str, &Labels> =
+        reader.snapshot.list(Kind::Node).map(|node| (&*node.key.name, &node.labels)).collect();
     let mut interned = Interned::default();
     let convert = |object: &Arc<Object>| {
         if let Some((_, workload)) = known.get(&(Arc::as_ptr(object) as usize)) {
             return Some((object.clone(), workload.clone()));
         }
         let Body::Pod(pod) = &object.body else { return None };
-        Some((object.clone(), Arc::new(convert_pod(object, pod.get(), &nodes, mesh, settings, &mut interned))))
+        Some((object.clone(), Arc::new(convert_pod(object, pod.get(), &nodes, reader, &mut interned))))
     };
-    snapshot.list(Kind::Pod).filter_map(convert).collect()
+    reader.snapshot.list(Kind::Pod).filter_map(convert).collect()
 }
 
 /// One object for all equal labels.
@@ -170,8 +169,7 @@ fn convert_pod(
     object: &Object,
     mut pod: Pod,
     nodes: &HashMap<&str, &Labels>,
-    mesh: &MeshConfig,
-    settings: &Settings,
+    reader: &Reader<'_>,
     interned: &mut Interned,
 ) -> Workload {
     let spec = pod.spec.take().unwrap_or_default();
@@ -186,10 +184,7 @@ fn convert_pod(
     if let Some(ip) = status.pod_ip.filter(|ip| !ip.is_empty() && addresses.is_empty()) {
         addresses.push(ip.as_str().into());
     }
-    let network: ArcStr = match object.labels.get("topology.istio.io/network") {
-        Some(network) => network.as_str().into(),
-        None => settings.network.clone(),
-    };
+    let network = reader.networks.of(addresses.first().map_or("", |address| address), &object.labels);
     let account = match spec.service_account_name {
         Some(name) if !name.is_empty() => name,
         _ => "default".to_owned(),
@@ -220,13 +215,13 @@ fn convert_pod(
         addresses,
         topology_labels: interned.one(Cow::Owned(augment_labels(
             &object.labels,
-            &settings.cluster_id,
+            &reader.settings.cluster_id,
             &locality,
             &node,
             &network,
         ))),
         labels: interned.one(Cow::Borrowed(&object.labels)),
-        identity: format!("spiffe://{}/ns/{}/sa/{account}", trust_domain(mesh), object.key.namespace),
+        identity: format!("spiffe://{}/ns/{}/sa/{account}", trust_domain(reader.mesh), object.key.namespace),
         tls_mode: TlsMode::of_labels(&object.labels),
         locality,
         locality_label: locality_label.into(),
@@ -289,6 +284,7 @@ pub(crate) fn service_of(slice: &Object, settings: &Settings) -> Option<ServiceK
 pub(crate) fn endpoints<'a>(
     snapshot: &Snapshot,
     settings: &Settings,
+    networks: &Networks,
     wanted: impl Fn(&ServiceKey) -> bool,
     own: impl Fn(&ServiceKey) -> Option<&'a Service>,
     workloads: &Workloads,
@@ -298,6 +294,21 @@ pub(crate) fn endpoints<'a>(
         None => workloads.pod_at(namespace, address),
     };
     let mut out = EndpointMap::new();
+    // Of addresses that are no pod's.
+    let mut bare: HashMap<ArcStr, Arc<Labels>> = HashMap::new();
+    let mut stranger = |namespace: &str, address: &str| {
+        let none = Labels::new();
+        let network = networks.of(address, &none);
+        let labels = bare.entry(network.clone()).or_insert_with(|| {
+            Arc::new(augment_labels(&none, &settings.cluster_id, &Locality::default(), "", &network))
+        });
+        Arc::new(Workload {
+            namespace: namespace.into(),
+            topology_labels: labels.clone(),
+            network,
+            ..Workload::default()
+        })
+    };
     for object in snapshot.list(Kind::EndpointSlice) {
         let Body::EndpointSlice(slice) = &object.body else { continue };
         let Some(key) = service_of(object, settings).filter(&wanted) else { continue };
@@ -307,7 +318,7 @@ pub(crate) fn endpoints<'a>(
             sticky: service.is_some_and(|service| service.keeps_draining(settings)),
             both_families: settings.dual_stack && service.is_some_and(|service| service.cluster_ips.len() > 1),
         };
-        add_slice(slice, &how, out.entry(key).or_default(), &find);
+        add_slice(slice, &how, out.entry(key).or_default(), &find, &mut stranger);
     }
     out
 }
@@ -334,6 +345,7 @@ fn add_slice<'a>(
     how: &Slices<'_>,
     list: &mut Vec<Endpoint>,
     find: &impl Fn(&str, Option<(&str, &str)>, &str) -> Option<&'a Arc<Workload>>,
+    stranger: &mut impl FnMut(&str, &str) -> Arc<Workload>,
 ) {
     if slice.address_type == "FQDN" {
         return;
@@ -358,9 +370,7 @@ fn add_slice<'a>(
                 // The pod is not known yet; the endpoint appears together with it.
                 continue;
             }
-            let workload = found
-                .cloned()
-                .unwrap_or_else(|| Arc::new(Workload { namespace: namespace.into(), ..Workload::default() }));
+            let workload = found.cloned().unwrap_or_else(|| stranger(namespace, address));
             let whole = (both_families && pod_name.is_some() && workload.addresses.len() > 1)
                 .then(|| workload.addresses.clone());
             if whole.is_some() && slice.address_type == "IPv6" {

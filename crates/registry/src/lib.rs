@@ -9,6 +9,7 @@ mod entry;
 mod history;
 mod kubernetes;
 mod locality;
+mod network;
 mod service;
 mod settings;
 mod targets;
@@ -26,8 +27,9 @@ use kubernetes::EndpointMap;
 pub use endpoint::{Endpoint, Health, TlsMode, Workload, canonical_service};
 pub use history::{ServiceKey, Version};
 pub use locality::{Locality, augment_labels};
+pub use network::{GatewayAddresses, Gateways, NetworkGateway, Networks};
 pub use service::{Port, Provider, Resolution, Service, ServiceTarget, TargetPort, TrafficDistribution};
-pub use settings::{JwksMode, Settings};
+pub use settings::{Compliance, JwksMode, Settings};
 pub use targets::ProxyQuery;
 
 /// Address of a service that has none: headless services and ServiceEntries without `addresses`.
@@ -48,6 +50,7 @@ pub struct Registry {
     written: Arc<EndpointMap>,
     history: History,
     placement: Arc<Placement>,
+    networks: Arc<Networks>,
 }
 
 /// A namespace's endpoints of a host.
@@ -56,6 +59,14 @@ type OfNamespace = (ArcStr, Arc<[Endpoint]>);
 /// Stands for all that decides which services a proxy's workload serves: while it is the same object, nothing of that has changed.
 #[derive(Debug, Default)]
 pub struct Placement(());
+
+/// What workloads are read from and with.
+struct Reader<'a> {
+    snapshot: &'a Snapshot,
+    mesh: &'a MeshConfig,
+    settings: &'a Settings,
+    networks: &'a Networks,
+}
 
 /// Pods and WorkloadEntries.
 #[derive(Debug, Default)]
@@ -124,15 +135,19 @@ impl Registry {
         mesh: &MeshConfig,
         settings: &Settings,
     ) -> Registry {
+        let networks = Arc::new(Networks::build(snapshot, mesh, settings));
+        // Which network a workload is in may depend on all of it.
+        let previous = previous.filter(|previous| previous.networks == networks);
         let empty = HashMap::new();
-        let pods = kubernetes::pods(snapshot, mesh, settings, previous.map_or(&empty, |p| &p.workloads.pods));
+        let reader = Reader { snapshot, mesh, settings, networks: &networks };
+        let pods = kubernetes::pods(&reader, previous.map_or(&empty, |p| &p.workloads.pods));
         let mut services = kubernetes::services(snapshot, mesh, settings);
         services.extend(entry::services(snapshot, mesh, settings));
         sort_by_age(&mut services);
         service::resolve_aliases(&mut services);
 
-        let entry_workloads = entry::workloads(snapshot, mesh, settings);
-        let mut written = entry::endpoints(snapshot, mesh, settings, &pods, &entry_workloads);
+        let entry_workloads = entry::workloads(&reader);
+        let mut written = entry::endpoints(&reader, &pods, &entry_workloads);
         kubernetes::select_workload_entries(&services, &entry_workloads, &mut written);
         let mut workloads = Workloads::default();
         for workload in pods.iter().map(|(_, workload)| workload.clone()).chain(entry_workloads) {
@@ -146,7 +161,8 @@ impl Registry {
             pods.into_iter().map(|(object, workload)| (Arc::as_ptr(&object) as usize, (object, workload))).collect();
         let own = services.iter().filter(|s| s.provider == Provider::Kubernetes);
         let own: HashMap<ServiceKey, &Service> = own.map(|s| ((s.hostname.clone(), s.namespace.clone()), s)).collect();
-        let mut lists = kubernetes::endpoints(snapshot, settings, |_| true, |key| own.get(key).copied(), &workloads);
+        let own_service = |key: &ServiceKey| own.get(key).copied();
+        let mut lists = kubernetes::endpoints(snapshot, settings, &networks, |_| true, own_service, &workloads);
         for (key, list) in &written {
             lists.entry(key.clone()).or_default().extend_from_slice(list);
         }
@@ -161,6 +177,7 @@ impl Registry {
             services: services.into_iter().map(reuse_service).collect(),
             workloads: Arc::new(workloads),
             written: Arc::new(written),
+            networks: previous.map_or_else(|| networks.clone(), |previous| previous.networks.clone()),
             ..Registry::default()
         };
         let mut changed = Vec::new();
@@ -200,7 +217,8 @@ impl Registry {
         let own = |key: &ServiceKey| -> Option<&Service> {
             services_of(key).into_iter().find(|s| s.provider == Provider::Kubernetes).map(|s| &**s)
         };
-        let mut lists = kubernetes::endpoints(snapshot, settings, |key| affected.contains(key), own, &self.workloads);
+        let wanted = |key: &ServiceKey| affected.contains(key);
+        let mut lists = kubernetes::endpoints(snapshot, settings, &self.networks, wanted, own, &self.workloads);
         let mut endpoints = self.endpoints.clone();
         let (mut changed, mut placement) = (Vec::new(), self.placement.clone());
         for key in affected {
@@ -230,11 +248,17 @@ impl Registry {
             written: self.written.clone(),
             history: self.history.next(changed),
             placement,
+            networks: self.networks.clone(),
         }
     }
 
     fn list(&self, hostname: &str, namespace: &str) -> Option<&Arc<[Endpoint]>> {
         self.endpoints.get(hostname)?.iter().find(|(own, _)| **own == *namespace).map(|(_, list)| list)
+    }
+
+    /// Networks of the mesh and their gateways; the same object while it is equal.
+    pub fn networks(&self) -> &Arc<Networks> {
+        &self.networks
     }
 
     /// Stands for the endpoints of this registry.

@@ -1,5 +1,11 @@
-use istio_api::Duration;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use istio_api::{Duration, MeshNetworks};
 use mesh_types::ArcStr;
+
+use crate::network::GatewayAddresses;
 
 /// Who fetches the keys that `jwksUri` of a RequestAuthentication names.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -13,13 +19,31 @@ pub enum JwksMode {
     Proxy,
 }
 
+/// What TLS is limited to, whatever else is configured (istio `pkg/features/security.go`).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Compliance {
+    /// Nothing.
+    #[default]
+    None,
+    /// `fips-140-2`: TLS 1.2, its ciphers.
+    Fips140_2,
+    /// `fips-140-3`: as Envoy's policy of that name.
+    Fips140_3,
+    /// `pqc`: TLS 1.3 with keys agreed on by ML-KEM.
+    PostQuantum,
+}
+
 /// What the control plane knows about itself; not part of MeshConfig. The defaults are istiod's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Name of the Kubernetes cluster, as proxies report it in `CLUSTER_ID`.
     pub cluster_id: ArcStr,
-    /// Network of workloads that do not name one.
-    pub network: ArcStr,
+    /// Networks of the mesh and gateways between them, as the file or ConfigMap says.
+    pub networks: Arc<MeshNetworks>,
+    /// Addresses of gateways that are given by name, as far as they are known.
+    pub gateway_addresses: Arc<GatewayAddresses>,
+    /// Such names are resolved (`RESOLVE_HOSTNAME_GATEWAYS`).
+    pub resolve_gateways: bool,
     /// DNS domain of the cluster.
     pub domain: ArcStr,
     /// Listen and send on both address families (`ISTIO_DUAL_STACK`).
@@ -94,6 +118,10 @@ pub struct Settings {
     pub external_rule_tls: bool,
     /// Services without address may have one of their own (`PILOT_ENABLE_IP_AUTOALLOCATE`).
     pub auto_allocate: bool,
+    /// Addresses for them (`PILOT_IP_AUTOALLOCATE_IPV4_PREFIX`); nobody should route them.
+    pub allocated_v4: Ipv4Net,
+    /// The same of the other family (`PILOT_IP_AUTOALLOCATE_IPV6_PREFIX`).
+    pub allocated_v6: Ipv6Net,
     /// Of several services of one name that a Sidecar imports, those of one namespace are taken
     /// (`PILOT_SIDECAR_PICK_BEST_SERVICE_NAMESPACE`).
     pub best_namespace: bool,
@@ -101,13 +129,17 @@ pub struct Settings {
     pub dynamic_dns_hosts: u32,
     /// Who fetches keys (`PILOT_JWT_ENABLE_REMOTE_JWKS`).
     pub jwks: JwksMode,
+    /// What TLS is limited to (`COMPLIANCE_POLICY`).
+    pub compliance: Compliance,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
             cluster_id: "Kubernetes".into(),
-            network: "".into(),
+            networks: Arc::default(),
+            gateway_addresses: Arc::default(),
+            resolve_gateways: true,
             domain: "cluster.local".into(),
             dual_stack: false,
             http10: false,
@@ -144,9 +176,12 @@ impl Default for Settings {
             any_trust_domain: false,
             external_rule_tls: true,
             auto_allocate: true,
+            allocated_v4: Ipv4Net::new_assert(Ipv4Addr::new(240, 240, 0, 0), 16),
+            allocated_v6: Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0), 48),
             best_namespace: true,
             dynamic_dns_hosts: 1024,
             jwks: JwksMode::ControlPlane,
+            compliance: Compliance::None,
         }
     }
 }
@@ -177,6 +212,7 @@ impl Settings {
         let number = |text: &str| text.parse::<u32>().ok();
         read! {
             "CLUSTER_ID" => cluster_id text,
+            "RESOLVE_HOSTNAME_GATEWAYS" => resolve_gateways boolean,
             "ISTIO_DUAL_STACK" => dual_stack boolean,
             "PILOT_HTTP10" => http10 boolean,
             "PILOT_ENABLE_MONGO_FILTER" => mongo_filter boolean,
@@ -213,6 +249,8 @@ impl Settings {
             "PILOT_SKIP_VALIDATE_TRUST_DOMAIN" => any_trust_domain boolean,
             "PREFER_DESTINATIONRULE_TLS_FOR_EXTERNAL_SERVICES" => external_rule_tls boolean,
             "PILOT_ENABLE_IP_AUTOALLOCATE" => auto_allocate boolean,
+            "PILOT_IP_AUTOALLOCATE_IPV4_PREFIX" => allocated_v4 |text: &str| text.parse().ok(),
+            "PILOT_IP_AUTOALLOCATE_IPV6_PREFIX" => allocated_v6 |text: &str| text.parse().ok(),
             "PILOT_SIDECAR_PICK_BEST_SERVICE_NAMESPACE" => best_namespace boolean,
             "PILOT_ALLOW_ANY_DYNAMIC_DNS_MAX_HOSTS" => dynamic_dns_hosts number,
             "PILOT_JWT_ENABLE_REMOTE_JWKS" => jwks |text: &str| match text {
@@ -220,6 +258,12 @@ impl Settings {
                 "envoy" => Some(JwksMode::Proxy),
                 _ => Some(JwksMode::ControlPlane),
             },
+            "COMPLIANCE_POLICY" => compliance |text: &str| Some(match text {
+                "fips-140-2" => Compliance::Fips140_2,
+                "fips-140-3" => Compliance::Fips140_3,
+                "pqc" => Compliance::PostQuantum,
+                _ => Compliance::None,
+            }),
         }
         true
     }
@@ -237,11 +281,14 @@ mod tests {
         assert!(settings.set_env("PILOT_DNS_JITTER_DURATION", "1m30s"));
         assert!(settings.set_env("PILOT_TRACE_SAMPLING", "200"));
         assert!(settings.set_env("PILOT_JWT_ENABLE_REMOTE_JWKS", "true"));
+        assert!(settings.set_env("PILOT_IP_AUTOALLOCATE_IPV4_PREFIX", "10.9.0.0/24"));
+        assert!(settings.set_env("PILOT_IP_AUTOALLOCATE_IPV6_PREFIX", "10.9.0.0/24"), "known, and no IPv6");
         assert!(!settings.set_env("PILOT_TEAPOT", "1"));
         let expected = Settings {
             http10: true,
             dns_jitter: Duration::from_secs(90),
             jwks: JwksMode::Hybrid,
+            allocated_v4: "10.9.0.0/24".parse().unwrap(),
             ..Settings::default()
         };
         assert_eq!(settings, expected);

@@ -242,7 +242,7 @@ fn provider(push: &PushContext, provider: &ExtensionProvider) -> Option<AccessLo
         let config = HttpGrpcAccessLogConfig {
             common_config: Some(CommonGrpcAccessLogConfig {
                 filter_state_objects_to_log: objects(&own.filter_state_objects_to_log),
-                ..grpc(push, &own.service, own.port, log_name(&own.log_name, "http_envoy_accesslog"))?
+                ..grpc(push, "envoyHTTPAls", (&own.service, own.port), log_name(&own.log_name, "http_envoy_accesslog"))?
             }),
             additional_request_headers_to_log: own.additional_request_headers_to_log.clone(),
             additional_response_headers_to_log: own.additional_response_headers_to_log.clone(),
@@ -254,7 +254,7 @@ fn provider(push: &PushContext, provider: &ExtensionProvider) -> Option<AccessLo
     let config = TcpGrpcAccessLogConfig {
         common_config: Some(CommonGrpcAccessLogConfig {
             filter_state_objects_to_log: objects(&own.filter_state_objects_to_log),
-            ..grpc(push, &own.service, own.port, log_name(&own.log_name, "tcp_envoy_accesslog"))?
+            ..grpc(push, "envoyTCPAls", (&own.service, own.port), log_name(&own.log_name, "tcp_envoy_accesslog"))?
         }),
     };
     Some(entry("envoy.tcp_grpc_access_log", any(&config)))
@@ -274,8 +274,13 @@ fn provider_file(push: &PushContext, name: &str, own: &EnvoyFileAccessLogProvide
     }
 }
 
-fn grpc(push: &PushContext, service: &str, port: u32, log_name: String) -> Option<CommonGrpcAccessLogConfig> {
-    let (authority, cluster_name) = lookup(push, service, port)?;
+fn grpc(
+    push: &PushContext,
+    kind: &'static str,
+    (service, port): (&str, u32),
+    log_name: String,
+) -> Option<CommonGrpcAccessLogConfig> {
+    let (authority, cluster_name) = lookup(push, kind, service, port)?;
     let target = grpc_service::TargetSpecifier::EnvoyGrpc(grpc_service::EnvoyGrpc {
         cluster_name,
         authority,
@@ -310,7 +315,7 @@ fn open_telemetry(push: &PushContext, own: &EnvoyOpenTelemetryLogProvider) -> Op
     let config = OpenTelemetryAccessLogConfig {
         common_config: Some(CommonGrpcAccessLogConfig {
             filter_state_objects_to_log: strings(&STATE),
-            ..grpc(push, &own.service, own.port, name.to_owned())?
+            ..grpc(push, "envoyOtelAls", (&own.service, own.port), name.to_owned())?
         }),
         disable_builtin_labels: true,
         body: string(&text),
@@ -322,7 +327,17 @@ fn open_telemetry(push: &PushContext, own: &EnvoyOpenTelemetryLogProvider) -> Op
 }
 
 /// Host and cluster of a provider's service, written `host` or `namespace/host` (istiod `LookupCluster`).
-pub(crate) fn lookup(push: &PushContext, service: &str, port: u32) -> Option<(String, String)> {
+///
+/// Failures are counted, under istiod's name of the provider's kind.
+pub(crate) fn lookup(push: &PushContext, kind: &'static str, service: &str, port: u32) -> Option<(String, String)> {
+    let found = find(push, service, port);
+    if found.is_none() {
+        push.memo().failed(kind);
+    }
+    found
+}
+
+fn find(push: &PushContext, service: &str, port: u32) -> Option<(String, String)> {
     let (namespace, host) = match service.split_once('/') {
         Some((namespace, host)) => (Some(namespace), host),
         None => (None, service),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use config_store::{Snapshot, Store};
 use envoy_api::{json, type_url};
-use istio_api::MeshConfig;
+use istio_api::{MeshConfig, MeshNetworks};
 use mesh_types::ArcStr;
 use push_context::{Node, PushContext, Settings};
 use serde_json::Value;
@@ -25,7 +25,10 @@ pub struct Args {
     /// MeshConfig over the built-in defaults.
     #[arg(long, value_name = "FILE")]
     pub mesh_config: Option<PathBuf>,
-    /// Settings of the control plane: `dualStack`, `env`.
+    /// MeshNetworks: networks of the mesh and the gateways between them.
+    #[arg(long, visible_alias = "networksConfig", value_name = "FILE")]
+    pub mesh_networks: Option<PathBuf>,
+    /// Settings of the control plane: `dualStack`, `env`, `meshNetworks`.
     #[arg(long, value_name = "FILE")]
     pub settings: Option<PathBuf>,
     /// The proxies that ask, one document each.
@@ -96,6 +99,9 @@ fn settings(path: &Path) -> Result<Settings, Error> {
         for (key, value) in fields {
             match (key.as_str(), value) {
                 ("dualStack", Value::Bool(on)) => out.dual_stack = *on,
+                ("meshNetworks", networks @ Value::Object(_)) => {
+                    out.networks = Arc::new(mesh_networks(path, &networks.to_string())?);
+                }
                 ("env", Value::Object(env)) => {
                     for (name, value) in env {
                         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -109,6 +115,10 @@ fn settings(path: &Path) -> Result<Settings, Error> {
         }
     }
     Ok(out)
+}
+
+fn mesh_networks(path: &Path, yaml: &str) -> Result<MeshNetworks, Error> {
+    MeshNetworks::load(path, yaml).map_err(|error| Error::Yaml(error.to_string()))
 }
 
 /// Loads the input; objects that are refused are named on stderr and left out.
@@ -128,7 +138,10 @@ fn load(paths: &[PathBuf]) -> Result<Snapshot, Error> {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let settings = args.settings.as_deref().map(settings).transpose()?.unwrap_or_default();
+    let mut settings = args.settings.as_deref().map(settings).transpose()?.unwrap_or_default();
+    if let Some(path) = &args.mesh_networks {
+        settings.networks = Arc::new(mesh_networks(path, &fs::read_to_string(path).map_err(io(path))?)?);
+    }
     let mesh = match &args.mesh_config {
         None => MeshConfig::builtin(),
         Some(path) => {

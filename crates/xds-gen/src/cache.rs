@@ -14,13 +14,13 @@ use envoy_api::{Message, Name, Resource, wire};
 use istio_api::DestinationRule;
 use mesh_types::ArcStr;
 use push_context::{Config, ListenerRules, Node, PeerRules, PushContext, Reach, Same, SidecarScope};
-use registry::{Endpoint, Placement, Service, ServiceKey, TrafficDistribution, Version};
+use registry::{Endpoint, Placement, Resolution, Service, ServiceKey, TrafficDistribution, Version};
 
 pub(crate) use crate::client::Shared;
 use crate::client::{Client, Endpoints};
 use crate::context::Context;
 use crate::envoy_filter::Patches;
-use crate::{cluster, endpoint, listener, name_table, names, route};
+use crate::{cluster, endpoint, listener, name_table, names, route, tls};
 
 /// What is kept: type URL, name, bytes. One name may be kept several times, for proxies of several classes.
 pub(crate) fn kept(push: &PushContext) -> Vec<(&'static str, ArcStr, usize)> {
@@ -74,11 +74,14 @@ const SCOPES: usize = 1 << 14;
 const PROXIES: usize = 1 << 18;
 
 /// Metadata that generators read, other than for the use of EnvoyFilters.
-const METADATA: [&str; 11] = [
+const METADATA: [&str; 14] = [
     "DNS_PROXY_ADDR",
     GENERATOR,
     "MESH_ID",
     "WORKLOAD_NAME",
+    endpoint::network::VIEW,
+    tls::FILE_SERVER,
+    tls::SECRET_SERVER,
     "TLS_SERVER_CERT_CHAIN",
     "TLS_SERVER_KEY",
     "TLS_SERVER_ROOT_CERT",
@@ -401,8 +404,12 @@ pub(crate) fn class(cx: &Context<'_>, what: Use, headless: &[Endpoints]) -> Arc<
     let local = |s: &Arc<Service>| s.node_local || s.traffic_distribution == TrafficDistribution::PreferSameNode;
     let by_node = what == Use::Clusters && (rules.contains(HOSTNAME) || cx.scope.services.iter().any(local));
     let (reported, everywhere) = (what == Use::Listeners, what == Use::Clusters);
+    // Listeners for names that are looked up have the proxy's own policies.
+    let looked_up = |s: &Arc<Service>| s.is_wildcard() && s.resolution == Resolution::DynamicDns;
+    let all = matches!(what, Use::Listeners | Use::Ports) && cx.scope.services.iter().any(looked_up);
     let matters = |label: &str| {
         rules.contains(label)
+            || all
             || (everywhere && label == NETWORK)
             || (by_node && label == HOSTNAME)
             || (reported && REPORTED.contains(&label))

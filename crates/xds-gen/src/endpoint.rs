@@ -1,6 +1,7 @@
 //! Endpoints of a cluster (istiod `endpoint_builder.go`).
 
 pub(crate) mod locality;
+pub(crate) mod network;
 
 use std::collections::BTreeMap;
 
@@ -40,14 +41,14 @@ pub(crate) fn load_assignment(cx: &Context<'_>, cluster: &str) -> ClusterLoadAss
     }
     let rule = cx.scope.destination_rule(cx.node, host, true);
     let builder = Builder::new(cx, service, port, subset, rule.map(|r| &r.spec));
-    let endpoints = builder.group(|e| e.port == 0 || e.is_ip());
+    let (endpoints, labels) = builder.group();
     if endpoints.is_empty() {
         return empty();
     }
     let mut assignment = ClusterLoadAssignment { endpoints, ..empty() };
     let (failover, lb) = builder.outlier_and_load_balancer();
     if let Some(setting) = Setting::effective(&cx.push.mesh, lb.as_ref(), service) {
-        builder.apply_locality(&setting, failover, &mut assignment, true);
+        builder.apply_locality(&setting, failover, &mut assignment, &labels);
     }
     assignment
 }
@@ -67,17 +68,22 @@ impl<'a> Builder<'a> {
 
     /// Whether there is nowhere to send requests to.
     pub(crate) fn is_empty(&self) -> bool {
-        let dns = self.service.resolution.is_dns();
-        self.chosen(|e| dns || e.port == 0 || e.is_ip()).is_empty()
+        self.chosen().is_empty()
     }
 
     /// Endpoints of a cluster whose proxy resolves names itself.
     pub(crate) fn dns_endpoints(&self) -> Vec<LocalityLbEndpoints> {
-        self.group(|_| true)
+        self.group().0
     }
 
-    fn chosen(&self, take: impl Fn(&Endpoint) -> bool) -> Vec<&'a Endpoint> {
+    fn chosen(&self) -> Vec<&'a Endpoint> {
         let (service, settings) = (self.service, &self.cx.push.settings);
+        let (dns, networked) = (service.resolution.is_dns(), self.gateways().is_some());
+        // DIFFERS: istiod sends endpoints without address even where no gateway stands for them, which Envoy refuses.
+        let take = |e: &Endpoint| match e.addresses.is_empty() {
+            true => networked,
+            false => dns || e.port == 0 || e.is_ip(),
+        };
         let visible = |e: &&Endpoint| {
             let local = !service.node_local || self.node_name().unwrap_or_default() == &*e.workload.node;
             let wanted = match self.health(e) {
@@ -87,7 +93,7 @@ impl<'a> Builder<'a> {
                 Health::Terminating => false,
             };
             local
-                && !e.addresses.is_empty()
+                && self.views(&e.workload.network)
                 && wanted
                 && self.labels.is_none_or(|l| selects(l, &e.workload.topology_labels))
                 && take(e)
@@ -157,16 +163,27 @@ impl<'a> Builder<'a> {
         of(subset.traffic_policy.as_ref()).or_else(whole)
     }
 
-    fn group(&self, take: impl Fn(&Endpoint) -> bool) -> Vec<LocalityLbEndpoints> {
-        let mut by_locality: BTreeMap<&str, (&Locality, Vec<LbEndpoint>)> = BTreeMap::new();
-        for endpoint in self.chosen(take) {
+    /// Endpoints by locality, and the labels of each.
+    pub(crate) fn group(&self) -> (Vec<LocalityLbEndpoints>, Vec<Vec<&'a Labels>>) {
+        type Listed<'a> = (&'a Locality, Vec<(&'a Endpoint, LbEndpoint)>);
+        let mut by_locality: BTreeMap<&str, Listed<'a>> = BTreeMap::new();
+        for endpoint in self.chosen() {
             let Workload { locality, locality_label, .. } = &*endpoint.workload;
-            by_locality.entry(locality_label).or_insert((locality, Vec::new())).1.push(self.convert(endpoint));
+            let (_, list) = by_locality.entry(locality_label).or_insert((locality, Vec::new()));
+            list.push((endpoint, self.convert(endpoint)));
         }
-        by_locality
-            .into_values()
-            .map(|(locality, lb_endpoints)| LocalityLbEndpoints {
-                load_balancing_weight: u32_value(locality::total_weight(&lb_endpoints)),
+        let gateways = self.gateways();
+        let convert = |(locality, list): Listed<'a>| {
+            let members: Vec<network::Member<'a>> = match gateways {
+                Some(gateways) => self.by_network(gateways, list),
+                None => list.into_iter().map(|(e, own)| (&*e.workload.topology_labels, own)).collect(),
+            };
+            let (labels, lb_endpoints): (Vec<_>, Vec<_>) = members.into_iter().unzip();
+            let whole = LocalityLbEndpoints {
+                load_balancing_weight: match lb_endpoints.is_empty() {
+                    true => None,
+                    false => u32_value(locality::total_weight(&lb_endpoints)),
+                },
                 locality: Some(core::Locality {
                     region: locality.region.to_string(),
                     zone: locality.zone.to_string(),
@@ -174,8 +191,10 @@ impl<'a> Builder<'a> {
                 }),
                 lb_endpoints,
                 ..LocalityLbEndpoints::default()
-            })
-            .collect()
+            };
+            (whole, labels)
+        };
+        by_locality.into_values().map(convert).unzip()
     }
 
     fn takes_mtls(&self, endpoint: &Endpoint) -> bool {
@@ -191,8 +210,9 @@ impl<'a> Builder<'a> {
     fn convert(&self, endpoint: &Endpoint) -> LbEndpoint {
         let workload = &endpoint.workload;
         let mut metadata = core::Metadata::default();
-        if self.takes_mtls(endpoint) && workload.tls_mode == TlsMode::Istio {
-            let mode = structure([("tlsMode", text("istio"))]);
+        let mode = workload.tls_mode.as_str();
+        if workload.tls_mode != TlsMode::Disabled && !mode.is_empty() && self.takes_mtls(endpoint) {
+            let mode = structure([("tlsMode", text(mode))]);
             metadata.filter_metadata.insert("envoy.transport_socket_match".to_owned(), mode);
         }
         let settings = &self.cx.push.settings;
@@ -206,7 +226,7 @@ impl<'a> Builder<'a> {
         let more = endpoint.addresses.iter().skip(1).filter(|_| self.cx.dual_stack());
         LbEndpoint {
             host_identifier: Some(HostIdentifier::Endpoint(EnvoyEndpoint {
-                address: Some(address(&endpoint.addresses[0], endpoint.port)),
+                address: Some(address(endpoint.addresses.first().map_or("", |a| a), endpoint.port)),
                 additional_addresses: more
                     .map(|a| AdditionalAddress { address: Some(address(a, endpoint.port)) })
                     .collect(),
@@ -229,19 +249,8 @@ impl<'a> Builder<'a> {
         setting: &Setting,
         failover: bool,
         assignment: &mut ClusterLoadAssignment,
-        by_labels: bool,
+        labels: &[Vec<&Labels>],
     ) {
-        let labels = if by_labels { self.labels_in_order() } else { Vec::new() };
-        setting.apply(self.cx.node, &self.cx.node.locality, failover, assignment, &labels);
-    }
-
-    /// Labels of the endpoints in the order of the assignment: by locality, then as the registry has them.
-    fn labels_in_order(&self) -> Vec<Vec<&'a Labels>> {
-        let mut by_locality: BTreeMap<&str, Vec<&Labels>> = BTreeMap::new();
-        let dns = self.service.resolution.is_dns();
-        for endpoint in self.chosen(|e| dns || e.port == 0 || e.is_ip()) {
-            by_locality.entry(&endpoint.workload.locality_label).or_default().push(&endpoint.workload.topology_labels);
-        }
-        by_locality.into_values().collect()
+        setting.apply(self.cx.node, &self.cx.node.locality, failover, assignment, labels);
     }
 }

@@ -137,7 +137,7 @@ fn keys(cx: &Context<'_>, rule: &JwtRule) -> JwksSourceSpecifier {
         Some((host, port)) => (host, port.parse().unwrap_or(default)),
         None => (authority, default),
     };
-    let cluster = match lookup(cx.push, host, u32::from(port)) {
+    let cluster = match lookup(cx.push, "jwks", host, u32::from(port)) {
         Some((_, cluster)) => cluster,
         None if mode == JwksMode::Hybrid => return inline(cx, rule),
         None => names::outbound(port, "", host),

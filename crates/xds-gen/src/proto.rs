@@ -157,6 +157,11 @@ pub(crate) fn sds(cluster: &str) -> ConfigSource {
     }
 }
 
+/// As [`sds`], but who waits for the secret waits no longer than Envoy does by itself.
+pub(crate) fn patient_sds(cluster: &str) -> ConfigSource {
+    ConfigSource { initial_fetch_timeout: None, ..sds(cluster) }
+}
+
 pub(crate) fn extension(name: &str, config: Any) -> core::TypedExtensionConfig {
     core::TypedExtensionConfig { name: name.to_owned(), typed_config: Some(config) }
 }

@@ -1,19 +1,20 @@
 //! TLS contexts of both directions.
 
-use envoy_api::core::{DataSource, data_source::Specifier};
+use envoy_api::core::{ConfigSource, DataSource, data_source::Specifier};
 use envoy_api::pb::envoy::r#type::matcher::v3::StringMatcher;
 use envoy_api::tls::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters,
     certificate_validation_context::TrustChainVerification,
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
-    tls_parameters::TlsProtocol,
+    tls_parameters::{CompliancePolicy, TlsProtocol},
 };
 use istio_api::gateway::{ServerTlsMode, ServerTlsSettings, TlsProtocol as GatewayProtocol};
 use istio_api::mesh_config::TlsProtocol as MeshProtocol;
 use push_context::{MtlsMode, Profile};
+use registry::Compliance;
 
 use crate::context::Context;
-use crate::proto::{bool_value, exact, prefix, sds};
+use crate::proto::{ads, bool_value, exact, patient_sds, prefix, sds};
 
 const CIPHERS: [&str; 6] = [
     "ECDHE-ECDSA-AES256-GCM-SHA384",
@@ -24,27 +25,98 @@ const CIPHERS: [&str; 6] = [
     "AES128-GCM-SHA256",
 ];
 
+const FIPS_CIPHERS: [&str; 4] = [
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+];
+
 pub(crate) fn strings(list: &[&str]) -> Vec<String> {
     list.iter().map(|s| (*s).to_owned()).collect()
 }
 
 /// A secret of the agent: `default`, `ROOTCA`, or files by name.
 pub(crate) fn secret(name: &str) -> SdsSecretConfig {
-    let mut source = sds("sds-grpc");
-    if !matches!(name, "default" | "ROOTCA") {
-        // Files may appear late; the connection then fails instead of the listener waiting for ever.
-        source.initial_fetch_timeout = None;
-    }
+    // Files may appear late; the connection then fails instead of the listener waiting for ever.
+    let own = matches!(name, "default" | "ROOTCA");
+    let source = if own { sds("sds-grpc") } else { patient_sds("sds-grpc") };
     SdsSecretConfig { name: name.to_owned(), sds_config: Some(source) }
 }
 
+/// Metadata of proxies beside which somebody else serves what files hold.
+pub(crate) const FILE_SERVER: &str = "file-credential";
+/// Metadata of proxies beside which somebody else serves secrets.
+pub(crate) const SECRET_SERVER: &str = "credential";
+
+/// A secret in files, from the agent or from the server for files that a user has put beside the proxy.
+pub(crate) fn file_secret(cx: &Context<'_>, name: &str) -> SdsSecretConfig {
+    let own = cx.node.meta(FILE_SERVER) == Some("true") && !matches!(name, "default" | "ROOTCA");
+    let source = own.then(|| patient_sds("sds-files-grpc"));
+    let plain = secret(name);
+    SdsSecretConfig { sds_config: source.or(plain.sds_config), name: plain.name }
+}
+
+/// A secret by the `credentialName` of a rule (istiod `ConstructSdsSecretConfigForCredential`).
+pub(crate) fn credential(cx: &Context<'_>, name: &str) -> SdsSecretConfig {
+    const BUILTIN: &str = "builtin://";
+    const INVALID: &str = "invalid://";
+    let of_control_plane = |name: String| SdsSecretConfig {
+        name,
+        sds_config: Some(ConfigSource { initial_fetch_timeout: None, ..ads() }),
+    };
+    if let Some(rest) = name.strip_prefix(BUILTIN) {
+        match rest {
+            "" => return secret("default"),
+            "-cacert" => return secret("ROOTCA"),
+            _ => return of_control_plane("default".to_owned()),
+        }
+    }
+    if let Some(rest) = name.strip_prefix("sds://") {
+        if cx.node.meta(SECRET_SERVER) == Some("true") {
+            return SdsSecretConfig { name: name.to_owned(), sds_config: Some(patient_sds("sds-external")) };
+        }
+        return credential(cx, rest);
+    }
+    let typed = ["configmap://", "kubernetes://", "kubernetes-gateway://"].iter().any(|kind| name.starts_with(kind));
+    of_control_plane(match name {
+        _ if name.starts_with(INVALID) => INVALID.to_owned(),
+        _ if typed => name.to_owned(),
+        _ => format!("kubernetes://{name}"),
+    })
+}
+
+/// Limits TLS to what the mesh must comply with; the last word about each context (istio `EnforceCompliance`).
+pub(crate) fn comply(cx: &Context<'_>, tls: &mut CommonTlsContext) {
+    match cx.push.settings.compliance {
+        Compliance::None => {}
+        Compliance::Fips140_2 => {
+            let params = tls.tls_params.get_or_insert_default();
+            params.tls_minimum_protocol_version = TlsProtocol::TlSv12 as i32;
+            params.tls_maximum_protocol_version = TlsProtocol::TlSv12 as i32;
+            params.cipher_suites.retain(|cipher| FIPS_CIPHERS.contains(&cipher.as_str()));
+            params.ecdh_curves.clear();
+        }
+        Compliance::Fips140_3 => {
+            let params = tls.tls_params.get_or_insert_default();
+            params.compliance_policies = vec![CompliancePolicy::Fips202205 as i32];
+        }
+        Compliance::PostQuantum => {
+            let params = tls.tls_params.get_or_insert_default();
+            params.tls_minimum_protocol_version = TlsProtocol::TlSv13 as i32;
+            params.cipher_suites = strings(&FIPS_CIPHERS);
+            params.ecdh_curves = strings(&["X25519MLKEM768"]);
+        }
+    }
+}
+
 /// The peer must be one of `names` and be signed by the authority behind `root`.
-pub(crate) fn validation(names: Vec<StringMatcher>, root: &str) -> ValidationContextType {
+pub(crate) fn validation(names: Vec<StringMatcher>, root: SdsSecretConfig) -> ValidationContextType {
     #[allow(deprecated)] // What istiod sends; typed names would be a different resource.
     let default = CertificateValidationContext { match_subject_alt_names: names, ..Default::default() };
     ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
         default_validation_context: Some(default),
-        validation_context_sds_secret_config: Some(secret(root)),
+        validation_context_sds_secret_config: Some(root),
         ..Default::default()
     })
 }
@@ -107,18 +179,24 @@ pub(crate) fn inbound_mtls(cx: &Context<'_>, mode: MtlsMode, http: bool) -> Opti
         // DIFFERS: whoever agrees on istio-peer-exchange must then speak it.
         (false, false) => &["h2", "http/1.1", "istio"],
     };
-    Some(DownstreamTlsContext {
-        common_tls_context: Some(CommonTlsContext {
-            alpn_protocols: strings(alpn),
-            tls_params: Some(TlsParameters {
-                cipher_suites: ciphers.unwrap_or_else(|| strings(&CIPHERS)),
-                tls_minimum_protocol_version: minimum as i32,
-                ..versions()
-            }),
-            tls_certificate_sds_secret_configs: vec![secret(server_certificate(cx).as_deref().unwrap_or("default"))],
-            validation_context_type: Some(validation(names, server_root(cx).as_deref().unwrap_or("ROOTCA"))),
-            ..CommonTlsContext::default()
+    let root = file_secret(cx, server_root(cx).as_deref().unwrap_or("ROOTCA"));
+    let mut common = CommonTlsContext {
+        alpn_protocols: strings(alpn),
+        tls_params: Some(TlsParameters {
+            cipher_suites: ciphers.unwrap_or_else(|| strings(&CIPHERS)),
+            tls_minimum_protocol_version: minimum as i32,
+            ..versions()
         }),
+        tls_certificate_sds_secret_configs: vec![file_secret(
+            cx,
+            server_certificate(cx).as_deref().unwrap_or("default"),
+        )],
+        validation_context_type: Some(validation(names, root)),
+        ..CommonTlsContext::default()
+    };
+    comply(cx, &mut common);
+    Some(DownstreamTlsContext {
+        common_tls_context: Some(common),
         require_client_certificate: bool_value(true),
         ..DownstreamTlsContext::default()
     })
@@ -149,10 +227,10 @@ pub(crate) fn ingress(cx: &Context<'_>, settings: &ServerTlsSettings) -> Downstr
     let own = settings.mode == ServerTlsMode::IstioMutual;
     let files = |certificate: &str, key: &str| match certificate.is_empty() || key.is_empty() {
         true => secret("default"),
-        false => secret(&file_certificate(certificate, key)),
+        false => file_secret(cx, &file_certificate(certificate, key)),
     };
     let certificates: Vec<SdsSecretConfig> = if own {
-        vec![secret(server_certificate(cx).as_deref().unwrap_or("default"))]
+        vec![file_secret(cx, server_certificate(cx).as_deref().unwrap_or("default"))]
     } else if settings.tls_certificates.is_empty() {
         vec![files(&settings.server_certificate, &settings.private_key)]
     } else {
@@ -162,21 +240,23 @@ pub(crate) fn ingress(cx: &Context<'_>, settings: &ServerTlsSettings) -> Downstr
     let root = if own { server_root(cx) } else { file }.unwrap_or_else(|| "ROOTCA".to_owned());
     let names = settings.subject_alt_names.iter().map(|n| exact(n)).collect();
     let params = ingress_parameters(cx, settings);
-    let mut validation = validation(names, &root);
+    let mut validation = validation(names, file_secret(cx, &root));
     if let ValidationContextType::CombinedValidationContext(combined) = &mut validation
         && settings.insecure_skip_verify == Some(true)
     {
         combined.default_validation_context.get_or_insert_default().trust_chain_verification =
             TrustChainVerification::AcceptUntrusted as i32;
     }
+    let mut common = CommonTlsContext {
+        alpn_protocols: strings(&["h2", "http/1.1"]),
+        tls_params: (params != TlsParameters::default()).then_some(params),
+        tls_certificate_sds_secret_configs: certificates,
+        validation_context_type: validate.then(|| with_crl(validation, &settings.ca_crl)),
+        ..CommonTlsContext::default()
+    };
+    comply(cx, &mut common);
     DownstreamTlsContext {
-        common_tls_context: Some(CommonTlsContext {
-            alpn_protocols: strings(&["h2", "http/1.1"]),
-            tls_params: (params != TlsParameters::default()).then_some(params),
-            tls_certificate_sds_secret_configs: certificates,
-            validation_context_type: validate.then(|| with_crl(validation, &settings.ca_crl)),
-            ..CommonTlsContext::default()
-        }),
+        common_tls_context: Some(common),
         require_client_certificate: bool_value(mutual),
         ..DownstreamTlsContext::default()
     }

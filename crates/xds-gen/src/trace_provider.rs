@@ -79,12 +79,12 @@ pub(crate) fn build(cx: &Context<'_>, provider: &ExtensionProvider) -> Option<Ex
         samples_itself: false,
     };
     if let Some(own) = &provider.skywalking {
-        let (host, cluster) = lookup(cx.push, &own.service, own.port)?;
+        let (host, cluster) = lookup(cx.push, "skywalking", &own.service, own.port)?;
         let config = SkyWalkingConfig { grpc_service: Some(grpc_service(cluster, host)), ..Default::default() };
         return Some(Exporter { starts_child_span: true, ..make("envoy.tracers.skywalking", any(&config), 0) });
     }
     if let Some(own) = &provider.zipkin {
-        let (host, cluster) = lookup(cx.push, &own.service, own.port)?;
+        let (host, cluster) = lookup(cx.push, "zipkin", &own.service, own.port)?;
         let path = if own.path.is_empty() { "/api/v2/spans" } else { &own.path };
         let option = match own.trace_context_option {
             TraceContextOption::UseB3 => EnvoyOption::UseB3,
@@ -101,7 +101,7 @@ pub(crate) fn build(cx: &Context<'_>, provider: &ExtensionProvider) -> Option<Ex
         return Some(make("envoy.tracers.zipkin", any(&config), own.max_tag_length));
     }
     if let Some(own) = &provider.datadog {
-        let (host, collector_cluster) = lookup(cx.push, &own.service, own.port)?;
+        let (host, collector_cluster) = lookup(cx.push, "datadog", &own.service, own.port)?;
         let config = DatadogConfig {
             collector_cluster,
             collector_hostname: host,
@@ -111,7 +111,7 @@ pub(crate) fn build(cx: &Context<'_>, provider: &ExtensionProvider) -> Option<Ex
         return Some(make("envoy.tracers.datadog", any(&config), own.max_tag_length));
     }
     let own = provider.opentelemetry.as_ref()?;
-    let (host, cluster) = lookup(cx.push, &own.service, own.port)?;
+    let (host, cluster) = lookup(cx.push, "opentelemetry", &own.service, own.port)?;
     let semantic = own.service_attribute_enrichment == ServiceAttributeEnrichment::OtelSemanticConventions;
     let detects = own.resource_detectors.clone().unwrap_or_default();
     let mut config = OpenTelemetryConfig {
@@ -186,7 +186,7 @@ fn dynatrace(
             otel_service(host, "api/v2/samplingConfiguration", cluster.to_owned(), http.timeout, &http.headers)
         }
         Some(api) => {
-            let (host, cluster) = lookup(cx.push, &api.service, api.port)?;
+            let (host, cluster) = lookup(cx.push, "dynatrace", &api.service, api.port)?;
             let http = api.http.clone().unwrap_or_default();
             otel_service(&host, &http.path, cluster, http.timeout, &http.headers)
         }

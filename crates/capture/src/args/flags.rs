@@ -49,7 +49,7 @@ pub(super) const FLAGS: &[Flag] = &[
         None,
         Kind::Text,
         "",
-        "Capture outbound traffic by eBPF programs on this cgroup (v2) of the pod instead of by packet rules",
+        "Capture by eBPF programs on this cgroup (v2) of the pod and on its interfaces instead of by packet rules",
     ),
     flag("envoy-port", Some('p'), Kind::Text, "15001", "Port of the proxy's outbound listener"),
     flag(
@@ -77,7 +77,13 @@ pub(super) const FLAGS: &[Flag] = &[
         "",
         "How inbound connections reach the proxy: REDIRECT or TPROXY",
     ),
-    flag("istio-inbound-ports", Some('b'), Kind::Text, "", "Inbound ports to capture, comma separated, or * for all"),
+    flag(
+        "istio-inbound-ports",
+        Some('b'),
+        Kind::Text,
+        "",
+        "Inbound ports and ranges (8000:8100) to capture, comma separated, or * for all",
+    ),
     flag("istio-inbound-tproxy-mark", Some('t'), Kind::Text, "1337", "Packet mark for TPROXY"),
     flag("istio-inbound-tproxy-route-table", Some('r'), Kind::Text, "133", "Routing table for TPROXY"),
     flag(

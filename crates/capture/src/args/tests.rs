@@ -40,7 +40,7 @@ fn flag_before_environment_before_default() {
     let config = &settings.config;
     assert_eq!(config.proxy_port, 15001, "ENVOY_PORT is not ours");
     assert_eq!(config.inbound_port, 16006);
-    assert_eq!(config.inbound_ports, Selection::Only(vec![80, 81]));
+    assert_eq!(config.inbound_ports, Selection::Only(vec![80.into(), 81.into()]));
     assert_eq!(config.proxy_uids, [Owner::id(3), Owner::id(4)]);
     assert!(!settings.redirect_dns, "ISTIO_META_DNS_CAPTURE is read later than REDIRECT_DNS");
     assert!(config.drop_invalid);
@@ -93,7 +93,10 @@ fn owner_groups_as_the_reference_reads_them() {
 fn the_command_line_is_read_as_the_reference_reads_it() {
     let config = |args: &[&str]| resolve(args, &[]).expect("valid").config;
     // A value may look like a flag, words that are no flags do not count, -- ends the flags.
-    assert_eq!(config(&["-b", "80", "stray", "-d", "81", "--", "-b", "82"]).inbound_ports, Selection::Only(vec![80]));
+    assert_eq!(
+        config(&["-b", "80", "stray", "-d", "81", "--", "-b", "82"]).inbound_ports,
+        Selection::Only(vec![80.into()])
+    );
     assert!(resolve(&["-i", "-x"], &[]).is_err(), "-x is the value of -i");
     assert_eq!(config(&["-b=80"]).inbound_ports, config(&["-b80"]).inbound_ports);
     let settings = resolve(&["-nz", "16000", "--dual-stack=false", "--redirect-dns", "false"], &[]).expect("valid");
@@ -121,7 +124,7 @@ fn what_injected_pods_pass_is_understood() {
         "-p 15001 -z 15006 -u 1337 -m REDIRECT -i * -x  -b * -d 15090,15021,15020 --log_output_level=default:info";
     let settings = resolve(&args.split(' ').collect::<Vec<_>>(), &[]).expect("valid");
     assert_eq!(settings.config.outbound_cidrs, Selection::All);
-    assert_eq!(settings.config.inbound_exclude, [15090, 15021, 15020]);
+    assert_eq!(settings.config.inbound_exclude, [15090, 15021, 15020].map(crate::Ports::from));
 }
 
 #[test]

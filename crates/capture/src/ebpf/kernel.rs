@@ -11,7 +11,9 @@ const PROG_QUERY: libc::c_long = 16;
 /// Other programs may be attached to the same hook, here and below.
 const ALLOW_MULTI: u32 = 2;
 const REPLACE: u32 = 4;
-/// More than the kernel lets be attached to one hook of one cgroup.
+/// In front of those that are there, which may end the packet's way.
+const BEFORE: u32 = 8;
+/// More than the kernel lets be attached to one hook of one place.
 const MAX_ATTACHED: usize = 64;
 
 /// Where a program can be attached; the numbers of `enum bpf_attach_type`.
@@ -19,7 +21,6 @@ const MAX_ATTACHED: usize = 64;
 pub(super) struct Hook(u32);
 
 impl Hook {
-    pub(super) const SOCK_OPS: Self = Self(3);
     pub(super) const CONNECT4: Self = Self(10);
     pub(super) const CONNECT6: Self = Self(11);
     pub(super) const SENDMSG4: Self = Self(14);
@@ -29,6 +30,25 @@ impl Hook {
     pub(super) const GETSOCKOPT: Self = Self(21);
     pub(super) const GETPEERNAME4: Self = Self(29);
     pub(super) const GETPEERNAME6: Self = Self(30);
+    /// Of an interface: what comes in, before anything else in the kernel sees it (Linux 6.6).
+    pub(super) const TCX_INGRESS: Self = Self(46);
+}
+
+/// What a program is attached to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place<'a> {
+    Cgroup(BorrowedFd<'a>),
+    /// By its number in this thread's network namespace.
+    Interface(u32),
+}
+
+impl Place<'_> {
+    fn number(self) -> u32 {
+        match self {
+            Self::Cgroup(fd) => number(fd),
+            Self::Interface(index) => index,
+        }
+    }
 }
 
 /// The members of `union bpf_attr` for attaching and detaching.
@@ -68,34 +88,40 @@ fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().unsigned_abs()
 }
 
-/// Attaches a program to a cgroup; it stays until it is detached or the cgroup goes. With `replaced`, that one leaves in the same step.
+/// Attaches a program; it stays until it is detached or the place goes. With `replaced`, that one leaves in the same step.
 pub(super) fn attach(
-    cgroup: BorrowedFd<'_>,
+    place: Place<'_>,
     program: BorrowedFd<'_>,
     hook: Hook,
     replaced: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
+    let flags = match (place, replaced) {
+        (Place::Cgroup(_), None) => ALLOW_MULTI,
+        (Place::Cgroup(_), Some(_)) => ALLOW_MULTI | REPLACE,
+        (Place::Interface(_), None) => BEFORE,
+        (Place::Interface(_), Some(_)) => REPLACE,
+    };
     let mut attr = Attach {
-        target: number(cgroup),
+        target: place.number(),
         program: number(program),
         hook: hook.0,
-        flags: ALLOW_MULTI | if replaced.is_some() { REPLACE } else { 0 },
+        flags,
         replaced: replaced.map_or(0, number),
         ..Attach::default()
     };
     bpf(PROG_ATTACH, &mut attr)
 }
 
-pub(super) fn detach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, hook: Hook) -> io::Result<()> {
-    let mut attr = Attach { target: number(cgroup), program: number(program), hook: hook.0, ..Attach::default() };
+pub(super) fn detach(place: Place<'_>, program: BorrowedFd<'_>, hook: Hook) -> io::Result<()> {
+    let mut attr = Attach { target: place.number(), program: number(program), hook: hook.0, ..Attach::default() };
     bpf(PROG_DETACH, &mut attr)
 }
 
-/// The ids of the programs that are attached to this cgroup itself, in the order in which they run.
-pub(super) fn attached(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
+/// The ids of the programs that are attached to this place itself, in the order in which they run.
+pub(super) fn attached(place: Place<'_>, hook: Hook) -> io::Result<Vec<u32>> {
     let mut ids = vec![0_u32; MAX_ATTACHED];
     let mut attr = Query {
-        target: number(cgroup),
+        target: place.number(),
         hook: hook.0,
         ids: ids.as_mut_ptr() as u64,
         count: MAX_ATTACHED as u32,

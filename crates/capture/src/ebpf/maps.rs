@@ -1,22 +1,36 @@
-//! What the programs are told, and what they count: the maps of `ebpf/outbound.c`.
+//! What the programs are told, and what they count: the maps of `ebpf/capture.c`.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::config::{Cidr, Config, Dns, Groups, Owner, Selection};
+use crate::config::{self, Cidr, Config, Dns, Groups, Owner, Selection};
 
 /// `struct settings`
-pub(super) type Settings = [u8; 24];
+pub(super) type Settings = [u8; 40];
 /// `struct listed_key`
 pub(super) type Listed = [u32; 2];
 /// `struct block_key` without its prefix length: kind and address.
 pub(super) type Block = [u32; 5];
+/// `struct ports`: one bit a port, for each kind in turn.
+pub(super) type PortBits = [u64; 3 * PORT_WORDS];
+const PORT_WORDS: usize = 1024;
+/// `struct place`
+pub(super) type Place = [u8; 20];
+
+/// Slots that are filled once and stay.
+pub(super) const LASTING: u32 = 1 << 14;
+/// The addresses that name slots: 127.128.0.0/10, and for IPv6 this block with the same last 32 bits. A route must lead it here.
+pub(crate) const SLOTS_V6: Cidr =
+    Cidr { ip: IpAddr::V6(Ipv6Addr::new(0xfd6f, 0x7574, 0x7269, 0x6767, 0x6572, 0, 0, 0)), prefix: 96 };
 
 const UID: u32 = 1;
 const GID: u32 = 2;
 const GROUP: u32 = 3;
-const PORT_EXCLUDED: u32 = 4;
-const PORT_CAPTURED: u32 = 5;
+
+/// Which part of `struct ports`.
+const PORT_EXCLUDED: usize = 0;
+const PORT_CAPTURED: usize = 1;
+const PORT_INBOUND: usize = 2;
 
 const LOCAL: u32 = 1;
 const BLOCK_EXCLUDED: u32 = 2;
@@ -26,8 +40,18 @@ const SERVER: u32 = 4;
 /// Entries of `listed` and `blocks`, each.
 pub(super) const MAX_ENTRIES: usize = 1024;
 
+/// `filled` in `struct settings`.
+const MORE_UIDS: u32 = 1;
+const MORE_GIDS: u32 = 2;
+const GROUPS: u32 = 4;
+const MORE_LOCALS: u32 = 8;
+const EXCLUDED_BLOCKS: u32 = 16;
+const CAPTURED_BLOCKS: u32 = 32;
+const EXCLUDED_PORTS: u32 = 64;
+const CAPTURED_PORTS: u32 = 128;
+
 /// Why a connection goes where it goes, in the order of the programs' questions; each has a counter.
-pub(crate) const REASONS: [&str; 13] = [
+pub(crate) const REASONS: [&str; 16] = [
     "excluded port",
     "the proxy to this pod, to its inbound port",
     "the proxy's own",
@@ -41,7 +65,17 @@ pub(crate) const REASONS: [&str; 13] = [
     "captured block, to the proxy",
     "no rule captures it",
     "original destination told to the proxy",
+    "captured port, to the proxy",
+    "port that is not captured",
+    "dropped: the proxy does not listen",
 ];
+const INBOUND_CAPTURED: usize = 13;
+const INBOUND_OTHER: usize = 14;
+
+/// The program that answers so.
+pub(crate) fn chain(reason: usize) -> &'static str {
+    if reason < INBOUND_CAPTURED { "connect" } else { "inbound" }
+}
 
 /// Who opens a connection.
 #[derive(Clone, Copy, Debug)]
@@ -53,12 +87,91 @@ pub(crate) struct Who {
 }
 
 /// Everything the programs know.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Tables {
     pub(super) settings: Settings,
     pub(super) listed: BTreeSet<Listed>,
     /// (prefix length, kind and address)
     pub(super) blocks: BTreeSet<(u32, Block)>,
+    pub(super) ports: Ports,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self { settings: [0; 40], listed: BTreeSet::new(), blocks: BTreeSet::new(), ports: Ports::default() }
+    }
+}
+
+/// Sets of ports.
+#[derive(Clone, Eq, PartialEq)]
+pub(super) struct Ports(pub(super) Box<PortBits>);
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self(Box::new([0; 3 * PORT_WORDS]))
+    }
+}
+
+impl std::fmt::Debug for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries([PORT_EXCLUDED, PORT_CAPTURED, PORT_INBOUND].map(|kind| self.text(kind))).finish()
+    }
+}
+
+impl Ports {
+    fn place(kind: usize, port: u16) -> (usize, u64) {
+        (kind * PORT_WORDS + usize::from(port >> 6), 1 << (port & 63))
+    }
+
+    fn has(&self, kind: usize, port: u16) -> bool {
+        let (word, bit) = Self::place(kind, port);
+        self.0[word] & bit != 0
+    }
+
+    fn set(&mut self, kind: usize, range: config::Ports, member: bool) {
+        for port in range.first..=range.last {
+            let (word, bit) = Self::place(kind, port);
+            self.0[word] = if member { self.0[word] | bit } else { self.0[word] & !bit };
+        }
+    }
+
+    fn any(&self, kind: usize) -> bool {
+        self.0[kind * PORT_WORDS..][..PORT_WORDS].iter().any(|word| *word != 0)
+    }
+
+    /// `80, 8000:8100`
+    fn text(&self, kind: usize) -> String {
+        let mut parts = Vec::new();
+        let mut first = None;
+        for port in 0..=u16::MAX {
+            let member = self.has(kind, port);
+            let start = *first.get_or_insert(port);
+            if !member {
+                first = None;
+            } else if port == u16::MAX || !self.has(kind, port + 1) {
+                parts.push(if start == port { port.to_string() } else { format!("{start}:{port}") });
+            }
+        }
+        if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+    }
+}
+
+/// The first of the addresses that name slots.
+pub(crate) fn first_slot(v6: bool) -> IpAddr {
+    let slot = Ipv4Addr::from_octets(address_of(0).to_ne_bytes());
+    match SLOTS_V6.ip {
+        IpAddr::V6(prefix) if v6 => Ipv6Addr::from(u128::from(prefix) | u128::from(u32::from(slot))).into(),
+        _ => slot.into(),
+    }
+}
+
+pub(crate) fn loopback(v6: bool) -> IpAddr {
+    if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() }
+}
+
+/// What the maps hold for a lasting slot: the last 32 bits of the addresses that name it, in network order.
+pub(super) fn address_of(slot: u32) -> u32 {
+    (0x7f80_0000 | slot).to_be()
 }
 
 /// IPv4 addresses in their mapped form, in network order.
@@ -85,7 +198,6 @@ impl Tables {
         let mut tables = Self::default();
         let ids =
             |kind: u32, owners: &[Owner]| owners.iter().filter_map(|o| o.id).map(|id| [kind, id]).collect::<Vec<_>>();
-        let ports = |kind: u32, ports: &[u16]| ports.iter().map(|p| [kind, u32::from(*p)]).collect::<Vec<_>>();
         let (only_groups, groups) = match &config.groups {
             Groups::AllExcept(groups) => (false, groups),
             Groups::Only(groups) => (true, groups),
@@ -93,8 +205,19 @@ impl Tables {
         tables.listed.extend(ids(UID, &config.proxy_uids));
         tables.listed.extend(ids(GID, &config.proxy_gids));
         tables.listed.extend(ids(GROUP, groups));
-        tables.listed.extend(ports(PORT_EXCLUDED, &config.outbound_exclude_ports));
-        tables.listed.extend(ports(PORT_CAPTURED, &config.outbound_ports));
+        let ports = &mut tables.ports;
+        config.outbound_exclude_ports.iter().for_each(|range| ports.set(PORT_EXCLUDED, *range, true));
+        config.outbound_ports.iter().for_each(|range| ports.set(PORT_CAPTURED, *range, true));
+        if config.inbound_by_programs {
+            match &config.inbound_ports {
+                Selection::All => {
+                    ports.set(PORT_INBOUND, config::Ports { first: 0, last: u16::MAX }, true);
+                    config.inbound_exclude.iter().for_each(|range| ports.set(PORT_INBOUND, *range, false));
+                }
+                Selection::Only(list) => list.iter().for_each(|range| ports.set(PORT_INBOUND, *range, true)),
+            }
+            ports.set(PORT_INBOUND, config.tunnel_port.into(), false);
+        }
 
         tables.blocks.extend(local.iter().map(|ip| block(LOCAL, Cidr::host(ip.to_canonical()))));
         tables.blocks.extend(config.outbound_exclude_cidrs.iter().map(|c| block(BLOCK_EXCLUDED, *c)));
@@ -129,7 +252,61 @@ impl Tables {
             only_groups.into(),
             config.ipv6.into(),
         ]);
+        // What nearly every pod has one of, the programs find in the settings; no user and no group has the number -1.
+        let first = |owners: &[Owner]| owners.iter().find_map(|owner| owner.id).unwrap_or(u32::MAX);
+        let own: Vec<Ipv4Addr> = local
+            .iter()
+            .filter_map(|ip| match ip.to_canonical() {
+                IpAddr::V4(ip) if !ip.is_loopback() => Some(ip),
+                _ => None,
+            })
+            .collect();
+        let [.., own_ip] = words(own.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED).into());
+        let filled = [
+            (MORE_UIDS, config.proxy_uids.len() > 1),
+            (MORE_GIDS, config.proxy_gids.len() > 1),
+            (GROUPS, !groups.is_empty()),
+            (MORE_LOCALS, own.len() > 1),
+            (EXCLUDED_BLOCKS, !config.outbound_exclude_cidrs.is_empty()),
+            (CAPTURED_BLOCKS, !cidrs.is_empty()),
+            (EXCLUDED_PORTS, tables.ports.any(PORT_EXCLUDED)),
+            (CAPTURED_PORTS, tables.ports.any(PORT_CAPTURED)),
+        ];
+        let filled: u32 = filled.iter().filter(|(_, is)| *is).map(|(bit, _)| bit).sum();
+        let numbers = [first(&config.proxy_uids), first(&config.proxy_gids), own_ip, filled];
+        for (out, number) in out[24..].chunks_exact_mut(4).zip(numbers) {
+            out.copy_from_slice(&number.to_ne_bytes());
+        }
         tables
+    }
+
+    /// Programs on the pod's interfaces capture what comes in.
+    pub(crate) fn captures_inbound(&self) -> bool {
+        self.ports.any(PORT_INBOUND)
+    }
+
+    pub(crate) fn captures_ipv6(&self) -> bool {
+        self.settings[20] != 0
+    }
+
+    /// The ports of the proxy that connections are led to.
+    pub(crate) fn proxy_ports(&self) -> Vec<u16> {
+        let port = |at: usize| u16::from_ne_bytes([self.settings[at], self.settings[at + 1]]);
+        [Some(port(8)), self.captures_inbound().then(|| port(12))].into_iter().flatten().collect()
+    }
+
+    /// The first user whose connections are left alone.
+    pub(crate) fn proxy_user(&self) -> Option<u32> {
+        let [.., a, b, c, d] = self.settings[..28] else { return None };
+        Some(u32::from_ne_bytes([a, b, c, d])).filter(|uid| *uid != u32::MAX)
+    }
+
+    /// What the program on an interface would do with a connection from outside; as [`Tables::decide`].
+    pub(crate) fn decide_inbound(&self, to: SocketAddr) -> (Option<u16>, usize) {
+        let inbound_port = u16::from_ne_bytes([self.settings[12], self.settings[13]]);
+        let captured =
+            self.ports.has(PORT_INBOUND, to.port()) && (to.ip().to_canonical().is_ipv4() || self.captures_ipv6());
+        if captured { (Some(inbound_port), INBOUND_CAPTURED) } else { (None, INBOUND_OTHER) }
     }
 
     /// In words, one line a fact, for people.
@@ -149,7 +326,7 @@ impl Tables {
             if text.is_empty() { "none".to_owned() } else { text }
         };
         vec![
-            format!("ports left alone: {}", join(&mut listed(PORT_EXCLUDED))),
+            format!("ports left alone: {}", self.ports.text(PORT_EXCLUDED)),
             format!("users left alone (the proxy): {}", join(&mut listed(UID))),
             format!("groups left alone (the proxy): {}", join(&mut listed(GID))),
             format!("addresses of this pod: {}", join(&mut blocks(LOCAL))),
@@ -163,17 +340,23 @@ impl Tables {
                 _ => format!("DNS to port {} for every server", port(10)),
             },
             format!("blocks left alone: {}", join(&mut blocks(BLOCK_EXCLUDED))),
-            format!("ports captured whatever the address: {}", join(&mut listed(PORT_CAPTURED))),
+            format!("ports captured whatever the address: {}", self.ports.text(PORT_CAPTURED)),
             match all {
                 true => format!("everything else goes to port {}", port(8)),
                 false => format!("to port {} go the blocks: {}", port(8), join(&mut blocks(BLOCK_CAPTURED))),
+            },
+            match self.captures_inbound() {
+                true => {
+                    format!("what comes in goes to port {} for the ports: {}", port(12), self.ports.text(PORT_INBOUND))
+                }
+                false => "what comes in is left to packet rules".to_owned(),
             },
             format!("IPv6: {}", if ipv6 { "as IPv4" } else { "left alone" }),
         ]
     }
 
     /// What the programs would do with a connection: the port it is led to, and the number of the reason in [`REASONS`]. The same
-    /// questions in the same order as `decide` in `ebpf/outbound.c`; a test holds them together.
+    /// questions in the same order as `decide` in `ebpf/capture.c`; a test holds them together.
     pub(crate) fn decide(&self, who: Who, udp: bool, to: SocketAddr) -> (Option<u16>, usize) {
         let ip = to.ip().to_canonical();
         let has = |kind: u32, value: u32| self.listed.contains(&[kind, value]);
@@ -197,7 +380,7 @@ impl Tables {
         let local = in_loopback || ip.is_loopback() || holds(LOCAL);
         let query = dns != 0 && to.port() == 53;
         let by_user = has(UID, who.uid);
-        if has(PORT_EXCLUDED, to.port().into()) {
+        if self.ports.has(PORT_EXCLUDED, to.port()) {
             (None, 0)
         } else if by_user || has(GID, who.gid) {
             let again = !udp && local && !in_loopback && !who.passthrough && to.port() != port(14);
@@ -214,7 +397,7 @@ impl Tables {
             (None, 7)
         } else if holds(BLOCK_EXCLUDED) {
             (None, 8)
-        } else if has(PORT_CAPTURED, to.port().into()) {
+        } else if self.ports.has(PORT_CAPTURED, to.port()) {
             (Some(port(8)), 9)
         } else if all || holds(BLOCK_CAPTURED) {
             (Some(port(8)), 10)
@@ -244,6 +427,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn slots_have_addresses() {
+        assert_eq!(first_slot(false).to_string(), "127.128.0.0");
+        assert_eq!(first_slot(true).to_string(), "fd6f:7574:7269:6767:6572:0:7f80:0");
+    }
+
+    #[test]
     fn blocks_compare_kind_and_prefix() {
         let of = |text: &str| block(BLOCK_CAPTURED, text.parse().expect("block"));
         assert_eq!(of("0.0.0.0/0").0, 128);
@@ -256,8 +445,8 @@ mod tests {
         let config = Config {
             outbound_cidrs: Selection::Only(vec!["10.0.0.0/8".parse().expect("block")]),
             outbound_exclude_cidrs: vec!["10.9.0.0/16".parse().expect("block")],
-            outbound_ports: vec![9000],
-            outbound_exclude_ports: vec![25],
+            outbound_ports: vec![9000.into()],
+            outbound_exclude_ports: vec![25.into()],
             groups: Groups::AllExcept(vec![Owner::id(202)]),
             dns: Dns::Servers { v4: vec!["10.96.0.10".parse().expect("address")], v6: Vec::new() },
             ipv6: true,
@@ -284,7 +473,24 @@ mod tests {
         assert_eq!(of(1000, 1000, false, "10.9.1.1:80"), (None, 8));
         assert_eq!(of(1000, 1000, false, "192.0.2.1:9000"), (Some(15001), 9));
         assert_eq!(of(1000, 1000, false, "[2001:db8::1]:80"), (None, 11));
-        assert_eq!(tables.describe().len(), 10);
-        assert_eq!(REASONS.len(), 13);
+        assert_eq!(tables.describe().len(), 11);
+        assert_eq!(tables.proxy_user(), Some(1337));
+        assert_eq!(tables.proxy_ports(), [15001]);
+    }
+
+    #[test]
+    fn inbound_ports_are_all_but_the_excluded_ones_or_those_listed() {
+        let of = |inbound_ports, inbound_exclude| {
+            let config = Config { inbound_ports, inbound_exclude, inbound_by_programs: true, ..Config::default() };
+            Tables::new(&config, &[])
+        };
+        let all = of(Selection::All, vec![15020.into(), 15021.into()]);
+        assert_eq!(all.ports.text(PORT_INBOUND), "0:15007, 15009:15019, 15022:65535");
+        assert_eq!(all.proxy_ports(), [15001, 15006]);
+        let some = of(Selection::Only(vec![80.into(), 15008.into()]), Vec::new());
+        assert_eq!(some.ports.text(PORT_INBOUND), "80");
+        let to = |ip: &str| some.decide_inbound(SocketAddr::new(ip.parse().expect("address"), 80)).0;
+        assert_eq!([to("10.0.0.1"), to("::ffff:10.0.0.1"), to("fd00::1")], [Some(15006), Some(15006), None]);
+        assert_eq!(some.decide_inbound("10.0.0.1:81".parse().expect("address")), (None, INBOUND_OTHER));
     }
 }

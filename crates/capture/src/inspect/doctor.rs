@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use netns::nft::Nft;
-use netns::{Netlink, Netns};
+use netns::{Link, Netlink, Netns};
 
 use super::explain::{End, Packet, follow};
 use super::live::{Action, Source, Table, What};
@@ -49,6 +49,7 @@ fn finding(level: Level, what: impl Into<String>, command: Option<&str>) -> Find
 pub(crate) struct Patient<'a> {
     pub(crate) tables: &'a [Table],
     pub(crate) programs: &'a [(String, ebpf::Live)],
+    pub(crate) links: &'a [Link],
     pub(crate) local: &'a [IpAddr],
     pub(crate) interface: &'a str,
 }
@@ -61,7 +62,7 @@ pub(crate) fn examine(patient: &Patient<'_>, netlink: &mut Netlink) -> Vec<Findi
     all.extend(leftovers(patient, netlink));
     all.extend(listeners(patient));
     all.extend(tracking());
-    all.push(programs(patient));
+    all.extend(programs(patient));
     all
 }
 
@@ -121,7 +122,8 @@ fn back_ends(patient: &Patient<'_>) -> Vec<Finding> {
         0 if patient.programs.is_empty() => {
             finding(Level::Warning, "nothing is captured here: there are no rules of ours", None)
         }
-        0 | 1 => finding(Level::Good, format!("rules of ours are in one back end: {names}"), None),
+        0 => finding(Level::Good, "there are no rules of ours beside the eBPF programs", None),
+        1 => finding(Level::Good, format!("rules of ours are in one back end: {names}"), None),
         _ => finding(
             Level::Problem,
             format!("rules of ours are in {names}: every connection is captured twice"),
@@ -141,7 +143,7 @@ fn back_ends(patient: &Patient<'_>) -> Vec<Finding> {
 /// Rules of others that decide before ours do.
 fn shadows(patient: &Patient<'_>) -> Vec<Finding> {
     let mut out = Vec::new();
-    if !patient.tables.iter().any(Table::is_ours) {
+    if !patient.tables.iter().any(Table::is_ours) && patient.programs.is_empty() {
         return out;
     }
     for v6 in [false, true] {
@@ -189,10 +191,11 @@ fn ipv6(patient: &Patient<'_>) -> Option<Finding> {
     let is_reached = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if !v6.is_loopback() && !v6.is_unicast_link_local());
     let address = patient.local.iter().find(|ip| is_reached(ip) && !is_passthrough(**ip));
     let ours: Vec<&Table> = patient.tables.iter().filter(|t| t.is_ours()).collect();
-    if ours.is_empty() {
+    if ours.is_empty() && patient.programs.is_empty() {
         return None;
     }
-    let captured = ours.iter().any(|t| t.v6 == Some(true) || (t.v6.is_none() && mentions_v6(t)));
+    let by_programs = patient.programs.iter().any(|(_, live)| live.tables.captures_ipv6());
+    let captured = by_programs || ours.iter().any(|t| t.v6 == Some(true) || (t.v6.is_none() && mentions_v6(t)));
     Some(match (address, captured) {
         (Some(ip), false) => finding(
             Level::Problem,
@@ -258,11 +261,10 @@ fn leftovers(patient: &Patient<'_>, netlink: &mut Netlink) -> Vec<Finding> {
             ));
         }
     }
-    if ours.is_empty() && patient.local.contains(&crate::rules::PASSTHROUGH_V6) {
+    if ours.is_empty() && patient.programs.is_empty() && patient.local.contains(&crate::rules::PASSTHROUGH_V6) {
         out.push(finding(Level::Warning, "the address ::6 was left behind on lo", Some(CLEAN)));
     }
-    for (cgroup, live) in patient.programs.iter().filter(|(_, live)| live.partial) {
-        let _ = live;
+    for (cgroup, _) in patient.programs.iter().filter(|(_, live)| live.partial) {
         out.push(finding(
             Level::Problem,
             format!("eBPF programs on {cgroup} are incomplete: a run was killed"),
@@ -285,7 +287,7 @@ fn leftovers(patient: &Patient<'_>, netlink: &mut Netlink) -> Vec<Finding> {
 
 /// Connections that are led to a port where nobody listens are refused.
 fn listeners(patient: &Patient<'_>) -> Vec<Finding> {
-    let mut ports: Vec<u16> = Vec::new();
+    let mut ports: Vec<u16> = patient.programs.iter().flat_map(|(_, live)| live.tables.proxy_ports()).collect();
     for action in patient
         .tables
         .iter()
@@ -310,8 +312,7 @@ fn listeners(patient: &Patient<'_>) -> Vec<Finding> {
     vec![if missing.is_empty() {
         finding(Level::Good, "the proxy listens where the rules lead", None)
     } else {
-        let text =
-            format!("nobody listens on port {} where rules lead: such connections are refused", missing.join(", "));
+        let text = format!("nobody listens on port {} where connections are led: they fail", missing.join(", "));
         finding(Level::Problem, text, Some("start the proxy (outrigger agent proxy sidecar), or look why it ended"))
     }]
 }
@@ -346,24 +347,56 @@ fn tracking_finding(count: u64, max: u64) -> Option<Finding> {
     })
 }
 
-/// Whether outbound capture by eBPF would be possible.
-fn programs(patient: &Patient<'_>) -> Finding {
+/// Whether capture by eBPF is complete, or would be possible.
+fn programs(patient: &Patient<'_>) -> Vec<Finding> {
     const BPF: u32 = 39;
     const NET_ADMIN: u32 = 12;
     const SYS_ADMIN: u32 = 21;
-    if !patient.programs.is_empty() {
-        return finding(Level::Good, "outbound connections are captured by eBPF programs", None);
+    if let Some((_, live)) = patient.programs.first() {
+        let uncaptured = |link: &&Link| !link.loopback && link.up && !live.interfaces.contains(&link.name);
+        let mut out: Vec<Finding> = Vec::new();
+        if !live.tables.captures_inbound() {
+            let why = if ebpf::can_capture_inbound(patient.links) {
+                "inbound ones by packet rules, if at all"
+            } else {
+                "inbound ones by packet rules, if at all: for programs they need Linux 6.6"
+            };
+            out.push(finding(Level::Good, format!("outbound connections are captured by eBPF programs, {why}"), None));
+        } else {
+            out.push(finding(Level::Good, "connections are captured by eBPF programs, in both directions", None));
+            out.extend(patient.links.iter().filter(uncaptured).map(|link| {
+                let text = format!(
+                    "no program captures what comes in by interface {}: it came later, or is a virtual machine's",
+                    link.name
+                );
+                finding(Level::Warning, text, Some("run istio-iptables again with the flags in use"))
+            }));
+        }
+        return out;
+    }
+    let orphans = ebpf::inbound_interfaces(patient.links).unwrap_or_default();
+    if !orphans.is_empty() {
+        // Whose cgroup is not known here is captured all the same.
+        let text = format!(
+            "eBPF programs capture what comes in by {}; those of the cgroup are not seen from here",
+            orphans.join(", ")
+        );
+        return vec![finding(
+            Level::Warning,
+            text,
+            Some("say --ebpf-cgroup DIR; if nothing is there: outrigger istio-clean-iptables"),
+        )];
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:")).unwrap_or_default();
     let effective = u64::from_str_radix(effective.trim(), 16).unwrap_or(0);
     let has = |capability: u32| effective >> capability & 1 == 1;
-    if has(NET_ADMIN) && (has(BPF) || has(SYS_ADMIN)) {
+    vec![if has(NET_ADMIN) && (has(BPF) || has(SYS_ADMIN)) {
         finding(Level::Good, "the capabilities for --ebpf-cgroup (BPF and NET_ADMIN) are there", None)
     } else {
         let text = "not used and not possible: --ebpf-cgroup needs the capabilities BPF and NET_ADMIN";
         finding(Level::Good, text, None)
-    }
+    }]
 }
 
 #[cfg(test)]

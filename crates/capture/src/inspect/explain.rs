@@ -95,16 +95,7 @@ pub(crate) fn follow(tables: &[Table], programs: Option<&ebpf::Live>, local: &[I
         let passthrough = [PASSTHROUGH_V4, PASSTHROUGH_V6].contains(&packet.from.ip().to_canonical());
         let who = ebpf::Who { uid, gid, passthrough };
         let (port, reason) = live.tables.decide(who, packet.l4 == L4::Udp, packet.to);
-        walk.steps.push(Step {
-            table: "eBPF programs".into(),
-            chain: "connect".into(),
-            number: reason + 1,
-            rule: ebpf::REASONS[reason].into(),
-            packets: live.counters.get(reason).copied().unwrap_or(0),
-            depth: 0,
-            ours: true,
-            uncertain: false,
-        });
+        walk.steps.push(program_step(live, reason));
         if let Some(port) = port {
             let destination = match reason {
                 1 => Destination::Inbound,
@@ -112,15 +103,24 @@ pub(crate) fn follow(tables: &[Table], programs: Option<&ebpf::Live>, local: &[I
                 _ => Destination::Outbound,
             };
             led = Some((port, destination));
-            let loopback = if walk.packet.to.ip().to_canonical().is_ipv4() { "127.0.0.1" } else { "::1" };
-            if let Ok(ip) = loopback.parse() {
-                walk.packet.from.set_ip(ip);
-                walk.packet.to = SocketAddr::new(ip, port);
-                walk.packet.interface = "lo".into();
-            }
+            let v6 = walk.packet.to.ip().to_canonical().is_ipv6();
+            let ip = match destination {
+                Destination::Agent => ebpf::loopback(v6),
+                _ => ebpf::first_slot(v6),
+            };
+            walk.packet.from.set_ip(ebpf::loopback(v6));
+            walk.packet.to = SocketAddr::new(ip, port);
+            walk.packet.interface = "lo".into();
         }
     }
-    let is_local = |ip: IpAddr| ip.is_loopback() || local.contains(&ip);
+    if let (Some(live), None, L4::Tcp) = (programs, packet.owner, packet.l4)
+        && live.interfaces.contains(&packet.interface)
+    {
+        let (port, reason) = live.tables.decide_inbound(packet.to);
+        walk.steps.push(program_step(live, reason));
+        led = port.map(|port| (port, Destination::Inbound));
+    }
+    let is_local = |ip: IpAddr| ip.is_loopback() || local.contains(&ip) || ip == ebpf::first_slot(true);
     let mut end = match walk.hook(if walk.incoming { At::Prerouting } else { At::Output }, false) {
         Some(end) => end,
         // What stays in the pod comes in again by lo. Connections are translated once, so nat is over.
@@ -138,6 +138,19 @@ pub(crate) fn follow(tables: &[Table], programs: Option<&ebpf::Live>, local: &[I
         end = End::Led { port, to };
     }
     Trace { steps: walk.steps, end }
+}
+
+fn program_step(live: &ebpf::Live, reason: usize) -> Step {
+    Step {
+        table: "eBPF programs".into(),
+        chain: ebpf::chain(reason).into(),
+        number: reason + 1,
+        rule: ebpf::REASONS[reason].into(),
+        packets: live.counters.get(reason).copied().unwrap_or(0),
+        depth: 0,
+        ours: true,
+        uncertain: false,
+    }
 }
 
 impl Walk<'_> {
@@ -248,8 +261,8 @@ impl Walk<'_> {
             What::Dst(net) => covers(*net, packet.to.ip()),
             What::Ipv6(v6) => packet.to.ip().is_ipv6() == *v6,
             What::Proto(l4) => packet.l4 == *l4,
-            What::Dport(ports) => ports.contains(&packet.to.port()),
-            What::Sport(ports) => ports.contains(&packet.from.port()),
+            What::Dport(ports) => ports.iter().any(|ports| ports.contains(packet.to.port())),
+            What::Sport(ports) => ports.iter().any(|ports| ports.contains(packet.from.port())),
             // A packet without a socket has no owner, not even another one.
             What::Uid(ids) => return Some(owner(ids, |o| o.0).is_some_and(|is| is != condition.not)),
             What::Gid(ids) => return Some(owner(ids, |o| o.1).is_some_and(|is| is != condition.not)),
@@ -331,7 +344,7 @@ mod tests {
         crate::Config {
             mode,
             inbound_ports: crate::Selection::All,
-            inbound_exclude: vec![15020],
+            inbound_exclude: vec![15020.into()],
             outbound_cidrs: crate::Selection::All,
             dns: crate::Dns::All,
             ..crate::Config::default()

@@ -11,6 +11,9 @@ pub(crate) fn show(tables: &[Table], programs: &[(String, Live)]) -> String {
     for (cgroup, live) in programs {
         // Writing into a string cannot fail.
         let _ = writeln!(out, "eBPF programs on {cgroup}{}", if live.partial { " (incomplete)" } else { "" });
+        if !live.interfaces.is_empty() {
+            let _ = writeln!(out, "  and on what comes in by {}", live.interfaces.join(", "));
+        }
         live.tables.describe().iter().for_each(|line| out.push_str(&format!("  {line}\n")));
         let _ = writeln!(out, "  connections:");
         for ((reason, count), number) in REASONS.iter().zip(&live.counters).zip(1..) {

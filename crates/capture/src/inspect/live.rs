@@ -5,6 +5,7 @@ use std::fmt;
 use netns::nft::{self, Expr, LiveRule, Nft, Op, Part};
 
 use super::saved;
+use crate::config::Ports;
 use crate::iptables::{Backend, Programs};
 use crate::rules::L4;
 
@@ -48,8 +49,8 @@ pub(crate) enum What {
     Dst(nft::Net),
     Ipv6(bool),
     Proto(L4),
-    Dport(Vec<u16>),
-    Sport(Vec<u16>),
+    Dport(Vec<Ports>),
+    Sport(Vec<Ports>),
     Uid(Vec<u32>),
     Gid(Vec<u32>),
     Mark(u32),
@@ -206,8 +207,9 @@ fn translate(parts: Vec<Part>, live: &LiveRule) -> Rule {
             Expr::Oif(op, name) => (op == Op::Ne, What::Out(name)),
             Expr::Saddr(op, net) => (op == Op::Ne, What::Src(net)),
             Expr::Daddr(op, net) => (op == Op::Ne, What::Dst(net)),
-            Expr::Sport(_, op, ports) => (op == Op::Ne, What::Sport(ports)),
-            Expr::Dport(_, op, ports) => (op == Op::Ne, What::Dport(ports)),
+            Expr::Sport(_, op, ports) => (op == Op::Ne, What::Sport(ports.into_iter().map(Ports::from).collect())),
+            Expr::Dport(_, op, ports) => (op == Op::Ne, What::Dport(ports.into_iter().map(Ports::from).collect())),
+            Expr::DportRange(_, first, last) => (false, What::Dport(vec![Ports { first, last }])),
             Expr::SkUid(op, ids) => (op == Op::Ne, What::Uid(ids)),
             Expr::SkGid(op, ids) => (op == Op::Ne, What::Gid(ids)),
             Expr::Mark(op, mark) => (op == Op::Ne, What::Mark(mark)),

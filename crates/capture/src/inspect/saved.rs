@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use netns::nft::Net;
 
 use super::live::{Action, At, Chain, Condition, Rule, Source, Table, What};
+use crate::config::Ports;
 use crate::rules::L4;
 
 /// The tables of one family.
@@ -85,7 +86,7 @@ fn read_rule(line: &str) -> Option<(String, Rule)> {
         }
         let mut next = || words.next().unwrap_or_default();
         let numbers = |text: String| text.split(',').filter_map(|n| n.parse().ok()).collect::<Vec<u32>>();
-        let ports = |text: String| text.split(',').filter_map(|n| n.parse().ok()).collect::<Vec<u16>>();
+        let ports = |text: String| text.split(',').filter_map(|n| n.parse().ok()).collect::<Vec<Ports>>();
         let what = match word.as_str() {
             "-m" => {
                 module = next();

@@ -230,7 +230,11 @@ mod tests {
     #[test]
     fn other_flags_replace_only_the_tables_that_differ() {
         let old = rules(&Config { dns: crate::config::Dns::All, ..config() });
-        let new = rules(&Config { dns: crate::config::Dns::All, inbound_ports: Selection::Only(vec![80]), ..config() });
+        let new = rules(&Config {
+            dns: crate::config::Dns::All,
+            inbound_ports: Selection::Only(vec![80.into()]),
+            ..config()
+        });
         let text = plan(&saved(&old, ""), Some(&new), false).expect("a difference");
         assert!(text.contains("*nat\n") && !text.contains("*raw\n") && !text.contains("*mangle\n"));
         assert!(text.contains("-D OUTPUT -j ISTIO_OUTPUT\n") && text.contains(":ISTIO_OUTPUT - [0:0]\n"));

@@ -46,7 +46,10 @@ fn everybody_is_redirected_where_they_belong() {
             // Outbound: the application through the proxy, the proxy itself not, excluded ports neither.
             world.pod_gets(APP, "tcp", "10.244.0.1", 9000, &format!("proxy 15001 for 10.244.0.1:9000 from {from}"));
             world.pod_gets(APP, "tcp", "::ffff:10.244.0.1", 9000, "proxy 15001 for 10.244.0.1:9000");
-            world.pod_gets(APP, "tcp", "fd00:10:244::1", 9000, "proxy 15001 for [fd00:10:244::1]:9000");
+            let from6 = if name == "eBPF" { "::1" } else { "fd00:10:244::7" };
+            let want = format!("proxy 15001 for [fd00:10:244::1]:9000 from {from6}");
+            world.pod_gets(APP, "tcp", "fd00:10:244::1", 9000, &want);
+            world.pod_gets(APP, "mptcp", "10.244.0.1", 9000, "proxy 15001 for 10.244.0.1:9000");
             world.pod_gets(PROXY, "tcp", "10.244.0.1", 9000, "outside");
             world.pod_gets(PROXY, "tcp", "fd00:10:244::1", 9000, "outside");
             world.pod_gets(APP, "tcp", "10.244.0.1", 5432, "outside");
@@ -85,7 +88,7 @@ fn everybody_is_redirected_where_they_belong() {
             if name == "nftables" {
                 let mut nft = netns::nft::Nft::open_in(&world.pod).expect("socket");
                 let counted = capture::captured(&mut nft).expect("counters");
-                assert_eq!(counted.outbound, 4, "{counted:?}");
+                assert_eq!(counted.outbound, 5, "{counted:?}");
                 assert!(counted.inbound >= 2 && counted.dns >= 2, "{counted:?}");
             }
 
@@ -103,7 +106,11 @@ fn only_what_is_listed_is_captured() {
     for (name, extra) in BACKENDS {
         let Some((world, extra)) = world(name, extra) else { continue };
         println!("{name}");
-        run(&world, &["-u", "1337", "-i", "192.0.2.0/24", "-x", "192.0.2.128/25", "-q", "9000", "-b", "8080"], &extra);
+        let only = ["-u", "1337", "-i", "192.0.2.0/24", "-x", "192.0.2.128/25", "-q", "8999:9001", "-b", "8000:8100"];
+        run(&world, &[&only[..], &["-o", "5000:"]].concat(), &extra);
+        // Excluded ports come before captured ones.
+        world.pod_gets(APP, "tcp", "10.244.0.1", 9000, "outside");
+        run(&world, &only, &extra);
         world.pod_gets(APP, "tcp", "192.0.2.1", 80, "proxy 15001 for 192.0.2.1:80");
         world.pod_gets(APP, "tcp", "192.0.2.200", 80, "");
         world.pod_gets(APP, "tcp", "10.244.0.1", 9000, "proxy 15001 for 10.244.0.1:9000");

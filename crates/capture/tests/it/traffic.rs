@@ -226,7 +226,9 @@ fn counters(world: &World) -> Counters {
         }
     }
     for programs in shown["programs"].as_array().into_iter().flatten() {
-        add("eBPF programs", "connect", &programs["rules"]);
+        for rule in programs["rules"].as_array().into_iter().flatten() {
+            add("eBPF programs", rule["chain"].as_str().expect("chain"), &Value::Array(vec![rule.clone()]));
+        }
     }
     all
 }

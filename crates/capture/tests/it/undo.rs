@@ -37,7 +37,7 @@ const FLAGS: [&[&str]; 4] = [
         "net1",
     ],
     &["-i", "10.0.0.0/8,2001:db8::/32", "-b", "*", "-k", "tap0,tap1", "-c", "net1,net2", "--dual-stack", "-o", "25"],
-    &["-i", "*", "-b", "80"],
+    &["-i", "*", "-b", "80,8000:8100,9000:", "-o", ":100,0:65535"],
 ];
 const BACKENDS: [&[&str]; 3] =
     [&["--native-nftables"], &["--force-iptables-binary", "nft"], &["--force-iptables-binary", "legacy"]];
@@ -324,6 +324,7 @@ fn a_dry_run_and_refusals_change_nothing() {
         (&["--dry-run", "--native-nftables", "-b", "*"], 0),
         (&["--nosuch"], 255),
         (&["-b", "http"], 1),
+        (&["-b", "8100:8000"], 1),
         (&["-i", "10.0.0.0"], 1),
         (&["-c", "a/b"], 1),
         (&["--force-iptables-binary", "foo"], 1),

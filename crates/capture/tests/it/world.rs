@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use netns::{Netlink, Netns, Route};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::pod;
 
@@ -37,6 +37,9 @@ fn part_of_another_test() {
             client(uid.parse().expect("uid"), protocol, to, SocketAddr::new(ip(from), 0));
         }
         ["inspect", ..] => inspect(&part),
+        ["many", count] => many(count.parse().expect("number")),
+        ["stay", to, port] => stay(SocketAddr::new(ip(to), port.parse().expect("port"))),
+        ["hello", to, port] => hello(SocketAddr::new(ip(to), port.parse().expect("port"))),
         _ => panic!("{part}"),
     }
     std::process::exit(0);
@@ -66,7 +69,8 @@ fn open_as(id: u32) {
 
 /// The proxy says through which port a connection came, where it had been going and from where it comes.
 fn serve_pod() {
-    for port in [15001, 15006] {
+    // Each with two workers, as a proxy has.
+    for port in [15001, 15001, 15006, 15006] {
         serve(port, true, move |stream, peer| {
             let to = capture::original_destination(stream).expect("original destination");
             format!("proxy {port} for {to} from {}", peer.ip().to_canonical())
@@ -90,6 +94,7 @@ fn serve(port: u16, proxy: bool, reply: impl Fn(&TcpStream, SocketAddr) -> Strin
     socket.set_only_v6(false).expect("dual");
     socket.set_reuse_address(true).expect("reuse");
     if proxy {
+        socket.set_reuse_port(true).expect("reuse");
         // One option serves both families of a dual-stack socket.
         socket.set_ip_transparent_v4(true).expect("transparent");
     }
@@ -102,6 +107,10 @@ fn serve(port: u16, proxy: bool, reply: impl Fn(&TcpStream, SocketAddr) -> Strin
             let Ok(peer) = stream.peer_addr() else { continue };
             let text = reply(&stream, peer);
             let _ = stream.write_all(text.as_bytes());
+            // What was sent and not read would make the end a reset.
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let _ = stream.set_read_timeout(Some(Duration::from_millis(100)));
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
         }
     });
 }
@@ -129,17 +138,14 @@ fn answer(port: u16, text: &'static str) {
 /// Prints what it gets, and whom it takes its peer to be.
 fn client(uid: u32, protocol: &str, to: SocketAddr, from: SocketAddr) {
     const WAIT: Duration = Duration::from_secs(1);
-    // SAFETY: plain system calls; this process does nothing else.
-    unsafe {
-        assert_eq!(libc::setgroups(0, std::ptr::null()), 0);
-        assert_eq!(libc::setgid(uid), 0);
-        assert_eq!(libc::setuid(uid), 0);
-    }
+    become_user(uid);
     let mut got = [0; 256];
     let (length, peer) = match protocol {
-        "tcp" => {
+        "tcp" | "mptcp" => {
             let domain = if to.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
-            let socket = Socket::new(domain, Type::STREAM, None).expect("socket");
+            // As programs do that would like several paths: without them by one.
+            let several = Socket::new(domain, Type::STREAM, Some(Protocol::MPTCP)).ok().filter(|_| protocol == "mptcp");
+            let socket = several.unwrap_or_else(|| Socket::new(domain, Type::STREAM, None).expect("socket"));
             socket.bind(&from.into()).expect("bind");
             if socket.connect_timeout(&to.into(), WAIT).is_err() {
                 return;
@@ -169,6 +175,63 @@ fn client(uid: u32, protocol: &str, to: SocketAddr, from: SocketAddr) {
     let (Ok(length), Ok(peer)) = (length, peer) else { return };
     let text = format!("\u{1}{} as {peer}\u{2}", String::from_utf8_lossy(&got[..length]));
     std::io::stdout().write_all(text.as_bytes()).expect("stdout");
+}
+
+/// As this user from here on.
+fn become_user(uid: u32) {
+    // SAFETY: plain system calls; this process does nothing else.
+    unsafe {
+        assert_eq!(libc::setgroups(0, std::ptr::null()), 0);
+        assert_eq!(libc::setgid(uid), 0);
+        assert_eq!(libc::setuid(uid), 0);
+    }
+}
+
+/// Calls as many places, from four threads; prints how often the proxy was told another one, or the peer was shown as another.
+fn many(count: u32) {
+    const THREADS: u32 = 4;
+    become_user(APP);
+    let place = |n: u32| SocketAddr::new(IpAddr::from((0xc612_0000 + n / 2).to_be_bytes()), 80 + (n % 2) as u16);
+    let call = move |n: u32| -> std::io::Result<(TcpStream, bool)> {
+        let mut stream = TcpStream::connect(place(n))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let right = text.starts_with(&format!("proxy 15001 for {} from", place(n))) && stream.peer_addr()? == place(n);
+        Ok((stream, right))
+    };
+    let (first, right) = call(0).expect("connection");
+    assert!(right);
+    let threads = (0..THREADS).map(|thread| {
+        let mine = (1..count).filter(move |n| n % THREADS == thread);
+        std::thread::spawn(move || mine.filter(|n| !call(*n).is_ok_and(|(_, right)| right)).count())
+    });
+    let wrong: usize = threads.collect::<Vec<_>>().into_iter().map(|t| t.join().expect("thread")).sum();
+    // One of those that came when the lasting slots were full, while others take the slot that it had.
+    let (last, right) = call(count).expect("connection");
+    assert!(right);
+    let later = (0..(1 << 14) + 1).filter(|n| !call(count + 1 + n % 8).is_ok_and(|(_, right)| right)).count();
+    let peers = [first.peer_addr().expect("peer") == place(0), last.peer_addr().expect("peer") == place(count)];
+    print!("\u{1}{} wrong, peers {peers:?}\u{2}", wrong + later);
+}
+
+/// Connects, prints a line, and when it was sent one prints whom it takes its peer to be.
+fn stay(to: SocketAddr) {
+    become_user(APP);
+    let stream = TcpStream::connect(to).expect("connection");
+    println!("connected");
+    let _ = std::io::stdin().read_line(&mut String::new());
+    println!("{}", stream.peer_addr().expect("peer"));
+}
+
+/// Prints what answers to data that went with the first packet.
+fn hello(to: SocketAddr) {
+    become_user(APP);
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
+    let sent = socket.send_to_with_flags(b"hello", &to.into(), libc::MSG_FASTOPEN).expect("send");
+    let mut text = String::new();
+    let mut stream = TcpStream::from(socket);
+    stream.read_to_string(&mut text).expect("read");
+    print!("\u{1}{sent} bytes to {text} as {}\u{2}", stream.peer_addr().expect("peer"));
 }
 
 /// A pod, the network outside of it, and, if it was wanted, the pod's cgroup.
@@ -212,6 +275,32 @@ impl World {
         let mut lines = BufReader::new(servers.stdout.take().expect("stdout")).lines();
         assert!(lines.any(|line| line.is_ok_and(|l| l.ends_with("ready"))), "the pod's servers did not start");
         Some(Self { pod: pod_ns, outside, cgroup, servers })
+    }
+
+    /// What another part of this program prints in the pod.
+    pub(crate) fn pod_does(&self, what: &str) -> String {
+        self.ask(&self.pod, self.cgroup.as_ref(), what)
+    }
+
+    /// Whom a client in the pod takes its peer to be after `meanwhile`, when it has been connected since before.
+    pub(crate) fn peer_after(&self, to: &str, port: u16, meanwhile: impl FnOnce()) -> String {
+        let mut client = start(&self.pod, self.cgroup.as_ref(), &format!("stay {to} {port}"))
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("this program again");
+        let mut lines = BufReader::new(client.stdout.take().expect("stdout")).lines().map_while(Result::ok);
+        assert!(lines.any(|line| line.ends_with("connected")));
+        meanwhile();
+        client.stdin.take().expect("stdin").write_all(b"\n").expect("write");
+        let peer = lines.next().unwrap_or_default();
+        let _ = client.wait();
+        peer
+    }
+
+    /// The pod's proxy ends, and with it everything else that listens there.
+    pub(crate) fn stop_servers(&mut self) {
+        let _ = self.servers.kill();
+        let _ = self.servers.wait();
     }
 
     fn ask(&self, ns: &Netns, cgroup: Option<&PathBuf>, what: &str) -> String {
@@ -259,8 +348,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let _ = self.servers.kill();
-        let _ = self.servers.wait();
+        self.stop_servers();
         if let Some(cgroup) = &self.cgroup {
             // A process that ended leaves its cgroup a moment later.
             for _ in 0..50 {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_types::Protocol;
 use push_context::{PushContext, SidecarScope};
-use registry::{Endpoint, Health, Port, Resolution, Service, TlsMode};
+use registry::{Endpoint, Health, Port, Resolution, Service};
 use serde_json::{Map, Value, json};
 
 /// All services.
@@ -98,7 +98,7 @@ fn of_endpoint(push: &PushContext, endpoint: &Endpoint) -> Value {
         "Locality": {"Label": locality.trim_end_matches('/'), "ClusterID": &*push.settings.cluster_id},
         "EndpointPort": endpoint.port,
         "LbWeight": endpoint.weight,
-        "TLSMode": if workload.tls_mode == TlsMode::Istio { "istio" } else { "disabled" },
+        "TLSMode": workload.tls_mode.as_str(),
         "Namespace": &*workload.namespace,
         "WorkloadName": &*workload.workload_name,
         "HostName": &*workload.hostname,

@@ -157,6 +157,18 @@ async fn a_certificate_is_got_with_a_token_and_then_proves_the_same_identity() {
     let status = mesh.handle.sync_status().remove(0);
     assert_eq!(status.identity.as_deref(), Some("spiffe://cluster.local/ns/default/sa/sleep"), "not what the CSR said");
     certificate(&mesh, channel, None).await.expect("renewal with the old certificate");
+    let metrics = get(&mesh, "/metrics").await;
+    assert_eq!(value(&metrics, "citadel_server_csr_count"), 3.0);
+    assert_eq!(value(&metrics, "citadel_server_success_cert_issuance_count"), 2.0);
+    let (root, chain) = mesh.authority.expiry();
+    assert_eq!(root, chain, "the root itself signs");
+    let at = root.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    for part in ["root_cert", "cert_chain"] {
+        assert_eq!(value(&metrics, &format!("citadel_server_{part}_expiry_timestamp")), at, "{metrics}");
+        assert!(value(&metrics, &format!("citadel_server_{part}_expiry_seconds")) > 0.0);
+    }
+    assert!(value(&metrics, "istiod_uptime_seconds") > 0.0);
+    assert_eq!(value(&metrics, "istiod_managed_clusters{cluster_type=\"local\"}"), 1.0);
 }
 
 #[tokio::test]

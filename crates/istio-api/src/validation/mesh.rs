@@ -137,7 +137,36 @@ impl MeshNetworks {
         Check::walk("", |check| {
             check.entries("networks", &self.networks, |check, name, network| {
                 check.require(!name.is_empty(), "network name must not be empty");
-                check.each("gateways", &network.gateways, |check, gateway| check.port("port", gateway.port));
+                check.each("endpoints", &network.endpoints, |check, endpoints| {
+                    let kinds = [
+                        ("fromCidr", endpoints.from_cidr.is_some()),
+                        ("fromRegistry", endpoints.from_registry.is_some()),
+                    ];
+                    check.one_of(&kinds);
+                    if let Some(range) = &endpoints.from_cidr {
+                        check.at("fromCidr", |check| check.refuse(text::subnet(range)));
+                    }
+                    if let Some(name) = endpoints.from_registry.as_deref().filter(|name| !text::is_dns_label(name)) {
+                        check.at("fromRegistry", |check| check.error(format!("invalid registry name: {name}")));
+                    }
+                });
+                check.each("gateways", &network.gateways, |check, gateway| {
+                    let kinds = [
+                        ("registryServiceName", gateway.registry_service_name.is_some()),
+                        ("address", gateway.address.is_some()),
+                    ];
+                    check.one_of(&kinds);
+                    if let Some(service) = &gateway.registry_service_name {
+                        check.at("registryServiceName", |check| check.refuse(text::fqdn(service)));
+                    }
+                    if let Some(address) = gateway.address.as_deref().filter(|address| !text::is_ip(address))
+                        && text::fqdn(address).is_err()
+                    {
+                        let message = format!("{address} is not a valid IP address or DNS name");
+                        check.at("address", |check| check.error(message));
+                    }
+                    check.port("port", gateway.port);
+                });
             });
         })
     }

@@ -167,9 +167,18 @@ fn egress_hosts(check: &mut Check, hosts: &[String], namespace: &str) {
             if place.is_empty() || name.is_empty() {
                 return check.error("config namespace and dnsName in host entry cannot be empty");
             }
-            check.require(matches!(place, "*" | "." | "~") || text::is_dns_label(place), "invalid namespace value");
+            let excluded = place.strip_prefix('~');
+            let valid = matches!(excluded.unwrap_or(place), "" | "*" | ".");
+            check.require(
+                valid || text::is_dns_label(excluded.unwrap_or(place)),
+                &format!("invalid namespace value {place:?} in sidecar"),
+            );
+            check.require(name == "*" || name.contains('.'), "short names (non FQDN) are not allowed");
             check.refuse(text::wildcard_host(name));
-            if place != "~" {
+            if name.contains('*') && name != "*" && !name.starts_with("*.") {
+                check.error(format!("partial wildcard {name:?} not allowed"));
+            }
+            if excluded.is_none() {
                 let names = seen.entry(if place == "." { namespace } else { place }).or_default();
                 let covered = names.contains("*") || names.contains(name) || (name == "*" && !names.is_empty());
                 if covered {

@@ -158,7 +158,11 @@ fn sidecars() {
         &["spec.egress[0]: the egress listener with empty port"],
     );
     sidecar("egress: [{port: {number: 0, protocol: HTTP}, bind: 'unix:///a', hosts: ['./*']}]", &[]);
-    sidecar("egress: [{hosts: ['./*', 'default/a']}]", &["spec.egress[0].hosts[1]: duplicated"]);
+    sidecar("egress: [{hosts: ['./*', 'default/a.b']}]", &["spec.egress[0].hosts[1]: duplicated"]);
+    sidecar("egress: [{hosts: ['*/*', '~a/*', '~*/b.c', '~./*.d.e', '~/f.g', '~a/*']}]", &[]);
+    sidecar("egress: [{hosts: ['~~/*']}]", &["spec.egress[0].hosts[0]: invalid namespace value"]);
+    sidecar("egress: [{hosts: ['./a']}]", &["spec.egress[0].hosts[0]: short names"]);
+    sidecar("egress: [{hosts: ['./*-a.b']}]", &["spec.egress[0].hosts[0]: partial wildcard"]);
     for endpoint in ["127.0.0.1:80", "0.0.0.0:80", "'[::1]:80'", "unix:///a", ":80"] {
         sidecar(&format!("ingress: [{{port: {{number: 80, protocol: HTTP}}, defaultEndpoint: {endpoint}}}]"), &[]);
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::expr::{CtState, Expr, Op};
+use super::expr::{CMP_GTE, CMP_LTE, CtState, Expr, Op};
 use super::set::Verdict;
 use super::{L4, Net};
 use crate::wire::{self, attributes, find};
@@ -37,13 +37,16 @@ enum Held {
 
 /// Reads the expressions of one rule. `elements` gives the keys of a set by its name.
 pub(super) fn parts(list: &[u8], v6_table: Option<bool>, elements: &mut dyn FnMut(&str) -> Vec<Vec<u8>>) -> Vec<Part> {
-    let mut reader = Reader { held: BTreeMap::new(), v6: v6_table, l4: None, elements, out: Vec::new() };
+    let mut reader = Reader { held: BTreeMap::new(), v6: v6_table, l4: None, low: None, elements, out: Vec::new() };
     for (_, expr) in attributes(list) {
         let name = find(expr, 1).map(wire::text).unwrap_or_default();
         let data = find(expr, 2).unwrap_or_default();
         if reader.read(&name, data).is_none() {
             reader.out.push(Part::Unknown(name));
         }
+    }
+    if reader.low.is_some() {
+        reader.out.push(Part::Unknown("cmp".to_owned()));
     }
     reader.out
 }
@@ -52,6 +55,8 @@ struct Reader<'a> {
     held: BTreeMap<u32, Held>,
     v6: Option<bool>,
     l4: Option<L4>,
+    /// The first port of a range whose last one has not been read yet.
+    low: Option<u16>,
     elements: &'a mut dyn FnMut(&str) -> Vec<Vec<u8>>,
     out: Vec<Part>,
 }
@@ -184,12 +189,20 @@ impl Reader<'_> {
 
     fn compare(&mut self, data: &[u8]) -> Option<()> {
         let held = self.held.get(&register(data, 1)?).cloned()?;
+        let bytes = value(data, 3)?;
         let op = match number(data, 2)? {
             0 => Op::Eq,
             1 => Op::Ne,
+            CMP_GTE if matches!(held, Held::Dport) && self.low.is_none() => {
+                self.low = Some(port(bytes)?);
+                return Some(());
+            }
+            CMP_LTE if matches!(held, Held::Dport) => {
+                let range = Expr::DportRange(self.l4?, self.low.take()?, port(bytes)?);
+                return self.known(range);
+            }
             _ => return None,
         };
-        let bytes = value(data, 3)?;
         let name = || {
             let mut text = wire::text(bytes);
             // No zero at the end: the name goes on in any way.

@@ -118,6 +118,8 @@ pub enum Expr {
     Daddr(Op, Net),
     Sport(L4, Op, Vec<u16>),
     Dport(L4, Op, Vec<u16>),
+    /// From the first port to the last one.
+    DportRange(L4, u16, u16),
     SkUid(Op, Vec<u32>),
     SkGid(Op, Vec<u32>),
     Mark(Op, u32),
@@ -183,6 +185,7 @@ impl fmt::Display for Expr {
             Self::Daddr(op, net) => write!(f, "{} daddr {}{net}", ip_name(net.ip), op.text()),
             Self::Sport(l4, op, ports) => write!(f, "{l4} sport {}{}", op.text(), list(ports)),
             Self::Dport(l4, op, ports) => write!(f, "{l4} dport {}{}", op.text(), list(ports)),
+            Self::DportRange(l4, first, last) => write!(f, "{l4} dport {first}-{last}"),
             Self::SkUid(op, ids) => write!(f, "skuid {}{}", op.text(), list(ids)),
             Self::SkGid(op, ids) => write!(f, "skgid {}{}", op.text(), list(ids)),
             Self::Mark(op, mark) => write!(f, "meta mark {}{mark}", op.text()),
@@ -258,6 +261,9 @@ const CT_ZONE: u32 = 17;
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 const SPORT_OFFSET: u32 = 0;
+/// Comparisons that are no [`Op`]: at most, at least.
+pub(super) const CMP_LTE: u32 = 3;
+pub(super) const CMP_GTE: u32 = 5;
 const DPORT_OFFSET: u32 = 2;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
@@ -299,6 +305,12 @@ impl<'a> Encoder<'a> {
             Expr::Daddr(op, net) => self.address(*op, *net, 16, 24),
             Expr::Sport(l4, op, ports) => self.ports(*l4, SPORT_OFFSET, *op, ports),
             Expr::Dport(l4, op, ports) => self.ports(*l4, DPORT_OFFSET, *op, ports),
+            Expr::DportRange(l4, first, last) => {
+                self.need_l4(l4.number());
+                self.payload(TRANSPORT, DPORT_OFFSET, 2, REG_1);
+                self.compare(CMP_GTE, &first.to_be_bytes());
+                self.compare(CMP_LTE, &last.to_be_bytes());
+            }
             Expr::SkUid(op, ids) => self.ids(META_SKUID, Type::Uid, *op, ids),
             Expr::SkGid(op, ids) => self.ids(META_SKGID, Type::Gid, *op, ids),
             Expr::Mark(op, mark) => {
@@ -403,8 +415,12 @@ impl<'a> Encoder<'a> {
     }
 
     fn cmp(&mut self, op: Op, value: &[u8]) {
+        self.compare(op.number(), value);
+    }
+
+    fn compare(&mut self, op: u32, value: &[u8]) {
         self.expr("cmp", |m| {
-            m.be32(1, REG_1).be32(2, op.number()).nest(3, |m| {
+            m.be32(1, REG_1).be32(2, op).nest(3, |m| {
                 m.attr(DATA_VALUE, value);
             });
         });

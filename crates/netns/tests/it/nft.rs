@@ -33,6 +33,7 @@ fn everything(table: &Table) -> Batch {
     let tcp = || Expr::L4Proto(L4::Tcp);
     let rules: Vec<(&str, Vec<Expr>)> = vec![
         ("pre", vec![tcp(), Expr::Dport(L4::Tcp, Op::Eq, vec![15008]), Expr::Counter, ret()]),
+        ("pre", vec![tcp(), Expr::DportRange(L4::Tcp, 8000, 8100), Expr::Counter, ret()]),
         ("pre", vec![Expr::Iif(Op::Eq, "not-istio-nic".into()), Expr::Counter, ret()]),
         ("pre", vec![tcp(), Expr::Counter, Expr::Dnat(two, Pick::Random)]),
         ("pre", vec![tcp(), Expr::Dnat(two_v6, Pick::RoundRobin)]),

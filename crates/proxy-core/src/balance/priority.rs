@@ -17,15 +17,15 @@ pub(super) fn loads(cluster: &Cluster, endpoints: &Endpoints, groups: &[Priority
     if groups.is_empty() {
         return loads;
     }
-    let availability = |part: &Localities, all: &Localities| {
+    let availability = |part: &Localities, group: &PriorityGroups| {
         let (part, all) = match endpoints.weighted_priority_health {
-            true => (weight(part), weight(all)),
-            false => (part.count() as u64, all.count() as u64),
+            true => (weight(part), weight(&group.any) - group.excluded.1),
+            false => (part.count() as u64, group.counted() as u64),
         };
         (u64::from(endpoints.overprovisioning) * part).checked_div(all).unwrap_or(0).min(100) as u32
     };
-    let healthy: Vec<u32> = groups.iter().map(|g| availability(&g.healthy, &g.any)).collect();
-    let degraded: Vec<u32> = groups.iter().map(|g| availability(&g.degraded, &g.any)).collect();
+    let healthy: Vec<u32> = groups.iter().map(|g| availability(&g.healthy, g)).collect();
+    let degraded: Vec<u32> = groups.iter().map(|g| availability(&g.degraded, g)).collect();
     let total = (healthy.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
     let threshold = cluster.panic_threshold.min(100.0);
     if threshold == 0.0 && total == 0 {
@@ -70,8 +70,15 @@ fn weight(group: &Localities) -> u64 {
     group.hosts().map(|h| u64::from(h.weight)).sum()
 }
 
+impl PriorityGroups {
+    /// Hosts that count.
+    fn counted(&self) -> usize {
+        self.any.count() - self.excluded.0
+    }
+}
+
 fn is_in_panic(group: &PriorityGroups, threshold: f64) -> bool {
-    let all = group.any.count();
+    let all = group.counted();
     let available = group.healthy.count() + group.degraded.count();
     let percent = if all == 0 { 0.0 } else { 100.0 * available as f64 / all as f64 };
     percent < threshold

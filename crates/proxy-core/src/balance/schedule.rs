@@ -126,7 +126,11 @@ impl HostGroup {
         let draw = |random: &mut Random| &hosts[random.below(hosts.len() as u64) as usize];
         let chosen = match policy {
             LbPolicy::LeastRequest { full_scan: true, .. } => {
-                hosts.iter().min_by_key(|h| h.state.active.load(Atomic::Relaxed))?
+                let active = |host: &Host| host.state.active.load(Atomic::Relaxed);
+                let least = hosts.iter().map(|host| active(host)).min()?;
+                let idlest: Vec<_> = hosts.iter().filter(|host| active(host) == least).collect();
+                // All may have become busier meanwhile.
+                idlest.get(random.below(idlest.len().max(1) as u64) as usize).copied().unwrap_or(&hosts[0])
             }
             LbPolicy::LeastRequest { choices, .. } => {
                 let mut best = draw(random);

@@ -59,14 +59,15 @@ impl Subsets {
                 None => break,
             }
         }
+        let nothing = if config.panic_mode_any { Choice::All } else { Choice::Nothing };
         match fallback {
-            SubsetFallback::None | SubsetFallback::Keys => Choice::Nothing,
+            SubsetFallback::None | SubsetFallback::Keys => nothing,
             SubsetFallback::Any => Choice::All,
             SubsetFallback::DefaultSubset => {
                 let default =
                     MetadataMatch(config.default_subset.iter().map(|(k, v)| (k.as_str().into(), v.clone())).collect());
                 if !self.exists(&default, config, cluster, endpoints, seed) {
-                    return Choice::Nothing;
+                    return nothing;
                 }
                 self.0.get_mut(&name(&default)).map_or(Choice::Nothing, Choice::Subset)
             }

@@ -192,6 +192,12 @@ impl DnsFamily {
 }
 
 impl OriginalDst {
+    /// Whether a request names its destination, but no address (statistic `original_dst_host_invalid`).
+    pub fn names_invalid_host(&self, request: &crate::Headers) -> bool {
+        let named = self.http_header.as_ref().and_then(|name| request.get_str(name));
+        named.is_some_and(|address| address.parse::<std::net::SocketAddr>().is_err())
+    }
+
     fn compile(cluster: &pb::cluster::Cluster) -> Compiled<Self> {
         use pb::cluster::cluster::LbConfig;
         let cleanup = fields::positive("cleanup_interval", cluster.cleanup_interval.as_ref(), Duration::from_secs(5))?;

@@ -1,5 +1,5 @@
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -47,7 +47,7 @@ impl Host {
             weight: 1,
             locality: Arc::default(),
             priority: 0,
-            state: Arc::new(HostState::new(Arc::default(), false)),
+            state: Arc::new(HostState::new(Arc::default(), &[])),
         }
     }
 
@@ -147,24 +147,41 @@ pub enum HealthFlag {
     DegradedActive = 8,
     /// The control plane says degraded.
     EdsDegraded = 16,
-    /// It waits for its first active check.
-    PendingActive = 32,
+    /// It is in the configuration no more, but still passes active checks.
+    PendingRemoval = 32,
+    /// It waits for its first active check, and does not count before.
+    PendingActive = 64,
+    /// It said itself that it fails (`x-envoy-immediate-health-check-fail`), and does not count.
+    Excluded = 128,
+    /// Its last active check had no answer in time.
+    ActiveTimeout = 256,
+    /// The control plane lets it drain.
+    EdsDraining = 512,
 }
 
 /// Names of the flags as `/clusters` prints them.
-pub(crate) const FLAG_NAMES: [(HealthFlag, &str); 6] = [
+pub(crate) const FLAG_NAMES: [(HealthFlag, &str); 10] = [
     (HealthFlag::FailedActive, "/failed_active_hc"),
     (HealthFlag::FailedOutlier, "/failed_outlier_check"),
     (HealthFlag::EdsUnhealthy, "/failed_eds_health"),
     (HealthFlag::DegradedActive, "/degraded_active_hc"),
     (HealthFlag::EdsDegraded, "/degraded_eds_health"),
+    (HealthFlag::PendingRemoval, "/pending_dynamic_removal"),
     (HealthFlag::PendingActive, "/pending_active_hc"),
+    (HealthFlag::Excluded, "/excluded_via_immediate_hc_fail"),
+    (HealthFlag::ActiveTimeout, "/active_hc_timeout"),
+    (HealthFlag::EdsDraining, "/eds_status_draining"),
 ];
 
 /// What changes about a host. Shared by all workers; single counters, no invariant between them.
 #[derive(Debug)]
 pub struct HostState {
     flags: AtomicU32,
+    /// How many times it was found to fail; connections from before the last time are not used again.
+    failures: AtomicU32,
+    /// How many answers to requests said that it fails.
+    own_words: AtomicU32,
+    checked: AtomicBool,
     epoch: Arc<AtomicU64>,
     /// Requests under way (connections, for TCP). The least request balancer reads it.
     pub active: AtomicU32,
@@ -204,13 +221,33 @@ pub struct OutlierCounters {
     pub(crate) window_total: AtomicU32,
     pub(crate) window_local_success: AtomicU32,
     pub(crate) window_local_total: AtomicU32,
+    /// Success rates of the last interval, as bits; zero: there was too little traffic.
+    rates: [AtomicU64; 2],
+}
+
+impl OutlierCounters {
+    /// The rate is stored as one more than it is, so that none is zero.
+    pub(crate) fn set_rate(&self, local: bool, percent: Option<f64>) {
+        self.rates[usize::from(local)].store(percent.map_or(0, |rate| (rate + 1.0).to_bits()), Ordering::Relaxed);
+    }
+
+    /// The success rate of the last interval in percent: of answers, or (`local`) of what the host took at all.
+    pub fn rate(&self, local: bool) -> Option<f64> {
+        match self.rates[usize::from(local)].load(Ordering::Relaxed) {
+            0 => None,
+            bits => Some(f64::from_bits(bits) - 1.0),
+        }
+    }
 }
 
 impl HostState {
-    pub(super) fn new(epoch: Arc<AtomicU64>, pending: bool) -> Self {
-        let flags = if pending { HealthFlag::PendingActive as u32 | HealthFlag::FailedActive as u32 } else { 0 };
+    /// With these flags.
+    pub(super) fn new(epoch: Arc<AtomicU64>, flags: &[HealthFlag]) -> Self {
         Self {
-            flags: AtomicU32::new(flags),
+            flags: AtomicU32::new(flags.iter().fold(0, |all, flag| all | *flag as u32)),
+            failures: AtomicU32::new(0),
+            own_words: AtomicU32::new(0),
+            checked: AtomicBool::new(false),
             epoch,
             active: AtomicU32::new(0),
             stats: HostStats::default(),
@@ -228,11 +265,52 @@ impl HostState {
             self.flags.fetch_and(!bit, Ordering::Relaxed)
         };
         let changed = (old & bit != 0) != on;
+        if changed && on && matches!(flag, HealthFlag::FailedActive | HealthFlag::FailedOutlier) {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
         if changed {
             // Balancers look at this number before each choice and sort their hosts anew when it moved.
             self.epoch.fetch_add(1, Ordering::Release);
         }
         changed
+    }
+
+    /// An answer to a request says that the host fails (Envoy `HealthCheckHostMonitorImpl::setUnhealthy`): for hosts with
+    /// active checks only. Says whether it counted.
+    pub fn on_own_word(&self) -> bool {
+        if !self.checked.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.own_words.fetch_add(1, Ordering::Relaxed);
+        self.set(HealthFlag::Excluded, true);
+        self.set(HealthFlag::FailedActive, true);
+        true
+    }
+
+    /// How many answers to requests said that it fails.
+    pub fn own_words(&self) -> u32 {
+        self.own_words.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_checked(&self) {
+        self.checked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether an active check of it ever ended.
+    pub fn was_checked(&self) -> bool {
+        self.checked.load(Ordering::Relaxed)
+    }
+
+    /// How many times active checks or outlier detection found that it fails.
+    pub fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is left out where hosts are counted (Envoy `HostSet::excludedHosts`).
+    pub fn is_excluded(&self) -> bool {
+        [HealthFlag::PendingActive, HealthFlag::Excluded, HealthFlag::EdsDraining]
+            .into_iter()
+            .any(|flag| self.has(flag))
     }
 
     /// Whether a flag is set.
@@ -243,8 +321,10 @@ impl HostState {
     /// The flags together (Envoy `HostImplBase::coarseHealth`).
     pub fn health(&self) -> Health {
         let flags = self.flags.load(Ordering::Relaxed);
-        let unhealthy =
-            HealthFlag::FailedActive as u32 | HealthFlag::FailedOutlier as u32 | HealthFlag::EdsUnhealthy as u32;
+        let unhealthy = HealthFlag::FailedActive as u32
+            | HealthFlag::FailedOutlier as u32
+            | HealthFlag::EdsUnhealthy as u32
+            | HealthFlag::EdsDraining as u32;
         let degraded = HealthFlag::DegradedActive as u32 | HealthFlag::EdsDegraded as u32;
         match flags {
             flags if flags & unhealthy != 0 => Health::Unhealthy,

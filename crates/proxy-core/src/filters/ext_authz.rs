@@ -11,6 +11,7 @@ use crate::pb;
 use crate::percent::Fraction;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::route::HeaderOps;
 
 /// Asks a service whether a request (or connection) may go on.
 #[derive(Clone, Debug)]
@@ -35,6 +36,12 @@ pub struct ExtAuthz {
     pub include_tls_session: bool,
     /// Dynamic metadata to send.
     pub metadata_namespaces: Vec<ArcStr>,
+    /// The route's metadata to send.
+    pub route_metadata_namespaces: Vec<ArcStr>,
+    /// Headers are sent one by one, as bytes.
+    pub raw_headers: bool,
+    /// Answers with headers that cannot be written are refused.
+    pub validate_mutations: bool,
     enabled: Fraction,
     enabled_metadata: Option<MetadataMatcher>,
     deny_at_disable: bool,
@@ -74,7 +81,7 @@ pub struct HttpAuthz {
     /// Instead of the request's path.
     pub path_override: Option<ArcStr>,
     /// Added to the question.
-    pub headers_to_add: Vec<(ArcStr, ArcStr)>,
+    pub headers_to_add: HeaderOps,
     upstream: Vec<StringMatcher>,
     upstream_append: Vec<StringMatcher>,
     client: Option<Vec<StringMatcher>>,
@@ -101,6 +108,31 @@ impl BodyBuffer {
             as_bytes: settings.pack_as_bytes,
         }
     }
+}
+
+/// Headers to set, whatever is there.
+fn overwriting(headers: &[pb::core::HeaderValue]) -> Vec<pb::core::HeaderValueOption> {
+    let option = |header: &pb::core::HeaderValue| pb::core::HeaderValueOption {
+        header: Some(header.clone()),
+        append_action: pb::core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..Default::default()
+    };
+    headers.iter().map(option).collect()
+}
+
+/// Whether the service is asked about a request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Asked {
+    /// It is.
+    Yes,
+    /// The request goes on without.
+    No,
+    /// The request is refused without.
+    Refused,
+}
+
+fn names(of: &[String]) -> Vec<ArcStr> {
+    of.iter().map(|n| n.as_str().into()).collect()
 }
 
 fn list(matchers: Option<&pb::matcher::ListStringMatcher>) -> Compiled<Vec<StringMatcher>> {
@@ -145,11 +177,8 @@ impl AuthzService {
                 .unwrap_or(Duration::from_millis(200)),
             path_prefix: service.path_prefix.as_str().into(),
             path_override: (!service.path_override.is_empty()).then(|| service.path_override.as_str().into()),
-            headers_to_add: request
-                .headers_to_add
-                .iter()
-                .map(|h| (h.key.to_ascii_lowercase().into(), h.value.as_str().into()))
-                .collect(),
+            headers_to_add: HeaderOps::compile(&overwriting(&request.headers_to_add), &[])
+                .at("authorization_request.headers_to_add")?,
             upstream: list(response.allowed_upstream_headers.as_ref()).at("allowed_upstream_headers")?,
             upstream_append: list(response.allowed_upstream_headers_to_append.as_ref())?,
             client: response
@@ -213,11 +242,8 @@ impl ExtAuthz {
         refuse! {
             "shadow_mode": config.shadow_mode,
             "decoder_header_mutation_rules": config.decoder_header_mutation_rules.is_some(),
-            "encode_raw_headers": config.encode_raw_headers,
-            "validate_mutations": config.validate_mutations,
             "bootstrap_metadata_labels_key": !config.bootstrap_metadata_labels_key.is_empty(),
             "typed_metadata_context_namespaces": !config.typed_metadata_context_namespaces.is_empty(),
-            "route_metadata_context_namespaces": !config.route_metadata_context_namespaces.is_empty(),
             "route_typed_metadata_context_namespaces": !config.route_typed_metadata_context_namespaces.is_empty(),
         }
         let service = match &config.services {
@@ -247,7 +273,10 @@ impl ExtAuthz {
             stat_prefix: config.stat_prefix.as_str().into(),
             include_peer_certificate: config.include_peer_certificate,
             include_tls_session: config.include_tls_session,
-            metadata_namespaces: config.metadata_context_namespaces.iter().map(|n| n.as_str().into()).collect(),
+            metadata_namespaces: names(&config.metadata_context_namespaces),
+            route_metadata_namespaces: names(&config.route_metadata_context_namespaces),
+            raw_headers: config.encode_raw_headers,
+            validate_mutations: config.validate_mutations,
             enabled: Fraction::runtime(config.filter_enabled.as_ref(), Fraction::ALL).at("filter_enabled")?,
             enabled_metadata: config
                 .filter_enabled_metadata
@@ -285,7 +314,10 @@ impl ExtAuthz {
             stat_prefix: config.stat_prefix.as_str().into(),
             include_peer_certificate: config.include_peer_certificate,
             include_tls_session: config.include_tls_session,
-            metadata_namespaces: config.metadata_context_namespaces.iter().map(|n| n.as_str().into()).collect(),
+            metadata_namespaces: names(&config.metadata_context_namespaces),
+            route_metadata_namespaces: Vec::new(),
+            raw_headers: false,
+            validate_mutations: false,
             enabled: Fraction::ALL,
             enabled_metadata: config
                 .filter_enabled_metadata
@@ -299,10 +331,15 @@ impl ExtAuthz {
         })
     }
 
-    /// Whether this request is asked about; `Err` with the status: it is refused without asking.
-    pub fn is_asked(&self, metadata: &Metadata, random: &mut Random) -> Result<bool, u16> {
-        let asked = self.enabled.hit(random) && self.enabled_metadata.as_ref().is_none_or(|m| m.matches(metadata));
-        if !asked && self.deny_at_disable { Err(self.status_on_error) } else { Ok(asked) }
+    /// Whether this request is asked about.
+    pub fn is_asked(&self, metadata: &Metadata, random: &mut Random) -> Asked {
+        if self.enabled.hit(random) && self.enabled_metadata.as_ref().is_none_or(|m| m.matches(metadata)) {
+            Asked::Yes
+        } else if self.deny_at_disable {
+            Asked::Refused
+        } else {
+            Asked::No
+        }
     }
 
     /// Whether a header of the request is sent to the service. HTTP services get the method, path, host and

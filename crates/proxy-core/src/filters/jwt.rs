@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,8 +7,9 @@ use mesh_types::ArcStr;
 use crate::fields;
 use crate::headers::Headers;
 use crate::matchers::{StringMatcher, canonical_name, cookie, first_query_value};
+use crate::metadata::FilterState;
 use crate::pb;
-use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::rejected::{At, Compiled, Invalid};
 use crate::route::RouteMatcher;
 use crate::tls::DataSource;
 
@@ -18,6 +19,8 @@ pub struct JwtAuthn {
     /// Sorted by name.
     pub providers: Vec<Arc<JwtProvider>>,
     rules: Vec<(RouteMatcher, Option<Requirement>)>,
+    /// Filter state whose text names one of these, for requests that no rule matches.
+    by_state: Option<(ArcStr, HashMap<ArcStr, Requirement>)>,
     named: HashMap<ArcStr, Requirement>,
     /// CORS preflights need no token.
     pub bypass_cors_preflight: bool,
@@ -92,11 +95,13 @@ pub enum JwksSource {
         cache: Duration,
         /// Fetch before the first request.
         early: bool,
+        /// Tries after the first one, the first pause between them and the longest, which is also how long a try takes.
+        retries: Option<(u32, Duration, Duration)>,
     },
 }
 
 /// Where a token is looked for.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum TokenPlace {
     /// In a header, behind this prefix.
     Header(Box<str>, Box<str>),
@@ -124,10 +129,22 @@ pub enum Requirement {
     Any(Vec<Requirement>),
     /// All of these.
     All(Vec<Requirement>),
-    /// Nothing, but a token that is there must be good.
-    AllowMissing,
-    /// Nothing at all; good tokens are used.
-    AllowMissingOrFailed,
+    /// Nothing, but the first of the tokens of these providers must be good.
+    AllowMissing(Vec<usize>),
+    /// Nothing at all; good tokens of these providers are used.
+    AllowMissingOrFailed(Vec<usize>),
+    /// The same; the upstream is told of tokens that are not good.
+    ExtractOnly(Vec<usize>),
+}
+
+/// The token behind a prefix, which may stand anywhere; the token begins where its alphabet does.
+fn behind<'v>(prefix: &str, value: &'v str) -> Option<&'v str> {
+    if prefix.is_empty() {
+        return Some(value);
+    }
+    let rest = &value[value.find(prefix)? + prefix.len()..];
+    let begins = rest.find(|c: char| c.is_ascii_alphanumeric() || "-_.=".contains(c));
+    Some(begins.map_or(value, |at| &rest[at..]))
 }
 
 /// What a route says.
@@ -153,7 +170,6 @@ impl JwtOverride {
 impl JwtAuthn {
     pub(super) fn compile(config: &pb::http_filter::jwt_authn::v3::JwtAuthentication) -> Compiled<Self> {
         use pb::http_filter::jwt_authn::v3::requirement_rule::RequirementType;
-        refuse!("filter_state_rules": config.filter_state_rules.is_some());
         let mut providers = Vec::with_capacity(config.providers.len());
         for (name, provider) in &config.providers {
             providers.push(Arc::new(JwtProvider::compile(name, provider).at_key("providers", name)?));
@@ -182,29 +198,111 @@ impl JwtAuthn {
             };
             rules.push((RouteMatcher::compile(matcher).at("match").at_index("rules", i)?, requirement));
         }
+        let mut by_state = None;
+        if let Some(rule) = &config.filter_state_rules {
+            let mut all = HashMap::new();
+            for (name, requirement) in &rule.requires {
+                let compiled =
+                    Requirement::compile(requirement, &providers).at_key("filter_state_rules.requires", name)?;
+                all.insert(name.as_str().into(), compiled);
+            }
+            by_state = Some((rule.name.as_str().into(), all));
+        }
         Ok(Self {
             providers,
             rules,
+            by_state,
             named,
             bypass_cors_preflight: config.bypass_cors_preflight,
             strip_failure_response: config.strip_failure_response,
         })
     }
 
-    /// What a request must have; `None`: nothing. A named requirement that does not exist is an error (403).
-    pub fn requirement(&self, headers: &Headers, over: Option<&JwtOverride>) -> Result<Option<&Requirement>, ArcStr> {
+    /// What a request must have. A named requirement that does not exist is an error (403), whose text is returned.
+    pub fn requirement(
+        &self,
+        headers: &Headers,
+        state: &FilterState,
+        over: Option<&JwtOverride>,
+    ) -> Result<Needs<'_>, String> {
         let preflight = || {
             headers.method() == Some("OPTIONS")
                 && headers.contains("origin")
                 && headers.contains("access-control-request-method")
         };
         if self.bypass_cors_preflight && preflight() {
-            return Ok(None);
+            return Ok(Needs::Preflight);
         }
         match over {
-            Some(JwtOverride::Disabled) => Ok(None),
-            Some(JwtOverride::Named(name)) => self.named.get(name).map(Some).ok_or_else(|| name.clone()),
-            None => Ok(self.rules.iter().find(|(m, _)| m.matches_head(headers)).and_then(|(_, r)| r.as_ref())),
+            Some(JwtOverride::Disabled) => Ok(Needs::Nothing),
+            Some(JwtOverride::Named(name)) => self.named.get(name).map(Needs::Token).ok_or_else(|| {
+                let mut known: Vec<&str> = self.named.keys().map(|name| &**name).collect();
+                known.sort_unstable();
+                format!("Wrong requirement_name: {name}. It should be one of [{}]", known.join(","))
+            }),
+            None => {
+                if let Some((_, requirement)) = self.rules.iter().find(|(m, _)| m.matches_head(headers)) {
+                    return Ok(requirement.as_ref().map_or(Needs::Nothing, Needs::Token));
+                }
+                let named = self.by_state.as_ref().and_then(|(key, all)| all.get(state.0.get(key)?));
+                Ok(named.map_or(Needs::Nothing, Needs::Token))
+            }
+        }
+    }
+
+    /// The provider that a token's issuer names: the first with that issuer, else the first that takes any.
+    pub fn of_issuer(&self, issuer: &str) -> Option<usize> {
+        let first = |wanted: &str| self.providers.iter().position(|p| *p.issuer == *wanted);
+        first(issuer).or_else(|| first(""))
+    }
+
+    /// The tokens of a request that these providers look at, in Envoy's order: headers, parameters, cookies, each
+    /// sorted by name; with the providers that look there (Envoy `ExtractorImpl`).
+    pub fn tokens(&self, of: &[usize], headers: &Headers) -> Vec<(Token, Vec<usize>)> {
+        let mut places: BTreeMap<&TokenPlace, Vec<usize>> = BTreeMap::new();
+        for index in of {
+            for place in self.providers.get(*index).into_iter().flat_map(|p| &p.places) {
+                places.entry(place).or_default().push(*index);
+            }
+        }
+        let all = places.into_iter();
+        all.flat_map(|(place, owners)| place.tokens(headers).into_iter().map(move |t| (t, owners.clone()))).collect()
+    }
+}
+
+/// What a request needs.
+#[derive(Clone, Copy, Debug)]
+pub enum Needs<'a> {
+    /// Nothing.
+    Nothing,
+    /// Nothing, as the question before a request.
+    Preflight,
+    /// This.
+    Token(&'a Requirement),
+}
+
+impl TokenPlace {
+    /// The tokens that a request has there: one, or one in each header of that name.
+    fn tokens(&self, headers: &Headers) -> Vec<Token> {
+        let of = |text: &str| Token { text: text.to_owned(), place: self.clone() };
+        match self {
+            // Envoy keeps this header in one line.
+            Self::Header(name, prefix) if **name == *"authorization" => {
+                let value = headers.joined(name);
+                let text = value.as_deref().and_then(|v| std::str::from_utf8(v).ok());
+                text.and_then(|text| behind(prefix, text)).map(of).into_iter().collect()
+            }
+            Self::Header(name, prefix) => {
+                let values = headers.get_all(name).filter_map(|v| std::str::from_utf8(v).ok());
+                values.filter_map(|text| behind(prefix, text)).map(of).collect()
+            }
+            Self::Query(name) => {
+                headers.path().and_then(|path| first_query_value(path, name)).map(of).into_iter().collect()
+            }
+            Self::Cookie(name) => {
+                let text = cookie(headers, name).and_then(|v| std::str::from_utf8(v).ok());
+                text.map(of).into_iter().collect()
+            }
         }
     }
 }
@@ -222,21 +320,63 @@ impl Requirement {
         let all = |requirements: &[pb::http_filter::jwt_authn::v3::JwtRequirement]| {
             requirements.iter().map(|r| Self::compile(r, providers)).collect::<Compiled<Vec<_>>>()
         };
+        let everybody = || (0..providers.len()).collect();
         Ok(match requirement.requires_type.as_ref().ok_or_else(|| Invalid::new("requires_type", "is missing"))? {
             Kind::ProviderName(name) => Self::Provider { provider: find(name)?, audiences: None },
             Kind::ProviderAndAudiences(both) => Self::Provider {
                 provider: find(&both.provider_name)?,
                 audiences: Some(both.audiences.iter().map(|a| a.as_str().into()).collect()),
             },
-            Kind::RequiresAny(list) => Self::Any(all(&list.requirements).at("requires_any")?),
+            Kind::RequiresAny(list) => Self::any(&list.requirements, providers).at("requires_any")?,
             Kind::RequiresAll(list) => Self::All(all(&list.requirements).at("requires_all")?),
-            Kind::AllowMissing(_) => Self::AllowMissing,
-            Kind::AllowMissingOrFailed(_) => Self::AllowMissingOrFailed,
-            Kind::ExtractOnlyWithoutValidation(_) => {
-                return Err(Invalid::unsupported("extract_only_without_validation"));
-            }
+            Kind::AllowMissing(_) => Self::AllowMissing(everybody()),
+            Kind::AllowMissingOrFailed(_) => Self::AllowMissingOrFailed(everybody()),
+            Kind::ExtractOnlyWithoutValidation(_) => Self::ExtractOnly(everybody()),
         })
     }
+
+    /// One of several; what allows tokens to be missing comes last and looks at those of the others' providers only
+    /// (Envoy `AnyVerifierImpl`).
+    fn any(
+        requirements: &[pb::http_filter::jwt_authn::v3::JwtRequirement],
+        providers: &[Arc<JwtProvider>],
+    ) -> Compiled<Self> {
+        let mut all = Vec::new();
+        let mut lenient = None;
+        for requirement in requirements {
+            match Self::compile(requirement, providers)? {
+                Self::AllowMissing(_) => lenient = lenient.or(Some(false)),
+                Self::AllowMissingOrFailed(_) => lenient = Some(true),
+                other => all.push(other),
+            }
+        }
+        let own = |requirement: &Self| match requirement {
+            Self::Provider { provider, .. } => Some(*provider),
+            _ => None,
+        };
+        let mut used: Vec<usize> = all.iter().filter_map(own).collect();
+        if used.is_empty() {
+            used = (0..providers.len()).collect();
+        }
+        all.extend(lenient.map(|failed| match failed {
+            true => Self::AllowMissingOrFailed(used),
+            false => Self::AllowMissing(used),
+        }));
+        Ok(Self::Any(all))
+    }
+}
+
+/// Envoy `Utility::convertCoreToRouteRetryPolicy`.
+fn retries(policy: &pb::core::RetryPolicy) -> Compiled<(u32, Duration, Duration)> {
+    let (mut base, mut most) = (Duration::from_secs(1), Duration::from_secs(10));
+    if let Some(pause) = &policy.retry_back_off {
+        base = fields::duration("retry_back_off.base_interval", pause.base_interval.as_ref())?.unwrap_or(base);
+        most = fields::duration("retry_back_off.max_interval", pause.max_interval.as_ref())?.unwrap_or(base * 10);
+        if most < base {
+            return Err(Invalid::new("retry_back_off.max_interval", "must not be less than base_interval"));
+        }
+    }
+    Ok((fields::uint(policy.num_retries.as_ref(), 1), base, most))
 }
 
 impl JwtProvider {
@@ -257,8 +397,10 @@ impl JwtProvider {
                     uri: fields::required("remote_jwks.http_uri.uri", &uri.uri)?,
                     cluster,
                     timeout: fields::duration("timeout", uri.timeout.as_ref())?.unwrap_or(Duration::from_secs(5)),
+                    // Whole seconds count.
                     cache: fields::duration("cache_duration", remote.cache_duration.as_ref())?
-                        .unwrap_or(Duration::from_secs(600)),
+                        .map_or(Duration::from_secs(600), |cache| Duration::from_secs(cache.as_secs())),
+                    retries: remote.retry_policy.as_ref().map(retries).transpose().at("remote_jwks.retry_policy")?,
                     early: remote.async_fetch.is_some(),
                 }
             }
@@ -313,38 +455,9 @@ impl JwtProvider {
         })
     }
 
-    /// The tokens of a request that this provider looks at, in the order of its places (Envoy `ExtractorImpl`).
-    pub fn tokens(&self, headers: &Headers) -> Vec<Token> {
-        let mut tokens = Vec::new();
-        for place in &self.places {
-            let mut found = |text: &str| {
-                if !text.is_empty() {
-                    tokens.push(Token { text: text.to_owned(), place: place.clone() });
-                }
-            };
-            match place {
-                TokenPlace::Header(name, prefix) => {
-                    for value in headers.get_all(name).filter_map(|v| std::str::from_utf8(v).ok()) {
-                        // The prefix may stand anywhere; the token ends where its alphabet ends.
-                        let Some(at) = value.find(&**prefix) else { continue };
-                        let rest = value[at + prefix.len()..].trim_start();
-                        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)));
-                        found(&rest[..end.unwrap_or(rest.len())]);
-                    }
-                }
-                TokenPlace::Query(name) => {
-                    if let Some(value) = headers.path().and_then(|p| first_query_value(p, name)) {
-                        found(value);
-                    }
-                }
-                TokenPlace::Cookie(name) => {
-                    if let Some(value) = cookie(headers, name).and_then(|v| std::str::from_utf8(v).ok()) {
-                        found(value);
-                    }
-                }
-            }
-        }
-        tokens
+    /// Whether a request has anything where this provider looks.
+    pub fn has_token(&self, headers: &Headers) -> bool {
+        self.places.iter().any(|place| !place.tokens(headers).is_empty())
     }
 
     /// Removes this token from the request, so that it is not forwarded.
@@ -384,11 +497,21 @@ mod tests {
 
     #[test]
     fn tokens_are_found_and_removed() {
-        let provider = provider(Default::default());
-        let mut headers = Headers::of([("authorization", "Bearer a.b-c_d, x"), (":path", "/p?x=1&access_token=t")]);
-        let tokens = provider.tokens(&headers);
-        assert_eq!(tokens.iter().map(|t| t.text.as_str()).collect::<Vec<_>>(), ["a.b-c_d", "t"]);
-        for token in &tokens {
+        let provider = Arc::new(provider(Default::default()));
+        let config = JwtAuthn {
+            providers: vec![provider.clone()],
+            rules: Vec::new(),
+            by_state: None,
+            named: HashMap::new(),
+            bypass_cors_preflight: false,
+            strip_failure_response: false,
+        };
+        let mut headers = Headers::of([("authorization", "Bearer  a.b-c_d, x"), (":path", "/p?x=1&access_token=t")]);
+        let tokens = config.tokens(&[0], &headers);
+        let texts: Vec<&str> = tokens.iter().map(|(token, _)| token.text.as_str()).collect();
+        assert_eq!(texts, ["a.b-c_d, x", "t"], "a token does not end before the value does");
+        for (token, owners) in &tokens {
+            assert_eq!(owners, &[0]);
             provider.remove(token, &mut headers);
         }
         assert_eq!((headers.contains("authorization"), headers.path()), (false, Some("/p?x=1")));

@@ -2,14 +2,12 @@ use std::time::{Duration, Instant};
 
 use mesh_types::ArcStr;
 
-use crate::address::Address;
+use super::descriptors::{Entries, RateLimitContext, RateLimitRule};
 use crate::fields;
-use crate::headers::Headers;
-use crate::matchers::{HeaderMatcher, canonical_name, first_query_value, header_matchers};
 use crate::pb;
 use crate::percent::Fraction;
 use crate::rejected::{At, Compiled, Invalid, refuse};
-use crate::route::HeaderOps;
+use crate::route::{HeaderOps, Matched};
 
 /// So many requests a time, counted by each worker's caller (`filters.http.local_ratelimit.v3.LocalRateLimit`).
 #[derive(Clone, Debug)]
@@ -18,8 +16,8 @@ pub struct LocalRateLimit {
     pub stat_prefix: ArcStr,
     /// Status of refused requests.
     pub status: u16,
-    /// For requests without a descriptor.
-    pub bucket: TokenBucketConfig,
+    /// For requests without a descriptor; `None`: they are not limited.
+    pub bucket: Option<TokenBucketConfig>,
     /// Requests that are counted.
     pub enabled: Fraction,
     /// Requests over the limit that are refused.
@@ -31,9 +29,13 @@ pub struct LocalRateLimit {
     /// Buckets of their own for certain requests.
     pub descriptors: Vec<Descriptor>,
     /// How descriptors are made; empty: by the route's rate limits of `stage`.
-    pub rules: Vec<RateLimitRule>,
+    rules: Vec<RateLimitRule>,
     /// Which of the route's rate limits count.
-    pub stage: u32,
+    stage: u32,
+    /// Whether the virtual host's count beside the route's.
+    outer: OuterRules,
+    /// How many values of open descriptors are counted by themselves, each.
+    pub max_dynamic: usize,
     /// Each downstream connection has its own buckets.
     pub per_connection: bool,
     /// gRPC requests are refused with `RESOURCE_EXHAUSTED` instead of `UNAVAILABLE`.
@@ -42,6 +44,30 @@ pub struct LocalRateLimit {
     pub always_consume_default: bool,
     /// Tell how much is left by `x-ratelimit-*` headers.
     pub ratelimit_headers: bool,
+    /// Tell refused clients when to come again.
+    pub retry_after: bool,
+}
+
+/// Which rate limits of a virtual host count for its routes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum OuterRules {
+    /// All, unless the route has some.
+    Overridden,
+    /// All.
+    Included,
+    /// None.
+    Ignored,
+}
+
+/// A bucket that a request takes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Demand {
+    /// The place of its descriptor.
+    pub descriptor: usize,
+    /// Of a descriptor with open values: which of its buckets.
+    pub values: Option<Vec<(String, String)>>,
+    /// So many tokens.
+    pub tokens: u32,
 }
 
 /// A bucket for requests with certain entries.
@@ -51,6 +77,23 @@ pub struct Descriptor {
     pub entries: Vec<(ArcStr, ArcStr)>,
     /// Its bucket.
     pub bucket: TokenBucketConfig,
+    /// Requests over this limit are counted, but pass.
+    pub shadow: bool,
+}
+
+impl Descriptor {
+    fn is_open(&self) -> bool {
+        self.entries.iter().any(|(_, value)| value.is_empty())
+    }
+
+    fn fits(&self, entries: &Entries) -> bool {
+        self.entries.len() == entries.len()
+            && self
+                .entries
+                .iter()
+                .zip(entries)
+                .all(|((key, value), (k, v))| **key == *k && (value.is_empty() || **value == *v))
+    }
 }
 
 /// Size and refill of a bucket.
@@ -83,6 +126,13 @@ impl TokenBucketConfig {
     }
 }
 
+impl TokenBucketConfig {
+    /// How fast it fills.
+    pub fn per_second(&self) -> f64 {
+        f64::from(self.tokens_per_fill) / self.fill_interval.as_secs_f64()
+    }
+}
+
 /// Tokens that are refilled with time. Owned by whoever counts; pure otherwise.
 #[derive(Clone, Debug)]
 pub struct TokenBucket {
@@ -95,6 +145,11 @@ impl TokenBucket {
     /// A full bucket.
     pub fn new(config: &TokenBucketConfig, now: Instant) -> Self {
         Self { config: *config, tokens: config.max_tokens.into(), last: now }
+    }
+
+    /// Its size and refill.
+    pub fn config(&self) -> &TokenBucketConfig {
+        &self.config
     }
 
     /// Takes tokens if there are enough (Envoy `AtomicTokenBucketImpl`: tokens come in continuously).
@@ -130,183 +185,83 @@ impl TokenBucket {
 
 impl LocalRateLimit {
     pub(super) fn compile(limit: &pb::http_filter::local_ratelimit::v3::LocalRateLimit) -> Compiled<Self> {
-        refuse!("vh_rate_limits": limit.vh_rate_limits != 0);
-        refuse! {
-            "local_cluster_rate_limit": limit.local_cluster_rate_limit.is_some(),
-            "enable_retry_after_header": limit.enable_retry_after_header,
-        }
+        use pb::ext::common::ratelimit::v3::VhRateLimitsOptions;
+        refuse!("local_cluster_rate_limit": limit.local_cluster_rate_limit.is_some());
         let mut descriptors = Vec::new();
         for (i, descriptor) in limit.descriptors.iter().enumerate() {
             descriptors.push(Descriptor {
                 entries: descriptor.entries.iter().map(|e| (e.key.as_str().into(), e.value.as_str().into())).collect(),
                 bucket: TokenBucketConfig::compile(descriptor.token_bucket.as_ref()).at_index("descriptors", i)?,
+                shadow: descriptor.shadow_mode,
             });
         }
-        let unlimited = TokenBucketConfig {
-            max_tokens: u32::MAX,
-            tokens_per_fill: u32::MAX,
-            fill_interval: Duration::from_secs(1),
-        };
+        for (i, descriptor) in descriptors.iter().enumerate() {
+            let same = |other: &Descriptor| other.entries == descriptor.entries;
+            if !descriptor.is_open() && descriptors[..i].iter().any(same) {
+                return Err(Invalid::new(format!("descriptors[{i}]"), "there is one with the same entries already"));
+            }
+        }
         let status = limit.status.as_ref().map_or(429, |s| s.code);
         Ok(Self {
             stat_prefix: fields::required("stat_prefix", &limit.stat_prefix)?,
             // Below 400 the code is no error, so Envoy takes 429.
             status: u16::try_from(status).ok().filter(|s| (400..600).contains(s)).unwrap_or(429),
-            bucket: match &limit.token_bucket {
-                Some(bucket) => TokenBucketConfig::compile(Some(bucket))?,
-                None => unlimited,
-            },
+            bucket: limit.token_bucket.as_ref().map(|b| TokenBucketConfig::compile(Some(b))).transpose()?,
             enabled: Fraction::runtime(limit.filter_enabled.as_ref(), Fraction::NONE).at("filter_enabled")?,
             enforced: Fraction::runtime(limit.filter_enforced.as_ref(), Fraction::NONE).at("filter_enforced")?,
             response_headers: HeaderOps::compile(&limit.response_headers_to_add, &[]).at("response_headers_to_add")?,
             not_enforced_headers: HeaderOps::compile(&limit.request_headers_to_add_when_not_enforced, &[])
                 .at("request_headers_to_add_when_not_enforced")?,
             descriptors,
-            rules: RateLimitRule::compile_all(&limit.rate_limits)?,
+            rules: RateLimitRule::compile_own(&limit.rate_limits)?,
             stage: limit.stage,
+            outer: match VhRateLimitsOptions::try_from(limit.vh_rate_limits) {
+                Ok(VhRateLimitsOptions::Override) => OuterRules::Overridden,
+                Ok(VhRateLimitsOptions::Include) => OuterRules::Included,
+                Ok(VhRateLimitsOptions::Ignore) => OuterRules::Ignored,
+                Err(_) => return Err(Invalid::new("vh_rate_limits", "is no known value")),
+            },
+            max_dynamic: fields::uint(limit.max_dynamic_descriptors.as_ref(), 20) as usize,
             per_connection: limit.local_rate_limit_per_downstream_connection,
             resource_exhausted: limit.rate_limited_as_resource_exhausted,
             always_consume_default: fields::flag(limit.always_consume_default_token_bucket.as_ref(), true),
             ratelimit_headers: limit.enable_x_ratelimit_headers != 0,
+            retry_after: limit.enable_retry_after_header,
         })
     }
 
-    /// The descriptors (by index) whose buckets the request takes from. `route_rules`: those of route and virtual host.
-    pub fn descriptors(&self, route_rules: &[&RateLimitRule], cx: &RateLimitContext<'_>) -> Vec<usize> {
+    /// The buckets of descriptors that a request takes from.
+    pub fn demands(&self, matched: Option<&Matched>, cx: &RateLimitContext<'_>) -> Vec<Demand> {
         if self.descriptors.is_empty() {
             return Vec::new();
         }
-        let own: Vec<&RateLimitRule> = self.rules.iter().collect();
-        let rules = if own.is_empty() { route_rules } else { &own };
+        let own = !self.rules.is_empty();
+        let rules = if own { self.rules.iter().collect() } else { self.route_rules(matched) };
         let mut found = Vec::new();
-        for rule in rules.iter().filter(|r| r.stage == self.stage) {
+        for rule in rules {
             let Some(entries) = rule.entries(cx) else { continue };
-            // An exact descriptor comes before one with open values.
-            let fits = |open: bool| {
-                self.descriptors.iter().position(|d| {
-                    d.entries.len() == entries.len()
-                        && d.entries
-                            .iter()
-                            .zip(&entries)
-                            .all(|((key, value), (k, v))| **key == *k && (**value == *v || (open && value.is_empty())))
-                })
-            };
-            if let Some(index) = fits(false).or_else(|| fits(true))
-                && !found.contains(&index)
-            {
-                found.push(index);
+            // Envoy's routes do not say how much a request counts.
+            let Some(tokens) = (if own { rule.hits(cx) } else { Some(1) }) else { continue };
+            let fits = |open: bool| self.descriptors.iter().position(|d| d.is_open() == open && d.fits(&entries));
+            if let Some(descriptor) = fits(false) {
+                found.push(Demand { descriptor, values: None, tokens });
+            } else if let Some(descriptor) = fits(true) {
+                found.push(Demand { descriptor, values: Some(entries), tokens });
             }
         }
         found
     }
-}
 
-/// How a route makes descriptors (`route.v3.RateLimit`).
-#[derive(Clone, Debug)]
-pub struct RateLimitRule {
-    stage: u32,
-    actions: Vec<Action>,
-}
-
-#[derive(Clone, Debug)]
-enum Action {
-    GenericKey(ArcStr, ArcStr),
-    SourceCluster,
-    DestinationCluster,
-    RemoteAddress,
-    Header { name: Box<str>, key: ArcStr, skip: bool },
-    Query { name: Box<str>, key: ArcStr, skip: bool },
-    HeaderMatch { key: ArcStr, value: ArcStr, expect: bool, headers: Box<[HeaderMatcher]> },
-}
-
-/// What descriptors are made of.
-#[derive(Clone, Copy, Debug)]
-pub struct RateLimitContext<'a> {
-    /// Request head.
-    pub headers: &'a Headers,
-    /// The trusted client address.
-    pub remote: &'a Address,
-    /// This proxy's `--service-cluster`.
-    pub local_cluster: &'a str,
-    /// The route's cluster.
-    pub cluster: &'a str,
-}
-
-impl RateLimitRule {
-    pub(crate) fn compile_all(limits: &[pb::route::RateLimit]) -> Compiled<Vec<Self>> {
-        limits.iter().enumerate().map(|(i, l)| Self::compile(l).at_index("rate_limits", i)).collect()
-    }
-
-    fn compile(limit: &pb::route::RateLimit) -> Compiled<Self> {
-        use pb::route::rate_limit::action::ActionSpecifier as Kind;
-        refuse! {
-            "limit": limit.limit.is_some(),
-            "apply_on_stream_done": limit.apply_on_stream_done,
-            "hits_addend": limit.hits_addend.is_some(),
-        }
-        let key = |key: &str, default: &str| -> ArcStr { if key.is_empty() { default.into() } else { key.into() } };
-        let mut actions = Vec::new();
-        for (i, action) in limit.actions.iter().enumerate() {
-            actions.push(match &action.action_specifier {
-                Some(Kind::GenericKey(a)) => {
-                    Action::GenericKey(key(&a.descriptor_key, "generic_key"), a.descriptor_value.as_str().into())
-                }
-                Some(Kind::SourceCluster(_)) => Action::SourceCluster,
-                Some(Kind::DestinationCluster(_)) => Action::DestinationCluster,
-                Some(Kind::RemoteAddress(_)) => Action::RemoteAddress,
-                Some(Kind::RequestHeaders(a)) => Action::Header {
-                    name: canonical_name(&a.header_name).into(),
-                    key: a.descriptor_key.as_str().into(),
-                    skip: a.skip_if_absent,
-                },
-                Some(Kind::QueryParameters(a)) => Action::Query {
-                    name: a.query_parameter_name.as_str().into(),
-                    key: a.descriptor_key.as_str().into(),
-                    skip: a.skip_if_absent,
-                },
-                Some(Kind::HeaderValueMatch(a)) => Action::HeaderMatch {
-                    key: key(&a.descriptor_key, "header_match"),
-                    value: a.descriptor_value.as_str().into(),
-                    expect: fields::flag(a.expect_match.as_ref(), true),
-                    headers: header_matchers("headers", &a.headers).at_index("actions", i)?,
-                },
-                _ => return Err(Invalid::unsupported(format!("actions[{i}]"))),
-            });
-        }
-        Ok(Self { stage: fields::uint(limit.stage.as_ref(), 0), actions })
-    }
-
-    /// The descriptor's entries; `None`: an action gave nothing, so there is no descriptor.
-    fn entries(&self, cx: &RateLimitContext<'_>) -> Option<Vec<(String, String)>> {
-        let text = |v: &[u8]| String::from_utf8_lossy(v).into_owned();
-        let mut entries = Vec::new();
-        for action in &self.actions {
-            entries.push(match action {
-                Action::GenericKey(key, value) => (key.to_string(), value.to_string()),
-                Action::SourceCluster => ("source_cluster".to_owned(), cx.local_cluster.to_owned()),
-                Action::DestinationCluster => ("destination_cluster".to_owned(), cx.cluster.to_owned()),
-                Action::RemoteAddress => ("remote_address".to_owned(), cx.remote.ip()?.to_string()),
-                Action::Header { name, key, skip } => match cx.headers.get(name) {
-                    Some(value) => (key.to_string(), text(value)),
-                    None if *skip => continue,
-                    None => return None,
-                },
-                Action::Query { name, key, skip } => {
-                    match first_query_value(cx.headers.path().unwrap_or_default(), name) {
-                        Some(value) => (key.to_string(), value.to_owned()),
-                        None if *skip => continue,
-                        None => return None,
-                    }
-                }
-                Action::HeaderMatch { key, value, expect, headers } => {
-                    if headers.iter().all(|m| m.matches(cx.headers)) != *expect {
-                        return None;
-                    }
-                    (key.to_string(), value.to_string())
-                }
-            });
-        }
-        Some(entries)
+    /// Rules of route and virtual host, of this filter's stage.
+    fn route_rules<'m>(&self, matched: Option<&'m Matched>) -> Vec<&'m RateLimitRule> {
+        let Some((own, outer, both)) = matched.and_then(Matched::rate_limit_rules) else { return Vec::new() };
+        let outer = match self.outer {
+            _ if both => outer,
+            OuterRules::Included => outer,
+            OuterRules::Overridden if own.is_empty() => outer,
+            OuterRules::Overridden | OuterRules::Ignored => &[],
+        };
+        own.iter().chain(outer).filter(|rule| rule.stage == self.stage).collect()
     }
 }
 

@@ -15,7 +15,7 @@ pub enum Command {
     Response(Box<str>, Option<Box<str>>),
     /// A trailer of the response.
     Trailer(Box<str>, Option<Box<str>>),
-    /// One query parameter, not decoded.
+    /// One query parameter, decoded.
     QueryParameter(Box<str>),
     /// Start of the stream.
     StartTime(TimeFormat),
@@ -66,6 +66,8 @@ pub enum Point {
     HandshakeEnd,
     UpstreamConnectBegin,
     UpstreamConnectEnd,
+    /// One that is never reached.
+    Unset,
 }
 
 /// A number.
@@ -104,6 +106,8 @@ pub enum Side {
 pub enum AddressPart {
     Whole,
     WithoutPort,
+    /// The range of so many fixed bits that it is in.
+    Range(u8),
     Port,
 }
 
@@ -129,6 +133,8 @@ pub enum TlsField {
     PeerCert,
     LocalUriSan,
     LocalDnsSan,
+    LocalIpSan,
+    LocalEmailSan,
     LocalSubject,
     Version,
     Cipher,

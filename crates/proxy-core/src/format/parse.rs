@@ -89,12 +89,18 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Command::Count(UpstreamAttempts),
         "UPSTREAM_WIRE_BYTES_SENT" => Command::Count(UpstreamWireSent),
         "UPSTREAM_WIRE_BYTES_RECEIVED" => Command::Count(UpstreamWireReceived),
-        "UPSTREAM_HEADER_BYTES_SENT" => Command::Count(UpstreamHeadersSent),
-        "UPSTREAM_HEADER_BYTES_RECEIVED" => Command::Count(UpstreamHeadersReceived),
+        "UPSTREAM_HEADER_BYTES_SENT" | "UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT" => Command::Count(UpstreamHeadersSent),
+        "UPSTREAM_HEADER_BYTES_RECEIVED" | "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED" => {
+            Command::Count(UpstreamHeadersReceived)
+        }
         "DOWNSTREAM_WIRE_BYTES_SENT" => Command::Count(DownstreamWireSent),
         "DOWNSTREAM_WIRE_BYTES_RECEIVED" => Command::Count(DownstreamWireReceived),
-        "DOWNSTREAM_HEADER_BYTES_SENT" => Command::Count(DownstreamHeadersSent),
-        "DOWNSTREAM_HEADER_BYTES_RECEIVED" => Command::Count(DownstreamHeadersReceived),
+        "DOWNSTREAM_HEADER_BYTES_SENT" | "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT" => {
+            Command::Count(DownstreamHeadersSent)
+        }
+        "DOWNSTREAM_HEADER_BYTES_RECEIVED" | "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED" => {
+            Command::Count(DownstreamHeadersReceived)
+        }
         "PROTOCOL" => Command::Stream(F::Protocol),
         "UPSTREAM_PROTOCOL" => Command::Stream(F::UpstreamProtocol),
         "RESPONSE_CODE_DETAILS" if argument == Some("ALLOW_WHITESPACES") => Command::Stream(F::RawResponseCodeDetails),
@@ -157,20 +163,35 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
             let key = needs()?;
             let (key, form) = key.split_once(':').unwrap_or((key, "TYPED"));
+            if key.is_empty() || !matches!(form, "PLAIN" | "TYPED") {
+                return Err(Invalid::new("format", format!("{name}: only PLAIN and TYPED are supported")));
+            }
             Command::FilterState(key.into(), form == "PLAIN")
         }
-        "GRPC_STATUS" => Command::GrpcStatus(match argument.unwrap_or("CAMEL_STRING") {
+        "PER_REQUEST_STATE" => Command::FilterState(needs()?.into(), true),
+        "GRPC_STATUS" => Command::GrpcStatus(match argument.unwrap_or_default() {
+            "" | "CAMEL_STRING" => GrpcStatusStyle::Camel,
             "SNAKE_STRING" => GrpcStatusStyle::Snake,
             "NUMBER" => GrpcStatusStyle::Number,
-            _ => GrpcStatusStyle::Camel,
+            other => {
+                return Err(Invalid::new(
+                    "format",
+                    format!("GRPC_STATUS only supports CAMEL_STRING, SNAKE_STRING or NUMBER, not {other}"),
+                ));
+            }
         }),
         "GRPC_STATUS_NUMBER" => Command::GrpcStatus(GrpcStatusStyle::Number),
         "ENVIRONMENT" => Command::Environment(needs()?.into()),
         "HOSTNAME" => Command::Hostname,
         // Only extensions set these, and there are none.
         "CUSTOM_FLAGS" => Command::Stream(F::Nothing),
+        // Fingerprints are not taken; endpoints that are internal listeners do not exist.
+        "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => Command::Stream(F::Nothing),
+        "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID" | "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID" => {
+            Command::Stream(F::Nothing)
+        }
         "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" | "ROUNDTRIP_DURATION" => Command::Unmeasured,
-        other => address(other)
+        other => address(other, argument)?
             .or_else(|| tls(other))
             .ok_or_else(|| Invalid::new("format", format!("not supported: {other}")))?,
     })
@@ -203,6 +224,9 @@ fn path(argument: &str) -> Compiled<Command> {
 
 fn header(argument: &str, make: fn(Box<str>, Option<Box<str>>) -> Command) -> Compiled<Command> {
     let (main, other) = argument.split_once('?').map_or((argument, None), |(main, other)| (main, Some(other)));
+    if main.is_empty() {
+        return Err(Invalid::new("format", "a header needs a name"));
+    }
     if argument.matches('?').count() > 1 {
         return Err(Invalid::new("format", format!("more than one alternative header in {argument:?}")));
     }
@@ -210,9 +234,20 @@ fn header(argument: &str, make: fn(Box<str>, Option<Box<str>>) -> Command) -> Co
 }
 
 fn metadata(source: MetadataSource, argument: &str) -> Compiled<Command> {
+    // The form of old header formats: `["namespace", "key", …]`.
+    if argument.starts_with('[') {
+        let list: Vec<String> = serde_json::from_str(argument)
+            .map_err(|e| Invalid::new("format", format!("{argument:?} is no list of keys: {e}")))?;
+        let (namespace, path) =
+            list.split_first().ok_or_else(|| Invalid::new("format", "metadata needs a namespace"))?;
+        return Ok(Command::Metadata(
+            source,
+            namespace.as_str().into(),
+            path.iter().map(|k| k.as_str().into()).collect(),
+        ));
+    }
     let mut parts = argument.split(':');
-    let namespace =
-        parts.next().filter(|n| !n.is_empty()).ok_or_else(|| Invalid::new("format", "metadata needs a namespace"))?;
+    let namespace = parts.next().unwrap_or_default();
     Ok(Command::Metadata(source, namespace.into(), parts.map(Box::from).collect()))
 }
 
@@ -232,20 +267,19 @@ fn sourced_metadata(argument: &str) -> Compiled<Command> {
 }
 
 fn between(argument: &str) -> Compiled<Command> {
-    let point = |name: &str| {
-        Ok(match name {
-            "DS_RX_BEG" => Point::Start,
-            "DS_RX_END" => Point::RequestReceived,
-            "US_TX_BEG" => Point::UpstreamFirstTx,
-            "US_TX_END" => Point::UpstreamLastTx,
-            "US_RX_BEG" => Point::UpstreamFirstRx,
-            "US_RX_END" => Point::UpstreamLastRx,
-            "DS_TX_BEG" => Point::DownstreamFirstTx,
-            "DS_TX_END" => Point::DownstreamLastTx,
-            "US_CX_BEG" => Point::UpstreamConnectBegin,
-            "US_CX_END" | "US_HS_END" => Point::UpstreamConnectEnd,
-            other => return Err(Invalid::new("format", format!("COMMON_DURATION: {other} is not supported"))),
-        })
+    let point = |name: &str| match name {
+        "DS_RX_BEG" => Point::Start,
+        "DS_RX_END" => Point::RequestReceived,
+        "US_TX_BEG" => Point::UpstreamFirstTx,
+        "US_TX_END" => Point::UpstreamLastTx,
+        "US_RX_BEG" => Point::UpstreamFirstRx,
+        "US_RX_END" => Point::UpstreamLastRx,
+        "DS_TX_BEG" => Point::DownstreamFirstTx,
+        "DS_TX_END" => Point::DownstreamLastTx,
+        "US_CX_BEG" => Point::UpstreamConnectBegin,
+        "US_CX_END" | "US_HS_END" => Point::UpstreamConnectEnd,
+        // Names of points that filters set; there are no such filters.
+        _ => Point::Unset,
     };
     let mut parts = argument.split(':');
     let (Some(from), Some(to)) = (parts.next(), parts.next()) else {
@@ -257,11 +291,11 @@ fn between(argument: &str) -> Compiled<Command> {
         Some("ns") => Duration::from_nanos(1),
         Some(unit) => return Err(Invalid::new("format", format!("COMMON_DURATION in {unit} is not supported"))),
     };
-    Ok(Command::Between(point(from)?, point(to)?, unit))
+    Ok(Command::Between(point(from), point(to), unit))
 }
 
-fn address(name: &str) -> Option<Command> {
-    let (side, rest) = [
+fn address(name: &str, argument: Option<&str>) -> Compiled<Option<Command>> {
+    let found = [
         ("DOWNSTREAM_REMOTE_", Side::DownstreamRemote),
         ("DOWNSTREAM_DIRECT_REMOTE_", Side::DownstreamDirectRemote),
         ("DOWNSTREAM_LOCAL_", Side::DownstreamLocal),
@@ -271,15 +305,25 @@ fn address(name: &str) -> Option<Command> {
         ("UPSTREAM_HOST", Side::UpstreamHost),
     ]
     .iter()
-    .find_map(|(prefix, side)| name.strip_prefix(prefix).map(|rest| (*side, rest)))?;
+    .find_map(|(prefix, side)| name.strip_prefix(prefix).map(|rest| (*side, rest)));
+    let Some((side, rest)) = found else { return Ok(None) };
     let part = match rest {
         "" if name == "UPSTREAM_HOST" => AddressPart::Whole,
         "ADDRESS" => AddressPart::Whole,
-        "ADDRESS_WITHOUT_PORT" => AddressPart::WithoutPort,
+        "ADDRESS_WITHOUT_PORT" => match argument.filter(|a| !a.is_empty()) {
+            None => AddressPart::WithoutPort,
+            Some(length) => AddressPart::Range(
+                length
+                    .parse()
+                    .ok()
+                    .filter(|l| *l <= 128)
+                    .ok_or_else(|| Invalid::new("format", format!("{name}: {length} is no length of a prefix")))?,
+            ),
+        },
         "PORT" => AddressPart::Port,
-        _ => return None,
+        _ => return Ok(None),
     };
-    Some(Command::Address(side, part))
+    Ok(Some(Command::Address(side, part)))
 }
 
 fn tls(name: &str) -> Option<Command> {
@@ -301,6 +345,8 @@ fn tls(name: &str) -> Option<Command> {
         "PEER_CERT" => TlsField::PeerCert,
         "LOCAL_URI_SAN" => TlsField::LocalUriSan,
         "LOCAL_DNS_SAN" => TlsField::LocalDnsSan,
+        "LOCAL_IP_SAN" => TlsField::LocalIpSan,
+        "LOCAL_EMAIL_SAN" => TlsField::LocalEmailSan,
         "LOCAL_SUBJECT" => TlsField::LocalSubject,
         "TLS_VERSION" => TlsField::Version,
         "TLS_CIPHER" => TlsField::Cipher,

@@ -4,7 +4,9 @@ use std::time::Duration;
 use mesh_types::ArcStr;
 use serde_json::Value;
 
+use super::json;
 use crate::address::Address;
+use crate::cidr::Cidr;
 use crate::format::command::{
     AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, MetadataSource, PathSource, Point, Side, TlsField,
 };
@@ -29,7 +31,13 @@ impl Command {
             }
             Command::Response(name, other) => header(cx.response, name, other.as_deref(), out),
             Command::Trailer(name, other) => header(cx.trailers, name, other.as_deref(), out),
-            Command::QueryParameter(name) => text(cx.request.and_then(|r| first_query_value(r.path()?, name)), out),
+            Command::QueryParameter(name) => {
+                let Some(value) = cx.request.and_then(|r| first_query_value(r.path()?, name)) else {
+                    return Written::Missing;
+                };
+                percent_decode(value, out);
+                Written::Text
+            }
             Command::StartTime(format) => {
                 format.write(cx.info.start, out);
                 Written::Text
@@ -39,7 +47,7 @@ impl Command {
                 Written::Text
             }
             Command::Between(from, to, unit) => match (moment(cx.info, *from), moment(cx.info, *to)) {
-                (Some(from), Some(to)) => {
+                (Some(from), Some(to)) if from <= to => {
                     number((to.saturating_sub(from).as_nanos() / unit.as_nanos().max(1)) as u64, out)
                 }
                 _ => Written::Missing,
@@ -87,6 +95,24 @@ impl Command {
     }
 }
 
+/// Bytes that were written as `%` and two digits are themselves again.
+fn percent_decode(text: &str, out: &mut Vec<u8>) {
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let code = after.get(..2).filter(|_| *first == b'%').and_then(|two| std::str::from_utf8(two).ok());
+        match code.and_then(|two| u8::from_str_radix(two, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                out.push(*first);
+                rest = after;
+            }
+        }
+    }
+}
+
 fn text(value: Option<&str>, out: &mut Vec<u8>) -> Written {
     let Some(value) = value.filter(|v| !v.is_empty()) else { return Written::Missing };
     out.extend_from_slice(value.as_bytes());
@@ -121,6 +147,7 @@ fn moment(info: &StreamInfo, point: Point) -> Option<Duration> {
         Point::HandshakeEnd => times.downstream_handshake,
         Point::UpstreamConnectBegin => times.upstream_connect.map(|(begin, _)| begin),
         Point::UpstreamConnectEnd => times.upstream_connect.map(|(_, end)| end),
+        Point::Unset => None,
     }
 }
 
@@ -157,8 +184,12 @@ fn address(info: &StreamInfo, side: Side, part: AddressPart, out: &mut Vec<u8>) 
     };
     let Some(address) = address else { return Written::Missing };
     // Writing into a vector does not fail.
-    let _ = match (part, address) {
+    let _ = match (&part, address) {
         (AddressPart::WithoutPort, Address::Ip(ip)) => write!(out, "{}", ip.ip()),
+        (AddressPart::Range(length), Address::Ip(ip)) => match Cidr::of(ip.ip(), *length) {
+            Some(range) => write!(out, "{range}"),
+            None => return Written::Missing,
+        },
         (AddressPart::Port, Address::Ip(ip)) => return number(u64::from(ip.port()), out),
         (AddressPart::Port, _) => return Written::Missing,
         (_, address) => write!(out, "{address}"),
@@ -189,15 +220,19 @@ fn tls(info: &StreamInfo, end: End, field: TlsField, out: &mut Vec<u8>) -> Writt
         _ => {}
     }
     let certificate = match field {
-        TlsField::LocalUriSan | TlsField::LocalDnsSan | TlsField::LocalSubject => tls.local.as_ref(),
+        TlsField::LocalUriSan
+        | TlsField::LocalDnsSan
+        | TlsField::LocalIpSan
+        | TlsField::LocalEmailSan
+        | TlsField::LocalSubject => tls.local.as_ref(),
         _ => tls.peer.as_ref(),
     };
     let Some(certificate) = certificate else { return Written::Missing };
     match field {
         TlsField::PeerUriSan | TlsField::LocalUriSan => list(&certificate.uri_sans, out),
         TlsField::PeerDnsSan | TlsField::LocalDnsSan => list(&certificate.dns_sans, out),
-        TlsField::PeerIpSan => list(&certificate.ip_sans, out),
-        TlsField::PeerEmailSan => list(&certificate.email_sans, out),
+        TlsField::PeerIpSan | TlsField::LocalIpSan => list(&certificate.ip_sans, out),
+        TlsField::PeerEmailSan | TlsField::LocalEmailSan => list(&certificate.email_sans, out),
         TlsField::PeerSubject | TlsField::LocalSubject => text(Some(&certificate.subject), out),
         TlsField::PeerIssuer => text(Some(&certificate.issuer), out),
         TlsField::PeerSerial => text(Some(&certificate.serial), out),
@@ -290,7 +325,7 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
         Field::RouteName => text(info.route.as_ref().map(|r| &*r.name), out),
         Field::VirtualHostName => text(info.virtual_host.as_ref().map(|v| &*v.name), out),
         Field::VirtualClusterName => {
-            let name = info.virtual_host.as_ref().zip(cx.request).and_then(|(v, request)| v.virtual_cluster(request));
+            let name = info.virtual_cluster.clone();
             text(name.as_deref(), out)
         }
         Field::UpstreamHostName => upstream.map_or(Written::Missing, |host| host_name(host, true, out)),
@@ -361,7 +396,7 @@ fn metadata(
     let Some(found) = found else { return Written::Missing };
     if path.is_empty() {
         let Some(fields) = found.namespace(namespace) else { return Written::Missing };
-        let _ = serde_json::to_writer(out, fields);
+        json::object(fields, out);
         return Written::Json;
     }
     match found.get(namespace, path) {
@@ -371,7 +406,7 @@ fn metadata(
             Written::Text
         }
         Some(value) => {
-            let _ = serde_json::to_writer(out, value);
+            json::value(value, out);
             if value.is_number() { Written::Number } else { Written::Json }
         }
     }

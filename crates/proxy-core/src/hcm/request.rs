@@ -18,7 +18,7 @@ pub struct RequestIdentity {
 }
 
 /// Headers that only requests from inside may have.
-const INTERNAL_ONLY: [&str; 13] = [
+const INTERNAL_ONLY: [&str; 14] = [
     "x-envoy-retriable-status-codes",
     "x-envoy-retriable-header-names",
     "x-envoy-retry-on",
@@ -32,6 +32,7 @@ const INTERNAL_ONLY: [&str; 13] = [
     "x-envoy-force-trace",
     "x-envoy-ip-tags",
     "x-envoy-hedge-on-per-try-timeout",
+    "x-envoy-original-url",
 ];
 
 /// And these, too, at the edge.

@@ -21,10 +21,10 @@ fn consecutive_errors_eject_for_longer_each_time() {
     let mut random = Random::new(1);
     let start = Instant::now();
     let mut detector = OutlierDetector::new(*config.clone(), start);
-    assert_eq!(config.report(&host, Outcome::Status(500)), None);
-    assert_eq!(config.report(&host, Outcome::Status(200)), None);
+    assert_eq!(config.report(&host, Outcome::Status(500)), [None, None]);
+    assert_eq!(config.report(&host, Outcome::Status(200)), [None, None]);
     let causes: Vec<_> = (0..3).map(|_| config.report(&host, Outcome::Status(500))).collect();
-    assert_eq!(causes, [None, None, Some(Cause::Consecutive5xx)]);
+    assert_eq!(causes, [[None, None], [None, None], [None, Some(Cause::Consecutive5xx)]]);
     let event = detector.on_threshold(&host, Cause::Consecutive5xx, &cluster.endpoints, start, &mut random);
     assert!(matches!(event, Some(Event::Ejected { enforced: true, .. })));
     assert_eq!(host.health(), crate::endpoints::Health::Unhealthy);
@@ -86,13 +86,13 @@ fn only_failures_in_a_row_count() {
         let config = cluster.outlier.clone().unwrap();
         let host = cluster.endpoints.hosts().next().unwrap();
         for _ in 0..3 {
-            assert_eq!(config.report(host, Outcome::ConnectFailed), None);
-            assert_eq!(config.report(host, Outcome::Connected), None);
+            assert_eq!(config.report(host, Outcome::ConnectFailed), [None, None]);
+            assert_eq!(config.report(host, Outcome::Connected), [None, None]);
         }
-        assert_eq!(config.report(host, Outcome::ConnectFailed), None);
+        assert_eq!(config.report(host, Outcome::ConnectFailed), [None, None]);
         // A connection for requests says nothing of the requests on it.
-        assert_eq!(config.report(host, Outcome::ConnectedForRequests), None);
+        assert_eq!(config.report(host, Outcome::ConnectedForRequests), [None, None]);
         let next = config.report(host, Outcome::ConnectFailed);
-        assert_eq!(next, (!split).then_some(cause));
+        assert_eq!(next, [None, (!split).then_some(cause)]);
     }
 }

@@ -290,7 +290,12 @@ impl Forward {
             cors: action.cors.as_ref().map(CorsPolicy::of_route).transpose().at("cors")?.map(Arc::new),
             upgrades,
             connect,
-            internal_redirect: internal_redirect(action)?,
+            internal_redirect: action
+                .internal_redirect_policy
+                .as_ref()
+                .map(InternalRedirect::compile)
+                .transpose()
+                .at("internal_redirect_policy")?,
             host_rewrite: host_rewrite(action)?,
             append_x_forwarded_host: action.append_x_forwarded_host,
             path_rewrite,
@@ -492,27 +497,6 @@ fn upgrades(action: &pb::route::RouteAction) -> (Vec<(ArcStr, bool)>, Option<Con
         }
     }
     (all, connect)
-}
-
-fn internal_redirect(action: &pb::route::RouteAction) -> Compiled<Option<InternalRedirect>> {
-    let Some(policy) = &action.internal_redirect_policy else { return Ok(None) };
-    if let Some(predicate) = policy.predicates.first() {
-        return Err(Invalid::new(
-            "internal_redirect_policy.predicates",
-            format!("{} is not supported", predicate.name),
-        ));
-    }
-    // Only redirects; 302 unless others are listed (Envoy `InternalRedirectPolicyImpl::buildRedirectResponseCodes`).
-    let codes: Vec<u16> = match policy.redirect_response_codes.as_slice() {
-        [] => vec![302],
-        some => some.iter().filter(|c| [301, 302, 303, 307, 308].contains(*c)).map(|c| *c as u16).collect(),
-    };
-    Ok(Some(InternalRedirect {
-        max: fields::uint(policy.max_internal_redirects.as_ref(), 1),
-        codes,
-        allow_cross_scheme: policy.allow_cross_scheme_redirect,
-        copied_headers: policy.response_headers_to_copy.iter().map(|h| h.to_ascii_lowercase().into()).collect(),
-    }))
 }
 
 /// An answer of the proxy's own.

@@ -4,20 +4,28 @@ use super::Admin;
 use crate::runtime::ClusterEntry;
 use crate::stats::{Entry, Kind, Sample};
 use proxy_core::endpoints::{Health, HealthFlag};
+use proxy_core::route::Priority;
 use proxy_core::{Address, Host};
 use serde_json::{Value, json};
 use std::fmt::Write;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Gauges that follow from a cluster's configuration and hosts; also makes an unused cluster's main counters appear.
 pub(super) fn cluster_gauges(entry: &ClusterEntry, f: &mut dyn FnMut(Entry)) {
     let endpoints = entry.endpoints.load();
-    let (mut total, mut healthy, mut degraded, mut ejected) = (0, 0, 0, 0);
+    let (mut total, mut healthy, mut degraded, mut ejected, mut excluded) = (0, 0, 0, 0, 0);
+    let (mut passing, mut passing_degraded) = (0, 0);
     for host in endpoints.hosts() {
         total += 1;
         healthy += u64::from(host.health() == Health::Healthy);
         degraded += u64::from(host.health() == Health::Degraded);
         ejected += u64::from(host.state.has(HealthFlag::FailedOutlier));
+        excluded += u64::from(host.state.is_excluded());
+        if host.health_check.address.is_some() {
+            passing += u64::from(!host.state.has(HealthFlag::FailedActive));
+            passing_degraded += u64::from(host.state.has(HealthFlag::DegradedActive));
+        }
     }
     let name = &entry.cluster.stat_name;
     let mut put = |stat: &str, sample: Sample| {
@@ -26,20 +34,36 @@ pub(super) fn cluster_gauges(entry: &ClusterEntry, f: &mut dyn FnMut(Entry)) {
     put("membership_total", Sample::Gauge(total));
     put("membership_healthy", Sample::Gauge(healthy));
     put("membership_degraded", Sample::Gauge(degraded));
-    put("membership_excluded", Sample::Gauge(0));
+    put("membership_excluded", Sample::Gauge(excluded));
+    if !entry.cluster.health_checks.is_empty() {
+        put("health_check.healthy", Sample::Gauge(passing));
+        put("health_check.degraded", Sample::Gauge(passing_degraded));
+    }
     put("lb_healthy_panic", Sample::Counter(0));
     put("version", Sample::Gauge(0));
-    for (priority, label) in [(0, "default"), (1, "high")] {
-        for what in ["cx_open", "cx_pool_open", "rq_open", "rq_pending_open", "rq_retry_open"] {
-            let _ = priority;
-            put(&format!("circuit_breakers.{label}.{what}"), Sample::Gauge(0));
-        }
+    for (priority, label) in [(Priority::Default, "default"), (Priority::High, "high")] {
+        entry.breakers.get(priority).gauges(|what, value| {
+            put(&format!("circuit_breakers.{label}.{what}"), Sample::Gauge(value));
+        });
     }
     if entry.cluster.outlier.is_some() {
         put("outlier_detection.ejections_active", Sample::Gauge(ejected));
     }
     // A cluster that no worker has used yet has all its counters, at zero.
     crate::stats::each_zero(&mut |stat, sample| put(stat, sample));
+}
+
+/// A percentage with as many digits as Envoy prints.
+fn six_digits(percent: f64) -> String {
+    let whole = if percent.abs() >= 100.0 {
+        3
+    } else if percent.abs() >= 10.0 {
+        2
+    } else {
+        1
+    };
+    let text = format!("{percent:.*}", 6 - whole);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 impl Admin {
@@ -52,6 +76,15 @@ impl Admin {
             let entry = &clusters[name];
             let c = &entry.cluster;
             let _ = writeln!(out, "{name}::observability_name::{}", c.stat_name);
+            if let Some(detector) = &entry.outlier {
+                let rates = detector.lock().unwrap_or_else(PoisonError::into_inner).rates();
+                for (prefix, line) in ["", "local_origin_"].into_iter().zip(rates) {
+                    let (average, threshold) = line.map_or((-1.0, -1.0), |line| (line.average, line.threshold));
+                    let _ = writeln!(out, "{name}::outlier::{prefix}success_rate_average::{}", six_digits(average));
+                    let threshold = six_digits(threshold);
+                    let _ = writeln!(out, "{name}::outlier::{prefix}success_rate_ejection_threshold::{threshold}");
+                }
+            }
             for (priority, label) in [(0, "default"), (1, "high")] {
                 let limits = &c.breakers[priority];
                 let _ = writeln!(out, "{name}::{label}_priority::max_connections::{}", limits.connections);
@@ -81,10 +114,11 @@ impl Admin {
                 let _ = writeln!(out, "{prefix}::region::{}", host.locality.region);
                 let _ = writeln!(out, "{prefix}::zone::{}", host.locality.zone);
                 let _ = writeln!(out, "{prefix}::sub_zone::{}", host.locality.sub_zone);
-                let _ = writeln!(out, "{prefix}::canary::false");
+                let _ = writeln!(out, "{prefix}::canary::{}", host.is_canary());
                 let _ = writeln!(out, "{prefix}::priority::{}", host.priority);
-                let _ = writeln!(out, "{prefix}::success_rate::-1");
-                let _ = writeln!(out, "{prefix}::local_origin_success_rate::-1");
+                let rate = |local| host.state.outlier.rate(local).unwrap_or(-1.0);
+                let _ = writeln!(out, "{prefix}::success_rate::{}", six_digits(rate(false)));
+                let _ = writeln!(out, "{prefix}::local_origin_success_rate::{}", six_digits(rate(true)));
             }
         }
         out
@@ -169,10 +203,25 @@ fn host_json(host: &Host) -> Value {
         entry["type"] = json!("GAUGE");
         entry
     };
-    let mut health =
-        json!({"eds_health_status": if !host.state.has(HealthFlag::EdsUnhealthy) { "HEALTHY" } else { "UNHEALTHY" }});
-    if host.state.has(HealthFlag::FailedOutlier) {
-        health["failed_outlier_check"] = json!(true);
+    let eds = [
+        (HealthFlag::EdsUnhealthy, "UNHEALTHY"),
+        (HealthFlag::EdsDraining, "DRAINING"),
+        (HealthFlag::EdsDegraded, "DEGRADED"),
+    ];
+    let eds = eds.into_iter().find(|(flag, _)| host.state.has(*flag)).map_or("HEALTHY", |(_, name)| name);
+    let mut health = json!({"eds_health_status": eds});
+    for (flag, name) in [
+        (HealthFlag::FailedActive, "failed_active_health_check"),
+        (HealthFlag::FailedOutlier, "failed_outlier_check"),
+        (HealthFlag::DegradedActive, "failed_active_degraded_check"),
+        (HealthFlag::PendingRemoval, "pending_dynamic_removal"),
+        (HealthFlag::PendingActive, "pending_active_hc"),
+        (HealthFlag::Excluded, "excluded_via_immediate_hc_fail"),
+        (HealthFlag::ActiveTimeout, "active_hc_timeout"),
+    ] {
+        if host.state.has(flag) {
+            health[name] = json!(true);
+        }
     }
     let mut status = json!({
         "address": address_json(&host.address),
@@ -190,6 +239,11 @@ fn host_json(host: &Host) -> Value {
         "weight": host.weight,
         "locality": {"region": &*host.locality.region, "zone": &*host.locality.zone, "sub_zone": &*host.locality.sub_zone},
     });
+    for (name, local) in [("success_rate", false), ("local_origin_success_rate", true)] {
+        if let Some(rate) = host.state.outlier.rate(local) {
+            status[name] = json!({"value": rate});
+        }
+    }
     if !host.hostname.is_empty() {
         status["hostname"] = json!(&*host.hostname);
     }

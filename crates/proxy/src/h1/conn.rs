@@ -67,7 +67,13 @@ impl Conn {
             return Poll::Ready(Ok(0));
         }
         let want = self.decoder.expects().max(self.read_size);
-        let n = ready!(self.io.poll_read_into(cx, &mut self.read, want))?;
+        let n = match ready!(self.io.poll_read_into(cx, &mut self.read, want)) {
+            Ok(n) => n,
+            Err(e) => {
+                self.eof = true;
+                return Poll::Ready(Err(e));
+            }
+        };
         if n >= self.read_size {
             // It comes faster than it is read.
             self.read_size = (self.read_size * 2).min(buffers::MAX_READ);

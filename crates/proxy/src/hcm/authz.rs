@@ -1,25 +1,19 @@
-//! Filters that ask somebody: JWT (keys), external authorization.
+//! JSON web tokens: keys are asked for, tokens are checked, and what they say is handed on.
 
 use super::exchange::{Exchange, Stop};
 use super::local_reply::LocalReply;
 use crate::jwks::{Jwks, Token};
-use crate::stream::RecvBody;
 use crate::upstream::{Protocol, Variant, call};
 use base64::Engine as _;
 use bytes::Bytes;
-use envoy_api::Message;
-use envoy_api::pb::envoy::service::auth::v3 as auth;
-use proxy_core::filters::{
-    AuthzService, ExtAuthz, HttpAuthz, JwksSource, JwtAuthn, JwtProvider, PerFilter, Requirement,
-};
-use proxy_core::route::Priority;
-use proxy_core::{Headers, PickContext, ResponseFlags};
+use proxy_core::filters::{JwksSource, JwtAuthn, JwtProvider, Needs, PerFilter, Requirement, Token as Place};
+use proxy_core::{Headers, PickContext};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Asks a cluster; `None`: no host, no connection, no answer in time.
-async fn ask(
+pub(super) async fn ask(
     exchange: &mut Exchange,
     cluster: &str,
     headers: Headers,
@@ -32,10 +26,10 @@ async fn ask(
     let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut());
     let Some(host) = host else { return Ok(None) };
     let protocol = Protocol::of(&cluster.config().protocol, None);
-    let pool = cluster.pool(&worker, &host, &Variant { protocol, ..Variant::default() });
+    let Some(pool) = cluster.pool(&worker, &host, &Variant { protocol, ..Variant::default() }) else { return Ok(None) };
     let stats = cluster.stats.clone();
     let work = async move {
-        let acquired = pool.acquire(Priority::Default).await.ok()?;
+        let acquired = pool.acquire().await.ok()?;
         stats.upstream_rq_total.inc();
         let answer = call(acquired, headers, body, limit).await.ok()?;
         stats.upstream_rq.inc(answer.0);
@@ -54,6 +48,7 @@ const NAMESPACE: &str = "envoy.filters.http.jwt_authn";
 
 const MISSING: Denied = Denied("Jwt is missing");
 const UNKNOWN_ISSUER: Denied = Denied("Jwt issuer is not configured");
+const UNVERIFIED: Denied = Denied("Jwt verification fails");
 const AUDIENCE: Denied = Denied("Audiences in Jwt are not allowed");
 
 impl Denied {
@@ -75,11 +70,11 @@ impl Denied {
             "Jwt payload [iss] field is not a string",
             "Jwt payload [sub] field is not a string",
             "Jwt payload [iat] field is not an integer",
-            "Jwt payload [iat] field is not a positive integer",
+            "Jwt payload [iat] field is not a positive 64 bit integer",
             "Jwt payload [nbf] field is not an integer",
-            "Jwt payload [nbf] field is not a positive integer",
+            "Jwt payload [nbf] field is not a positive 64 bit integer",
             "Jwt payload [exp] field is not an integer",
-            "Jwt payload [exp] field is not a positive integer",
+            "Jwt payload [exp] field is not a positive 64 bit integer",
             "Jwt payload [jti] field is not a string",
             "Jwt payload [aud] field is not a string or string list",
             "Jwt signature is an invalid Base64url encoded",
@@ -109,15 +104,20 @@ pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Op
         Some(PerFilter::Jwt(over)) => Some(over),
         _ => None,
     };
-    let requirement = match config.requirement(&exchange.request, over) {
-        Ok(Some(requirement)) => requirement,
-        Ok(None) => {
-            exchange.http.stats.other.inc("jwt_authn.allowed");
+    let stats = exchange.http.stats.clone();
+    let requirement = match config.requirement(&exchange.request, &exchange.info.filter_state, over) {
+        Ok(Needs::Token(requirement)) => requirement,
+        Ok(needs) => {
+            if matches!(needs, Needs::Preflight) {
+                stats.other.inc("jwt_authn.cors_preflight_bypassed");
+            }
+            stats.other.inc("jwt_authn.allowed");
             return Ok(());
         }
-        Err(name) => {
-            tracing::debug!(%name, "no such JWT requirement");
-            return Err(LocalReply::new(403, "Wrong requirement_name", "jwt_authn_access_denied").into());
+        Err(text) => {
+            stats.other.inc("jwt_authn.denied");
+            let details = format!("jwt_authn_access_denied{{{}}}", text.replace(' ', "_"));
+            return Err(LocalReply::new(403, format!("Failed JWT authentication: {text}"), details).into());
         }
     };
     let mut keys = vec![None; config.providers.len()];
@@ -151,7 +151,10 @@ fn wanted_providers(config: &JwtAuthn, requirement: &Requirement) -> Vec<usize> 
             all.dedup();
             all
         }
-        Requirement::AllowMissing | Requirement::AllowMissingOrFailed => (0..config.providers.len()).collect(),
+        // A token's issuer may name any provider.
+        Requirement::AllowMissing(_) | Requirement::AllowMissingOrFailed(_) | Requirement::ExtractOnly(_) => {
+            (0..config.providers.len()).collect()
+        }
     }
 }
 
@@ -160,7 +163,7 @@ fn refuse(exchange: &Exchange, config: &JwtAuthn, denied: Denied) -> Stop {
     let body = if config.strip_failure_response { "" } else { denied.0 };
     let details = format!("jwt_authn_access_denied{{{}}}", denied.0.replace(' ', "_"));
     let mut reply = LocalReply::new(status, body, details);
-    if status == 401 && !config.strip_failure_response {
+    if !config.strip_failure_response {
         let request = &exchange.request;
         let mut realm = format!(
             "{}://{}{}",
@@ -194,9 +197,8 @@ fn check(
 ) -> Result<(), Denied> {
     match requirement {
         Requirement::Provider { provider, audiences } => {
-            let Some(entry) = config.providers.get(*provider) else { return Err(MISSING) };
-            let keys = keys.get(*provider).and_then(Option::as_ref);
-            one_provider(exchange, entry, keys, audiences.as_deref(), clear)
+            let tokens = config.tokens(&[*provider], &exchange.request);
+            all_tokens(exchange, config, keys, (*provider, audiences.as_deref()), tokens, clear)
         }
         Requirement::Any(list) => {
             let mut worst = MISSING;
@@ -211,73 +213,78 @@ fn check(
             Err(worst)
         }
         Requirement::All(list) => list.iter().try_for_each(|part| check(exchange, config, keys, part, clear)),
-        Requirement::AllowMissing => any_tokens(exchange, config, keys, clear),
-        Requirement::AllowMissingOrFailed => {
-            let _ = any_tokens(exchange, config, keys, clear);
+        Requirement::AllowMissing(used) => any_tokens(exchange, config, keys, used, clear),
+        Requirement::AllowMissingOrFailed(used) => {
+            let _ = any_tokens(exchange, config, keys, used, clear);
+            Ok(())
+        }
+        Requirement::ExtractOnly(used) => {
+            if any_tokens(exchange, config, keys, used, clear).is_err() {
+                exchange.request.set("x-jwt-signature-verified", b"false");
+            }
             Ok(())
         }
     }
 }
 
-/// Every token that is there must be good; none need be.
+/// Tokens of these providers, the last one first; what the first one says counts. None need be there (Envoy
+/// `AuthenticatorImpl` with `allow_missing`).
 fn any_tokens(
     exchange: &mut Exchange,
     config: &Arc<JwtAuthn>,
     keys: &[Option<Arc<Jwks>>],
+    used: &[usize],
     clear: &mut bool,
 ) -> Result<(), Denied> {
-    let mut seen: Vec<String> = Vec::new();
-    for provider in &config.providers {
-        for place in provider.tokens(&exchange.request) {
-            if seen.contains(&place.text) {
-                continue;
-            }
-            seen.push(place.text.clone());
-            let checked = Token::parse(&place.text).map_err(Denied).and_then(|token| {
-                let owner = config.providers.iter().position(|p| p.issuer.is_empty() || *p.issuer == *token.issuer());
-                let owner = owner.ok_or(UNKNOWN_ISSUER)?;
-                let entry = &config.providers[owner];
-                verify(entry, keys.get(owner).and_then(Option::as_ref), None, &token)?;
-                *clear |= apply(exchange, entry, &token, &place);
-                Ok(())
-            });
-            if let Err(denied) = checked {
-                failed(exchange, provider, denied);
-                return Err(denied);
-            }
+    let mut result = Ok(());
+    for (place, owners) in config.tokens(used, &exchange.request).into_iter().rev() {
+        let issues = |issuer: &str| {
+            owners.iter().any(|at| config.providers[*at].issuer.is_empty() || *config.providers[*at].issuer == *issuer)
+        };
+        let mut owner = owners.first().copied();
+        result = Token::parse(&place.text).map_err(Denied).and_then(|token| {
+            let found = config.of_issuer(token.issuer()).filter(|_| issues(token.issuer())).ok_or(UNKNOWN_ISSUER)?;
+            owner = Some(found);
+            let entry = &config.providers[found];
+            verify(entry, keys.get(found).and_then(Option::as_ref), None, &token)?;
+            *clear |= apply(exchange, entry, &token, &place);
+            Ok(())
+        });
+        if let (Err(denied), Some(owner)) = (result, owner) {
+            failed(exchange, &config.providers[owner], denied);
         }
     }
-    if seen.is_empty() {
-        for provider in &config.providers {
-            failed(exchange, provider, MISSING);
-        }
-    }
-    Ok(())
+    result
 }
 
-fn one_provider(
+/// Every token that is there must be good, and one must be there: the upstream may take any of them for the good one.
+fn all_tokens(
     exchange: &mut Exchange,
-    provider: &Arc<JwtProvider>,
-    keys: Option<&Arc<Jwks>>,
-    audiences: Option<&[mesh_types::ArcStr]>,
+    config: &Arc<JwtAuthn>,
+    keys: &[Option<Arc<Jwks>>],
+    (at, audiences): (usize, Option<&[mesh_types::ArcStr]>),
+    tokens: Vec<(Place, Vec<usize>)>,
     clear: &mut bool,
 ) -> Result<(), Denied> {
-    let mut result = Err(MISSING);
-    for place in provider.tokens(&exchange.request) {
-        let parsed = Token::parse(&place.text).map_err(Denied);
-        result = parsed.and_then(|token| {
+    let Some(provider) = config.providers.get(at) else { return Err(MISSING) };
+    if tokens.is_empty() {
+        return Err(MISSING);
+    }
+    for (place, _) in tokens.into_iter().rev() {
+        // No verified token is kept.
+        exchange.http.stats.other.inc("jwt_authn.jwt_cache_miss");
+        let keys = keys.get(at).and_then(Option::as_ref);
+        let checked = Token::parse(&place.text).map_err(Denied).and_then(|token| {
             verify(provider, keys, audiences, &token)?;
             *clear |= apply(exchange, provider, &token, &place);
             Ok(())
         });
-        if result.is_ok() {
-            break;
+        if let Err(denied) = checked {
+            failed(exchange, provider, denied);
+            return Err(denied);
         }
     }
-    if let Err(denied) = result {
-        failed(exchange, provider, denied);
-    }
-    result
+    Ok(())
 }
 
 /// `failed_status_in_metadata`: the number of jwt_verify_lib's status and its message.
@@ -296,22 +303,23 @@ fn verify(
     if !provider.issuer.is_empty() && *provider.issuer != *token.issuer() {
         return Err(UNKNOWN_ISSUER);
     }
-    if let Some(subjects) = &provider.subjects
-        && !subjects.matches(token.payload.get("sub").and_then(Value::as_str).unwrap_or_default().as_bytes())
-    {
-        return Err(Denied("Jwt sub is not allowed"));
-    }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     token.check_time(now, provider.clock_skew.as_secs()).map_err(Denied)?;
-    if provider.require_expiration && token.payload.get("exp").is_none() {
-        return Err(Denied("Jwt is missing exp"));
-    }
     let allowed = audiences.unwrap_or(&provider.audiences);
     if !allowed.is_empty() {
         let has = |wanted: &mesh_types::ArcStr| token.audiences().iter().any(|a| plain(a) == plain(wanted));
         if !allowed.iter().any(has) {
             return Err(AUDIENCE);
         }
+    }
+    let subject = token.payload.get("sub").and_then(Value::as_str).unwrap_or_default();
+    if provider.subjects.as_ref().is_some_and(|subjects| !subjects.matches(subject.as_bytes())) {
+        return Err(UNVERIFIED);
+    }
+    let left = token.expiration().map(|exp| Duration::from_secs(exp.saturating_sub(now)));
+    let lives_long = provider.max_lifetime.is_some_and(|most| left.is_none_or(|left| left > most));
+    if lives_long || (provider.require_expiration && left.is_none()) {
+        return Err(UNVERIFIED);
     }
     let Some(keys) = keys else { return Err(Denied("Jwks remote fetch is failed")) };
     keys.verify(token).map_err(Denied)
@@ -324,7 +332,7 @@ fn plain(audience: &str) -> &str {
 }
 
 /// What Envoy's internal client adds to its requests.
-fn as_internal(exchange: &Exchange, headers: &mut Headers, timeout: Duration) {
+pub(super) fn as_internal(exchange: &Exchange, headers: &mut Headers, timeout: Duration) {
     headers.set("x-envoy-internal", b"true");
     if let Some(own) = exchange.http.worker.shared.own_address {
         headers.add("x-forwarded-for", own.to_string().as_bytes());
@@ -343,9 +351,9 @@ async fn keys_of(exchange: &mut Exchange, provider: &Arc<JwtProvider>) -> Result
     }
     let (text, stale) = match &provider.jwks {
         JwksSource::Local(source) => (crate::tls::read_source(source).ok().map(Bytes::from), None),
-        JwksSource::Remote { uri, cluster, timeout, cache, .. } => {
+        JwksSource::Remote { uri, cluster, timeout, cache, retries, .. } => {
             // A client without a token must not make us fetch keys.
-            if provider.tokens(&exchange.request).is_empty() {
+            if !provider.has_token(&exchange.request) {
                 return Ok(None);
             }
             let rest = uri.split_once("://").map_or(&**uri, |(_, rest)| rest);
@@ -354,8 +362,7 @@ async fn keys_of(exchange: &mut Exchange, provider: &Arc<JwtProvider>) -> Result
             headers.push(b":path", if path.is_empty() { b"/" } else { path.as_bytes() });
             headers.push(b"user-agent", b"Go-browser");
             as_internal(exchange, &mut headers, *timeout);
-            let answer = ask(exchange, cluster, headers, Bytes::new(), *timeout, 1 << 20).await?;
-            let body = answer.filter(|(status, ..)| *status == 200).map(|(_, _, body)| body);
+            let body = fetch(exchange, cluster, headers, *timeout, *retries).await?;
             let good = body.as_ref().is_some_and(|text| Jwks::parse(text).is_some());
             let what = if good { "jwt_authn.jwks_fetch_success" } else { "jwt_authn.jwks_fetch_failed" };
             exchange.http.stats.other.inc(what);
@@ -369,8 +376,39 @@ async fn keys_of(exchange: &mut Exchange, provider: &Arc<JwtProvider>) -> Result
     Ok(keys)
 }
 
+/// Fetches a document, if need be several times, all of which takes at most `timeout`; `None`: none came.
+async fn fetch(
+    exchange: &mut Exchange,
+    cluster: &str,
+    mut headers: Headers,
+    timeout: Duration,
+    retries: Option<(u32, Duration, Duration)>,
+) -> Result<Option<Bytes>, Stop> {
+    let (tries, base, most) = retries.unwrap_or_default();
+    let ends = Instant::now() + timeout;
+    for attempt in 0..=tries {
+        let left = ends.saturating_duration_since(Instant::now());
+        let own = if tries > 0 { left.min(most) } else { left };
+        if tries > 0 {
+            headers.set("x-envoy-expected-rq-timeout-ms", own.as_millis().to_string().as_bytes());
+        }
+        let answer = ask(exchange, cluster, headers.clone(), Bytes::new(), own, 1 << 20).await?;
+        match answer {
+            Some((200, _, body)) => return Ok(Some(body)),
+            // Only what a later try may mend is tried again.
+            Some((status, ..)) if status < 500 => return Ok(None),
+            _ if attempt == tries || Instant::now() >= ends => return Ok(None),
+            _ => {}
+        }
+        let longest = (base * 2u32.saturating_pow(attempt)).min(most);
+        let pause = exchange.http.worker.random.borrow_mut().below(longest.as_millis().max(1) as u64);
+        exchange.wait(tokio::time::sleep(Duration::from_millis(pause))).await?;
+    }
+    Ok(None)
+}
+
 /// Writes what a good token says into headers and metadata; true when the route must be looked up again.
-fn apply(exchange: &mut Exchange, provider: &JwtProvider, token: &Token, place: &proxy_core::filters::Token) -> bool {
+fn apply(exchange: &mut Exchange, provider: &JwtProvider, token: &Token, place: &Place) -> bool {
     if !provider.forward {
         provider.remove(place, &mut exchange.request);
     }
@@ -387,11 +425,17 @@ fn apply(exchange: &mut Exchange, provider: &JwtProvider, token: &Token, place: 
         let value = claim.claim.iter().try_fold(&token.payload, |value, key| value.get(&**key));
         let text = match value {
             Some(Value::String(s)) => s.clone(),
-            Some(Value::Number(n)) => n.to_string(),
+            Some(Value::Number(n)) => match n.as_u64() {
+                Some(n) => n.to_string(),
+                // As printf's `%f`.
+                None => format!("{:.6}", n.as_f64().unwrap_or_default()),
+            },
             Some(Value::Bool(b)) => b.to_string(),
-            // Lists and objects go as base64 of their JSON.
+            // Lists and objects go as base64 of their JSON, whose members are sorted.
             Some(other @ (Value::Array(_) | Value::Object(_))) => {
-                base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(other.to_string())
+                let mut sorted = other.clone();
+                sorted.sort_all_objects();
+                base64::engine::general_purpose::STANDARD.encode(sorted.to_string())
             }
             _ => continue,
         };
@@ -401,7 +445,10 @@ fn apply(exchange: &mut Exchange, provider: &JwtProvider, token: &Token, place: 
         let mut payload = token.payload.clone();
         for claim in &provider.space_delimited_claims {
             if let Some(Value::String(text)) = payload.get(&**claim).cloned() {
-                payload[&**claim] = Value::Array(text.split(' ').map(|s| Value::String(s.to_owned())).collect());
+                let words: Vec<&str> = text.split(' ').filter(|word| !word.is_empty()).collect();
+                if !words.is_empty() {
+                    payload[&**claim] = words.into();
+                }
             }
         }
         exchange.info.dynamic_metadata.set(NAMESPACE, key, payload);
@@ -410,349 +457,6 @@ fn apply(exchange: &mut Exchange, provider: &JwtProvider, token: &Token, place: 
         exchange.info.dynamic_metadata.set(NAMESPACE, key, token.header.clone());
     }
     provider.clear_route_cache
-}
-
-/// Namespace of the filter's dynamic metadata.
-const AUTHZ: &str = "envoy.filters.http.ext_authz";
-
-/// What an authorization service decided.
-enum Decision {
-    Allow {
-        set: Vec<(String, Vec<u8>)>,
-        /// Added beside what is there.
-        append: Vec<(String, Vec<u8>)>,
-        /// Joined to what is there; left out if nothing is.
-        join: Vec<(String, Vec<u8>)>,
-        metadata: serde_json::Map<String, Value>,
-        remove: Vec<String>,
-        to_client: Vec<(String, Vec<u8>)>,
-    },
-    Deny {
-        status: u16,
-        headers: Vec<(String, Vec<u8>)>,
-        body: Bytes,
-    },
-    Error,
-}
-
-pub(super) async fn ext_authz(
-    exchange: &mut Exchange,
-    config: &Arc<ExtAuthz>,
-    per: Option<&PerFilter>,
-    body: &mut RecvBody,
-) -> Result<(), Stop> {
-    let worker = exchange.http.worker.clone();
-    let asked = config.is_asked(&exchange.info.dynamic_metadata, &mut worker.random.borrow_mut());
-    match asked {
-        Ok(true) => {}
-        Ok(false) => return Ok(()),
-        Err(status) => {
-            let reply = LocalReply::new(status, "", "ext_authz_disabled").flagged(ResponseFlags::UNAUTHORIZED);
-            return Err(reply.into());
-        }
-    }
-    let over = match per {
-        Some(PerFilter::ExtAuthz(over)) => Some(over.clone()),
-        _ => None,
-    };
-    let buffer = match &over {
-        Some(over) if over.no_body => None,
-        Some(over) if over.body.is_some() => over.body,
-        _ => config.body,
-    };
-    let had_body = !body.is_empty();
-    let (sent_body, partial) = match &buffer {
-        Some(buffer) if had_body => {
-            let (sent, whole) =
-                super::filters::peek_body(exchange, body, buffer.max_bytes as usize, buffer.allow_partial).await?;
-            (sent, Some(!whole))
-        }
-        _ => (Bytes::new(), None),
-    };
-    let asked_at = Instant::now();
-    let decision = match &config.service {
-        AuthzService::Http(http) => by_http(exchange, config, http, sent_body, partial).await?,
-        AuthzService::Grpc { cluster, timeout, authority, metadata } => {
-            let authority = if authority.is_empty() { cluster } else { authority };
-            let context = over.as_ref().map(|o| o.context.as_slice()).unwrap_or_default();
-            let check =
-                check_request(exchange, config, context, &sent_body, buffer.is_some_and(|b| b.as_bytes), partial);
-            let mut headers = Headers::of([
-                (":method", "POST"),
-                (":scheme", "http"),
-                (":path", "/envoy.service.auth.v3.Authorization/Check"),
-                (":authority", authority),
-                ("te", "trailers"),
-                ("content-type", "application/grpc"),
-            ]);
-            for (name, value) in metadata {
-                headers.push(name.as_bytes(), value.as_bytes());
-            }
-            let answer = ask(exchange, cluster, headers, grpc_frame(&check), *timeout, 1 << 20).await?;
-            answer.map_or(Decision::Error, |(_, headers, body)| grpc_decision(&headers, &body))
-        }
-    };
-    let cluster = exchange.info.upstream.cluster.clone().and_then(|name| worker.cluster(&name));
-    let count = |what: &str| {
-        if let Some(cluster) = &cluster {
-            let prefix = if config.stat_prefix.is_empty() { "" } else { "." };
-            cluster.stats.other.inc(&format!("ext_authz{prefix}{}.{what}", config.stat_prefix));
-        }
-    };
-    match decision {
-        Decision::Allow { set, append, join, mut metadata, remove, to_client } => {
-            count("ok");
-            if !metadata.is_empty() {
-                metadata.insert("ext_authz_duration".into(), (asked_at.elapsed().as_millis() as u64).into());
-                for (key, value) in metadata {
-                    exchange.info.dynamic_metadata.set(AUTHZ, &key, value);
-                }
-            }
-            for name in remove {
-                exchange.request.remove(&name);
-            }
-            let changed = !set.is_empty() || !append.is_empty() || !join.is_empty();
-            for (name, value) in set {
-                exchange.request.set(&name, &value);
-            }
-            for (name, value) in append {
-                exchange.request.push(name.as_bytes(), &value);
-            }
-            for (name, value) in join {
-                if exchange.request.contains(&name) {
-                    exchange.request.append(&name, &value, ",");
-                }
-            }
-            exchange.add_to_response.extend(to_client);
-            if config.clear_route_cache && changed {
-                exchange.clear_route();
-            }
-            Ok(())
-        }
-        Decision::Deny { status, headers, body } => {
-            count("denied");
-            let mut reply = LocalReply::new(status, "", "ext_authz_denied").flagged(ResponseFlags::UNAUTHORIZED);
-            reply.raw_body = Some(body);
-            reply.headers = headers;
-            Err(reply.into())
-        }
-        Decision::Error => {
-            count("error");
-            if config.failure_mode_allow {
-                count("failure_mode_allowed");
-                if config.failure_mode_allow_header {
-                    exchange.request.set("x-envoy-auth-failure-mode-allowed", b"true");
-                }
-                return Ok(());
-            }
-            let reply =
-                LocalReply::new(config.status_on_error, "", "ext_authz_error").flagged(ResponseFlags::UNAUTHORIZED);
-            Err(reply.into())
-        }
-    }
-}
-
-async fn by_http(
-    exchange: &mut Exchange,
-    config: &ExtAuthz,
-    http: &HttpAuthz,
-    body: Bytes,
-    partial: Option<bool>,
-) -> Result<Decision, Stop> {
-    let request = &exchange.request;
-    let path = http.path(request.path().unwrap_or("/"));
-    let mut headers = Headers::with_capacity(16, 512);
-    headers.push(b":method", request.get(":method").unwrap_or(b"GET"));
-    headers.push(b":scheme", b"http");
-    headers.push(b":path", path.as_bytes());
-    headers.push(b":authority", request.get(":authority").unwrap_or_default());
-    for (name, value) in config.sent(request) {
-        if !name.starts_with(':') && name != "host" && name != "content-length" && name != "transfer-encoding" {
-            headers.push(name.as_bytes(), value);
-        }
-    }
-    for (name, value) in &http.headers_to_add {
-        headers.set(name, value.as_bytes());
-    }
-    headers.set("content-length", body.len().to_string().as_bytes());
-    if let Some(partial) = partial {
-        headers.set("x-envoy-auth-partial-body", if partial { b"true" } else { b"false" });
-    }
-    headers.set("x-envoy-internal", b"true");
-    headers.set("x-envoy-expected-rq-timeout-ms", http.timeout.as_millis().to_string().as_bytes());
-    let asked_at = Instant::now();
-    let answer = ask(exchange, &http.cluster, headers, body, http.timeout, 1 << 20).await?;
-    let Some((status, mut headers, body)) = answer else { return Ok(Decision::Error) };
-    // The router of Envoy's internal client adds it, so clients see it.
-    headers.set("x-envoy-upstream-service-time", asked_at.elapsed().as_millis().to_string().as_bytes());
-    if (500..600).contains(&status) {
-        return Ok(Decision::Error);
-    }
-    let pick = |wanted: &dyn Fn(&str) -> bool| -> Vec<(String, Vec<u8>)> {
-        headers
-            .iter_regular()
-            .filter_map(|(name, value)| Some((std::str::from_utf8(name).ok()?, value)))
-            .filter(|(name, _)| wanted(name))
-            .map(|(name, value)| (name.to_owned(), value.to_vec()))
-            .collect()
-    };
-    if status == 200 {
-        return Ok(Decision::Allow {
-            set: pick(&|name| http.sets_upstream(name)),
-            append: pick(&|name| http.appends_upstream(name)),
-            join: Vec::new(),
-            metadata: pick(&|name| http.goes_to_metadata(name))
-                .into_iter()
-                .map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned().into()))
-                .collect(),
-            remove: Vec::new(),
-            to_client: pick(&|name| http.tells_client_on_success(name)),
-        });
-    }
-    let headers = pick(&|name| http.tells_client(name) && name != "content-length");
-    Ok(Decision::Deny { status, headers, body })
-}
-
-/// A message in the frame of a gRPC body.
-pub(crate) fn grpc_frame(message: &impl Message) -> Bytes {
-    let mut out = vec![0u8; 5];
-    // Encoding into a Vec cannot run out of room.
-    let _ = message.encode(&mut out);
-    let len = (out.len() - 5) as u32;
-    out[1..5].copy_from_slice(&len.to_be_bytes());
-    out.into()
-}
-
-/// One end of a connection, for the service.
-fn peer(
-    address: &proxy_core::Address,
-    certificate: Option<&proxy_core::stream_info::PeerCertificate>,
-) -> auth::attribute_context::Peer {
-    use envoy_api::core::socket_address::PortSpecifier;
-    use envoy_api::core::{Address, SocketAddress, address};
-    let socket = address.socket().map(|s| SocketAddress {
-        address: s.ip().to_string(),
-        port_specifier: Some(PortSpecifier::PortValue(s.port().into())),
-        ..Default::default()
-    });
-    auth::attribute_context::Peer {
-        address: socket.map(|s| Address { address: Some(address::Address::SocketAddress(s)) }),
-        principal: certificate.and_then(|c| c.uri_sans.first()).map(ToString::to_string).unwrap_or_default(),
-        ..Default::default()
-    }
-}
-
-/// What the service is told of a connection without requests.
-pub(crate) fn connection_attributes(info: &proxy_core::ConnectionInfo) -> auth::CheckRequest {
-    let tls = info.tls.as_deref();
-    auth::CheckRequest {
-        attributes: Some(auth::AttributeContext {
-            source: Some(peer(&info.remote, tls.and_then(|t| t.peer.as_ref()))),
-            destination: Some(peer(&info.local, tls.and_then(|t| t.local.as_ref()))),
-            ..Default::default()
-        }),
-    }
-}
-
-/// The service's decision about a connection; `None`: that was no answer.
-pub(crate) fn is_allowed(headers: &Headers, body: &[u8]) -> Option<bool> {
-    match grpc_decision(headers, body) {
-        Decision::Allow { .. } => Some(true),
-        Decision::Deny { .. } => Some(false),
-        Decision::Error => None,
-    }
-}
-
-fn check_request(
-    exchange: &Exchange,
-    config: &ExtAuthz,
-    context: &[(mesh_types::ArcStr, mesh_types::ArcStr)],
-    body: &Bytes,
-    as_bytes: bool,
-    partial: Option<bool>,
-) -> auth::CheckRequest {
-    use auth::attribute_context::{HttpRequest, Request};
-    let info = &exchange.http.info;
-    let request = &exchange.request;
-    let mut headers: std::collections::HashMap<String, String> = config
-        .sent(request)
-        .map(|(name, value)| (name.to_owned(), String::from_utf8_lossy(value).into_owned()))
-        .collect();
-    if let Some(partial) = partial {
-        headers.insert("x-envoy-auth-partial-body".to_owned(), partial.to_string());
-    }
-    let tls = info.tls.as_deref();
-    let text = |v: Option<&str>| v.unwrap_or_default().to_owned();
-    let http = HttpRequest {
-        id: text(request.get_str("x-request-id")),
-        method: text(request.method()),
-        headers,
-        path: text(request.path()),
-        host: text(request.authority()),
-        scheme: text(request.scheme()),
-        size: request.get_str("content-length").and_then(|s| s.parse().ok()).unwrap_or(-1),
-        protocol: exchange.info.protocol.map(|p| p.as_str().to_owned()).unwrap_or_default(),
-        body: if as_bytes { String::new() } else { String::from_utf8_lossy(body).into_owned() },
-        raw_body: if as_bytes { body.to_vec() } else { Vec::new() },
-        ..Default::default()
-    };
-    auth::CheckRequest {
-        attributes: Some(auth::AttributeContext {
-            source: Some(peer(&exchange.info.remote, tls.and_then(|t| t.peer.as_ref()))),
-            destination: Some(peer(&info.local, tls.and_then(|t| t.local.as_ref()))),
-            request: Some(Request { time: None, http: Some(http) }),
-            context_extensions: context.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
-            ..Default::default()
-        }),
-    }
-}
-
-#[expect(deprecated, reason = "services still set `append`")]
-fn grpc_decision(headers: &Headers, body: &[u8]) -> Decision {
-    use auth::check_response::HttpResponse;
-    if headers.get_str("grpc-status").is_some_and(|s| s != "0") {
-        return Decision::Error;
-    }
-    let Some(message) = body.get(5..) else { return Decision::Error };
-    let Ok(response) = auth::CheckResponse::decode(message) else { return Decision::Error };
-    let text = |h: envoy_api::core::HeaderValue| -> (String, Vec<u8>) {
-        let value = if h.value.is_empty() { h.raw_value } else { h.value.into_bytes() };
-        (h.key.to_ascii_lowercase(), value)
-    };
-    let options = |list: Vec<envoy_api::core::HeaderValueOption>| -> Vec<(String, Vec<u8>)> {
-        list.into_iter().filter_map(|o| o.header).map(text).collect()
-    };
-    if response.status.as_ref().is_none_or(|s| s.code == 0) {
-        let metadata = response.dynamic_metadata.as_ref().map(proxy_core::json_object).unwrap_or_default();
-        let Some(HttpResponse::OkResponse(ok)) = response.http_response else {
-            return Decision::Allow {
-                set: Vec::new(),
-                append: Vec::new(),
-                join: Vec::new(),
-                metadata,
-                remove: Vec::new(),
-                to_client: Vec::new(),
-            };
-        };
-        let (join, set): (Vec<_>, Vec<_>) =
-            ok.headers.into_iter().partition(|o| o.append.as_ref().is_some_and(|append| append.value));
-        return Decision::Allow {
-            set: options(set),
-            append: Vec::new(),
-            join: options(join),
-            metadata,
-            remove: ok.headers_to_remove,
-            to_client: options(ok.response_headers_to_add),
-        };
-    }
-    match response.http_response {
-        Some(HttpResponse::DeniedResponse(denied)) => Decision::Deny {
-            status: denied.status.map_or(403, |s| u16::try_from(s.code).unwrap_or(403)),
-            headers: options(denied.headers),
-            body: denied.body.into(),
-        },
-        _ => Decision::Deny { status: 403, headers: Vec::new(), body: Bytes::new() },
-    }
 }
 
 #[cfg(test)]

@@ -31,6 +31,42 @@ fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
+/// A field that a filter wants on the answer.
+pub(crate) struct AddToAnswer {
+    pub(crate) name: String,
+    pub(crate) value: Vec<u8>,
+    pub(crate) how: Addition,
+}
+
+/// What becomes of fields of that name that are there.
+#[derive(Clone, Copy)]
+pub(crate) enum Addition {
+    /// They go.
+    Set,
+    /// They stay, and this is added.
+    Append,
+    /// They stay, instead of this.
+    IfAbsent,
+    /// They go; without any this is not added.
+    IfPresent,
+}
+
+impl AddToAnswer {
+    pub(crate) fn set(name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        Self { name: name.into(), value: value.into(), how: Addition::Set }
+    }
+
+    pub(super) fn apply(&self, headers: &mut Headers) {
+        let there = headers.contains(&self.name);
+        match self.how {
+            Addition::Append => headers.push(self.name.as_bytes(), &self.value),
+            Addition::IfAbsent if there => {}
+            Addition::IfPresent if !there => {}
+            Addition::Set | Addition::IfAbsent | Addition::IfPresent => headers.set(&self.name, &self.value),
+        }
+    }
+}
+
 /// Lets the filters change the head of the answer, the last one first.
 pub(super) fn head(exchange: &mut Exchange, headers: &mut Headers) {
     let http = exchange.http.clone();

@@ -9,12 +9,13 @@ use super::timers::{Deadline, Timers};
 use super::{Http, filters, router};
 use crate::h1;
 use crate::peer;
-use crate::stream::{Pump, RecvBody, SendBody};
+use crate::stream::{Frame, Pump, RecvBody, SendBody};
 use crate::upstream::WorkerCluster;
 use mesh_types::ArcStr;
 use proxy_core::filters::{HttpFilter, HttpFilterEntry};
 use proxy_core::hcm::{self, PathVerdict};
-use proxy_core::route::{Matched, RouteInput, RouteResult};
+use proxy_core::overload::ActionKind;
+use proxy_core::route::{Matched, PreviousRoutes, RouteInput, RouteResult};
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{AccessLog, FormatContext, Headers, ResponseFlags, StreamInfo};
 use std::borrow::Cow;
@@ -82,7 +83,7 @@ pub(crate) struct Exchange {
     pub(crate) timers: Timers,
     pub(crate) conformed: bool,
     /// Fields that filters want on the answer.
-    pub(crate) add_to_response: Vec<(String, Vec<u8>)>,
+    pub(crate) add_to_response: Vec<encode::AddToAnswer>,
     /// The span, when requests are traced.
     pub(crate) span: Option<Box<super::span::Span>>,
     /// What the filter that runs has to say for the record.
@@ -97,14 +98,16 @@ pub(crate) struct Exchange {
     pub(crate) throttle: Option<Throttle>,
     /// Internal redirects followed so far.
     pub(crate) redirects: u32,
+    /// Where they led, for those that may not lead there again.
+    pub(crate) previous_routes: PreviousRoutes,
     /// gRPC messages of request and answer, when they are to be counted.
     pub(crate) messages: Option<Box<[GrpcMessages; 2]>>,
-    /// Body of the proxy's own answer, for %LOCAL_REPLY_BODY%.
-    pub(crate) local_body: String,
     pub(crate) peer: peer::RequestPeer,
     pub(crate) grpc: bool,
     pub(crate) grpc_status: Option<u32>,
     pub(crate) body_done: bool,
+    /// A filter waited for something.
+    waited: bool,
     /// An upgrade or CONNECT was let through; with the place of its own filters in the configuration, if it has some.
     pub(crate) upgraded: Option<Option<usize>>,
     /// Keeps a tunnel's upstream connection counted.
@@ -147,12 +150,13 @@ impl Exchange {
             session: None,
             throttle: None,
             redirects: 0,
+            previous_routes: PreviousRoutes::default(),
             messages: None,
-            local_body: String::new(),
             peer: peer::RequestPeer::default(),
             grpc,
             grpc_status: None,
             body_done: false,
+            waited: false,
             upgraded: None,
             tunnel: None,
             redirect_to_tls: None,
@@ -171,7 +175,10 @@ impl Exchange {
         } else {
             self.timers.set(Deadline::Request, self.http.config.request_timeout);
         }
-        let mut result = self.prepare();
+        let mut result = match self.is_overloaded() {
+            true => Err(self.overloaded().into()),
+            false => self.prepare(),
+        };
         if result.is_ok() && self.grpc && http_counts_messages(&self.http) {
             self.messages = Some(Box::default());
         }
@@ -191,6 +198,9 @@ impl Exchange {
         let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(Stop::Reply(reply)) => {
+                if self.waited {
+                    self.take_what_came(&mut body);
+                }
                 if !self.body_done {
                     // The rest of the request is not waited for.
                     self.answer.close_after();
@@ -206,6 +216,20 @@ impl Exchange {
         };
         self.finish(outcome);
         outcome
+    }
+
+    /// While a filter waited, Envoy would have read on: a request that is all there by now is complete.
+    fn take_what_came(&mut self, body: &mut RecvBody) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut size = 0;
+        while size < self.http.listener.per_connection_buffer_limit as usize {
+            match body.poll_frame(&mut cx) {
+                Poll::Ready(Some(Ok(Frame::Data(data)))) => size += data.len(),
+                Poll::Ready(Some(Ok(Frame::Trailers(_)))) => {}
+                Poll::Ready(None) => return self.request_complete(),
+                Poll::Ready(Some(Err(_))) | Poll::Pending => return,
+            }
+        }
     }
 
     async fn serve(&mut self, body: &mut RecvBody) -> Result<Outcome, Stop> {
@@ -284,6 +308,7 @@ impl Exchange {
         }
         if self.hints.expect_continue && !config.proxy_100_continue {
             self.request.remove("expect");
+            http.stats.downstream_rq.inc(100);
             self.answer.interim(100, &Headers::new());
         }
         if let Some(scheme) = self.hints.absolute {
@@ -429,6 +454,8 @@ impl Exchange {
         self.matched = None;
         self.info.route = None;
         self.info.virtual_host = None;
+        self.info.upstream.cluster = None;
+        self.info.upstream.cluster_stat_name = None;
         self.find_route();
     }
 
@@ -461,6 +488,7 @@ impl Exchange {
 
     /// Waits for `work` while the client and the clock are watched.
     pub(crate) async fn wait<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
+        self.waited = true;
         let mut work = std::pin::pin!(work);
         std::future::poll_fn(|cx| self.poll_with(cx, |cx| work.as_mut().poll(cx).map(Ok))).await
     }
@@ -527,12 +555,43 @@ impl Exchange {
         }
     }
 
+    /// Whether resources are too short to serve another request.
+    fn is_overloaded(&self) -> bool {
+        let worker = &self.http.worker;
+        let overload = worker.shared.overload.get().filter(|_| !self.http.listener.bypass_overload);
+        overload.is_some_and(|o| o.happens(ActionKind::StopRequests, &mut worker.random.borrow_mut()))
+    }
+
+    /// The answer to a request that is too much (Envoy `ActiveStream::decodeHeaders`).
+    fn overloaded(&self) -> LocalReply {
+        self.http.stats.downstream_rq_overload_close.inc();
+        let mut reply = LocalReply::new(503, "envoy overloaded", "overload");
+        if self.http.config.append_local_overload {
+            reply.headers.push(("x-envoy-local-overloaded".into(), b"true".to_vec()));
+        }
+        reply
+    }
+
+    /// Whether connections of HTTP/1 are too much to be kept.
+    fn ends_for_overload(&self) -> bool {
+        let worker = &self.http.worker;
+        let Some(overload) = worker.shared.overload.get() else { return false };
+        if self.http.listener.bypass_overload || !self.answer.is_h1() {
+            return false;
+        }
+        let ends = overload.happens(ActionKind::DisableKeepalive, &mut worker.random.borrow_mut());
+        if ends {
+            self.http.stats.downstream_cx_overload_disable_keepalive.inc();
+        }
+        ends
+    }
+
     /// Sends the head of an answer, with what the connection manager adds. `local`: the proxy's own answer.
     pub(crate) fn send_head(&mut self, mut headers: Headers, end: bool, tunnel: bool) -> SendBody {
         let http = self.http.clone();
         let status = headers.status().unwrap_or(500);
-        for (name, value) in self.add_to_response.drain(..) {
-            headers.set(&name, &value);
+        for addition in self.add_to_response.drain(..) {
+            addition.apply(&mut headers);
         }
         self.info.response_code = Some(status);
         if self.conformed {
@@ -544,6 +603,8 @@ impl Exchange {
             if http.draining() {
                 http.stats.downstream_cx_drain_close.inc();
             }
+            self.answer.close_after();
+        } else if self.ends_for_overload() {
             self.answer.close_after();
         }
         if !headers.contains("date") {
@@ -569,11 +630,8 @@ impl Exchange {
         let body = if self.request.method() == Some("HEAD") { Default::default() } else { body };
         let mut sink = self.send_head(headers, body.is_empty(), false);
         self.info.bytes_sent = body.len() as u64;
-        let mut source = RecvBody::Memory(if body.is_empty() {
-            Default::default()
-        } else {
-            [crate::stream::Frame::Data(body)].into()
-        });
+        let mut source =
+            RecvBody::Memory(if body.is_empty() { Default::default() } else { [Frame::Data(body)].into() });
         self.send_rest(&mut source, &mut sink).await
     }
 
@@ -676,7 +734,6 @@ impl Exchange {
         }
         let mut context = FormatContext::new(&self.info, Some(&self.request), response);
         context.trailers = self.trailers.as_ref();
-        context.local_reply_body = &self.local_body;
         context.access_log_type = kind;
         crate::log::write(&self.http.worker, logs, &context);
     }

@@ -1,9 +1,9 @@
 //! The HTTP filters before the router, in their configured order. Decisions are proxy-core's; this carries them out.
 
-use super::encode::{Session, Throttle};
+use super::encode::{AddToAnswer, Session, Throttle};
 use super::exchange::{Exchange, Stop};
 use super::local_reply::LocalReply;
-use super::{authz, limits};
+use super::{authz, ext_authz, limits};
 use crate::stream::{Frame, RecvBody};
 use bytes::Bytes;
 use proxy_core::cluster::Discovery;
@@ -107,7 +107,7 @@ async fn one(
         }
         // In boxes: few requests need room for these.
         HttpFilter::Jwt(jwt) => Box::pin(authz::jwt(exchange, jwt, per.as_ref())).await?,
-        HttpFilter::ExtAuthz(config) => Box::pin(authz::ext_authz(exchange, config, per.as_ref(), body)).await?,
+        HttpFilter::ExtAuthz(config) => Box::pin(ext_authz::run(exchange, config, per.as_ref(), body)).await?,
         HttpFilter::HeaderMutation(own) => {
             let cx = FormatContext::new(&exchange.info, None, None);
             own.request.apply_to_request(&mut exchange.request, &cx);
@@ -250,7 +250,9 @@ fn cors(exchange: &mut Exchange) -> Result<(), Stop> {
         }
         CorsDecision::Actual(headers) => {
             stats.other.inc("cors.origin_valid");
-            exchange.add_to_response.extend(headers.into_iter().map(|(n, v)| (n.to_string(), v.to_vec())));
+            exchange
+                .add_to_response
+                .extend(headers.into_iter().map(|(n, v)| AddToAnswer::set(n.to_string(), v.to_vec())));
         }
     }
     Ok(())

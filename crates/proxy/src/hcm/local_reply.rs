@@ -58,13 +58,13 @@ impl LocalReply {
             Cow::Owned(text) => Bytes::from(text),
         });
         let mut body = body;
-        exchange.local_body = String::from_utf8_lossy(&body).into_owned();
+        let text = String::from_utf8_lossy(&body).into_owned();
         let mut content_type: Cow<'static, str> = "text/plain".into();
         // The mappers' filters look at the status; the route's formats must not see it yet.
         exchange.info.response_code = Some(self.status);
         let rewritten = {
             let cx = FormatContext::new(&exchange.info, Some(&exchange.request), Some(&headers));
-            exchange.http.config.local_reply.rewrite(self.status, &exchange.local_body, &cx)
+            exchange.http.config.local_reply.rewrite(self.status, &text, &cx)
         };
         exchange.info.response_code = None;
         if let Some(rewritten) = rewritten {

@@ -4,7 +4,7 @@ use super::exchange::Exchange;
 use crate::stream::Frame;
 use crate::upstream::{Protocol, Variant, call, server_name};
 use mesh_types::ArcStr;
-use proxy_core::route::{Matched, Mirror, Priority};
+use proxy_core::route::{Matched, Mirror};
 use proxy_core::{Headers, PickContext};
 use std::time::Instant;
 
@@ -74,8 +74,9 @@ pub(super) fn send(exchange: &Exchange, copies: Vec<Copy>, body: Vec<Frame>) {
             let protocol = Protocol::of(&cluster.config().protocol, None);
             let server_name = server_name(cluster.config(), &copy.headers);
             let pool = cluster.pool(&worker, &host, &Variant { protocol, server_name, ..Variant::default() });
+            let Some(pool) = pool else { return };
             let work = async {
-                let acquired = pool.acquire(Priority::Default).await.ok()?;
+                let acquired = pool.acquire().await.ok()?;
                 cluster.stats.upstream_rq_total.inc();
                 let mut headers = copy.headers;
                 if !body.is_empty() && !headers.contains("content-length") {

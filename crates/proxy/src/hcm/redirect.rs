@@ -2,9 +2,19 @@
 
 use super::exchange::Exchange;
 use crate::stream::{Frame, RecvBody};
-use proxy_core::route::{Forward, NotFollowed, RouteInput, RouteResult};
-use proxy_core::{Headers, RouteTable, StreamInfo};
+use mesh_types::ArcStr;
+use proxy_core::route::{Forward, Hop, InternalRedirect, NotFollowed, RouteInput, RouteResult};
+use proxy_core::{Headers, StreamInfo};
 use std::time::SystemTime;
+
+/// Counters of redirects that were passed on.
+pub(super) const COUNTERS: [&str; 5] = [
+    "passthrough_internal_redirect_bad_location",
+    "passthrough_internal_redirect_unsafe_scheme",
+    "passthrough_internal_redirect_too_many_redirects",
+    "passthrough_internal_redirect_no_route",
+    "passthrough_internal_redirect_predicate",
+];
 
 /// A request that replaces the one it came from.
 pub(crate) struct Redirected {
@@ -15,7 +25,7 @@ pub(crate) struct Redirected {
 /// The next request, if the answer is a redirect that is to be followed. `body`: the request's, when all of it is
 /// still there.
 pub(super) fn follow(
-    exchange: &Exchange,
+    exchange: &mut Exchange,
     forward: &Forward,
     answer: &Headers,
     body: Option<&[Frame]>,
@@ -24,7 +34,7 @@ pub(super) fn follow(
     if !answer.status().is_some_and(|status| policy.codes.contains(&status)) {
         return None;
     }
-    let http = &exchange.http;
+    let http = exchange.http.clone();
     let cluster = exchange.info.upstream.cluster.as_deref().and_then(|name| http.worker.cluster(name))?;
     let failed = |what: Option<&str>| {
         if let Some(what) = what {
@@ -34,34 +44,65 @@ pub(super) fn follow(
         None
     };
     let Some(body) = body else { return failed(None) };
-    let request = match policy.next(&exchange.request, answer, exchange.redirects, http.info.tls.is_some()) {
+    let tls = http.info.tls.is_some();
+    let request = match policy.next(&exchange.request, answer, exchange.redirects, tls) {
         Ok(request) => request,
         Err(NotFollowed::NoLocation) => return failed(None),
         Err(NotFollowed::BadLocation) => return failed(Some("bad_location")),
         Err(NotFollowed::UnsafeScheme) => return failed(Some("unsafe_scheme")),
         Err(NotFollowed::TooMany) => return failed(Some("too_many_redirects")),
     };
-    let table = http.route_table()?;
-    if !leads_somewhere(exchange, &table, &request) {
-        return failed(Some("no_route"));
+    // Envoy looks the route up on the stream, whose record shows it even if it is not taken.
+    let Some(target) = exchange.peek_route(&request) else { return failed(Some("no_route")) };
+    let hop = Hop {
+        from: exchange.matched.as_ref().map(|matched| &*matched.route.name).unwrap_or_default(),
+        to: &target,
+        from_https: InternalRedirect::is_https(&exchange.request, tls),
+        to_https: request.scheme() == Some("https"),
+    };
+    if !policy.accepts(hop, &mut exchange.previous_routes) {
+        return failed(Some("predicate"));
     }
     cluster.stats.upstream_internal_redirect_succeeded_total.inc();
     let keeps_body = answer.status() != Some(303) || matches!(exchange.request.method(), Some("GET" | "HEAD"));
     Some(Redirected { request, body: if keeps_body { body.to_vec() } else { Vec::new() } })
 }
 
-fn leads_somewhere(exchange: &Exchange, table: &RouteTable, request: &Headers) -> bool {
-    let input = RouteInput {
-        headers: request,
-        metadata: &exchange.info.dynamic_metadata,
-        filter_state: &exchange.info.filter_state,
-        tls: exchange.http.info.tls.as_deref(),
-        random: 0,
-    };
-    !matches!(table.find(&input), RouteResult::NoRoute(_) | RouteResult::NoVirtualHost)
-}
-
 impl Exchange {
+    /// Name of the route that a request would take; its cluster is the stream's from now on.
+    fn peek_route(&mut self, request: &Headers) -> Option<ArcStr> {
+        let table = self.http.route_table()?;
+        let input = RouteInput {
+            headers: request,
+            metadata: &self.info.dynamic_metadata,
+            filter_state: &self.info.filter_state,
+            tls: self.http.info.tls.as_deref(),
+            random: 0,
+        };
+        let found = table.find(&input);
+        let cluster = match &found {
+            RouteResult::Found(matched) => matched.cluster(request).and_then(|name| self.http.worker.cluster(&name)),
+            _ => None,
+        };
+        self.info.upstream.cluster = cluster.as_ref().map(|cluster| cluster.config().name.clone());
+        self.info.upstream.cluster_stat_name = cluster.map(|cluster| cluster.config().stat_name.clone());
+        match found {
+            RouteResult::Found(matched) => {
+                self.info.route = Some(matched.route.clone());
+                self.info.virtual_host = Some(matched.vhost.clone());
+                Some(matched.route.name.clone())
+            }
+            RouteResult::RedirectToTls(vhost, _) => {
+                self.info.virtual_host = Some(vhost);
+                Some(ArcStr::default())
+            }
+            RouteResult::NoRoute(_) | RouteResult::NoVirtualHost => {
+                self.info.route = None;
+                None
+            }
+        }
+    }
+
     /// Becomes the redirected request: the one before is logged as a stream of its own, as in Envoy.
     pub(super) fn redirect_to(&mut self, redirected: Redirected, status: u16) -> RecvBody {
         self.steps.settle(&self.info);

@@ -7,6 +7,7 @@ mod why;
 
 pub(super) use outgoing::joined;
 
+use super::encode::AddToAnswer;
 use super::exchange::{Exchange, Outcome, Stop};
 use super::local_reply::LocalReply;
 use super::timers::Deadline;
@@ -161,7 +162,11 @@ async fn forward_request(
     };
     exchange.name_cluster(&cluster);
     exchange.info.upstream.cluster_metadata = Some(cluster.config().metadata.clone());
+    exchange.info.virtual_cluster = matched.vhost.virtual_cluster(&exchange.request);
     http.stats.rq_total.inc();
+    if let Some(dropped) = drop_overload(&cluster, &http.worker) {
+        return Err(dropped.into());
+    }
     let (router, alpn) =
         exchange.filters(&http.config).iter().fold((None, None), |(router, alpn), entry| match &entry.filter {
             HttpFilter::Router(config) => (Some(config), alpn),
@@ -180,13 +185,16 @@ async fn forward_request(
         filter_state: &exchange.info.filter_state,
     });
     if let Some(cookie) = cookie {
-        exchange.add_to_response.push(("set-cookie".into(), cookie.0.into_bytes()));
+        exchange.add_to_response.push(AddToAnswer::set("set-cookie", cookie.0));
     }
     {
         // Formatters see the request as it was; the copy is only made when there are some.
         let before = has_request_ops(matched).then(|| exchange.request.clone());
+        // The first try counts already.
+        let attempts = std::mem::replace(&mut exchange.info.upstream.attempts, 1);
         let cx = FormatContext::new(&exchange.info, before.as_ref(), None);
         matched.finalize_request(&mut exchange.request, &cx, !suppress);
+        exchange.info.upstream.attempts = attempts;
     }
     if exchange.request.get(":scheme").is_none() {
         exchange.request.set(":scheme", b"http");
@@ -259,13 +267,13 @@ async fn tries(
         exchange.info.upstream.attempts += 1;
         let Some(host) = host else {
             stats.upstream_cx_none_healthy.inc();
-            if plan.cluster.entry.is_original_dst() {
+            if let Discovery::OriginalDst(config) = &plan.cluster.config().discovery
+                && config.names_invalid_host(&exchange.request)
+            {
                 stats.original_dst_host_invalid.inc();
             }
             exchange.info.upstream.host = None;
-            return Err(LocalReply::new(503, "no healthy upstream", "no_healthy_upstream")
-                .flagged(ResponseFlags::NO_HEALTHY_UPSTREAM)
-                .into());
+            return Err(no_host().into());
         };
         exchange.info.upstream.host = Some(host.clone());
         if let Some(strict) = strict_session(exchange, &host) {
@@ -294,6 +302,9 @@ async fn tries(
         let verdict = match &tried {
             Tried::Answer(reply, ..) => {
                 exchange.info.upstream.header_bytes_received += super::exchange::header_bytes(&reply.headers, 3);
+                if reply.headers.contains("x-envoy-immediate-health-check-fail") {
+                    plan.cluster.on_own_word(&host);
+                }
                 plan.cluster.on_result(&host, Some(Health::Status(outlier_status(reply))), &worker);
                 match &mut retries {
                     Some(r) => r.on_response(&reply.headers, &mut worker.random.borrow_mut(), exchange.info.start + at),
@@ -386,7 +397,6 @@ async fn tries(
                 if let Some(next) = super::redirect::follow(exchange, plan.forward, &reply.headers, body) {
                     let status = reply.status;
                     plan.log_try(exchange, Some(&reply.headers), ResponseFlags::NONE);
-                    stats.upstream_rq.inc(status);
                     let mut upstream = upstream;
                     discard(&reply, &mut upstream);
                     return Err(Stop::Redirect(Box::new(next), status));
@@ -472,6 +482,28 @@ fn discard(reply: &Reply, upstream: &mut Upstream) {
     } else {
         upstream.send.reset(h2::Reason::CANCEL);
     }
+}
+
+/// The answer to a request that the load assignment wants dropped (Envoy `Filter::checkDropOverload`).
+fn drop_overload(cluster: &WorkerCluster, worker: &crate::worker::Worker) -> Option<LocalReply> {
+    let endpoints = cluster.entry.endpoints.load();
+    endpoints.drop_category(&mut worker.random.borrow_mut())?;
+    let (body, details, header, flag) = match endpoints.drops_all() {
+        true => (
+            "unconditional drop overload",
+            "unconditional_drop_overload",
+            "x-envoy-unconditional-drop-overload",
+            ResponseFlags::UNCONDITIONAL_DROP,
+        ),
+        false => ("drop overload", "drop_overload", "x-envoy-drop-overload", ResponseFlags::DROP_OVERLOAD),
+    };
+    let mut reply = LocalReply::new(503, body, details).flagged(flag);
+    reply.headers.push((header.into(), b"true".to_vec()));
+    Some(reply)
+}
+
+fn no_host() -> LocalReply {
+    LocalReply::new(503, "no healthy upstream", "no_healthy_upstream").flagged(ResponseFlags::NO_HEALTHY_UPSTREAM)
 }
 
 /// A strict session whose host is gone: the answer.

@@ -118,7 +118,8 @@ fn common(log: &AlsLog, cx: &FormatContext<'_>) -> data::AccessLogCommon {
     }
 }
 
-fn fields(map: &serde_json::Map<String, Value>) -> wkt::Struct {
+/// A JSON object as protobuf struct.
+pub(crate) fn fields(map: &serde_json::Map<String, Value>) -> wkt::Struct {
     wkt::Struct { fields: map.iter().map(|(key, v)| (key.clone(), value(v))).collect() }
 }
 

@@ -60,9 +60,12 @@ fn visit_codes(prefix: &str, codes: &Codes, f: &mut dyn FnMut(&str, Sample)) {
     }
 }
 
-/// Counters with names that come from configuration or requests (`fault.*`, `grpc.*`): few, made on first use.
+/// Counters and gauges with names that come from configuration or requests (`fault.*`, `grpc.*`): few, made on first use.
 #[derive(Debug, Default)]
-pub(crate) struct Named(std::sync::Mutex<std::collections::BTreeMap<String, u64>>);
+pub(crate) struct Named {
+    counters: std::sync::Mutex<std::collections::BTreeMap<String, u64>>,
+    gauges: std::sync::Mutex<std::collections::BTreeMap<String, u64>>,
+}
 
 impl Named {
     /// The lock is uncontended: one writer, and a scrape now and then.
@@ -71,7 +74,7 @@ impl Named {
     }
 
     pub(crate) fn add(&self, name: &str, by: u64) {
-        let mut map = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut map = self.counters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match map.get_mut(name) {
             Some(n) => *n += by,
             None => {
@@ -82,16 +85,25 @@ impl Named {
 
     /// Makes the counter exist at 0.
     pub(crate) fn touch(&self, name: &str) {
-        let mut map = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut map = self.counters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if !map.contains_key(name) {
             map.insert(name.to_owned(), 0);
         }
     }
 
+    /// Moves a gauge up or down.
+    pub(crate) fn shift(&self, name: &str, up: bool) {
+        let mut map = self.gauges.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let n = map.entry(name.to_owned()).or_default();
+        *n = if up { n.wrapping_add(1) } else { n.wrapping_sub(1) };
+    }
+
     fn visit(&self, f: &mut dyn FnMut(&str, Sample)) {
-        let map = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (name, n) in map.iter() {
+        for (name, n) in self.counters.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
             f(name, Sample::Counter(*n));
+        }
+        for (name, n) in self.gauges.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
+            f(name, Sample::Gauge(*n));
         }
     }
 }

@@ -1,11 +1,10 @@
 //! `envoy.filters.network.ext_authz`: a service says whether a connection may go on.
 
 use crate::downstream::Connection;
-use crate::hcm::{connection_attributes, grpc_frame, is_allowed};
+use crate::hcm::{check_head, connection_attributes, grpc_frame, is_allowed};
 use crate::upstream::{Protocol, Variant, call};
+use proxy_core::PickContext;
 use proxy_core::filters::{AuthzService, ExtAuthz};
-use proxy_core::route::Priority;
-use proxy_core::{Headers, PickContext};
 use std::time::Instant;
 
 /// Asks; false: close. Envoy asks at the first byte, so a server that speaks first is only heard after that.
@@ -37,21 +36,11 @@ async fn ask(connection: &Connection, config: &ExtAuthz) -> Option<bool> {
     let cluster = worker.cluster(name)?;
     let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut())?;
     let variant = Variant { protocol: Protocol::of(&cluster.config().protocol, None), ..Variant::default() };
-    let pool = cluster.pool(worker, &host, &variant);
-    let mut headers = Headers::of([
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", "/envoy.service.auth.v3.Authorization/Check"),
-        (":authority", if authority.is_empty() { name } else { authority }),
-        ("te", "trailers"),
-        ("content-type", "application/grpc"),
-    ]);
-    for (name, value) in metadata {
-        headers.push(name.as_bytes(), value.as_bytes());
-    }
-    let request = grpc_frame(&connection_attributes(&connection.info));
+    let pool = cluster.pool(worker, &host, &variant)?;
+    let headers = check_head(if authority.is_empty() { name } else { authority }, *timeout, metadata);
+    let request = grpc_frame(&connection_attributes(config, &connection.info));
     let asked = async {
-        let acquired = pool.acquire(Priority::Default).await.ok()?;
+        let acquired = pool.acquire().await.ok()?;
         call(acquired, headers, request, 1 << 20).await.ok()
     };
     let (_, headers, body) = tokio::time::timeout(*timeout, asked).await.ok()??;

@@ -20,6 +20,8 @@ pub(super) struct Transfer {
     pub(super) received: Cell<u64>,
     /// Bytes to the client.
     pub(super) sent: Cell<u64>,
+    /// The gate is asked each time that the client sends something, not only the first time.
+    pub(super) continuous: bool,
     pub(super) drain: tokio::sync::watch::Receiver<bool>,
     pub(super) drain_time: Duration,
 }
@@ -236,27 +238,32 @@ fn when_ready(
 }
 
 /// Moves bytes both ways until both directions ended, one failed, or nothing moved for the idle timeout.
-/// `gate` is asked at the client's first byte.
+/// `gate` is asked at the client's first byte, or whenever there is something to read.
 pub(super) async fn both(
     down: &mut Io,
     up: &mut Io,
     transfer: &Transfer,
     mut gate: Option<&mut dyn FnMut() -> Result<(), String>>,
 ) -> Ended {
-    let splice = spliceable(down, up);
+    let splice = spliceable(down, up) && !transfer.continuous;
+    let mut passed = gate.is_none();
     let mut there = Direction::new(splice);
     let mut back = Direction::new(splice);
     watched(transfer, |cx| {
         if let Some(check) = &mut gate
+            && !there.done()
             && down.poll_first_byte(cx).is_ready()
         {
             if let Err(details) = check() {
-                transfer.received.set(there.refused(cx, down));
+                transfer.received.set(there.moved + there.refused(cx, down));
                 return Poll::Ready(Ended::Denied(details));
             }
-            gate = None;
+            passed = true;
+            if !transfer.continuous {
+                gate = None;
+            }
         }
-        let a = if gate.is_some() { Poll::Pending } else { there.poll(cx, down, up) };
+        let a = if passed { there.poll(cx, down, up) } else { Poll::Pending };
         let b = back.poll(cx, up, down);
         transfer.received.set(there.moved);
         transfer.sent.set(back.moved);

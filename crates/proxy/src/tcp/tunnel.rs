@@ -6,7 +6,6 @@ use crate::io::Io;
 use crate::stream::{BodyError, Framing, Pump, PumpError, RecvBody, SendBody};
 use crate::upstream::{AcquireError, ConnectError, Failure, Pool, Reply, Upstream};
 use proxy_core::Headers;
-use proxy_core::route::Priority;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -23,7 +22,7 @@ pub(super) struct Tunnel {
 /// Sends the request and waits for a 2xx.
 pub(super) async fn open(pool: &Rc<Pool>, mut headers: Headers) -> Result<Tunnel, AcquireError> {
     let connect = headers.method() == Some("CONNECT");
-    let acquired = pool.acquire(Priority::Default).await?;
+    let acquired = pool.acquire().await?;
     let failed = |reason: &str| AcquireError::Connect(ConnectError { timeout: false, reason: reason.to_owned() });
     let gone = |_: Failure| failed("tunnel_refused");
     let mut upstream = Upstream::start(acquired, &mut headers, false, connect, false).await.map_err(gone)?;

@@ -6,9 +6,10 @@ use crate::peer;
 use crate::runtime::exchange_of;
 use crate::socket::{self, KeepAlive};
 use crate::stats::Workload;
-use crate::tls::{ClientTls, Failure};
+use crate::tls::{ClientTls, Failure, TlsError};
 use mesh_types::ArcStr;
 use proxy_core::cluster::{TransportSocket, UpstreamProtocol};
+use proxy_core::route::Priority;
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{Address, Cluster, ConnectionInfo, Headers, Host, Listener, TlsInfo};
 use std::io;
@@ -31,6 +32,17 @@ pub(crate) struct Variant {
     pub(crate) announced: Option<Announced>,
     /// The client's address as the source, where capture by TPROXY keeps it.
     pub(crate) source: Option<Source>,
+    /// Whose circuit breaker counts them.
+    pub(crate) priority: Priority,
+    /// The client's connection, where each has upstream connections of its own.
+    pub(crate) owner: Option<u64>,
+}
+
+impl Variant {
+    /// Whether others may come and use the same connections: such pools are kept when they are empty.
+    pub(super) fn is_lasting(&self) -> bool {
+        self.announced.is_none() && self.server_name.is_none() && self.source.is_none() && self.owner.is_none()
+    }
 }
 
 /// A source address that is not ours (listener filter `original_src`), and the mark of its packets: by that mark the
@@ -134,6 +146,9 @@ pub(crate) async fn open(
 ) -> Result<(Io, ConnectionFacts), ConnectError> {
     let stats = &cluster.stats;
     stats.upstream_cx_total.inc();
+    if !cluster.entry.used.load(std::sync::atomic::Ordering::Relaxed) {
+        cluster.entry.used.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
     match variant.protocol {
         Protocol::Http2 => stats.upstream_cx_http2_total.inc(),
         Protocol::Http1 => stats.upstream_cx_http1_total.inc(),
@@ -219,6 +234,10 @@ async fn establish(
                     .map_err(|e| ConnectError { timeout: false, reason: connect_reason(&e) })?;
             }
             Ok((io, ConnectionFacts { id, local, tls: Some(Arc::new(info)), peer }))
+        }
+        Err(e) if TlsError::is_missing_secret(&e) => {
+            cluster.stats.other.inc("client_ssl_socket_factory.upstream_context_secrets_not_ready");
+            Err(ConnectError { timeout: false, reason: "TLS_error: Secret is not supplied by SDS".to_owned() })
         }
         Err(e) => {
             let failure = Failure::of(&e);

@@ -5,6 +5,7 @@ use super::pool::{Counted, Pool};
 use crate::batch::Batch;
 use crate::io::Io;
 use bytes::Bytes;
+use proxy_core::Host;
 use proxy_core::circuit::Resource;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -17,7 +18,10 @@ use tokio::sync::Notify;
 pub(crate) struct H2Pool {
     connections: RefCell<Vec<Rc<Inner>>>,
     opening: Cell<bool>,
+    /// Told when a connection is open, or ended, or has room again for a crowd.
     opened: Rc<Notify>,
+    /// Requests that wait because the circuit breaker allows no further connection.
+    crowd: Rc<Cell<u32>>,
 }
 
 struct Inner {
@@ -34,6 +38,11 @@ struct Inner {
     closed: Rc<Cell<bool>>,
     idle_since: Cell<Instant>,
     opened: Instant,
+    /// How many times the host had failed when it was made.
+    failures: u32,
+    /// The pool's.
+    crowd: Rc<Cell<u32>>,
+    room: Rc<Notify>,
 }
 
 /// A request's share of a connection.
@@ -75,33 +84,45 @@ impl Drop for H2Connection {
     fn drop(&mut self) {
         self.inner.streams.set(self.inner.streams.get() - 1);
         self.inner.idle_since.set(Instant::now());
+        if self.inner.crowd.get() > 0 {
+            self.inner.room.notify_waiters();
+        }
     }
 }
 
 impl H2Pool {
     /// A connection with room, if one is open.
-    pub(super) fn ready(&self) -> Option<H2Connection> {
+    pub(super) fn ready(&self, host: &Host) -> Option<H2Connection> {
         let mut connections = self.connections.borrow_mut();
-        connections.retain(|c| !c.closed.get());
+        // A host that failed since is not trusted with the same connections.
+        connections.retain(|c| !c.closed.get() && c.failures == host.state.failures());
         connections.iter().find(|c| c.streams.get() < c.max_streams).map(H2Connection::new)
     }
 
     /// Opens one, or waits for the one that is being opened.
     pub(super) async fn connect(&self, pool: &Rc<Pool>) -> Result<H2Connection, ConnectError> {
-        loop {
-            if let Some(ready) = self.ready() {
+        let permit = loop {
+            if let Some(ready) = self.ready(&pool.host) {
                 return Ok(ready);
             }
-            if !self.opening.get() {
-                break;
+            if self.opening.get() {
+                self.opened.notified().await;
+                continue;
             }
-            self.opened.notified().await;
-        }
+            match pool.may_connect() {
+                Some(permit) => break permit,
+                // Envoy always lets a pool have one connection.
+                None if pool.open.get() == 0 => break pool.breaker().force(Resource::Connections),
+                None => {
+                    self.crowd.set(self.crowd.get() + 1);
+                    self.opened.notified().await;
+                    self.crowd.set(self.crowd.get() - 1);
+                }
+            }
+        };
         self.opening.set(true);
         let _opening = Opening(self);
-        let breaker = pool.cluster.entry.breakers.get(proxy_core::route::Priority::Default);
-        let permit = Some(breaker.force(Resource::Connections));
-        let counted = pool.count(permit);
+        let counted = pool.count(Some(permit));
         let (io, facts) =
             open(&pool.cluster, &pool.host, pool.tls.as_deref(), &pool.variant, &pool.worker.shared).await?;
         self.adopt(pool, io, Rc::new(facts), counted).await
@@ -132,13 +153,16 @@ impl H2Pool {
         let opened = self.opened.clone();
         // The driver owns the connection and ends with it; requests find out through their streams.
         tokio::task::spawn_local(async move {
-            let _counted = counted;
+            let counted = counted;
             let driven = std::future::poll_fn(|cx| {
                 let polled = Pin::new(&mut connection).poll(cx);
                 outlet.poll_out(cx);
                 polled
             });
-            if let Err(e) = driven.await {
+            let result = driven.await;
+            // Somebody still holds it: it is the peer that ended it.
+            counted.by_peer.set(result.is_err() || Rc::strong_count(&ended) > 1);
+            if let Err(e) = result {
                 tracing::debug!(error = %e, "upstream HTTP/2 connection ended");
             }
             ended.set(true);
@@ -156,6 +180,9 @@ impl H2Pool {
             closed,
             idle_since: Cell::new(now),
             opened: now,
+            failures: pool.host.state.failures(),
+            crowd: self.crowd.clone(),
+            room: self.opened.clone(),
         });
         let handle = H2Connection::new(&inner);
         self.connections.borrow_mut().push(inner);

@@ -280,6 +280,8 @@ impl Response {
             && lease.conn().borrow().body_done()
         {
             lease.release();
+        } else if let Response::Taken { lease: Some(lease), .. } = self {
+            lease.served();
         }
     }
 }

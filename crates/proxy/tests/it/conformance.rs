@@ -18,6 +18,16 @@ fn binary() -> PathBuf {
 
 #[test]
 fn behaves_as_envoy() {
+    behaves_as_recorded(&reference().join("cases"));
+}
+
+/// Cases of our own, recorded with Envoy in the same way.
+#[test]
+fn behaves_as_envoy_in_more_cases() {
+    behaves_as_recorded(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases"));
+}
+
+fn behaves_as_recorded(cases: &Path) {
     let reference = reference();
     let script = reference.join("behave.py");
     if !script.exists() {
@@ -32,7 +42,7 @@ fn behaves_as_envoy() {
     let command = format!("{} -c {{bootstrap}} --concurrency 1", binary().display());
     let output = Command::new("python3")
         .arg(&script)
-        .arg(reference.join("cases"))
+        .arg(cases)
         .args(["--proxy", &command, "--jobs", "2", "--diffs", "2", "--retry", "2"])
         .output()
         .expect("python3 runs");

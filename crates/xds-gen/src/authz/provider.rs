@@ -95,7 +95,7 @@ fn body(own: Option<&EnvoyExternalAuthorizationRequestBody>) -> Option<BufferSet
 }
 
 fn grpc(cx: &Context<'_>, own: &EnvoyExternalAuthorizationGrpcProvider) -> Option<GrpcService> {
-    let (authority, cluster_name) = lookup(cx.push, &own.service, own.port)?;
+    let (authority, cluster_name) = lookup(cx.push, "authz", &own.service, own.port)?;
     let target = grpc_service::EnvoyGrpc { cluster_name, authority, ..Default::default() };
     Some(GrpcService {
         target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(target)),
@@ -134,7 +134,7 @@ pub(super) fn http(cx: &Context<'_>, name: &str) -> Option<ExtAuthz> {
 }
 
 fn http_service(cx: &Context<'_>, own: &EnvoyExternalAuthorizationHttpProvider) -> Option<HttpService> {
-    let (host, cluster) = lookup(cx.push, &own.service, own.port)?;
+    let (host, cluster) = lookup(cx.push, "authz", &own.service, own.port)?;
     let add: Vec<HeaderValue> = own
         .include_additional_headers_in_check
         .iter()

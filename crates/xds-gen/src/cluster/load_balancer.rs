@@ -55,7 +55,8 @@ pub(super) fn apply(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
     if let (Some(setting), Some(assignment)) = (&setting, &mut cluster.load_assignment) {
         let builder = crate::endpoint::Builder::new(cx, target.service, target.port.port, target.subset, target.rule);
         // As istiod: endpoints of subsets inside a cluster are not compared by labels.
-        builder.apply_locality(setting, has_outlier, assignment, target.subset.is_empty());
+        let labels = if target.subset.is_empty() { builder.group().1 } else { Vec::new() };
+        builder.apply_locality(setting, has_outlier, assignment, &labels);
     }
     if cluster.cluster_discovery_type == Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32)) {
         cluster.lb_policy = LbPolicy::ClusterProvided as i32;

@@ -19,7 +19,9 @@ use registry::{Provider, Resolution, TlsMode as EndpointTls};
 use super::policy::{Draft, SOCKET_MATCHES, Target};
 use crate::context::Context;
 use crate::proto::{any, exact, packed_socket, structure, text, transport_socket};
-use crate::tls::{file_certificate, file_root, secret, strings, validation, versions, with_crl};
+use crate::tls::{
+    comply, credential, file_certificate, file_root, file_secret, secret, strings, validation, versions, with_crl,
+};
 
 const TLS: &str = "envoy.transport_sockets.tls";
 
@@ -163,9 +165,14 @@ fn context(
     match tls.mode {
         TlsMode::Disable => None,
         TlsMode::IstioMutual => Some(istio_mutual(cx, draft, target.port.protocol.is_http(), tls)),
-        TlsMode::Simple => originate(cx, draft, &names, tls, false).as_ref().map(any),
-        TlsMode::Mutual => originate(cx, draft, &names, tls, true).as_ref().map(any),
+        TlsMode::Simple => originate(cx, draft, &names, tls, false).map(|context| compliant(cx, context)),
+        TlsMode::Mutual => originate(cx, draft, &names, tls, true).map(|context| compliant(cx, context)),
     }
+}
+
+fn compliant(cx: &Context<'_>, mut context: UpstreamTlsContext) -> Any {
+    context.common_tls_context.iter_mut().for_each(|common| comply(cx, common));
+    any(&context)
 }
 
 /// Secrets of Kubernetes are only for clients that a rule names.
@@ -184,8 +191,8 @@ pub(super) fn without_service(
         _ if is_privileged(tls) => None,
         TlsMode::Disable => None,
         TlsMode::IstioMutual => Some(istio_mutual(cx, draft, true, tls)),
-        TlsMode::Simple => originate(cx, draft, &tls.subject_alt_names, tls, false).as_ref().map(any),
-        TlsMode::Mutual => originate(cx, draft, &tls.subject_alt_names, tls, true).as_ref().map(any),
+        TlsMode::Simple => originate(cx, draft, &tls.subject_alt_names, tls, false).map(|context| compliant(cx, context)),
+        TlsMode::Mutual => originate(cx, draft, &tls.subject_alt_names, tls, true).map(|context| compliant(cx, context)),
     };
     context.map(|context| packed_socket(TLS, context))
 }
@@ -215,13 +222,14 @@ fn istio_mutual(cx: &Context<'_>, draft: &mut Draft, is_http: bool, tls: &Client
     let context = UpstreamTlsContext { sni, ..UpstreamTlsContext::default() };
     let common = cx.common.client_tls.get((alpn, tls.subject_alt_names.clone()), || {
         let names = tls.subject_alt_names.iter().map(|n| exact(n)).collect();
-        let common = CommonTlsContext {
+        let mut common = CommonTlsContext {
             alpn_protocols: strings(alpn),
             tls_params: Some(versions()),
             tls_certificate_sds_secret_configs: vec![secret("default")],
-            validation_context_type: Some(validation(names, "ROOTCA")),
+            validation_context_type: Some(validation(names, secret("ROOTCA"))),
             ..CommonTlsContext::default()
         };
+        comply(cx, &mut common);
         any(&UpstreamTlsContext { common_tls_context: Some(common), ..UpstreamTlsContext::default() }).value.into()
     });
     // The common part is the first field.
@@ -243,24 +251,12 @@ fn originate(
     let insecure = tls.insecure_skip_verify == Some(true);
     let mut common = CommonTlsContext { tls_params: Some(versions()), ..CommonTlsContext::default() };
     if !tls.credential_name.is_empty() {
-        use envoy_api::tls::common_tls_context::CombinedCertificateValidationContext;
-        let resource = |name: String| envoy_api::tls::SdsSecretConfig {
-            name: if name.contains("://") { name } else { format!("kubernetes://{name}") },
-            sds_config: Some(core::ConfigSource { initial_fetch_timeout: None, ..crate::proto::ads() }),
-        };
         if mutual {
-            common.tls_certificate_sds_secret_configs = vec![resource(tls.credential_name.clone())];
+            common.tls_certificate_sds_secret_configs = vec![credential(cx, &tls.credential_name)];
         }
         if !insecure {
-            let Some(ValidationContextType::CombinedValidationContext(combined)) = Some(validation(matchers, ""))
-            else {
-                return None;
-            };
-            common.validation_context_type =
-                Some(ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
-                    validation_context_sds_secret_config: Some(resource(format!("{}-cacert", tls.credential_name))),
-                    ..combined
-                }));
+            let root = credential(cx, &format!("{}-cacert", tls.credential_name));
+            common.validation_context_type = Some(validation(matchers, root));
         }
     } else {
         if mutual {
@@ -268,13 +264,13 @@ fn originate(
                 return None;
             }
             common.tls_certificate_sds_secret_configs =
-                vec![secret(&file_certificate(&tls.client_certificate, &tls.private_key))];
+                vec![file_secret(cx, &file_certificate(&tls.client_certificate, &tls.private_key))];
         }
         let roots = if tls.ca_certificates.is_empty() { "system" } else { &tls.ca_certificates };
         common.validation_context_type = Some(if insecure {
             ValidationContextType::ValidationContext(Default::default())
         } else {
-            with_crl(validation(matchers, &file_root(roots)), &tls.ca_crl)
+            with_crl(validation(matchers, file_secret(cx, &file_root(roots))), &tls.ca_crl)
         });
     }
     if let (Some(defaults), Some(params)) = (&cx.push.mesh.tls_defaults, &mut common.tls_params) {

@@ -33,14 +33,26 @@ use crate::{authz, filters};
 
 /// The filters around the last ones: who may connect, what is counted.
 fn complete(cx: &Context<'_>, side: Side, port: u16, last: Vec<Filter>) -> Vec<Filter> {
-    let mut out = Vec::new();
     if side == Side::Server {
-        out.extend(filters::network_metadata_exchange(cx));
+        let exchange = filters::network_metadata_exchange(cx);
+        return exchange.into_iter().chain(guarded(cx, side, port, last)).collect();
+    }
+    wrap(cx, side, port, false, last)
+}
+
+/// As [`complete`], with the policies of the proxy's own workload.
+fn guarded(cx: &Context<'_>, side: Side, port: u16, last: Vec<Filter>) -> Vec<Filter> {
+    wrap(cx, side, port, true, last)
+}
+
+fn wrap(cx: &Context<'_>, side: Side, port: u16, guarded: bool, last: Vec<Filter>) -> Vec<Filter> {
+    let mut out = Vec::new();
+    if guarded {
         out.extend(authz::tcp_custom(cx));
     }
     let plugins = |phase| wasm::network(cx, side, port, phase);
     out.extend(plugins(Phase::Authn).chain(plugins(Phase::Authz)));
-    if side == Side::Server {
+    if guarded {
         out.extend(authz::tcp(cx));
     }
     out.extend(plugins(Phase::Stats).chain(plugins(Phase::Any)));
@@ -164,6 +176,9 @@ pub(super) fn single(
         && service.resolution == Resolution::DynamicDns
     {
         last.push(sni_forward_proxy(cx, service, port));
+        last.extend(stack(cx, protocol, &config));
+        // As istiod, which has a waypoint in mind: what the workload lets in decides about what it lets out, too.
+        return guarded(cx, Side::Client, port, last);
     }
     last.extend(stack(cx, protocol, &config));
     complete(cx, Side::Client, port, last)

@@ -70,6 +70,7 @@ fn resources_equal_istiods() {
         let args = xds_gen::Args {
             input: vec![case.join("input.yaml")],
             mesh_config: optional("mesh.yaml"),
+            mesh_networks: None,
             settings: optional("settings.yaml"),
             proxy: case.join("proxy.yaml"),
             output: out.path().join(case.file_name().unwrap()),

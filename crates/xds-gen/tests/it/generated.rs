@@ -20,20 +20,26 @@ impl Generated {
     /// Of objects, a MeshConfig and a proxy, each in YAML, with istiod's variables.
     #[track_caller]
     pub(crate) fn of(objects: &str, mesh: &str, env: &[(&str, &str)], proxy: &str) -> Generated {
-        let mut store = Store::new();
-        for document in manifest::parse(Path::new("a.yaml"), objects).unwrap() {
-            store.apply(&document).unwrap_or_else(|rejected| panic!("{rejected}"));
-        }
         let mut settings = Settings::default();
         for (name, value) in env {
             assert!(settings.set_env(name, value), "{name}");
         }
+        Generated::with(objects, mesh, &settings, proxy)
+    }
+
+    /// As [`Generated::of`] with settings as they are.
+    #[track_caller]
+    pub(crate) fn with(objects: &str, mesh: &str, settings: &Settings, proxy: &str) -> Generated {
+        let mut store = Store::new();
+        for document in manifest::parse(Path::new("a.yaml"), objects).unwrap() {
+            store.apply(&document).unwrap_or_else(|rejected| panic!("{rejected}"));
+        }
         let mesh = MeshConfig::load(Path::new("mesh.yaml"), mesh).unwrap();
-        let push = PushContext::build(&store.snapshot(), &Arc::new(mesh), &settings);
+        let push = PushContext::build(&store.snapshot(), &Arc::new(mesh), settings);
         let ips = if proxy.contains("ips:") { "" } else { "ips: [10.0.0.9]," };
         let proxy = format!("{{name: client, {ips} {proxy}}}");
         let proxy = manifest::parse_plain(Path::new("proxy.yaml"), &proxy).unwrap().remove(0);
-        let node = Node::from_yaml(&proxy.value, &settings).unwrap();
+        let node = Node::from_yaml(&proxy.value, settings).unwrap();
         Generated { push, node }
     }
 

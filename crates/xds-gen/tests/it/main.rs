@@ -6,6 +6,7 @@ mod caches;
 mod conformance;
 mod generated;
 mod mesh_routes;
+mod networks;
 mod patches;
 mod policies;
 mod proxyless;

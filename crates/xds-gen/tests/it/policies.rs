@@ -259,3 +259,59 @@ fn namespaces_that_are_not_discovered_do_not_exist() {
     assert_eq!(of("{discoverySelectors: [{matchLabels: {mesh: 'on'}}]}"), ["outbound|80||a.example"]);
     assert_eq!(of("{}").len(), 2);
 }
+
+#[test]
+fn names_that_are_looked_up_by_sni_have_the_policies_of_the_workload() {
+    let objects = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: far, namespace: default}
+spec:
+  hosts: ['*.example.com']
+  ports: [{number: 443, name: tls, protocol: TLS}]
+  resolution: DYNAMIC_DNS
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny, namespace: default}
+spec:
+  selector: {matchLabels: {app: client}}
+  action: DENY
+  rules: [{from: [{source: {namespaces: [bad]}}]}]
+";
+    let of = |app: &str| {
+        let all = Generated::of(objects, "{}", &[], &format!("labels: {{app: {app}}}"));
+        filters(&all.listener("0.0.0.0_443")["filter_chains"][0])
+    };
+    let [rbac, forward] = ["envoy.filters.network.rbac", "envoy.extensions.filters.network.sni_dynamic_forward_proxy"];
+    let client = of("client");
+    let place = |name: &str| client.iter().position(|filter| filter == name);
+    assert!(place(rbac).is_some() && place(rbac) < place(forward), "{client:?}");
+    assert!(!of("other").contains(&rbac.to_owned()));
+}
+
+#[test]
+fn a_sidecar_takes_hosts_out_of_what_it_imports() {
+    let services: String = ["a", "b"].iter().map(|name| service(name, HTTP, "", "")).collect();
+    let elsewhere = service("c", HTTP, "", "").replace("namespace: default", "namespace: other");
+    let names = |hosts: &str| -> Vec<String> {
+        let sidecar = format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: s, namespace: default}}
+spec: {{egress: [{{hosts: [{hosts}]}}]}}
+"
+        );
+        let all = Generated::of(&(services.clone() + &elsewhere + &sidecar), "{}", &[], "").all(type_url::CLUSTER);
+        let names = all.as_object().unwrap().keys().filter_map(|name| name.strip_prefix("outbound|80||"));
+        names.map(|host| host.split('.').next().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(names("'*/*'"), ["a", "b", "c"]);
+    assert_eq!(names("'*/*', '~other/*'"), ["a", "b"]);
+    assert_eq!(names("'*/*', '~./a.default.svc.cluster.local'"), ["b", "c"]);
+    assert_eq!(names("'*/*', '~*/*.default.svc.cluster.local'"), ["c"]);
+    assert_eq!(names("'./*', 'other/*', '~/a.default.svc.cluster.local'"), ["b", "c"]);
+    assert_eq!(names("'*/*', '~/*'"), [""; 0]);
+    assert_eq!(names("'default/a.default.svc.cluster.local', '~default/b.default.svc.cluster.local'"), ["a"]);
+}

@@ -211,3 +211,72 @@ fn proxies_ask_for_exact_balance_and_name_their_own_ports() {
     assert!(own.get("0.0.0.0_15090").is_none(), "the proxy listens there itself");
     assert!(!all(&own, "destination_port").contains(&&json!(15090)));
 }
+
+#[test]
+fn tls_is_limited_to_what_the_mesh_complies_with() {
+    let rule = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: a, namespace: default}
+spec: {host: a.default.svc.cluster.local, trafficPolicy: {tls: {mode: SIMPLE}}}
+";
+    let mesh = "{tlsDefaults: {cipherSuites: [ECDHE-RSA-AES128-GCM-SHA256, AES128-SHA], ecdhCurves: [P-384]}}";
+    let both = |policy: &str| {
+        let env = [("COMPLIANCE_POLICY", policy)];
+        let cluster = Generated::of(&(service("a", HTTP, "", "") + rule), mesh, &env, "").cluster(A);
+        let listener = server(HTTP, "", "{}", &env).listener("virtualInbound");
+        (all(&cluster, "tls_params")[0].clone(), all(&listener, "tls_params")[0].clone())
+    };
+    let (client, server) = both("fips-140-2");
+    let versions = json!({"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_2",
+        "cipher_suites": ["ECDHE-RSA-AES128-GCM-SHA256"]});
+    assert_eq!(client, versions);
+    assert_eq!(server["cipher_suites"].as_array().unwrap().len(), 4);
+    assert_eq!(server["tls_maximum_protocol_version"], "TLSv1_2");
+    let (client, server) = both("fips-140-3");
+    assert_eq!(client["compliance_policies"], json!(["FIPS_202205"]));
+    assert_eq!(client["ecdh_curves"], json!(["P-384"]));
+    assert_eq!(server["compliance_policies"], json!(["FIPS_202205"]));
+    let (client, _) = both("pqc");
+    assert_eq!(client["tls_minimum_protocol_version"], "TLSv1_3");
+    assert_eq!(client["ecdh_curves"], json!(["X25519MLKEM768"]));
+    assert_eq!(both("other"), both(""));
+}
+
+#[test]
+fn credentials_come_from_where_their_names_and_the_proxy_say() {
+    let secrets = |name: &str, proxy: &str| {
+        let rule = format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: a, namespace: default}}
+spec:
+  host: a.default.svc.cluster.local
+  workloadSelector: {{matchLabels: {{app: a}}}}
+  trafficPolicy: {{tls: {{mode: MUTUAL, {name}}}}}
+"
+        );
+        let proxy = format!("labels: {{app: a}}, {proxy}");
+        let cluster = Generated::of(&(service("a", HTTP, "", "") + &rule), "{}", &[], &proxy).cluster(A);
+        let of = |key: &str| {
+            let found = all(&cluster, key)[0].clone();
+            let found = if found.is_array() { found[0].clone() } else { found };
+            let server = all(&found, "cluster_name").first().map_or(json!("ads"), |name| (*name).clone());
+            (found["name"].clone(), server)
+        };
+        let (own, root) = (of("tls_certificate_sds_secret_configs"), of("validation_context_sds_secret_config"));
+        [own.0, own.1, root.0, root.1].map(|text| text.as_str().unwrap_or_default().to_owned())
+    };
+    let named = |name: &str, proxy: &str| secrets(&format!("credentialName: '{name}'"), proxy);
+    assert_eq!(named("own", ""), ["kubernetes://own", "ads", "kubernetes://own-cacert", "ads"]);
+    assert_eq!(named("builtin://", ""), ["default", "sds-grpc", "ROOTCA", "sds-grpc"]);
+    assert_eq!(named("invalid://x", ""), ["invalid://", "ads", "invalid://", "ads"]);
+    assert_eq!(named("other://x", ""), ["kubernetes://other://x", "ads", "kubernetes://other://x-cacert", "ads"]);
+    assert_eq!(named("sds://x", ""), ["kubernetes://x", "ads", "kubernetes://x-cacert", "ads"]);
+    let beside = "metadata: {credential: 'true', file-credential: 'true'}";
+    assert_eq!(named("sds://x", beside), ["sds://x", "sds-external", "sds://x-cacert", "sds-external"]);
+    let files = "clientCertificate: /c, privateKey: /k, caCertificates: /r";
+    assert_eq!(secrets(files, ""), ["file-cert:/c~/k", "sds-grpc", "file-root:/r", "sds-grpc"]);
+    assert_eq!(secrets(files, beside), ["file-cert:/c~/k", "sds-files-grpc", "file-root:/r", "sds-files-grpc"]);
+}

@@ -94,6 +94,7 @@ fn connections_set_up(connections: u32, program: &Path, cgroup: Option<&Cgroup>)
     ];
     if let Some(path) = &path {
         ways.push(("outbound, eBPF", false, vec!["--native-nftables", "--ebpf-cgroup", path]));
+        ways.push(("inbound, eBPF", true, vec!["--native-nftables", "--ebpf-cgroup", path]));
     } else {
         println!("SKIPPED: eBPF needs a writable cgroup v2");
     }

@@ -60,7 +60,10 @@ spec:
     route: [{destination: {host: server}}]
 ";
 
-/// Loads for `seconds` at `share` of what the pair can do, with a change of configuration every three seconds.
+/// Time between two changes of configuration.
+const EVERY: Duration = Duration::from_secs(3);
+
+/// Loads for `seconds` at `share` of what the pair can do, while the configuration changes.
 pub(crate) fn run(seconds: u64, share: f64, program: Option<PathBuf>) -> anyhow::Result<()> {
     let outrigger = match program {
         Some(program) => program,
@@ -107,7 +110,7 @@ pub(crate) fn run(seconds: u64, share: f64, program: Option<PathBuf>) -> anyhow:
             shown = began.elapsed().as_secs() / 30 + 1;
             println!("{:>5} s  {changes:>3} changes  sidecar memory {}", began.elapsed().as_secs(), memory());
         }
-        std::thread::sleep(Duration::from_secs(3));
+        std::thread::sleep((began + EVERY * changes).saturating_duration_since(Instant::now()));
     }
     let report = Report::read(&child.wait_with_output()?.stdout)?;
     println!("{:>5} s  {changes:>3} changes  sidecar memory {}", seconds, memory());

@@ -56,6 +56,7 @@ pub(super) async fn pass_on(
     exchange.info.response_code = Some(status);
     exchange.info.response_code_details = Some("via_upstream".into());
     if has_response_ops(plan.matched) {
+        exchange.info.bytes_received = exchange.info.bytes_received.max(outgoing.received);
         let response = headers.clone();
         let cx = FormatContext::new(&exchange.info, Some(&exchange.request), Some(&response));
         plan.matched.finalize_response(&mut headers, &cx);

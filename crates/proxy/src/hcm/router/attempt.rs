@@ -2,13 +2,13 @@
 
 use super::outgoing::Outgoing;
 use super::why::Why;
-use super::{Plan, Tried, cancel};
+use super::{Plan, Tried, cancel, no_host};
 use crate::hcm::exchange::{Exchange, Stop, header_bytes};
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
 use crate::stream::{BodyError, Pump, PumpError, SendBody};
 use crate::upstream::{
-    AcquireError, Acquired, Announced, Pool, Protocol, Reply, Source, Upstream, Variant, WorkerCluster, server_name,
+    AcquireError, Acquired, Active, Announced, Pool, Protocol, Reply, Source, Upstream, Variant, server_name,
 };
 use proxy_core::circuit::Resource;
 use proxy_core::outlier::Outcome as Health;
@@ -29,7 +29,11 @@ pub(super) async fn one_try(
 ) -> Result<Tried, Stop> {
     let worker = exchange.http.worker.clone();
     let stats = &plan.cluster.stats;
-    let pool = plan.cluster.pool(&worker, host, &variant(exchange, plan, host));
+    let Some(pool) = plan.cluster.pool(&worker, host, &variant(exchange, plan, host)) else {
+        // One pool too many is, to Envoy, a host too few.
+        exchange.info.upstream.host = None;
+        return Err(no_host().into());
+    };
     let breaker = plan.cluster.entry.breakers.get(plan.forward.priority);
     if let Some(connect) = plan.forward.terminates(exchange.request.method().unwrap_or_default()) {
         return Box::pin(dial_tunnel(exchange, plan, &pool, connect)).await;
@@ -37,7 +41,7 @@ pub(super) async fn one_try(
     let acquired = match pool.at_hand() {
         Some(acquired) => Acquire::Done(Ok(acquired)),
         // In a box: most requests need no room for this.
-        None => Box::pin(acquire(exchange, plan, pool.acquire(plan.forward.priority))).await?,
+        None => Box::pin(acquire(exchange, plan, pool.acquire())).await?,
     };
     let acquired = match acquired {
         Acquire::Done(Ok(acquired)) => acquired,
@@ -52,6 +56,7 @@ pub(super) async fn one_try(
     };
     plan.cluster.on_result(host, Some(Health::ConnectedForRequests), &worker);
     let Some(_permit) = breaker.acquire(Resource::Requests) else {
+        acquired.put_back();
         return Ok(Tried::Failed { why: Why::Overflow, started: false });
     };
     let _active = Active::new(plan.cluster.clone(), host.clone());
@@ -108,8 +113,8 @@ pub(super) async fn one_try(
             }
             match upstream.response.poll_head(cx) {
                 Poll::Ready(Ok(reply)) if reply.interim => {
-                    if reply.status == 100 && exchange.http.config.proxy_100_continue {
-                        exchange.answer.interim(100, &reply.headers);
+                    if exchange.http.config.proxy_100_continue {
+                        exchange.answer.interim(reply.status, &reply.headers);
                     }
                 }
                 Poll::Ready(Ok(reply)) => return Poll::Ready(Ok(Ok(reply))),
@@ -163,7 +168,7 @@ async fn dial_tunnel(
     pool: &Rc<Pool>,
     connect: Connect,
 ) -> Result<Tried, Stop> {
-    let dialled = exchange.wait(pool.dial(plan.forward.priority)).await?;
+    let dialled = exchange.wait(pool.dial()).await?;
     let (io, facts, counted) = match dialled {
         Ok(dialled) => dialled,
         Err(AcquireError::Connect(e)) => return Ok(Tried::Failed { why: Why::Connect(e), started: false }),
@@ -266,27 +271,6 @@ fn variant(exchange: &Exchange, plan: &Plan<'_>, host: &Host) -> Variant {
     });
     let announced = Announced::to(&plan.cluster, host, &exchange.http.info);
     let source = Source::of(&exchange.http.listener, &exchange.http.info);
-    Variant { protocol, server_name, alpn, announced, source }
-}
-
-/// Counts a request on its host and cluster while it lives.
-struct Active {
-    cluster: Rc<WorkerCluster>,
-    host: Arc<Host>,
-}
-
-impl Active {
-    fn new(cluster: Rc<WorkerCluster>, host: Arc<Host>) -> Self {
-        cluster.stats.upstream_rq_active.inc();
-        host.state.active.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        host.state.stats.rq_total.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Self { cluster, host }
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.cluster.stats.upstream_rq_active.dec();
-        self.host.state.active.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-    }
+    let owner = config.pool_per_downstream.then_some(exchange.http.info.id);
+    Variant { protocol, server_name, alpn, announced, source, priority: plan.forward.priority, owner }
 }
