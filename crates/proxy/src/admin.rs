@@ -277,7 +277,16 @@ impl Admin {
                 text(200, "OK\n".to_owned())
             }
             "/reopen_logs" => text(200, "OK\n".to_owned()),
-            "/contention" | "/heap_dump" | "/stats/recentlookups" => text(200, "not supported\n".to_owned()),
+            "/contention" => text(
+                200,
+                "Mutex contention tracing is not enabled. To enable, run Envoy with flag --enable-mutex-tracing.\n"
+                    .to_owned(),
+            ),
+            "/stats/recentlookups" => text(
+                200,
+                "Lookup tracking is not enabled. Use /stats/recentlookups/enable to enable.\n\ntotal: 0\n".to_owned(),
+            ),
+            "/heap_dump" => text(200, "not supported\n".to_owned()),
             "/hot_restart_version" => text(200, "disabled".to_owned()),
             "/init_dump" => pretty(&self.init_dump()),
             "/help" => text(200, help()),
@@ -303,6 +312,15 @@ impl Admin {
         }
         if let Some(filter) = filter {
             entries.retain(|e| filter.is_match(e.full_name().as_bytes()));
+        }
+        match query.get("type") {
+            None | Some("" | "All") => {}
+            Some("Counters") => entries.retain(|e| matches!(e.sample, Sample::Counter(_))),
+            Some("Gauges") => entries.retain(|e| matches!(e.sample, Sample::Gauge(_))),
+            Some("Histograms") => entries.retain(|e| matches!(e.sample, Sample::Histogram(_))),
+            // There are none.
+            Some("TextReadouts") => entries.clear(),
+            Some(_) => return text(400, "usage: /stats?type=All|Counters|Gauges|Histograms|TextReadouts\n".to_owned()),
         }
         match query.get("format") {
             Some("json") => with_type(200, JSON, stats::json(&entries).to_string()),
@@ -372,7 +390,7 @@ impl Admin {
                 }
                 name => {
                     let Some(logger) = LOGGERS.iter().find(|l| **l == name) else {
-                        return text(400, format!("unknown logger name: {name}\n"));
+                        return text(400, format!("error: unknown logger name\n\n{LOGGING_USAGE}{}", active(&levels)));
                     };
                     set.push((*logger, value.clone()));
                 }
@@ -380,15 +398,11 @@ impl Admin {
         }
         for (logger, level) in set {
             if !known.contains(&level.as_str()) {
-                return text(400, "unknown logger level\n".to_owned());
+                return text(400, format!("error: unknown logger level\n\n{LOGGING_USAGE}{}", active(&levels)));
             }
             levels.insert(logger, level);
         }
-        let mut out = String::from("active loggers:\n");
-        for (name, level) in levels.iter() {
-            out.push_str(&format!("  {name}: {level}\n"));
-        }
-        text(200, out)
+        text(200, active(&levels))
     }
 
     fn runtime_json(&self) -> Value {
@@ -423,6 +437,20 @@ impl Admin {
             "node": node,
         })
     }
+}
+
+const LOGGING_USAGE: &str = "usage: /logging?<name>=<level> (change single level)
+usage: /logging?paths=name1:level1,name2:level2,... (change multiple levels)
+usage: /logging?level=<level> (change all levels)
+levels: trace debug info warning error critical off
+";
+
+fn active(levels: &BTreeMap<&'static str, String>) -> String {
+    let mut out = String::from("active loggers:\n");
+    for (name, level) in levels {
+        out.push_str(&format!("  {name}: {level}\n"));
+    }
+    out
 }
 
 fn help() -> String {
@@ -490,11 +518,23 @@ fn register_server_stats(shared: &Arc<Shared>, control: &Weak<Mutex<Control>>) {
         f("cluster_manager.active_clusters", Sample::Gauge(clusters.len() as u64));
         f("listener_manager.total_listeners_active", Sample::Gauge(listeners.by_name.len() as u64));
         f("listener_manager.workers_started", Sample::Gauge(1));
+        f("server.hot_restart_epoch", Sample::Gauge(0));
+        f("server.parent_connections", Sample::Gauge(0));
+        let memory = memory();
+        let bytes = |of: &str| memory[of].as_str().and_then(|n| n.parse().ok()).unwrap_or(0);
+        f("server.memory_allocated", Sample::Gauge(bytes("allocated")));
+        f("server.memory_heap_size", Sample::Gauge(bytes("heap_size")));
+        f("server.memory_physical_size", Sample::Gauge(bytes("total_physical_bytes")));
         f("runtime.load_success", Sample::Counter(1));
         f("runtime.num_keys", Sample::Gauge(0));
         f("filesystem.write_completed", Sample::Counter(0));
         if let Some(control) = control.upgrade() {
             let control = control.lock().unwrap_or_else(PoisonError::into_inner);
+            f("cluster_manager.warming_clusters", Sample::Gauge(control.warming_clusters().count() as u64));
+            f("listener_manager.total_listeners_warming", Sample::Gauge(control.warming_listeners().count() as u64));
+            for (name, count) in control.changes() {
+                f(name, Sample::Counter(count));
+            }
             for (of, state) in &control.types {
                 let prefix = match *of {
                     envoy_api::type_url::CLUSTER => "cluster_manager.cds",

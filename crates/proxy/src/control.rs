@@ -86,6 +86,18 @@ pub(crate) async fn lose_patience(mut awaited: UnboundedReceiver<(Duration, Awai
     }
 }
 
+/// Envoy's counters of its managers.
+#[derive(Default)]
+struct Changes {
+    clusters: [u64; 3],
+    listeners: [u64; 3],
+    refused_listeners: u64,
+}
+
+const ADDED: usize = 0;
+const MODIFIED: usize = 1;
+const REMOVED: usize = 2;
+
 /// The master copy of the configuration.
 pub(crate) struct Control {
     pub(crate) shared: Arc<Shared>,
@@ -100,6 +112,8 @@ pub(crate) struct Control {
     /// The last assignment of each EDS name, so that a changed cluster need not wait.
     assignments: HashMap<ArcStr, Bytes>,
     bound: HashMap<ArcStr, Vec<Address>>,
+    /// How often clusters and listeners came, changed and went.
+    changes: Changes,
     pub(crate) subscriptions: Subscriptions,
     pub(crate) types: BTreeMap<&'static str, TypeState>,
     /// Types whose first answer is still awaited before the proxy is ready.
@@ -132,6 +146,7 @@ impl Control {
             warming_listeners: BTreeMap::new(),
             assignments: HashMap::new(),
             bound: HashMap::new(),
+            changes: Changes::default(),
             subscriptions: Subscriptions::new(),
             types: BTreeMap::new(),
             awaiting: BTreeSet::new(),
@@ -237,6 +252,21 @@ impl Control {
         Ok(())
     }
 
+    /// Names and values of the counters of the cluster and the listener manager.
+    pub(crate) fn changes(&self) -> [(&'static str, u64); 8] {
+        let Changes { clusters, listeners, refused_listeners } = &self.changes;
+        [
+            ("cluster_manager.cluster_added", clusters[ADDED]),
+            ("cluster_manager.cluster_modified", clusters[MODIFIED]),
+            ("cluster_manager.cluster_removed", clusters[REMOVED]),
+            ("listener_manager.listener_added", listeners[ADDED]),
+            ("listener_manager.listener_modified", listeners[MODIFIED]),
+            ("listener_manager.listener_removed", listeners[REMOVED]),
+            ("listener_manager.listener_create_success", listeners[ADDED] + listeners[MODIFIED]),
+            ("listener_manager.listener_create_failure", *refused_listeners),
+        ]
+    }
+
     pub(crate) fn warming_clusters(&self) -> impl Iterator<Item = &Arc<ClusterEntry>> {
         self.warming.values()
     }
@@ -258,6 +288,7 @@ impl Control {
                 && let Some(entry) = self.clusters.remove(name)
             {
                 self.shared.registry.remove(Kind::Cluster, &entry.cluster.stat_name);
+                self.changes.clusters[REMOVED] += 1;
             }
             self.warming.remove(name);
         }
@@ -285,6 +316,8 @@ impl Control {
                 return Err("a static cluster of that name exists".into());
             }
         }
+        let known = self.clusters.contains_key(&name) || self.warming.contains_key(&name);
+        self.changes.clusters[if known { MODIFIED } else { ADDED }] += 1;
         let entry = ClusterEntry::new(Arc::new(cluster), incoming.body.clone(), incoming.version.clone(), dynamic);
         crate::ejection::watch(&self.shared, &entry);
         let patience = self.patience.clone();
@@ -398,6 +431,7 @@ impl Control {
         let mut refused = Vec::new();
         for incoming in updated {
             if let Err(reason) = self.put_listener(&incoming, dynamic) {
+                self.changes.refused_listeners += 1;
                 refused.push((incoming.name, reason));
             }
         }
@@ -426,6 +460,8 @@ impl Control {
         for path in log_files(&listener) {
             self.shared.logs.open(path).map_err(|e| format!("unable to open file '{path}': {e}"))?;
         }
+        let known = self.listeners.contains_key(&name) || self.warming_listeners.contains_key(&name);
+        self.changes.listeners[if known { MODIFIED } else { ADDED }] += 1;
         let entry = ListenerEntry::new(
             Arc::new(listener),
             incoming.body.clone(),
@@ -473,6 +509,7 @@ impl Control {
 
     fn drop_listener(&mut self, name: &ArcStr) {
         if let Some(entry) = self.listeners.remove(name) {
+            self.changes.listeners[REMOVED] += 1;
             entry.drain_missing(None);
             if self.bound.remove(name).is_some() {
                 self.tell(|| Command::StopListening(name.clone()));

@@ -1,6 +1,7 @@
 //! The HTTP connection manager: downstream HTTP/1 and HTTP/2 connections, and what happens to each request.
 
 mod authz;
+mod date;
 mod encode;
 mod exchange;
 mod ext_authz;
@@ -10,6 +11,7 @@ mod h2;
 mod limits;
 mod local_reply;
 mod mirror;
+mod overload;
 mod record;
 mod redirect;
 mod respond;
@@ -18,7 +20,8 @@ mod span;
 mod timers;
 
 pub(crate) use authz::KeyCache;
-pub(crate) use exchange::{Exchange, civil_date};
+pub(crate) use date::civil_date;
+pub(crate) use exchange::Exchange;
 pub(crate) use ext_authz::{check_head, connection_attributes, grpc_frame, is_allowed};
 pub(crate) use limits::LocalLimits;
 pub(crate) use record::{Ring, Rings};

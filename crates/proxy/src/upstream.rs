@@ -107,6 +107,18 @@ impl WorkerCluster {
         host
     }
 
+    /// Whether the load assignment wants this request dropped; true: like all others.
+    pub(crate) fn drops(&self, random: &mut proxy_core::Random) -> Option<bool> {
+        if self.endpoints.borrow().drops.is_empty() {
+            return None;
+        }
+        // What is dropped is never picked for, so that nobody else looks for changes.
+        self.refresh();
+        let endpoints = self.endpoints.borrow();
+        endpoints.drop_category(random)?;
+        Some(endpoints.drops_all())
+    }
+
     /// Takes over endpoints that changed since the last pick.
     fn refresh(&self) {
         let current = self.entry.endpoints.load();

@@ -69,6 +69,10 @@ impl Admin {
             let first = mask.split(['.', ',']).next().unwrap_or_default();
             if let Some(parts) = dump["configs"].as_array_mut() {
                 parts.retain(|part| part.get(first).is_some());
+                if parts.is_empty() {
+                    let why = format!("FieldMask {mask} could not be successfully applied to any configs.");
+                    return with_type(400, "text/plain", why);
+                }
                 for part in parts {
                     if let Value::Object(map) = part {
                         map.retain(|key, _| key == "@type" || key == first);
@@ -86,8 +90,8 @@ impl Admin {
             configs.push(self.endpoints_dump());
         }
         configs.push(self.listeners_dump());
-        configs.push(self.routes_dump());
         configs.push(json!({"@type": format!("{PREFIX}ScopedRoutesConfigDump")}));
+        configs.push(self.routes_dump());
         configs.push(self.secrets_dump());
         json!({ "configs": configs })
     }

@@ -1,15 +1,15 @@
 //! `/clusters` and `/listeners`, and the gauges of clusters.
 
 use super::Admin;
-use crate::runtime::ClusterEntry;
+use crate::runtime::{ClusterEntry, ListenerEntry};
 use crate::stats::{Entry, Kind, Sample};
 use proxy_core::endpoints::{Health, HealthFlag};
 use proxy_core::route::Priority;
 use proxy_core::{Address, Host};
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 
 /// Gauges that follow from a cluster's configuration and hosts; also makes an unused cluster's main counters appear.
 pub(super) fn cluster_gauges(entry: &ClusterEntry, f: &mut dyn FnMut(Entry)) {
@@ -163,25 +163,20 @@ impl Admin {
     }
 
     pub(super) fn listeners_text(&self) -> String {
-        let listeners = self.shared.listeners.load();
-        let mut names: Vec<_> = listeners.by_name.keys().collect();
-        names.sort();
         let mut out = String::new();
-        for name in names {
-            let _ = writeln!(out, "{name}::{}", listeners.by_name[name].listener.address);
+        for entry in self.listeners_in_order() {
+            let _ = writeln!(out, "{}::{}", entry.listener.name, entry.listener.address);
         }
         out
     }
 
     pub(super) fn listeners_json(&self) -> Value {
-        let listeners = self.shared.listeners.load();
-        let mut names: Vec<_> = listeners.by_name.keys().collect();
-        names.sort();
-        let statuses: Vec<Value> = names
+        let statuses: Vec<Value> = self
+            .listeners_in_order()
             .iter()
-            .map(|name| {
-                let listener = &listeners.by_name[*name].listener;
-                let mut status = json!({"name": &***name, "local_address": address_json(&listener.address)});
+            .map(|entry| {
+                let listener = &entry.listener;
+                let mut status = json!({"name": &*listener.name, "local_address": address_json(&listener.address)});
                 if !listener.additional_addresses.is_empty() {
                     let all: Vec<_> = listener.additional_addresses.iter().map(address_json).collect();
                     status["additional_local_addresses"] = json!(all);
@@ -190,6 +185,15 @@ impl Admin {
             })
             .collect();
         json!({ "listener_statuses": statuses })
+    }
+}
+
+impl Admin {
+    /// As they came.
+    fn listeners_in_order(&self) -> Vec<Arc<ListenerEntry>> {
+        let mut all: Vec<_> = self.shared.listeners.load().by_name.values().cloned().collect();
+        all.sort_by(|a, b| (a.updated, &a.listener.name).cmp(&(b.updated, &b.listener.name)));
+        all
     }
 }
 
@@ -223,6 +227,10 @@ fn host_json(host: &Host) -> Value {
             health[name] = json!(true);
         }
     }
+    let place = &host.locality;
+    let parts = [("region", &place.region), ("zone", &place.zone), ("sub_zone", &place.sub_zone)];
+    let parts = parts.into_iter().filter(|(_, part)| !part.is_empty());
+    let locality: serde_json::Map<_, _> = parts.map(|(name, part)| (name.to_owned(), json!(&**part))).collect();
     let mut status = json!({
         "address": address_json(&host.address),
         "stats": [
@@ -237,7 +245,7 @@ fn host_json(host: &Host) -> Value {
         ],
         "health_status": health,
         "weight": host.weight,
-        "locality": {"region": &*host.locality.region, "zone": &*host.locality.zone, "sub_zone": &*host.locality.sub_zone},
+        "locality": locality,
     });
     for (name, local) in [("success_rate", false), ("local_origin_success_rate", true)] {
         if let Some(rate) = host.state.outlier.rate(local) {

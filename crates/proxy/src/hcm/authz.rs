@@ -165,21 +165,21 @@ fn refuse(exchange: &Exchange, config: &JwtAuthn, denied: Denied) -> Stop {
     let mut reply = LocalReply::new(status, body, details);
     if !config.strip_failure_response {
         let request = &exchange.request;
-        let mut realm = format!(
+        let path = request.path().unwrap_or_default();
+        // Envoy cuts the path there. HTTP/2 paths may hold characters of several bytes.
+        let realm = format!(
             "{}://{}{}",
             request.get_str("x-forwarded-proto").unwrap_or("http"),
             request.authority().unwrap_or_default(),
-            request.path().unwrap_or_default()
+            &path[..cut_at(path, MAX_REALM)]
         );
-        // Envoy cuts the original URI there. HTTP/2 paths may hold characters of several bytes.
-        realm.truncate(cut_at(&realm, MAX_REALM));
         let error = if denied == MISSING { "" } else { ", error=\"invalid_token\"" };
         reply.headers.push(("www-authenticate".into(), format!("Bearer realm=\"{realm}\"{error}").into_bytes()));
     }
     reply.into()
 }
 
-/// Bytes of a realm.
+/// Bytes of a path in a realm.
 const MAX_REALM: usize = 256;
 
 /// Where to cut a text of at most so many bytes: at a character's end.
@@ -465,8 +465,8 @@ mod tests {
 
     #[test]
     fn a_realm_is_cut_at_a_character() {
-        let realm = format!("http://t/{}", "ä".repeat(200));
-        assert_eq!(cut_at(&realm, MAX_REALM), 255);
-        assert_eq!(cut_at("http://t/", MAX_REALM), 9);
+        let path = format!("/{}", "ä".repeat(200));
+        assert_eq!(cut_at(&path, MAX_REALM), 255);
+        assert_eq!(cut_at("/p", MAX_REALM), 2);
     }
 }

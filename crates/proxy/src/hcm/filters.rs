@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 use std::time::Instant;
 
 /// Whether a filter takes part, and its settings at the request's route.
@@ -366,9 +367,17 @@ pub(super) async fn peek_body(
                     exchange.info.bytes_received = seen.len() as u64;
                     return Err(LocalReply::new(413, "Payload Too Large", "request_payload_too_large").into());
                 }
-                if seen.len() >= limit {
-                    break;
+                if seen.len() < limit || !allow_partial {
+                    continue;
                 }
+                // No more is waited for, but what ends just here is whole.
+                match poll_fn(|cx| Poll::Ready(body.poll_frame(cx))).await {
+                    Poll::Ready(None) => ended = true,
+                    Poll::Ready(Some(Ok(frame))) => frames.push_back(frame),
+                    Poll::Ready(Some(Err(_))) => return Err(Stop::Gone(false)),
+                    Poll::Pending => {}
+                }
+                break;
             }
             Some(Err(_)) => return Err(Stop::Gone(false)),
         }

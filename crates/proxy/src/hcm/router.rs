@@ -302,7 +302,8 @@ async fn tries(
         let verdict = match &tried {
             Tried::Answer(reply, ..) => {
                 exchange.info.upstream.header_bytes_received += super::exchange::header_bytes(&reply.headers, 3);
-                if reply.headers.contains("x-envoy-immediate-health-check-fail") {
+                let checked = !plan.cluster.config().health_checks.is_empty();
+                if checked && reply.headers.contains("x-envoy-immediate-health-check-fail") {
                     plan.cluster.on_own_word(&host);
                 }
                 plan.cluster.on_result(&host, Some(Health::Status(outlier_status(reply))), &worker);
@@ -486,9 +487,7 @@ fn discard(reply: &Reply, upstream: &mut Upstream) {
 
 /// The answer to a request that the load assignment wants dropped (Envoy `Filter::checkDropOverload`).
 fn drop_overload(cluster: &WorkerCluster, worker: &crate::worker::Worker) -> Option<LocalReply> {
-    let endpoints = cluster.entry.endpoints.load();
-    endpoints.drop_category(&mut worker.random.borrow_mut())?;
-    let (body, details, header, flag) = match endpoints.drops_all() {
+    let (body, details, header, flag) = match cluster.drops(&mut worker.random.borrow_mut())? {
         true => (
             "unconditional drop overload",
             "unconditional_drop_overload",
