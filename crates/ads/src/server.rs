@@ -135,8 +135,12 @@ pub enum EventKind {
     },
     /// The client accepted a response.
     Acked { type_url: ArcStr, nonce: String },
-    /// The client refused a response; it keeps what it had.
-    Nacked { type_url: ArcStr, nonce: String, error: String },
+    /// The connection has taken all of a response, `took` after it was made.
+    Delivered { took: Duration },
+    /// A request larger than all before it on the stream.
+    Larger { bytes: usize },
+    /// The client refused a response; it keeps what it had. `code` is a `google.rpc.Code`.
+    Nacked { type_url: ArcStr, nonce: String, code: i32, error: String },
     /// The client spoke of a response that a later one had replaced.
     Stale { type_url: ArcStr },
     /// The client has applied all of this snapshot that concerns it.
@@ -199,6 +203,7 @@ impl<S: Source> Server<S> {
             waiting_since: None,
             number: self.streams.fetch_add(1, Ordering::Relaxed),
             node_id: ArcStr::from(node.id.as_str()),
+            largest: 0,
         };
         driver.report(EventKind::Connected { protocol: W::PROTOCOL, peer });
         driver.hear(first)?;
@@ -212,16 +217,19 @@ impl<S: Source> Server<S> {
 /// The stream's responses. It is driven by whoever reads it: when the client reads slowly, snapshots pass by and are
 /// skipped, and of a response no more is encoded than the connection takes.
 fn body<S: Source, W: Wire>(driver: Driver<S, W>) -> Body {
-    let frames = futures::stream::unfold(Some((driver, None::<Chunks>)), |state| async move {
+    let frames = futures::stream::unfold(Some((driver, None::<(Chunks, Instant)>)), |state| async move {
         let (mut driver, mut chunks) = state?;
         loop {
-            if let Some(chunk) = chunks.as_mut().and_then(Chunks::next) {
-                return Some((Ok::<_, Status>(Frame::data(chunk)), Some((driver, chunks))));
+            if let Some((pieces, since)) = chunks.as_mut() {
+                if let Some(chunk) = pieces.next() {
+                    return Some((Ok::<_, Status>(Frame::data(chunk)), Some((driver, chunks))));
+                }
+                driver.report(EventKind::Delivered { took: since.elapsed() });
             }
             let ended = match driver.next().await {
                 Ok(Some(response)) => match W::chunks(response) {
                     Ok(encoded) => {
-                        chunks = Some(encoded);
+                        chunks = Some((encoded, Instant::now()));
                         continue;
                     }
                     Err(status) => status,
@@ -316,6 +324,8 @@ struct Driver<S: Source, W: Wire> {
     waiting_since: Option<Instant>,
     number: u64,
     node_id: ArcStr,
+    /// Bytes of the largest request.
+    largest: usize,
 }
 
 impl<S: Source, W: Wire> Driver<S, W> {
@@ -367,7 +377,13 @@ impl<S: Source, W: Wire> Driver<S, W> {
     }
 
     fn hear(&mut self, request: W::Request) -> Result<(), Status> {
+        let bytes = request.encoded_len();
+        if bytes > self.largest {
+            self.largest = bytes;
+            self.report(EventKind::Larger { bytes });
+        }
         let request = W::decode(request);
+        let code = request.code;
         if request.type_url == envoy_api::type_url::HEALTH {
             // No subscription: nothing is ever sent of this type.
             self.report(EventKind::Health { problem: request.error.map(|message| (request.code, message)) });
@@ -376,7 +392,7 @@ impl<S: Source, W: Wire> Driver<S, W> {
         let type_url = ArcStr::from(request.type_url.as_str());
         match self.session.on_request(request) {
             Ok(Heard::Acked { nonce }) => self.report(EventKind::Acked { type_url, nonce }),
-            Ok(Heard::Nacked { nonce, error }) => self.report(EventKind::Nacked { type_url, nonce, error }),
+            Ok(Heard::Nacked { nonce, error }) => self.report(EventKind::Nacked { type_url, nonce, code, error }),
             Ok(Heard::Stale) => self.report(EventKind::Stale { type_url }),
             Ok(Heard::Subscribed) => {}
             Err(bad) => return Err(Status::invalid_argument(bad.to_string())),

@@ -225,6 +225,8 @@ async fn serve_until_signal(args: Args) -> anyhow::Result<ExitCode> {
     let batches = cluster.map(|cluster| {
         // One batch waits while the last is applied; further changes wait in the connection.
         let (sender, batches) = mpsc::channel(1);
+        let (metrics, id) = (handle.metrics(), args.cluster_id.clone());
+        let cluster = cluster.observed(move |notice| metrics.api_server(&id, notice));
         let watching = cluster.clone();
         tasks.spawn(async move { watching.watch(mesh_map, sender).await });
         // A name that no other process has, not even this one's next life.

@@ -1,6 +1,8 @@
 //! istiod's metrics, by its names.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -8,7 +10,9 @@ use ads::server::EventKind;
 use ca::SignError;
 use config_store::{Kind, Snapshot};
 use envoy_api::type_url;
+use kube_source::Notice;
 use lifecycle::metrics::Registry;
+use push_context::Node;
 
 use crate::push_status::{GAUGES, PushStatus};
 
@@ -20,6 +24,9 @@ const PUSH_BOUNDS: [f64; 9] = [0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
 
 /// Seconds; istiod's bounds of `pilot_proxy_queue_time` and `pilot_proxy_convergence_time`.
 const PROXY_BOUNDS: [f64; 8] = [0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
+
+/// Seconds; istiod's bounds of `pilot_xds_send_time`.
+const SEND_BOUNDS: [f64; 8] = [0.01, 0.1, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
 
 /// Bytes; istiod's bounds of `pilot_xds_config_size_bytes`.
 const SIZE_BOUNDS: [f64; 6] = [1.0, 10_000.0, 1_000_000.0, 4_000_000.0, 10_000_000.0, 40_000_000.0];
@@ -62,6 +69,8 @@ pub(crate) struct Metrics {
     since: OnceLock<Instant>,
     /// Failed look-ups of providers' services that are counted already.
     lookups: Mutex<BTreeMap<&'static str, u64>>,
+    /// Bytes of the largest request.
+    largest_request: AtomicUsize,
 }
 
 impl Metrics {
@@ -186,9 +195,11 @@ impl Metrics {
         }
     }
 
-    /// The turn of a proxy, connected since then, has come to get a snapshot.
-    pub(crate) fn dequeued(&self, revision: u64, since: Instant) {
+    /// The turn of a proxy, connected since then, has come to get a snapshot; whether it has other services than before.
+    pub(crate) fn dequeued(&self, revision: u64, since: Instant) -> bool {
+        let mut has_other_services = false;
         self.times(revision, since, |published| {
+            has_other_services = published.reasons.contains_key("service");
             let help = "Time in seconds, a proxy is in the push queue before being dequeued.";
             let waited = published.at.elapsed().as_secs_f64();
             self.registry.histogram("pilot_proxy_queue_time", help, &PROXY_BOUNDS, &[]).observe(waited);
@@ -197,6 +208,57 @@ impl Metrics {
                 self.registry.counter("pilot_push_triggers", help, &[("type", *reason)]).add(*times);
             }
         });
+        has_other_services
+    }
+
+    /// A proxy that no service leads to.
+    pub(crate) fn serves_nothing(&self, reason: &str) {
+        let help = "Number of proxies that do not have any corresponding service targets.";
+        let labels = [("reason", reason)];
+        self.registry.counter("pilot_k8s_proxies_with_no_service_targets", help, &labels).increment();
+    }
+
+    /// New or changed EndpointSlices speak of so many addresses of pods that are not there.
+    pub(crate) fn without_pods(&self, addresses: usize) {
+        if addresses == 0 {
+            return;
+        }
+        let help = "Endpoints that does not have any corresponding pods.";
+        self.registry.counter("pilot_k8s_endpoints_with_no_pods", help, &[]).add(addresses as u64);
+    }
+
+    /// Something between us and the API server of this cluster.
+    pub(crate) fn api_server(&self, cluster: &str, notice: &Notice<'_>) {
+        let count = |name: &str, help: &str, labels: &[(&str, &str)]| {
+            self.registry.counter(name, help, labels).increment();
+        };
+        match notice {
+            Notice::WatchFailed => {
+                let help = "Total number of errorMetric syncing controllers.";
+                count("controller_sync_errors_total", help, &[("cluster", cluster)]);
+            }
+            // istiod's label of an attempt is the webhook's name; of the others it is the object's.
+            Notice::InjectorWritten { object, result } => {
+                let name = ("name", kube_source::INJECTOR);
+                count("webhook_patch_attempts_total", "Webhook patching attempts", &[name]);
+                if result.is_err() {
+                    let labels = [("name", *object), ("reason", "webhook_update_failure")];
+                    count("webhook_patch_failures_total", "Webhook patching total failures", &labels);
+                    count("webhook_patch_retries_total", "Webhook patching retries", &labels[..1]);
+                }
+            }
+            Notice::InjectorLacksWebhook { object } => {
+                let labels = [("name", *object), ("reason", "webhook_entry_not_found")];
+                count("webhook_patch_failures_total", "Webhook patching total failures", &labels);
+            }
+            Notice::ValidatorWritten { result: Ok(()) } => {
+                count("galley_validation_config_updates", "k8s webhook configuration updates", &[]);
+            }
+            Notice::ValidatorWritten { result: Err(reason) } => {
+                let labels = [("reason", *reason)];
+                count("galley_validation_config_update_error", "k8s webhook configuration update error", &labels);
+            }
+        }
     }
 
     /// A proxy, connected since then, uses all of a snapshot.
@@ -253,7 +315,8 @@ impl Metrics {
             .set(count as f64);
     }
 
-    pub(crate) fn xds(&self, event: &EventKind) {
+    /// What happened on the stream of this proxy.
+    pub(crate) fn xds(&self, event: &EventKind, node: &Node) {
         match event {
             EventKind::Sent { type_url, bytes, took, .. } => {
                 let labels = [("type", short(type_url))];
@@ -272,8 +335,29 @@ impl Metrics {
                 let help = "Total number of XDS requests with an expired nonce.";
                 self.registry.counter("pilot_xds_expired_nonce", help, &[]).increment();
             }
-            EventKind::Nacked { type_url, .. } => {
+            EventKind::Delivered { took } => {
+                let help = "Total time in seconds Pilot takes to send generated configuration.";
+                self.registry.histogram("pilot_xds_send_time", help, &SEND_BOUNDS, &[]).observe(took.as_secs_f64());
+            }
+            EventKind::Larger { bytes } => {
+                let most = self.largest_request.fetch_max(*bytes, Ordering::Relaxed).max(*bytes);
+                let help = "The maximum size request we have received so far.";
+                self.registry.gauge("pilot_xds_recv_max", help, &[]).set(most as f64);
+            }
+            EventKind::Nacked { type_url, code, .. } => {
                 let labels = [("type", short(type_url))];
+                let of_type = match &**type_url {
+                    type_url::CLUSTER => Some(("pilot_xds_cds_reject", "Pilot rejected CDS configs.")),
+                    type_url::ENDPOINT => Some(("pilot_xds_eds_reject", "Pilot rejected EDS.")),
+                    type_url::LISTENER => Some(("pilot_xds_lds_reject", "Pilot rejected LDS.")),
+                    type_url::ROUTE => Some(("pilot_xds_rds_reject", "Pilot rejected RDS.")),
+                    _ => None,
+                };
+                if let Some((name, help)) = of_type {
+                    // As istiod, which sets them and takes none back.
+                    let labels = [("err", &*code_name(*code)), ("node", proxy_id(node))];
+                    self.registry.gauge(name, help, &labels).set(1.0);
+                }
                 self.registry
                     .counter(
                         "pilot_total_xds_rejects",
@@ -376,6 +460,37 @@ impl Metrics {
     }
 }
 
+/// How istiod calls a proxy: `NAME.NAMESPACE` of `sidecar~ADDRESS~NAME.NAMESPACE~DOMAIN`.
+pub(crate) fn proxy_id(node: &Node) -> &str {
+    node.id.split('~').nth(2).unwrap_or(&node.id)
+}
+
+/// What gRPC's library for Go calls a `google.rpc.Code`.
+fn code_name(code: i32) -> Cow<'static, str> {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "Canceled",
+        "Unknown",
+        "InvalidArgument",
+        "DeadlineExceeded",
+        "NotFound",
+        "AlreadyExists",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "FailedPrecondition",
+        "Aborted",
+        "OutOfRange",
+        "Unimplemented",
+        "Internal",
+        "Unavailable",
+        "DataLoss",
+        "Unauthenticated",
+    ];
+    let known = usize::try_from(code).ok().and_then(|code| NAMES.get(code));
+    // The library's type is unsigned.
+    known.map_or_else(|| format!("Code({})", code.cast_unsigned()).into(), |name| Cow::Borrowed(*name))
+}
+
 /// istiod's short names of types.
 pub(crate) fn short(url: &str) -> &str {
     match url {
@@ -387,5 +502,46 @@ pub(crate) fn short(url: &str) -> &str {
         type_url::NAME_TABLE => "nds",
         type_url::EXTENSION => "ecds",
         other => other.rsplit('/').next().unwrap_or(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_have_the_names_of_gos_library() {
+        for (code, name) in [(0, "OK"), (1, "Canceled"), (13, "Internal"), (16, "Unauthenticated"), (17, "Code(17)")] {
+            assert_eq!(code_name(code), name);
+        }
+        assert_eq!(code_name(-1), "Code(4294967295)");
+    }
+
+    #[test]
+    fn what_happens_with_the_api_server_is_counted() {
+        let metrics = Metrics::default();
+        let object = "istio-sidecar-injector";
+        for notice in [
+            Notice::WatchFailed,
+            Notice::InjectorWritten { object, result: Ok(()) },
+            Notice::InjectorWritten { object, result: Err("Conflict") },
+            Notice::InjectorLacksWebhook { object },
+            Notice::ValidatorWritten { result: Ok(()) },
+            Notice::ValidatorWritten { result: Err("Forbidden") },
+        ] {
+            metrics.api_server("east", &notice);
+        }
+        let page = metrics.render();
+        for line in [
+            "controller_sync_errors_total{cluster=\"east\"} 1",
+            "webhook_patch_attempts_total{name=\"sidecar-injector.istio.io\"} 2",
+            "webhook_patch_retries_total{name=\"istio-sidecar-injector\"} 1",
+            "webhook_patch_failures_total{name=\"istio-sidecar-injector\",reason=\"webhook_update_failure\"} 1",
+            "webhook_patch_failures_total{name=\"istio-sidecar-injector\",reason=\"webhook_entry_not_found\"} 1",
+            "galley_validation_config_updates 1",
+            "galley_validation_config_update_error{reason=\"Forbidden\"} 1",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line}\n{page}");
+        }
     }
 }

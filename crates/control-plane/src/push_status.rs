@@ -5,11 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use config_store::{Body, Key, Kind};
+use config_store::{Body, Key, Kind, Object, Snapshot};
 use mesh_types::ArcStr;
 use push_context::{InterceptionMode, IpMode, Node, SidecarScope};
 use serde_json::{Map, Value, json};
 
+use crate::metrics::proxy_id;
 use crate::world::State;
 
 /// Name and help of each gauge. All are set at each look, so that what was mended goes back to 0.
@@ -54,7 +55,7 @@ impl PushStatus {
             if scopes.insert((Arc::as_ptr(&scope), node.ip_mode, node.interception)) {
                 for found in xds_gen::conflicts(&state.push, node) {
                     // A cluster without instances is so for all proxies.
-                    let proxy = if found.metric == "pilot_eds_no_instances" { "" } else { node.id.as_str() };
+                    let proxy = if found.metric == "pilot_eds_no_instances" { "" } else { proxy_id(node) };
                     out.add(found.metric, found.key, proxy, found.message);
                 }
             }
@@ -102,15 +103,10 @@ impl PushStatus {
                 if !ready {
                     not_ready.extend(endpoint.addresses.iter().cloned());
                 }
-                let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
-                let Some(pod) = pod else { continue };
-                let of = pod.namespace.as_deref().unwrap_or(namespace);
-                if state.snapshot.get(&Key::new(Kind::Pod, of, pod.name.as_deref().unwrap_or_default())).is_none() {
-                    for address in &endpoint.addresses {
-                        self.add("endpoint_no_pod", host.clone(), "", address.clone());
-                        self.add(PENDING, address.clone(), "", String::new());
-                    }
-                }
+            }
+            for address in without_pods(&state.snapshot, object) {
+                self.add("endpoint_no_pod", host.clone(), "", address.to_owned());
+                self.add(PENDING, address.to_owned(), "", String::new());
             }
         }
         not_ready
@@ -142,13 +138,29 @@ impl PushStatus {
 
     /// Whether a proxy's own workload is served.
     fn proxy(&mut self, state: &State, node: &Node, not_ready: &HashSet<String>) {
+        let id = proxy_id(node);
         for found in xds_gen::inbound_conflicts(&state.push, node) {
-            self.add(found.metric, found.key, &node.id, found.message);
+            self.add(found.metric, id.to_owned(), id, found.message);
         }
         if node.addresses.iter().any(|address| not_ready.contains(address)) {
-            self.add("pilot_endpoint_not_ready", node.id.clone(), &node.id, String::new());
+            self.add("pilot_endpoint_not_ready", id.to_owned(), id, String::new());
         } else if state.push.registry.targets(&node.query()).is_empty() {
-            self.add("pilot_no_ip", node.id.clone(), &node.id, String::new());
+            self.add("pilot_no_ip", id.to_owned(), id, String::new());
         }
     }
+}
+
+/// The addresses of an EndpointSlice that are said to be of pods, but nobody knows the pods.
+pub(crate) fn without_pods<'a>(snapshot: &Snapshot, slice: &'a Object) -> Vec<&'a str> {
+    let Body::EndpointSlice(body) = &slice.body else { return Vec::new() };
+    let mut out = Vec::new();
+    for endpoint in body.endpoints.iter().flatten() {
+        let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+        let Some(pod) = pod else { continue };
+        let of = pod.namespace.as_deref().unwrap_or(&slice.key.namespace);
+        if snapshot.get(&Key::new(Kind::Pod, of, pod.name.as_deref().unwrap_or_default())).is_none() {
+            out.extend(endpoint.addresses.iter().map(String::as_str));
+        }
+    }
+    out
 }

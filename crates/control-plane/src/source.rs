@@ -81,6 +81,7 @@ impl Generator {
             address: peer.address.map(|address| address.to_string()).unwrap_or_default(),
         });
         self.count(&node);
+        self.look_for_services(&node, &self.world.current());
         Ok(Client { connection, node, since: Instant::now(), end, given: AtomicU64::new(0), claim })
     }
 }
@@ -106,6 +107,20 @@ impl Generator {
         }
     }
 
+    /// Counts a proxy that serves nothing, where istiod does: Kubernetes' services only, and none for machines.
+    fn look_for_services(&self, node: &Node, state: &State) {
+        let (registry, query) = (&state.push.registry, node.query());
+        let reason = match registry.workload(&query) {
+            Some(workload) if !workload.is_pod => return,
+            Some(_) => "no_matching_services",
+            None => "no_matching_metadata",
+        };
+        let served = registry.targets(&query);
+        if !served.iter().any(|target| target.service.provider == registry::Provider::Kubernetes) {
+            self.metrics.serves_nothing(reason);
+        }
+    }
+
     /// Keeps the number of connected proxies of this one's version.
     fn count(&self, node: &Node) {
         let version = node.meta("ISTIO_VERSION").unwrap_or_default();
@@ -127,7 +142,10 @@ impl Source for Generator {
     fn resources(&self, proxy: &Client, type_url: &str, names: Names<'_>) -> Arc<[Resource]> {
         let state = self.world.current();
         if proxy.given.swap(state.revision, Ordering::Relaxed) != state.revision {
-            self.metrics.dequeued(state.revision, proxy.since);
+            let has_other_services = self.metrics.dequeued(state.revision, proxy.since);
+            if has_other_services {
+                self.look_for_services(&proxy.node, &state);
+            }
         }
         if type_url == envoy_api::type_url::SECRET {
             // Nobody's identity is known on the plaintext port, and a wildcard for secrets would be one for all.
@@ -168,8 +186,11 @@ impl Source for Generator {
     }
 
     fn report(&self, proxy: &Client, event: &Event) {
+        self.metrics.xds(&event.kind, &proxy.node);
+        if matches!(event.kind, EventKind::Delivered { .. } | EventKind::Larger { .. }) {
+            return; // only counted, and often
+        }
         self.statuses.hear(proxy.connection, &event.kind);
-        self.metrics.xds(&event.kind);
         if let Some(claim) = &proxy.claim {
             match &event.kind {
                 EventKind::Connected { .. } => self.registrar.connected(claim, proxy.connection),
@@ -192,7 +213,11 @@ impl Source for Generator {
                 warn!(proxy = %name, r#type = short(type_url), error, "proxy refused its configuration");
             }
             EventKind::Synced { revision } => self.metrics.converged(*revision, proxy.since),
-            EventKind::Acked { .. } | EventKind::Stale { .. } | EventKind::Health { .. } => {}
+            EventKind::Acked { .. }
+            | EventKind::Stale { .. }
+            | EventKind::Health { .. }
+            | EventKind::Delivered { .. }
+            | EventKind::Larger { .. } => {}
         }
     }
 }

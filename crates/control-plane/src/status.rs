@@ -179,6 +179,8 @@ impl Statuses {
             }
             EventKind::Connected { .. }
             | EventKind::Disconnected
+            | EventKind::Delivered { .. }
+            | EventKind::Larger { .. }
             | EventKind::Stale { .. }
             | EventKind::Health { .. } => {}
         }
@@ -283,7 +285,8 @@ mod tests {
         let statuses = Statuses::default();
         arrive(&statuses, 1);
         let type_url: ArcStr = "cds".into();
-        statuses.hear(1, &EventKind::Nacked { type_url: type_url.clone(), nonce: "1".into(), error: "no".into() });
+        statuses
+            .hear(1, &EventKind::Nacked { type_url: type_url.clone(), nonce: "1".into(), code: 3, error: "no".into() });
         statuses.hear(1, &EventKind::Synced { revision: 5 });
         let laggards = statuses.wait(5, Duration::from_secs(1)).await.unwrap_err();
         assert_eq!(laggards.to_string(), "a.b refuses its configuration: cds: no");

@@ -1,6 +1,6 @@
 //! The state of the mesh: one writer, any number of readers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use crate::metrics::{Metrics, Published};
+use crate::push_status::without_pods;
 
 /// Updates that may wait while a snapshot is built; senders wait beyond it.
 const QUEUE: usize = 1024;
@@ -112,6 +113,8 @@ pub(crate) struct Writer {
     metrics: Arc<Metrics>,
     /// How many changes of each sort the next snapshot has.
     reasons: BTreeMap<&'static str, u64>,
+    /// EndpointSlices that the next snapshot has anew.
+    slices: BTreeSet<Key>,
     /// The next snapshot has other keys of issuers, or other networks.
     has_news: bool,
 }
@@ -157,6 +160,7 @@ pub(crate) fn new(
         requests,
         metrics,
         reasons,
+        slices: BTreeSet::new(),
         has_news: false,
     };
     (world, writer)
@@ -272,7 +276,15 @@ impl Writer {
                 Change::Updated(_) | Change::Unchanged(_) => "update",
             };
             self.metrics.changed(change.key().kind, event);
-            *self.reasons.entry(reason(change.key().kind)).or_default() += 1;
+            if change.key().kind == Kind::EndpointSlice {
+                self.slices.insert(change.key().clone());
+            }
+            let reason = match change.key().kind {
+                // Others have root certificates.
+                Kind::ConfigMap if *change.key() != self.mesh_config_map => "secret",
+                kind => reason(kind),
+            };
+            *self.reasons.entry(reason).or_default() += 1;
             debug!(object = %change.key(), event, "configuration changed");
         }
         Ok(())
@@ -303,6 +315,9 @@ impl Writer {
         let push = Arc::new(self.push.update(&snapshot, &self.mesh));
         self.push = push.clone();
         self.metrics.built(started.elapsed(), &snapshot);
+        let slices = std::mem::take(&mut self.slices);
+        let slices = slices.iter().filter_map(|key| snapshot.get(key));
+        self.metrics.without_pods(slices.map(|slice| without_pods(&snapshot, slice).len()).sum());
         let state = Arc::new(State { revision, snapshot, push, mesh: self.mesh.clone() });
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = state;
         let reasons = std::mem::take(&mut self.reasons);

@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -30,6 +31,22 @@ pub enum ConnectError {
 #[derive(Clone)]
 pub struct Cluster {
     pub(crate) client: Client,
+    observer: Option<Arc<Observer>>,
+}
+
+type Observer = dyn Fn(&Notice<'_>) + Send + Sync;
+
+/// Something between us and the API server that somebody may count.
+#[derive(Clone, Copy, Debug)]
+pub enum Notice<'a> {
+    /// A list or a watch ended with an error.
+    WatchFailed,
+    /// The webhooks of a MutatingWebhookConfiguration were to be given our roots. The error is Kubernetes' reason.
+    InjectorWritten { object: &'a str, result: Result<(), &'a str> },
+    /// A MutatingWebhookConfiguration of our revision has no webhook for injection.
+    InjectorLacksWebhook { object: &'a str },
+    /// The webhooks of a ValidatingWebhookConfiguration were to be given our roots. The error is Kubernetes' reason.
+    ValidatorWritten { result: Result<(), &'a str> },
 }
 
 impl std::fmt::Debug for Cluster {
@@ -58,6 +75,17 @@ impl Cluster {
         // Watches are silent for minutes; their own timeout says when one is dead.
         config.read_timeout = None;
         let client = Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))?;
-        Ok(Cluster { client })
+        Ok(Cluster { client, observer: None })
+    }
+
+    /// The same server; `observer` hears what this one and its clones do from now on.
+    pub fn observed(self, observer: impl Fn(&Notice<'_>) + Send + Sync + 'static) -> Cluster {
+        Cluster { observer: Some(Arc::new(observer)), ..self }
+    }
+
+    pub(crate) fn notice(&self, notice: &Notice<'_>) {
+        if let Some(observer) = &self.observer {
+            observer(notice);
+        }
     }
 }

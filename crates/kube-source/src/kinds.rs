@@ -19,7 +19,7 @@ pub(crate) struct Api {
 
 /// Kubernetes' own kinds that are watched.
 ///
-/// Of ConfigMaps only the mesh's is, and of Secrets those that may hold certificates.
+/// Of ConfigMaps the mesh's is, and those with root certificates; of Secrets those that may hold certificates.
 pub(crate) const CORE: [Api; 5] = [
     core(Kind::Namespace, "namespaces"),
     core(Kind::Node, "nodes"),

@@ -26,9 +26,10 @@ mod watch;
 mod webhooks;
 
 pub use apply::{ApplyError, Removal};
-pub use client::{Cluster, ConnectError, Options};
+pub use client::{Cluster, ConnectError, Notice, Options};
 pub use crds::crds;
 pub use review::{Account, ReviewError};
 pub use root_cert::ROOT_CERT_CONFIG_MAP;
 pub use secrets::SecretError;
 pub use watch::Change;
+pub use webhooks::INJECTOR;

@@ -13,6 +13,18 @@ const NOISE: [&str; 2] =
 const CERTIFICATES: [&str; 9] =
     ["cert", "key", "cacert", "crl", "tls.crt", "tls.key", "tls.ocsp-staple", "ca.crt", "ca.crl"];
 
+/// What of a ConfigMap they may be given: the certificates, and what is revoked.
+const ROOTS: [(&str, &str); 2] = [("cacert", "crl"), ("ca.crt", "ca.crl")];
+
+/// Leaves of a ConfigMap its root certificates and their revocations; whether there are any.
+pub(crate) fn keep_roots(object: &mut DynamicObject) -> bool {
+    let Some(whole) = object.data.as_object_mut() else { return false };
+    whole.retain(|field, _| field == "data");
+    let Some(data) = whole.get_mut("data").and_then(Value::as_object_mut) else { return false };
+    data.retain(|key, _| ROOTS.iter().any(|(roots, revoked)| key == roots || key == revoked));
+    ROOTS.iter().any(|(roots, _)| data.get(*roots).and_then(Value::as_str).is_some_and(|text| !text.is_empty()))
+}
+
 /// The object as a document, without what no reader of the store looks at.
 pub(crate) fn document(kind: Kind, api_version: &str, object: DynamicObject) -> Document {
     let origin = match &object.metadata.namespace {

@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamMap;
 use tracing::{debug, info, warn};
 
-use crate::Cluster;
 use crate::kinds::{self, Api};
+use crate::{Cluster, Notice};
 
 /// The largest batch, so that a reader sees something even while everything changes.
 const MOST: usize = 20_000;
@@ -47,6 +47,8 @@ pub enum Change {
 enum Watch {
     /// All objects of a kind.
     Kind(Kind),
+    /// ConfigMaps with certificates that proxies may be told to trust.
+    Roots,
     /// Which CRDs there are.
     Crds,
 }
@@ -84,7 +86,7 @@ impl Cluster {
     /// Watches all that sidecars are made of, until nobody listens. The first batch is complete: it is sent when every
     /// kind that the server serves has been listed.
     ///
-    /// Of ConfigMaps only `mesh`, a namespace and a name, is read.
+    /// Of ConfigMaps `mesh`, a namespace and a name, is read, and of the others the root certificates in them.
     pub async fn watch(&self, mesh: (String, String), batches: mpsc::Sender<Vec<Change>>) {
         let mut watcher = Watcher {
             cluster: self.clone(),
@@ -133,6 +135,10 @@ impl Watcher {
         };
         let only = watcher::Config::default().fields(&format!("metadata.name={}", self.mesh.1));
         self.watch_kind(Kind::ConfigMap, &config_maps, only);
+        let roots = KubeApi::<DynamicObject>::all_with(self.cluster.client.clone(), &config_maps);
+        let roots = watcher::watcher(roots, watcher::Config::default()).backoff(pauses());
+        self.streams.insert(Watch::Roots, Box::pin(roots.map(|event| event.map(Item::Object))));
+        self.told.insert(Watch::Roots, Told { api_version: config_maps.api_version.clone(), ..Told::default() });
         let secrets = ApiResource { kind: "Secret".into(), plural: "secrets".into(), ..config_maps };
         self.watch_kind(Kind::Secret, &secrets, watcher::Config::default().fields(SECRETS));
         let crds = KubeApi::<PartialObjectMeta<CustomResourceDefinition>>::all(self.cluster.client.clone());
@@ -213,12 +219,13 @@ impl Watcher {
         let item = match item {
             Ok(item) => item,
             Err(error) => {
+                self.cluster.notice(&Notice::WatchFailed);
                 if !told.failing {
                     told.failing = true;
                     warn!(?watch, error = %chain(&error), "watch interrupted; what it said holds");
                 }
-                // Whoever may not read Secrets serves without them.
-                if watch == Watch::Kind(Kind::Secret) && has_code(&error, 403) {
+                // Whoever may not read Secrets, or all ConfigMaps, serves without them.
+                if matches!(watch, Watch::Kind(Kind::Secret) | Watch::Roots) && has_code(&error, 403) {
                     told.listed = true;
                 }
                 // A version that is no longer served, or a CRD that is gone.
@@ -236,6 +243,11 @@ impl Watcher {
         }
         match (watch, item) {
             (Watch::Kind(kind), Item::Object(event)) => take_object(told, &mut self.batch, kind, event),
+            (Watch::Roots, Item::Object(event)) => {
+                if let Some(event) = about_roots(told, &self.mesh, event) {
+                    take_object(told, &mut self.batch, Kind::ConfigMap, event);
+                }
+            }
             (_, Item::Crd(Event::InitApply(crd) | Event::Apply(crd))) => {
                 let name = crd.metadata.name.unwrap_or_default();
                 let api = kinds::CUSTOM.iter().find(|api| api.crd_name() == name);
@@ -259,11 +271,34 @@ impl Watcher {
     }
 }
 
-fn take_object(told: &mut Told, batch: &mut Vec<Change>, kind: Kind, event: Event<DynamicObject>) {
-    let key = |object: &DynamicObject| {
-        let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
-        Key::new(kind, namespace, object.metadata.name.as_deref().unwrap_or_default())
+/// What an event about a ConfigMap says of root certificates, if anything: most ConfigMaps have none, and the mesh's is
+/// watched by itself.
+fn about_roots(told: &Told, mesh: &(String, String), event: Event<DynamicObject>) -> Option<Event<DynamicObject>> {
+    let is_known = |object: &DynamicObject| told.known.contains(&key(Kind::ConfigMap, object));
+    let is_mesh = |object: &DynamicObject| {
+        object.metadata.namespace.as_ref() == Some(&mesh.0) && object.metadata.name.as_ref() == Some(&mesh.1)
     };
+    match event {
+        Event::Init | Event::InitDone => Some(event),
+        Event::InitApply(mut object) => {
+            (!is_mesh(&object) && crate::trim::keep_roots(&mut object)).then_some(Event::InitApply(object))
+        }
+        Event::Apply(mut object) if !is_mesh(&object) => match crate::trim::keep_roots(&mut object) {
+            true => Some(Event::Apply(object)),
+            false => is_known(&object).then_some(Event::Delete(object)),
+        },
+        Event::Apply(_) => None,
+        Event::Delete(object) => is_known(&object).then_some(Event::Delete(object)),
+    }
+}
+
+fn key(kind: Kind, object: &DynamicObject) -> Key {
+    let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+    Key::new(kind, namespace, object.metadata.name.as_deref().unwrap_or_default())
+}
+
+fn take_object(told: &mut Told, batch: &mut Vec<Change>, kind: Kind, event: Event<DynamicObject>) {
+    let key = |object: &DynamicObject| key(kind, object);
     match event {
         Event::Init => told.listing = Some(HashSet::new()),
         Event::InitApply(object) | Event::Apply(object) => {
@@ -346,6 +381,43 @@ mod tests {
 
     fn service(name: &str) -> DynamicObject {
         serde_json::from_value(json!({"metadata": {"name": name, "namespace": "n"}, "spec": {}})).unwrap()
+    }
+
+    #[test]
+    fn of_config_maps_roots_are_kept_as_long_as_they_are_there() {
+        let map = |name: &str, data: serde_json::Value| -> DynamicObject {
+            serde_json::from_value(json!({"metadata": {"name": name, "namespace": "n"}, "data": data})).unwrap()
+        };
+        let mesh = ("n".to_owned(), "istio".to_owned());
+        let (mut told, mut batch) = (Told { api_version: "v1".into(), ..Told::default() }, Vec::new());
+        let roots = || map("roots", json!({"ca.crt": "PEM", "note": "x"}));
+        for event in [
+            Event::Init,
+            Event::InitApply(roots()),
+            Event::InitApply(map("istio", json!({"ca.crt": "PEM", "mesh": "{}"}))),
+            Event::InitApply(map("settings", json!({"a": "b"}))),
+            Event::InitDone,
+            Event::Apply(map("settings", json!({"a": "c"}))),
+            Event::Delete(map("settings", json!({}))),
+            Event::Apply(map("istio", json!({"cacert": "PEM"}))),
+            Event::Apply(map("roots", json!({"ca.crt": ""}))),
+            Event::Apply(map("roots", json!({"note": "x"}))),
+        ] {
+            if let Some(event) = about_roots(&told, &mesh, event) {
+                take_object(&mut told, &mut batch, Kind::ConfigMap, event);
+            }
+        }
+        let said = batch.iter().map(|change| match change {
+            Change::Delete(key) => format!("gone: {key}"),
+            Change::Apply(reading) => {
+                let object = &reading.as_ref().as_ref().unwrap().0;
+                let config_store::Body::ConfigMap(map) = &object.body else { panic!("{:?}", object.body) };
+                format!("{}: {:?}", object.key, map.data.as_ref().unwrap())
+            }
+        });
+        let said: Vec<_> = said.collect();
+        assert_eq!(said, ["ConfigMap n/roots: {\"ca.crt\": \"PEM\"}", "gone: ConfigMap n/roots"]);
+        assert!(told.listed && told.known.is_empty());
     }
 
     #[test]

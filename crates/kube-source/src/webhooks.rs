@@ -14,11 +14,11 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use crate::Cluster;
 use crate::watch::chain;
+use crate::{Cluster, Notice};
 
 /// Injection's webhooks end so (istio pkg/kube/inject, `webhookName`).
-const INJECTOR: &str = "sidecar-injector.istio.io";
+pub const INJECTOR: &str = "sidecar-injector.istio.io";
 /// A write that failed is not repeated before.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -36,10 +36,18 @@ impl Cluster {
             let done = tokio::select! {
                 Some(event) = injectors.next() => match event {
                     Ok(Event::Apply(object) | Event::InitApply(object)) => {
-                        let patches = object.webhooks.iter().flatten().filter(|webhook| webhook.name.ends_with(INJECTOR));
-                        let patches = patches.filter(|webhook| lacks(&webhook.client_config, ca_pem));
-                        let patches: Vec<_> = patches.map(|webhook| bundle(&webhook.name, ca_pem)).collect();
-                        write(&mutating, &object.name_any(), patches).await
+                        let ours = object.webhooks.iter().flatten().filter(|webhook| webhook.name.ends_with(INJECTOR));
+                        let ours: Vec<_> = ours.collect();
+                        let object = object.name_any();
+                        if ours.is_empty() {
+                            self.notice(&Notice::InjectorLacksWebhook { object: &object });
+                        }
+                        let stale = ours.into_iter().filter(|webhook| lacks(&webhook.client_config, ca_pem));
+                        let patches = stale.map(|webhook| bundle(&webhook.name, ca_pem)).collect();
+                        let told = |result: Result<(), &str>| {
+                            self.notice(&Notice::InjectorWritten { object: &object, result });
+                        };
+                        write(&mutating, &object, patches, told).await
                     }
                     _ => Ok(()),
                 },
@@ -54,7 +62,8 @@ impl Cluster {
                             patch
                         });
                         let patches = patches.collect();
-                        write(&validating, &object.name_any(), patches).await
+                        let told = |result: Result<(), &str>| self.notice(&Notice::ValidatorWritten { result });
+                        write(&validating, &object.name_any(), patches, told).await
                     }
                     _ => Ok(()),
                 },
@@ -75,8 +84,13 @@ fn bundle(name: &str, ca_pem: &str) -> Value {
     json!({"name": name, "clientConfig": {"caBundle": ByteString(ca_pem.as_bytes().to_vec())}})
 }
 
-/// Webhooks are merged by name.
-async fn write<K>(api: &Api<K>, name: &str, patches: Vec<Value>) -> Result<(), kube::Error>
+/// Webhooks are merged by name. `told` hears how it went, unless there is nothing to write.
+async fn write<K>(
+    api: &Api<K>,
+    name: &str,
+    patches: Vec<Value>,
+    told: impl Fn(Result<(), &str>),
+) -> Result<(), kube::Error>
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
@@ -84,5 +98,12 @@ where
         return Ok(());
     }
     info!(name, webhooks = patches.len(), "writing the webhooks' caBundle");
-    api.patch(name, &PatchParams::default(), &Patch::Strategic(json!({"webhooks": patches}))).await.map(drop)
+    let patched = api.patch(name, &PatchParams::default(), &Patch::Strategic(json!({"webhooks": patches}))).await;
+    match &patched {
+        Ok(_) => told(Ok(())),
+        Err(kube::Error::Api(status)) => told(Err(&status.reason)),
+        // As Kubernetes' library calls what no answer says.
+        Err(_) => told(Err("")),
+    }
+    patched.map(drop)
 }

@@ -4,6 +4,7 @@
 //! which is most of what a small answer costs. Here a flush waits until the connection's task has nothing more to say.
 
 use crate::io::Io;
+use crate::keepalive::Pulse;
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -30,6 +31,8 @@ struct State {
     /// TLS may hold bytes back that were written.
     unflushed: bool,
     failed: Option<io::ErrorKind>,
+    /// Told of what comes in.
+    pulse: Option<Rc<Pulse>>,
 }
 
 /// The stream that the crate writes to.
@@ -41,7 +44,7 @@ pub(crate) struct Outlet(Rc<RefCell<State>>);
 impl Batch {
     /// `gathers`: from the beginning; otherwise from [`Outlet::gather`] on.
     pub(crate) fn new(io: Io, gathers: bool) -> (Self, Outlet) {
-        let state = State { io, out: Vec::new(), written: 0, gathers, unflushed: false, failed: None };
+        let state = State { io, out: Vec::new(), written: 0, gathers, unflushed: false, failed: None, pulse: None };
         let state = Rc::new(RefCell::new(state));
         (Self(state.clone()), Outlet(state))
     }
@@ -59,6 +62,11 @@ impl Outlet {
     /// From now on flushes wait for [`Outlet::poll_out`], which has to be called after each poll of the connection.
     pub(crate) fn gather(&self) {
         self.0.borrow_mut().gathers = true;
+    }
+
+    /// Who is told of what comes in.
+    pub(crate) fn tell(&self, pulse: Rc<Pulse>) {
+        self.0.borrow_mut().pulse = Some(pulse);
     }
 
     /// Sends what was gathered. When the socket is full the task is woken once it is not; errors are found by the
@@ -130,7 +138,14 @@ impl AsyncRead for Batch {
         if let Some(kind) = state.failed {
             return Poll::Ready(Err(kind.into()));
         }
-        Pin::new(&mut state.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut state.io).poll_read(cx, buf);
+        if let Some(pulse) = &state.pulse
+            && buf.filled().len() > before
+        {
+            pulse.beat();
+        }
+        polled
     }
 }
 

@@ -61,6 +61,8 @@ pub(crate) struct Http {
     aged: Cell<bool>,
     /// Requests under way.
     active: Cell<u32>,
+    /// A PING was not answered: the connection ended here (HTTP/2).
+    unanswered: Cell<bool>,
     /// Buckets of local rate limits that count each connection by itself.
     limits: RefCell<std::collections::HashMap<usize, limits::Buckets>>,
     /// The peer's last announcement and what it says: the same on every request of a connection.
@@ -159,6 +161,7 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         ending: Cell::new(false),
         aged: Cell::new(false),
         active: Cell::new(0),
+        unanswered: Cell::new(false),
         limits: RefCell::default(),
         announced: RefCell::default(),
     });

@@ -26,6 +26,7 @@ mod hcm;
 mod inspect;
 mod io;
 mod jwks;
+mod keepalive;
 mod log;
 mod overload;
 mod peer;

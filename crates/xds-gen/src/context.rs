@@ -29,6 +29,14 @@ pub(crate) struct Context<'a> {
     pub(crate) common: Common,
 }
 
+/// All of a proxy that matters to the addresses it has for services.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct Addressing {
+    ip_mode: IpMode,
+    in_cluster: bool,
+    allocated: bool,
+}
+
 type Alpn = &'static [&'static str];
 type Encoded = Arc<[u8]>;
 
@@ -149,8 +157,17 @@ impl<'a> Context<'a> {
 
     /// Addresses that the agent's DNS answers with for services without one.
     fn allocated<'s>(&self, service: &'s Service) -> &'s [ArcStr] {
+        if self.addressing().allocated { &service.allocated } else { &[] }
+    }
+
+    /// What [`Context::service_addresses`] depend on.
+    pub(crate) fn addressing(&self) -> Addressing {
         let on = self.node.dns_auto_allocate || self.push.settings.auto_allocate;
-        if on && self.node.dns_capture { &service.allocated } else { &[] }
+        Addressing {
+            ip_mode: self.node.ip_mode,
+            in_cluster: !self.node.cluster_id.is_empty(),
+            allocated: on && self.node.dns_capture,
+        }
     }
 
     /// All of them (istiod `GetAllAddressesForProxy`).

@@ -256,7 +256,7 @@ async fn debug_pages_have_istiods_shapes() {
     assert!(get(&mesh, "/debug/cachez?clear=true").await.contains("Cache cleared"));
     assert_eq!(page(&mesh, "cachez").await, json!({}));
     let status = page(&mesh, "push_status").await;
-    assert_eq!(status["pilot_no_ip"][&node().id], json!({"proxy": node().id}), "{status}");
+    assert_eq!(status["pilot_no_ip"]["sleep.default"], json!({"proxy": "sleep.default"}), "{status}");
     assert!(get(&mesh, "/debug/force_disconnect?proxyID=nobody").await.starts_with("HTTP/1.1 404"));
     assert!(get(&mesh, "/debug/force_disconnect?proxyID=sleep.default").await.ends_with("OK"));
     let ended = tokio::time::timeout(Duration::from_secs(5), stream.responses.message()).await.expect("an end");
@@ -376,6 +376,10 @@ spec: {hosts: [out.example], location: MESH_EXTERNAL, resolution: DNS, workloadS
         ("pilot_k8s_cfg_events{type=\"VirtualService\",event=\"add\"}", 2.0),
         ("pilot_total_rejected_configs{type=\"VirtualService\",name=\"default/bad\"}", 1.0),
         ("pilot_xds_expired_nonce", 1.0),
+        ("pilot_k8s_endpoints_with_no_pods", 1.0),
+        // When it came, and when `empty` and then `late` did.
+        ("pilot_k8s_proxies_with_no_service_targets{reason=\"no_matching_services\"}", 3.0),
+        ("pilot_xds_send_time_count", 3.0),
         ("endpoint_no_pod", 1.0),
         ("pilot_k8s_endpoints_pending_pod", 1.0),
         ("pilot_destrule_subsets", 1.0),
@@ -391,6 +395,26 @@ spec: {hosts: [out.example], location: MESH_EXTERNAL, resolution: DNS, workloadS
     }
     let size = format!("pilot_xds_config_size_bytes_count{{type=\"{}\"}}", type_url::CLUSTER);
     assert_eq!(value(&metrics, &size), 3.0, "{metrics}");
+}
+
+#[tokio::test]
+async fn refusals_are_shown_by_proxy_and_code_and_are_not_taken_back() {
+    let mesh = Mesh::start().await;
+    for type_url in [type_url::CLUSTER, type_url::LISTENER] {
+        let mut stream = subscribe(mesh.plain_channel().await, None, type_url).await.unwrap();
+        let first = stream.next().await;
+        stream.answer(&first, Some(&"no".repeat(1000))).await;
+        stream.answer(&first, None).await;
+        mesh.handle.wait(1, Duration::from_secs(5)).await.unwrap();
+    }
+    let metrics = get(&mesh, "/metrics").await;
+    for name in ["pilot_xds_cds_reject", "pilot_xds_lds_reject"] {
+        assert_eq!(value(&metrics, &format!("{name}{{err=\"Internal\",node=\"sleep.default\"}}")), 1.0, "{metrics}");
+        assert!(metrics.contains(&format!("# TYPE {name} gauge")), "{metrics}");
+    }
+    assert!(!metrics.contains("pilot_xds_rds_reject"), "nobody refused routes");
+    let largest = value(&metrics, "pilot_xds_recv_max");
+    assert!((2000.0..3000.0).contains(&largest), "{largest}");
 }
 
 #[tokio::test]
@@ -425,7 +449,7 @@ spec: {clusterIP: 10.96.0.22, selector: {app: sleep}, ports: [{name: tcp, port: 
     let status = page(&mesh, "push_status").await;
     let listener = &status["pilot_conflict_outbound_listener_tcp_over_current_tcp"]["10.9.9.9_9000"];
     assert_eq!(listener["message"], "Listener=10.9.9.9_9000 Accepted=TCP Rejected=TCP (b.example)", "{status}");
-    let message = status["pilot_conflict_inbound_listener"][&node().id]["message"].as_str().unwrap();
+    let message = status["pilot_conflict_inbound_listener"]["sleep.default"]["message"].as_str().unwrap();
     assert!(message.starts_with("Conflicting inbound listener:8080. existing: mine-http."), "{message}");
     let metrics = get(&mesh, "/metrics").await;
     assert_eq!(value(&metrics, "pilot_conflict_outbound_listener_tcp_over_current_tcp"), 1.0);

@@ -43,13 +43,17 @@ fn updates(batch: Vec<Change>) -> Vec<Update> {
 const NAMES: [&str; 3] = ["kubernetes://pair", "kubernetes://pair-cacert", "kubernetes://other/pair-cacert"];
 
 async fn ask(mesh: &Mesh, namespace: &str, account: &str) -> Stream {
+    ask_for(mesh, namespace, account, &NAMES).await
+}
+
+async fn ask_for(mesh: &Mesh, namespace: &str, account: &str, names: &[&str]) -> Stream {
     let request = DiscoveryRequest {
         node: Some(Node {
             id: format!("sidecar~10.0.0.9~{account}.{namespace}~{namespace}.svc.cluster.local"),
             ..Node::default()
         }),
         type_url: type_url::SECRET.into(),
-        resource_names: NAMES.map(str::to_owned).to_vec(),
+        resource_names: names.iter().map(|&name| name.to_owned()).collect(),
         ..DiscoveryRequest::default()
     };
     let token = mesh.token_in(namespace, account);
@@ -119,4 +123,37 @@ async fn keys_are_for_service_accounts_that_may_list_secrets_and_roots_for_all()
     let state = mesh.handle.state();
     let object = state.snapshot.find(config_store::Kind::Secret, &namespace, "pair").unwrap();
     assert!(!format!("{:?}", object.body).contains("password"), "what nobody may be given is not kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roots_in_config_maps_of_any_namespace_are_for_all() {
+    let Some(server) = KubeLite::shared("roots_in_config_maps_of_any_namespace_are_for_all") else { return };
+    let (of, asks) = (server.namespace("roots"), server.namespace("asks"));
+    let map = |roots: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: trusted}}\n\
+             data: {{ca.crt: {roots}, ca.crl: revoked, note: private}}\n---\n\
+             apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: other}}\ndata: {{note: private}}\n"
+        )
+    };
+    server.apply(&of, &map("one"));
+    let mesh = follow(server).await;
+    // As a DestinationRule's `credentialName` of simple TLS is asked for.
+    let name = format!("configmap://{of}/trusted-cacert");
+    let mut stream = ask_for(&mesh, &asks, "anybody", &[&name, &format!("configmap://{of}/other")]).await;
+    let first = stream.next().await;
+    assert_eq!(contents(&first), [format!("{name}=one,revoked")]);
+    let accepted = DiscoveryRequest {
+        type_url: type_url::SECRET.into(),
+        resource_names: vec![name.clone(), format!("configmap://{of}/other")],
+        response_nonce: first.nonce.clone(),
+        ..DiscoveryRequest::default()
+    };
+    stream.requests.send(accepted).await.unwrap();
+    server.apply(&of, &map("two"));
+    assert_eq!(contents(&stream.next().await), [format!("{name}=two,revoked")]);
+    let state = mesh.handle.state();
+    let kept = state.snapshot.find(config_store::Kind::ConfigMap, &of, "trusted").unwrap();
+    assert!(!format!("{:?}", kept.body).contains("private"), "what nobody may be given is not kept");
+    assert!(state.snapshot.find(config_store::Kind::ConfigMap, &of, "other").is_none());
 }

@@ -93,6 +93,8 @@ pub struct Http2Options {
 pub struct Keepalive {
     /// One every so often; `None`: only after idle time.
     pub interval: Option<Duration>,
+    /// And up to so much of the interval later.
+    pub jitter_percent: u32,
     /// Answer by then, or the connection is closed.
     pub timeout: Duration,
     /// And before a request on a connection that was idle for this long.
@@ -179,12 +181,18 @@ impl Http2Options {
             Some(keepalive) => Some(Keepalive {
                 interval: fields::duration_or_off("interval", keepalive.interval.as_ref(), None)
                     .at("connection_keepalive")?,
-                timeout: fields::positive("timeout", keepalive.timeout.as_ref(), Duration::from_secs(1))
-                    .at("connection_keepalive")?,
-                idle_interval: fields::duration(
+                // Envoy's default; as a whole number.
+                jitter_percent: keepalive.interval_jitter.as_ref().map_or(15, |p| p.value.clamp(0.0, 100.0) as u32),
+                timeout: match &keepalive.timeout {
+                    None => return Err(Invalid::new("timeout", "must be set")).at("connection_keepalive"),
+                    given => fields::positive("timeout", given.as_ref(), Duration::ZERO).at("connection_keepalive")?,
+                },
+                idle_interval: fields::duration_or_off(
                     "connection_idle_interval",
                     keepalive.connection_idle_interval.as_ref(),
-                )?,
+                    None,
+                )
+                .at("connection_keepalive")?,
             }),
         };
         let uint = |value: &Option<pb::UInt32Value>, default: u32| fields::uint(value.as_ref(), default);

@@ -76,3 +76,23 @@ fn names_are_resolved_and_hosts_keep_their_state() {
     assert!(Arc::ptr_eq(first.hosts().nth(1).unwrap(), second.hosts().next().unwrap()));
     assert_eq!(&*second.hosts().next().unwrap().hostname, "a.test");
 }
+
+#[test]
+fn pings_need_a_timeout_and_have_jitter() {
+    let keepalive =
+        |settings| compile(json!({"name": "c", "http2_protocol_options": {"connection_keepalive": settings}}));
+    let compiled = keepalive(json!({"interval": "30s", "timeout": "10s", "connection_idle_interval": "0s"})).unwrap();
+    let expected = Keepalive {
+        interval: Some(Duration::from_secs(30)),
+        jitter_percent: 15,
+        timeout: Duration::from_secs(10),
+        idle_interval: None,
+    };
+    assert_eq!(compiled.http2.keepalive, Some(expected));
+    let jittered = keepalive(json!({"timeout": "1s", "interval_jitter": {"value": 3.9}})).unwrap();
+    assert_eq!(jittered.http2.keepalive.map(|k| (k.interval, k.jitter_percent)), Some((None, 3)));
+    assert_eq!(
+        keepalive(json!({"interval": "1s"})).unwrap_err().to_string(),
+        "cluster c: http2_protocol_options.connection_keepalive.timeout: must be set"
+    );
+}

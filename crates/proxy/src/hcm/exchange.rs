@@ -265,7 +265,8 @@ impl Exchange {
         self.answer.reset(reason);
         self.info.flags.insert(ResponseFlags::DOWNSTREAM_RESET);
         self.info.response_code_details = Some(Cow::Borrowed(detail));
-        self.http.stats.downstream_rq_tx_reset.inc();
+        // A reset by the codec counts as one that came.
+        self.http.stats.downstream_rq_rx_reset.inc();
         // Envoy logs these without the request.
         self.request = Headers::new();
         self.finish(Outcome::Aborted);
@@ -549,9 +550,15 @@ impl Exchange {
             self.info.response_code_details = Some("http2.remote_reset".into());
         } else {
             self.http.stats.downstream_rq_rx_reset.inc();
-            self.http.stats.downstream_cx_destroy_remote_active_rq.inc();
             self.info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
-            self.info.response_code_details = Some("downstream_remote_disconnect".into());
+            let details = if self.http.unanswered.get() {
+                self.http.stats.downstream_cx_destroy_local_active_rq.inc();
+                "downstream_local_disconnect(http2_ping_timeout)"
+            } else {
+                self.http.stats.downstream_cx_destroy_remote_active_rq.inc();
+                "downstream_remote_disconnect"
+            };
+            self.info.response_code_details = Some(details.into());
         }
     }
 
@@ -748,12 +755,13 @@ fn http_counts_messages(http: &Http) -> bool {
 }
 
 /// Logs an HTTP/2 message that the codec refused.
-pub(crate) fn malformed(http: &Rc<Http>) {
+pub(crate) fn malformed(http: &Rc<Http>, details: &'static str) {
     let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
     http.stats.downstream_rq_total.inc();
+    http.stats.downstream_rq_rx_reset.inc();
     info.protocol = Some(HttpProtocol::Http2);
     info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
-    info.response_code_details = Some("http2.invalid.header.field".into());
+    info.response_code_details = Some(details.into());
     log_without_request(http, info);
 }
 

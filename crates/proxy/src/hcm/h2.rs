@@ -11,12 +11,14 @@ use super::respond::{Answer, H2Answer};
 use crate::batch::Batch;
 use crate::h1::UnderscoreAction;
 use crate::io::Io;
+use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
 use crate::stream::{RecvBody, push_map};
 use bytes::Bytes;
 use guard::{Guard, Settings, Switch};
 use proxy_core::Headers;
 use proxy_core::stream_info::HttpProtocol;
 use std::rc::Rc;
+use std::task::Poll;
 use tokio::time::Instant;
 
 /// Resets of its own streams that a peer may pile up before the connection ends (CVE-2023-44487).
@@ -25,11 +27,19 @@ const MAX_RESETS: usize = 100;
 pub(super) async fn serve(http: Rc<Http>, io: Io) {
     http.stats.downstream_cx_http2_total.inc();
     http.stats.downstream_cx_http2_active.inc();
-    requests(&http, io).await;
+    if requests(&http, io).await.is_by_peer() {
+        http.stats.downstream_cx_destroy_remote.inc();
+    } else {
+        http.stats.downstream_cx_destroy_local.inc();
+    }
     http.stats.downstream_cx_http2_active.dec();
 }
 
-async fn requests(http: &Rc<Http>, io: Io) {
+/// What the codec of Envoy says of malformed fields, and of messages that lack some or have them twice.
+const INVALID_FIELD: &str = "http2.invalid.header.field";
+const VIOLATION: &str = "http2.violation.of.messaging.rule";
+
+async fn requests(http: &Rc<Http>, io: Io) -> Switch {
     let options = &http.config.http2;
     let mut builder = h2::server::Builder::new();
     builder
@@ -59,10 +69,17 @@ async fn requests(http: &Rc<Http>, io: Io) {
         Ok(Ok(connection)) => connection,
         _ => {
             http.stats.downstream_cx_protocol_error.inc();
-            return;
+            return switch;
         }
     };
     outlet.gather();
+    // Idle time is only looked at before requests, which a server does not make.
+    let mut pinger = options.keepalive.and_then(|keepalive| {
+        let pulse = Pulse::new();
+        outlet.tell(pulse.clone());
+        Some(Pinger::new(keepalive, connection.ping_pong()?, pulse, http.worker.clone()))
+    });
+    http.worker.named_stats().touch(KEEPALIVE_TIMEOUT);
     let mut draining = false;
     let idle = http.config.idle_timeout;
     let mut idle_since = Instant::now();
@@ -70,7 +87,7 @@ async fn requests(http: &Rc<Http>, io: Io) {
         if flood::is_rapid_reset(http.premature_resets.get(), http.requests.get()) {
             http.stats.downstream_rq_too_many_premature_resets.inc();
             switch.cut();
-            return;
+            return switch;
         }
         let busy = http.active.get() > 0;
         if busy {
@@ -96,14 +113,18 @@ async fn requests(http: &Rc<Http>, io: Io) {
             if polled.is_pending() {
                 outlet.poll_out(cx);
             }
+            for details in switch.take_resets() {
+                exchange::malformed(http, details);
+            }
             polled
         });
+        let silent = std::future::poll_fn(|cx| pinger.as_mut().map_or(Poll::Pending, |pinger| pinger.poll(cx)));
         tokio::select! {
             biased;
             accepted = accept => match accepted {
                 Some(Ok((request, answer))) => {
                     let last = http.config.max_requests_per_connection.is_some_and(|max| http.requests.get() + 1 >= max);
-                    stream(http, request, answer, (!stream_errors).then_some(&switch));
+                    stream(http, request, answer, &switch, stream_errors);
                     if last && !draining {
                         http.stats.downstream_cx_max_requests_reached.inc();
                         draining = true;
@@ -115,13 +136,25 @@ async fn requests(http: &Rc<Http>, io: Io) {
                         http.stats.downstream_cx_protocol_error.inc();
                     }
                     if switch.is_cut() {
-                        exchange::malformed(http);
+                        exchange::malformed(http, switch.refused().unwrap_or(INVALID_FIELD));
                     }
                     tracing::debug!(error = %e, "downstream HTTP/2 connection ended");
-                    return;
+                    return switch;
                 }
-                None => return,
+                None => {
+                    if let Some(details) = switch.refused() {
+                        http.stats.downstream_cx_protocol_error.inc();
+                        exchange::malformed(http, details);
+                    }
+                    return switch;
+                }
             },
+            () = silent => {
+                http.worker.named_stats().inc(KEEPALIVE_TIMEOUT);
+                http.unanswered.set(true);
+                switch.cut();
+                return switch;
+            }
             () = idle_end => {
                 if http.active.get() == 0 && !draining {
                     http.stats.downstream_cx_idle_timeout.inc();
@@ -144,20 +177,20 @@ async fn requests(http: &Rc<Http>, io: Io) {
 }
 
 /// Starts the exchange of one stream.
-/// `switch`: ends the connection when the message is malformed; `None`: only its stream ends.
+/// `switch`: ends the connection when the message is malformed, unless `stream_errors`: then only its stream ends.
 fn stream(
     http: &Rc<Http>,
     request: http::Request<h2::RecvStream>,
     mut answer: h2::server::SendResponse<Bytes>,
-    switch: Option<&Switch>,
+    switch: &Switch,
+    stream_errors: bool,
 ) {
-    if is_malformed(&request) {
-        match switch {
-            Some(switch) => switch.cut(),
-            None => {
-                answer.send_reset(h2::Reason::PROTOCOL_ERROR);
-                exchange::malformed(http);
-            }
+    if let Some(details) = fault(&request) {
+        if stream_errors {
+            switch.explain(details);
+            answer.send_reset(h2::Reason::PROTOCOL_ERROR);
+        } else {
+            switch.refuse(details);
         }
         return;
     }
@@ -223,13 +256,16 @@ fn stream(
 }
 
 /// What Envoy's codec refuses and the crate lets through.
-fn is_malformed(request: &http::Request<h2::RecvStream>) -> bool {
+fn fault(request: &http::Request<h2::RecvStream>) -> Option<&'static str> {
     let (uri, headers) = (request.uri(), request.headers());
     let connect = request.method() == http::Method::CONNECT;
     let rooted = uri.path_and_query().is_none_or(|path| path.as_str().starts_with('/'));
     let has_host = uri.authority().is_some() || headers.contains_key("host");
     let userinfo = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
-    headers.get_all("content-length").iter().count() > 1 || (!connect && !rooted) || !has_host || userinfo
+    if headers.get_all("content-length").iter().count() > 1 || !has_host {
+        return Some(VIOLATION);
+    }
+    ((!connect && !rooted) || userinfo).then_some(INVALID_FIELD)
 }
 
 /// Limits and names that the codec of Envoy checks.

@@ -322,7 +322,7 @@ async fn tries(
                 plan.cluster.on_result(&host, result, &worker);
                 match why {
                     Why::Stream(Failure::Protocol(_)) => stats.upstream_cx_protocol_error.inc(),
-                    Why::Stream(Failure::Reset | Failure::Refused) => stats.upstream_rq_rx_reset.inc(),
+                    Why::Stream(Failure::Reset) => stats.upstream_rq_rx_reset.inc(),
                     _ => {}
                 }
                 failure = Some(why.clone());

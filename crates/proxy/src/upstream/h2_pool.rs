@@ -4,6 +4,8 @@ use super::connect::{ConnectError, ConnectionFacts, open};
 use super::pool::{Counted, Pool};
 use crate::batch::Batch;
 use crate::io::Io;
+use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
+use crate::stats::ClusterStats;
 use bytes::Bytes;
 use proxy_core::Host;
 use proxy_core::circuit::Resource;
@@ -11,6 +13,8 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -27,7 +31,9 @@ pub(crate) struct H2Pool {
 struct Inner {
     send: h2::client::SendRequest<Bytes>,
     facts: Rc<ConnectionFacts>,
-    streams: Cell<u32>,
+    /// The cluster's.
+    stats: Arc<ClusterStats>,
+    streams: Rc<Cell<u32>>,
     /// Requests ever sent.
     requests: Cell<u32>,
     max_requests: Option<u32>,
@@ -43,6 +49,8 @@ struct Inner {
     /// The pool's.
     crowd: Rc<Cell<u32>>,
     room: Rc<Notify>,
+    /// A connection that was silent for so long is asked whether it is there.
+    pulse: Option<(Rc<Pulse>, Duration)>,
 }
 
 /// A request's share of a connection.
@@ -54,6 +62,9 @@ impl H2Connection {
     fn new(inner: &Rc<Inner>) -> Self {
         inner.streams.set(inner.streams.get() + 1);
         inner.requests.set(inner.requests.get() + 1);
+        if let Some((pulse, idle)) = &inner.pulse {
+            pulse.ask_after(*idle);
+        }
         if inner.max_requests.is_some_and(|max| inner.requests.get() >= max) {
             inner.closed.set(true);
         }
@@ -62,6 +73,10 @@ impl H2Connection {
 
     pub(crate) fn send(&self) -> h2::client::SendRequest<Bytes> {
         self.inner.send.clone()
+    }
+
+    pub(super) fn stats(&self) -> &ClusterStats {
+        &self.inner.stats
     }
 
     pub(crate) fn facts(&self) -> &Rc<ConnectionFacts> {
@@ -148,6 +163,17 @@ impl H2Pool {
         let failed = |e: h2::Error| ConnectError { timeout: false, reason: format!("{e}") };
         let (io, outlet) = Batch::new(io, true);
         let (send, mut connection) = builder.handshake(io).await.map_err(failed)?;
+        let mut pulse = None;
+        let mut pinger = options.keepalive.and_then(|keepalive| {
+            let own = Pulse::new();
+            outlet.tell(own.clone());
+            pulse = keepalive.idle_interval.map(|idle| (own.clone(), idle));
+            Some(Pinger::new(keepalive, connection.ping_pong()?, own, pool.worker.clone()))
+        });
+        let stats = pool.cluster.stats.clone();
+        stats.other.touch(KEEPALIVE_TIMEOUT);
+        let streams = Rc::new(Cell::new(0));
+        let busy = streams.clone();
         let closed = Rc::new(Cell::new(false));
         let ended = closed.clone();
         let opened = self.opened.clone();
@@ -155,15 +181,27 @@ impl H2Pool {
         tokio::task::spawn_local(async move {
             let counted = counted;
             let driven = std::future::poll_fn(|cx| {
+                // First, so that a PING goes out before the request that wants to know.
+                if let Some(pinger) = &mut pinger
+                    && pinger.poll(cx).is_ready()
+                {
+                    return Poll::Ready(None);
+                }
                 let polled = Pin::new(&mut connection).poll(cx);
                 outlet.poll_out(cx);
-                polled
+                polled.map(Some)
             });
-            let result = driven.await;
-            // Somebody still holds it: it is the peer that ended it.
-            counted.by_peer.set(result.is_err() || Rc::strong_count(&ended) > 1);
-            if let Err(e) = result {
-                tracing::debug!(error = %e, "upstream HTTP/2 connection ended");
+            let ending = driven.await;
+            counted.busy.set(busy.get() > 0);
+            match ending {
+                // Somebody still holds it: it is the peer that ended it.
+                Some(result) => {
+                    counted.by_peer.set(result.is_err() || Rc::strong_count(&ended) > 1);
+                    if let Err(e) = result {
+                        tracing::debug!(error = %e, "upstream HTTP/2 connection ended");
+                    }
+                }
+                None => stats.other.inc(KEEPALIVE_TIMEOUT),
             }
             ended.set(true);
             opened.notify_waiters();
@@ -172,7 +210,8 @@ impl H2Pool {
         let inner = Rc::new(Inner {
             send,
             facts,
-            streams: Cell::new(0),
+            streams,
+            stats: pool.cluster.stats.clone(),
             requests: Cell::new(0),
             max_requests: config.max_requests_per_connection,
             max_streams: options.max_concurrent_streams,
@@ -183,6 +222,7 @@ impl H2Pool {
             failures: pool.host.state.failures(),
             crowd: self.crowd.clone(),
             room: self.opened.clone(),
+            pulse,
         });
         let handle = H2Connection::new(&inner);
         self.connections.borrow_mut().push(inner);
@@ -190,7 +230,7 @@ impl H2Pool {
         Ok(handle)
     }
 
-    pub(super) fn sweep(&self, now: Instant, timeout: Option<Duration>, stats: &crate::stats::ClusterStats) -> bool {
+    pub(super) fn sweep(&self, now: Instant, timeout: Option<Duration>, stats: &ClusterStats) -> bool {
         let mut connections = self.connections.borrow_mut();
         connections.retain(|c| {
             let idle = c.streams.get() == 0 && timeout.is_some_and(|t| now.duration_since(c.idle_since.get()) >= t);

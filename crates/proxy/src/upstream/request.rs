@@ -20,6 +20,8 @@ pub(crate) enum Failure {
     Reset,
     /// RST_STREAM with REFUSED_STREAM: the request was not processed.
     Refused,
+    /// RST_STREAM with PROTOCOL_ERROR: the peer says that the request is none.
+    Blamed,
     /// The answer is no HTTP.
     Protocol(&'static str),
 }
@@ -29,6 +31,7 @@ impl From<BodyError> for Failure {
         match e {
             BodyError::Closed => Failure::Terminated,
             BodyError::Reset(h2::Reason::REFUSED_STREAM) => Failure::Refused,
+            BodyError::Reset(h2::Reason::PROTOCOL_ERROR) => Failure::Blamed,
             BodyError::Reset(_) => Failure::Reset,
             BodyError::Protocol(detail) => Failure::Protocol(detail),
         }
@@ -38,6 +41,7 @@ impl From<BodyError> for Failure {
 fn h2_failure(e: &h2::Error) -> Failure {
     match e.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Failure::Refused,
+        Some(h2::Reason::PROTOCOL_ERROR) if e.is_reset() && e.is_remote() => Failure::Blamed,
         Some(_) if e.is_reset() && e.is_remote() => Failure::Reset,
         // Beyond the last stream of a GOAWAY: not processed.
         Some(h2::Reason::NO_ERROR) if e.is_go_away() && e.is_remote() => Failure::Refused,
@@ -253,7 +257,13 @@ impl Response {
                 }
                 let response = match ready!(std::pin::Pin::new(future).poll(cx)) {
                     Ok(response) => response,
-                    Err(e) => return Poll::Ready(Err(h2_failure(&e))),
+                    Err(e) => {
+                        let failure = h2_failure(&e);
+                        if matches!(failure, Failure::Terminated) {
+                            connection.stats().upstream_rq_pending_failure_eject.inc();
+                        }
+                        return Poll::Ready(Err(failure));
+                    }
                 };
                 let (parts, body) = response.into_parts();
                 let mut headers = Headers::with_capacity(parts.headers.len() + 1, 512);

@@ -554,7 +554,7 @@ fn tls_chains(cx: &Context<'_>, wish: &Wish<'_>, bind: &str, rules: &[&Arc<Confi
         sni.push(service.hostname.to_string());
         for (alias, _) in &service.aliases {
             sni.push(alias.to_string());
-            sni.extend(alternatives(cx, alias, 0));
+            sni.extend(alternatives(cx, alias, &cx.node.dns_domain, 0));
         }
     }
     vec![Chain { sni, cidrs, to: Some(wish.to_service()), ..Chain::default() }]

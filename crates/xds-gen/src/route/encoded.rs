@@ -36,17 +36,16 @@ pub(crate) fn outbound(cx: &Context<'_>, class: &Arc<Node>, name: &str) -> Resou
             let key = Key(Same(class.clone()), Same(cx.scope.clone()), port);
             let all = cx.push.memo().get(key, || Arc::new(Domains::of(virtual_host::hosts(cx, name, port))));
             if let Some(own) = all.only(name, host) {
-                encoder.put(&own.host, &own.routes, &mut body);
+                encoder.put(own, &mut body);
             }
         }
         None => {
             let hosts = virtual_host::hosts(cx, name, port);
             let mut hosts: Vec<&Host> = hosts.iter().collect();
-            hosts.sort_by(|a, b| a.host.name.cmp(&b.host.name));
+            hosts.sort_by(|a, b| a.named.name.cmp(&b.named.name));
             body.reserve(hosts.len() * 512);
-            hosts.iter().for_each(|Host { host, routes }| encoder.put(host, routes, &mut body));
-            let last = Routes::Made(Arc::default());
-            table.virtual_hosts.iter().for_each(|host| encoder.put(host, &last, &mut body));
+            hosts.iter().for_each(|host| encoder.put(host, &mut body));
+            table.virtual_hosts.iter().for_each(|host| put_message(host, &[], &mut body));
         }
     }
     Resource::from_bytes(name, body)
@@ -62,9 +61,10 @@ impl Domains {
     fn of(mut hosts: Vec<Host>) -> Domains {
         let mut places: HashMap<String, Vec<usize>> = HashMap::new();
         for (place, host) in hosts.iter_mut().enumerate() {
-            for domain in std::mem::replace(&mut host.host.domains, vec!["*".to_owned()]) {
-                places.entry(domain).or_default().push(place);
+            for domain in &host.named.domains {
+                places.entry(domain.clone()).or_default().push(place);
             }
+            host.named = host.named.with(vec!["*".to_owned()]);
         }
         Domains { hosts, places }
     }
@@ -83,7 +83,6 @@ struct Encoder {
     action: Arc<[u8]>,
     /// The routes encoded last, as a virtual host's field: hosts of one rule follow each other.
     last: Option<(Arc<Vec<Made>>, Vec<u8>)>,
-    buffer: Vec<u8>,
 }
 
 impl Encoder {
@@ -93,17 +92,11 @@ impl Encoder {
             let route = Route { action: None, decorator: None, ..route };
             (encode(&route).into(), encode(&virtual_host::plain_action(cx)).into())
         });
-        Encoder { route, action, last: None, buffer: Vec::new() }
+        Encoder { route, action, last: None }
     }
 
     /// Adds a virtual host to a table.
-    fn put(&mut self, host: &VirtualHost, routes: &Routes, out: &mut Vec<u8>) {
-        self.buffer.clear();
-        let maps = !host.typed_per_filter_config.is_empty() || !host.routes.is_empty();
-        match maps {
-            true => self.buffer.extend(encode(host)),
-            false => host.encode_raw(&mut self.buffer),
-        }
+    fn put(&mut self, Host { named, routes }: &Host, out: &mut Vec<u8>) {
         match routes {
             Routes::Made(routes) => {
                 let known = self.last.as_ref().is_some_and(|(last, _)| Arc::ptr_eq(last, routes));
@@ -112,24 +105,26 @@ impl Encoder {
                     routes.iter().for_each(|route| field(ROUTES, &route.encode(), &mut bytes));
                     self.last = Some((routes.clone(), bytes));
                 }
-                if let Some((_, bytes)) = &self.last {
-                    self.buffer.extend_from_slice(bytes);
-                }
+                let routes = self.last.as_ref().map_or(&[][..], |(_, bytes)| bytes);
+                put_message(&named.message(), routes, out);
             }
-            Routes::Plain(service, port) => self.plain(&service.hostname, *port),
+            Routes::Plain(service, port) => out.extend_from_slice(named.plain.get_or_init(|| {
+                let (mut route, mut whole) = (Vec::new(), Vec::new());
+                self.plain(&service.hostname, *port, &mut route);
+                put_message(&named.message(), &route, &mut whole);
+                whole.into()
+            })),
         }
-        field(VIRTUAL_HOSTS, &self.buffer, out);
     }
 
     /// The route of [`super::default_route`].
-    fn plain(&mut self, hostname: &str, port: u16) {
+    fn plain(&self, hostname: &str, port: u16, out: &mut Vec<u8>) {
         let cluster = ClusterSpecifier::Cluster(names::outbound(port, "", hostname));
         let operation = [hostname, ":", names::Digits::of(port).as_str(), "/*"].concat();
         let decorator = Decorator { operation, ..Decorator::default() };
         let own = Route { decorator: Some(decorator), ..Route::default() };
         let action = cluster.encoded_len() + self.action.len();
         let route = self.route.len() + own.encoded_len() + 1 + encoded_len_varint(action as u64) + action;
-        let out = &mut self.buffer;
         encode_key(ROUTES, WireType::LengthDelimited, out);
         encode_varint(route as u64, out);
         out.extend_from_slice(&self.route);
@@ -139,4 +134,12 @@ impl Encoder {
         out.extend_from_slice(&self.action);
         own.encode_raw(out);
     }
+}
+
+/// Adds a virtual host to a table, with more routes, which are encoded.
+fn put_message(host: &VirtualHost, routes: &[u8], out: &mut Vec<u8>) {
+    let maps = !host.typed_per_filter_config.is_empty() || !host.routes.is_empty();
+    let mut body = if maps { encode(host) } else { host.encode_to_vec() };
+    body.extend_from_slice(routes);
+    field(VIRTUAL_HOSTS, &body, out);
 }

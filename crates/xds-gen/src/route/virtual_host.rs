@@ -1,18 +1,20 @@
 //! Virtual hosts of outbound route tables: services, and VirtualServices over them.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use envoy_api::Any;
 use envoy_api::route::{Route, RouteAction, VirtualHost};
 use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use istio_api::VirtualService;
-use push_context::{Config, EgressListener, host};
-use registry::{Provider, Resolution, Service, UNSPECIFIED_IP};
+use push_context::{Config, EgressListener, Same, host};
+use registry::{Port, Provider, Resolution, Service, UNSPECIFIED_IP};
 
 use super::action::{self, Services, hash_policy, service_hash};
 use super::{default_route, retry, session};
-use crate::context::Context;
+use crate::context::{Addressing, Context};
 use crate::names;
 use crate::proto::{host_port, host_text};
 
@@ -45,18 +47,55 @@ pub(super) enum Routes {
 
 /// A virtual host whose routes are beside it.
 pub(super) struct Host {
-    pub(super) host: VirtualHost,
+    pub(super) named: Arc<Named>,
     pub(super) routes: Routes,
+}
+
+/// A virtual host but for its routes.
+#[derive(Default)]
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) domains: Vec<String>,
+    /// Which of the domains are short forms, that give way to services of that name.
+    short: Vec<bool>,
+    counts_attempts: bool,
+    session: Option<Any>,
+    /// Its field of a route table, encoded, with [`Routes::Plain`]: those of its service.
+    pub(super) plain: OnceLock<Box<[u8]>>,
+}
+
+impl Named {
+    /// The same with other domains, none of which gives way any more.
+    pub(super) fn with(&self, domains: Vec<String>) -> Arc<Named> {
+        Arc::new(Named {
+            name: self.name.clone(),
+            domains,
+            counts_attempts: self.counts_attempts,
+            session: self.session.clone(),
+            ..Named::default()
+        })
+    }
+
+    pub(super) fn message(&self) -> VirtualHost {
+        let session = self.session.iter().map(|own| (crate::filters::STATEFUL_SESSION.to_owned(), own.clone()));
+        VirtualHost {
+            name: self.name.clone(),
+            domains: self.domains.clone(),
+            include_request_attempt_count: self.counts_attempts,
+            typed_per_filter_config: session.collect(),
+            ..VirtualHost::default()
+        }
+    }
 }
 
 /// The virtual hosts of a route table, whole.
 pub(crate) fn outbound(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<VirtualHost> {
-    let whole = |Host { host, routes }| VirtualHost {
+    let whole = |Host { named, routes }| VirtualHost {
         routes: match routes {
             Routes::Made(routes) => routes.iter().cloned().map(action::Made::into_message).collect(),
             Routes::Plain(service, port) => vec![service_route(cx, &service, port)],
         },
-        ..host
+        ..named.message()
     };
     hosts(cx, route_name, port).into_iter().map(whole).collect()
 }
@@ -75,11 +114,7 @@ pub(super) fn hosts(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<Host> 
             let is_lower = !service.hostname.bytes().any(|byte| byte.is_ascii_uppercase());
             match service.ports.len() == 1 && is_lower {
                 true => service.clone(),
-                false => Arc::new(Service {
-                    ports: vec![own.clone()],
-                    hostname: service.hostname.to_ascii_lowercase().into(),
-                    ..(**service).clone()
-                }),
+                false => narrowed(cx, service, own),
             }
         };
         let name = narrowed.hostname.clone();
@@ -120,6 +155,19 @@ pub(super) fn hosts(cx: &Context<'_>, route_name: &str, port: u16) -> Vec<Host> 
         }
     }
     assemble(cx, groups, port)
+}
+
+/// The service with this port only: one object as long as the service is.
+fn narrowed(cx: &Context<'_>, service: &Arc<Service>, own: &Port) -> Arc<Service> {
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key(Same<Service>, u16);
+    cx.push.memo().get(Key(Same(service.clone()), own.port), || {
+        Arc::new(Service {
+            ports: vec![own.clone()],
+            hostname: service.hostname.to_ascii_lowercase().into(),
+            ..(**service).clone()
+        })
+    })
 }
 
 /// Whether a rule has to do with any of the services (istiod `selectVirtualServices`).
@@ -214,39 +262,34 @@ fn assemble(cx: &Context<'_>, groups: Vec<Group>, port: u16) -> Vec<Host> {
     let with_ports = || with_ports.get_or_init(|| all().map(|(name, port)| host_port(name, port)).collect());
     let is_known =
         |name: &str| known.contains(name) || (name.contains(':') && HashSet::<String>::contains(with_ports(), name));
+    let view = View::of(cx, port);
+    let own = |group| {
+        let Group { port, services, hosts, .. }: &Group = group;
+        let hosts = hosts.iter().map(|h| Arc::new(named_host(cx, &h.to_ascii_lowercase(), *port)));
+        hosts.chain(services.iter().map(|s| view.named(s, *port))).collect::<Vec<_>>()
+    };
+    let all: Vec<(&Group, Vec<Arc<Named>>)> = groups.iter().map(|group| (group, own(group))).collect();
     let mut names = HashSet::with_capacity(groups.len());
-    let mut taken: HashSet<String> = HashSet::with_capacity(groups.len() * 5);
+    let mut taken: HashSet<Cow<'_, str>> = HashSet::with_capacity(groups.len() * 5);
     let mut out: Vec<(u16, Host)> = Vec::with_capacity(groups.len());
-    for group in &groups {
-        let hosts = group.hosts.iter().map(|h| (h.to_ascii_lowercase(), None));
-        let services = group.services.iter().map(|s| (s.hostname.to_string(), Some(s)));
-        for (hostname, service) in hosts.chain(services) {
-            let name = host_port(&hostname, group.port);
-            if !names.insert(name.clone()) {
-                continue;
-            }
-            let (mut domains, expanded) = match service {
-                None if crate::grpc::is_client(cx.node) => (vec![host_text(&hostname), name.clone()], Vec::new()),
-                None => (vec![host_text(&hostname)], Vec::new()),
-                Some(service) => service_domains(cx, service, port, group.port),
-            };
-            domains.retain(|d| !(is_known(d) && expanded.contains(d)) && taken.insert(d.to_ascii_lowercase()));
-            if domains.is_empty() {
-                continue;
-            }
-            let host = VirtualHost {
-                name,
-                domains,
-                include_request_attempt_count: counts_attempts(cx),
-                typed_per_filter_config: service
-                    .and_then(|service| session::of_service(cx, service))
-                    .map(|own| (crate::filters::STATEFUL_SESSION.to_owned(), own))
-                    .into_iter()
-                    .collect(),
-                ..VirtualHost::default()
-            };
-            out.push((group.port, Host { host, routes: group.routes.clone() }));
+    for (group, named) in all.iter().flat_map(|(group, own)| own.iter().map(move |named| (group, named))) {
+        if !names.insert(&*named.name) {
+            continue;
         }
+        let mut free = Vec::with_capacity(named.domains.len());
+        for (domain, short) in named.domains.iter().zip(&named.short) {
+            if !(*short && is_known(domain)) && taken.insert(lower(domain)) {
+                free.push(domain);
+            }
+        }
+        if free.is_empty() {
+            continue;
+        }
+        let named = match free.len() == named.domains.len() {
+            true => named.clone(),
+            false => named.with(free.into_iter().cloned().collect()),
+        };
+        out.push((group.port, Host { named, routes: group.routes.clone() }));
     }
     if port != 0 {
         return out.into_iter().filter(|(p, _)| *p == port).map(|(_, v)| v).collect();
@@ -254,11 +297,93 @@ fn assemble(cx: &Context<'_>, groups: Vec<Group>, port: u16) -> Vec<Host> {
     // Of all ports: only those of port 80 may be named without it.
     let merge = |(own, mut v): (u16, Host)| {
         if own != 80 {
-            v.host.domains.retain(|d| d.contains(':'));
+            v.named = v.named.with(v.named.domains.iter().filter(|d| d.contains(':')).cloned().collect());
         }
-        (!v.host.domains.is_empty()).then_some(v)
+        (!v.named.domains.is_empty()).then_some(v)
     };
     out.into_iter().filter_map(merge).collect()
+}
+
+fn lower(domain: &str) -> Cow<'_, str> {
+    match domain.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(domain.to_ascii_lowercase()),
+        false => Cow::Borrowed(domain),
+    }
+}
+
+/// The virtual host of a rule's host that is no service.
+fn named_host(cx: &Context<'_>, hostname: &str, port: u16) -> Named {
+    let name = host_port(hostname, port);
+    let mut domains = vec![host_text(hostname)];
+    if crate::grpc::is_client(cx.node) {
+        domains.push(name.clone());
+    }
+    let short = vec![false; domains.len()];
+    Named { name, domains, short, counts_attempts: counts_attempts(cx), ..Named::default() }
+}
+
+/// How a proxy sees services, as far as their virtual hosts differ by it: most are the same for proxies of all namespaces,
+/// and stay while rules change.
+struct View<'a> {
+    cx: &'a Context<'a>,
+    how: How,
+    /// The proxy's domain, and what it is for services of other namespaces.
+    domain: Arc<str>,
+    elsewhere: Arc<str>,
+}
+
+#[derive(Clone, Copy, Eq, Hash, PartialEq)]
+struct How {
+    /// Domains are with ports, too.
+    ports: bool,
+    counts_attempts: bool,
+    addressing: Addressing,
+}
+
+impl<'a> View<'a> {
+    fn of(cx: &'a Context<'a>, listener_port: u16) -> View<'a> {
+        let domain = &*cx.node.dns_domain;
+        let how = How {
+            // Envoy ignores ports in route tables of one port; gRPC's clients do not.
+            ports: listener_port == 0 || crate::grpc::is_client(cx.node),
+            counts_attempts: counts_attempts(cx),
+            addressing: cx.addressing(),
+        };
+        View {
+            cx,
+            how,
+            domain: domain.into(),
+            elsewhere: domain.find(".svc.").map_or(domain, |at| &domain[at..]).into(),
+        }
+    }
+
+    /// The virtual host of a service's port.
+    fn named(&self, service: &Arc<Service>, port: u16) -> Arc<Named> {
+        #[derive(Eq, Hash, PartialEq)]
+        struct Key {
+            service: Same<Service>,
+            port: u16,
+            how: How,
+            domain: Arc<str>,
+        }
+        let own = self.domain.strip_suffix(&*self.elsewhere);
+        let mut names = service.aliases.iter().map(|(name, _)| name).chain([&service.hostname]);
+        let near =
+            own.is_some() && names.any(|name| in_cluster(name).is_some_and(|(_, _, theirs)| Some(theirs) == own));
+        let domain = if near { &self.domain } else { &self.elsewhere };
+        let key = Key { service: Same(service.clone()), port, how: self.how, domain: domain.clone() };
+        self.cx.push.memo().get(key, || {
+            let (domains, expanded) = service_domains(self.cx, service, domain, if self.how.ports { port } else { 0 });
+            Arc::new(Named {
+                name: host_port(&service.hostname, port),
+                short: domains.iter().map(|domain| expanded.contains(domain)).collect(),
+                domains,
+                counts_attempts: self.how.counts_attempts,
+                session: session::of_service(self.cx, service),
+                plain: OnceLock::new(),
+            })
+        })
+    }
 }
 
 fn push_domain(out: &mut Vec<String>, domain: &str, port: u16) {
@@ -269,13 +394,11 @@ fn push_domain(out: &mut Vec<String>, domain: &str, port: u16) {
 }
 
 /// All names of a service, and which of them are short forms (istiod `generateVirtualHostDomains`).
-fn service_domains(cx: &Context<'_>, service: &Service, listener_port: u16, port: u16) -> (Vec<String>, Vec<String>) {
-    // Envoy ignores ports in route tables of one port; gRPC's clients do not.
-    let port = if listener_port != 0 && !crate::grpc::is_client(cx.node) { 0 } else { port };
+fn service_domains(cx: &Context<'_>, service: &Service, dns_domain: &str, port: u16) -> (Vec<String>, Vec<String>) {
     let (mut domains, mut expanded) = (Vec::new(), Vec::new());
     let aliases = service.aliases.iter().map(|(name, _)| &**name);
     for name in std::iter::once(&*service.hostname).chain(aliases) {
-        let short = alternatives(cx, name, port);
+        let short = alternatives(cx, name, dns_domain, port);
         push_domain(&mut domains, name, port);
         domains.extend(short.iter().cloned());
         expanded.extend(short);
@@ -294,7 +417,7 @@ fn service_domains(cx: &Context<'_>, service: &Service, listener_port: u16, port
 
 /// Other ways to write a host name, with a trailing dot or relative to the proxy's domain
 /// (istiod `GenerateAltVirtualHosts`). Port 0: without ports.
-pub(crate) fn alternatives(cx: &Context<'_>, hostname: &str, port: u16) -> Vec<String> {
+pub(crate) fn alternatives(cx: &Context<'_>, hostname: &str, dns_domain: &str, port: u16) -> Vec<String> {
     let mut out = Vec::new();
     if cx.push.settings.absolute_names {
         if hostname.parse::<std::net::IpAddr>().is_err() {
@@ -304,8 +427,15 @@ pub(crate) fn alternatives(cx: &Context<'_>, hostname: &str, port: u16) -> Vec<S
             out.push(host_port(&format!("{hostname}."), port));
         }
     }
-    out.extend(relative(hostname, port, &cx.node.dns_domain));
+    out.extend(relative(hostname, port, dns_domain));
     out
+}
+
+/// A name as it is within a cluster, with its two parts: service and namespace.
+fn in_cluster(hostname: &str) -> Option<(&str, &str, &str)> {
+    let (in_cluster, _) = hostname.split_once(".svc.")?;
+    let (name, namespace) = in_cluster.split_once('.')?;
+    Some((in_cluster, name, namespace))
 }
 
 /// Names relative to the proxy's domain.
@@ -313,8 +443,7 @@ fn relative(hostname: &str, port: u16, dns_domain: &str) -> Vec<String> {
     let mut out = Vec::new();
     if let Some((namespace, domain)) = dns_domain.split_once(".svc.") {
         if hostname.ends_with(&format!(".svc.{domain}"))
-            && let Some((in_cluster, _)) = hostname.split_once(".svc.")
-            && let Some((name, own_namespace)) = in_cluster.split_once('.')
+            && let Some((in_cluster, name, own_namespace)) = in_cluster(hostname)
         {
             if own_namespace == namespace {
                 push_domain(&mut out, name, port);

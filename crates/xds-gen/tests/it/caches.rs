@@ -35,7 +35,13 @@ fn relatives(node: &Arc<Node>) -> Vec<Arc<Node>> {
         addresses: vec!["10.9.8.7".to_owned()],
         ..itself()
     };
-    let guest = Node { namespace: "guests".into(), ..stranger.clone() };
+    let guest = Node {
+        namespace: "guests".into(),
+        dns_domain: "guests.svc.cluster.local".to_owned(),
+        dns_capture: true,
+        dns_auto_allocate: true,
+        ..stranger.clone()
+    };
     let others = [labelled, elsewhere, unlabelled, stranger, guest, itself()].map(Arc::new);
     [node.clone()].into_iter().chain(others).collect()
 }

@@ -1,8 +1,8 @@
 //! Frames as anybody may send them, through the guard into the HTTP/2 crate and back.
 
+use super::fault;
 use super::flood::Limits;
 use super::guard::{Guard, Settings};
-use super::is_malformed;
 use crate::batch::Batch;
 use crate::io::{Io, Raw};
 use bytes::Bytes;
@@ -58,7 +58,7 @@ async fn serve(io: UnixStream) -> usize {
     };
     while let Some(Ok((request, mut answer))) = accept().await {
         requests += 1;
-        if is_malformed(&request) {
+        if fault(&request).is_some() {
             switch.cut();
         } else {
             // The peer may have reset the stream already.

@@ -6,7 +6,8 @@
 
 use super::flood::{Flood, Limits};
 use crate::batch::Batch;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -34,6 +35,9 @@ const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
 const STREAM_CLOSED: u32 = 5;
 const FRAME_SIZE_ERROR: u32 = 6;
+
+/// What the crate's ping after its first GOAWAY carries.
+const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 
 /// The client's preface comes before its first frame.
 const PREFACE: usize = 24;
@@ -171,18 +175,55 @@ impl Seen {
     }
 }
 
-/// Tells the guard to end its connection.
+/// Tells the guard to end its connection, and how it ended.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Switch(Rc<Cell<bool>>);
+pub(super) struct Switch(Rc<Ending>);
+
+#[derive(Debug, Default)]
+struct Ending {
+    cut: Cell<bool>,
+    refused: Cell<Option<&'static str>>,
+    by_peer: Cell<bool>,
+    /// Streams that ended for a malformed message, and why.
+    resets: RefCell<Vec<&'static str>>,
+    /// What is known of resets that are not written yet.
+    reasons: RefCell<VecDeque<&'static str>>,
+}
 
 impl Switch {
     /// The connection ends without another byte.
     pub(super) fn cut(&self) {
-        self.0.set(true);
+        self.0.cut.set(true);
     }
 
     pub(super) fn is_cut(&self) -> bool {
-        self.0.get()
+        self.0.cut.get()
+    }
+
+    /// The same, for a malformed message.
+    pub(super) fn refuse(&self, details: &'static str) {
+        self.0.refused.set(Some(details));
+        self.cut();
+    }
+
+    /// What was wrong with the message that ended the connection.
+    pub(super) fn refused(&self) -> Option<&'static str> {
+        self.0.refused.get()
+    }
+
+    /// A stream is about to be reset for a malformed message.
+    pub(super) fn explain(&self, details: &'static str) {
+        self.0.reasons.borrow_mut().push_back(details);
+    }
+
+    /// What was wrong with messages whose streams were reset since the last call.
+    pub(super) fn take_resets(&self) -> Vec<&'static str> {
+        self.0.resets.take()
+    }
+
+    /// Whether the peer closed before the proxy did.
+    pub(super) fn is_by_peer(&self) -> bool {
+        self.0.by_peer.get()
     }
 }
 
@@ -232,6 +273,8 @@ pub(super) struct Guard {
 enum Change {
     /// The connection ends before it.
     Cut,
+    /// The same; the message of a stream was malformed.
+    Refuse,
     /// GOAWAY says FRAME_SIZE_ERROR.
     SizeError,
     /// It is left out and answered later.
@@ -268,9 +311,17 @@ impl Guard {
 
     /// Takes note of what was written.
     fn wrote(&mut self, bytes: &[u8]) {
-        let flood = &mut self.flood;
-        self.outgoing.look(bytes, |head, _| {
+        let (flood, seen, ending) = (&mut self.flood, &self.seen, &self.switch.0);
+        let logs = self.stream_errors;
+        self.outgoing.look(bytes, |head, body| {
             flood.sent(head);
+            let code = bytes.get(body..body + 4);
+            if logs && head.kind == RST_STREAM && code == Some(&PROTOCOL_ERROR.to_be_bytes()[..]) {
+                let known = ending.reasons.borrow_mut().pop_front();
+                if known.is_some() || seen.closes_instead(PROTOCOL_ERROR, head.stream) {
+                    ending.resets.borrow_mut().push(known.unwrap_or(super::INVALID_FIELD));
+                }
+            }
             true
         });
     }
@@ -282,7 +333,7 @@ impl Guard {
         self.outgoing.clone().look(bytes, |head, body| {
             let found = match head.kind {
                 RST_STREAM if !self.stream_errors => {
-                    word(body).is_some_and(|code| self.seen.closes_instead(code, head.stream)).then_some(Change::Cut)
+                    word(body).is_some_and(|code| self.seen.closes_instead(code, head.stream)).then_some(Change::Refuse)
                 }
                 GOAWAY => match word(body + 4) {
                     Some(PROTOCOL_ERROR) if self.seen.bad_size => Some(Change::SizeError),
@@ -290,7 +341,10 @@ impl Guard {
                     _ => None,
                 },
                 // The crate measures a round trip after its first GOAWAY; Envoy waits for the drain timeout.
-                PING if head.flags & ACK == 0 && bytes.len() >= body + 8 => Some(Change::Ping),
+                // Its other pings are ours, of `connection_keepalive`.
+                PING if head.flags & ACK == 0 && bytes.get(body..body + 8) == Some(&SHUTDOWN_PING[..]) => {
+                    Some(Change::Ping)
+                }
                 _ => None,
             };
             change = found.zip(body.checked_sub(9)).map(|(change, at)| (at, change));
@@ -303,6 +357,7 @@ impl Guard {
     fn poll_change(&mut self, cx: &mut Context<'_>, change: Change, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match change {
             Change::Cut => {}
+            Change::Refuse => self.switch.refuse(super::INVALID_FIELD),
             Change::SizeError => {
                 let mut frame = vec![0, 0, 8];
                 frame.extend_from_slice(&bytes[3..13]);
@@ -370,8 +425,10 @@ impl AsyncRead for Guard {
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
-        if polled.is_pending() {
-            this.flood.rests();
+        match &polled {
+            Poll::Pending => this.flood.rests(),
+            Poll::Ready(Ok(())) if buf.filled().len() > before => {}
+            Poll::Ready(_) => this.switch.0.by_peer.set(true),
         }
         let (seen, flood) = (&mut this.seen, &mut this.flood);
         let mut calm = true;

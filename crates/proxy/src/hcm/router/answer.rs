@@ -202,16 +202,21 @@ pub(super) async fn pass_on(
                 Some(e) => e.into(),
                 None => Failure::Terminated,
             };
-            if matches!(failure, Failure::Protocol(_)) {
-                stats.upstream_cx_protocol_error.inc();
-            } else {
-                stats.upstream_rq_rx_reset.inc();
+            match failure {
+                Failure::Protocol(_) => stats.upstream_cx_protocol_error.inc(),
+                Failure::Terminated if upstream.protocol == HttpProtocol::Http2 => {
+                    stats.upstream_rq_pending_failure_eject.inc();
+                }
+                Failure::Refused | Failure::Blamed => {}
+                Failure::Reset | Failure::Terminated => stats.upstream_rq_rx_reset.inc(),
             }
             let why = Why::Stream(failure);
             exchange.info.flags.insert(why.flags());
             exchange.info.response_code_details = Some(why.details("after").into());
             exchange.http.stats.rq_reset_after_downstream_response_started.inc();
             exchange.http.stats.downstream_rq_tx_reset.inc();
+            // Envoy's callback for resets in any direction.
+            exchange.http.stats.downstream_rq_rx_reset.inc();
             abort(exchange, sink, h2::Reason::INTERNAL_ERROR).await;
             Ok(if tunnel { Outcome::TimedOut } else { Outcome::Aborted })
         }

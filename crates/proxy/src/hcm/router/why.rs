@@ -22,7 +22,7 @@ impl Why {
             Why::Stream(Failure::Terminated) => "connection termination",
             Why::Stream(Failure::Reset) => "remote reset",
             Why::Stream(Failure::Refused) => "remote refused stream reset",
-            Why::Stream(Failure::Protocol(_)) => "protocol error",
+            Why::Stream(Failure::Protocol(_) | Failure::Blamed) => "protocol error",
         }
     }
 
@@ -32,7 +32,7 @@ impl Why {
             Why::Overflow => ResponseFlags::UPSTREAM_OVERFLOW,
             Why::Stream(Failure::Terminated) => ResponseFlags::UPSTREAM_TERMINATION,
             Why::Stream(Failure::Reset | Failure::Refused) => ResponseFlags::UPSTREAM_RESET,
-            Why::Stream(Failure::Protocol(_)) => ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
+            Why::Stream(Failure::Protocol(_) | Failure::Blamed) => ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
         }
     }
 
@@ -44,7 +44,7 @@ impl Why {
             Why::Stream(Failure::Terminated) => ResetReason::ConnectionTermination,
             Why::Stream(Failure::Reset) => ResetReason::RemoteReset,
             Why::Stream(Failure::Refused) => ResetReason::RemoteRefused,
-            Why::Stream(Failure::Protocol(_)) => ResetReason::ProtocolError,
+            Why::Stream(Failure::Protocol(_) | Failure::Blamed) => ResetReason::ProtocolError,
         }
     }
 
@@ -65,7 +65,7 @@ impl Why {
             "upstream connect error or disconnect/reset before headers. {retried}reset reason: {}",
             self.text()
         );
-        let status = if matches!(self, Why::Stream(Failure::Protocol(_))) { 502 } else { 503 };
+        let status = if matches!(self, Why::Stream(Failure::Protocol(_) | Failure::Blamed)) { 502 } else { 503 };
         let mut reply = LocalReply::new(status, body, self.details("before")).flagged(self.flags());
         if matches!(self, Why::Overflow) {
             reply.headers.push(("x-envoy-overloaded".into(), b"true".to_vec()));
