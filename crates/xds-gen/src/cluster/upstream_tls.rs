@@ -191,8 +191,12 @@ pub(super) fn without_service(
         _ if is_privileged(tls) => None,
         TlsMode::Disable => None,
         TlsMode::IstioMutual => Some(istio_mutual(cx, draft, true, tls)),
-        TlsMode::Simple => originate(cx, draft, &tls.subject_alt_names, tls, false).map(|context| compliant(cx, context)),
-        TlsMode::Mutual => originate(cx, draft, &tls.subject_alt_names, tls, true).map(|context| compliant(cx, context)),
+        TlsMode::Simple => {
+            originate(cx, draft, &tls.subject_alt_names, tls, false).map(|context| compliant(cx, context))
+        }
+        TlsMode::Mutual => {
+            originate(cx, draft, &tls.subject_alt_names, tls, true).map(|context| compliant(cx, context))
+        }
     };
     context.map(|context| packed_socket(TLS, context))
 }
