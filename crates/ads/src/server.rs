@@ -19,7 +19,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use mesh_types::{ArcStr, SpiffeId};
 use prost::Message as _;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::codec::Codec;
@@ -120,7 +120,7 @@ pub struct Event {
 #[derive(Clone, Debug)]
 pub enum EventKind {
     /// The stream is open.
-    Connected { protocol: Protocol, peer: Peer },
+    Connected { protocol: Protocol, peer: Peer, watching: Watching },
     /// The stream ended, whoever ended it.
     Disconnected,
     /// A response was handed to the stream; `took` is what the source and the comparison needed for it.
@@ -147,6 +147,17 @@ pub enum EventKind {
     Synced { revision: u64 },
     /// The client says that the workload beside it is well, or what is wrong (a `google.rpc.Code` and a text).
     Health { problem: Option<(i32, String)> },
+}
+
+/// What a stream's client watches, for whoever looks at it.
+#[derive(Clone, Debug)]
+pub struct Watching(Arc<Mutex<Session>>);
+
+impl Watching {
+    /// As [`Session::watched`], of this moment; nothing while the stream is being served.
+    pub fn now(&self) -> Option<Vec<(ArcStr, Vec<ArcStr>)>> {
+        Some(self.0.try_lock().ok()?.watched())
+    }
 }
 
 /// The aggregated discovery service over `source`, to be added to a tonic router.
@@ -195,7 +206,7 @@ impl<S: Source> Server<S> {
         let changes = self.source.changes();
         let revision = *changes.borrow();
         let mut driver = Driver::<S, W> {
-            session: Session::new(W::PROTOCOL, revision),
+            session: Arc::new(Mutex::new(Session::new(W::PROTOCOL, revision))),
             requests,
             changes,
             source: self.source.clone(),
@@ -205,8 +216,9 @@ impl<S: Source> Server<S> {
             node_id: ArcStr::from(node.id.as_str()),
             largest: 0,
         };
-        driver.report(EventKind::Connected { protocol: W::PROTOCOL, peer });
-        driver.hear(first)?;
+        let watching = Watching(driver.session.clone());
+        driver.report(EventKind::Connected { protocol: W::PROTOCOL, peer, watching });
+        driver.hear(first).await?;
         let mut response = http::Response::new(body(driver));
         let content_type = http::HeaderValue::from_static("application/grpc");
         response.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
@@ -315,7 +327,8 @@ grpc_service!(
 
 /// One open stream. Dropping it, at whatever point, reports the disconnection.
 struct Driver<S: Source, W: Wire> {
-    session: Session,
+    /// Locked while the driver works, by others for a look only.
+    session: Arc<Mutex<Session>>,
     requests: Streaming<W::Request>,
     changes: watch::Receiver<u64>,
     source: Arc<S>,
@@ -331,12 +344,14 @@ struct Driver<S: Source, W: Wire> {
 impl<S: Source, W: Wire> Driver<S, W> {
     /// Waits until there is something to send; `None` when the client has hung up or the source is gone.
     async fn next(&mut self) -> Result<Option<Response>, Status> {
+        let shared = self.session.clone();
         loop {
-            while let Some((type_url, names)) = self.session.due() {
+            let mut session = shared.lock().await;
+            while let Some((type_url, names)) = session.due() {
                 self.source.prepare(&self.proxy, &type_url, names).await;
                 let started = Instant::now();
                 let resources = self.source.resources(&self.proxy, &type_url, names);
-                if let Some(response) = self.session.evaluate(&type_url, resources) {
+                if let Some(response) = session.evaluate(&type_url, resources) {
                     self.report(EventKind::Sent {
                         type_url: response.type_url.clone(),
                         nonce: response.nonce.clone(),
@@ -349,16 +364,16 @@ impl<S: Source, W: Wire> Driver<S, W> {
                     return Ok(Some(response));
                 }
             }
-            if !self.session.is_waiting() {
-                self.waiting_since = None;
-            }
-            let waiting_since = self.session.is_waiting().then(|| *self.waiting_since.get_or_insert_with(Instant::now));
-            if let Some(revision) = self.session.newly_synced() {
+            let (is_waiting, synced) = (session.is_waiting(), session.newly_synced());
+            drop(session);
+            self.waiting_since = is_waiting.then(|| self.waiting_since.unwrap_or_else(Instant::now));
+            let waiting_since = self.waiting_since;
+            if let Some(revision) = synced {
                 self.report(EventKind::Synced { revision });
             }
             tokio::select! {
                 request = self.requests.message() => match request? {
-                    Some(request) => self.hear(request)?,
+                    Some(request) => self.hear(request).await?,
                     None => return Ok(None),
                 },
                 changed = self.changes.changed() => {
@@ -366,17 +381,17 @@ impl<S: Source, W: Wire> Driver<S, W> {
                         return Ok(None);
                     }
                     let revision = *self.changes.borrow_and_update();
-                    self.session.on_revision(revision);
+                    shared.lock().await.on_revision(revision);
                 }
                 reason = self.source.ended(&self.proxy) => return Err(reason),
                 () = tokio::time::sleep_until(waiting_since.unwrap_or_else(Instant::now) + PATIENCE), if waiting_since.is_some() => {
-                    self.session.lift_gate();
+                    shared.lock().await.lift_gate();
                 }
             }
         }
     }
 
-    fn hear(&mut self, request: W::Request) -> Result<(), Status> {
+    async fn hear(&mut self, request: W::Request) -> Result<(), Status> {
         let bytes = request.encoded_len();
         if bytes > self.largest {
             self.largest = bytes;
@@ -390,7 +405,8 @@ impl<S: Source, W: Wire> Driver<S, W> {
             return Ok(());
         }
         let type_url = ArcStr::from(request.type_url.as_str());
-        match self.session.on_request(request) {
+        let heard = self.session.lock().await.on_request(request);
+        match heard {
             Ok(Heard::Acked { nonce }) => self.report(EventKind::Acked { type_url, nonce }),
             Ok(Heard::Nacked { nonce, error }) => self.report(EventKind::Nacked { type_url, nonce, code, error }),
             Ok(Heard::Stale) => self.report(EventKind::Stale { type_url }),

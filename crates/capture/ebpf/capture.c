@@ -36,7 +36,8 @@ struct settings {
 	u8 all_blocks;
 	u8 only_groups;
 	u8 ipv6;
-	u8 unused[3];
+	u8 zero; // always; see `unknown`
+	u8 unused[2];
 	u32 uid;    // the proxy's first one, or none: -1
 	u32 gid;    // as uid
 	u32 own_ip; // the pod's first IPv4 address, network order, or 0
@@ -183,6 +184,16 @@ INLINE int holds(u32 kind, const struct place *to)
 	return map_lookup(&blocks, &key) != 0;
 }
 
+// A number that the verifier does not know any more. Else it follows all paths that come after a question once for each answer, which
+// for the many questions of `decide` took most of the time that it takes to load the programs.
+INLINE u32 unknown(const struct settings *set, u32 number)
+{
+	u32 zero = set->zero;
+	// Here and now, and not where the compiler would rather have it.
+	asm volatile("%0 ^= %1" : "+r"(number) : "r"(zero));
+	return number;
+}
+
 INLINE int in_bits(const u64 *bits, u16 port)
 {
 	return bits[port >> 6] >> (port & 63) & 1;
@@ -272,40 +283,41 @@ INLINE u32 remember(const struct place *to, struct bpf_sock *sk)
 }
 
 // The port that this destination is led to, in host order; 0: it is left alone. The questions come in the order of the rules.
-INLINE u16 decide(const struct settings *set, const struct ports *ports, const struct place *to, u32 protocol,
+INLINE u16 decide(const struct settings *set, const struct ports *ports, const struct place *to, int v4, u32 protocol,
 		  int passthrough)
 {
 	u64 owner = current_uid_gid();
 	u32 uid = (u32)owner, gid = (u32)(owner >> 32);
 	u16 port = ntohs(to->port);
-	u32 reason;
-	int v4 = is_mapped(to);
+	u32 reason, led = 0;
 	if (!v4 && !set->ipv6)
 		return 0;
-	int in_loopback = v4 ? (to->ip[3] & set->loopback_mask) == set->loopback
-			     : to->ip[0] == 0 && to->ip[1] == 0 && to->ip[2] == 0 && to->ip[3] == htonl(1);
+	int in_loopback = unknown(set, v4 ? (to->ip[3] & set->loopback_mask) == set->loopback
+					 : to->ip[0] == 0 && to->ip[1] == 0 && to->ip[2] == 0 && to->ip[3] == htonl(1));
 	u32 filled = set->filled;
-	int local = in_loopback || (v4 && (to->ip[3] & htonl(0xff000000)) == htonl(0x7f000000)) ||
-		    (v4 && to->ip[3] == set->own_ip) || ((!v4 || filled & LOCALS) && holds(LOCAL, to));
-	int query = set->dns && port == DNS;
-	int by_user = uid == set->uid || (filled & UIDS && has(UID, uid));
-	int in_group = filled & GROUPS && has(GROUP, gid);
+	int local = unknown(set, in_loopback || (v4 && (to->ip[3] & htonl(0xff000000)) == htonl(0x7f000000)) ||
+					(v4 && to->ip[3] == set->own_ip) || ((!v4 || filled & LOCALS) && holds(LOCAL, to)));
+	int query = unknown(set, set->dns && port == DNS);
+	int by_user = unknown(set, uid == set->uid || (filled & UIDS && has(UID, uid)));
+	int by_group = unknown(set, gid == set->gid || (filled & GIDS && has(GID, gid)));
+	int in_group = unknown(set, filled & GROUPS && has(GROUP, gid));
 	if (filled & EXCLUDED_PORTS && in_bits(ports->excluded, port)) {
 		reason = BY_EXCLUDED_PORT;
-	} else if (by_user || gid == set->gid || (filled & GIDS && has(GID, gid))) {
+	} else if (by_user || by_group) {
 		// The proxy calls its own pod by its address: in again by the inbound port, but not on its way to the application.
 		if (protocol == TCP && local && !in_loopback && !passthrough && port != set->tunnel_port && !(by_user && query)) {
-			count(BY_SELF);
-			return set->inbound_port;
+			reason = BY_SELF;
+			led = set->inbound_port;
+		} else {
+			reason = BY_PROXY;
 		}
-		reason = BY_PROXY;
 	} else if (local && !set->captures_loopback && !query) {
 		reason = BY_LOCAL;
 	} else if (set->only_groups ? !in_group : in_group) {
 		reason = BY_GROUP;
 	} else if (query && (set->dns == 2 || holds(SERVER, to))) {
-		count(BY_DNS);
-		return set->dns_port;
+		reason = BY_DNS;
+		led = set->dns_port;
 	} else if (protocol == UDP) {
 		reason = BY_UDP;
 	} else if (in_loopback) {
@@ -313,16 +325,16 @@ INLINE u16 decide(const struct settings *set, const struct ports *ports, const s
 	} else if (filled & EXCLUDED_BLOCKS && holds(BLOCK_EXCLUDED, to)) {
 		reason = BY_EXCLUDED_BLOCK;
 	} else if (filled & CAPTURED_PORTS && in_bits(ports->captured, port)) {
-		count(BY_PORT);
-		return set->proxy_port;
+		reason = BY_PORT;
+		led = set->proxy_port;
 	} else if (set->all_blocks || (filled & CAPTURED_BLOCKS && holds(BLOCK_CAPTURED, to))) {
-		count(BY_BLOCK);
-		return set->proxy_port;
+		reason = BY_BLOCK;
+		led = set->proxy_port;
 	} else {
 		reason = BY_NOTHING;
 	}
-	count(reason);
-	return 0;
+	count(unknown(set, reason));
+	return unknown(set, led);
 }
 
 INLINE void read_user(struct sock_addr *ctx, struct place *to, int v6)
@@ -364,10 +376,10 @@ INLINE int passes_through(struct bpf_sock *sk, int v6)
 }
 
 // connect and sendmsg: leads the destination to this pod's own address when it is captured.
-INLINE int lead(struct sock_addr *ctx, int v6)
+INLINE int lead(struct sock_addr *ctx, int v6, int datagrams)
 {
-	u32 protocol = ctx->protocol;
-	if (protocol != TCP && protocol != UDP)
+	u32 protocol = datagrams ? UDP : ctx->protocol;
+	if (ctx->protocol != UDP && (datagrams || protocol != TCP))
 		return ALLOW;
 	u32 first = 0;
 	struct settings *set = map_lookup(&settings, &first);
@@ -376,13 +388,14 @@ INLINE int lead(struct sock_addr *ctx, int v6)
 		return REFUSE;
 	struct place to;
 	read_user(ctx, &to, v6);
-	u16 port = decide(set, bits, &to, protocol, passes_through(ctx->sk, v6));
-	if (port && port != set->dns_port) {
+	int v4 = v6 ? unknown(set, is_mapped(&to)) : 1;
+	u16 port = decide(set, bits, &to, v4, datagrams ? UDP : unknown(set, protocol), unknown(set, passes_through(ctx->sk, v6)));
+	if (!datagrams && port && port != set->dns_port) {
 		// Without memory for the destination the connection fails; it never goes out uncaptured.
 		u32 number = remember(&to, ctx->sk);
 		if (!number)
 			return REFUSE;
-		if (is_mapped(&to)) {
+		if (v4) {
 			to.ip[3] = number;
 		} else {
 			to.ip[0] = htonl(V6_FIRST);
@@ -407,7 +420,7 @@ INLINE int lead(struct sock_addr *ctx, int v6)
 	if (!before)
 		return REFUSE;
 	*before = to;
-	if (is_mapped(&to)) {
+	if (v4) {
 		set_v4(&to, htonl(0x7f000001));
 	} else {
 		to.ip[0] = to.ip[1] = to.ip[2] = 0;
@@ -440,10 +453,10 @@ INLINE int show(struct sock_addr *ctx, int v6)
 	return ALLOW;
 }
 
-SECTION("cgroup/connect4") int outrigger_con4(struct sock_addr *ctx) { return lead(ctx, 0); }
-SECTION("cgroup/connect6") int outrigger_con6(struct sock_addr *ctx) { return lead(ctx, 1); }
-SECTION("cgroup/sendmsg4") int outrigger_snd4(struct sock_addr *ctx) { return lead(ctx, 0); }
-SECTION("cgroup/sendmsg6") int outrigger_snd6(struct sock_addr *ctx) { return lead(ctx, 1); }
+SECTION("cgroup/connect4") int outrigger_con4(struct sock_addr *ctx) { return lead(ctx, 0, 0); }
+SECTION("cgroup/connect6") int outrigger_con6(struct sock_addr *ctx) { return lead(ctx, 1, 0); }
+SECTION("cgroup/sendmsg4") int outrigger_snd4(struct sock_addr *ctx) { return lead(ctx, 0, 1); }
+SECTION("cgroup/sendmsg6") int outrigger_snd6(struct sock_addr *ctx) { return lead(ctx, 1, 1); }
 SECTION("cgroup/recvmsg4") int outrigger_rcv4(struct sock_addr *ctx) { return show(ctx, 0); }
 SECTION("cgroup/recvmsg6") int outrigger_rcv6(struct sock_addr *ctx) { return show(ctx, 1); }
 SECTION("cgroup/getpeername4") int outrigger_peer4(struct sock_addr *ctx) { return show(ctx, 0); }
@@ -593,6 +606,13 @@ INLINE int load(struct sk_buff *ctx, u32 at, void *to, u32 length)
 	return pull_data(ctx, ctx->len) == 0 && load_relative(ctx, at, to, length, FROM_NETWORK_HEADER) == 0;
 }
 
+// A packet's length as its header says. Segments that were put together to more than the field holds (BIG TCP) have 0 there; others
+// with 0 the kernel throws away itself.
+INLINE u32 whole(const struct sk_buff *ctx, u16 field, u32 header)
+{
+	return field ? header + ntohs(field) : ctx->len;
+}
+
 // A connection is opened from a port whose last connection this side still remembers (TIME_WAIT). The kernel lets the new one replace
 // that only on its way to the listener that it finds by itself, which is the application's. So the packet is taken in once more behind
 // this one, and this one goes that way as one that ends what it opens, which a listener throws away.
@@ -683,7 +703,7 @@ SECTION("classifier") int outrigger_in(struct sk_buff *ctx)
 			return NEXT;
 		fragment = ntohs(ip.fragment) & 0x2000;
 		tcp_at = (ip.version_length & 15) * 4;
-		length = ntohs(ip.length);
+		length = whole(ctx, ip.length, 0);
 		v4.from = ip.from;
 		v4.to = ip.to;
 		// Addresses that name slots are for connections that start here; to others they are nobody's.
@@ -697,7 +717,7 @@ SECTION("classifier") int outrigger_in(struct sk_buff *ctx)
 			return DROP;
 		u8 next = ip.next;
 		tcp_at = sizeof(ip);
-		length = sizeof(ip) + ntohs(ip.length);
+		length = whole(ctx, ip.length, sizeof(ip));
 #pragma unroll
 		for (int i = 0; i < MAX_HEADERS; i++) {
 			u8 head[4];

@@ -92,10 +92,6 @@ impl Args {
             text if text.is_empty() => Ok(default),
             text => config::port(flag, &text),
         };
-        let number = |flag: &'static str, default: u32| match from.text(flag) {
-            text if text.is_empty() => Ok(default),
-            text => parse_number(&text).ok_or_else(|| Invalid::new(flag, text, "not a number")),
-        };
         let uid = match from.text("--proxy-uid") {
             text if !text.is_empty() => text,
             _ => {
@@ -122,6 +118,16 @@ impl Args {
             "TPROXY" => Mode::Tproxy,
             _ => Mode::Redirect,
         };
+        let inbound_ports = config::port_selection("--istio-inbound-ports", &from.text("--istio-inbound-ports"))?;
+        // What is not used is not looked at, as in the reference.
+        let (marks, routes) = (mode == Mode::Tproxy, mode == Mode::Tproxy && !inbound_ports.is_none());
+        let number = |flag: &'static str, default: u32, used: bool| match from.text(flag) {
+            text if !used || text.is_empty() => Ok(default),
+            text => parse_number(&text)
+                // Routes know decimal numbers only.
+                .filter(|_| !routes || !text.starts_with("0x"))
+                .ok_or_else(|| Invalid::new(flag, text, "not a number")),
+        };
         let ports = |flag: &'static str| config::ports(flag, &from.text(flag));
         let interfaces = |flag: &'static str| config::interfaces(flag, &from.text(flag));
         // As in the reference, a variable that is set but empty is not the default.
@@ -134,8 +140,11 @@ impl Args {
             proxy_uids: config::owners(&uid, around.users),
             proxy_gids: config::owners(&gid, around.groups),
             mode,
-            inbound_ports: config::port_selection("--istio-inbound-ports", &from.text("--istio-inbound-ports"))?,
-            inbound_exclude: ports("--istio-local-exclude-ports")?,
+            inbound_exclude: match inbound_ports {
+                config::Selection::All => ports("--istio-local-exclude-ports")?,
+                config::Selection::Only(_) => Vec::new(),
+            },
+            inbound_ports,
             outbound_cidrs: config::cidrs("--istio-service-cidr", &from.text("--istio-service-cidr"))?,
             outbound_exclude_cidrs,
             outbound_ports: ports("--istio-outbound-ports")?,
@@ -147,8 +156,8 @@ impl Args {
                 &variable("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE", ""),
                 around.groups,
             )?,
-            tproxy_mark: number("--istio-inbound-tproxy-mark", 1337)?,
-            tproxy_table: number("--istio-inbound-tproxy-route-table", 133)?,
+            tproxy_mark: number("--istio-inbound-tproxy-mark", 1337, marks)?,
+            tproxy_table: number("--istio-inbound-tproxy-route-table", 133, routes)?,
             drop_invalid: from.switch("--drop-invalid", Some("INVALID_DROP")),
             loopback_v4: config::loopback(
                 "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",

@@ -122,19 +122,33 @@ impl fmt::Display for Ports {
 impl FromStr for Ports {
     type Err = &'static str;
 
-    /// As iptables reads them: without a first port from 0, without a last one to 65535.
+    /// As iptables reads them: `0x` and a leading 0 as in C; without a first port from 0, without a last one to 65535.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         // DIFFERS: Istio hands names to iptables, which takes `http` and fails late on `htp`.
-        const BAD: &str = "a port is a number from 1 to 65535, a range is two of them as in 8000:8100";
-        let number =
-            |text: &str, without: u16| if text.is_empty() { Ok(without) } else { text.parse().map_err(|_| BAD) };
+        const BAD: &str = "a port is a number from 0 to 65535, a range is two of them as in 8000:8100";
+        let number = |text: &str, without: u16| if text.is_empty() { Ok(without) } else { c_number(text).ok_or(BAD) };
         match text.split_once(':') {
-            None => text.parse().ok().filter(|port| *port > 0).map(|port: u16| port.into()).ok_or(BAD),
+            None => c_number(text).map(Self::from).ok_or(BAD),
             Some((first, last)) => match (number(first, 0)?, number(last, u16::MAX)?) {
                 (first, last) if first > last => Err("the first port of the range is greater than the last"),
                 (first, last) => Ok(Self { first, last }),
             },
         }
+    }
+}
+
+/// As strtoul with base 0, for 16 bits.
+fn c_number(text: &str) -> Option<u16> {
+    let digits = text.strip_prefix('+').unwrap_or(text);
+    // The standard library would take a second sign.
+    if digits.starts_with('+') {
+        return None;
+    }
+    match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(hex) if !hex.starts_with('+') => u16::from_str_radix(hex, 16).ok(),
+        Some(_) => None,
+        None if digits.starts_with('0') => u16::from_str_radix(digits, 8).ok(),
+        None => digits.parse().ok(),
     }
 }
 
@@ -295,15 +309,16 @@ pub(crate) fn ports(flag: &'static str, text: &str) -> Result<Vec<Ports>, Invali
 }
 
 pub(crate) fn port_selection(flag: &'static str, text: &str) -> Result<Selection<Ports>, Invalid> {
-    if text.trim() == "*" { Ok(Selection::All) } else { ports(flag, text).map(Selection::Only) }
+    if text == "*" { Ok(Selection::All) } else { ports(flag, text).map(Selection::Only) }
 }
 
 pub(crate) fn cidrs(flag: &'static str, text: &str) -> Result<Selection<Cidr>, Invalid> {
-    if text.trim() == "*" {
+    if text == "*" {
         return Ok(Selection::All);
     }
     let parse = |item: &str| item.parse().map_err(|reason: &str| Invalid::new(flag, item, reason));
-    items(text).map(parse).collect::<Result<_, _>>().map(Selection::Only)
+    // Unlike ports and names, blocks are read by the reference itself, to which a blank is a fault.
+    text.split(',').filter(|item| !item.is_empty()).map(parse).collect::<Result<_, _>>().map(Selection::Only)
 }
 
 pub(crate) fn interfaces(flag: &'static str, text: &str) -> Result<Vec<String>, Invalid> {
@@ -317,7 +332,7 @@ pub(crate) fn interfaces(flag: &'static str, text: &str) -> Result<Vec<String>, 
 
 /// Loopback blocks are inside 127.0.0.0/8.
 pub(crate) fn loopback(flag: &'static str, text: &str) -> Result<Cidr, Invalid> {
-    let cidr: Cidr = text.trim().parse().map_err(|reason: &str| Invalid::new(flag, text, reason))?;
+    let cidr: Cidr = text.parse().map_err(|reason: &str| Invalid::new(flag, text, reason))?;
     let inside = cidr.prefix >= 8 && matches!(cidr.ip, IpAddr::V4(ip) if ip.is_loopback());
     if inside { Ok(cidr) } else { Err(Invalid::new(flag, text, "a loopback block must be inside 127.0.0.0/8")) }
 }
@@ -376,19 +391,23 @@ mod tests {
         let error = ports("--istio-local-exclude-ports", "80,http").expect_err("a name").to_string();
         assert_eq!(
             error,
-            "--istio-local-exclude-ports \"http\": a port is a number from 1 to 65535, a range is two of them as in 8000:8100"
+            "--istio-local-exclude-ports \"http\": a port is a number from 0 to 65535, a range is two of them as in 8000:8100"
         );
-        assert!(ports("-d", "0").is_err());
         assert!(ports("-d", "70000").is_err());
+        assert_eq!(ports("-d", "0x50,010,+9,0, 443"), Ok([80, 8, 9, 0, 443].map(Ports::from).to_vec()), "as iptables");
         let text = |text| ports("-d", text).map(|ports| ports.iter().map(Ports::to_string).collect::<Vec<_>>());
         assert_eq!(
             text("8000:8100,:80,60000:,5:5,:").expect("ranges"),
             ["8000:8100", "0:80", "60000:65535", "5", "0:65535"]
         );
-        for bad in ["9:7", "1:2:3", "a:b", "1-2", "1:70000", "-1:5"] {
+        for bad in ["9:7", "1:2:3", "a:b", "1-2", "1:70000", "-1:5", "080", "0x", "0x+5", "++5", "*"] {
             assert!(ports("-d", bad).is_err(), "{bad}");
         }
         assert!(interfaces("-c", "a-very-long-interface").is_err());
+        for bad in [" *", "10.0.0.0/8, 11.0.0.0/8", "10.0.0.0/8,*"] {
+            assert!(cidrs("-i", bad).is_err(), "{bad}");
+        }
+        assert_eq!(cidrs("-i", ",10.0.0.0/8,,"), cidrs("-i", "10.0.0.0/8"));
         assert!(loopback("L", "127.0.0.1/7").is_err());
         assert!(loopback("L", "10.0.0.0/8").is_err());
     }

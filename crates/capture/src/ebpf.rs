@@ -5,9 +5,10 @@
 //! stay when this process ends and go with the cgroup and the interfaces; or their removal. Needs CAP_BPF and CAP_NET_ADMIN in the
 //! initial user namespace (or root there), and Linux 5.12; for inbound capture Linux 6.6, before which that stays with packet rules.
 //!
-//! The source is compiled to `ebpf/capture.o`, which is part of this program; aya relocates it, makes the maps and loads it.
+//! The source is compiled to `ebpf/capture.o`, which is part of this program; aya reads and relocates it and makes the maps.
 
 mod kernel;
+mod load;
 mod maps;
 
 use std::fs::File;
@@ -15,13 +16,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo};
-use aya::programs::{Program, ProgramInfo, loaded_programs};
-use aya::{Ebpf, EbpfLoader};
 use netns::Link;
 
 use kernel::{Hook, Place};
+use load::{New, load};
 pub(crate) use maps::{REASONS, SLOTS_V6, Tables, Who, chain, first_slot, loopback};
 
 /// All programs of the cgroup, in the order of their attachment: first what answers, last what leads connections to the proxy, so that no connection
@@ -87,33 +86,19 @@ struct Cgroup {
 
 /// A program of ours that is attached.
 struct Attached {
-    info: ProgramInfo,
-    maps: Vec<u32>,
+    id: u32,
+    program: kernel::Loaded,
 }
 
-/// The programs in the kernel that have names of ours; those of others never begin with `outrigger_`.
-fn loaded() -> Result<Vec<ProgramInfo>, Error> {
-    let ours = |info: &ProgramInfo| {
-        info.name_as_str().is_some_and(|name| name == INBOUND || PROGRAMS.iter().any(|(ours, _)| *ours == name))
-    };
-    let mut all = Vec::new();
-    for info in loaded_programs() {
-        let info = info.map_err(load_error)?;
-        if ours(&info) {
-            all.push(info);
+/// Our program among those with these ids; the programs of others never have names that begin with `outrigger_`.
+fn ours(ids: &[u32]) -> Result<Option<Attached>, Error> {
+    let ours = |name: &str| name == INBOUND || PROGRAMS.iter().any(|(ours, _)| *ours == name);
+    for id in ids {
+        if let Some(program) = kernel::loaded(*id).map_err(load_error)?.filter(|program| ours(&program.name)) {
+            return Ok(Some(Attached { id: *id, program }));
         }
     }
-    Ok(all)
-}
-
-/// Our program among those with these ids.
-fn ours(ids: &[u32]) -> Result<Option<Attached>, Error> {
-    if ids.is_empty() {
-        return Ok(None);
-    }
-    let Some(info) = loaded()?.into_iter().find(|info| ids.contains(&info.id())) else { return Ok(None) };
-    let maps = info.map_ids().map_err(load_error)?.unwrap_or_default();
-    Ok(Some(Attached { info, maps }))
+    Ok(None)
 }
 
 impl Cgroup {
@@ -162,42 +147,6 @@ fn outside(links: &[Link]) -> impl Iterator<Item = &Link> {
     links.iter().filter(|link| !link.loopback)
 }
 
-fn take<T: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T, Error> {
-    let map = ebpf.take_map(name).ok_or_else(|| load_error(io::Error::other(format!("no map {name}"))))?;
-    T::try_from(map).map_err(load_error)
-}
-
-/// Makes the maps, fills them, and loads the programs. Nothing is attached yet.
-fn load(tables: &Tables) -> Result<Ebpf, Error> {
-    if tables.listed.len().max(tables.blocks.len()) > maps::MAX_ENTRIES {
-        return Err(Error::TooMany);
-    }
-    let object = aya::include_bytes_aligned!("../ebpf/capture.o");
-    let mut ebpf = EbpfLoader::new().load(object).map_err(load_error)?;
-    let mut settings: Array<_, maps::Settings> = take(&mut ebpf, "settings")?;
-    settings.set(0, tables.settings, 0).map_err(load_error)?;
-    let mut listed: HashMap<_, maps::Listed, u8> = take(&mut ebpf, "listed")?;
-    for key in &tables.listed {
-        listed.insert(key, 1, 0).map_err(load_error)?;
-    }
-    let mut blocks: LpmTrie<_, maps::Block, u8> = take(&mut ebpf, "blocks")?;
-    for (bits, data) in &tables.blocks {
-        blocks.insert(&Key::new(*bits, *data), 1, 0).map_err(load_error)?;
-    }
-    let mut ports: Array<_, maps::PortBits> = take(&mut ebpf, "ports")?;
-    ports.set(0, *tables.ports.0, 0).map_err(load_error)?;
-    for (_, program) in ebpf.programs_mut() {
-        match program {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::CgroupSockopt(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            _ => continue,
-        }
-        .map_err(load_error)?;
-    }
-    Ok(ebpf)
-}
-
 /// Brings the programs of a cgroup, and of the interfaces that connections come in by, to `tables`. False: they were so already. An
 /// earlier program is replaced in one step, so that every connection meets either the old or the new one.
 pub(crate) fn apply(path: &Path, links: &[Link], tables: &Tables) -> Result<bool, Error> {
@@ -211,30 +160,26 @@ pub(crate) fn apply(path: &Path, links: &[Link], tables: &Tables) -> Result<bool
     {
         return Ok(false);
     }
-    let mut ebpf = load(tables)?;
+    let mut new = load(tables)?;
     if let Some((_, maps)) = &earlier {
-        carry_over(maps, &mut ebpf)?;
+        carry_over(maps, &mut new)?;
     }
-    let program = |name: &str| {
-        let program = ebpf.program(name).ok_or_else(|| load_error(io::Error::other(format!("no program {name}"))))?;
-        program.fd().map_err(load_error)
-    };
     for (name, hook) in PROGRAMS {
-        let earlier = cgroup.ours(hook)?.map(|found| found.info.fd()).transpose().map_err(load_error)?;
-        kernel::attach(cgroup.place(), program(name)?.as_fd(), hook, earlier.as_ref().map(AsFd::as_fd))
+        let earlier = cgroup.ours(hook)?;
+        kernel::attach(cgroup.place(), new.program(name)?, hook, earlier.as_ref().map(|e| e.program.fd.as_fd()))
             .map_err(cgroup.error("attaching"))?;
     }
     for link in links {
-        let earlier = inbound(link)?.map(|found| found.info.fd()).transpose().map_err(load_error)?;
-        let place = Place::Interface(link.index);
-        kernel::attach(place, program(INBOUND)?.as_fd(), Hook::TCX_INGRESS, earlier.as_ref().map(AsFd::as_fd))
+        let earlier = inbound(link)?;
+        let (place, hook) = (Place::Interface(link.index), Hook::TCX_INGRESS);
+        kernel::attach(place, new.program(INBOUND)?, hook, earlier.as_ref().map(|e| e.program.fd.as_fd()))
             .map_err(interface_error(link, "attaching"))?;
     }
     Ok(true)
 }
 
 /// Gives new programs the lasting slots of the earlier ones, so that connections that are open keep their peers' names.
-fn carry_over(earlier: &[u32], ebpf: &mut Ebpf) -> Result<(), Error> {
+fn carry_over(earlier: &[u32], new: &mut New) -> Result<(), Error> {
     /// Slots that the earlier programs may still take before they are replaced; they stay empty.
     const MEANWHILE: u64 = 64;
     let named = |name: &str| -> Result<Option<MapData>, Error> {
@@ -250,8 +195,8 @@ fn carry_over(earlier: &[u32], ebpf: &mut Ebpf) -> Result<(), Error> {
     let old_slots: Array<_, maps::Place> = Map::Array(old_slots).try_into().map_err(load_error)?;
     let lasting = u64::from(maps::LASTING);
     let used = old_taken.get(&0, 0).map_err(load_error)?.min(lasting);
-    let mut slots: Array<_, maps::Place> = take(ebpf, "slots")?;
-    let mut numbers: HashMap<_, maps::Place, u32> = take(ebpf, "numbers")?;
+    let mut slots: Array<_, maps::Place> = new.array("slots")?;
+    let mut numbers: HashMap<_, maps::Place, u32> = new.hash("numbers")?;
     for at in (0..maps::LASTING).take_while(|at| u64::from(*at) < used) {
         let place = old_slots.get(&at, 0).map_err(load_error)?;
         slots.set(at, place, 0).map_err(load_error)?;
@@ -260,7 +205,7 @@ fn carry_over(earlier: &[u32], ebpf: &mut Ebpf) -> Result<(), Error> {
             numbers.insert(place, maps::address_of(at), 0).map_err(load_error)?;
         }
     }
-    let mut taken: Array<_, u64> = take(ebpf, "taken")?;
+    let mut taken: Array<_, u64> = new.array("taken")?;
     let turns = old_taken.get(&1, 0).map_err(load_error)?;
     taken.set(0, if used == 0 { 0 } else { lasting.min(used + MEANWHILE) }, 0).map_err(load_error)?;
     taken.set(1, turns, 0).map_err(load_error)
@@ -272,8 +217,7 @@ pub(crate) fn remove(path: &Path) -> Result<bool, Error> {
     let mut any = false;
     for (_, hook) in PROGRAMS.iter().rev() {
         while let Some(found) = cgroup.ours(*hook)? {
-            let fd = found.info.fd().map_err(load_error)?;
-            kernel::detach(cgroup.place(), fd.as_fd(), *hook).map_err(cgroup.error("detaching"))?;
+            kernel::detach(cgroup.place(), found.program.fd.as_fd(), *hook).map_err(cgroup.error("detaching"))?;
             any = true;
         }
     }
@@ -284,8 +228,7 @@ pub(crate) fn remove(path: &Path) -> Result<bool, Error> {
 pub(crate) fn remove_inbound(links: &[Link]) -> Result<(), Error> {
     for link in outside(links) {
         while let Some(found) = inbound(link)? {
-            let fd = found.info.fd().map_err(load_error)?;
-            kernel::detach(Place::Interface(link.index), fd.as_fd(), Hook::TCX_INGRESS)
+            kernel::detach(Place::Interface(link.index), found.program.fd.as_fd(), Hook::TCX_INGRESS)
                 .map_err(interface_error(link, "detaching"))?;
         }
     }
@@ -309,7 +252,7 @@ pub fn attached_programs(path: &Path) -> io::Result<Vec<u32>> {
     let cgroup = Cgroup::open(path).map_err(io::Error::other)?;
     let on_cgroup = PROGRAMS.into_iter().map(|(_, hook)| cgroup.ours(hook));
     let all = on_cgroup.chain(outside(&links).map(inbound)).filter_map(Result::transpose);
-    all.map(|found| found.map(|found| found.info.id())).collect::<Result<_, _>>().map_err(io::Error::other)
+    all.map(|found| found.map(|found| found.id)).collect::<Result<_, _>>().map_err(io::Error::other)
 }
 
 /// What is attached to this cgroup itself, and to these interfaces with it.
@@ -326,8 +269,8 @@ fn live_of(cgroup: &Cgroup, links: &[&Link]) -> Result<Option<(Live, Vec<u32>)>,
         if let Some(program) = cgroup.ours(hook)? {
             found += 1;
             // The programs that lead connections know all maps.
-            if program.maps.len() > maps.len() {
-                maps = program.maps;
+            if program.program.maps.len() > maps.len() {
+                maps = program.program.maps;
             }
         }
     }
@@ -374,7 +317,7 @@ fn live_of(cgroup: &Cgroup, links: &[&Link]) -> Result<Option<(Live, Vec<u32>)>,
     }
     for link in links {
         // One of another load works with other settings, until it is replaced, too.
-        let same = |found: Attached| settings.is_some_and(|id| found.maps.contains(&id));
+        let same = |found: Attached| settings.is_some_and(|id| found.program.maps.contains(&id));
         match inbound(link)?.map(same) {
             Some(true) => live.interfaces.push(link.name.clone()),
             Some(false) => live.partial = true,

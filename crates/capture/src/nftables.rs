@@ -108,7 +108,8 @@ pub fn captured(nft: &mut nft::Nft) -> Result<Captured, netns::Error> {
 fn rank(condition: &Match) -> u8 {
     match condition {
         Match::In(_) | Match::Out(_) => 0,
-        Match::Proto(_) => 1,
+        // As the reference has it: the state before the port.
+        Match::Proto(_) | Match::RelatedEstablished => 1,
         Match::Src(_) | Match::Dst(_) | Match::NotDst(_) => 2,
         Match::Dport(_) | Match::NotDport(_) | Match::Sport(_) => 3,
         _ => 4,
@@ -149,12 +150,14 @@ fn is_v6(rule: &Rule) -> bool {
     rule.matches.iter().any(|m| matches!(m, Match::Src(c) | Match::Dst(c) | Match::NotDst(c) if c.is_ipv6()))
 }
 
-/// Whether the protocol is left to the port comparison to state, as the reference does for DNS and captured ports.
+/// Whether the protocol is left to the port comparison to state, as the reference does for DNS and the ports of outbound rules.
 fn implicit_protocol(rule: &Rule) -> bool {
     let has_port = rule.matches.iter().any(|m| matches!(m, Match::Dport(_)));
+    // The reference states it for the one rule of all servers over TCP.
+    let all_servers = rule.chain == Chain::OutputDns && rule.matches.len() == 2;
     rule.table == Table::Raw
-        || rule.chain == Chain::OutputDns
-        || (has_port && rule.target == Target::Jump(Chain::Redirect))
+        || (rule.chain == Chain::OutputDns && !(all_servers && protocol(rule) == L4::Tcp))
+        || (has_port && matches!(rule.chain, Chain::Output | Chain::OutputGroups))
 }
 
 fn exprs(rule: &Rule) -> Vec<Expr> {
@@ -300,4 +303,37 @@ fn rule_text(rule: &Rule) -> String {
         Target::NoTrack => "counter notrack".to_owned(),
     });
     words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Dns, Mode, Selection};
+    use crate::rules::rules;
+
+    #[test]
+    fn conditions_are_spelled_and_ordered_as_in_the_reference() {
+        let config = Config {
+            mode: Mode::Tproxy,
+            inbound_ports: Selection::Only(vec![80.into()]),
+            outbound_ports: vec![9000.into()],
+            outbound_exclude_ports: vec![25.into()],
+            drop_invalid: true,
+            dns: Dns::All,
+            ..Config::default()
+        };
+        let text = text(&rules(&config));
+        for rule in [
+            "istio-inbound meta l4proto tcp ct state related,established tcp dport 80 counter jump istio-divert\n",
+            "istio-inbound meta l4proto tcp tcp dport 80 counter jump istio-tproxy\n",
+            "prerouting meta l4proto tcp ct state invalid counter jump istio-drop\n",
+            "istio-output-dns meta l4proto tcp tcp dport 53 counter redirect to :15053\n",
+            "istio-output-dns udp dport 53 counter redirect to :15053\n",
+            "istio-output tcp dport 25 counter return\n",
+            "istio-output udp dport 25 counter return\n",
+            "istio-output tcp dport 9000 counter jump istio-redirect\n",
+        ] {
+            assert!(text.contains(rule), "{rule}{text}");
+        }
+    }
 }

@@ -76,6 +76,7 @@ kinds! {
     AuthorizationPolicy SECURITY, true;
     Telemetry &["telemetry.istio.io"], true;
     WasmPlugin &["extensions.istio.io"], true;
+    TrafficExtension &["extensions.istio.io"], true;
     HTTPRoute GATEWAY_API, true;
     GRPCRoute GATEWAY_API, true;
 }

@@ -158,6 +158,7 @@ bodies! {
     AuthorizationPolicy(istio::AuthorizationPolicy) = "spec";
     Telemetry(istio::Telemetry) = "spec";
     WasmPlugin(istio::WasmPlugin) = "spec";
+    TrafficExtension(istio::TrafficExtension) = "spec";
     HTTPRoute(istio::HttpRoute) = "spec";
     GRPCRoute(istio::GrpcRoute) = "spec";
 }
@@ -217,6 +218,7 @@ impl Body {
             Body::AuthorizationPolicy(spec) => spec.validate(namespace),
             Body::Telemetry(spec) => spec.validate(namespace),
             Body::WasmPlugin(spec) => spec.validate(namespace),
+            Body::TrafficExtension(spec) => spec.validate(namespace),
             Body::HTTPRoute(spec) => spec.validate(namespace),
             Body::GRPCRoute(spec) => spec.validate(namespace),
             Body::Namespace(_)

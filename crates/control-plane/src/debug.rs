@@ -1,15 +1,14 @@
 //! istiod's debug pages (pilot/pkg/xds/debug.go), for people and for `istioctl`.
 
 mod dump;
+mod objects;
 mod registry;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ::registry::{Gateways, NetworkGateway};
-use config_store::{Body, Kind, Object};
 use envoy_api::type_url;
-use lifecycle::http::{Response, json, text};
+use lifecycle::http::{Response, json, text, with_type};
 use push_context::Node;
 use serde_json::{Map, Value, json};
 
@@ -50,37 +49,44 @@ const OF_NAMESPACE: [&str; 3] = ["config_dump", "ndsz", "edsz"];
 /// Path below `/debug/`, what it shows, how.
 const PAGES: &[(&str, &str, Page)] = &[
     ("adsz", "connected proxies and what they watch", adsz),
-    ("authorizationz", "authorization policies by namespace", authorizationz),
+    ("authorizationz", "authorization policies by namespace", objects::authorizationz),
     ("cachez", "what is kept of generated resources; ?sizes=true how much, ?clear=true forgets it", dump::cachez),
     ("clusterz", "clusters that are read", clusterz),
     ("config_distribution", "version of each proxy", config_distribution),
-    ("config_dump", "what the proxy of ?proxyID=NAME.NAMESPACE is sent", config_dump),
-    ("configz", "Istio resources in effect", configz),
+    (
+        "config_dump",
+        "what the proxy of ?proxyID=NAME.NAMESPACE is sent; &include_eds: its endpoints, too; &types=cds,lds: nothing else",
+        config_dump,
+    ),
+    ("configz", "Istio resources in effect", objects::configz),
     ("connections", "connected proxies", connections),
     ("ecdsz", "filter configurations of the proxy of ?proxyID=NAME.NAMESPACE", |state, about, query| {
-        dump::of_types(state, &*connected(about, query)?, &[type_url::EXTENSION])
+        dump::of_types(state, about, query, &[type_url::EXTENSION])
     }),
     ("edsz", "endpoints of the proxy of ?proxyID=NAME.NAMESPACE", |state, about, query| {
-        dump::of_types(state, &*connected(about, query)?, &[type_url::ENDPOINT])
+        dump::of_types(state, about, query, &[type_url::ENDPOINT])
     }),
-    ("endpointz", "endpoints of each port of each service", |state, _, _| Ok(registry::endpoints(&state.push))),
+    ("endpointz", "obsolete, as endpointShardz", |state, _, _| Ok(registry::endpoint_shards(&state.push))),
     ("endpointShardz", "endpoints by service and registry", |state, _, _| Ok(registry::endpoint_shards(&state.push))),
     ("force_disconnect", "ends the stream of the proxy of ?proxyID=NAME.NAMESPACE", |_, _, _| {
         Err(Failure::Bad("it is asked for by itself".to_owned()))
     }),
     ("inject", "templates of injection", inject_templates),
     ("instancesz", "services that each connected proxy serves", instancesz),
-    ("list", "these pages", |_, _, _| Ok(PAGES.iter().map(|(name, _, _)| format!("/debug/{name}")).collect())),
+    ("list", "these pages", |_, _, _| {
+        Ok(PAGES.iter().map(|(name, _, _)| *name).filter(|name| *name != "list").collect())
+    }),
+    ("mcsz", "services of several clusters (Kubernetes MCS), of which none are read", |_, _, _| Ok(json!([]))),
     ("mesh", "MeshConfig in effect", mesh),
     ("ndsz", "the name table of the proxy of ?proxyID=NAME.NAMESPACE", ndsz),
     ("networkz", "gateways between networks", |state, _, _| Ok(gateways(&state.push.registry.networks().gateways))),
     ("push_status", "the latest snapshot", push_status),
     ("pushcontext", "what pushes are made from", pushcontext),
-    ("registryz", "services", |state, _, _| Ok(registry::services(&state.push))),
-    ("resourcesz", "kinds that are read", resourcesz),
+    ("registryz", "services", |state, _, _| Ok(registry::services(state))),
+    ("resourcesz", "kinds that are read", objects::resourcesz),
     ("sidecarz", "what the proxy of ?proxyID=NAME.NAMESPACE may see", sidecarz),
-    ("syncz", "which proxies have accepted what they were sent", syncz),
-    ("telemetryz", "Telemetry resources by namespace", telemetryz),
+    ("syncz", "which proxies have accepted what they were sent; ?namespace= of one namespace", syncz),
+    ("telemetryz", "Telemetry resources by namespace; ?proxyID= what holds for a proxy", objects::telemetryz),
 ];
 
 /// The page at `path`, which starts with `/debug`.
@@ -90,8 +96,7 @@ pub(crate) fn page(path: &str, query: &str, state: &State, about: &About<'_>) ->
         return text(403, "this page is for the root namespace's service accounts, or for this machine\n");
     }
     if name.is_empty() {
-        let lines: String = PAGES.iter().map(|(name, what, _)| format!("/debug/{name}  {what}\n")).collect();
-        return text(200, lines);
+        return with_type(200, "text/html; charset=utf-8", index());
     }
     if let Some(said) = act(name, query, state, about) {
         return match said {
@@ -106,6 +111,19 @@ pub(crate) fn page(path: &str, query: &str, state: &State, about: &About<'_>) ->
             Err(failure) => failure.answer(),
         },
     }
+}
+
+/// For browsers.
+fn index() -> String {
+    let row = |(name, what, _): &(&str, &str, Page)| {
+        let what = what.replace('&', "&amp;");
+        format!("<tr><td><a href='/debug/{name}'>/debug/{name}</a></td><td>{what}</td></tr>\n")
+    };
+    let rows: String = PAGES.iter().map(row).collect();
+    format!(
+        "<html>\n<head><title>Outrigger's debug pages</title></head>\n<body>\n<table id=\"endpoints\">\n\
+         <tr><th>Endpoint</th><th>Description</th></tr>\n{rows}</table>\n</body>\n</html>\n"
+    )
 }
 
 /// Pages over xDS, as `istioctl experimental internal-debug` and agents ask for them: a resource of this type whose name is
@@ -143,7 +161,11 @@ fn act(name: &str, query: &str, state: &State, about: &About<'_>) -> Option<Resu
             state.push.memo().clear();
             Some(Ok("Cache cleared\n".to_owned()))
         }
-        "force_disconnect" => Some(connected(about, query).map(|node| {
+        "adsz" if parameter(query, "push").is_some_and(|value| !value.is_empty()) => {
+            // DIFFERS: whoever has what there is gets nothing again.
+            Some(Ok(format!("Pushed to {} servers\n", about.statuses.all().len())))
+        }
+        "force_disconnect" => Some(connection(about, query).map(|(_, node)| {
             about.statuses.disconnect(&node.id);
             "OK".to_owned()
         })),
@@ -158,9 +180,13 @@ fn parameter<'q>(query: &'q str, key: &str) -> Option<&'q str> {
 
 /// As istiod's `SyncStatus`: per type what was sent, accepted and, ours, refused.
 fn syncz(state: &State, about: &About<'_>, query: &str) -> Result<Value, Failure> {
-    let wanted = parameter(query, "proxyID");
-    let proxies = about.statuses.all();
-    let rows = proxies.iter().filter(|proxy| wanted.is_none_or(|wanted| wanted == proxy.proxy)).map(|proxy| {
+    let (wanted, namespace) = (parameter(query, "proxyID"), parameter(query, "namespace").unwrap_or_default());
+    let mut proxies = about.statuses.all();
+    let of_namespace = |proxy: &str| proxy.split_once('.').is_some_and(|(_, own)| own == namespace);
+    proxies.retain(|proxy| wanted.is_none_or(|wanted| wanted == proxy.proxy));
+    proxies.retain(|proxy| namespace.is_empty() || of_namespace(&proxy.proxy));
+    proxies.sort_by_cached_key(ProxyStatus::connection_id);
+    let rows = proxies.iter().map(|proxy| {
         let mut row = Map::new();
         row.insert("cluster_id".into(), proxy.cluster_id.as_str().into());
         row.insert("proxy".into(), proxy.proxy.as_str().into());
@@ -168,14 +194,20 @@ fn syncz(state: &State, about: &About<'_>, query: &str) -> Result<Value, Failure
         row.insert("istio_version".into(), proxy.version.as_str().into());
         row.insert("revision".into(), state.revision.into());
         row.insert("synced_to".into(), proxy.synced_to.into());
+        let mut resources = Map::new();
         for (url, status) in &proxy.types {
             let kind = kind_of(url);
             row.insert(format!("{kind}_sent"), status.sent_nonce.as_str().into());
             row.insert(format!("{kind}_acked"), status.acked_nonce.as_str().into());
+            let at = registry::time(i64::try_from(status.sent_at).unwrap_or_default());
+            let mut resource = json!({"sent": status.sent_nonce, "acked": status.acked_nonce, "sentTime": at});
             if let Some(error) = &status.nacked {
                 row.insert(format!("{kind}_nacked"), error.as_str().into());
+                resource["lastError"] = error.as_str().into();
             }
+            resources.insert(url.to_string(), resource);
         }
+        row.insert("resources".into(), Value::Object(resources));
         Value::Object(row)
     });
     Ok(rows.collect())
@@ -206,23 +238,22 @@ fn config_distribution(_: &State, about: &About<'_>, _: &str) -> Result<Value, F
     Ok(rows.collect())
 }
 
-/// As Envoy's own `/config_dump`, so that `istioctl proxy-config -f` reads it; endpoints come along.
+/// As istiod's, which is Envoy's `/config_dump` with names in camel case, so that `istioctl proxy-config -f` reads it.
 fn config_dump(state: &State, about: &About<'_>, query: &str) -> Result<Value, Failure> {
-    let node = connected(about, query)?;
     let Some(types) = parameter(query, "types").filter(|types| !types.is_empty()) else {
-        return dump::whole(state, &node);
+        return dump::whole(state, about, query);
     };
     let types: Vec<&str> = types.split(',').filter_map(dump::long).collect();
-    dump::of_types(state, &node, &types)
+    dump::of_types(state, about, query, &types)
 }
 
 fn ndsz(state: &State, about: &About<'_>, query: &str) -> Result<Value, Failure> {
-    dump::of_types(state, &*connected(about, query)?, &[type_url::NAME_TABLE])
+    dump::of_types(state, about, query, &[type_url::NAME_TABLE])
 }
 
 /// istiod's clusters by secret; here there is one.
 fn clusterz(state: &State, _: &About<'_>, _: &str) -> Result<Value, Failure> {
-    Ok(json!([{"id": &*state.push.settings.cluster_id, "syncStatus": "synced"}]))
+    Ok(json!([{"id": &*state.push.settings.cluster_id, "secretName": "", "syncStatus": "synced"}]))
 }
 
 fn inject_templates(_: &State, about: &About<'_>, _: &str) -> Result<Value, Failure> {
@@ -231,13 +262,8 @@ fn inject_templates(_: &State, about: &About<'_>, _: &str) -> Result<Value, Fail
     Ok(json!(config.template_sources()))
 }
 
-fn resourcesz(_: &State, _: &About<'_>, _: &str) -> Result<Value, Failure> {
-    let kinds = Kind::ALL.iter().filter(|kind| kind.is_custom());
-    Ok(kinds.map(|kind| json!({"group": kind.group(), "version": "v1", "kind": kind.as_str()})).collect())
-}
-
 fn pushcontext(state: &State, about: &About<'_>, query: &str) -> Result<Value, Failure> {
-    let policies = authorizationz(state, about, query)?["authorization_policies"].take();
+    let policies = objects::authorizationz(state, about, query)?["authorization_policies"].take();
     let networks = state.push.registry.networks();
     Ok(json!({"AuthorizationPolicies": policies, "NetworkGateways": gateways(&networks.gateways),
         "UnresolvedGateways": gateways(&networks.unresolved)}))
@@ -253,38 +279,56 @@ fn gateways(gateways: &Gateways) -> Value {
     gateways.all().into_iter().map(row).collect()
 }
 
-fn connected(about: &About<'_>, query: &str) -> Result<Arc<Node>, Failure> {
-    let proxy = parameter(query, "proxyID").ok_or("which proxy? add ?proxyID=NAME.NAMESPACE")?;
-    let node = about.statuses.node(proxy).filter(|node| about.namespace.is_none_or(|own| *node.namespace == *own));
-    node.ok_or_else(|| {
+/// The proxy that is asked about, as its pod says.
+fn connected(state: &State, about: &About<'_>, query: &str) -> Result<Arc<Node>, Failure> {
+    let (_, node) = connection(about, query)?;
+    Ok(state.push.effective(&node).map_or(node, Arc::new))
+}
+
+/// The proxy that is asked about, if the caller may see it.
+fn connection(about: &About<'_>, query: &str) -> Result<(ProxyStatus, Arc<Node>), Failure> {
+    let proxy = parameter(query, "proxyID").filter(|proxy| !proxy.is_empty());
+    let proxy = proxy.ok_or("You must provide a proxyID in the query string: ?proxyID=NAME.NAMESPACE")?;
+    let found = about.statuses.find(proxy).and_then(|status| {
+        let node = about.statuses.node(status.connection)?;
+        about.namespace.is_none_or(|own| *node.namespace == *own).then_some((status, node))
+    });
+    found.ok_or_else(|| {
         Failure::NotFound(format!("no proxy {proxy:?} is connected to this control plane; it may be to another"))
     })
 }
 
 /// As istiod's `AdsClients`, with what each type's last response was.
 fn adsz(_: &State, about: &About<'_>, query: &str) -> Result<Value, Failure> {
-    let wanted = parameter(query, "proxyID");
-    let mut proxies = about.statuses.all();
-    proxies.retain(|proxy| wanted.is_none_or(|wanted| wanted == proxy.proxy || wanted == &*proxy.node_id));
-    if let (Some(wanted), true) = (wanted, proxies.is_empty()) {
-        let message = format!("no proxy {wanted:?} is connected to this control plane; it may be to another");
-        return Err(Failure::NotFound(message));
-    }
+    let proxies = match parameter(query, "proxyID").filter(|proxy| !proxy.is_empty()) {
+        None => about.statuses.all(),
+        Some(_) => vec![connection(about, query)?.0],
+    };
     let row = |proxy: ProxyStatus| {
-        let node = about.statuses.node(&proxy.node_id);
-        let watches: Map<_, _> = proxy.types.keys().map(|url| (url.to_string(), json!([]))).collect();
+        let node = about.statuses.node(proxy.connection);
+        let watched = about.statuses.watched(proxy.connection);
+        let watches = watched
+            .iter()
+            .map(|(url, names)| (url.to_string(), names.iter().map(|name| Value::from(&**name)).collect::<Value>()));
         let mut row = client(&proxy);
-        row["labels"] = json!(node.as_ref().map(|node| &node.labels));
-        row["metadata"] = json!(node.as_ref().map(|node| &node.metadata));
-        row["watches"] = Value::Object(watches);
+        row["watches"] = Value::Object(watches.collect());
         row["types"] = json!(proxy.types);
+        if let Some(node) = node {
+            row["labels"] = json!(node.labels);
+            row["metadata"] = json!(node.metadata);
+            row["metadata"]["LABELS"] = json!(node.labels);
+            let parts = [("region", &node.locality.region), ("zone", &node.locality.zone)];
+            let parts = parts.into_iter().chain([("sub_zone", &node.locality.subzone)]);
+            let parts = parts.filter(|(_, part)| !part.is_empty());
+            row["locality"] = Value::Object(parts.map(|(key, part)| (key.to_owned(), (&**part).into())).collect());
+        }
         row
     };
     Ok(json!({"totalClients": proxies.len(), "clients": proxies.into_iter().map(row).collect::<Value>()}))
 }
 
 fn client(proxy: &ProxyStatus) -> Value {
-    json!({"connectionId": format!("{}-{}", proxy.node_id, proxy.connection),
+    json!({"connectionId": proxy.connection_id(),
         "connectedAt": registry::time(i64::try_from(proxy.connected_at).unwrap_or_default()),
         "address": proxy.address, "identity": proxy.identity})
 }
@@ -294,17 +338,13 @@ fn connections(_: &State, about: &About<'_>, _: &str) -> Result<Value, Failure> 
     Ok(json!({"totalClients": proxies.len(), "clients": proxies.iter().map(client).collect::<Value>()}))
 }
 
-/// Node id and what it serves.
+/// `NAME.NAMESPACE` and what it serves.
 fn instancesz(state: &State, about: &About<'_>, _: &str) -> Result<Value, Failure> {
     let rows = about.statuses.all().into_iter().filter_map(|proxy| {
-        let node = about.statuses.node(&proxy.node_id)?;
+        let node = about.statuses.node(proxy.connection)?;
         let targets = state.push.registry.targets(&node.query());
-        let targets = targets.iter().map(|target| {
-            json!({"Service": {"hostname": &*target.service.hostname, "Attributes": {
-                    "Name": &*target.service.name, "Namespace": &*target.service.namespace}},
-                "Port": {"name": &*target.port.name, "port": target.port.port, "TargetPort": target.target_port}})
-        });
-        Some((proxy.node_id.to_string(), targets.collect()))
+        let targets = targets.iter().map(|target| registry::target(state, target));
+        Some((proxy.proxy, targets.collect()))
     });
     Ok(Value::Object(rows.collect()))
 }
@@ -318,81 +358,7 @@ fn push_status(state: &State, about: &About<'_>, _: &str) -> Result<Value, Failu
     Ok(PushStatus::of(state, &about.statuses.nodes()).to_json())
 }
 
-fn configz(state: &State, _: &About<'_>, _: &str) -> Result<Value, Failure> {
-    let kinds = Kind::ALL.iter().filter(|kind| kind.is_custom());
-    Ok(kinds.flat_map(|kind| state.snapshot.list(*kind)).map(|object| manifest(object)).collect())
-}
-
 fn sidecarz(state: &State, about: &About<'_>, query: &str) -> Result<Value, Failure> {
-    let node = connected(about, query)?;
-    Ok(registry::scope(&state.push, &state.push.scope(&node)))
-}
-
-fn telemetryz(state: &State, _: &About<'_>, _: &str) -> Result<Value, Failure> {
-    let mut namespaces: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
-    for object in state.snapshot.list(Kind::Telemetry) {
-        let row = json!({"name": &*object.key.name, "namespace": &*object.key.namespace, "spec": spec(&object.body)});
-        namespaces.entry(&object.key.namespace).or_default().push(row);
-    }
-    Ok(json!({"telemetries": {"namespace_to_telemetries": namespaces, "root_namespace": state.mesh.root_namespace}}))
-}
-
-fn authorizationz(state: &State, _: &About<'_>, _: &str) -> Result<Value, Failure> {
-    let mut namespaces: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
-    for object in state.snapshot.list(Kind::AuthorizationPolicy) {
-        let row = json!({"name": &*object.key.name, "namespace": &*object.key.namespace,
-            "annotations": object.annotations, "spec": spec(&object.body)});
-        namespaces.entry(&object.key.namespace).or_default().push(row);
-    }
-    Ok(
-        json!({"authorization_policies": {"namespace_to_policies": namespaces, "root_namespace": state.mesh.root_namespace}}),
-    )
-}
-
-/// An object as a manifest; Kubernetes' own without what is secret.
-fn manifest(object: &Object) -> Value {
-    let key = &object.key;
-    let mut metadata = json!({"name": &*key.name, "resourceVersion": object.resource_version.to_string()});
-    if !key.namespace.is_empty() {
-        metadata["namespace"] = (&*key.namespace).into();
-    }
-    if !object.labels.is_empty() {
-        metadata["labels"] = json!(object.labels);
-    }
-    if let Some(origin) = &object.origin {
-        metadata["annotations"] = json!({"outrigger/origin": format!("{}:{}", origin.file.display(), origin.line)});
-    }
-    let group = key.kind.group();
-    let version = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
-    json!({"apiVersion": version, "kind": key.kind.as_str(), "metadata": metadata, "spec": spec(&object.body)})
-}
-
-fn spec(body: &Body) -> Value {
-    let value = match body {
-        Body::Service(service) => serde_json::to_value(&service.spec),
-        Body::VirtualService(spec) => serde_json::to_value(spec),
-        Body::DestinationRule(spec) => serde_json::to_value(spec),
-        Body::ServiceEntry(spec) => serde_json::to_value(spec),
-        Body::Sidecar(spec) => serde_json::to_value(spec),
-        Body::WorkloadEntry(spec) => serde_json::to_value(spec),
-        Body::WorkloadGroup(spec) => serde_json::to_value(spec),
-        Body::EnvoyFilter(spec) => serde_json::to_value(spec),
-        Body::Gateway(spec) => serde_json::to_value(spec),
-        Body::ProxyConfig(spec) => serde_json::to_value(spec),
-        Body::PeerAuthentication(spec) => serde_json::to_value(spec),
-        Body::RequestAuthentication(spec) => serde_json::to_value(spec),
-        Body::AuthorizationPolicy(spec) => serde_json::to_value(spec),
-        Body::Telemetry(spec) => serde_json::to_value(spec),
-        Body::WasmPlugin(spec) => serde_json::to_value(spec),
-        Body::HTTPRoute(spec) => serde_json::to_value(spec),
-        Body::GRPCRoute(spec) => serde_json::to_value(spec),
-        Body::Namespace(_)
-        | Body::Node(_)
-        | Body::Pod(_)
-        | Body::EndpointSlice(_)
-        | Body::ServiceAccount(_)
-        | Body::ConfigMap(_)
-        | Body::Secret(_) => Ok(Value::Null),
-    };
-    value.unwrap_or(Value::Null)
+    let node = connected(state, about, query)?;
+    Ok(registry::scope(state, &state.push.scope(&node)))
 }

@@ -270,16 +270,23 @@ impl Metrics {
         });
     }
 
-    pub(crate) fn validated(&self, kind: Option<Kind>, passed: bool) {
-        let resource = kind.map_or("unknown", Kind::as_str);
-        let (name, help) = if passed {
-            ("galley_validation_passed", "Resource is valid.")
-        } else {
-            ("galley_validation_failed", "Resource validation failed.")
+    /// An object that a webhook judged: group, version and plural of its resource, and why it was refused, as istio
+    /// `pkg/webhooks/validation/server/monitoring.go` counts.
+    pub(crate) fn validated(&self, [group, version, resource]: [&str; 3], refused: Option<&str>) {
+        let (name, help) = match refused {
+            None => ("galley_validation_passed", "Resource is valid"),
+            Some(_) => ("galley_validation_failed", "Resource validation failed"),
         };
-        self.registry
-            .counter(name, help, &[("group", kind.map_or("", Kind::group)), ("resource", resource)])
-            .increment();
+        let labels = [("group", group), ("version", version), ("resource", resource)];
+        let labels: Vec<_> = labels.into_iter().chain(refused.map(|reason| ("reason", reason))).collect();
+        self.registry.counter(name, help, &labels).increment();
+    }
+
+    /// A request to `/validate` that is none.
+    pub(crate) fn not_a_review(&self, status: u16) {
+        let status = status.to_string();
+        let help = "Resource validation http serve errors";
+        self.registry.counter("galley_validation_http_error", help, &[("status", &status)]).increment();
     }
 
     pub(crate) fn built(&self, took: Duration, snapshot: &Snapshot) {

@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use ca::Authority;
 use lifecycle::drain::Watch;
-use lifecycle::http::{Handler, Request, Response, json, text, with_type};
-use serde_json::json;
+use lifecycle::http::{Handler, Request, Response, text, with_type};
 use tokio::net::TcpListener;
 
 use crate::debug;
@@ -64,13 +63,8 @@ impl Pages {
                 0 => text(503, "the configuration is not loaded yet\n"),
                 _ => text(200, ""),
             },
-            "/version" => {
-                let version = env!("CARGO_PKG_VERSION");
-                json(
-                    200,
-                    &json!({"version": version, "revision": "", "golang_version": "", "status": "Clean", "tag": version}),
-                )
-            }
+            // As istiod, which `istioctl version` takes apart: version, revision of the source, state of the source.
+            "/version" => text(200, concat!(env!("CARGO_PKG_VERSION"), "-unknown-Clean")),
             "/metrics" => {
                 let state = world.current();
                 metrics.amiss(&PushStatus::of(&state, &statuses.nodes()));

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use ads::server::EventKind;
+use ads::server::{EventKind, Watching};
 use mesh_types::{ArcStr, SpiffeId};
 use push_context::Node;
 use serde::Serialize;
@@ -37,6 +37,11 @@ pub struct ProxyStatus {
 }
 
 impl ProxyStatus {
+    /// What istiod calls the connection.
+    pub fn connection_id(&self) -> String {
+        format!("{}-{}", self.proxy, self.connection)
+    }
+
     /// Refusals that still stand: type URL and message.
     pub fn refusals(&self) -> impl Iterator<Item = (&str, &str)> {
         self.types.iter().filter_map(|(type_url, status)| Some((&**type_url, status.nacked.as_deref()?)))
@@ -50,6 +55,8 @@ pub struct TypeStatus {
     pub sent_revision: u64,
     /// Nonce of the last response.
     pub sent_nonce: String,
+    /// Unix seconds.
+    pub sent_at: u64,
     /// Nonce of the last accepted response.
     pub acked_nonce: String,
     /// Resources in the last response.
@@ -103,6 +110,7 @@ struct Entry {
     node: Arc<Node>,
     /// Rung when the stream is to end.
     end: Arc<Notify>,
+    watching: Option<Watching>,
 }
 
 /// All connected proxies.
@@ -131,7 +139,6 @@ pub(crate) struct Arrival<'a> {
 
 impl Statuses {
     pub(crate) fn arrive(&self, arrival: Arrival<'_>) {
-        let connected_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
         let status = ProxyStatus {
             connection: arrival.connection,
             node_id: arrival.node.id.as_str().into(),
@@ -140,11 +147,12 @@ impl Statuses {
             address: arrival.address,
             cluster_id: arrival.node.cluster_id.to_string(),
             version: arrival.node.metadata.get("ISTIO_VERSION").cloned().unwrap_or_default(),
-            connected_at,
+            connected_at: now(),
             synced_to: 0,
             types: BTreeMap::new(),
         };
-        self.lock().insert(arrival.connection, Entry { status, node: arrival.node, end: arrival.end });
+        let entry = Entry { status, node: arrival.node, end: arrival.end, watching: None };
+        self.lock().insert(arrival.connection, entry);
     }
 
     /// Takes in an event; false when it says nothing new to those who wait.
@@ -155,12 +163,14 @@ impl Statuses {
             self.progress.send_replace(());
             return;
         }
-        let Some(Entry { status: proxy, .. }) = proxies.get_mut(&connection) else { return };
+        let Some(Entry { status: proxy, watching, .. }) = proxies.get_mut(&connection) else { return };
         match event {
+            EventKind::Connected { watching: own, .. } => *watching = Some(own.clone()),
             EventKind::Sent { type_url, nonce, revision, resources, bytes, .. } => {
                 let status = proxy.types.entry(type_url.clone()).or_default();
                 status.sent_revision = *revision;
                 status.sent_nonce.clone_from(nonce);
+                status.sent_at = now();
                 status.resources = *resources;
                 status.bytes = *bytes;
             }
@@ -177,8 +187,7 @@ impl Statuses {
                 proxy.synced_to = proxy.synced_to.max(*revision);
                 self.progress.send_replace(());
             }
-            EventKind::Connected { .. }
-            | EventKind::Disconnected
+            EventKind::Disconnected
             | EventKind::Delivered { .. }
             | EventKind::Larger { .. }
             | EventKind::Stale { .. }
@@ -190,11 +199,27 @@ impl Statuses {
         self.lock().values().map(|entry| entry.status.clone()).collect()
     }
 
-    /// The connected proxy with this node id or `NAME.NAMESPACE`.
-    pub(crate) fn node(&self, proxy: &str) -> Option<Arc<Node>> {
+    /// The connected proxy with this node id or `NAME.NAMESPACE`, else one whose connection's name has this in it, as for istiod.
+    pub(crate) fn find(&self, proxy: &str) -> Option<ProxyStatus> {
         let proxies = self.lock();
-        let found = proxies.values().find(|entry| entry.status.proxy == proxy || &*entry.status.node_id == proxy)?;
-        Some(found.node.clone())
+        let statuses = || proxies.values().map(|entry| &entry.status);
+        let found = statuses().find(|status| status.proxy == proxy || &*status.node_id == proxy);
+        found.or_else(|| statuses().find(|status| status.connection_id().contains(proxy))).cloned()
+    }
+
+    /// The connected proxy of this connection.
+    pub(crate) fn node(&self, connection: u64) -> Option<Arc<Node>> {
+        Some(self.lock().get(&connection)?.node.clone())
+    }
+
+    /// Types and names that the proxy of this connection watches; of names none where that cannot be said now.
+    pub(crate) fn watched(&self, connection: u64) -> BTreeMap<ArcStr, Vec<ArcStr>> {
+        let proxies = self.lock();
+        let Some(entry) = proxies.get(&connection) else { return BTreeMap::new() };
+        match entry.watching.as_ref().and_then(Watching::now) {
+            Some(watched) => watched.into_iter().collect(),
+            None => entry.status.types.keys().map(|type_url| (type_url.clone(), Vec::new())).collect(),
+        }
     }
 
     /// All connected proxies' nodes.
@@ -246,6 +271,11 @@ impl Statuses {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Entry>> {
         self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// In Unix seconds.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs())
 }
 
 #[cfg(test)]

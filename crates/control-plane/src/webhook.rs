@@ -76,8 +76,14 @@ impl Webhooks {
                 let answer = review_object(&review, &self.metrics);
                 json_body(200, answer.to_string().into_bytes())
             }
-            Ok(_) => plain(400, "the admission review has no request\n"),
-            Err(error) => plain(400, &format!("the admission review is not JSON: {error}\n")),
+            Ok(_) => {
+                self.metrics.not_a_review(400);
+                plain(400, "the admission review has no request\n")
+            }
+            Err(error) => {
+                self.metrics.not_a_review(400);
+                plain(400, &format!("the admission review is not JSON: {error}\n"))
+            }
         }
     }
 }
@@ -89,6 +95,8 @@ fn review_object(review: &Value, metrics: &Metrics) -> Value {
     let object = &request["object"];
     let kind = Kind::of(text(request, "/kind/group"), text(request, "/kind/kind")).filter(|kind| kind.is_istio());
     let deleting = text(request, "/operation") == "DELETE";
+    let resource = ["/resource/group", "/resource/version", "/resource/resource"].map(|part| text(request, part));
+    let in_earnest = request["dryRun"] != true;
     if let (Some(kind), false, true) = (kind, deleting, object.is_object()) {
         let mut object = object.clone();
         // A new object need not name the namespace it is created in, and may leave its name to the server.
@@ -103,13 +111,15 @@ fn review_object(review: &Value, metrics: &Metrics) -> Value {
         let name = format!("{kind} {}", text(&object, "/metadata/name"));
         match Object::read(&Document::from_value(object, name.as_str())) {
             Ok((_, warnings)) => {
-                metrics.validated(Some(kind), true);
+                metrics.validated(resource, None);
                 if !warnings.is_empty() {
                     response["warnings"] = warnings.iter().map(|warning| Value::from(warning.to_string())).collect();
                 }
             }
             Err(rejected) => {
-                metrics.validated(Some(kind), false);
+                if in_earnest {
+                    metrics.validated(resource, Some("invalid_resource"));
+                }
                 let lines: Vec<_> = rejected.errors.iter().map(ToString::to_string).collect();
                 let message = format!("configuration is invalid: {}", lines.join("; "));
                 debug!(object = name, message, "object refused by validation");
@@ -160,6 +170,29 @@ mod tests {
         let message = answer["response"]["status"]["message"].as_str().unwrap();
         assert!(message.contains("spec.hosts"), "{message}");
         assert_eq!(answer["response"]["uid"], "u");
+    }
+
+    #[test]
+    fn what_was_judged_is_counted_by_resource() {
+        let metrics = Metrics::default();
+        let judge = |spec: Value, dry_run: bool| {
+            let request = json!({"operation": "CREATE", "namespace": "default", "dryRun": dry_run,
+                "kind": {"group": "networking.istio.io", "version": "v1", "kind": "Sidecar"},
+                "resource": {"group": "networking.istio.io", "version": "v1", "resource": "sidecars"},
+                "object": {"apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "metadata": {"name": "a"}, "spec": spec}});
+            review_object(&json!({"apiVersion": "admission.k8s.io/v1", "request": request}), &metrics);
+        };
+        judge(json!({"egress": [{"hosts": ["./*"]}]}), false);
+        judge(json!({"egress": 1}), false);
+        judge(json!({"egress": 1}), true);
+        let page = metrics.render();
+        let labels = "group=\"networking.istio.io\",version=\"v1\",resource=\"sidecars\"";
+        for line in [
+            format!("galley_validation_passed{{{labels}}} 1"),
+            format!("galley_validation_failed{{{labels},reason=\"invalid_resource\"}} 1"),
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line}\n{page}");
+        }
     }
 
     #[test]

@@ -260,12 +260,10 @@ impl Writer {
             }
             Update::Apply(document) => return self.apply(Update::read(&document)),
             Update::Read(reading) => {
-                let (object, warnings) = reading
-                    .inspect_err(|error| self.metrics.validated(error.key.as_ref().map(|key| key.kind), false))?;
+                let (object, warnings) = (*reading)?;
                 for warning in warnings {
                     warn!("{}: {warning}", object.key);
                 }
-                self.metrics.validated(Some(object.key.kind), true);
                 Some(self.store.upsert(object))
             }
         };

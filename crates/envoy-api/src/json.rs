@@ -83,6 +83,13 @@ pub fn to_json(type_url: &str, bytes: &[u8]) -> Result<Value, Error> {
         .map_err(|e| Error::Json { type_url: type_url.to_owned(), reason: e.to_string() })
 }
 
+/// Canonical JSON with names in camel case, as istiod's debug pages write it; `Any` inlined with `@type`.
+pub fn to_camel_json(type_url: &str, bytes: &[u8]) -> Result<Value, Error> {
+    decode(type_url, bytes)?
+        .serialize_with_options(serde_json::value::Serializer, &SerializeOptions::new())
+        .map_err(|e| Error::Json { type_url: type_url.to_owned(), reason: e.to_string() })
+}
+
 /// The message that `value` describes; fields by proto or lowerCamel name. Unknown fields are refused.
 pub fn message_from_json(type_url: &str, value: &Value) -> Result<DynamicMessage, Error> {
     let fail = |reason: String| Error::Json { type_url: type_url.to_owned(), reason };

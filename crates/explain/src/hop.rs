@@ -207,8 +207,8 @@ impl Hop<'_> {
                     self.fault(fault, matched, head, steps)?;
                 }
                 (HttpFilter::Cors, _) => {
-                    let policy = matched.and_then(Matched::cors_policy);
-                    match cors_decide(policy.map(Arc::as_ref), head) {
+                    let policies = matched.map(Matched::cors_policies).unwrap_or_default();
+                    match cors_decide(&policies, head) {
                         CorsDecision::Invalid => {
                             steps.push(Step::new("cors", "the origin is not allowed; the browser will see no headers"))
                         }

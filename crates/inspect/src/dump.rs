@@ -38,7 +38,7 @@ impl Dump {
     /// # Errors
     /// When it does not answer, or not with a dump: it knows connected proxies only.
     pub fn of_control_plane(address: &str, proxy: &str) -> anyhow::Result<Self> {
-        let bytes = crate::ask_admin(address, &format!("/debug/config_dump?proxyID={proxy}"))?;
+        let bytes = crate::ask_admin(address, &format!("/debug/config_dump?proxyID={proxy}&include_eds"))?;
         Self::parse(serde_json::from_slice(&bytes).context("the control plane's answer is no JSON")?)
     }
 
@@ -97,9 +97,9 @@ impl Dump {
         let Some(section) = self.section(kind) else { return Ok(Vec::new()) };
         let mut out = Vec::new();
         for (list, path) in lists {
-            for entry in section.get(list).and_then(Value::as_array).into_iter().flatten() {
+            for entry in field(section, list).and_then(Value::as_array).into_iter().flatten() {
                 // A listener without active state is still warming, or was refused.
-                let Some(value) = entry.pointer(path) else { continue };
+                let Some(value) = path.split('/').skip(1).try_fold(entry, field) else { continue };
                 let mut value = value.clone();
                 // A resource is an `Any`; its type is known here.
                 if let Some(fields) = value.as_object_mut() {
@@ -111,4 +111,18 @@ impl Dump {
         }
         Ok(out)
     }
+}
+
+/// A field as Envoy writes it, by its name in protobuf, or as istiod does, in camel case.
+fn field<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+    value.get(name).or_else(|| {
+        let mut words = name.split('_');
+        let mut camel = words.next().unwrap_or_default().to_owned();
+        for word in words {
+            let (first, rest) = word.split_at_checked(1).unwrap_or((word, ""));
+            camel.push_str(&first.to_ascii_uppercase());
+            camel.push_str(rest);
+        }
+        value.get(camel)
+    })
 }

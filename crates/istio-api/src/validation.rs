@@ -4,6 +4,7 @@
 
 mod check;
 mod destination_rule;
+mod extensions;
 mod gateway_api;
 mod mesh;
 mod security;

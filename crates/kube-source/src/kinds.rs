@@ -29,7 +29,7 @@ pub(crate) const CORE: [Api; 5] = [
 ];
 
 /// Kinds that need a CRD: Istio's, by the versions of its own CRDs, and the Gateway API's.
-pub(crate) const CUSTOM: [Api; 16] = [
+pub(crate) const CUSTOM: [Api; 17] = [
     custom(Kind::VirtualService, "virtualservices", NETWORKING, &["vs"]),
     custom(Kind::DestinationRule, "destinationrules", NETWORKING, &["dr"]),
     custom(Kind::ServiceEntry, "serviceentries", NETWORKING, &["se"]),
@@ -44,6 +44,7 @@ pub(crate) const CUSTOM: [Api; 16] = [
     custom(Kind::AuthorizationPolicy, "authorizationpolicies", SECURITY, &["ap"]),
     custom(Kind::Telemetry, "telemetries", TELEMETRY, &["telemetry"]),
     custom(Kind::WasmPlugin, "wasmplugins", &["v1alpha1"], &[]),
+    custom(Kind::TrafficExtension, "trafficextensions", &["v1alpha1"], &[]),
     custom(Kind::HTTPRoute, "httproutes", &["v1", "v1beta1"], &[]),
     custom(Kind::GRPCRoute, "grpcroutes", &["v1"], &[]),
 ];

@@ -19,8 +19,8 @@ use crate::watch::chain;
 pub const ROOT_CERT_CONFIG_MAP: &str = "istio-ca-root-cert";
 
 const FIELD: &str = "root-cert.pem";
-/// Namespaces without workloads (istio pkg/util/sets of system namespaces).
-const IGNORED: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
+/// Namespaces without workloads: those without injection, but for kube-system, where there may be gateways and plugins.
+const IGNORED: [&str; 3] = ["kube-public", "kube-node-lease", "local-path-storage"];
 /// How soon a write that failed is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 

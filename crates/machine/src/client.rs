@@ -185,7 +185,7 @@ pub fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
 
 /// `vs`, `virtualservices` and `VirtualService` are the same kind.
 pub fn kind_name(text: &str) -> String {
-    const KINDS: [(&str, &str); 25] = [
+    const KINDS: [(&str, &str); 26] = [
         ("VirtualService", "vs"),
         ("DestinationRule", "dr"),
         ("ServiceEntry", "se"),
@@ -199,6 +199,7 @@ pub fn kind_name(text: &str) -> String {
         ("EnvoyFilter", ""),
         ("ProxyConfig", ""),
         ("WasmPlugin", ""),
+        ("TrafficExtension", ""),
         ("Namespace", "ns"),
         ("Service", "svc"),
         ("ServiceAccount", "sa"),

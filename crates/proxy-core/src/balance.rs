@@ -251,6 +251,8 @@ impl Pool {
     ) -> Option<Arc<Host>> {
         let draw = cx.hash.filter(|_| is_hashing(&cluster.lb)).unwrap_or_else(|| random.next());
         let excluded = excluded_priorities(cx);
+        // Where there is no host at all, too few are healthy.
+        *panicked = self.loads.is_empty() && cluster.panic_threshold > 0.0;
         let (index, health, panic) = priority::choose(&self.loads, draw, &excluded)?;
         *panicked = panic;
         let groups = &mut self.groups[index];

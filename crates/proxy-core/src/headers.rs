@@ -12,6 +12,8 @@ pub struct Headers {
     /// One bit for every name that was ever added: most names that somebody looks for are not there, which this
     /// says without a look at the entries.
     names: u128,
+    /// Bits of names that were added when their bit was set already: perhaps they are there twice.
+    again: u128,
     /// Only with `preserve_case`.
     written: Option<Box<WrittenNames>>,
 }
@@ -64,7 +66,7 @@ const fn bit(tag: u32) -> u128 {
 }
 
 /// Envoy's inline headers, which exist once (`Http::Headers`, `INLINE_REQ_*`, `INLINE_RESP_*` and the custom ones). Sorted.
-const SINGLE: [&str; 54] = [
+const SINGLE: [&str; 55] = [
     "accept",
     "accept-encoding",
     "access-control-allow-credentials",
@@ -99,6 +101,7 @@ const SINGLE: [&str; 54] = [
     "transfer-encoding",
     "upgrade",
     "user-agent",
+    "vary",
     "via",
     "x-client-trace-id",
     "x-envoy-attempt-count",
@@ -172,7 +175,7 @@ impl Headers {
 
     /// Room for so many headers with so many bytes of names and values.
     pub fn with_capacity(entries: usize, bytes: usize) -> Self {
-        Self { buffer: Vec::with_capacity(bytes), entries: Vec::with_capacity(entries), names: 0, written: None }
+        Self { buffer: Vec::with_capacity(bytes), entries: Vec::with_capacity(entries), ..Self::default() }
     }
 
     /// Forgets all headers and keeps the memory.
@@ -180,6 +183,7 @@ impl Headers {
         self.buffer.clear();
         self.entries.clear();
         self.names = 0;
+        self.again = 0;
         self.written = None;
     }
 
@@ -247,8 +251,33 @@ impl Headers {
     }
 
     fn add_entry(&mut self, entry: Entry) {
-        self.names |= bit(entry.tag);
+        let bit = bit(entry.tag);
+        self.again |= self.names & bit;
+        self.names |= bit;
         self.entries.push(entry);
+    }
+
+    /// Makes one of those headers that Envoy keeps only once, for a head that was read: the values with commas between them.
+    pub fn join_single(&mut self) {
+        let mut at = 0;
+        while self.again != 0 && at + 1 < self.entries.len() {
+            let Entry { tag, .. } = self.entries[at];
+            if self.again & bit(tag) != 0 && self.entries[at + 1..].iter().any(|e| e.tag == tag) {
+                self.join_from(at);
+            }
+            at += 1;
+        }
+    }
+
+    fn join_from(&mut self, at: usize) {
+        let name = self.entries[at].name(&self.buffer).to_vec();
+        let Ok(text) = std::str::from_utf8(&name) else { return };
+        if SINGLE.binary_search(&text).is_err() {
+            return;
+        }
+        let values: Vec<&[u8]> = self.get_all(text).filter(|value| !value.is_empty()).collect();
+        let joined = values.join(&b","[..]);
+        self.set(text, &joined);
     }
 
     /// Puts a line behind the others; the name must be in lower case, or be made so.
@@ -378,10 +407,11 @@ impl Headers {
     }
 
     /// Puts `value` behind the first value of that name, with the separator between them, or adds the header
-    /// (Envoy `HeaderMap::appendCopy`).
+    /// (Envoy `HeaderMap::appendCopy`). Of an empty value nothing is left behind another.
     pub fn append(&mut self, name: &str, value: &[u8], separator: &str) {
         let Some(at) = self.position(name) else { return self.push_lower(name, value) };
         match self.entries[at].value(&self.buffer) {
+            _ if value.is_empty() => {}
             [] => self.set(name, value),
             old => {
                 let joined = [old, separator.as_bytes(), value].concat();
@@ -392,11 +422,10 @@ impl Headers {
         }
     }
 
-    /// Adds a header as Envoy's `HeaderMap` does: headers that it keeps only once get the value appended with a comma
-    /// (`cookie`: a semicolon), all others get another line.
+    /// Adds a header as Envoy's `HeaderMap` does: headers that it keeps only once get the value appended with a comma,
+    /// all others get another line.
     pub fn add(&mut self, name: &str, value: &[u8]) {
         match name {
-            "cookie" => self.append(name, value, "; "),
             _ if SINGLE.binary_search(&name).is_ok() => self.append(name, value, ","),
             _ => self.push(name.as_bytes(), value),
         }
@@ -522,9 +551,21 @@ mod tests {
         h.add("x-forwarded-for", b"1.1.1.1");
         h.add("x-forwarded-for", b"2.2.2.2");
         assert_eq!(h.get("x-forwarded-for"), Some(&b"1.1.1.1,2.2.2.2"[..]));
+        h.add("x-forwarded-for", b"");
+        h.add("cookie", b"a=1");
+        h.add("cookie", b"b=2");
+        assert_eq!((h.get("x-forwarded-for"), h.len()), (Some(&b"1.1.1.1,2.2.2.2"[..]), 5));
         assert!(SINGLE.is_sorted());
         h.clear();
         assert_eq!((h.len(), h.byte_size()), (0, 0));
+    }
+
+    #[test]
+    fn of_a_head_that_was_read_some_headers_exist_once() {
+        let mut h = Headers::of([("accept", "a"), ("x-b", "1"), ("x-b", "2"), ("accept", ""), ("accept", "c")]);
+        h.join_single();
+        let all: Vec<_> = h.iter_regular().collect();
+        assert_eq!(all, [(&b"accept"[..], &b"a,c"[..]), (b"x-b", b"1"), (b"x-b", b"2")]);
     }
 
     #[test]

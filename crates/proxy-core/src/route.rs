@@ -24,7 +24,7 @@ pub use hashing::{HashContext, HashPolicy, SetCookie};
 pub use header_ops::HeaderOps;
 pub use internal_redirect::{Hop, InternalRedirect, NotFollowed, PreviousRoutes};
 pub use matching::RouteMatcher;
-pub use redirect::Redirect;
+pub use redirect::{Redirect, own_location};
 pub(crate) use template::template_regex;
 pub use timeouts::{Timeouts, grpc_timeout};
 
@@ -497,11 +497,22 @@ impl Matched {
         self.forward()?.retry.as_ref().or(self.vhost.retry.as_ref())
     }
 
-    /// CORS by the deprecated fields: the route's, else the virtual host's.
-    pub fn cors_policy(&self) -> Option<&Arc<CorsPolicy>> {
-        match self.per_filter("envoy.filters.http.cors") {
-            Some(PerFilter::Cors(policy)) => Some(policy),
-            _ => self.forward().and_then(|f| f.cors.as_ref()).or(self.vhost.cors.as_ref()),
+    /// CORS policies, the innermost first; those of the deprecated fields if there are no others. Only routes to clusters have some.
+    pub fn cors_policies(&self) -> Vec<&CorsPolicy> {
+        const FILTER: &str = "envoy.filters.http.cors";
+        let Some(forward) = self.forward() else { return Vec::new() };
+        let weighted = self.weighted().and_then(|w| w.per_filter.get(FILTER));
+        let outer = [&self.route.per_filter, &self.vhost.per_filter, &self.table.per_filter];
+        let levels = weighted.into_iter().chain(outer.into_iter().filter_map(|level| level.get(FILTER)));
+        let policies: Vec<&CorsPolicy> = levels
+            .filter_map(|settings| match settings {
+                PerFilter::Cors(policy) => Some(&**policy),
+                _ => None,
+            })
+            .collect();
+        match policies.is_empty() {
+            true => forward.cors.iter().chain(&self.vhost.cors).map(|policy| &**policy).collect(),
+            false => policies,
         }
     }
 

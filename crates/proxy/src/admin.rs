@@ -1,13 +1,14 @@
 //! The admin endpoint: Envoy's paths and shapes on port 15000.
 
 mod dump;
+mod server_stats;
 mod tables;
 
 use crate::bootstrap::Parts;
 use crate::control::Control;
 use crate::runtime::Shared;
 use crate::socket::{self, BindOptions, Bound};
-use crate::stats::{self, Computed, HttpStats, Kind, ListenerStats, Sample};
+use crate::stats::{self, HttpStats, Kind, ListenerHttpStats, ListenerStats, OfManager, OfThread, Sample};
 use lifecycle::http::{Handler, Request, Response, with_type};
 use proxy_core::Address;
 use regex_automata::meta::Regex;
@@ -17,7 +18,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -51,6 +52,7 @@ pub(crate) struct Admin {
     control: Arc<Mutex<Control>>,
     bootstrap: Arc<Parts>,
     stats: Arc<HttpStats>,
+    answers: Arc<ListenerHttpStats>,
     listener: Arc<ListenerStats>,
     runtime: Mutex<BTreeMap<String, String>>,
     levels: Mutex<BTreeMap<&'static str, String>>,
@@ -91,6 +93,7 @@ impl Handler for Served {
             let post = request.method() == http::Method::POST;
             let answer = admin.answer(&path, &query, post);
             admin.stats.downstream_rq.inc(answer.status().as_u16());
+            admin.answers.downstream_rq.inc(answer.status().as_u16());
             answer
         })
     }
@@ -181,14 +184,22 @@ impl Admin {
     ) -> Arc<Self> {
         let stats = Arc::new(HttpStats::default());
         let listener = Arc::new(ListenerStats::default());
-        shared.registry.add(Kind::Http, "admin".into(), stats.clone());
+        shared.registry.add(Kind::Http, "admin".into(), Arc::new(server_stats::WithoutRouter(stats.clone())));
+        let answers = Arc::new(ListenerHttpStats::default());
         shared.registry.add(Kind::Listener, "admin".into(), listener.clone());
-        register_server_stats(&shared, &Arc::downgrade(&control));
+        shared.registry.add(
+            Kind::Listener,
+            "admin".into(),
+            Arc::new(OfThread(listener.clone(), "main_thread".to_owned())),
+        );
+        shared.registry.add(Kind::Listener, "admin".into(), Arc::new(OfManager(answers.clone(), "admin".into())));
+        server_stats::register(&shared, &Arc::downgrade(&control));
         Arc::new(Self {
             shared,
             control,
             bootstrap,
             stats,
+            answers,
             listener,
             runtime: Mutex::default(),
             log_level,
@@ -206,7 +217,8 @@ impl Admin {
     }
 
     fn state(&self) -> &'static str {
-        if self.shared.health_failed.load(Ordering::Relaxed) || self.shared.draining.load(Ordering::Relaxed) {
+        // Listeners that drain do not count (Envoy `Utility::serverState`).
+        if self.shared.health_failed.load(Ordering::Relaxed) {
             "DRAINING"
         } else if self.control().ready().is_err() {
             "INITIALIZING"
@@ -235,10 +247,16 @@ impl Admin {
                 let code = number("code").and_then(|n| u16::try_from(n).ok());
                 pretty(&self.shared.rings.read(query.get("id"), query.get("cluster"), code, limit))
             }
-            "/clusters" => match query.get("format") {
-                Some("json") => pretty(&self.clusters_json()),
-                _ => text(200, self.clusters_text()),
-            },
+            "/clusters" => {
+                let pattern = query.get("filter").unwrap_or_default();
+                let Ok(wanted) = Some(pattern).filter(|f| !f.is_empty()).map(Regex::new).transpose() else {
+                    return text(400, format!("Invalid re2 regex: {}", re2_error(pattern)));
+                };
+                match query.get("format") {
+                    Some("json") => pretty(&self.clusters_json(wanted.as_ref())),
+                    _ => text(200, self.clusters_text(wanted.as_ref())),
+                }
+            }
             "/listeners" => match query.get("format") {
                 Some("json") => pretty(&self.listeners_json()),
                 _ => text(200, self.listeners_text()),
@@ -248,6 +266,9 @@ impl Admin {
             "/memory" => pretty(&memory()),
             "/runtime" => pretty(&self.runtime_json()),
             "/runtime_modify" => {
+                if query.0.is_empty() {
+                    return text(400, RUNTIME_USAGE.to_owned());
+                }
                 let mut runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
                 for (key, value) in query.0 {
                     if value.is_empty() {
@@ -279,13 +300,16 @@ impl Admin {
             "/reopen_logs" => text(200, "OK\n".to_owned()),
             "/contention" => text(
                 200,
-                "Mutex contention tracing is not enabled. To enable, run Envoy with flag --enable-mutex-tracing.\n"
+                "Mutex contention tracing is not enabled. To enable, run Envoy with flag --enable-mutex-tracing."
                     .to_owned(),
             ),
             "/stats/recentlookups" => text(
                 200,
                 "Lookup tracking is not enabled. Use /stats/recentlookups/enable to enable.\n\ntotal: 0\n".to_owned(),
             ),
+            "/stats/recentlookups/enable" | "/stats/recentlookups/disable" | "/stats/recentlookups/clear" => {
+                text(200, "OK\n".to_owned())
+            }
             "/heap_dump" => text(200, "not supported\n".to_owned()),
             "/hot_restart_version" => text(200, "disabled".to_owned()),
             "/init_dump" => pretty(&self.init_dump()),
@@ -306,7 +330,7 @@ impl Admin {
         if query.get("format") == Some("prometheus") {
             return text(200, self.prometheus(query.has("usedonly"), query.get("filter")));
         }
-        let mut entries = self.shared.registry.read();
+        let mut entries = self.shared.registry.read_flushed(self.flushes());
         if query.has("usedonly") {
             entries.retain(|e| e.sample.used());
         }
@@ -320,18 +344,23 @@ impl Admin {
             Some("Histograms") => entries.retain(|e| matches!(e.sample, Sample::Histogram(_))),
             // There are none.
             Some("TextReadouts") => entries.clear(),
-            Some(_) => return text(400, "usage: /stats?type=All|Counters|Gauges|Histograms|TextReadouts\n".to_owned()),
+            Some(_) => return text(400, "invalid &type= param".to_owned()),
         }
         match query.get("format") {
             Some("json") => with_type(200, JSON, stats::json(&entries).to_string()),
-            _ => text(200, stats::text(&entries)),
+            None | Some("" | "text") => text(200, stats::text(&entries)),
+            Some(_) => text(400, "usage: /stats?format=(html|active-html|json|prometheus|text)\n\n".to_owned()),
         }
+    }
+
+    /// How many times Envoy would have flushed its histograms.
+    fn flushes(&self) -> u64 {
+        self.shared.started.elapsed().as_secs() / FLUSH_INTERVAL
     }
 
     /// Envoy's and Istio's metrics.
     pub(crate) fn prometheus(&self, used_only: bool, filter: Option<&str>) -> String {
-        let flush = self.shared.started.elapsed().as_secs() / FLUSH_INTERVAL;
-        let mut entries = self.shared.registry.read_flushed(flush);
+        let mut entries = self.shared.registry.read_flushed(self.flushes());
         if let Some(filter) = filter.and_then(|f| Regex::new(f).ok()) {
             entries.retain(|e| filter.is_match(e.full_name().as_bytes()));
         }
@@ -409,7 +438,8 @@ impl Admin {
         let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
         let entries: serde_json::Map<String, Value> =
             runtime.iter().map(|(k, v)| (k.clone(), json!({"layer_values": [v], "final_value": v}))).collect();
-        json!({"layers": ["admin"], "entries": entries})
+        let layers: &[&str] = if entries.is_empty() { &[] } else { &["admin"] };
+        json!({"entries": entries, "layers": layers})
     }
 
     fn server_info(&self) -> Value {
@@ -439,6 +469,7 @@ impl Admin {
     }
 }
 
+const RUNTIME_USAGE: &str = "usage: /runtime_modify?key1=value1&key2=value2&keyN=valueN\n       or send the parameters as form values\nuse an empty value to remove a previously added override";
 const LOGGING_USAGE: &str = "usage: /logging?<name>=<level> (change single level)
 usage: /logging?paths=name1:level1,name2:level2,... (change multiple levels)
 usage: /logging?level=<level> (change all levels)
@@ -461,11 +492,22 @@ fn help() -> String {
     out
 }
 
-/// RE2 words its errors in its own way; only the common one is imitated.
+/// RE2 words its errors in its own way; the common ones are imitated.
 fn re2_error(pattern: &str) -> String {
-    match pattern.rfind('[') {
-        Some(at) if !pattern[at..].contains(']') => format!("missing ]: {}", &pattern[at..]),
-        _ => format!("invalid: {pattern}"),
+    let count = |c: char| pattern.matches(c).count();
+    if let Some(at) = pattern.rfind('[').filter(|at| !pattern[*at..].contains(']')) {
+        return format!("missing ]: {}", &pattern[at..]);
+    }
+    if let Some(repeated) = pattern.chars().next().filter(|c| matches!(c, '*' | '+' | '?')) {
+        return format!("no argument for repetition operator: {repeated}");
+    }
+    if pattern.ends_with('\\') {
+        return "trailing \\".to_owned();
+    }
+    match count('(').cmp(&count(')')) {
+        std::cmp::Ordering::Greater => format!("missing ): {pattern}"),
+        std::cmp::Ordering::Less => format!("unexpected ): {pattern}"),
+        std::cmp::Ordering::Equal => format!("invalid: {pattern}"),
     }
 }
 
@@ -473,8 +515,20 @@ fn text(status: u16, body: String) -> Response {
     with_type(status, TEXT, body)
 }
 
+/// JSON as protobuf's printer writes it for Envoy: one space a level, and an end of line.
+fn printed(value: &Value) -> String {
+    let mut out = String::new();
+    for line in serde_json::to_string_pretty(value).unwrap_or_default().lines() {
+        let text = line.trim_start_matches(' ');
+        out.extend(std::iter::repeat_n(' ', (line.len() - text.len()) / 2));
+        out.push_str(text);
+        out.push('\n');
+    }
+    out
+}
+
 fn pretty(value: &Value) -> Response {
-    with_type(200, JSON, serde_json::to_string_pretty(value).unwrap_or_default())
+    with_type(200, JSON, printed(value))
 }
 
 /// From /proc: what the allocator took is not known more exactly.
@@ -490,69 +544,4 @@ fn memory() -> Value {
         "total_thread_cache": "0",
         "total_physical_bytes": (pages(1) * size).to_string(),
     })
-}
-
-/// `server.*`, `cluster_manager.*`, `listener_manager.*` and the gauges of clusters, computed when read.
-fn register_server_stats(shared: &Arc<Shared>, control: &Weak<Mutex<Control>>) {
-    let weak = Arc::downgrade(shared);
-    let control = control.clone();
-    let plain = Computed(move |f: &mut dyn FnMut(&str, Sample)| {
-        let Some(shared) = weak.upgrade() else { return };
-        let failed = shared.health_failed.load(Ordering::Relaxed);
-        let ready = control.upgrade().is_some_and(|c| c.lock().unwrap_or_else(PoisonError::into_inner).ready().is_ok());
-        let listeners = shared.listeners.load();
-        let clusters = shared.clusters.load();
-        f("server.live", Sample::Gauge(u64::from(!failed && ready)));
-        f(
-            "server.state",
-            Sample::Gauge(if failed {
-                1
-            } else if ready {
-                0
-            } else {
-                3
-            }),
-        );
-        f("server.uptime", Sample::Gauge(shared.started.elapsed().as_secs()));
-        f("server.concurrency", Sample::Gauge(shared.concurrency as u64));
-        f("cluster_manager.active_clusters", Sample::Gauge(clusters.len() as u64));
-        f("listener_manager.total_listeners_active", Sample::Gauge(listeners.by_name.len() as u64));
-        f("listener_manager.workers_started", Sample::Gauge(1));
-        f("server.hot_restart_epoch", Sample::Gauge(0));
-        f("server.parent_connections", Sample::Gauge(0));
-        let memory = memory();
-        let bytes = |of: &str| memory[of].as_str().and_then(|n| n.parse().ok()).unwrap_or(0);
-        f("server.memory_allocated", Sample::Gauge(bytes("allocated")));
-        f("server.memory_heap_size", Sample::Gauge(bytes("heap_size")));
-        f("server.memory_physical_size", Sample::Gauge(bytes("total_physical_bytes")));
-        f("runtime.load_success", Sample::Counter(1));
-        f("runtime.num_keys", Sample::Gauge(0));
-        f("filesystem.write_completed", Sample::Counter(0));
-        if let Some(control) = control.upgrade() {
-            let control = control.lock().unwrap_or_else(PoisonError::into_inner);
-            f("cluster_manager.warming_clusters", Sample::Gauge(control.warming_clusters().count() as u64));
-            f("listener_manager.total_listeners_warming", Sample::Gauge(control.warming_listeners().count() as u64));
-            for (name, count) in control.changes() {
-                f(name, Sample::Counter(count));
-            }
-            for (of, state) in &control.types {
-                let prefix = match *of {
-                    envoy_api::type_url::CLUSTER => "cluster_manager.cds",
-                    envoy_api::type_url::LISTENER => "listener_manager.lds",
-                    _ => continue,
-                };
-                f(&format!("{prefix}.update_success"), Sample::Counter(state.updates - state.rejected));
-                f(&format!("{prefix}.update_rejected"), Sample::Counter(state.rejected));
-                f(&format!("{prefix}.update_attempt"), Sample::Counter(state.updates));
-            }
-        }
-    });
-    shared.registry.add(Kind::Plain, "".into(), Arc::new(plain));
-    let weak = Arc::downgrade(shared);
-    shared.registry.add_source(Box::new(move |f| {
-        let Some(shared) = weak.upgrade() else { return };
-        for entry in shared.clusters.load().values() {
-            tables::cluster_gauges(entry, f);
-        }
-    }));
 }

@@ -4,7 +4,7 @@ use crate::inspect::{self, HttpVersion, Look};
 use crate::io::{Io, Raw};
 use crate::runtime::{ChainEntry, ListenerEntry};
 use crate::socket::{self, Bound};
-use crate::stats::ListenerStats;
+use crate::stats::{ListenerStats, Named};
 use crate::tls::{Failure, TlsError};
 use crate::worker::Worker;
 use crate::{hcm, overload, tcp};
@@ -152,16 +152,23 @@ async fn establish(
         ..Facts::default_for(&entry)
     };
     facts.direct_remote = facts.remote.clone();
+    let first = entry.listener.clone();
     let entry = match hand_over(worker, entry, &mut raw, &mut facts).await {
         Ok(entry) => entry,
         Err(e) => {
             tracing::debug!(error = %e, "listener filter failed");
-            stats.downstream_listener_filter_error.inc();
+            if e.kind() == io::ErrorKind::UnexpectedEof {
+                stats.downstream_listener_filter_remote_close.inc();
+            }
+            log_early_end(worker, &first, facts);
             return None;
         }
     };
     let stats = worker.listener_stats(&entry.listener.stat_prefix);
-    inspect_within(&entry.listener, &mut raw, &mut facts, &stats).await.ok()?;
+    if inspect_within(worker, &entry.listener, &mut raw, &mut facts, &stats).await.is_err() {
+        log_early_end(worker, &entry.listener, facts);
+        return None;
+    }
     let input = ChainInput {
         destination: &facts.local,
         source: &facts.remote,
@@ -177,9 +184,17 @@ async fn establish(
         log_no_chain(worker, &entry.listener, info);
         return None;
     };
-    let (io, tls) = secure(worker, &chain, &stats, raw).await?;
-    facts.tls |= tls.is_some();
     let original_dst = facts.original_dst;
+    let (io, tls) = match secure(worker, &chain, &stats, raw).await {
+        Ok(secured) => secured,
+        Err(reason) => {
+            let mut info = facts.into_info(worker, &entry.listener, Some(&chain));
+            info.transport_failure = Some(reason).filter(|reason| !reason.is_empty());
+            Box::pin(give_up(worker, &entry.listener, &chain, Arc::new(info), original_dst)).await;
+            return None;
+        }
+    };
+    facts.tls |= tls.is_some();
     let mut info = facts.into_info(worker, &entry.listener, Some(&chain));
     info.tls = tls.map(Arc::new);
     Some(Connection {
@@ -265,7 +280,8 @@ async fn hand_over(
         }
     }
     if let Some(config) = &listener.inspect.proxy_protocol {
-        crate::proxy_protocol::read(stream, config.optional, &mut facts.remote, &mut facts.local).await?;
+        let stats = worker.named_stats();
+        crate::proxy_protocol::read(stream, config.optional, &mut facts.remote, &mut facts.local, stats).await?;
     }
     if !listener.use_original_dst || restored.is_none() {
         return Ok(entry);
@@ -282,6 +298,7 @@ enum Ended {
 }
 
 async fn inspect_within(
+    worker: &Worker,
     listener: &Listener,
     raw: &mut Raw,
     facts: &mut Facts,
@@ -295,7 +312,7 @@ async fn inspect_within(
     }
     let timeout = listener.listener_filters_timeout;
     stats.downstream_pre_cx_active.inc();
-    let look = look(stream, tls, http, facts);
+    let look = look(stream, tls, http, facts, worker.named_stats());
     let result = if timeout.is_zero() { Ok(look.await) } else { tokio::time::timeout(timeout, look).await };
     stats.downstream_pre_cx_active.dec();
     match result {
@@ -312,7 +329,7 @@ async fn inspect_within(
 }
 
 /// Peeks until TLS and HTTP inspection have made up their minds. The bytes stay in the socket.
-async fn look(stream: &TcpStream, mut tls: bool, http: bool, facts: &mut Facts) -> io::Result<()> {
+async fn look(stream: &TcpStream, mut tls: bool, http: bool, facts: &mut Facts, stats: &Named) -> io::Result<()> {
     let mut buf = vec![0u8; 2048];
     let mut seen = 0;
     loop {
@@ -323,12 +340,19 @@ async fn look(stream: &TcpStream, mut tls: bool, http: bool, facts: &mut Facts) 
         if tls {
             match inspect::client_hello(&buf[..n]) {
                 Look::Found(hello) => {
+                    stats.inc("tls_inspector.tls_found");
+                    let known = |found: bool, what: [&'static str; 2]| stats.inc(what[usize::from(found)]);
+                    known(hello.server_name.is_some(), ["tls_inspector.sni_not_found", "tls_inspector.sni_found"]);
+                    known(!hello.alpn.is_empty(), ["tls_inspector.alpn_not_found", "tls_inspector.alpn_found"]);
                     facts.tls = true;
                     facts.server_name = hello.server_name.map(ArcStr::from);
                     facts.alpn = hello.alpn;
                     return Ok(());
                 }
-                Look::No => tls = false,
+                Look::No => {
+                    stats.inc("tls_inspector.tls_not_found");
+                    tls = false;
+                }
                 Look::More => {}
             }
         }
@@ -338,17 +362,24 @@ async fn look(stream: &TcpStream, mut tls: bool, http: bool, facts: &mut Facts) 
             }
             match inspect::http(&buf[..n]) {
                 Look::Found(version) => {
-                    let name: &[u8] = match version {
-                        HttpVersion::Http10 => b"http/1.0",
-                        HttpVersion::Http11 => b"http/1.1",
-                        HttpVersion::Http2 => b"h2c",
+                    let (name, counter): (&[u8], _) = match version {
+                        HttpVersion::Http10 => (b"http/1.0", "http_inspector.http10_found"),
+                        HttpVersion::Http11 => (b"http/1.1", "http_inspector.http11_found"),
+                        HttpVersion::Http2 => (b"h2c", "http_inspector.http2_found"),
                     };
+                    stats.inc(counter);
                     facts.alpn = vec![name.to_vec()];
                     return Ok(());
                 }
-                Look::No => return Ok(()),
+                Look::No => {
+                    stats.inc("http_inspector.http_not_found");
+                    return Ok(());
+                }
                 Look::More => {}
             }
+        }
+        if socket::peer_is_done(stream) && stream.peek(&mut buf).await? == n {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if n == buf.len() {
             if n >= inspect::MAX_HELLO + 1024 {
@@ -366,6 +397,17 @@ async fn look(stream: &TcpStream, mut tls: bool, http: bool, facts: &mut Facts) 
 /// A ClientHello that comes in pieces is looked at again after this.
 const PEEK_AGAIN: Duration = Duration::from_millis(1);
 
+/// The listener's record of a connection that ended before it had a filter chain.
+fn log_early_end(worker: &Rc<Worker>, listener: &Listener, facts: Facts) {
+    if listener.access_log.is_empty() {
+        return;
+    }
+    let info = Arc::new(facts.into_info(worker, listener, None));
+    let mut stream = StreamInfo::new(info, SystemTime::now());
+    stream.times.complete = Some(Duration::ZERO);
+    crate::log::write(worker, &listener.access_log, &FormatContext::new(&stream, None, None));
+}
+
 fn log_no_chain(worker: &Rc<Worker>, listener: &Listener, info: Arc<ConnectionInfo>) {
     let mut stream = StreamInfo::new(info, SystemTime::now());
     stream.flags.insert(ResponseFlags::NO_ROUTE);
@@ -375,18 +417,43 @@ fn log_no_chain(worker: &Rc<Worker>, listener: &Listener, info: Arc<ConnectionIn
     crate::log::write(worker, &listener.access_log, &context);
 }
 
-/// The TLS handshake, when the chain has one. `None`: failed (and counted).
+/// A connection whose handshake failed. To Envoy it was there for the chain's filters all the same: connection managers
+/// have counted it, and `tcp_proxy` has connected to its host.
+async fn give_up(
+    worker: &Rc<Worker>,
+    listener: &Listener,
+    chain: &ChainEntry,
+    info: Arc<ConnectionInfo>,
+    original_dst: Option<SocketAddr>,
+) {
+    let mut stream = match &chain.chain.terminal {
+        Terminal::TcpProxy(proxy) => tcp::give_up(worker, proxy, info, original_dst).await,
+        Terminal::Http(http) => {
+            let stats = worker.http_stats(&http.stat_prefix);
+            stats.downstream_cx_total.inc();
+            stats.downstream_cx_ssl_total.inc();
+            stats.downstream_cx_destroy.inc();
+            stats.downstream_cx_destroy_remote.inc();
+            StreamInfo::new(info, SystemTime::now())
+        }
+        Terminal::DirectResponse(_) | Terminal::Echo | Terminal::Close => StreamInfo::new(info, SystemTime::now()),
+    };
+    stream.times.complete = Some(Duration::ZERO);
+    crate::log::write(worker, &listener.access_log, &FormatContext::new(&stream, None, None));
+}
+
+/// The TLS handshake, when the chain has one. An error was counted; it is what logs say.
 async fn secure(
     worker: &Rc<Worker>,
     chain: &ChainEntry,
     stats: &ListenerStats,
     raw: Raw,
-) -> Option<(Io, Option<proxy_core::TlsInfo>)> {
-    let Some(tls) = &chain.tls else { return Some((Io::Raw(raw), None)) };
+) -> Result<(Io, Option<proxy_core::TlsInfo>), ArcStr> {
+    let Some(tls) = &chain.tls else { return Ok((Io::Raw(raw), None)) };
     if !looks_like_tls(&raw).await {
         // As Envoy: plain text on a TLS port is closed without an alert.
         stats.ssl_connection_error.inc();
-        return None;
+        return Err(tls_error("268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER"));
     }
     let handshake = tls.accept(raw, &worker.shared.secrets);
     let result = match chain.chain.transport_socket_connect_timeout {
@@ -394,7 +461,7 @@ async fn secure(
             Ok(result) => result,
             Err(_) => {
                 stats.downstream_cx_transport_socket_connect_timeout.inc();
-                return None;
+                return Err("connect_timeout".into());
             }
         },
         None => handshake.await,
@@ -402,14 +469,17 @@ async fn secure(
     match result {
         Ok((stream, info)) => {
             stats.ssl_handshake.inc();
+            if crate::tls::count(stream.get_ref().1, &info, &stats.other) {
+                stats.ssl_session_reused.inc();
+            }
             if info.peer.is_none() {
                 stats.ssl_no_certificate.inc();
             }
-            Some((Io::Server(stream), Some(info)))
+            Ok((Io::Server(stream), Some(info)))
         }
         Err(e) if TlsError::is_missing_secret(&e) => {
             stats.other.inc("server_ssl_socket_factory.downstream_context_secrets_not_ready");
-            None
+            Err("TLS_error:_Secret_is_not_supplied_by_SDS".into())
         }
         Err(e) => {
             match Failure::of(&e) {
@@ -420,9 +490,24 @@ async fn secure(
                 Failure::Other => stats.ssl_connection_error.inc(),
             }
             tracing::debug!(error = %e, "downstream TLS handshake failed");
-            None
+            Err(match (Failure::of(&e), e.kind()) {
+                (Failure::NoCertificate, _) => {
+                    tls_error("268435648:SSL_routines:OPENSSL_internal:PEER_DID_NOT_RETURN_A_CERTIFICATE")
+                }
+                (Failure::San | Failure::Hash | Failure::Chain, _) => {
+                    tls_error("268435581:SSL_routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED")
+                }
+                // The peer hanging up without a reason has none in Envoy either.
+                (_, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => "".into(),
+                (Failure::Other, _) => tls_error(&e.to_string().replace(' ', "_")),
+            })
         }
     }
+}
+
+/// A failed handshake in logs. The codes are BoringSSL's, because people search for them.
+fn tls_error(what: &str) -> ArcStr {
+    format!("TLS_error:|{what}:TLS_error_end").into()
 }
 
 /// Whether the first byte starts a TLS handshake record. A silent client is the handshake's problem.

@@ -125,7 +125,7 @@ async fn post(worker: &Rc<Worker>, cluster: &str, headers: Headers, body: Bytes)
     let acquired = pool.acquire().await.ok()?;
     cluster.stats.upstream_rq_total.inc();
     let (status, ..) = call(acquired, headers, body, 1 << 16).await.ok()?;
-    cluster.stats.upstream_rq.inc(status);
+    cluster.stats.charge(status, false);
     Some(())
 }
 

@@ -29,7 +29,7 @@ pub(crate) use record::{Ring, Rings};
 use crate::downstream::Connection;
 use crate::io::Io;
 use crate::runtime::{ChainEntry, RouteSlot};
-use crate::stats::{HttpStats, Workload};
+use crate::stats::{HttpStats, ListenerHttpStats, Workload};
 use crate::worker::Worker;
 use proxy_core::filters::HttpFilter;
 use proxy_core::hcm::{Codec, HeadersWithUnderscores, HttpConnectionManager, Routes};
@@ -50,6 +50,8 @@ pub(crate) struct Http {
     /// Where the connection wanted to go, if that is known.
     pub(crate) original_dst: Option<SocketAddr>,
     pub(crate) stats: Arc<HttpStats>,
+    /// The answers by listener.
+    pub(crate) of_listener: Arc<ListenerHttpStats>,
     routes: Option<Arc<RouteSlot>>,
     since: Instant,
     requests: Cell<u32>,
@@ -146,6 +148,8 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         stats.downstream_cx_ssl_active.inc();
     }
     touch_counters(&connection.worker, &config, &stats);
+    let address = &connection.listener.stat_prefix;
+    let of_listener = connection.worker.listener_http_stats(address, &config.stat_prefix);
     let http = Rc::new(Http {
         routes: connection.chain.routes.clone(),
         worker: connection.worker,
@@ -155,6 +159,7 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         info: connection.info,
         original_dst: connection.original_dst,
         stats,
+        of_listener,
         since: Instant::now(),
         requests: Cell::new(0),
         premature_resets: Cell::new(0),

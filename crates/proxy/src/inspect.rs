@@ -19,12 +19,33 @@ pub(crate) enum Look<T> {
     More,
 }
 
+/// What inspection for TLS counts.
+pub(crate) const TLS_COUNTERS: [&str; 7] = [
+    "tls_inspector.alpn_found",
+    "tls_inspector.alpn_not_found",
+    "tls_inspector.client_hello_too_large",
+    "tls_inspector.sni_found",
+    "tls_inspector.sni_not_found",
+    "tls_inspector.tls_found",
+    "tls_inspector.tls_not_found",
+];
+
+/// What inspection for HTTP counts.
+pub(crate) const HTTP_COUNTERS: [&str; 5] = [
+    "http_inspector.http10_found",
+    "http_inspector.http11_found",
+    "http_inspector.http2_found",
+    "http_inspector.http_not_found",
+    "http_inspector.read_error",
+];
+
 /// More than this is never a ClientHello worth waiting for (the inspector's max_client_hello_size).
 pub(crate) const MAX_HELLO: usize = 16 * 1024;
 
 /// Looks for a TLS ClientHello, which may span several records.
 pub(crate) fn client_hello(bytes: &[u8]) -> Look<ClientHello> {
-    if !is_prefix_of_record(bytes) {
+    // Envoy's parser wants the head of a record before it says anything.
+    if bytes.len() >= 5 && !is_prefix_of_record(bytes) {
         return Look::No;
     }
     let mut handshake = Vec::new();

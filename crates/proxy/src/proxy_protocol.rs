@@ -1,5 +1,6 @@
 //! The PROXY protocol, versions 1 and 2 (haproxy's proxy-protocol.txt): read by listeners, written to hosts.
 
+use crate::stats::Named;
 use proxy_core::Address;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -23,20 +24,40 @@ pub(crate) enum Header {
     Absent,
 }
 
+/// What reading headers counts.
+pub(crate) const COUNTERS: [&str; 9] = [
+    "downstream_cx_proxy_proto_error",
+    "proxy_proto.not_found_allowed",
+    "proxy_proto.not_found_disallowed",
+    "proxy_proto.versions.v1.disallowed",
+    "proxy_proto.versions.v1.error",
+    "proxy_proto.versions.v1.found",
+    "proxy_proto.versions.v2.disallowed",
+    "proxy_proto.versions.v2.error",
+    "proxy_proto.versions.v2.found",
+];
+
 /// Reads the header and replaces the addresses. `optional`: connections without one are let through.
 pub(crate) async fn read(
     stream: &mut TcpStream,
     optional: bool,
     remote: &mut Address,
     local: &mut Address,
+    stats: &Named,
 ) -> io::Result<()> {
+    let malformed = |version: &str| {
+        stats.inc("downstream_cx_proxy_proto_error");
+        stats.inc(&format!("proxy_proto.versions.{version}.error"));
+        io::Error::from(io::ErrorKind::InvalidData)
+    };
     let mut buf = vec![0u8; 536];
     loop {
         let n = stream.peek(&mut buf).await?;
         if n == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        match parse(&buf[..n]).ok_or(io::ErrorKind::InvalidData)? {
+        let version = if buf[0] == SIGNATURE[0] { "v2" } else { "v1" };
+        match parse(&buf[..n]).ok_or_else(|| malformed(version))? {
             Header::Found(len, addresses) => {
                 let mut rest = vec![0u8; len];
                 stream.read_exact(&mut rest).await?;
@@ -44,11 +65,20 @@ pub(crate) async fn read(
                     *remote = Address::Ip(from);
                     *local = Address::Ip(to);
                 }
+                stats.inc(&format!("proxy_proto.versions.{version}.found"));
                 return Ok(());
             }
-            Header::Absent if optional => return Ok(()),
-            Header::Absent => return Err(io::ErrorKind::InvalidData.into()),
-            Header::More if n == buf.len() => return Err(io::ErrorKind::InvalidData.into()),
+            Header::Absent if optional => {
+                stats.inc("proxy_proto.not_found_allowed");
+                return Ok(());
+            }
+            Header::Absent => {
+                stats.inc("downstream_cx_proxy_proto_error");
+                stats.inc("proxy_proto.not_found_disallowed");
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            Header::More if n == buf.len() => return Err(malformed(version)),
+            Header::More if crate::socket::peer_is_done(stream) => return Err(io::ErrorKind::UnexpectedEof.into()),
             // Peeked bytes keep the socket readable, so this cannot wait for an event.
             Header::More => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
         }
@@ -84,7 +114,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Header> {
         }
         _ => return None,
     };
-    Some(Header::Found(end + 2, addresses))
+    found(end + 2, addresses)
 }
 
 fn parse_v2(bytes: &[u8]) -> Option<Header> {
@@ -96,18 +126,38 @@ fn parse_v2(bytes: &[u8]) -> Option<Header> {
     let port = |at: usize| body.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]));
     let addresses = match (bytes[12] & 0xf, bytes[13]) {
         (0, _) => None,
-        (1, 0x11) => {
+        (1, 0x11 | 0x12) => {
+            check_tlvs(body.get(12..)?)?;
             let ip = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(body.get(at..at + 4)?).ok()?));
             Some((SocketAddr::from((ip(0)?, port(8)?)), SocketAddr::from((ip(4)?, port(10)?))))
         }
-        (1, 0x21) => {
+        (1, 0x21 | 0x22) => {
+            check_tlvs(body.get(36..)?)?;
             let ip = |at: usize| Some(Ipv6Addr::from(<[u8; 16]>::try_from(body.get(at..at + 16)?).ok()?));
             Some((SocketAddr::from((ip(0)?, port(32)?)), SocketAddr::from((ip(16)?, port(34)?))))
         }
-        (1, _) => None,
         _ => return None,
     };
-    Some(Header::Found(len, addresses))
+    found(len, addresses)
+}
+
+/// Connections go from one host to one other.
+fn found(len: usize, addresses: Announced) -> Option<Header> {
+    let unicast = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => !v4.is_unspecified() && !v4.is_broadcast() && !v4.is_multicast(),
+        IpAddr::V6(v6) => !v6.is_unspecified() && !v6.is_multicast(),
+    };
+    let sound = addresses.is_none_or(|(from, to)| unicast(from.ip()) && unicast(to.ip()));
+    sound.then_some(Header::Found(len, addresses))
+}
+
+/// Further fields of a version 2 header must fill it to its end.
+fn check_tlvs(mut bytes: &[u8]) -> Option<()> {
+    while !bytes.is_empty() {
+        let (head, rest) = bytes.split_first_chunk::<3>()?;
+        bytes = rest.get(usize::from(u16::from_be_bytes([head[1], head[2]]))..)?;
+    }
+    Some(())
 }
 
 /// The header that announces a connection; addresses that are not both of one family are not told.
@@ -164,6 +214,27 @@ mod tests {
         for line in ["TCP4 1.2.3.4 5.6.7.8 1 2 3", "TCP4 ::1 ::2 1 2", "TCP6 1.2.3.4 ::2 1 2"] {
             assert_eq!(parse(format!("PROXY {line}\r\n").as_bytes()), None, "{line}");
         }
+    }
+
+    #[test]
+    fn further_fields_fill_the_header_and_addresses_are_of_one_host() {
+        let v2 = |kind: u8, from: [u8; 4], more: &[u8]| {
+            let mut bytes = [&SIGNATURE[..], &[0x21, kind, 0, 12 + more.len() as u8], &from, &[5, 6, 7, 8]].concat();
+            bytes.extend_from_slice(&[0, 1, 0, 2]);
+            bytes.extend_from_slice(more);
+            parse(&bytes)
+        };
+        let found = |more: usize| {
+            let (from, to) = ("1.2.3.4:1".parse().unwrap(), "5.6.7.8:2".parse().unwrap());
+            Some(Header::Found(28 + more, Some((from, to))))
+        };
+        assert_eq!(v2(0x11, [1, 2, 3, 4], &[0xea, 0, 1, 7]), found(4));
+        assert_eq!(v2(0x12, [1, 2, 3, 4], &[]), found(0), "datagrams are as good");
+        assert_eq!(v2(0x11, [1, 2, 3, 4], &[0xea, 0, 1]), None, "a value is missing");
+        assert_eq!(v2(0, [1, 2, 3, 4], &[]), None, "no family");
+        assert_eq!(v2(0x11, [0; 4], &[]), None);
+        assert_eq!(v2(0x11, [224, 0, 0, 1], &[]), None);
+        assert_eq!(parse(b"PROXY TCP4 255.255.255.255 5.6.7.8 1 2\r\n"), None);
     }
 
     #[test]

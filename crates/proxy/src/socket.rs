@@ -50,6 +50,12 @@ fn set(socket: &impl AsRawFd, options: &[SocketOption], state: i32) -> io::Resul
     Ok(())
 }
 
+/// Whether the peer sends nothing more; what it sent may still be unread.
+pub(crate) fn peer_is_done(stream: &TcpStream) -> bool {
+    let ready = stream.ready(tokio::io::Interest::READABLE);
+    futures::future::FutureExt::now_or_never(ready).is_some_and(|ready| ready.is_ok_and(|r| r.is_read_closed()))
+}
+
 /// Binds and listens.
 pub(crate) fn listen(address: &Address, options: BindOptions<'_>) -> io::Result<Bound> {
     match address {

@@ -10,7 +10,10 @@ mod scopes;
 pub(crate) use istio::{ArcStrOrUnknown, Computed, Flags, IstioStats, Peer, RequestLabels, TcpLabels, Workload};
 pub(crate) use registry::{Entry, Kind, Registry, Sample, Scope};
 pub(crate) use render::{json, prometheus, text};
-pub(crate) use scopes::{ClusterStats, HttpStats, ListenerStats, Named, PlainStats, TcpStats};
+pub(crate) use scopes::{
+    ClusterStats, HttpStats, ListenerHttpStats, ListenerStats, Named, OfManager, OfThread, PlainStats, TcpStats,
+    ssl_zero,
+};
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -92,6 +95,14 @@ impl HistogramSample {
         self.sum += other.sum;
     }
 
+    /// What is left without `part`.
+    pub(crate) fn subtract(&mut self, part: &Self) {
+        for (a, b) in self.buckets.iter_mut().zip(part.buckets) {
+            *a = a.saturating_sub(b);
+        }
+        self.sum = self.sum.saturating_sub(part.sum);
+    }
+
     pub(crate) fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
@@ -104,10 +115,18 @@ pub(crate) struct Codes([AtomicU64; 24]);
 impl Codes {
     /// Counts `code`; when more than the table's size of different codes were seen, the rest is not told apart.
     pub(crate) fn inc(&self, code: u16) {
+        self.add(code, 1);
+    }
+
+    /// Counts `code` so many times.
+    pub(crate) fn add(&self, code: u16, n: u64) {
+        if n == 0 {
+            return;
+        }
         for cell in &self.0 {
             let value = cell.load(Relaxed);
             if value == 0 || (value >> 48) as u16 == code {
-                cell.store((u64::from(code) << 48) | ((value & COUNT) + 1), Relaxed);
+                cell.store((u64::from(code) << 48) | ((value & COUNT) + n), Relaxed);
                 return;
             }
         }
@@ -143,6 +162,31 @@ mod tests {
         let mut all = Vec::new();
         codes.each(|c, n| all.push((c, n)));
         assert_eq!(all, [(200, 3), (503, 1)]);
+    }
+
+    #[test]
+    fn requests_from_inside_and_outside_are_told_apart() {
+        let stats = ClusterStats::default();
+        stats.charge(200, false);
+        stats.charge(200, true);
+        stats.charge(503, true);
+        stats.took(7, true);
+        let mut all = std::collections::BTreeMap::new();
+        stats.visit(&mut |name, sample| {
+            all.insert(name.to_owned(), sample);
+        });
+        let count = |name: &str| match all.get(name) {
+            Some(Sample::Counter(n)) => Some(*n),
+            _ => None,
+        };
+        assert_eq!(count("upstream_rq_200"), Some(2));
+        assert_eq!(count("internal.upstream_rq_200"), Some(1));
+        assert_eq!(count("internal.upstream_rq_completed"), Some(2));
+        assert_eq!(count("external.upstream_rq_200"), Some(1));
+        assert_eq!(count("external.upstream_rq_503"), None);
+        assert!(all.contains_key("internal.upstream_rq_time"));
+        assert!(!all.contains_key("external.upstream_rq_time"));
+        assert!(!all.keys().any(|name| name.starts_with("ssl.")), "there is no TLS");
     }
 
     #[test]

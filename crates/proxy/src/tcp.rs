@@ -15,8 +15,10 @@ pub(crate) use authz::check as check_authz;
 use bytes::Bytes;
 use copy::{Side, Transfer};
 use mesh_types::ArcStr;
+use proxy_core::circuit::Resource;
 use proxy_core::listener::{Direction, NetworkFilter, NetworkLocalRateLimit, TcpProxy};
 use proxy_core::rbac::{Rbac, RbacInput};
+use proxy_core::route::Priority;
 use proxy_core::{AccessLog, ConnectionInfo, FormatContext, Host, Metadata, PickContext, ResponseFlags, StreamInfo};
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -51,9 +53,49 @@ pub(crate) async fn serve(
     info
 }
 
+/// A connection whose TLS handshake failed: its host was chosen, and connected to, as soon as it came.
+pub(crate) async fn give_up(
+    worker: &std::rc::Rc<Worker>,
+    proxy: &TcpProxy,
+    connection: Arc<ConnectionInfo>,
+    original_dst: Option<std::net::SocketAddr>,
+) -> StreamInfo {
+    let mut info = StreamInfo::new(connection, SystemTime::now());
+    worker.tcp_stats(&proxy.stat_prefix).downstream_cx_total.inc();
+    let random = worker.random.borrow_mut().next();
+    let (name, metadata_match) = proxy.cluster(random);
+    match worker.cluster(name) {
+        None => info.flags.insert(ResponseFlags::NO_CLUSTER),
+        Some(cluster) if proxy.tunneling.is_none() => {
+            info.upstream.cluster = Some(name.clone());
+            info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
+            let hash = proxy.hash(&info.connection.remote);
+            let context = PickContext { hash, metadata_match, original_dst, ..PickContext::at(Instant::now()) };
+            info.upstream.host = cluster.pick(&context, &mut worker.random.borrow_mut());
+            if let Some(host) = info.upstream.host.clone() {
+                info.upstream.attempts = 1;
+                let announced = Announced::to(&cluster, &host, &info.connection);
+                let variant = Variant { protocol: Protocol::Raw, announced, ..Variant::default() };
+                if let Some(pool) = cluster.pool(worker, &host, &variant) {
+                    let connected = pool.dial().await.is_ok();
+                    cluster.stats.upstream_rq_total.add(u64::from(connected));
+                }
+            } else {
+                cluster.stats.upstream_cx_none_healthy.inc();
+                info.flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
+            }
+        }
+        Some(_) => {}
+    }
+    info.times.complete = Some(Duration::ZERO);
+    write_logs(worker, &proxy.access_log, &info, "TcpConnectionEnd");
+    info
+}
+
 /// A connection that a filter before ended.
 pub(crate) fn refuse(connection: &Connection, proxy: &TcpProxy, flags: ResponseFlags) -> StreamInfo {
     let mut info = StreamInfo::new(connection.info.clone(), SystemTime::now());
+    connection.worker.tcp_stats(&proxy.stat_prefix).downstream_cx_total.inc();
     info.flags.insert(flags);
     info.times.complete = Some(Duration::ZERO);
     write_logs(&connection.worker, &proxy.access_log, &info, "TcpConnectionEnd");
@@ -102,6 +144,12 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     info.upstream.cluster_metadata = Some(cluster.config().metadata.clone());
     let mut previous = Vec::new();
     let upstream = loop {
+        // Nobody waits for room (Envoy `TcpProxy::Filter::establishUpstreamConnection`).
+        if cluster.entry.breakers.get(Priority::Default).remaining(Resource::Connections) == 0 {
+            cluster.stats.upstream_cx_overflow.inc();
+            info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+            return;
+        }
         let context = PickContext {
             hash: proxy.hash(&connection.info.remote),
             metadata_match,
@@ -148,8 +196,11 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
             Ok(upstream) => break upstream,
             Err(AcquireError::Overflow) => {
                 info.upstream.host = None;
-                info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
-                return;
+                if info.upstream.attempts >= proxy.max_connect_attempts {
+                    cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
+                    info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT);
+                    return;
+                }
             }
             Err(AcquireError::Connect(e)) => {
                 info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
@@ -163,7 +214,6 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
                     info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT);
                     return;
                 }
-                info.flags = ResponseFlags::NONE;
                 if let Some(backoff) = &proxy.backoff {
                     let pause = backoff.after(info.upstream.attempts, &mut worker.random.borrow_mut());
                     tokio::time::sleep(pause).await;
@@ -270,14 +320,10 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     info.upstream.wire_bytes_received = sent;
     match ended {
         copy::Ended::Denied(details) => info.connection_termination_details = Some(details.into()),
-        copy::Ended::Idle => {
-            stats.idle_timeout.inc();
-            info.response_code_details = Some("tcp_session_idle_timeout".into());
-        }
+        copy::Ended::Idle => stats.idle_timeout.inc(),
         copy::Ended::TooOld => {
             stats.max_downstream_connection_duration.inc();
             info.flags.insert(ResponseFlags::DURATION_TIMEOUT);
-            info.response_code_details = Some("max_connection_duration_reached".into());
         }
         copy::Ended::Failed(Side::Downstream) => info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION),
         copy::Ended::Failed(Side::Upstream) | copy::Ended::Complete | copy::Ended::Drained => {}

@@ -18,6 +18,7 @@ pub(crate) use secrets::{SecretStore, is_workload, read as read_source};
 pub(crate) use server::ServerTls;
 pub(crate) use verify::Failure;
 
+use crate::stats::Named;
 use arc_swap::ArcSwapOption;
 use mesh_types::ArcStr;
 use proxy_core::TlsInfo;
@@ -195,6 +196,16 @@ fn info(
         peer,
         local: local.cloned(),
     }
+}
+
+/// Counts what was agreed on in a handshake; true: an earlier session went on.
+pub(crate) fn count(common: &rustls::CommonState, info: &TlsInfo, stats: &Named) -> bool {
+    stats.inc(&format!("ssl.versions.{}", info.version));
+    stats.inc(&format!("ssl.ciphers.{}", info.cipher));
+    if let Some(curve) = common.negotiated_key_exchange_group().and_then(|group| curve_name(group.name())) {
+        stats.inc(&format!("ssl.curves.{curve}"));
+    }
+    common.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use crate::log::LogBuffers;
 use crate::runtime::{Clusters, Shared};
 use crate::socket::Bound;
 use crate::stats::{
-    ClusterStats, HttpStats, IstioStats, Kind, ListenerStats, Named, PlainStats, Scope, TcpStats, Workload,
+    ClusterStats, HttpStats, IstioStats, Kind, ListenerHttpStats, ListenerStats, Named, OfManager, OfThread,
+    PlainStats, Scope, TcpStats, Workload,
 };
 use crate::upstream::WorkerCluster;
 use mesh_types::ArcStr;
@@ -34,6 +35,8 @@ pub(crate) enum Command {
 /// The state of a worker, on its thread only.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
+    /// Which of the workers it is.
+    index: usize,
     pub(crate) random: RefCell<Random>,
     table: RefCell<Arc<Clusters>>,
     /// Counts the changes of the table.
@@ -42,6 +45,7 @@ pub(crate) struct Worker {
     http: RefCell<HashMap<ArcStr, Arc<HttpStats>>>,
     tcp: RefCell<HashMap<ArcStr, Arc<TcpStats>>>,
     listener: RefCell<HashMap<ArcStr, Arc<ListenerStats>>>,
+    listener_http: RefCell<HashMap<(ArcStr, ArcStr), Arc<ListenerHttpStats>>>,
     cluster_stats: RefCell<HashMap<ArcStr, Arc<ClusterStats>>>,
     plain: Arc<PlainStats>,
     pub(crate) istio: Rc<IstioStats>,
@@ -67,10 +71,11 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(shared: Arc<Shared>, seed: u64) -> Rc<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, index: usize, seed: u64) -> Rc<Self> {
         let plain = Arc::new(PlainStats::default());
         shared.registry.add(Kind::Plain, "".into(), plain.clone());
         Rc::new(Self {
+            index,
             plain,
             random: RefCell::new(Random::new(seed)),
             table: RefCell::new(shared.clusters.load_full()),
@@ -79,6 +84,7 @@ impl Worker {
             http: RefCell::default(),
             tcp: RefCell::default(),
             listener: RefCell::default(),
+            listener_http: RefCell::default(),
             cluster_stats: RefCell::default(),
             istio: IstioStats::new(shared.registry.clone()),
             logs: LogBuffers::new(shared.clone()),
@@ -138,7 +144,26 @@ impl Worker {
     }
 
     pub(crate) fn listener_stats(&self, prefix: &ArcStr) -> Arc<ListenerStats> {
-        self.stats(&self.listener, Kind::Listener, prefix)
+        if let Some(stats) = self.listener.borrow().get(prefix) {
+            return stats.clone();
+        }
+        let stats = self.stats(&self.listener, Kind::Listener, prefix);
+        let own = OfThread(stats.clone(), format!("worker_{}", self.index));
+        self.shared.registry.add(Kind::Listener, prefix.clone(), Arc::new(own));
+        stats
+    }
+
+    /// Answers of a connection manager on this listener.
+    pub(crate) fn listener_http_stats(&self, listener: &ArcStr, manager: &ArcStr) -> Arc<ListenerHttpStats> {
+        let key = (listener.clone(), manager.clone());
+        if let Some(stats) = self.listener_http.borrow().get(&key) {
+            return stats.clone();
+        }
+        let stats = Arc::new(ListenerHttpStats::default());
+        let named = OfManager(stats.clone(), manager.clone());
+        self.shared.registry.add(Kind::Listener, listener.clone(), Arc::new(named));
+        self.listener_http.borrow_mut().insert(key, stats.clone());
+        stats
     }
 
     /// The one copy of a workload.
@@ -240,7 +265,7 @@ pub(crate) fn spawn(
         // Requests free what the next ones need.
         let _keeping = lifecycle::blocks::keep();
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), index);
-        let worker = Worker::new(shared, seed);
+        let worker = Worker::new(shared, index, seed);
         runtime.block_on(async {
             while let Some(command) = commands.recv().await {
                 match command {

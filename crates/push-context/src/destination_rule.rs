@@ -19,6 +19,13 @@ pub struct ConsolidatedRule {
     export_to: BTreeSet<String>,
 }
 
+impl ConsolidatedRule {
+    /// Whom it is exported to; empty is everybody.
+    pub fn export_to(&self) -> &BTreeSet<String> {
+        &self.export_to
+    }
+}
+
 #[derive(Debug, Default)]
 struct Rules {
     exact: BTreeMap<ArcStr, Vec<ConsolidatedRule>>,
@@ -53,6 +60,7 @@ impl Index {
             key(a).cmp(&key(b))
         });
         let private_by_default = mesh.default_destination_rule_export_to.iter().any(|e| e == ".");
+        let apart = settings.audiences_apart;
         let mut index = Index::default();
         for mut config in all {
             config.spec.host = host::resolve(&config.spec.host, &config.namespace, &settings.domain);
@@ -66,7 +74,7 @@ impl Index {
             let config = Arc::new(config);
             if export_to.is_empty() || has("*") || own {
                 let rules = index.namespace_local.entry(config.namespace.clone()).or_default();
-                rules.merge(&config, &export_to);
+                rules.merge(&config, &export_to, apart);
             }
             let private = match export_to.len() {
                 0 => private_by_default,
@@ -74,9 +82,9 @@ impl Index {
                 _ => false,
             };
             if !private {
-                index.exported.entry(config.namespace.clone()).or_default().merge(&config, &export_to);
+                index.exported.entry(config.namespace.clone()).or_default().merge(&config, &export_to, apart);
             } else if config.namespace == *root {
-                index.root_local.merge(&config, &export_to);
+                index.root_local.merge(&config, &export_to, apart);
             }
         }
         index
@@ -88,9 +96,9 @@ impl Rules {
         host::most_specific(hostname, &self.exact, &self.wildcard).map(|(_, rules)| rules)
     }
 
-    /// As istiod `mergeDestinationRule`: rules for the same host, with the same selector and audience, become
-    /// one; the older one's traffic policy and subsets win.
-    fn merge(&mut self, config: &Arc<Config<DestinationRule>>, export_to: &BTreeSet<String>) {
+    /// As istiod `mergeDestinationRule`: rules for the same host, with the same selector and, if those are kept
+    /// apart, audience become one; the older one's traffic policy and subsets win.
+    fn merge(&mut self, config: &Arc<Config<DestinationRule>>, export_to: &BTreeSet<String>, apart: bool) {
         let rule = &config.spec;
         let map = if host::is_wildcard(&rule.host) { &mut self.wildcard } else { &mut self.exact };
         let list = map.entry(rule.host.as_str().into()).or_default();
@@ -98,9 +106,11 @@ impl Rules {
         for existing in list.iter_mut() {
             let equal = existing.export_to == *export_to;
             let wider = !existing.export_to.is_empty() && export_to.is_superset(&existing.export_to);
-            separate = !equal;
-            if !equal && !wider {
-                continue;
+            if apart {
+                separate = !equal;
+                if !equal && !wider {
+                    continue;
+                }
             }
             let (theirs, ours) = (selector(&existing.rule.spec), selector(rule));
             if theirs.is_some() && ours.is_some() && theirs != ours {

@@ -7,6 +7,7 @@
 mod authn;
 mod config;
 mod destination_rule;
+mod extension;
 pub mod host;
 mod keys;
 mod memo;
@@ -23,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use config_store::{Kind, Object, Snapshot};
 use istio_api::mesh_config::Visibility;
-use istio_api::{AuthorizationPolicy, EnvoyFilter, MeshConfig, RequestAuthentication, Sidecar, Telemetry, WasmPlugin};
+use istio_api::{AuthorizationPolicy, EnvoyFilter, MeshConfig, RequestAuthentication, Sidecar, Telemetry};
 use mesh_types::{ArcStr, Labels, selects};
 use registry::{Locality, Placement, Registry, Service, augment_labels};
 
@@ -32,6 +33,7 @@ use rules::{ByNamespace, Rules};
 pub use authn::{MtlsMode, PeerPolicy, PeerRules};
 pub use config::{Config, RouteSource};
 pub use destination_rule::ConsolidatedRule;
+pub use extension::Extension;
 pub use keys::{KeySource, Keys};
 pub use memo::{Memo, Same};
 pub use mesh_route::quote;
@@ -369,14 +371,14 @@ impl PushContext {
         out
     }
 
-    /// WasmPlugins of the proxy's namespace, then of the root namespace, that select it.
-    pub fn wasm_plugins(&self, namespace: &str, labels: &Labels) -> Vec<&Arc<Config<WasmPlugin>>> {
-        let selected = |plugin: &&Arc<Config<WasmPlugin>>| {
-            let spec = &plugin.spec;
+    /// WasmPlugins and TrafficExtensions of the proxy's namespace, then of the root namespace, that select it.
+    pub fn extensions(&self, namespace: &str, labels: &Labels) -> Vec<&Arc<Config<Extension>>> {
+        let selected = |extension: &&Arc<Config<Extension>>| {
+            let spec = &extension.spec.plugin;
             let attached = !spec.target_refs.is_empty() || spec.target_ref.is_some();
             !attached && spec.selector.as_ref().is_none_or(|s| selects(&s.match_labels, labels))
         };
-        self.for_workload(&self.rules.wasm_plugins, namespace, false).filter(selected).collect()
+        self.for_workload(&self.rules.extensions, namespace, false).filter(selected).collect()
     }
 
     /// The Telemetry objects that hold for a proxy, from the widest to the narrowest: of the root namespace,

@@ -306,6 +306,20 @@ impl Node {
         self.metadata.get(key).map(String::as_str).filter(|v| !v.is_empty())
     }
 
+    /// Whether its version, as it says itself, is this one or later; one that cannot be read counts as the latest.
+    ///
+    /// As istiod `ParseIstioVersion`, `VersionGreaterOrEqual`: a missing patch is the last one.
+    pub fn is_at_least(&self, version: (u32, u32, u32)) -> bool {
+        let text = self.meta("ISTIO_VERSION").unwrap_or_default();
+        let mut parts = text.strip_prefix("release-").unwrap_or(text).split('.');
+        let mut number = || -> Option<u32> {
+            let part = parts.next()?;
+            part[..part.bytes().take_while(u8::is_ascii_digit).count()].parse().ok()
+        };
+        let (Some(major), Some(minor)) = (number(), number()) else { return true };
+        (major, minor, number().unwrap_or(u32::MAX)) >= version
+    }
+
     /// What the registry asks for to find the proxy's own services.
     pub fn query(&self) -> ProxyQuery<'_> {
         ProxyQuery { name: &self.name, namespace: &self.namespace, addresses: &self.addresses, labels: &self.labels }
@@ -327,6 +341,27 @@ mod tests {
         assert!(matches!(node("sidecar~10.0.0.1"), Err(InvalidNode::Id(_))));
         assert!(matches!(node("router~10.0.0.1~a.b~c"), Err(InvalidNode::Kind { .. })));
         assert!(matches!(node("sidecar~x~a.b~c"), Err(InvalidNode::NoAddress(_))));
+    }
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        let at_least = |text: &str, version| {
+            let mut node = node("sidecar~10.0.0.1~a.b~c").unwrap();
+            node.metadata.insert("ISTIO_VERSION".to_owned(), text.to_owned());
+            node.is_at_least(version)
+        };
+        for (text, minor, expected) in [
+            ("1.9.5", 28, false),
+            ("1.28.0", 28, true),
+            ("1.28.3", 29, false),
+            ("release-1.29", 29, true),
+            ("1.29-alpha.0", 29, true),
+            ("", 29, true),
+            ("master", 29, true),
+        ] {
+            assert_eq!(at_least(text, (1, minor, 0)), expected, "{text} {minor}");
+        }
+        assert!(!at_least("1.29.1", (1, 29, 2)) && at_least("1.29", (1, 29, 2)));
     }
 
     #[test]

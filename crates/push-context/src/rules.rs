@@ -7,13 +7,13 @@ use config_store::{Body, Kind, Snapshot};
 use istio_api::destination_rule::{LoadBalancerSettings, TrafficPolicy};
 use istio_api::{
     AuthorizationPolicy, DestinationRule, EnvoyFilter, MeshConfig, RequestAuthentication, Sidecar, Telemetry,
-    VirtualService, WasmPlugin,
+    VirtualService,
 };
 use mesh_types::{ArcStr, Labels};
 use registry::Settings;
 
 use crate::authn::PeerRules;
-use crate::{Config, Keys, Same, config, destination_rule, mesh_route, virtual_service};
+use crate::{Config, Extension, Keys, Same, config, destination_rule, extension, mesh_route, virtual_service};
 
 /// Policies that select workloads by labels, by namespace.
 pub(crate) type ByNamespace<T> = BTreeMap<ArcStr, Vec<Arc<Config<T>>>>;
@@ -29,7 +29,7 @@ pub(crate) struct Rules {
     pub(crate) authorization_policies: Arc<ByNamespace<AuthorizationPolicy>>,
     pub(crate) telemetries: Arc<ByNamespace<Telemetry>>,
     pub(crate) envoy_filters: Arc<ByNamespace<EnvoyFilter>>,
-    pub(crate) wasm_plugins: Arc<ByNamespace<WasmPlugin>>,
+    pub(crate) extensions: Arc<ByNamespace<Extension>>,
     /// Of token issuers.
     pub(crate) keys: Arc<Keys>,
     /// Labels of clients that outbound rules ask for.
@@ -48,7 +48,7 @@ pub struct ListenerRules {
     authorization_policies: Same<ByNamespace<AuthorizationPolicy>>,
     telemetries: Same<ByNamespace<Telemetry>>,
     envoy_filters: Same<ByNamespace<EnvoyFilter>>,
-    wasm_plugins: Same<ByNamespace<WasmPlugin>>,
+    extensions: Same<ByNamespace<Extension>>,
     keys: Same<Keys>,
 }
 
@@ -165,16 +165,12 @@ impl Rules {
                     })
                 },
             ),
-            wasm_plugins: builder.part(
-                Kind::WasmPlugin,
-                |r| &r.wasm_plugins,
-                || {
-                    config::by_namespace(snapshot, Kind::WasmPlugin, |body| match body {
-                        Body::WasmPlugin(spec) => Some((**spec).clone()),
-                        _ => None,
-                    })
-                },
-            ),
+            extensions: match previous.filter(|(_, changed)| {
+                !changed.contains(&Kind::WasmPlugin) && !changed.contains(&Kind::TrafficExtension)
+            }) {
+                Some((previous, _)) => previous.extensions.clone(),
+                None => Arc::new(extension::by_namespace(snapshot)),
+            },
             keys: previous.map(|(previous, _)| previous.keys.clone()).unwrap_or_default(),
             labels: Arc::default(),
         };
@@ -196,7 +192,7 @@ impl Rules {
             authorization_policies: Same(self.authorization_policies.clone()),
             telemetries: Same(self.telemetries.clone()),
             envoy_filters: Same(self.envoy_filters.clone()),
-            wasm_plugins: Same(self.wasm_plugins.clone()),
+            extensions: Same(self.extensions.clone()),
             keys: Same(self.keys.clone()),
         }
     }
@@ -220,8 +216,8 @@ impl Rules {
         for telemetry in self.telemetries.values().flatten() {
             out.extend(telemetry.spec.selector.iter().flat_map(|s| s.match_labels.keys().cloned()));
         }
-        for plugin in self.wasm_plugins.values().flatten() {
-            out.extend(plugin.spec.selector.iter().flat_map(|s| s.match_labels.keys().cloned()));
+        for extension in self.extensions.values().flatten() {
+            out.extend(extension.spec.plugin.selector.iter().flat_map(|s| s.match_labels.keys().cloned()));
         }
         let locality = mesh.locality_lb_setting.iter().flat_map(|s| &s.failover_priority);
         let zone = mesh.zone_aware_lb_setting.iter().flat_map(|s| &s.failover_priority);

@@ -123,6 +123,21 @@ impl SidecarScope {
         }
     }
 
+    /// All services by host name.
+    pub fn by_host(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.by_host.values()
+    }
+
+    /// The DestinationRules of each host, and whom they are exported to.
+    pub fn destination_rules(
+        &self,
+    ) -> impl Iterator<Item = (&ArcStr, impl Iterator<Item = (&Config<DestinationRule>, &BTreeSet<String>)>)> {
+        fn both(rule: &ConsolidatedRule) -> (&Config<DestinationRule>, &BTreeSet<String>) {
+            (&rule.rule, rule.export_to())
+        }
+        self.destination_rules.iter().map(move |(host, rules)| (host, rules.iter().map(both)))
+    }
+
     /// The object that is the same for all scopes of the same services and DestinationRules, as far as these were told.
     pub fn reach(&self) -> &Arc<Reach> {
         &self.reach
@@ -325,7 +340,7 @@ fn import(push: &PushContext, namespace: &ArcStr, listener: &IstioEgressListener
             })
         })
         .collect();
-    let services = one_namespace_each(imported, namespace);
+    let services = one_namespace_each(imported, namespace, push.settings.unified_scope);
     let wildcard_owner = wildcard_owners(&virtual_services, &services);
     EgressListener { listener: listener.clone(), services, virtual_services, wildcard_owner }
 }
@@ -350,12 +365,12 @@ fn with_aliases(service: Arc<Service>, hosts: &Hosts) -> Arc<Service> {
     Arc::new(copy)
 }
 
-/// Of services with one host name in several namespaces those of a single namespace: the proxy's own, else
-/// a Kubernetes service's, else the oldest's.
-fn one_namespace_each(services: Vec<Arc<Service>>, namespace: &str) -> Vec<Arc<Service>> {
+/// Of services with one host name in several namespaces those of a single namespace: the proxy's own, else, if these are
+/// preferred, a Kubernetes service's, else the oldest's.
+fn one_namespace_each(services: Vec<Arc<Service>>, namespace: &str, prefer: bool) -> Vec<Arc<Service>> {
     let mut chosen: HashMap<ArcStr, (ArcStr, bool)> = HashMap::new();
     for service in &services {
-        let candidate = (service.namespace.clone(), service.provider == Provider::Kubernetes);
+        let candidate = (service.namespace.clone(), prefer && service.provider == Provider::Kubernetes);
         match chosen.get(&service.hostname) {
             None => {
                 chosen.insert(service.hostname.clone(), candidate);

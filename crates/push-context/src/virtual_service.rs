@@ -90,7 +90,8 @@ impl PushContext {
         let index = &self.rules.virtual_services;
         let private = index.private.get(namespace).map_or(&[][..], Vec::as_slice);
         let exported = index.exported.get(namespace).map_or(&[][..], Vec::as_slice);
-        let own = move |rule: &&Merged| rule.is_gateway_api() && *rule.namespace == *namespace;
+        let first = self.settings.unified_scope;
+        let own = move |rule: &&Merged| first && rule.is_gateway_api() && *rule.namespace == *namespace;
         [private, exported, &index.public]
             .into_iter()
             .flat_map(move |group| group.iter().filter(own).chain(group.iter().filter(move |rule| !own(rule))))

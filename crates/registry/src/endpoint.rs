@@ -61,6 +61,8 @@ pub struct Endpoint {
     pub port: u16,
     /// The service's port that leads here.
     pub service_port_name: ArcStr,
+    /// And its number, by which clusters whose proxies look names up find the endpoints of ServiceEntries; 0 of others.
+    pub service_port: u16,
     /// Who serves there.
     pub workload: Arc<Workload>,
     /// Relative weight; 0 counts as 1.
@@ -131,11 +133,16 @@ impl Workload {
     }
 }
 
+/// The label that names the service which a workload belongs to, in telemetry.
+pub const CANONICAL_NAME: &str = "service.istio.io/canonical-name";
+/// And that of its version.
+pub const CANONICAL_REVISION: &str = "service.istio.io/canonical-revision";
+
 /// Name and revision under which a workload appears in telemetry (istio `pkg/kube/labels`, `CanonicalService`).
 pub fn canonical_service<'a>(labels: &'a Labels, workload_name: &'a str) -> (&'a str, &'a str) {
     let first = |keys: [&str; 3]| keys.into_iter().find_map(|key| labels.get(key)).map(String::as_str);
     (
-        first(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]).unwrap_or(workload_name),
-        first(["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]).unwrap_or("latest"),
+        first([CANONICAL_NAME, "app.kubernetes.io/name", "app"]).unwrap_or(workload_name),
+        first([CANONICAL_REVISION, "app.kubernetes.io/version", "version"]).unwrap_or("latest"),
     )
 }

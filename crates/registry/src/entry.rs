@@ -14,8 +14,8 @@ use mesh_types::{ArcStr, Labels, Protocol, selects};
 use crate::kubernetes::{EndpointMap, trust_domain};
 use crate::service::TargetPort;
 use crate::{
-    Endpoint, Health, Locality, Port, Provider, Reader, Resolution, Service, Settings, TlsMode, TrafficDistribution,
-    UNSPECIFIED_IP, Workload, augment_labels,
+    CANONICAL_NAME, CANONICAL_REVISION, Endpoint, Health, Locality, Port, Provider, Reader, Resolution, Service,
+    Settings, TlsMode, TrafficDistribution, UNSPECIFIED_IP, Workload, augment_labels, canonical_service,
 };
 
 fn entries(snapshot: &Snapshot) -> impl Iterator<Item = (&Object, &ServiceEntry)> {
@@ -110,6 +110,12 @@ fn convert(object: &Object, entry: &ServiceEntry, of_namespace: &Labels, setting
         let own: Vec<ArcStr> = own(true).into_iter().chain(own(false)).collect();
         if may_allocate { own } else { Vec::new() }
     };
+    let mut labels = object.labels.clone();
+    if settings.external_canonical && entry.location == Location::MeshExternal {
+        let (name, revision) = canonical_service(&object.labels, &object.key.name);
+        labels.insert(CANONICAL_NAME.to_owned(), name.to_owned());
+        labels.insert(CANONICAL_REVISION.to_owned(), revision.to_owned());
+    }
     let make = |host: &String, address: &ArcStr| Service {
         hostname: host.as_str().into(),
         name: host.as_str().into(),
@@ -122,7 +128,7 @@ fn convert(object: &Object, entry: &ServiceEntry, of_namespace: &Labels, setting
         ports: entry.ports.iter().map(convert_port).collect(),
         cluster_ips: Vec::new(),
         default_address: address.clone(),
-        labels: object.labels.clone(),
+        labels: labels.clone(),
         selector: entry.workload_selector.as_ref().map(|s| s.labels.clone()).unwrap_or_default(),
         export_to: entry.export_to.iter().map(|e| e.as_str().into()).collect(),
         aliases: Vec::new(),
@@ -221,7 +227,8 @@ pub(crate) fn endpoints(
     let (mut out, snapshot) = (EndpointMap::new(), reader.snapshot);
     let mut by_namespace: HashMap<&ArcStr, Vec<&Arc<Workload>>> = HashMap::new();
     if entries(snapshot).any(|(_, entry)| entry.workload_selector.is_some()) {
-        let pods = pods.iter().map(|(_, pod)| pod).filter(|w| w.ready && !w.finished);
+        let selectable = if reader.settings.entries_select_pods { pods } else { &[] };
+        let pods = selectable.iter().map(|(_, pod)| pod).filter(|w| w.ready && !w.finished);
         for workload in pods.chain(workload_entries).filter(|w| !w.addresses.is_empty()) {
             by_namespace.entry(&workload.namespace).or_default().push(workload);
         }
@@ -283,6 +290,7 @@ fn host_endpoint(object: &Object, host: &str, port: &ServicePort) -> Endpoint {
         addresses: vec![host.into()],
         port: number(if port.target_port != 0 { port.target_port } else { port.number }),
         service_port_name: port.name.as_str().into(),
+        service_port: number(port.number),
         workload: Arc::new(Workload {
             workload_name: object.key.name.clone(),
             namespace: object.key.namespace.clone(),
@@ -305,6 +313,7 @@ fn entry_endpoint(workload: &Arc<Workload>, port: &ServicePort) -> Endpoint {
             None => number(port.number),
         },
         service_port_name: port.name.as_str().into(),
+        service_port: number(port.number),
         workload: workload.clone(),
         weight: workload.weight,
         health: if workload.is_pod { Health::Healthy } else { Health::Unknown },

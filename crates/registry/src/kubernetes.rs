@@ -313,6 +313,10 @@ pub(crate) fn endpoints<'a>(
         let Body::EndpointSlice(slice) = &object.body else { continue };
         let Some(key) = service_of(object, settings).filter(&wanted) else { continue };
         let service = own(&key);
+        // As istiod's `serviceNeedsPush`: nobody can send to what is exported to nobody.
+        if service.is_some_and(|service| service.export_to.iter().any(|to| &**to == "~")) {
+            continue;
+        }
         let how = Slices {
             namespace: &object.key.namespace,
             sticky: service.is_some_and(|service| service.keeps_draining(settings)),
@@ -388,6 +392,7 @@ fn add_slice<'a>(
                     addresses,
                     port: number,
                     service_port_name: port_name,
+                    service_port: 0,
                     workload: workload.clone(),
                     weight: 0,
                     health,
@@ -416,6 +421,7 @@ pub(crate) fn select_workload_entries(services: &[Service], entries: &[Arc<Workl
                 addresses: entry.addresses.clone(),
                 port: number,
                 service_port_name: port.name.clone(),
+                service_port: 0,
                 workload: entry.clone(),
                 weight: entry.weight,
                 health: Health::Unknown,

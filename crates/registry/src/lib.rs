@@ -24,7 +24,7 @@ use mesh_types::ArcStr;
 use history::History;
 use kubernetes::EndpointMap;
 
-pub use endpoint::{Endpoint, Health, TlsMode, Workload, canonical_service};
+pub use endpoint::{CANONICAL_NAME, CANONICAL_REVISION, Endpoint, Health, TlsMode, Workload, canonical_service};
 pub use history::{ServiceKey, Version};
 pub use locality::{Locality, augment_labels};
 pub use network::{GatewayAddresses, Gateways, NetworkGateway, Networks};
@@ -145,10 +145,13 @@ impl Registry {
         services.extend(entry::services(snapshot, mesh, settings));
         sort_by_age(&mut services);
         service::resolve_aliases(&mut services);
+        service::share_accounts(&mut services);
 
         let entry_workloads = entry::workloads(&reader);
         let mut written = entry::endpoints(&reader, &pods, &entry_workloads);
-        kubernetes::select_workload_entries(&services, &entry_workloads, &mut written);
+        if settings.services_select_entries {
+            kubernetes::select_workload_entries(&services, &entry_workloads, &mut written);
+        }
         let mut workloads = Workloads::default();
         for workload in pods.iter().map(|(_, workload)| workload.clone()).chain(entry_workloads) {
             if let Some(address) = workload.addresses.first() {
@@ -211,17 +214,23 @@ impl Registry {
             differ.filter_map(|object| kubernetes::service_of(object, settings)).collect()
         };
         let affected: HashSet<ServiceKey> = differ(before, &new).into_iter().chain(differ(snapshot, &old)).collect();
-        let services_of = |key: &ServiceKey| -> Vec<&Arc<Service>> {
-            self.services.iter().filter(|s| s.hostname == key.0 && s.namespace == key.1).collect()
-        };
+        // In one pass, however many they are.
+        let mut services: HashMap<&ServiceKey, Vec<&Arc<Service>>> =
+            affected.iter().map(|key| (key, Vec::new())).collect();
+        for service in &self.services {
+            if let Some(list) = services.get_mut(&(service.hostname.clone(), service.namespace.clone())) {
+                list.push(service);
+            }
+        }
+        let services_of = |key: &ServiceKey| services.get(key).map_or(&[][..], Vec::as_slice);
         let own = |key: &ServiceKey| -> Option<&Service> {
-            services_of(key).into_iter().find(|s| s.provider == Provider::Kubernetes).map(|s| &**s)
+            services_of(key).iter().find(|s| s.provider == Provider::Kubernetes).map(|s| &***s)
         };
         let wanted = |key: &ServiceKey| affected.contains(key);
         let mut lists = kubernetes::endpoints(snapshot, settings, &self.networks, wanted, own, &self.workloads);
         let mut endpoints = self.endpoints.clone();
         let (mut changed, mut placement) = (Vec::new(), self.placement.clone());
-        for key in affected {
+        for key in affected.iter().cloned() {
             let mut list = lists.remove(&key).unwrap_or_default();
             list.extend(self.written.get(&key).into_iter().flatten().cloned());
             if self.endpoints(&key.0, &key.1) == list {
@@ -231,7 +240,7 @@ impl Registry {
             let by_address = |s: &Arc<Service>| {
                 s.selector.is_empty() || s.provider == Provider::External || s.resolution == Resolution::Passthrough
             };
-            if services_of(&key).into_iter().any(by_address) {
+            if services_of(&key).iter().copied().any(by_address) {
                 placement = Arc::default();
             }
             let of_host = endpoints.entry(key.0.clone()).or_default();
@@ -292,6 +301,17 @@ impl Registry {
         let name = service.port(port).map(|p| &*p.name);
         let all = self.endpoints(&service.hostname, &service.namespace);
         all.iter().filter(move |e| name.is_some_and(|n| *n == *e.service_port_name))
+    }
+
+    /// The same, as clusters and listeners find them: those of ServiceEntries by the port's number, which entries for
+    /// one host may name differently (istiod `EndpointShards.CopyEndpoints`).
+    pub fn endpoints_by_number<'a>(&'a self, service: &'a Service, port: u16) -> impl Iterator<Item = &'a Endpoint> {
+        let name = service.port(port).map(|p| &*p.name);
+        let all = self.endpoints(&service.hostname, &service.namespace);
+        all.iter().filter(move |e| match e.service_port {
+            0 => name.is_some_and(|n| *n == *e.service_port_name),
+            number => number == port && name.is_some(),
+        })
     }
 }
 

@@ -200,6 +200,26 @@ pub struct ServiceTarget {
     pub target_port: u16,
 }
 
+/// Services of one host name in one namespace have the accounts that the youngest of them names, whatever the others
+/// name (istiod `PushContext.addServiceAccounts`). `services` are in order of age.
+pub(crate) fn share_accounts(services: &mut [Service]) {
+    let key = |service: &Service| (service.hostname.clone(), service.namespace.clone());
+    // Without ServiceEntries there are no namesakes.
+    let mut youngest: HashMap<(ArcStr, ArcStr), usize> =
+        services.iter().filter(|s| s.provider == Provider::External).map(|s| (key(s), 0)).collect();
+    if youngest.is_empty() {
+        return;
+    }
+    for (i, service) in services.iter().enumerate() {
+        youngest.entry(key(service)).and_modify(|last| *last = i);
+    }
+    for i in 0..services.len() {
+        if let Some(&last) = youngest.get(&key(&services[i])).filter(|last| **last != i) {
+            services[i].service_accounts = services[last].service_accounts.clone();
+        }
+    }
+}
+
 /// Tells every service the ExternalName services that (directly or over others) point at it.
 ///
 /// As istiod `push_context.go`, `resolveServiceAliases`: names are followed without regard to

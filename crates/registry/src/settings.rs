@@ -125,12 +125,29 @@ pub struct Settings {
     /// Of several services of one name that a Sidecar imports, those of one namespace are taken
     /// (`PILOT_SIDECAR_PICK_BEST_SERVICE_NAMESPACE`).
     pub best_namespace: bool,
+    /// Kubernetes' services come before ServiceEntries of the same name in other namespaces, a namespace's own routes of the
+    /// Gateway API before others' (`PILOT_UNIFIED_SIDECAR_SCOPE`).
+    pub unified_scope: bool,
     /// Names that are looked up for `ALLOW_ANY_DYNAMIC_DNS` at most (`PILOT_ALLOW_ANY_DYNAMIC_DNS_MAX_HOSTS`).
     pub dynamic_dns_hosts: u32,
     /// Who fetches keys (`PILOT_JWT_ENABLE_REMOTE_JWKS`).
     pub jwks: JwksMode,
     /// What TLS is limited to (`COMPLIANCE_POLICY`).
     pub compliance: Compliance,
+    /// DestinationRules with different audiences are not made one (`ENABLE_ENHANCED_DESTINATIONRULE_MERGE`).
+    pub audiences_apart: bool,
+    /// Labels that proxies tell each other beside the usual ones, with commas (`PILOT_MX_ADDITIONAL_LABELS`).
+    pub exchanged_labels: ArcStr,
+    /// Outside services have canonical names (`LABEL_CANONICAL_SERVICES_FOR_MESH_EXTERNAL_SERVICE_ENTRIES`).
+    pub external_canonical: bool,
+    /// Addresses of the mesh's networks count as internal (`ENABLE_HCM_INTERNAL_NETWORKS`).
+    pub internal_networks: bool,
+    /// Proxies with IPv6 only take IPv4 connections, too (`ISTIO_ENABLE_IPV4_OUTBOUND_LISTENER_FOR_IPV6_CLUSTERS`).
+    pub v4_outbound: bool,
+    /// ServiceEntries select pods (`PILOT_ENABLE_SERVICEENTRY_SELECT_PODS`).
+    pub entries_select_pods: bool,
+    /// Kubernetes' services select WorkloadEntries (`PILOT_ENABLE_K8S_SELECT_WORKLOAD_ENTRIES`).
+    pub services_select_entries: bool,
 }
 
 impl Default for Settings {
@@ -179,9 +196,17 @@ impl Default for Settings {
             allocated_v4: Ipv4Net::new_assert(Ipv4Addr::new(240, 240, 0, 0), 16),
             allocated_v6: Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0), 48),
             best_namespace: true,
+            unified_scope: true,
             dynamic_dns_hosts: 1024,
             jwks: JwksMode::ControlPlane,
             compliance: Compliance::None,
+            audiences_apart: true,
+            exchanged_labels: "".into(),
+            external_canonical: false,
+            internal_networks: false,
+            v4_outbound: false,
+            entries_select_pods: true,
+            services_select_entries: true,
         }
     }
 }
@@ -252,12 +277,20 @@ impl Settings {
             "PILOT_IP_AUTOALLOCATE_IPV4_PREFIX" => allocated_v4 |text: &str| text.parse().ok(),
             "PILOT_IP_AUTOALLOCATE_IPV6_PREFIX" => allocated_v6 |text: &str| text.parse().ok(),
             "PILOT_SIDECAR_PICK_BEST_SERVICE_NAMESPACE" => best_namespace boolean,
+            "PILOT_UNIFIED_SIDECAR_SCOPE" => unified_scope boolean,
             "PILOT_ALLOW_ANY_DYNAMIC_DNS_MAX_HOSTS" => dynamic_dns_hosts number,
             "PILOT_JWT_ENABLE_REMOTE_JWKS" => jwks |text: &str| match text {
                 "hybrid" | "true" => Some(JwksMode::Hybrid),
                 "envoy" => Some(JwksMode::Proxy),
                 _ => Some(JwksMode::ControlPlane),
             },
+            "ENABLE_ENHANCED_DESTINATIONRULE_MERGE" => audiences_apart boolean,
+            "PILOT_MX_ADDITIONAL_LABELS" => exchanged_labels text,
+            "LABEL_CANONICAL_SERVICES_FOR_MESH_EXTERNAL_SERVICE_ENTRIES" => external_canonical boolean,
+            "ENABLE_HCM_INTERNAL_NETWORKS" => internal_networks boolean,
+            "ISTIO_ENABLE_IPV4_OUTBOUND_LISTENER_FOR_IPV6_CLUSTERS" => v4_outbound boolean,
+            "PILOT_ENABLE_SERVICEENTRY_SELECT_PODS" => entries_select_pods boolean,
+            "PILOT_ENABLE_K8S_SELECT_WORKLOAD_ENTRIES" => services_select_entries boolean,
             "COMPLIANCE_POLICY" => compliance |text: &str| Some(match text {
                 "fips-140-2" => Compliance::Fips140_2,
                 "fips-140-3" => Compliance::Fips140_3,

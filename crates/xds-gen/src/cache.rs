@@ -93,6 +93,8 @@ const METADATA: [&str; 14] = [
 /// Who asks: `grpc` for clients that are no proxies.
 pub(crate) const GENERATOR: &str = "GENERATOR";
 const NODE_NAME: &str = "NODE_NAME";
+/// Decides how spans are sent.
+const VERSION: &str = "ISTIO_VERSION";
 const NETWORK: &str = "topology.istio.io/network";
 const HOSTNAME: &str = "kubernetes.io/hostname";
 /// Labels that telemetry reports.
@@ -428,8 +430,9 @@ pub(crate) fn class(cx: &Context<'_>, what: Use, headless: &[Endpoints]) -> Arc<
         lists.into_iter().any(|list| list.0.iter().any(is_own))
     };
     let traced = reported && !cx.push.mesh.extension_providers.is_empty();
-    let metadata =
-        node.metadata.iter().filter(|(key, _)| METADATA.contains(&&***key) || (by_node && *key == NODE_NAME));
+    let metadata = node.metadata.iter().filter(|(key, _)| {
+        METADATA.contains(&&***key) || (by_node && *key == NODE_NAME) || (traced && *key == VERSION)
+    });
     one(
         cx.push,
         Node {

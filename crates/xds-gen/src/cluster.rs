@@ -5,7 +5,7 @@ mod load_balancer;
 mod policy;
 mod upstream_tls;
 
-use std::sync::LazyLock;
+use std::sync::Arc;
 
 use envoy_api::Message;
 use envoy_api::cluster::{
@@ -75,21 +75,20 @@ pub(crate) fn fixed(cx: &Context<'_>) -> Vec<Cluster> {
 
 /// The metadata exchange filter of TCP connections, which only Istio's Envoy has.
 pub(super) fn metadata_exchange(cx: &Context<'_>) -> Vec<Filter> {
-    cx.exchanges_over_tcp().then(exchange).into_iter().collect()
+    cx.exchanges_over_tcp().then(|| exchange(cx)).into_iter().collect()
 }
 
-fn exchange() -> Filter {
+fn exchange(cx: &Context<'_>) -> Filter {
     Filter {
         name: crate::filters::METADATA_EXCHANGE.to_owned(),
-        typed_config: Some(crate::filters::tcp_metadata_exchange()),
+        typed_config: Some(crate::filters::tcp_metadata_exchange(cx)),
         ..Filter::default()
     }
 }
 
 /// The same, encoded: every cluster has it.
-fn metadata_exchange_bytes() -> &'static [u8] {
-    static EXCHANGE: LazyLock<Vec<u8>> = LazyLock::new(|| exchange().encode_to_vec());
-    &EXCHANGE
+fn metadata_exchange_bytes(cx: &Context<'_>) -> Arc<[u8]> {
+    cx.common.exchange.get((), || exchange(cx).encode_to_vec().into())
 }
 
 /// The clusters of one service, with its subsets.
@@ -267,6 +266,7 @@ fn service_metadata(service: &Service) -> wkt::Value {
 /// istiod `SelectDNSLookupFamily`.
 pub(crate) fn lookup_family(cx: &Context<'_>) -> DnsLookupFamily {
     match cx.node.ip_mode {
+        push_context::IpMode::V6 if cx.push.settings.v4_outbound => DnsLookupFamily::All,
         push_context::IpMode::V6 => DnsLookupFamily::V6Only,
         push_context::IpMode::Dual if cx.dual_stack() => DnsLookupFamily::All,
         _ => DnsLookupFamily::V4Only,

@@ -54,6 +54,8 @@ pub(crate) struct Common {
     pub(crate) log_providers: Kept<String, Option<AccessLog>>,
     /// A route to a service and its action, encoded, but for names.
     pub(crate) plain_route: Kept<(), (Encoded, Encoded)>,
+    /// How clusters tell their peers who calls, encoded.
+    pub(crate) exchange: Kept<(), Encoded>,
     /// What counts TCP connections.
     pub(crate) tcp_filters: Kept<Side, Vec<Filter>>,
 }
@@ -172,8 +174,7 @@ impl<'a> Context<'a> {
 
     /// All of them (istiod `GetAllAddressesForProxy`).
     pub(crate) fn service_addresses<'s>(&self, service: &'s Service) -> Vec<&'s str> {
-        // The ambient mesh is enabled by default there, and then both families count for dual-stack nodes.
-        let both = self.node.ip_mode == IpMode::Dual;
+        let two = self.node.ip_mode == IpMode::Dual;
         let mut own: Vec<&str> = service.cluster_ips.iter().map(|ip| &**ip).collect();
         if self.node.cluster_id.is_empty() {
             own.clear();
@@ -181,8 +182,13 @@ impl<'a> Context<'a> {
         if own.is_empty() && (service.cluster_ips.is_empty() || self.node.cluster_id.is_empty()) {
             own.extend(self.allocated(service).iter().map(|ip| &**ip));
         }
-        if !both {
+        if !(two && self.dual_stack()) {
             own.retain(|ip| self.in_family(ip));
+            // A mesh of one family takes that of the first address.
+            let is_v6 = |ip: &str| ip.contains(':');
+            if let Some(family) = own.first().map(|ip| is_v6(ip)).filter(|_| two) {
+                own.retain(|ip| is_v6(ip) == family);
+            }
         }
         if !own.is_empty() {
             return own;

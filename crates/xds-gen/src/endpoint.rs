@@ -98,7 +98,11 @@ impl<'a> Builder<'a> {
                 && self.labels.is_none_or(|l| selects(l, &e.workload.topology_labels))
                 && take(e)
         };
-        self.cx.push.registry.endpoints_by_port(service, self.port).filter(visible).collect()
+        let registry = &self.cx.push.registry;
+        match dns {
+            true => registry.endpoints_by_number(service, self.port).filter(visible).collect(),
+            false => registry.endpoints_by_port(service, self.port).filter(visible).collect(),
+        }
     }
 
     /// Its health; workloads may say by a label that they drain.
@@ -217,7 +221,10 @@ impl<'a> Builder<'a> {
         }
         let settings = &self.cx.push.settings;
         if settings.telemetry_label && settings.endpoint_telemetry {
-            let (name, revision) = canonical_service(&workload.labels, &workload.workload_name);
+            let (name, revision) = match settings.external_canonical && self.service.mesh_external {
+                true => canonical_service(&self.service.labels, &self.service.object_name),
+                false => canonical_service(&workload.labels, &workload.workload_name),
+            };
             let revision = if revision == "latest" { "" } else { revision };
             let (own, cluster) = (&workload.workload_name, &settings.cluster_id);
             let description = format!("{own};{};{name};{revision};{cluster}", workload.namespace);

@@ -1,6 +1,7 @@
 //! Filters that look the same in every listener (istiod `pilot/pkg/xds/filters`).
 
-use std::sync::LazyLock;
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 use envoy_api::http::{HttpFilter, http_filter::ConfigType};
 use envoy_api::istio::{AlpnConfig, AlpnOverride};
@@ -13,7 +14,7 @@ use envoy_api::pb::envoy::extensions::filters::http::{
 use envoy_api::pb::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
 use envoy_api::{Any, Message, Name};
 use registry::Service;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::proto::{any, bool_value, network_filter, typed_struct};
@@ -33,26 +34,38 @@ pub(crate) fn http_any(name: &str, config: Any) -> HttpFilter {
     HttpFilter { name: name.to_owned(), config_type: Some(ConfigType::TypedConfig(config)), ..HttpFilter::default() }
 }
 
-pub(crate) fn tcp_metadata_exchange() -> Any {
+pub(crate) fn tcp_metadata_exchange(cx: &Context<'_>) -> Any {
+    let make = |labels: &str| {
+        let config = json!({"protocol": "istio-peer-exchange", "enable_discovery": true});
+        let url = "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange";
+        typed_struct(url, &with_labels(config, labels))
+    };
     // Every cluster has it.
-    static EXCHANGE: LazyLock<Any> = LazyLock::new(|| {
-        typed_struct(
-            "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange",
-            &json!({"protocol": "istio-peer-exchange", "enable_discovery": true}),
-        )
-    });
-    EXCHANGE.clone()
+    static EXCHANGE: OnceLock<Any> = OnceLock::new();
+    match &*cx.push.settings.exchanged_labels {
+        "" => EXCHANGE.get_or_init(|| make("")).clone(),
+        labels => make(labels),
+    }
+}
+
+/// Names further labels to exchange.
+fn with_labels(mut config: Value, labels: &str) -> Value {
+    if !labels.is_empty() {
+        config["additional_labels"] = labels.split(',').collect::<BTreeSet<_>>().into_iter().collect();
+    }
+    config
 }
 
 /// The network filter that tells both ends of a TCP connection about each other; only Istio's Envoy has it.
 pub(crate) fn network_metadata_exchange(cx: &Context<'_>) -> Option<Filter> {
-    cx.exchanges_over_tcp().then(|| network_filter(METADATA_EXCHANGE, tcp_metadata_exchange()))
+    cx.exchanges_over_tcp().then(|| network_filter(METADATA_EXCHANGE, tcp_metadata_exchange(cx)))
 }
 
 /// The HTTP filter of the same purpose.
 pub(crate) fn peer_metadata(cx: &Context<'_>, inbound: bool, skip_headers: bool) -> Option<HttpFilter> {
     /// Inbound, outbound, and outbound without headers for those outside of the mesh.
-    static CONFIGS: LazyLock<[Any; 3]> = LazyLock::new(|| {
+    static CONFIGS: OnceLock<[Any; 3]> = OnceLock::new();
+    let make = |labels: &str| {
         let discovery = json!([{"istio_headers": {}}, {"workload_discovery": {}}]);
         let (all, in_mesh) =
             (json!([{"istio_headers": {}}]), json!([{"istio_headers": {"skip_external_clusters": true}}]));
@@ -61,16 +74,20 @@ pub(crate) fn peer_metadata(cx: &Context<'_>, inbound: bool, skip_headers: bool)
             json!({"upstream_discovery": discovery, "upstream_propagation": all}),
             json!({"upstream_discovery": discovery, "upstream_propagation": in_mesh}),
         ];
-        configs.map(|config| typed_struct("type.googleapis.com/io.istio.http.peer_metadata.Config", &config))
-    });
-    let [server, client, in_mesh_client] = &*CONFIGS;
-    let config = match (inbound, skip_headers) {
-        (true, _) => server,
-        (false, false) => client,
-        (false, true) => in_mesh_client,
+        let url = "type.googleapis.com/io.istio.http.peer_metadata.Config";
+        configs.map(|config| typed_struct(url, &with_labels(config, labels)))
+    };
+    let kind = match (inbound, skip_headers) {
+        (true, _) => 0,
+        (false, false) => 1,
+        (false, true) => 2,
+    };
+    let config = || match &*cx.push.settings.exchanged_labels {
+        "" => CONFIGS.get_or_init(|| make(""))[kind].clone(),
+        labels => make(labels)[kind].clone(),
     };
     let wanted = cx.has_istio_filters() && cx.push.settings.metadata_exchange;
-    wanted.then(|| http_any(METADATA_EXCHANGE, config.clone()))
+    wanted.then(|| http_any(METADATA_EXCHANGE, config()))
 }
 
 /// Tells the server by ALPN that HTTP follows.

@@ -15,7 +15,7 @@ use envoy_api::listener::listener::{
 use envoy_api::listener::{AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener};
 use envoy_api::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_api::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier};
-use push_context::InterceptionMode;
+use push_context::{InterceptionMode, IpMode};
 
 use crate::access_log::{self, Of};
 use crate::context::Context;
@@ -140,7 +140,13 @@ fn virtual_outbound(cx: &Context<'_>) -> Listener {
     Listener {
         name: "virtualOutbound".to_owned(),
         address: Some(address(wildcards[0], port)),
-        additional_addresses: if cx.dual_stack() { additional(wildcards, port) } else { Vec::new() },
+        additional_addresses: if cx.dual_stack() && wildcards.len() > 1 {
+            additional(wildcards, port)
+        } else if cx.push.settings.v4_outbound && cx.node.ip_mode == IpMode::V6 {
+            additional(&[wildcards[0], "0.0.0.0"], port)
+        } else {
+            Vec::new()
+        },
         transparent: if cx.node.interception == InterceptionMode::Tproxy { yes() } else { None },
         use_original_dst: yes(),
         listener_filters,

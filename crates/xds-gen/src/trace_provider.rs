@@ -90,14 +90,20 @@ pub(crate) fn build(cx: &Context<'_>, provider: &ExtensionProvider) -> Option<Ex
             TraceContextOption::UseB3 => EnvoyOption::UseB3,
             TraceContextOption::UseB3WithW3cPropagation => EnvoyOption::UseB3WithW3cPropagation,
         };
-        let config = ZipkinConfig {
+        let mut config = ZipkinConfig {
             collector_endpoint_version: CollectorEndpointVersion::HttpJson as i32,
             trace_id_128bit: !own.enable_64bit_trace_id,
             shared_span_context: bool_value(false),
-            trace_context_option: option as i32,
-            collector_service: Some(http_service(&host, path, cluster, own.timeout, &own.headers)),
+            // Older proxies refuse what they do not know.
+            trace_context_option: if cx.node.is_at_least((1, 28, 0)) { option } else { EnvoyOption::default() } as i32,
             ..ZipkinConfig::default()
         };
+        if cx.node.is_at_least((1, 29, 0)) {
+            config.collector_service = Some(http_service(&host, path, cluster, own.timeout, &own.headers));
+        } else {
+            path.clone_into(&mut config.collector_endpoint);
+            (config.collector_cluster, config.collector_hostname) = (cluster, host);
+        }
         return Some(make("envoy.tracers.zipkin", any(&config), own.max_tag_length));
     }
     if let Some(own) = &provider.datadog {

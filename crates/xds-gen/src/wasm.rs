@@ -1,4 +1,4 @@
-//! WebAssembly plugins: their place in the filter chains, and what they are (istiod `model/extensions.go`).
+//! WebAssembly modules and Lua code: their place in the filter chains, and what they are (istiod `model/extensions.go`).
 
 use envoy_api::core::{
     AggregatedConfigSource, ApiVersion, AsyncDataSource, ConfigSource, DataSource, ExtensionConfigSource, HttpUri,
@@ -7,6 +7,7 @@ use envoy_api::core::{
 };
 use envoy_api::http::{HttpFilter, http_filter};
 use envoy_api::listener::{Filter, filter};
+use envoy_api::pb::envoy::extensions::filters::http::lua::v3::Lua;
 use envoy_api::pb::envoy::extensions::filters::{http::wasm::v3 as http_wasm, network::wasm::v3 as network_wasm};
 use envoy_api::pb::envoy::extensions::wasm::v3::{
     EnvironmentVariables, FailurePolicy, PluginConfig, VmConfig, plugin_config::Vm,
@@ -16,7 +17,7 @@ use istio_api::WasmPlugin;
 use istio_api::selector::WorkloadMode;
 use istio_api::wasm_plugin::{EnvValueSource, FailStrategy, PluginPhase, PluginType, PullPolicy};
 use mesh_types::ArcStr;
-use push_context::{Config, Profile};
+use push_context::{Config, Extension, Profile};
 
 use crate::context::Context;
 use crate::proto::{any, seconds};
@@ -37,21 +38,21 @@ pub(crate) enum Phase {
 
 const ALL: [Phase; 4] = [Phase::Authn, Phase::Authz, Phase::Stats, Phase::Any];
 const PREFIX: &str = "extensions.istio.io/trafficextension/";
-const TRANSLATED: &str = "~istio-translated-wasmplugin";
 
-fn resource_name(plugin: &Config<WasmPlugin>) -> String {
-    format!("{PREFIX}{}.{}{TRANSLATED}", plugin.namespace, plugin.name)
+fn resource_name(extension: &Config<Extension>) -> String {
+    format!("{PREFIX}{}.{}", extension.namespace, extension.name)
 }
 
-/// The plugins of a chain to this port, in the order of their priority.
+/// The extensions of a chain to this port, in the order of their priority.
 fn plugins<'a>(
     cx: &'a Context<'_>,
     side: Side,
     port: u16,
     phase: Phase,
     network: bool,
-) -> impl Iterator<Item = &'a Config<WasmPlugin>> {
-    let fits = move |spec: &WasmPlugin| {
+) -> impl Iterator<Item = &'a Config<Extension>> {
+    let fits = move |extension: &Extension| {
+        let spec = &extension.plugin;
         let own = match spec.phase {
             PluginPhase::Authn => Phase::Authn,
             PluginPhase::Authz => Phase::Authz,
@@ -70,11 +71,11 @@ fn plugins<'a>(
             && network == (spec.r#type == PluginType::Network)
             && (spec.r#match.is_empty() || spec.r#match.iter().any(|m| of_side(m.mode) && of_port(&m.ports)))
     };
-    // DIFFERS: our own proxy runs no WebAssembly; it gets chains without the plugins.
+    // DIFFERS: our own proxy runs neither WebAssembly nor Lua; it gets chains without the extensions.
     let known = cx.node.profile != Profile::Outrigger;
-    let all = if known { cx.push.wasm_plugins(&cx.node.namespace, &cx.node.labels) } else { Vec::new() };
+    let all = if known { cx.push.extensions(&cx.node.namespace, &cx.node.labels) } else { Vec::new() };
     let mut out: Vec<_> = all.into_iter().filter(|p| fits(&p.spec)).collect();
-    out.sort_by_key(|p| std::cmp::Reverse(p.spec.priority.unwrap_or(i32::MIN)));
+    out.sort_by_key(|p| std::cmp::Reverse(p.spec.plugin.priority.unwrap_or(i32::MIN)));
     out.into_iter().map(|p| &**p)
 }
 
@@ -98,12 +99,21 @@ pub(crate) fn http<'a>(
     port: u16,
     phase: Phase,
 ) -> impl Iterator<Item = HttpFilter> + use<'a> {
-    plugins(cx, side, port, phase, false).map(|plugin| HttpFilter {
-        name: resource_name(plugin),
-        config_type: Some(http_filter::ConfigType::ConfigDiscovery(discovery([
-            "http.wasm.v3.Wasm",
-            "http.rbac.v3.RBAC",
-        ]))),
+    plugins(cx, side, port, phase, false).map(|extension| HttpFilter {
+        name: resource_name(extension),
+        config_type: Some(match &extension.spec.lua {
+            Some(code) => http_filter::ConfigType::TypedConfig(any(&Lua {
+                default_source_code: Some(DataSource {
+                    specifier: Some(data_source::Specifier::InlineString(code.clone())),
+                    ..DataSource::default()
+                }),
+                ..Lua::default()
+            })),
+            None => {
+                let discovered = discovery(["http.wasm.v3.Wasm", "http.rbac.v3.RBAC"]);
+                http_filter::ConfigType::ConfigDiscovery(discovered)
+            }
+        }),
         ..HttpFilter::default()
     })
 }
@@ -129,29 +139,31 @@ pub(crate) fn before_http<'a>(cx: &'a Context<'_>, side: Side, port: u16) -> imp
     ALL.into_iter().flat_map(move |phase| network(cx, side, port, phase))
 }
 
-/// The plugins of these names, of the proxy's namespace or the root's.
+/// The modules of these names, of the proxy's namespace or the root's; Lua code is part of the listeners.
 pub(crate) fn configurations(cx: &Context<'_>, wanted: impl Fn(&str) -> bool) -> Vec<TypedExtensionConfig> {
-    let plugins = cx.push.wasm_plugins(&cx.node.namespace, &cx.node.labels);
-    let named = plugins.into_iter().map(|plugin| (ArcStr::from(resource_name(plugin)), plugin));
+    let extensions = cx.push.extensions(&cx.node.namespace, &cx.node.labels).into_iter();
+    let named = extensions
+        .filter(|extension| extension.spec.lua.is_none())
+        .map(|plugin| (ArcStr::from(resource_name(plugin)), plugin));
     named
         .filter(|(name, _)| wanted(name))
         .map(|(name, plugin)| TypedExtensionConfig { name: name.to_string(), typed_config: Some(config(plugin)) })
         .collect()
 }
 
-fn config(plugin: &Config<WasmPlugin>) -> Any {
+fn config(plugin: &Config<Extension>) -> Any {
     let config = Some(plugin_config(plugin));
-    match plugin.spec.r#type {
+    match plugin.spec.plugin.r#type {
         PluginType::Network => any(&network_wasm::Wasm { config }),
         _ => any(&http_wasm::Wasm { config }),
     }
 }
 
-fn plugin_config(plugin: &Config<WasmPlugin>) -> PluginConfig {
-    let spec = &plugin.spec;
+fn plugin_config(plugin: &Config<Extension>) -> PluginConfig {
+    let spec = &plugin.spec.plugin;
     let settings = spec.plugin_config.as_ref().filter(|c| c.as_object().is_none_or(|fields| !fields.is_empty()));
     PluginConfig {
-        name: format!("{}.{}{TRANSLATED}", plugin.namespace, plugin.name),
+        name: format!("{}.{}", plugin.namespace, plugin.name),
         root_id: spec.plugin_name.clone(),
         configuration: Some(settings.map_or_else(Any::default, |c| any(&wkt::StringValue { value: c.to_string() }))),
         failure_policy: match spec.fail_strategy {
@@ -165,8 +177,8 @@ fn plugin_config(plugin: &Config<WasmPlugin>) -> PluginConfig {
 }
 
 /// The machine; what the agent needs to fetch the module stands in its environment.
-fn vm(plugin: &Config<WasmPlugin>) -> VmConfig {
-    let spec = &plugin.spec;
+fn vm(plugin: &Config<Extension>) -> VmConfig {
+    let spec = &plugin.spec.plugin;
     let mut environment = EnvironmentVariables::default();
     let mut set = |key: &str, value: String| {
         environment.key_values.insert(key.to_owned(), value);

@@ -208,6 +208,11 @@ impl Session {
         self.watches.iter().any(|((rank, _), watch)| REFERRING.contains(rank) && (watch.due || !watch.acked))
     }
 
+    /// The types that the client watches and the names that it asks for; none where it wants all.
+    pub fn watched(&self) -> Vec<(ArcStr, Vec<ArcStr>)> {
+        self.watches.iter().map(|((_, type_url), watch)| (type_url.clone(), watch.names.clone())).collect()
+    }
+
     /// A new snapshot is there: every watched type is due.
     pub fn on_revision(&mut self, revision: u64) {
         self.revision = revision;

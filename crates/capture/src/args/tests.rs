@@ -66,6 +66,22 @@ fn bad_values_name_flag_and_value() {
     assert!(error(&["--ebpf-cgroup", "/x", "-c", "eth1"]).contains("--istio-exclude-interfaces \"eth1\""));
 }
 
+/// A pod whose unused flags hold nonsense starts with the reference, so it must start with us.
+#[test]
+fn what_is_not_used_is_not_looked_at() {
+    let fails = |args: &[&str]| resolve(args, &[]).is_err();
+    assert!(fails(&["-b", "*", "-d", "http"]));
+    assert!(!fails(&["-d", "http"]) && !fails(&["-b", "80", "-d", "http"]));
+    for (flag, value) in [("-t", "abc"), ("-r", "abc")] {
+        assert!(fails(&["-m", "TPROXY", "-b", "*", flag, value]));
+        assert!(!fails(&["-b", "*", flag, value]));
+    }
+    assert!(!fails(&["-m", "TPROXY", "-r", "abc"]) && fails(&["-m", "TPROXY", "-t", "abc"]));
+    let mark = |args: &[&str]| resolve(args, &[]).map(|settings| settings.config.tproxy_mark);
+    assert_eq!(mark(&["-m", "TPROXY", "-t", "0x10"]), Ok(16));
+    assert!(fails(&["-m", "TPROXY", "-b", "80", "-t", "0x10"]), "for routes it must be decimal");
+}
+
 #[test]
 fn a_variable_that_is_no_switch_does_not_count() {
     assert!(!resolve(&[], &[("REDIRECT_DNS", "maybe")]).expect("valid").redirect_dns);

@@ -1,25 +1,24 @@
 //! Services and endpoints as istiod prints them: its Go structs (pilot/pkg/model/service.go) as `encoding/json` writes them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use mesh_types::Protocol;
-use push_context::{PushContext, SidecarScope};
-use registry::{Endpoint, Health, Port, Resolution, Service};
+use config_store::{Body, Kind};
+use istio_api::DestinationRule;
+use istio_api::mesh_config::Visibility;
+use push_context::{Config, PushContext, SidecarScope};
+use registry::{Endpoint, Health, Port, Provider, Resolution, Service, ServiceTarget, TrafficDistribution};
 use serde_json::{Map, Value, json};
 
+use crate::world::State;
+
 /// All services.
-pub(super) fn services(push: &PushContext) -> Value {
-    push.registry.services.iter().map(|service| of_service(push, service)).collect()
+pub(super) fn services(state: &State) -> Value {
+    list(state, &state.push.registry.services)
 }
 
-/// `HOST:PORT_NAME` and its endpoints, for each port of each service.
-pub(super) fn endpoints(push: &PushContext) -> Value {
-    let ports = push.registry.services.iter().flat_map(|service| service.ports.iter().map(move |port| (service, port)));
-    let row = |(service, port): (&std::sync::Arc<Service>, &Port)| {
-        let endpoints = push.registry.endpoints_by_port(service, port.port).map(|endpoint| of_endpoint(push, endpoint));
-        json!({"svc": format!("{}:{}", service.hostname, port.name), "ep": endpoints.collect::<Value>()})
-    };
-    ports.map(row).collect()
+fn list(state: &State, services: &[Arc<Service>]) -> Value {
+    services.iter().map(|service| of_service(state, service)).collect()
 }
 
 /// Host, namespace, `Shards` by who reported them; here that is one registry.
@@ -40,8 +39,8 @@ pub(super) fn endpoint_shards(push: &PushContext) -> Value {
     json!(hosts)
 }
 
-/// What one proxy may see.
-pub(super) fn scope(push: &PushContext, scope: &SidecarScope) -> Value {
+/// What one proxy may see, as istiod's `SidecarScope`, and, ours, what each egress listener imports by name.
+pub(super) fn scope(state: &State, scope: &SidecarScope) -> Value {
     let listeners = scope.egress.iter().map(|egress| {
         let services: Vec<_> = egress.services.iter().map(|service| &*service.hostname).collect();
         let virtual_services: Vec<_> =
@@ -50,39 +49,90 @@ pub(super) fn scope(push: &PushContext, scope: &SidecarScope) -> Value {
             "services": services, "virtualServices": virtual_services})
     });
     let sidecar = scope.sidecar.as_ref().map(|config| serde_json::to_value(&config.spec).unwrap_or_default());
+    let by_host = scope.by_host().map(|service| (service.hostname.to_string(), of_service(state, service)));
+    let rules = scope.destination_rules().map(|(host, rules)| {
+        let rules = rules.map(|(rule, audience)| {
+            let audience: Map<_, _> = audience.iter().map(|to| (to.clone(), json!({}))).collect();
+            json!({"exportTo": audience, "rule": config(rule)})
+        });
+        (host.to_string(), rules.collect())
+    });
     json!({
+        "version": state.revision.to_string(),
         "name": &*scope.name, "namespace": &*scope.namespace, "sidecar": sidecar,
         "outboundTrafficPolicy": serde_json::to_value(&scope.outbound_policy).unwrap_or_default(),
+        "egressListenerServices": scope.egress.iter().map(|egress| list(state, &egress.services)).collect::<Value>(),
         "egressListeners": listeners.collect::<Value>(),
-        "services": scope.services.iter().map(|service| of_service(push, service)).collect::<Value>(),
+        "services": list(state, &scope.services),
+        "servicesByHostname": Value::Object(by_host.collect()),
+        "destinationRules": Value::Object(rules.collect()),
     })
 }
 
-fn of_service(push: &PushContext, service: &Service) -> Value {
-    let ports = service
-        .ports
-        .iter()
-        .map(|port| json!({"name": &*port.name, "port": port.port, "protocol": protocol(port.protocol)}));
-    let cluster = push.settings.cluster_id.to_string();
+/// As istio `config.Config`.
+fn config(rule: &Config<DestinationRule>) -> Value {
+    json!({"type": {"group": Kind::DestinationRule.group(), "version": "v1", "kind": Kind::DestinationRule.as_str()},
+        "name": &*rule.name, "namespace": &*rule.namespace, "creationTimestamp": time(rule.created),
+        "Spec": serde_json::to_value(&rule.spec).unwrap_or_default()})
+}
+
+/// As istiod's `ServiceTarget`.
+pub(super) fn target(state: &State, target: &ServiceTarget) -> Value {
+    let mut out = of_port(&target.port);
+    out["TargetPort"] = target.target_port.into();
+    json!({"Service": of_service(state, &target.service), "Port": out})
+}
+
+fn of_port(port: &Port) -> Value {
+    json!({"name": &*port.name, "port": port.port, "protocol": port.protocol.to_string()})
+}
+
+fn of_service(state: &State, service: &Service) -> Value {
+    let cluster = state.push.settings.cluster_id.to_string();
     let addresses: Vec<&str> = match &service.cluster_ips[..] {
         [] => vec![&*service.default_address],
         all => all.iter().map(|ip| &**ip).collect(),
     };
     let exported: Map<_, _> = service.export_to.iter().map(|to| (to.to_string(), json!({}))).collect();
-    json!({
+    let aliases =
+        service.aliases.iter().map(|(host, namespace)| json!({"Hostname": &**host, "Namespace": &**namespace}));
+    let passthrough: Map<_, _> = service.passthrough_ports.iter().map(|(p, to)| (p.to_string(), json!(to))).collect();
+    let kind = match service.provider {
+        Provider::Kubernetes => Kind::Service,
+        Provider::External => Kind::ServiceEntry,
+    };
+    let object = state.snapshot.find(kind, &service.namespace, &service.object_name);
+    let spec = object.and_then(|object| match &object.body {
+        Body::Service(service) => service.spec.as_ref(),
+        _ => None,
+    });
+    let mut out = json!({
         "Attributes": {
             "ServiceRegistry": service.provider.as_str(), "Name": &*service.name, "Namespace": &*service.namespace,
-            "Labels": service.labels, "ExportTo": exported, "LabelSelectors": service.selector,
+            "Labels": service.labels, "ExportTo": exported, "Visibility": visibility(service.visibility),
+            "LabelSelectors": service.selector, "Aliases": aliases.collect::<Value>(),
+            "ClusterExternalAddresses": {"Addresses": null}, "ClusterExternalPorts": null,
+            "PassthroughTargetPorts": passthrough,
+            "Type": spec.and_then(|spec| spec.type_.as_deref()).unwrap_or_default(),
+            "ExternalName": &*service.external_name, "NodeLocal": service.node_local,
+            "TrafficDistribution": distribution(service.traffic_distribution), "ObjectName": &*service.object_name,
+            "DNSConnectStrategy": u8::from(service.races), "PublishNotReadyAddresses": service.publish_not_ready,
         },
         "hostname": &*service.hostname,
-        "ports": ports.collect::<Value>(),
+        "ports": service.ports.iter().map(of_port).collect::<Value>(),
         "serviceAccounts": service.service_accounts,
         "clusterVIPs": {"Addresses": {cluster: addresses}},
         "creationTime": time(service.created),
         "defaultAddress": &*service.default_address,
         "Resolution": resolution(service.resolution),
         "MeshExternal": service.mesh_external,
-    })
+        "ResourceVersion": object.map(|object| object.resource_version.to_string()).unwrap_or_default(),
+    });
+    for address in &service.allocated {
+        let family = if address.contains(':') { "autoAllocatedIPv6Address" } else { "autoAllocatedIPv4Address" };
+        out[family] = (&**address).into();
+    }
+    out
 }
 
 fn of_endpoint(push: &PushContext, endpoint: &Endpoint) -> Value {
@@ -93,6 +143,7 @@ fn of_endpoint(push: &PushContext, endpoint: &Endpoint) -> Value {
         "Labels": *workload.topology_labels,
         "Addresses": endpoint.addresses.iter().map(|address| &**address).collect::<Vec<_>>(),
         "ServicePortName": &*endpoint.service_port_name,
+        "LegacyClusterPortKey": 0,
         "ServiceAccount": workload.identity,
         "Network": &*workload.network,
         "Locality": {"Label": locality.trim_end_matches('/'), "ClusterID": &*push.settings.cluster_id},
@@ -104,13 +155,27 @@ fn of_endpoint(push: &PushContext, endpoint: &Endpoint) -> Value {
         "HostName": &*workload.hostname,
         "SubDomain": &*workload.subdomain,
         "HealthStatus": health(endpoint.health),
+        "SendUnhealthyEndpoints": push.settings.force_unhealthy,
         "NodeName": &*workload.node,
     })
 }
 
-/// As istio pkg/config/protocol, `Instance.MarshalText`.
-fn protocol(protocol: Protocol) -> String {
-    protocol.to_string()
+/// The order of istiod's `ServiceVisibility` constants.
+fn visibility(visibility: Visibility) -> u8 {
+    match visibility {
+        Visibility::Public | Visibility::VisibilityUnspecified => 0,
+        Visibility::Namespace => 1,
+        Visibility::None => 2,
+    }
+}
+
+/// The order of istiod's `TrafficDistribution` constants.
+fn distribution(distribution: TrafficDistribution) -> u8 {
+    match distribution {
+        TrafficDistribution::Any => 0,
+        TrafficDistribution::PreferSameZone => 1,
+        TrafficDistribution::PreferSameNode => 2,
+    }
 }
 
 /// The order of istiod's `Resolution` constants.

@@ -205,7 +205,6 @@ async fn monitoring_shows_metrics_and_debug_pages() {
     let metrics = get(&mesh, "/metrics").await;
     assert!(metrics.contains("pilot_xds_pushes{type=\"cds\"} 1"), "{metrics}");
     assert!(get(&mesh, "/debug/syncz").await.contains("\"cluster_acked\""));
-    assert!(get(&mesh, "/debug/endpointz").await.contains("\"reviews.default.svc.cluster.local:http\""));
     assert!(get(&mesh, "/debug/endpointShardz").await.contains("\"Kubernetes/Kubernetes\""));
     assert!(get(&mesh, "/debug/registryz").await.contains("\"defaultAddress\": \"10.96.0.1\""));
     assert!(get(&mesh, "/debug/sidecarz?proxyID=sleep.default").await.contains("\"outboundTrafficPolicy\""));
@@ -238,11 +237,11 @@ async fn debug_pages_have_istiods_shapes() {
     mesh.handle.wait(1, Duration::from_secs(5)).await.unwrap();
     let endpoints = page(&mesh, "edsz?proxyID=sleep.default").await;
     assert_eq!(endpoints["configs"][0]["@type"], type_url::ENDPOINT);
-    assert_eq!(endpoints["configs"][0]["cluster_name"], REVIEWS);
+    assert_eq!(endpoints["configs"][0]["clusterName"], REVIEWS);
     assert_eq!(page(&mesh, "config_dump?proxyID=sleep.default&types=eds").await, endpoints);
     assert_eq!(page(&mesh, "ecdsz?proxyID=sleep.default").await, json!({"configs": []}));
     assert_eq!(page(&mesh, "ndsz?proxyID=sleep.default").await, json!({"configs": []}), "it does not capture DNS");
-    assert_eq!(page(&mesh, "clusterz").await, json!([{"id": "Kubernetes", "syncStatus": "synced"}]));
+    assert_eq!(page(&mesh, "clusterz").await, json!([{"id": "Kubernetes", "secretName": "", "syncStatus": "synced"}]));
     assert_eq!(page(&mesh, "networkz").await, json!([]));
     let kinds = page(&mesh, "resourcesz").await;
     let sidecar = json!({"group": "networking.istio.io", "version": "v1", "kind": "Sidecar"});
@@ -255,12 +254,128 @@ async fn debug_pages_have_istiods_shapes() {
     assert!(sizes["total"].as_str().unwrap().ends_with('B') && sizes[type_url::CLUSTER] != "0B", "{sizes}");
     assert!(get(&mesh, "/debug/cachez?clear=true").await.contains("Cache cleared"));
     assert_eq!(page(&mesh, "cachez").await, json!({}));
+    let listed = page(&mesh, "list").await;
+    assert!(listed.as_array().unwrap().contains(&json!("syncz")) && !listed.to_string().contains("list"), "{listed}");
+    assert!(get(&mesh, "/debug").await.contains("<a href='/debug/syncz'>"));
+    let (_, version) =
+        get(&mesh, "/version").await.rsplit_once("\r\n").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    assert_eq!(version.split('-').count(), 3, "{version}: version, revision, status");
     let status = page(&mesh, "push_status").await;
     assert_eq!(status["pilot_no_ip"]["sleep.default"], json!({"proxy": "sleep.default"}), "{status}");
     assert!(get(&mesh, "/debug/force_disconnect?proxyID=nobody").await.starts_with("HTTP/1.1 404"));
     assert!(get(&mesh, "/debug/force_disconnect?proxyID=sleep.default").await.ends_with("OK"));
     let ended = tokio::time::timeout(Duration::from_secs(5), stream.responses.message()).await.expect("an end");
     assert_eq!(ended.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn debug_pages_of_proxies_have_istiods_shapes() {
+    let mesh = Mesh::start().await;
+    let more = "
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: narrow, namespace: default, labels: {a: b}, annotations: {c: d}}
+spec: {egress: [{hosts: [./reviews.default.svc.cluster.local]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: rule, namespace: default}
+spec: {host: reviews, exportTo: ['.'], trafficPolicy: {loadBalancer: {simple: RANDOM}}}
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: filter, namespace: default}
+spec: {workloadSelector: {labels: {app: nobody}}}
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: wide, namespace: istio-system}
+spec: {accessLogging: [{providers: [{name: envoy}]}]}
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: own, namespace: default}
+spec: {selector: {matchLabels: {app: sleep}}, tracing: [{randomSamplingPercentage: 5}]}
+";
+    let revision = mesh.apply(more).await;
+    let names = vec![REVIEWS.to_owned()];
+    let first = DiscoveryRequest {
+        node: Some(node()),
+        type_url: type_url::ENDPOINT.into(),
+        resource_names: names,
+        ..DiscoveryRequest::default()
+    };
+    let mut stream = open(mesh.plain_channel().await, None, first).await.unwrap();
+    let response = stream.next().await;
+    stream.answer(&response, Some("not so")).await;
+    let refused = async {
+        while page(&mesh, "syncz").await[0]["endpoint_nacked"].is_null() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), refused).await.expect("the refusal is heard");
+
+    let row = page(&mesh, "syncz?namespace=default").await[0].clone();
+    assert_eq!((&row["proxy"], &row["proxy_type"]), (&json!("sleep.default"), &json!("sidecar")), "{row}");
+    let endpoints = &row["resources"][type_url::ENDPOINT];
+    assert_eq!((&endpoints["sent"], &endpoints["lastError"]), (&row["endpoint_sent"], &json!("not so")), "{row}");
+    assert!(endpoints["sentTime"].as_str().unwrap().ends_with('Z'), "{row}");
+    assert_eq!(page(&mesh, "syncz?namespace=other").await, json!([]));
+
+    // As istiod, a part of the connection's name is enough.
+    let client = page(&mesh, "adsz?proxyID=sleep").await["clients"][0].clone();
+    assert_eq!(client["watches"], json!({type_url::ENDPOINT: [REVIEWS]}), "{client}");
+    assert!(client["connectionId"].as_str().unwrap().starts_with("sleep.default-"), "{client}");
+    assert!(get(&mesh, "/debug/adsz?proxyID=other").await.starts_with("HTTP/1.1 404"));
+    assert!(get(&mesh, "/debug/adsz?push=true").await.ends_with("Pushed to 1 servers\n"));
+
+    let dump = page(&mesh, "config_dump?proxyID=sleep.default").await;
+    let sections = |dump: &Value| -> Vec<String> {
+        let types = dump["configs"].as_array().unwrap().iter().map(|section| section["@type"].as_str().unwrap());
+        types.map(|name| name.trim_start_matches("type.googleapis.com/envoy.admin.v3.").to_owned()).collect()
+    };
+    let mut expected = vec!["Bootstrap", "Clusters", "Listeners", "ScopedRoutes", "Routes", "Secrets", "Ecds"];
+    assert_eq!(sections(&dump), expected.iter().map(|name| format!("{name}ConfigDump")).collect::<Vec<_>>());
+    let clusters = &dump["configs"][1];
+    assert_eq!(clusters["versionInfo"], revision.to_string());
+    assert_eq!(clusters["dynamicActiveClusters"][0]["cluster"]["@type"], type_url::CLUSTER);
+    assert!(dump["configs"][2]["dynamicListeners"][0]["activeState"]["listener"]["name"].is_string());
+    expected.insert(2, "Endpoints");
+    let dump = page(&mesh, "config_dump?proxyID=sleep.default&include_eds").await;
+    assert_eq!(sections(&dump), expected.iter().map(|name| format!("{name}ConfigDump")).collect::<Vec<_>>());
+
+    let scope = page(&mesh, "sidecarz?proxyID=sleep.default").await;
+    let host = "reviews.default.svc.cluster.local";
+    assert_eq!(scope["name"], "narrow");
+    assert_eq!(scope["egressListenerServices"][0][0]["hostname"], host, "{scope}");
+    assert_eq!(scope["servicesByHostname"][host]["defaultAddress"], "10.96.0.1");
+    let rule = &scope["destinationRules"][host][0];
+    assert_eq!((&rule["exportTo"], &rule["rule"]["name"]), (&json!({".": {}}), &json!("rule")), "{rule}");
+    assert_eq!(rule["rule"]["Spec"]["trafficPolicy"]["loadBalancer"]["simple"], "RANDOM", "{rule}");
+
+    let service = page(&mesh, "registryz").await[0].clone();
+    assert_eq!(service["Attributes"]["Type"], "ClusterIP", "{service}");
+    assert_eq!(service["Attributes"]["LabelSelectors"], json!({"app": "reviews"}), "{service}");
+    assert_eq!(service["ports"], json!([{"name": "http", "port": 9080, "protocol": "HTTP"}]), "{service}");
+    let shards = page(&mesh, "endpointShardz").await;
+    let endpoint = &shards[host]["default"]["Shards"]["Kubernetes/Kubernetes"][0];
+    assert_eq!((&endpoint["Addresses"], &endpoint["HealthStatus"]), (&json!(["10.0.0.1"]), &json!(1)), "{shards}");
+    assert_eq!(page(&mesh, "endpointz").await, shards);
+
+    let configs = page(&mesh, "configz").await;
+    let of = |kind: &str| configs.as_array().unwrap().iter().find(|config| config["kind"] == kind).unwrap();
+    assert_eq!(of("EnvoyFilter")["apiVersion"], "networking.istio.io/v1alpha3");
+    let metadata = &of("Sidecar")["metadata"];
+    assert_eq!((&metadata["labels"], &metadata["annotations"]["c"]), (&json!({"a": "b"}), &json!("d")), "{metadata}");
+    assert!(metadata["creationTimestamp"].is_string());
+
+    let telemetry = page(&mesh, "telemetryz?proxyID=sleep.default").await;
+    assert_eq!(telemetry["Root"], json!({"Namespace": "istio-system", "Name": "wide"}), "{telemetry}");
+    assert_eq!(telemetry["Workload"]["Name"], "own");
+    assert_eq!(telemetry["Logging"][0]["Logging"][0]["providers"][0]["name"], "envoy");
+    assert_eq!(telemetry["Tracing"][0]["randomSamplingPercentage"], 5.0);
+    let all = page(&mesh, "telemetryz").await;
+    assert_eq!(all["telemetries"]["namespace_to_telemetries"]["default"][0]["name"], "own", "{all}");
 }
 
 #[tokio::test]
@@ -284,7 +399,7 @@ async fn debug_pages_come_over_xds_to_those_who_may_see_them() {
     assert_eq!(rows[0]["proxy"], "asker.istio-system");
     assert_eq!(ask("default", "syncz").await, None, "it shows the whole mesh");
     let own = ask("default", "edsz?proxyID=asker.default").await.expect("what it is sent itself");
-    assert_eq!(own["configs"][0]["cluster_name"], REVIEWS);
+    assert_eq!(own["configs"][0]["clusterName"], REVIEWS);
     let mut other = subscribe(mesh.plain_channel().await, None, type_url::CLUSTER).await.unwrap();
     other.next().await;
     assert!(ask("default", "config_dump?proxyID=sleep.default").await.is_some(), "a neighbour's");

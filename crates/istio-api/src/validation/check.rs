@@ -33,6 +33,15 @@ impl Check {
         self.path.truncate(length);
     }
 
+    /// Descends into a field of which nothing is refused.
+    pub(super) fn leniently(&mut self, field: impl Display, inside: impl FnOnce(&mut Self)) {
+        let before = self.found.len();
+        self.at(field, inside);
+        for violation in &mut self.found[before..] {
+            violation.severity = Severity::Warning;
+        }
+    }
+
     /// Descends into each item of a list field.
     pub(super) fn each<'t, T>(&mut self, field: &str, items: &'t [T], mut inside: impl FnMut(&mut Self, &'t T)) {
         for (index, item) in items.iter().enumerate() {

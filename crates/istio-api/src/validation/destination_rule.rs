@@ -1,7 +1,7 @@
 use super::{Check, text};
 use crate::destination_rule::{
     ConnectionPoolSettings, ConsistentHashLb, H2UpgradePolicy, LoadBalancerSettings, LocalityLoadBalancerSetting,
-    OutlierDetection, PortTrafficPolicy, TrafficPolicy,
+    OutlierDetection, PortTrafficPolicy, TrafficPolicy, ZoneAwareLoadBalancerSetting,
 };
 use crate::{DestinationRule, Duration, Violation};
 
@@ -23,6 +23,7 @@ impl DestinationRule {
                     check.some("trafficPolicy", &subset.traffic_policy, traffic_policy);
                 });
             }
+            self.credentials(check, namespace);
             check.export_to(namespace, &self.export_to, false);
             check.some("workloadSelector", &self.workload_selector, |check, selector| {
                 check.at("matchLabels", |check| check.selector_labels(&selector.match_labels));
@@ -34,6 +35,32 @@ impl DestinationRule {
                 });
             }
         })
+    }
+}
+
+impl DestinationRule {
+    /// Roots in ConfigMaps are taken from the rule's own namespace only (istiod `ValidateTLS`).
+    fn credentials(&self, check: &mut Check, namespace: &str) {
+        let whole = ("trafficPolicy".to_owned(), &self.traffic_policy);
+        let subsets = self.subsets.iter().enumerate();
+        let subsets = subsets.map(|(i, subset)| (format!("subsets[{i}].trafficPolicy"), &subset.traffic_policy));
+        for (path, policy) in std::iter::once(whole).chain(subsets) {
+            let Some(policy) = policy else { continue };
+            let own = std::iter::once((format!("{path}.tls"), &policy.tls));
+            let ports = policy.port_level_settings.iter().enumerate();
+            let ports = ports.map(|(i, port)| (format!("{path}.portLevelSettings[{i}].tls"), &port.tls));
+            for (path, tls) in own.chain(ports) {
+                let name = tls.as_ref().and_then(|tls| tls.credential_name.strip_prefix("configmap://"));
+                let Some((owner, object)) = name.map(|name| name.split_once('/').unwrap_or(("", name))) else {
+                    continue;
+                };
+                check.at(format_args!("{path}.credentialName"), |check| {
+                    let whole = !owner.is_empty() && !object.is_empty() && !object.contains('/');
+                    check.require(whole, "must be of form configmap://NAMESPACE/NAME");
+                    check.require(!whole || owner == namespace, "names another namespace than the rule's");
+                });
+            }
+        }
     }
 }
 
@@ -137,6 +164,7 @@ fn load_balancer(check: &mut Check, settings: &LoadBalancerSettings, outlier: bo
     ]);
     check.some("consistentHash", &settings.consistent_hash, consistent_hash);
     check.some("localityLbSetting", &settings.locality_lb_setting, |check, lb| locality(check, lb, outlier));
+    check.some("zoneAwareLbSetting", &settings.zone_aware_lb_setting, |check, lb| zones(check, lb, outlier));
     check.some("warmup", &settings.warmup, |check, warmup| {
         check.require(warmup.duration.is_some(), "duration is required");
         check.duration("duration", warmup.duration);
@@ -193,13 +221,7 @@ pub(super) fn locality(check: &mut Check, lb: &LocalityLoadBalancerSetting, outl
     if !lb.distribute.is_empty() && !lb.failover.is_empty() {
         return check.error("can not simultaneously specify 'distribute' and 'failover'");
     }
-    let topology = |label: &String| {
-        matches!(
-            label.as_str(),
-            "topology.kubernetes.io/region" | "topology.kubernetes.io/zone" | "topology.istio.io/subzone"
-        )
-    };
-    if !lb.failover.is_empty() && lb.failover_priority.iter().any(topology) {
+    if !lb.failover.is_empty() && lb.failover_priority.iter().any(|label| is_topology(label)) {
         return check.error("can not simultaneously set 'failover' and a topology label in 'failover_priority'");
     }
     check.each("distribute", &lb.distribute, |check, distribute| {
@@ -222,6 +244,29 @@ pub(super) fn locality(check: &mut Check, lb: &LocalityLoadBalancerSetting, outl
         check.require(
             !text.iter().any(|region| region.contains('*')),
             "locality lb failover region should not contain '*' wildcard",
+        );
+    });
+}
+
+fn is_topology(label: &str) -> bool {
+    matches!(label, "topology.kubernetes.io/region" | "topology.kubernetes.io/zone" | "topology.istio.io/subzone")
+}
+
+/// istiod `ValidateZoneAwareLbSetting`: the proxy itself sees to what is near.
+pub(super) fn zones(check: &mut Check, lb: &ZoneAwareLoadBalancerSetting, outlier: bool) {
+    check.each("failoverPriority", &lb.failover_priority, |check, label| {
+        check.require(!is_topology(label), "region- and zone-level routing are handled automatically");
+    });
+    if (!lb.failover.is_empty() || !lb.failover_priority.is_empty()) && !outlier {
+        check.warning("outlier detection policy must be provided for failover");
+    }
+    check.each("failover", &lb.failover, |check, failover| {
+        let text = [&failover.from, &failover.to];
+        check.require(failover.from != failover.to, "failover settings must specify different regions");
+        check.require(!text.iter().any(|region| region.contains('/')), "failover only specifies region");
+        check.require(
+            !text.iter().any(|region| region.contains('*')),
+            "failover region should not contain '*' wildcard",
         );
     });
 }

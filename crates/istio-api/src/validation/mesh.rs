@@ -1,4 +1,4 @@
-use super::destination_rule::locality;
+use super::destination_rule::{locality, zones};
 use super::{Check, text};
 use crate::Violation;
 use crate::extension_provider::ExtensionProvider;
@@ -25,12 +25,14 @@ impl MeshConfig {
             });
             check.some("localityLbSetting", &self.locality_lb_setting, |check, lb| locality(check, lb, true));
             check.some("defaultConfig", &self.default_config, proxy_config);
-            check.some("defaultHttpRetryPolicy", &self.default_http_retry_policy, super::virtual_service::retry);
+            check.some("zoneAwareLbSetting", &self.zone_aware_lb_setting, |check, lb| zones(check, lb, true));
+            // That of outbound requests is not looked at.
             let inbound = &self.default_inbound_http_retry_policy;
             check.some("defaultInboundHttpRetryPolicy", inbound, super::virtual_service::retry);
             let mut names: Vec<&str> = Vec::new();
             for (index, provider) in self.extension_providers.iter().enumerate() {
-                check.at(format_args!("extensionProviders[{index}]"), |check| {
+                // istiod only warns of them.
+                check.leniently(format_args!("extensionProviders[{index}]"), |check| {
                     check.require(!provider.name.is_empty(), "name must not be empty");
                     check.require(!names.contains(&provider.name.as_str()), "duplicate extension provider name");
                     extension_provider(check, provider);

@@ -157,7 +157,7 @@ fn walk_source(check: &mut Check, source: &Source, action: Action) {
                 check.refuse(text::subnet(text));
             }
             if field.ends_with("erviceAccounts") {
-                check.require(text.split('/').count() <= 2, "must be of form NAMESPACE/NAME or NAME");
+                check.refuse(service_account(text));
             }
         });
     }
@@ -229,8 +229,19 @@ fn walk_condition(check: &mut Check, condition: &Condition, action: Action) {
             "destination.port" => {
                 check.require(value.parse::<u16>().is_ok_and(|port| port > 0), "is not a port in the range 1..65535")
             }
+            "source.serviceAccount" => check.refuse(service_account(value)),
             _ => {}
         });
+    }
+}
+
+/// istiod `security.validateServiceAccount`.
+fn service_account(text: &str) -> Result<(), String> {
+    let parts: Vec<&str> = text.split('/').collect();
+    match parts.len() {
+        _ if text.contains('*') => Err("wildcard not allowed".to_owned()),
+        1 | 2 if parts.iter().all(|part| !part.is_empty()) && text.len() <= 320 => Ok(()),
+        _ => Err("must be of form NAMESPACE/NAME or NAME, of at most 320 characters".to_owned()),
     }
 }
 

@@ -2,7 +2,6 @@ use super::Check;
 use crate::envoy_filter::{ApplyTo, EnvoyConfigObjectPatch, EnvoyFilter, Operation};
 use crate::proxy_config::ProxyConfig;
 use crate::telemetry::{ProviderRef, TagOperation, Telemetry};
-use crate::wasm_plugin::{EnvValueSource, WasmPlugin};
 use crate::{Gateway, Violation};
 
 impl Telemetry {
@@ -58,7 +57,11 @@ impl Telemetry {
                     });
                 });
             });
-            check.each("accessLogging", &self.access_logging, |check, logging| providers(check, &logging.providers));
+            check.each("accessLogging", &self.access_logging, |check, logging| {
+                providers(check, &logging.providers);
+                let empty = logging.filter.as_ref().is_some_and(|filter| filter.expression.trim().is_empty());
+                check.at("filter.expression", |check| check.require(!empty, "must be a valid CEL expression"));
+            });
         })
     }
 }
@@ -89,54 +92,6 @@ impl Gateway {
     pub fn validate(&self, _namespace: &str) -> Vec<Violation> {
         Check::walk("spec", |check| check.require(!self.servers.is_empty(), "gateway must have at least one server"))
     }
-}
-
-impl WasmPlugin {
-    /// What istiod would refuse or warn of (`ValidateWasmPlugin`).
-    pub fn validate(&self, _namespace: &str) -> Vec<Violation> {
-        Check::walk("spec", |check| {
-            check.targets(&self.selector, &self.target_ref, &self.target_refs);
-            let scheme = self.url.split_once("://").map_or("", |(scheme, _)| scheme);
-            check.at("url", |check| {
-                check.require(!self.url.is_empty(), "url field needs to be set");
-                check.require(
-                    escapes_are_valid(&self.url),
-                    "is not a URL: % must be followed by two hexadecimal digits",
-                );
-                check.require(matches!(scheme, "" | "file" | "http" | "https" | "oci"), "contains unsupported scheme");
-            });
-            let hex = self.sha256.len() == 64 && self.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-            check.at("sha256", |check| check.require(self.sha256.is_empty() || hex, "must match [a-f0-9]{64} pattern"));
-            check.require(
-                self.image_pull_secret.len() <= 253,
-                "imagePullSecret field must be less than 253 characters long",
-            );
-            check.require(self.plugin_name.len() <= 256, "pluginName field must be less than 255 characters long");
-            check.some("vmConfig", &self.vm_config, |check, vm| {
-                for (index, variable) in vm.env.iter().enumerate() {
-                    check.at(format_args!("env[{index}]"), |check| {
-                        check.require((1..=256).contains(&variable.name.len()), "name must have 1 to 256 characters");
-                        check
-                            .require(!vm.env[..index].iter().any(|other| other.name == variable.name), "duplicate env");
-                        let inline = variable.value_from == EnvValueSource::Inline;
-                        check.require(
-                            inline || variable.value.is_empty(),
-                            "value may only be set when valueFrom is INLINE",
-                        );
-                    });
-                }
-            });
-            check.each("match", &self.r#match, |check, selector| {
-                check.each("ports", &selector.ports, |check, port| check.port("number", port.number));
-            });
-        })
-    }
-}
-
-fn escapes_are_valid(url: &str) -> bool {
-    let hex = |b: Option<&u8>| b.is_some_and(u8::is_ascii_hexdigit);
-    let bytes = url.as_bytes();
-    (0..bytes.len()).filter(|at| bytes[*at] == b'%').all(|at| hex(bytes.get(at + 1)) && hex(bytes.get(at + 2)))
 }
 
 impl EnvoyFilter {

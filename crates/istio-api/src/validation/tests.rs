@@ -217,3 +217,64 @@ fn extensions() {
     filter("configPatches: [{applyTo: CLUSTER}]", &["spec.configPatches[0].patch: missing patch"]);
     filter("configPatches: [{patch: {operation: REMOVE}}]", &["spec.configPatches[0].applyTo: missing applyTo"]);
 }
+
+#[test]
+fn zone_aware_load_balancing_leaves_zones_to_the_proxy() {
+    let rule = |lb: &str| {
+        let yaml = format!(
+            "host: a\ntrafficPolicy: {{outlierDetection: {{}}, loadBalancer: {{zoneAwareLbSetting: {{{lb}}}}}}}"
+        );
+        spec::<DestinationRule>(&yaml).validate("default")
+    };
+    let at = "spec.trafficPolicy.loadBalancer.zoneAwareLbSetting";
+    check(rule("failoverPriority: [version]"), &[]);
+    check(rule("failoverPriority: [topology.kubernetes.io/zone]"), &[&format!("{at}.failoverPriority[0]: ")]);
+    check(
+        rule("failover: [{from: a, to: a}, {from: a/b, to: '*'}]"),
+        &[
+            &format!("{at}.failover[0]: failover settings must"),
+            &format!("{at}.failover[1]: failover only specifies"),
+            &format!("{at}.failover[1]: failover region should not"),
+        ],
+    );
+}
+
+#[test]
+fn roots_in_config_maps_are_the_rules_own_namespaces() {
+    let rule = |name: &str| {
+        let yaml = format!(
+            "host: a\nsubsets: [{{name: s, trafficPolicy: {{tls: {{mode: SIMPLE, credentialName: '{name}'}}}}}}]"
+        );
+        spec::<DestinationRule>(&yaml).validate("default")
+    };
+    let at = "spec.subsets[0].trafficPolicy.tls.credentialName: ";
+    check(rule("configmap://default/roots"), &[]);
+    check(rule("kubernetes://other/roots"), &[]);
+    check(rule("configmap://roots"), &[&format!("{at}must be of form")]);
+    check(rule("configmap://other/roots"), &[&format!("{at}names another namespace")]);
+}
+
+#[test]
+fn empty_filters_and_odd_accounts() {
+    let logs = |filter: &str| spec::<Telemetry>(&format!("accessLogging: [{{filter: {filter}}}]")).validate("default");
+    check(logs("{expression: response.code > 400}"), &[]);
+    check(logs("{}"), &["spec.accessLogging[0].filter.expression: must be a valid CEL"]);
+    let when = |value: &str| {
+        let yaml = format!("rules: [{{when: [{{key: source.serviceAccount, notValues: ['{value}']}}]}}]");
+        spec::<AuthorizationPolicy>(&yaml).validate("default")
+    };
+    check(when("default/sleep"), &[]);
+    check(when("sleep"), &[]);
+    for odd in ["default/sleep/", "/sleep", "default/", "default/*"] {
+        check(when(odd), &["spec.rules[0].when[0].notValues[0]: "]);
+    }
+}
+
+#[test]
+fn of_a_mesh_config_outbound_retries_and_providers_are_not_refused() {
+    let mesh = |yaml: &str| crate::MeshConfig::load(std::path::Path::new("mesh.yaml"), yaml).map(|_| ());
+    mesh("defaultHttpRetryPolicy: {attempts: 2, retryOn: 'reset, 418'}").unwrap();
+    mesh("extensionProviders: [{name: a, zipkin: {service: '', port: 0}}]").unwrap();
+    mesh("defaultInboundHttpRetryPolicy: {attempts: 2, retryOn: 'reset, 418'}").unwrap_err();
+    mesh("zoneAwareLbSetting: {failover: [{from: a, to: a}]}").unwrap_err();
+}

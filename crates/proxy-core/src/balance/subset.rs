@@ -61,7 +61,8 @@ impl Subsets {
         }
         let nothing = if config.panic_mode_any { Choice::All } else { Choice::Nothing };
         match fallback {
-            SubsetFallback::None | SubsetFallback::Keys => nothing,
+            // Envoy looks for panic only where there is a fallback to fail.
+            SubsetFallback::None | SubsetFallback::Keys => Choice::Nothing,
             SubsetFallback::Any => Choice::All,
             SubsetFallback::DefaultSubset => {
                 let default =

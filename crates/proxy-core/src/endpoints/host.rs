@@ -203,6 +203,8 @@ pub struct HostStats {
     pub cx_total: AtomicU64,
     /// Requests answered with 5xx, or not.
     pub rq_error: AtomicU64,
+    /// Requests that wait for a connection.
+    pub rq_pending_active: AtomicU64,
     /// Requests answered with another status.
     pub rq_success: AtomicU64,
     /// Requests that took too long.

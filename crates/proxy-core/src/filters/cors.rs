@@ -13,8 +13,8 @@ pub struct CorsPolicy {
     headers: Box<str>,
     expose: Box<str>,
     max_age: Box<str>,
-    credentials: bool,
-    private_network: bool,
+    credentials: Option<bool>,
+    private_network: Option<bool>,
     forward_not_matching_preflights: bool,
     enabled: bool,
     /// Count what would have been done.
@@ -46,8 +46,8 @@ impl CorsPolicy {
             headers: policy.allow_headers.as_str().into(),
             expose: policy.expose_headers.as_str().into(),
             max_age: policy.max_age.as_str().into(),
-            credentials: fields::flag(policy.allow_credentials.as_ref(), false),
-            private_network: fields::flag(policy.allow_private_network_access.as_ref(), false),
+            credentials: policy.allow_credentials.as_ref().map(|v| v.value),
+            private_network: policy.allow_private_network_access.as_ref().map(|v| v.value),
             forward_not_matching_preflights: fields::flag(policy.forward_not_matching_preflights.as_ref(), true),
             // A share between none and all makes no sense for CORS; none switches it off.
             enabled: Fraction::runtime(policy.filter_enabled.as_ref(), Fraction::ALL)?.parts().0 > 0,
@@ -74,14 +74,17 @@ impl CorsPolicy {
     }
 }
 
-/// Envoy `CorsFilter::decodeHeaders`.
-pub fn cors_decide(policy: Option<&CorsPolicy>, request: &Headers) -> CorsDecision {
-    let Some(policy) = policy.filter(|p| p.enabled || p.shadow) else { return CorsDecision::NotCors };
+/// Envoy `CorsFilter::decodeHeaders`, by the policies of all levels, the innermost first: what one leaves open, the next says.
+pub fn cors_decide(policies: &[&CorsPolicy], request: &Headers) -> CorsDecision {
+    let Some(policy) = policies.first().filter(|p| p.enabled || p.shadow) else { return CorsDecision::NotCors };
+    let said = |text: fn(&CorsPolicy) -> &str| policies.iter().map(|p| text(p)).find(|t| !t.is_empty()).unwrap_or("");
+    let switch = |on: fn(&CorsPolicy) -> Option<bool>| policies.iter().find_map(|p| on(p)) == Some(true);
     let Some(origin) = request.get("origin").filter(|o| !o.is_empty()) else { return CorsDecision::NotCors };
     let preflight = request.method() == Some("OPTIONS")
         && request.get("access-control-request-method").is_some_and(|m| !m.is_empty());
     // A matcher that takes `*` takes every origin.
-    let allowed = policy.origins.iter().any(|m| m.matches(b"*") || m.matches(origin));
+    let origins = policies.iter().map(|p| &p.origins).find(|origins| !origins.is_empty());
+    let allowed = origins.into_iter().flatten().any(|m| m.matches(b"*") || m.matches(origin));
     if !policy.enabled {
         return CorsDecision::Shadow(allowed);
     }
@@ -92,7 +95,7 @@ pub fn cors_decide(policy: Option<&CorsPolicy>, request: &Headers) -> CorsDecisi
     if allowed {
         headers.push(("access-control-allow-origin", origin.to_vec()));
     }
-    if policy.credentials {
+    if switch(|p| p.credentials) {
         headers.push(("access-control-allow-credentials", b"true".to_vec()));
     }
     let mut add = |name, value: &str| {
@@ -102,7 +105,7 @@ pub fn cors_decide(policy: Option<&CorsPolicy>, request: &Headers) -> CorsDecisi
     };
     if allowed {
         // Envoy's encoder adds these to the answer of a preflight, too.
-        add("access-control-expose-headers", &policy.expose);
+        add("access-control-expose-headers", said(|p| &p.expose));
     }
     if !preflight {
         return CorsDecision::Actual(headers);
@@ -112,13 +115,13 @@ pub fn cors_decide(policy: Option<&CorsPolicy>, request: &Headers) -> CorsDecisi
         "*" => String::from_utf8_lossy(request.get(name).unwrap_or_default()).into_owned(),
         own => own.to_owned(),
     };
-    add("access-control-allow-methods", &asked("access-control-request-method", &policy.methods));
-    add("access-control-allow-headers", &asked("access-control-request-headers", &policy.headers));
-    add("access-control-max-age", &policy.max_age);
+    add("access-control-allow-methods", &asked("access-control-request-method", said(|p| &p.methods)));
+    add("access-control-allow-headers", &asked("access-control-request-headers", said(|p| &p.headers)));
+    add("access-control-max-age", said(|p| &p.max_age));
     if !allowed {
         return CorsDecision::Refused(headers);
     }
-    if policy.private_network && request.get("access-control-request-private-network") == Some(b"true") {
+    if switch(|p| p.private_network) && request.get("access-control-request-private-network") == Some(b"true") {
         add("access-control-allow-private-network", "true");
     }
     CorsDecision::Preflight(headers)
@@ -135,8 +138,8 @@ mod tests {
             headers: "".into(),
             expose: "x-e".into(),
             max_age: "60".into(),
-            credentials: true,
-            private_network: false,
+            credentials: Some(true),
+            private_network: None,
             forward_not_matching_preflights: forward,
             enabled: true,
             shadow: false,
@@ -148,7 +151,7 @@ mod tests {
         let preflight = |origin: &str| {
             Headers::of([(":method", "OPTIONS"), ("origin", origin), ("access-control-request-method", "GET")])
         };
-        let CorsDecision::Preflight(headers) = cors_decide(Some(&policy(true)), &preflight("https://a.test")) else {
+        let CorsDecision::Preflight(headers) = cors_decide(&[&policy(true)], &preflight("https://a.test")) else {
             panic!()
         };
         let names: Vec<_> = headers.iter().map(|(n, _)| *n).collect();
@@ -162,13 +165,19 @@ mod tests {
                 "access-control-max-age"
             ]
         );
-        assert_eq!(cors_decide(Some(&policy(true)), &preflight("https://b.test")), CorsDecision::Invalid);
+        assert_eq!(cors_decide(&[&policy(true)], &preflight("https://b.test")), CorsDecision::Invalid);
         assert!(matches!(
-            cors_decide(Some(&policy(false)), &preflight("https://b.test")),
+            cors_decide(&[&policy(false)], &preflight("https://b.test")),
             CorsDecision::Refused(h) if h.iter().all(|(n, _)| *n != "access-control-allow-origin")
         ));
         let actual = Headers::of([(":method", "GET"), ("origin", "https://a.test")]);
-        assert!(matches!(cors_decide(Some(&policy(true)), &actual), CorsDecision::Actual(h) if h.len() == 3));
-        assert_eq!(cors_decide(None, &actual), CorsDecision::NotCors);
+        assert!(matches!(cors_decide(&[&policy(true)], &actual), CorsDecision::Actual(h) if h.len() == 3));
+        assert_eq!(cors_decide(&[], &actual), CorsDecision::NotCors);
+        let silent = CorsPolicy { methods: "".into(), origins: Vec::new(), credentials: Some(false), ..policy(true) };
+        assert!(matches!(
+            cors_decide(&[&silent, &policy(true)], &preflight("https://a.test")),
+            CorsDecision::Preflight(h) if h.iter().any(|(n, v)| *n == "access-control-allow-methods" && v == b"GET")
+                && h.iter().all(|(n, _)| *n != "access-control-allow-credentials")
+        ));
     }
 }

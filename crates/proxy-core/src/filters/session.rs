@@ -86,7 +86,9 @@ impl StatefulSession {
                 let bytes = STANDARD.decode(value).ok()?;
                 decode_cookie(&bytes, now)
             }
-            SessionKind::Header(name) => String::from_utf8(STANDARD.decode(headers.get(name)?).ok()?).ok(),
+            SessionKind::Header(name) => {
+                Some(String::from_utf8_lossy(&STANDARD.decode(headers.get(name)?).ok()?).into_owned())
+            }
         }
     }
 
@@ -156,7 +158,8 @@ fn varint(mut n: u64, out: &mut Vec<u8>) {
 /// The address, unless the cookie expired; cookies of old Envoys are the plain address.
 fn decode_cookie(bytes: &[u8], now: u64) -> Option<String> {
     if bytes.first() != Some(&0x0a) {
-        return String::from_utf8(bytes.to_vec()).ok();
+        // Garbage names a host that does not exist.
+        return Some(String::from_utf8_lossy(bytes).into_owned());
     }
     let length = usize::from(*bytes.get(1)?);
     let host = bytes.get(2..2 + length)?;

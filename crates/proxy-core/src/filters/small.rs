@@ -59,7 +59,8 @@ impl RouterConfig {
         self.strict_check_headers.iter().find(|name| {
             let Some(value) = headers.get_str(name) else { return false };
             match &***name {
-                "x-envoy-retry-on" | "x-envoy-retry-grpc-on" => false,
+                "x-envoy-retry-on" => !crate::retry::RetryOn::are_known(value, false),
+                "x-envoy-retry-grpc-on" => !crate::retry::RetryOn::are_known(value, true),
                 _ => value.trim().parse::<u64>().is_err(),
             }
         })

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use mesh_types::ArcStr;
 
+use crate::cel::Expression;
 use crate::format::time::TimeFormat;
 
 /// One `%COMMAND%` of a format.
@@ -45,6 +46,8 @@ pub enum Command {
     GrpcStatus(GrpcStatusStyle),
     /// A variable of the process's environment.
     Environment(Box<str>),
+    /// The value of an expression.
+    Cel(Box<Expression>),
     /// This machine's name.
     Hostname,
     /// Facts of the socket that nobody measures here: always missing.

@@ -57,14 +57,32 @@ fn command<'a>(format: &str, text: &'a str) -> Compiled<(Item, &'a str)> {
         rest = &after[end..];
     }
     let rest = rest.strip_prefix('%').ok_or_else(|| bad("unclosed command"))?;
-    Ok((Item::Command { command: named(name, argument)?, limit }, rest))
+    let command = named(name, argument)?;
+    if stands_alone(name, &command) && (limit.is_some() || argument.is_some_and(|a| !a.is_empty())) {
+        return Err(Invalid::new("format", format!("{name} does not take any parameters or length")));
+    }
+    Ok((Item::Command { command, limit }, rest))
+}
+
+/// Envoy's `CommandSyntaxChecker::COMMAND_ONLY`.
+fn stands_alone(name: &str, command: &Command) -> bool {
+    match command {
+        Command::Count(_) | Command::Hostname => true,
+        Command::Between(..) => name != "COMMON_DURATION",
+        Command::Stream(_) => {
+            !matches!(name, "REQUESTED_SERVER_NAME" | "RESPONSE_CODE_DETAILS" | "TRACE_ID" | "QUERY_PARAMS")
+        }
+        _ => false,
+    }
 }
 
 fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
     use Count::*;
     use Field as F;
     use Point as P;
-    let needs = || argument.ok_or_else(|| Invalid::new("format", format!("{name} needs an argument")));
+    let needs = || {
+        argument.filter(|a| !a.is_empty()).ok_or_else(|| Invalid::new("format", format!("{name} needs an argument")))
+    };
     Ok(match name {
         "REQ" => header(needs()?, Command::Request)?,
         "REQ_WITHOUT_QUERY" => header(needs()?, Command::RequestWithoutQuery)?,
@@ -182,6 +200,7 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         }),
         "GRPC_STATUS_NUMBER" => Command::GrpcStatus(GrpcStatusStyle::Number),
         "ENVIRONMENT" => Command::Environment(needs()?.into()),
+        "CEL" => Command::Cel(Box::new(crate::cel::Expression::compile(needs()?)?)),
         "HOSTNAME" => Command::Hostname,
         // Only extensions set these, and there are none.
         "CUSTOM_FLAGS" => Command::Stream(F::Nothing),
@@ -226,6 +245,9 @@ fn header(argument: &str, make: fn(Box<str>, Option<Box<str>>) -> Command) -> Co
     let (main, other) = argument.split_once('?').map_or((argument, None), |(main, other)| (main, Some(other)));
     if main.is_empty() {
         return Err(Invalid::new("format", "a header needs a name"));
+    }
+    if argument.contains(['\r', '\n', '\0']) {
+        return Err(Invalid::new("format", format!("{argument:?} contains invalid characters")));
     }
     if argument.matches('?').count() > 1 {
         return Err(Invalid::new("format", format!("more than one alternative header in {argument:?}")));

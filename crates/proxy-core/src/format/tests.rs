@@ -49,6 +49,15 @@ fn paths_times_and_sizes() {
 }
 
 #[test]
+fn expressions_and_commands_that_take_nothing() {
+    check("%CEL(request.path)% %CEL(request.method + 'x')% %CEL(request.headers['x-none'])%", "/a?b=1 GETx -");
+    check("%PROTOCOL()% %DURATION%", "HTTP/1.1 12");
+    for bad in ["%PROTOCOL(x)%", "%RESPONSE_CODE:2%", "%DURATION:1%", "%DYNAMIC_METADATA()%", "%REQ(a\nb)%"] {
+        assert!(Format::parse(bad, false).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn commands() {
     check("%REQ(X-IN):2% %REQ(x-none)% %REQ(x-none?x-in)%", "he - hello");
     check("a%%b %PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS%", "a%b HTTP/1.1 503 UF");

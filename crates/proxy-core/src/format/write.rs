@@ -89,6 +89,7 @@ impl Command {
                 out.extend_from_slice(value.as_deref().unwrap_or("-").as_bytes());
                 Written::Text
             }
+            Command::Cel(expression) => text(expression.text(cx).as_deref(), out),
             Command::Hostname => text(Some(&cx.info.connection.hostname), out),
             Command::Unmeasured => Written::Missing,
         }

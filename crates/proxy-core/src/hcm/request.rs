@@ -140,9 +140,8 @@ fn hop_by_hop(headers: &mut Headers) {
         headers.remove("connection");
         headers.remove("upgrade");
         if let Some(te) = headers.get_str("te") {
-            let trailers =
-                te.split(',').any(|t| t.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case("trailers")));
-            match trailers {
+            // One with a weight is not that one.
+            match te.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")) {
                 true => headers.set("te", b"trailers"),
                 false => {
                     headers.remove("te");
@@ -165,6 +164,12 @@ fn client_address(
 ) -> (Option<Address>, bool) {
     let hops = config.xff_num_trusted_hops as usize;
     if !config.use_remote_address {
+        if config.append_x_forwarded_port
+            && !headers.contains("x-forwarded-port")
+            && let Some(port) = connection.local.port()
+        {
+            headers.set("x-forwarded-port", port.to_string().as_bytes());
+        }
         let (address, single) = last_forwarded(headers, hops);
         return (address, single);
     }
@@ -198,9 +203,8 @@ fn last_forwarded(headers: &Headers, skip: usize) -> (Option<Address>, bool) {
     let Ok(value) = std::str::from_utf8(&value) else { return (None, false) };
     let mut from_the_end = value.rsplit(',');
     let Some(text) = from_the_end.nth(skip) else { return (None, false) };
-    let text = text.trim();
-    let ip: Option<IpAddr> = text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|s| s.ip()));
-    match ip {
+    // A bare address: one with a port is none.
+    match text.trim().parse::<IpAddr>().ok() {
         Some(ip) => (Some(Address::Ip(SocketAddr::new(ip, 0))), skip == 0 && from_the_end.next().is_none()),
         None => (None, false),
     }
@@ -216,12 +220,12 @@ fn forwarded_proto(config: &HttpConnectionManager, headers: &mut Headers, tls: b
         headers.set("x-forwarded-proto", scheme.as_bytes());
     }
     match headers.scheme() {
-        Some(scheme) if scheme.bytes().any(|b| b.is_ascii_uppercase()) => {
+        Some("http" | "https") => {}
+        Some(scheme) if ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) => {
             let lower = scheme.to_ascii_lowercase();
             headers.set(":scheme", lower.as_bytes());
         }
-        Some(_) => {}
-        None => {
+        _ => {
             let scheme: &[u8] = match headers.get("x-forwarded-proto") {
                 Some(said) if said.eq_ignore_ascii_case(b"http") => b"http",
                 Some(said) if said.eq_ignore_ascii_case(b"https") => b"https",

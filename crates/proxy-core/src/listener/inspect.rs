@@ -120,6 +120,16 @@ impl Inspect {
         Ok(())
     }
 
+    /// Whether there is an inspector for TLS.
+    pub fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Whether there is an inspector for HTTP.
+    pub fn has_http(&self) -> bool {
+        self.http.is_some()
+    }
+
     /// Whether TLS is looked for on connections to this port.
     pub fn needs_tls(&self, port: u16) -> bool {
         on(&self.tls, port)

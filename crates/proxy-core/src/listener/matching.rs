@@ -95,7 +95,7 @@ impl ChainTable {
         }
         let port = match &criteria.destination_port {
             None => 0,
-            Some(port) => u16::try_from(port.value).map_err(|_| Invalid::new("destination_port", "is no port"))?,
+            Some(port) => port_number("destination_port", port.value)?,
         };
         let source_type = match criteria.source_type {
             0 => ANY,
@@ -110,10 +110,7 @@ impl ChainTable {
         };
         let source_ports: Vec<u16> = match criteria.source_ports.as_slice() {
             [] => vec![0],
-            some => some
-                .iter()
-                .map(|p| u16::try_from(*p).map_err(|_| Invalid::new("source_ports", "is no port")))
-                .collect::<Compiled<_>>()?,
+            some => some.iter().map(|p| port_number("source_ports", *p)).collect::<Compiled<_>>()?,
         };
         let destinations = ranges("prefix_ranges", &criteria.prefix_ranges)?;
         let direct_sources = ranges("direct_source_prefix_ranges", &criteria.direct_source_prefix_ranges)?;
@@ -197,6 +194,10 @@ fn is_same_ip_or_loopback(input: &ChainInput<'_>) -> bool {
     }
 }
 
+fn port_number(field: &'static str, port: u32) -> Compiled<u16> {
+    u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(|| Invalid::new(field, format!("{port} is no port")))
+}
+
 fn server_names(names: &[String]) -> Compiled<Vec<Box<str>>> {
     if names.is_empty() {
         return Ok(vec!["".into()]);
@@ -204,8 +205,9 @@ fn server_names(names: &[String]) -> Compiled<Vec<Box<str>>> {
     names
         .iter()
         .map(|name| match name.strip_prefix('*') {
-            Some(suffix) if suffix.starts_with('.') && !suffix.contains('*') => Ok(suffix.into()),
-            None if !name.contains('*') => Ok(name.as_str().into()),
+            // Clients' names come in lower case.
+            Some(suffix) if suffix.starts_with('.') && !suffix.contains('*') => Ok(suffix.to_lowercase().into()),
+            None if !name.contains('*') => Ok(name.to_lowercase().into()),
             _ => Err(Invalid::new("server_names", format!("partial wildcards are not supported: {name:?}"))),
         })
         .collect()

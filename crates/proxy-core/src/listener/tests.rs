@@ -148,6 +148,25 @@ fn equal_criteria_are_refused_with_both_names() {
 }
 
 #[test]
+fn names_have_no_case_and_ports_are_ports() {
+    let named = |name: &str| Match { server_names: vec![name.into()], ..Default::default() };
+    check(
+        vec![chain("one", named("One.Test")), chain("any", named("*.Any.Test"))],
+        &[
+            ("1.1.1.1:80", "2.2.2.2:1", "one.test", "tls", &[], Some("one")),
+            ("1.1.1.1:80", "2.2.2.2:1", "x.any.test", "tls", &[], Some("any")),
+        ],
+    );
+    let refused = |criteria: Match| {
+        let error = Listener::compile(&listener("l", 80, vec![chain("a", criteria)]), &Options::default());
+        error.expect_err("port zero").to_string()
+    };
+    assert!(refused(Match { source_ports: vec![0], ..Default::default() }).contains("source_ports"));
+    let zero = Some(pb::UInt32Value { value: 0 });
+    assert!(refused(Match { destination_port: zero, ..Default::default() }).contains("destination_port"));
+}
+
+#[test]
 fn a_filter_behind_the_last_is_refused() {
     let mut twice = chain("c", Match::default());
     let again = twice.filters[0].clone();

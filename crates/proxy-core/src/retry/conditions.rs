@@ -61,6 +61,15 @@ impl RetryOn {
         Self(bits.fold(0, |all, bit| all | 1 << bit))
     }
 
+    /// Whether all names of a list are those of conditions on gRPC answers, or all of others.
+    pub(crate) fn are_known(text: &str, grpc: bool) -> bool {
+        const GRPC: u32 = CANCELLED | DEADLINE_EXCEEDED | RESOURCE_EXHAUSTED | UNAVAILABLE | INTERNAL;
+        text.split(',').all(|name| {
+            let bit = NAMES.iter().position(|known| *known == name.trim());
+            bit.is_some_and(|bit| (GRPC & 1 << bit != 0) == grpc)
+        })
+    }
+
     /// Adds others.
     pub fn insert(&mut self, other: Self) {
         self.0 |= other.0;

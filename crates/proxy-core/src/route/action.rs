@@ -380,6 +380,9 @@ impl PathRewrite {
             }
             Self::Regex(rule) => rule.apply(path.as_bytes()),
         };
+        if new.is_empty() {
+            return;
+        }
         if keep_original {
             headers.set("x-envoy-original-path", whole.as_bytes());
         }

@@ -138,8 +138,10 @@ impl RouteMatcher {
             // A request without path (CONNECT) can match the empty prefix only.
             return matches!(&self.path, PathRule::Prefix { text, .. } if text.is_empty());
         };
-        if ignore_path_parameters {
-            path = path.split(';').next().unwrap_or(path);
+        let without;
+        if ignore_path_parameters && path.contains(';') {
+            without = without_parameters(path);
+            path = &without;
         }
         match &self.path {
             PathRule::Prefix { text, ignore_case } => starts_with(path, text, *ignore_case),
@@ -223,6 +225,12 @@ impl RouteMatcher {
         all.extend(self.metadata.iter().map(ToString::to_string));
         all
     }
+}
+
+/// The path without the parameters of its segments (`/a;x=1/b` is `/a/b`).
+fn without_parameters(path: &str) -> String {
+    let segments: Vec<&str> = path.split('/').map(|segment| segment.split(';').next().unwrap_or(segment)).collect();
+    segments.join("/")
 }
 
 impl TlsRule {

@@ -104,6 +104,12 @@ fn host_for_redirect<'a>(headers: &'a Headers, new_scheme: &str, new_port: bool)
     if new_port || (new_scheme != old_scheme && standard) { &host[..end] } else { host }
 }
 
+/// The location of an answer that is configured with a status that asks for one: the request's own.
+pub fn own_location(headers: &Headers) -> String {
+    let [host, path] = [headers.authority(), headers.path()].map(Option::unwrap_or_default);
+    format!("{}://{host}{path}", headers.scheme().unwrap_or("http"))
+}
+
 /// The location of a request that must come over TLS (Envoy `SslRedirector::newUri`).
 pub(super) fn tls_location(headers: &Headers) -> String {
     format!("https://{}{}", headers.authority().unwrap_or_default(), headers.path().unwrap_or_default())

@@ -158,6 +158,12 @@ fn rewrites() {
     assert_eq!(finalized(&table, "/e?q").path(), Some("/x?q"));
     assert_eq!(finalized(&table, "/re/a/b?q").path(), Some("/b/a?q"));
     assert_eq!(finalized(&table, "/host/x").authority(), Some("host"));
+    // Of nothing no path is made.
+    let table = routes(json!([{"match": {"prefix": "/"}, "route": {"cluster": "c",
+        "regex_rewrite": {"pattern": {"regex": "^/a.*"}, "substitution": ""}}}]));
+    let headers = finalized(&table, "/a/b?q");
+    assert_eq!((headers.path(), headers.contains("x-envoy-original-path")), (Some("/a/b?q"), false));
+    assert_eq!(own_location(&headers), "http://host.test:80/a/b?q");
 }
 
 #[test]
@@ -243,4 +249,19 @@ fn timeouts_by_route_and_headers() {
     assert_eq!(check("/grpc", &[grpc, ("grpc-timeout", "300m")]).0, Some(300));
     let (global, _, headers) = check("/dur", &[grpc]);
     assert_eq!((global, headers.get_str("grpc-timeout")), (None, Some("2000m")));
+    // None at all is over at once; what cannot be read does not count, and is not passed on.
+    let mut now = get("/dur");
+    now.push(b"grpc-timeout", b"0m");
+    assert_eq!(found(&table, &now).max_stream_duration(&now, None), Some(Duration::ZERO));
+    let (global, _, headers) = check("/", &[("x-envoy-upstream-rq-timeout-ms", "soon")]);
+    assert_eq!((global, headers.contains("x-envoy-upstream-rq-timeout-ms")), (Some(15_000), false));
+}
+
+#[test]
+fn parameters_of_segments_are_passed_over_where_asked_for() {
+    let config = json!({"name": "t", "ignore_path_parameters_in_path_matching": true, "virtual_hosts": [{"name": "v", "domains": ["*"],
+        "routes": [{"match": {"path": "/a/b/c"}, "route": {"cluster": "c"}}]}]});
+    let table = table(config);
+    assert!(matches!(find(&table, &get("/a/b;v=2/c;w?q"), 0), RouteResult::Found(_)));
+    assert!(!matches!(find(&table, &get("/a/b;v=2/d"), 0), RouteResult::Found(_)));
 }

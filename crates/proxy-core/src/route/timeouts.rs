@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use crate::headers::Headers;
 use crate::route::Forward;
+use crate::route::action::StreamDuration;
 use crate::route::matching::is_grpc;
 
 /// The limits of one request towards its upstream; `None`: no limit.
@@ -13,6 +14,10 @@ pub struct Timeouts {
     pub per_try: Option<Duration>,
     /// Between two pieces of a response of one try.
     pub per_try_idle: Option<Duration>,
+    /// How long a try's stream may last, if the request says so (`x-envoy-upstream-stream-duration-ms`).
+    pub upstream_stream: Option<Duration>,
+    /// The answer to a request that ran out of time: 504, or 204 for those that ask for it.
+    pub status: u16,
     /// Whether `grpc-timeout` tells the upstream, too.
     grpc_header: bool,
     /// Whether `x-envoy-expected-rq-timeout-ms` may be set at all: what a trusted client sent stays.
@@ -42,14 +47,25 @@ impl Forward {
             per_try_idle: retry.and_then(|r| r.per_try_idle_timeout),
             grpc_header: capped,
             expected_header: true,
+            upstream_stream: None,
+            status: 504,
         };
+        if headers.remove("x-envoy-upstream-rq-timeout-alt-response") {
+            timeouts.status = 204;
+        }
+        if headers.contains("x-envoy-upstream-stream-duration-ms") {
+            timeouts.upstream_stream = milliseconds(headers, "x-envoy-upstream-stream-duration-ms");
+            headers.remove("x-envoy-upstream-stream-duration-ms");
+        }
         let expected = respect_expected.then(|| milliseconds(headers, "x-envoy-expected-rq-timeout-ms")).flatten();
-        let expected_given = respect_expected && headers.contains("x-envoy-expected-rq-timeout-ms");
+        let expected_given = expected.is_some();
         timeouts.expected_header = !expected_given;
         if expected_given {
             timeouts.global = expected.map_or(timeouts.global, off_if_zero);
-        } else if let Some(asked) = milliseconds(headers, "x-envoy-upstream-rq-timeout-ms") {
-            timeouts.global = off_if_zero(asked);
+        } else if headers.contains("x-envoy-upstream-rq-timeout-ms") {
+            if let Some(asked) = milliseconds(headers, "x-envoy-upstream-rq-timeout-ms") {
+                timeouts.global = off_if_zero(asked);
+            }
             headers.remove("x-envoy-upstream-rq-timeout-ms");
         }
         if headers.contains("x-envoy-upstream-rq-per-try-timeout-ms") {
@@ -64,8 +80,12 @@ impl Forward {
             timeouts.per_try = None;
         }
         if grpc
-            && self.stream_duration.is_some()
-            && let Some(duration) = self.max_stream_duration(headers, None)
+            && let Some(limits) = self.stream_duration
+            && let Some(duration) = match limits.capped(headers) {
+                // The upstream is told less than none is left.
+                Some(asked) => Some(asked.saturating_sub(limits.grpc_header_offset.unwrap_or_default())),
+                None => self.max_stream_duration(headers, None),
+            }
         {
             headers.set("grpc-timeout", format!("{}m", duration.as_millis()).as_bytes());
         }
@@ -86,21 +106,26 @@ impl Forward {
 
     pub(super) fn max_stream_duration(&self, headers: &Headers, of_listener: Option<Duration>) -> Option<Duration> {
         let Some(duration) = self.stream_duration else { return of_listener };
-        match (grpc_timeout(headers), duration.grpc_header_max) {
-            (Some(mut asked), Some(max)) => {
-                if asked > max && !max.is_zero() {
-                    asked = max;
-                }
-                if let Some(offset) = duration.grpc_header_offset.filter(|offset| *offset < asked) {
-                    asked -= offset;
-                }
-                off_if_zero(asked)
+        match duration.capped(headers) {
+            // None at all is over at once.
+            Some(asked) => {
+                let offset = duration.grpc_header_offset.filter(|offset| *offset < asked);
+                Some(asked - offset.unwrap_or_default())
             }
-            _ => match duration.max {
+            None => match duration.max {
                 Some(max) => off_if_zero(max),
                 None => of_listener,
             },
         }
+    }
+}
+
+impl StreamDuration {
+    /// What the client's `grpc-timeout` leaves, where it counts.
+    fn capped(&self, headers: &Headers) -> Option<Duration> {
+        let max = self.grpc_header_max?;
+        let asked = grpc_timeout(headers)?;
+        Some(if max.is_zero() { asked } else { asked.min(max) })
     }
 }
 

@@ -1,6 +1,6 @@
 //! `/config_dump`, `/certs` and `/init_dump` in Envoy's shapes. JSON is made from the resources' own bytes, on request only.
 
-use super::{Admin, JSON, Query};
+use super::{Admin, Query};
 use crate::runtime::{ClusterEntry, ListenerEntry};
 use envoy_api::type_url;
 use lifecycle::http::{Response, with_type};
@@ -80,7 +80,7 @@ impl Admin {
                 }
             }
         }
-        with_type(200, JSON, serde_json::to_string_pretty(&dump).unwrap_or_default())
+        super::pretty(&dump)
     }
 
     /// The whole dump. `what`: `include_eds` adds endpoints.

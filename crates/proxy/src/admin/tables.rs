@@ -3,13 +3,37 @@
 use super::Admin;
 use crate::runtime::{ClusterEntry, ListenerEntry};
 use crate::stats::{Entry, Kind, Sample};
+use proxy_core::cluster::Discovery;
 use proxy_core::endpoints::{Health, HealthFlag};
 use proxy_core::route::Priority;
 use proxy_core::{Address, Host};
+use regex_automata::meta::Regex;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
+
+/// Counters of what the proxy does not do: zone-aware routing, HTTP/3, early data, queues.
+const FEATURELESS: [&str; 14] = [
+    "assignment_use_cached",
+    "lb_local_cluster_not_ok",
+    "lb_subsets_removed",
+    "lb_zone_cluster_too_small",
+    "lb_zone_no_capacity_left",
+    "lb_zone_routing_all_directly",
+    "lb_zone_routing_cross_zone",
+    "lb_zone_routing_sampled",
+    "upstream_cx_http3_total",
+    "upstream_cx_preconnect_skipped",
+    "upstream_http3_broken",
+    "upstream_rq_0rtt",
+    "upstream_rq_active_overflow",
+    "upstream_rq_rx_reset_no_error",
+];
+
+/// What a TLS transport counts of its secrets.
+pub(super) const SOCKET_FACTORY: [&str; 3] =
+    ["downstream_context_secrets_not_ready", "ssl_context_update_by_sds", "upstream_context_secrets_not_ready"];
 
 /// Gauges that follow from a cluster's configuration and hosts; also makes an unused cluster's main counters appear.
 pub(super) fn cluster_gauges(entry: &ClusterEntry, f: &mut dyn FnMut(Entry)) {
@@ -39,8 +63,27 @@ pub(super) fn cluster_gauges(entry: &ClusterEntry, f: &mut dyn FnMut(Entry)) {
         put("health_check.healthy", Sample::Gauge(passing));
         put("health_check.degraded", Sample::Gauge(passing_degraded));
     }
-    put("lb_healthy_panic", Sample::Counter(0));
+    // Envoy looks at the weights of hosts that come and go.
+    let weights = endpoints.hosts().map(|host| u64::from(host.weight));
+    let weight = if matches!(entry.cluster.discovery, Discovery::Static) { None } else { weights.max() };
+    put("max_host_weight", Sample::Gauge(weight.unwrap_or(0)));
     put("version", Sample::Gauge(0));
+    put("warming_state", Sample::Gauge(0));
+    put("upstream_queue_overloaded", Sample::Gauge(0));
+    for name in FEATURELESS {
+        put(name, Sample::Counter(0));
+    }
+    let matches = entry.cluster.transport.matches.iter().map(|found| &*found.name).chain(["default"]);
+    for name in matches {
+        let chosen = |host: &&Arc<Host>| entry.cluster.transport(host).1.map_or("default", |name| &**name) == name;
+        put(&format!("{name}.total_match_count"), Sample::Counter(endpoints.hosts().filter(chosen).count() as u64));
+    }
+    if entry.cluster.transport.tls_contexts().next().is_some() {
+        crate::stats::ssl_zero(&mut |stat, sample| put(stat, sample));
+        for what in SOCKET_FACTORY {
+            put(&format!("client_ssl_socket_factory.{what}"), Sample::Counter(0));
+        }
+    }
     for (priority, label) in [(Priority::Default, "default"), (Priority::High, "high")] {
         entry.breakers.get(priority).gauges(|what, value| {
             put(&format!("circuit_breakers.{label}.{what}"), Sample::Gauge(value));
@@ -67,9 +110,10 @@ fn six_digits(percent: f64) -> String {
 }
 
 impl Admin {
-    pub(super) fn clusters_text(&self) -> String {
+    /// `wanted`: only clusters whose names match.
+    pub(super) fn clusters_text(&self, wanted: Option<&Regex>) -> String {
         let clusters = self.shared.clusters.load();
-        let mut names: Vec<_> = clusters.keys().collect();
+        let mut names: Vec<_> = clusters.keys().filter(|n| wanted.is_none_or(|w| w.is_match(n.as_bytes()))).collect();
         names.sort();
         let mut out = String::new();
         for name in names {
@@ -102,6 +146,7 @@ impl Admin {
                     ("cx_total", stats.cx_total.load(Relaxed)),
                     ("rq_active", u64::from(host.state.active.load(Relaxed))),
                     ("rq_error", stats.rq_error.load(Relaxed)),
+                    ("rq_pending_active", stats.rq_pending_active.load(Relaxed)),
                     ("rq_success", stats.rq_success.load(Relaxed)),
                     ("rq_timeout", stats.rq_timeout.load(Relaxed)),
                     ("rq_total", stats.rq_total.load(Relaxed)),
@@ -124,9 +169,9 @@ impl Admin {
         out
     }
 
-    pub(super) fn clusters_json(&self) -> Value {
+    pub(super) fn clusters_json(&self, wanted: Option<&Regex>) -> Value {
         let clusters = self.shared.clusters.load();
-        let mut names: Vec<_> = clusters.keys().collect();
+        let mut names: Vec<_> = clusters.keys().filter(|n| wanted.is_none_or(|w| w.is_match(n.as_bytes()))).collect();
         names.sort();
         let statuses: Vec<Value> = names
             .iter()
@@ -137,9 +182,16 @@ impl Admin {
                     .iter()
                     .map(|(i, label)| {
                         let limits = &entry.cluster.breakers[*i];
-                        json!({"priority": label, "max_connections": limits.connections,
-                               "max_pending_requests": limits.pending, "max_requests": limits.requests,
-                               "max_retries": limits.retries})
+                        let mut threshold = json!({
+                            "max_connections": limits.connections,
+                            "max_pending_requests": limits.pending,
+                            "max_requests": limits.requests,
+                            "max_retries": limits.retries,
+                        });
+                        if *i > 0 {
+                            threshold["priority"] = json!(label);
+                        }
+                        threshold
                     })
                     .collect();
                 let mut status = json!({
@@ -165,7 +217,9 @@ impl Admin {
     pub(super) fn listeners_text(&self) -> String {
         let mut out = String::new();
         for entry in self.listeners_in_order() {
-            let _ = writeln!(out, "{}::{}", entry.listener.name, entry.listener.address);
+            for address in std::iter::once(&entry.listener.address).chain(&entry.listener.additional_addresses) {
+                let _ = writeln!(out, "{}::{address}", entry.listener.name);
+            }
         }
         out
     }
@@ -242,6 +296,7 @@ fn host_json(host: &Host) -> Value {
             counter("rq_total", stats.rq_total.load(Relaxed)),
             gauge("cx_active", stats.cx_active.load(Relaxed)),
             gauge("rq_active", u64::from(host.state.active.load(Relaxed))),
+            gauge("rq_pending_active", stats.rq_pending_active.load(Relaxed)),
         ],
         "health_status": health,
         "weight": host.weight,

@@ -172,7 +172,7 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
         return Err(CODEC);
     }
     let target = &head[line.target];
-    if target.contains(&0) {
+    if target.iter().any(u8::is_ascii_control) {
         return Err(INVALID_CHARACTERS);
     }
     let connect = method == b"CONNECT";
@@ -206,7 +206,16 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
         // HTTP/0.9 has no fields; what stands there is not looked at.
         Fields::new(&mut headers, limits, &mut facts, true).read(head, line_end + 1, extent.field_ends())?;
     }
+    if connect {
+        // What follows is not of HTTP (RFC 9110, 9.3.6).
+        match (facts.length, facts.chunked) {
+            (Some(1..), _) => return Err(bad("http1.body_disallowed")),
+            (_, true) => return Err(INVALID_TE),
+            (length, _) => facts.drop_length = length.is_some(),
+        }
+    }
     let body = facts.body_length(limits)?;
+    headers.join_single();
     if facts.drop_length {
         headers.remove("content-length");
     }
@@ -520,6 +529,9 @@ impl<'a> Fields<'a> {
             let line = &rest[..end];
             rest = &rest[end + 1..];
             let (colon, lower) = name_end(line);
+            if line.get(colon) == Some(&0) {
+                return Err(INVALID_CHARACTERS);
+            }
             if colon == 0 || line.get(colon) != Some(&b':') {
                 return Err(CODEC);
             }
@@ -689,6 +701,7 @@ pub(crate) fn parse_response(
     headers.set_status(status);
     let mut facts = Facts::default();
     Fields::new(&mut headers, limits, &mut facts, false).read(head, line_end + 1, extent.field_ends())?;
+    headers.join_single();
     if matches!(limits.case, HeaderCase::Preserve { reason: true, .. }) {
         headers.set_reason(reason(&head[..line_end]));
     }

@@ -32,7 +32,7 @@ pub(super) async fn ask(
         let acquired = pool.acquire().await.ok()?;
         stats.upstream_rq_total.inc();
         let answer = call(acquired, headers, body, limit).await.ok()?;
-        stats.upstream_rq.inc(answer.0);
+        stats.charge(answer.0, false);
         Some(answer)
     };
     let answer = exchange.wait(tokio::time::timeout(timeout, work)).await?;

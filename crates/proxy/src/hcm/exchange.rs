@@ -248,10 +248,15 @@ impl Exchange {
 
     /// Answers a head that the codec refused.
     pub(crate) async fn refuse(mut self, status: u16, detail: &'static str, protocol: bool) {
-        let flags = if protocol { ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR } else { ResponseFlags::NONE };
+        let flags = match detail {
+            _ if protocol => ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+            "stream_idle_timeout" => ResponseFlags::STREAM_IDLE_TIMEOUT,
+            _ => ResponseFlags::NONE,
+        };
         let body = match detail {
             _ if protocol => h1::reason_phrase(status),
             "request_header_timeout" => "request header timeout",
+            "stream_idle_timeout" => "stream timeout",
             _ => "request timeout",
         };
         let mut reply = LocalReply::new(status, body, detail);
@@ -274,12 +279,13 @@ impl Exchange {
 
     /// A 400, which ends the connection unless only streams are to end.
     fn malformed_request(&self, details: &'static str) -> Stop {
+        LocalReply::new(400, "", details).into()
+    }
+
+    /// Whether HTTP/1 connections go on after bad requests.
+    fn only_stream_ends(&self) -> bool {
         let config = &self.http.config;
-        let stream_only =
-            config.http1.stream_error_on_invalid_message.unwrap_or(config.stream_error_on_invalid_message);
-        let mut reply = LocalReply::new(400, "", details);
-        reply.close = !stream_only;
-        reply.into()
+        config.http1.stream_error_on_invalid_message.unwrap_or(config.stream_error_on_invalid_message)
     }
 
     /// Checks and completes the head, as `ConnectionManagerImpl::ActiveStream::decodeHeaders` does before the filters.
@@ -295,6 +301,9 @@ impl Exchange {
         let authority = self.request.get(":authority");
         if authority.is_none() {
             return Err(self.malformed_request("missing_host_header"));
+        }
+        if let Some(scheme) = self.hints.absolute {
+            self.request.set(":scheme", scheme.as_bytes());
         }
         let path = self.request.get(":path").unwrap_or_default();
         if path.is_empty() && !self.hints.connect {
@@ -312,9 +321,6 @@ impl Exchange {
             http.stats.downstream_rq.inc(100);
             self.answer.interim(100, &Headers::new());
         }
-        if let Some(scheme) = self.hints.absolute {
-            self.request.set(":scheme", scheme.as_bytes());
-        }
         if self.request.get(":path").is_some_and(|p| p.contains(&b'#')) {
             // RFC 3986 has no fragment in a request target.
             http.stats.downstream_rq_failed_path_normalization.inc();
@@ -325,6 +331,11 @@ impl Exchange {
             PathVerdict::Reject(details) => {
                 http.stats.downstream_rq_failed_path_normalization.inc();
                 return Err(self.malformed_request(details));
+            }
+            // Clients of gRPC follow no redirects.
+            PathVerdict::Redirect(_) if self.grpc => {
+                http.stats.downstream_rq_failed_path_normalization.inc();
+                return Err(self.malformed_request("path_normalization_failed"));
             }
             PathVerdict::Redirect(location) => {
                 http.stats.downstream_rq_redirected_with_normalized_path.inc();
@@ -463,6 +474,9 @@ impl Exchange {
     /// Applies the route's response changes, if they are wanted.
     pub(crate) fn add_route_headers(&mut self, headers: &mut Headers, wanted: bool) {
         if let Some(matched) = self.matched.clone().filter(|_| wanted) {
+            if matched.vhost.include_attempt_count_in_response {
+                headers.set_number("x-envoy-attempt-count", self.info.upstream.attempts.max(1).into());
+            }
             let response = headers.clone();
             let cx = FormatContext::new(&self.info, Some(&self.request), Some(&response));
             matched.finalize_response(headers, &cx);
@@ -592,6 +606,7 @@ impl Exchange {
         self.info.downstream_header_bytes_sent = header_bytes(&headers, 4);
         self.response = Some(headers);
         self.http.stats.downstream_rq.inc(status);
+        self.http.of_listener.downstream_rq.inc(status);
         body
     }
 
@@ -599,7 +614,8 @@ impl Exchange {
     pub(crate) async fn reply(&mut self, reply: LocalReply) -> Outcome {
         self.info.flags.insert(reply.flags);
         self.info.response_code_details = Some(reply.details.clone());
-        if reply.close {
+        // Of a bad request nobody knows where it ends (Envoy `ActiveStream::sendLocalReply`).
+        if reply.close || (reply.status == 400 && !self.only_stream_ends()) {
             self.answer.close_after();
         }
         let (headers, body) = reply.render(self);

@@ -86,11 +86,11 @@ async fn one(
         }
         HttpFilter::Cors => cors(exchange)?,
         HttpFilter::Rbac(rbac) => {
-            let rbac = match &per {
+            let own = match &per {
                 Some(PerFilter::Rbac(own)) => own,
                 _ => rbac,
             };
-            run_rbac(exchange, rbac)?;
+            run_rbac(exchange, own, rbac)?;
         }
         HttpFilter::LocalRateLimit(limit) => {
             let limit = match &per {
@@ -234,10 +234,11 @@ async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fau
 }
 
 fn cors(exchange: &mut Exchange) -> Result<(), Stop> {
-    let policy = exchange.matched.as_ref().and_then(|m| m.cors_policy()).cloned();
+    let matched = exchange.matched.clone();
+    let policies = matched.as_ref().map(|m| m.cors_policies()).unwrap_or_default();
     let http = exchange.http.clone();
     let stats = &http.stats;
-    match proxy_core::filters::cors_decide(policy.as_deref(), &exchange.request) {
+    match proxy_core::filters::cors_decide(&policies, &exchange.request) {
         CorsDecision::NotCors => {}
         CorsDecision::Invalid | CorsDecision::Shadow(false) => stats.other.inc("cors.origin_invalid"),
         CorsDecision::Shadow(true) => stats.other.inc("cors.origin_valid"),
@@ -259,7 +260,8 @@ fn cors(exchange: &mut Exchange) -> Result<(), Stop> {
     Ok(())
 }
 
-fn run_rbac(exchange: &mut Exchange, rbac: &Arc<proxy_core::Rbac>) -> Result<(), Stop> {
+/// `filter`: the filter's own rules, whose prefixes hold for rules of a route that have none.
+fn run_rbac(exchange: &mut Exchange, rbac: &proxy_core::Rbac, filter: &proxy_core::Rbac) -> Result<(), Stop> {
     if rbac.is_empty() {
         return Ok(());
     }
@@ -275,6 +277,9 @@ fn run_rbac(exchange: &mut Exchange, rbac: &Arc<proxy_core::Rbac>) -> Result<(),
     let http = exchange.http.clone();
     let stats = &http.stats.other;
     let metadata = &mut exchange.info.dynamic_metadata;
+    let or = |own: &'_ str, outer: &'_ str| if own.is_empty() { outer.to_owned() } else { own.to_owned() };
+    let stat_prefix = or(&rbac.stat_prefix, &filter.stat_prefix);
+    let shadow_prefix = or(&rbac.shadow_prefix, &filter.shadow_prefix);
     // `joinPrefix` of Envoy puts a dot behind the prefix of statistics, but not of metadata.
     let scope = |prefix: &str| if prefix.is_empty() { "rbac".to_owned() } else { format!("rbac.{prefix}") };
     let mut record = |prefix: &str, kind: &str, allowed: bool, policy: Option<&str>| {
@@ -286,11 +291,11 @@ fn run_rbac(exchange: &mut Exchange, rbac: &Arc<proxy_core::Rbac>) -> Result<(),
     };
     if let Some(shadow) = &verdict.shadow {
         let what = if shadow.allowed { "shadow_allowed" } else { "shadow_denied" };
-        stats.inc(&format!("{}.{what}", scope(&rbac.shadow_prefix)));
-        record(&rbac.shadow_prefix, "shadow", shadow.allowed, shadow.policy.as_deref());
+        stats.inc(&format!("{}.{what}", scope(&shadow_prefix)));
+        record(&shadow_prefix, "shadow", shadow.allowed, shadow.policy.as_deref());
     }
     if let Some(enforced) = verdict.enforced {
-        record(&rbac.stat_prefix, "enforced", enforced, verdict.policy.as_deref());
+        record(&stat_prefix, "enforced", enforced, verdict.policy.as_deref());
     }
     if let Some(hint) = verdict.log_hint {
         exchange.info.dynamic_metadata.set("envoy.common", "access_log_hint", hint.into());

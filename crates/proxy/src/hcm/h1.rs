@@ -13,6 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
@@ -49,6 +50,7 @@ async fn close(http: &Http, conn: Shared, end: End) {
     match end {
         End::Clean => {
             if !conn.at_eof() {
+                http.stats.downstream_cx_destroy_local.inc();
                 // Nothing can be done about a peer that does not take the end.
                 let _ = tokio::time::timeout(Duration::from_secs(1), conn.io.shutdown()).await;
             }
@@ -59,6 +61,9 @@ async fn close(http: &Http, conn: Shared, end: End) {
             let drain = poll_fn(|cx| conn.poll_drain(cx));
             if tokio::time::timeout(wait, drain).await.is_err() {
                 http.stats.downstream_cx_delayed_close_timeout.inc();
+                http.stats.downstream_cx_destroy_local.inc();
+            } else {
+                http.stats.downstream_cx_destroy_remote.inc();
             }
         }
         End::Abort => {}
@@ -133,27 +138,17 @@ async fn next_head(
         Waited::Bytes => {}
         Waited::End => return Next::End(End::Clean),
     }
-    let read = poll_fn(|cx| conn.borrow_mut().poll_request(cx, limits));
-    let head = match http.config.request_headers_timeout {
-        Some(timeout) => match tokio::time::timeout(timeout, read).await {
+    let mut read = poll_fn(|cx| conn.borrow_mut().poll_request(cx, limits));
+    // Mostly it is all there.
+    let at_once = poll_fn(|cx| match Pin::new(&mut read).poll(cx) {
+        Poll::Ready(head) => Poll::Ready(Some(head)),
+        Poll::Pending => Poll::Ready(None),
+    });
+    let head = match at_once.await {
+        Some(head) => head,
+        None => match Box::pin(rest_of_head(http, read)).await {
             Ok(head) => head,
-            Err(_) => {
-                http.stats.downstream_rq_header_timeout.inc();
-                let error = HeadError { status: 408, detail: "request_header_timeout" };
-                return Next::End(Box::pin(refuse(http, conn, error, false)).await);
-            }
-        },
-        None => match http.config.request_timeout {
-            // The request timeout runs from the first byte.
-            Some(timeout) if !timeout.is_zero() => match tokio::time::timeout(timeout, read).await {
-                Ok(head) => head,
-                Err(_) => {
-                    http.stats.downstream_rq_timeout.inc();
-                    let error = HeadError { status: 408, detail: "request_overall_timeout" };
-                    return Next::End(Box::pin(refuse(http, conn, error, false)).await);
-                }
-            },
-            _ => read.await,
+            Err(error) => return Next::End(Box::pin(refuse(http, conn, error, false)).await),
         },
     };
     match head {
@@ -170,6 +165,25 @@ async fn next_head(
             Next::End(End::Clean)
         }
     }
+}
+
+/// Waits for the rest of a head; `Err`: it did not come in time.
+async fn rest_of_head<T>(http: &Http, read: impl Future<Output = T>) -> Result<T, HeadError> {
+    let (config, stats) = (&http.config, &http.stats);
+    // All of them run from the first byte.
+    let first = [
+        (config.request_headers_timeout, "request_header_timeout", &stats.downstream_rq_header_timeout),
+        (config.request_timeout, "request_overall_timeout", &stats.downstream_rq_timeout),
+        (config.stream_idle_timeout, "stream_idle_timeout", &stats.downstream_rq_idle_timeout),
+    ]
+    .into_iter()
+    .filter_map(|(after, detail, counter)| Some((after.filter(|after| !after.is_zero())?, detail, counter)))
+    .min_by_key(|(after, ..)| *after);
+    let Some((after, detail, counter)) = first else { return Ok(read.await) };
+    tokio::time::timeout(after, read).await.map_err(|_| {
+        counter.inc();
+        HeadError { status: 408, detail }
+    })
 }
 
 enum Waited {

@@ -225,6 +225,7 @@ fn stream(
         let joined = headers.get_all("cookie").collect::<Vec<_>>().join(&b"; "[..]);
         headers.set("cookie", &joined);
     }
+    headers.join_single();
     if let Some(protocol) = &protocol {
         // Inside it is the upgrade of HTTP/1 (Envoy `transformUpgradeRequestFromH2toH1`).
         headers.set(":method", b"GET");
@@ -259,13 +260,15 @@ fn stream(
 fn fault(request: &http::Request<h2::RecvStream>) -> Option<&'static str> {
     let (uri, headers) = (request.uri(), request.headers());
     let connect = request.method() == http::Method::CONNECT;
-    let rooted = uri.path_and_query().is_none_or(|path| path.as_str().starts_with('/'));
+    let options = request.method() == http::Method::OPTIONS;
+    let rooted =
+        uri.path_and_query().is_none_or(|path| path.as_str().starts_with('/') || (options && path.as_str() == "*"));
     let has_host = uri.authority().is_some() || headers.contains_key("host");
     let userinfo = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
-    if headers.get_all("content-length").iter().count() > 1 || !has_host {
+    if headers.get_all("content-length").iter().count() > 1 || !has_host || (!connect && !rooted) {
         return Some(VIOLATION);
     }
-    ((!connect && !rooted) || userinfo).then_some(INVALID_FIELD)
+    userinfo.then_some(INVALID_FIELD)
 }
 
 /// Limits and names that the codec of Envoy checks.

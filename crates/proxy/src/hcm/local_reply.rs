@@ -19,7 +19,7 @@ pub(crate) struct LocalReply {
     pub(crate) close: bool,
     /// The body is not text of ours (direct responses): no content type is set for it beyond text/plain.
     pub(crate) raw_body: Option<Bytes>,
-    /// A configured direct response, not an error: never turned into gRPC.
+    /// The answer that is wanted, no refusal: never turned into gRPC.
     pub(crate) direct: bool,
     /// The router's: the route's header changes apply.
     pub(crate) finalize: bool,
@@ -84,9 +84,8 @@ impl LocalReply {
             headers.set("content-type", b"application/grpc");
             let code = self.grpc_status.unwrap_or_else(|| grpc_status_of_http(status));
             headers.set("grpc-status", code.to_string().as_bytes());
-            let message = body.strip_suffix(b"\n").unwrap_or(&body);
-            if !message.is_empty() {
-                headers.set("grpc-message", percent_encode(message).as_bytes());
+            if !body.is_empty() {
+                headers.set("grpc-message", percent_encode(&body).as_bytes());
             }
             exchange.add_route_headers(&mut headers, self.finalize);
             return (headers, Bytes::new());

@@ -83,7 +83,7 @@ pub(super) fn send(exchange: &Exchange, copies: Vec<Copy>, body: Vec<Frame>) {
                     headers.remove("transfer-encoding");
                 }
                 let (status, ..) = call(acquired, headers, body, MAX_ANSWER).await.ok()?;
-                cluster.stats.upstream_rq.inc(status);
+                cluster.stats.charge(status, false);
                 Some(())
             };
             match timeout {

@@ -22,7 +22,7 @@ use proxy_core::cluster::Discovery;
 use proxy_core::filters::{HttpFilter, RouterConfig};
 use proxy_core::outlier::Outcome as Health;
 use proxy_core::retry::{ResetReason, RetryVerdict};
-use proxy_core::route::{Action, Forward, HashContext, Matched, Timeouts};
+use proxy_core::route::{Action, Forward, HashContext, Matched, Timeouts, own_location};
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{FormatContext, Headers, Host, PickContext, ResponseFlags, RetryState};
 use std::future::poll_fn;
@@ -36,10 +36,10 @@ use why::Why;
 pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Result<Outcome, Stop> {
     let http = exchange.http.clone();
     let stats = &http.stats;
+    stats.rq_total.inc();
     if let Some(location) = exchange.redirect_to_tls.take() {
-        stats.rq_redirect.inc();
+        stats.rq_direct_response.inc();
         let mut reply = LocalReply::new(301, "", "direct_response");
-        reply.direct = true;
         reply.headers.push(("location".into(), location.into_bytes()));
         return Err(reply.into());
     }
@@ -48,9 +48,15 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
         return Err(LocalReply::new(404, "", "route_not_found").flagged(ResponseFlags::NO_ROUTE).into());
     };
     match &matched.route.action {
-        Action::Forward(forward) => forward_request(exchange, body, &matched, forward).await,
+        Action::Forward(forward) => {
+            let mut result = forward_request(exchange, body, &matched, forward).await;
+            if let Err(Stop::Reply(reply)) = &mut result {
+                reply.finalize = true;
+            }
+            result
+        }
         Action::Redirect(redirect) => {
-            stats.rq_redirect.inc();
+            stats.rq_direct_response.inc();
             let (status, location) = redirect.location(&matched.route.matcher, &exchange.request);
             let mut reply = LocalReply::new(status, "", "direct_response");
             reply.headers.push(("location".into(), location.into_bytes()));
@@ -59,7 +65,9 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
         Action::Direct(answer) => {
             stats.rq_direct_response.inc();
             let mut reply = LocalReply::new(answer.status, "", "direct_response");
-            exchange.info.response_code = Some(answer.status);
+            if answer.status == 201 || (300..400).contains(&answer.status) {
+                reply.headers.push(("location".into(), own_location(&exchange.request).into_bytes()));
+            }
             reply.raw_body = Some(match &answer.body_format {
                 None => answer.body.clone(),
                 Some(format) => {
@@ -71,6 +79,7 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
                     body.into()
                 }
             });
+            exchange.info.response_code = Some(answer.status);
             if let Some(format) = &answer.body_format {
                 let own = answer.content_type.as_deref();
                 let plain = if matches!(format, proxy_core::format::FormatString::Json(_)) {
@@ -91,7 +100,6 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
 
 /// An answer that the route gives by itself, with the route's header changes.
 fn direct(exchange: &Exchange, matched: &Matched, mut reply: LocalReply) -> Stop {
-    reply.direct = true;
     let mut headers = Headers::new();
     for (name, value) in &reply.headers {
         headers.push(name.as_bytes(), value);
@@ -152,6 +160,19 @@ async fn forward_request(
     forward: &Forward,
 ) -> Result<Outcome, Stop> {
     let http = exchange.http.clone();
+    let (router, alpn) =
+        exchange.filters(&http.config).iter().fold((None, None), |(router, alpn), entry| match &entry.filter {
+            HttpFilter::Router(config) => (Some(config), alpn),
+            HttpFilter::IstioAlpn(config) => (router, Some(&**config)),
+            _ => (router, alpn),
+        });
+    if let Some(name) = router.and_then(|router| router.malformed(&exchange.request)) {
+        http.stats.rq_total.inc();
+        let value = exchange.request.get(name).unwrap_or_default();
+        let body = format!("invalid header '{name}' with value '{}'", String::from_utf8_lossy(value));
+        let reply = LocalReply::new(400, body, format!("request_headers_failed_strict_check{{{name}}}"));
+        return Err(reply.flagged(ResponseFlags::INVALID_ENVOY_HEADERS).into());
+    }
     let name = matched.cluster(&exchange.request);
     let Some(cluster) = name.and_then(|name| exchange.cluster(&name)) else {
         exchange.info.upstream.cluster = None;
@@ -163,16 +184,10 @@ async fn forward_request(
     exchange.name_cluster(&cluster);
     exchange.info.upstream.cluster_metadata = Some(cluster.config().metadata.clone());
     exchange.info.virtual_cluster = matched.vhost.virtual_cluster(&exchange.request);
-    http.stats.rq_total.inc();
     if let Some(dropped) = drop_overload(&cluster, &http.worker) {
+        cluster.stats.charge(503, is_internal(exchange));
         return Err(dropped.into());
     }
-    let (router, alpn) =
-        exchange.filters(&http.config).iter().fold((None, None), |(router, alpn), entry| match &entry.filter {
-            HttpFilter::Router(config) => (Some(config), alpn),
-            HttpFilter::IstioAlpn(config) => (router, Some(&**config)),
-            _ => (router, alpn),
-        });
     let suppress = router.is_some_and(|r| r.suppress_envoy_headers);
     let respect = router.is_some_and(|r| r.respect_expected_rq_timeout);
     let policy = matched.retry_policy();
@@ -229,10 +244,7 @@ async fn forward_request(
     if exchange.body_done {
         exchange.timers.set(Deadline::Global, plan.timeouts.global);
     }
-    let mut result = tries(exchange, &plan, &mut outgoing, retries.as_mut()).await;
-    if let Err(Stop::Reply(reply)) = &mut result {
-        reply.finalize = true;
-    }
+    let result = tries(exchange, &plan, &mut outgoing, retries.as_mut()).await;
     exchange.info.bytes_received = match exchange.redirects {
         0 => exchange.info.bytes_received.max(outgoing.received),
         _ => exchange.info.bytes_received + outgoing.received,
@@ -273,10 +285,12 @@ async fn tries(
                 stats.original_dst_host_invalid.inc();
             }
             exchange.info.upstream.host = None;
+            stats.charge(503, is_internal(exchange));
             return Err(no_host().into());
         };
         exchange.info.upstream.host = Some(host.clone());
         if let Some(strict) = strict_session(exchange, &host) {
+            exchange.info.upstream.host = None;
             return Err(strict);
         }
         if let (Some(timed_out), true) = (last_timed_out, plan.matched.vhost.include_is_timeout_retry_header) {
@@ -352,6 +366,7 @@ async fn tries(
                     Some(permit) => {
                         if let Tried::Answer(reply, mut upstream, ..) = tried {
                             upstream.count_wire(&mut exchange.info.upstream);
+                            stats.retry_rq.inc(reply.status);
                             plan.log_try(exchange, Some(&reply.headers), ResponseFlags::NONE);
                             discard(&reply, &mut upstream);
                         }
@@ -424,7 +439,7 @@ async fn tries(
                     exchange.info.upstream.local = None;
                 }
                 let reply = why.reply(retried);
-                stats.upstream_rq.inc(reply.status);
+                stats.charge(reply.status, is_internal(exchange));
                 Err(reply.into())
             }
             Tried::PerTryTimeout(deadline) => Err(timed_out(exchange, plan, deadline)),
@@ -501,6 +516,11 @@ fn drop_overload(cluster: &WorkerCluster, worker: &crate::worker::Worker) -> Opt
     Some(reply)
 }
 
+/// Whether the request came from inside, which cluster statistics tell apart.
+fn is_internal(exchange: &Exchange) -> bool {
+    exchange.request.get("x-envoy-internal").is_some_and(|value| value == b"true")
+}
+
 fn no_host() -> LocalReply {
     LocalReply::new(503, "no healthy upstream", "no_healthy_upstream").flagged(ResponseFlags::NO_HEALTHY_UPSTREAM)
 }
@@ -536,7 +556,7 @@ fn pick(exchange: &mut Exchange, plan: &Plan<'_>, previous: &[Arc<Host>]) -> Opt
 }
 
 /// What a passed deadline means once the router has the request.
-fn timed_out(exchange: &mut Exchange, plan: &Plan<'_>, deadline: Deadline) -> Stop {
+fn timed_out(exchange: &Exchange, plan: &Plan<'_>, deadline: Deadline) -> Stop {
     let stats = &plan.cluster.stats;
     let details = match deadline {
         Deadline::PerTry => "upstream_per_try_timeout",
@@ -559,9 +579,10 @@ fn timed_out(exchange: &mut Exchange, plan: &Plan<'_>, deadline: Deadline) -> St
         }
         _ => ("upstream request timeout", ResponseFlags::UPSTREAM_TIMEOUT),
     };
-    stats.upstream_rq.inc(504);
-    let _ = exchange;
-    LocalReply::new(504, body, details).flagged(flag).into()
+    let status = if deadline == Deadline::UpstreamStream { 504 } else { plan.timeouts.status };
+    stats.charge(status, is_internal(exchange));
+    let body = if status == 204 { "" } else { body };
+    LocalReply::new(status, body, details).flagged(flag).into()
 }
 
 /// Gives a request up: a reset on HTTP/2, the end of the connection on HTTP/1.

@@ -25,6 +25,10 @@ pub(crate) fn text(entries: &[Entry]) -> String {
     }
     for (name, histogram) in histograms {
         let _ = write!(out, "{name}:");
+        if histogram.count() == 0 {
+            out.push_str(" No recorded values\n");
+            continue;
+        }
         for quantile in QUANTILES {
             let _ = write!(out, " P{quantile}({0},{0})", histogram.quantile(quantile));
         }
@@ -62,9 +66,10 @@ pub(crate) fn json(entries: &[Entry]) -> serde_json::Value {
                 stats.insert(name.clone(), serde_json::json!({"name": name, "value": n}));
             }
             Sample::Histogram(h) => {
+                let quantile = |q: f64| (h.count() > 0).then(|| h.quantile(q));
                 let values: Vec<_> = QUANTILES
                     .iter()
-                    .map(|q| serde_json::json!({"interval": h.quantile(*q), "cumulative": h.quantile(*q)}))
+                    .map(|q| serde_json::json!({"interval": quantile(*q), "cumulative": quantile(*q)}))
                     .collect();
                 histograms.push(serde_json::json!({"name": entry.full_name(), "values": values}));
             }

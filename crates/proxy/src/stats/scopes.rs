@@ -3,15 +3,17 @@
 
 use super::registry::{Sample, Scope};
 use super::{Codes, Counter, Gauge, Histogram};
+use mesh_types::ArcStr;
 
 macro_rules! scope {
-    ($(#[$doc:meta])* $name:ident { counters { $($c:ident),* $(,)? } gauges { $($g:ident),* $(,)? } histograms { $($h:ident),* $(,)? } codes { $($code:ident = $prefix:literal),* $(,)? } }) => {
+    ($(#[$doc:meta])* $name:ident { counters { $($c:ident),* $(,)? } gauges { $($g:ident),* $(,)? } histograms { $($h:ident),* $(,)? } late { $($late:ident),* $(,)? } codes { $($code:ident = $prefix:literal),* $(,)? } }) => {
         $(#[$doc])*
         #[derive(Debug, Default)]
         pub(crate) struct $name {
             $(pub(crate) $c: Counter,)*
             $(pub(crate) $g: Gauge,)*
             $(pub(crate) $h: Histogram,)*
+            $(pub(crate) $late: Histogram,)*
             $(pub(crate) $code: Codes,)*
             /// Rarely used counters by dotted name.
             pub(crate) other: Named,
@@ -19,24 +21,52 @@ macro_rules! scope {
 
         impl Scope for $name {
             fn visit(&self, f: &mut dyn FnMut(&str, Sample)) {
-                $(f(&dotted(stringify!($c)), Sample::Counter(self.$c.get()));)*
-                $(f(&dotted(stringify!($g)), Sample::Gauge(self.$g.get()));)*
+                $(visit_counter(stringify!($c), self.$c.get(), f);)*
+                $(f(stringify!($g), Sample::Gauge(self.$g.get()));)*
+                $(f(stringify!($h), Sample::Histogram(self.$h.read()));)*
                 $({
-                    let sample = self.$h.read();
-                    if sample.count() > 0 { f(&dotted(stringify!($h)), Sample::Histogram(sample)); }
+                    let sample = self.$late.read();
+                    if sample.count() > 0 { f(&stringify!($late).replace("internal_", "internal.upstream_"), Sample::Histogram(sample)); }
                 })*
                 $(visit_codes($prefix, &self.$code, f);)*
+                self.more(f);
                 self.other.visit(f);
             }
         }
     };
 }
 
-/// Envoy's name of a field: `ssl_handshake` is `ssl.handshake`.
-fn dotted(field: &'static str) -> std::borrow::Cow<'static, str> {
+/// What a scope counts beside its fields.
+trait More {
+    fn more(&self, _f: &mut dyn FnMut(&str, Sample)) {}
+}
+
+/// `ssl_handshake` is `ssl.handshake`, and there only with TLS: [`ssl_zero`] makes the ones that count nothing yet.
+fn visit_counter(field: &'static str, value: u64, f: &mut dyn FnMut(&str, Sample)) {
     match field.strip_prefix("ssl_") {
-        Some(rest) => format!("ssl.{rest}").into(),
-        None => field.into(),
+        Some(_) if value == 0 => {}
+        Some(rest) => f(&format!("ssl.{rest}"), Sample::Counter(value)),
+        None => f(field, Sample::Counter(value)),
+    }
+}
+
+/// The counters of every TLS transport, at zero.
+pub(crate) fn ssl_zero(f: &mut dyn FnMut(&str, Sample)) {
+    for name in [
+        "connection_error",
+        "fail_verify_cert_hash",
+        "fail_verify_error",
+        "fail_verify_no_cert",
+        "fail_verify_san",
+        "handshake",
+        "no_certificate",
+        "ocsp_staple_failed",
+        "ocsp_staple_omitted",
+        "ocsp_staple_requests",
+        "ocsp_staple_responses",
+        "session_reused",
+    ] {
+        f(&format!("ssl.{name}"), Sample::Counter(0));
     }
 }
 
@@ -113,7 +143,7 @@ scope! {
     ClusterStats {
         counters {
             assignment_stale, assignment_timeout_received, bind_errors, lb_healthy_panic, lb_recalculate_zone_structures,
-            max_host_weight, membership_change, original_dst_host_invalid, retry_or_shadow_abandoned, update_attempt, update_empty,
+            lb_subsets_created, lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_selected, membership_change, original_dst_host_invalid, retry_or_shadow_abandoned, update_attempt, update_empty,
             update_failure, update_no_rebuild, update_success, upstream_cx_close_notify, upstream_cx_connect_attempts_exceeded,
             upstream_cx_connect_fail, upstream_cx_connect_timeout, upstream_cx_connect_with_0_rtt, upstream_cx_destroy,
             upstream_cx_destroy_local, upstream_cx_destroy_local_with_active_rq, upstream_cx_destroy_remote,
@@ -136,8 +166,9 @@ scope! {
             upstream_cx_active, upstream_cx_rx_bytes_buffered, upstream_cx_tx_bytes_buffered, upstream_rq_active,
             upstream_rq_pending_active
         }
-        histograms { upstream_rq_time, upstream_cx_connect_ms, upstream_cx_length_ms }
-        codes { upstream_rq = "upstream_rq" }
+        histograms { upstream_cx_connect_ms, upstream_cx_length_ms, upstream_rq_per_cx }
+        late { upstream_rq_time, internal_rq_time }
+        codes { upstream_rq = "upstream_rq", internal_rq = "internal.upstream_rq", retry_rq = "retry.upstream_rq" }
     }
 }
 
@@ -166,6 +197,7 @@ scope! {
             downstream_cx_upgrades_active, downstream_rq_active, downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered
         }
         histograms { downstream_rq_time, downstream_cx_length_ms }
+        late {}
         codes { downstream_rq = "downstream_rq" }
     }
 }
@@ -181,7 +213,8 @@ scope! {
             ssl_fail_verify_san, ssl_handshake, ssl_no_certificate, ssl_session_reused
         }
         gauges { downstream_cx_active, downstream_pre_cx_active }
-        histograms { downstream_cx_length_ms }
+        histograms { connections_accepted_per_socket_event, downstream_cx_length_ms }
+        late {}
         codes {}
     }
 }
@@ -196,11 +229,89 @@ scope! {
         }
         gauges { downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered, upstream_flush_active }
         histograms {}
+        late {}
         codes {}
     }
 }
 
 scope! {
     /// Counters whose whole name comes from configuration.
-    PlainStats { counters {} gauges {} histograms {} codes {} }
+    PlainStats { counters {} gauges {} histograms {} late {} codes {} }
+}
+
+scope! {
+    /// Answers of an HTTP connection manager on one listener (`listener.ADDRESS.http.PREFIX.*`).
+    ListenerHttpStats { counters {} gauges {} histograms {} late {} codes { downstream_rq = "downstream_rq" } }
+}
+
+/// A listener's connections on one thread (`worker_0.downstream_cx_total`).
+pub(crate) struct OfThread(pub(crate) std::sync::Arc<ListenerStats>, pub(crate) String);
+
+impl Scope for OfThread {
+    fn visit(&self, f: &mut dyn FnMut(&str, Sample)) {
+        let Self(stats, thread) = self;
+        f(&format!("{thread}.downstream_cx_active"), Sample::Gauge(stats.downstream_cx_active.get()));
+        f(&format!("{thread}.downstream_cx_total"), Sample::Counter(stats.downstream_cx_total.get()));
+    }
+}
+
+/// Counters of a listener's connection manager, with its place in their names.
+pub(crate) struct OfManager(pub(crate) std::sync::Arc<ListenerHttpStats>, pub(crate) ArcStr);
+
+impl Scope for OfManager {
+    fn visit(&self, f: &mut dyn FnMut(&str, Sample)) {
+        self.0.visit(&mut |name, sample| f(&format!("http.{}.{name}", self.1), sample));
+    }
+}
+
+impl More for HttpStats {
+    /// Of what is not done (HTTP/3), or never happens.
+    fn more(&self, f: &mut dyn FnMut(&str, Sample)) {
+        for name in ["downstream_cx_http1_soft_drain", "downstream_cx_http3_active"] {
+            f(name, Sample::Gauge(0));
+        }
+        for name in ["downstream_cx_http3_total", "downstream_rq_http3_total", "rq_overload_local_reply"] {
+            f(name, Sample::Counter(0));
+        }
+    }
+}
+impl More for ListenerStats {}
+impl More for TcpStats {}
+impl More for PlainStats {}
+impl More for ListenerHttpStats {}
+
+impl More for ClusterStats {
+    /// Requests that came from outside are those that did not come from inside.
+    fn more(&self, f: &mut dyn FnMut(&str, Sample)) {
+        let external = Codes::default();
+        let mut inside = std::collections::BTreeMap::new();
+        self.internal_rq.each(|code, n| {
+            inside.insert(code, n);
+        });
+        self.upstream_rq.each(|code, n| external.add(code, n.saturating_sub(inside.get(&code).copied().unwrap_or(0))));
+        visit_codes("external.upstream_rq", &external, f);
+        let mut time = self.upstream_rq_time.read();
+        time.subtract(&self.internal_rq_time.read());
+        if time.count() > 0 {
+            f("external.upstream_rq_time", Sample::Histogram(time));
+        }
+    }
+}
+
+impl ClusterStats {
+    /// An answer that the cluster, or the proxy in its place, gave. `internal`: to a request from inside.
+    pub(crate) fn charge(&self, status: u16, internal: bool) {
+        self.upstream_rq.inc(status);
+        if internal {
+            self.internal_rq.inc(status);
+        }
+    }
+
+    /// How long an answer took.
+    pub(crate) fn took(&self, millis: u64, internal: bool) {
+        self.upstream_rq_time.record(millis);
+        if internal {
+            self.internal_rq_time.record(millis);
+        }
+    }
 }

@@ -171,6 +171,8 @@ pub(crate) async fn open(
         }
         Err(e) => {
             stats.upstream_cx_connect_fail.inc();
+            // Somebody waits for each connection.
+            stats.upstream_rq_pending_failure_eject.inc();
             host.state.stats.cx_connect_fail.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             Err(e)
         }
@@ -224,6 +226,9 @@ async fn establish(
     match tls.connect(raw, &shared.secrets, variant.server_name.as_ref(), &host.hostname, alpn).await {
         Ok((stream, info)) => {
             cluster.stats.ssl_handshake.inc();
+            if crate::tls::count(stream.get_ref().1, &info, &cluster.stats.other) {
+                cluster.stats.ssl_session_reused.inc();
+            }
             let mut io = Io::Client(stream);
             let mut peer = None;
             if let Some(exchange) = exchange

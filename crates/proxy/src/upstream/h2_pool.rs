@@ -138,8 +138,8 @@ impl H2Pool {
         self.opening.set(true);
         let _opening = Opening(self);
         let counted = pool.count(Some(permit));
-        let (io, facts) =
-            open(&pool.cluster, &pool.host, pool.tls.as_deref(), &pool.variant, &pool.worker.shared).await?;
+        let opened = open(&pool.cluster, &pool.host, pool.tls.as_deref(), &pool.variant, &pool.worker.shared).await;
+        let (io, facts) = opened.inspect_err(|e| counted.by_peer.set(!e.timeout))?;
         self.adopt(pool, io, Rc::new(facts), counted).await
     }
 

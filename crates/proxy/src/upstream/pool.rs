@@ -50,6 +50,7 @@ impl Drop for PooledH1 {
     fn drop(&mut self) {
         let by_peer = self.conn.try_borrow().is_ok_and(|conn| conn.at_eof());
         self.counted.by_peer.set(by_peer);
+        self.counted.cluster.stats.upstream_rq_per_cx.record(self.requests.into());
     }
 }
 
@@ -203,8 +204,7 @@ impl Pool {
             return Err(AcquireError::Overflow);
         };
         stats.upstream_rq_pending_total.inc();
-        stats.upstream_rq_pending_active.inc();
-        let _pending_gauge = PendingGauge(&self.cluster);
+        let _pending_gauge = PendingGauge::new(self);
         if self.variant.protocol == Protocol::Http2 {
             return self.h2.connect(self).await.map(Acquired::H2).map_err(AcquireError::Connect);
         }
@@ -225,8 +225,8 @@ impl Pool {
     async fn connect(self: &Rc<Self>, permit: Option<Permit>) -> Result<Acquired, ConnectError> {
         self.open.set(self.open.get() + 1);
         let counted = Counted::new(self, permit);
-        let (io, facts) =
-            open(&self.cluster, &self.host, self.tls.as_deref(), &self.variant, &self.worker.shared).await?;
+        let opened = open(&self.cluster, &self.host, self.tls.as_deref(), &self.variant, &self.worker.shared).await;
+        let (io, facts) = opened.inspect_err(|e| counted.by_peer.set(!e.timeout))?;
         let facts = Rc::new(facts);
         let negotiated_h2 = self.variant.protocol == Protocol::Auto
             && facts.tls.as_ref().is_some_and(|t| t.alpn.as_deref() == Some("h2"));
@@ -255,19 +255,26 @@ impl Pool {
             self.cluster.stats.upstream_cx_overflow.inc();
             self.wait_for_room().await;
         }
+        let stats = &self.cluster.stats;
+        let Some(_pending) = self.breaker().acquire(Resource::Pending) else {
+            stats.upstream_rq_pending_overflow.inc();
+            return Err(AcquireError::Overflow);
+        };
+        stats.upstream_rq_pending_total.inc();
+        let _pending_gauge = PendingGauge::new(self);
         let Some(permit) = self.breaker().acquire(Resource::Connections) else {
-            self.cluster.stats.upstream_cx_overflow.inc();
+            stats.upstream_cx_overflow.inc();
             return Err(AcquireError::Overflow);
         };
         self.open.set(self.open.get() + 1);
         let counted = Counted::new(self, Some(permit));
-        counted.busy.set(true);
         if self.variant.announced.is_some() || self.variant.source.is_some() {
             self.cluster.sweep();
         }
-        let (io, facts) = open(&self.cluster, &self.host, self.tls.as_deref(), &self.variant, &self.worker.shared)
-            .await
-            .map_err(AcquireError::Connect)?;
+        let opened = open(&self.cluster, &self.host, self.tls.as_deref(), &self.variant, &self.worker.shared).await;
+        let opened = opened.inspect_err(|e| counted.by_peer.set(!e.timeout));
+        let (io, facts) = opened.map_err(AcquireError::Connect)?;
+        counted.busy.set(true);
         Ok((io, Rc::new(facts), counted))
     }
 
@@ -374,11 +381,21 @@ impl Pool {
     }
 }
 
-struct PendingGauge<'a>(&'a WorkerCluster);
+/// Somebody who waits for a connection.
+struct PendingGauge<'a>(&'a Pool);
+
+impl<'a> PendingGauge<'a> {
+    fn new(pool: &'a Pool) -> Self {
+        pool.cluster.stats.upstream_rq_pending_active.inc();
+        pool.host.state.stats.rq_pending_active.fetch_add(1, Relaxed);
+        Self(pool)
+    }
+}
 
 impl Drop for PendingGauge<'_> {
     fn drop(&mut self) {
-        self.0.stats.upstream_rq_pending_active.dec();
+        self.0.cluster.stats.upstream_rq_pending_active.dec();
+        self.0.host.state.stats.rq_pending_active.fetch_sub(1, Relaxed);
     }
 }
 
@@ -407,6 +424,11 @@ impl Lease {
     pub(super) fn limits(&self) -> h1::Limits {
         let config = self.pool.cluster.config();
         h1::Limits::of(&config.http1, config.max_response_header_bytes(true), config.max_response_headers)
+    }
+
+    /// The host said that the connection ends with this answer.
+    pub(super) fn announced_end(&self) {
+        self.pool.cluster.stats.upstream_cx_close_notify.inc();
     }
 
     /// The request is over, and the connection ends with it.

@@ -231,6 +231,9 @@ impl Response {
                     return Poll::Ready(Ok(reply));
                 }
                 *keep_alive = head.keep_alive;
+                if !head.keep_alive {
+                    lease.announced_end();
+                }
                 let switched = *upgrade && (head.status == 101 || head.status == 200);
                 let body = if switched {
                     *keep_alive = false;

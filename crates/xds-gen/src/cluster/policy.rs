@@ -304,7 +304,7 @@ fn apply_outbound(cx: &Context<'_>, draft: &mut Draft, target: &Target<'_>) {
         draft.cluster.eds_cluster_config = Some(super::eds(&draft.cluster.name));
     }
     if cx.exchanges_over_tcp() {
-        draft.fields.push((FILTERS, super::metadata_exchange_bytes().to_vec()));
+        draft.fields.push((FILTERS, super::metadata_exchange_bytes(cx).to_vec()));
     }
 }
 

@@ -139,7 +139,7 @@ fn server_mode(cx: &Context<'_>, target: &Target<'_>) -> MtlsMode {
     let passthrough = target.service.resolution == Resolution::Passthrough
         || lb.and_then(|lb| lb.simple) == Some(SimpleLb::Passthrough);
     if passthrough {
-        let mut endpoints = cx.push.registry.endpoints_by_port(target.service, target.port.port).peekable();
+        let mut endpoints = cx.push.registry.endpoints_by_number(target.service, target.port.port).peekable();
         if endpoints.peek().is_none() || endpoints.any(|e| e.workload.tls_mode == EndpointTls::Disabled) {
             return MtlsMode::Disable;
         }

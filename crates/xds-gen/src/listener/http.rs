@@ -1,19 +1,21 @@
 //! The HTTP connection manager.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use envoy_api::core::{Http1ProtocolOptions, HttpProtocolOptions};
 use envoy_api::http::{
     HttpConnectionManager, HttpFilter, Rds, RequestIdExtension,
     http_connection_manager::{
-        ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
-        SetCurrentClientCertDetails, UpgradeConfig,
+        ForwardClientCertDetails, InternalAddressConfig, PathWithEscapedSlashesAction, RouteSpecifier,
+        ServerHeaderTransformation, SetCurrentClientCertDetails, UpgradeConfig,
     },
 };
 use envoy_api::listener::Filter;
 use envoy_api::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSession;
 use envoy_api::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use envoy_api::route::RouteConfiguration;
+use istio_api::MeshNetworks;
 use istio_api::mesh_config::NormalizationType;
 use istio_api::mesh_proxy::{ForwardClientCertDetails as Forward, MetadataExchangeMode, ProxyHeaders};
 use mesh_types::Protocol;
@@ -23,7 +25,7 @@ use super::{connection, tracing};
 use crate::access_log::{self, Of};
 use crate::context::Context;
 use crate::filters::{self, HTTP_CONNECTION_MANAGER, yes};
-use crate::proto::{ads, any, bool_value, network_filter, parse_duration, seconds};
+use crate::proto::{ads, any, bool_value, cidr, network_filter, parse_duration, seconds};
 use crate::telemetry::Side;
 use crate::wasm::{self, Phase};
 use crate::{authz, jwt, names};
@@ -81,7 +83,7 @@ pub(crate) fn forwards_host(cx: &Context<'_>) -> bool {
 pub(super) fn filter(cx: &Context<'_>, manager: Manager<'_>) -> Filter {
     // Most connection managers of a proxy differ in nothing but these two, which are the first fields.
     let particular = manager.service.is_some_and(Service::is_wildcard)
-        || !cx.push.wasm_plugins(&cx.node.namespace, &cx.node.labels).is_empty();
+        || !cx.push.extensions(&cx.node.namespace, &cx.node.labels).is_empty();
     let kind = ManagerKind {
         side: manager.side,
         is_forward_proxy: manager.is_forward_proxy,
@@ -193,8 +195,21 @@ fn build(cx: &Context<'_>, kind: ManagerKind, port: u16, service: Option<&Servic
             out.http2_protocol_options = Some(Default::default());
         }
     }
+    let settings = &cx.push.settings;
+    if settings.internal_networks || out.use_remote_address == yes() {
+        out.internal_address_config = internal_addresses(&settings.networks);
+    }
     connection::apply(cx, &mut out);
     out
+}
+
+/// All ranges of the mesh's networks (istiod `MeshNetworksToEnvoyInternalAddressConfig`).
+fn internal_addresses(networks: &MeshNetworks) -> Option<InternalAddressConfig> {
+    let endpoints = networks.networks.values().flat_map(|network| &network.endpoints);
+    let mut ranges: Vec<_> = endpoints.filter_map(|e| cidr(e.from_cidr.as_deref()?)).collect();
+    ranges.sort_by_key(|r| (r.address_prefix.parse::<IpAddr>().ok(), r.prefix_len.map(|bits| bits.value)));
+    let some = !ranges.is_empty();
+    some.then(|| InternalAddressConfig { cidr_ranges: ranges, ..InternalAddressConfig::default() })
 }
 
 /// In istiod's order: who is calling, may they, what happens to them, where do they go.

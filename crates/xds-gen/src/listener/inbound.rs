@@ -275,7 +275,7 @@ fn chain(cx: &Context<'_>, port: &Port, how: &Shape, mode: MtlsMode) -> FilterCh
             kubernetes: port.kubernetes.as_ref().map(|(name, namespace)| (&**name, &**namespace)),
             subset: "",
             port: port.port,
-            port_name: &port.port_name,
+            port_name: if port.is_passthrough() { "virtualInbound" } else { &port.port_name },
             target: None,
         };
         network::inbound(cx, port.protocol, &port.cluster, &stat)

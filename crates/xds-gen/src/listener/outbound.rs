@@ -323,7 +323,7 @@ fn for_egress(cx: &Context<'_>, egress: &EgressListener, entries: &mut Entries) 
                 continue;
             }
             // Headless: a listener for each pod, because there is no address of the service's own.
-            let mut pods = cx.push.registry.endpoints_by_port(service, port.port).peekable();
+            let mut pods = cx.push.registry.endpoints_by_number(service, port.port).peekable();
             if pods.peek().is_none() && service.provider == Provider::External && service.selector.is_empty() {
                 add(cx, wish(Vec::new()), entries);
             }

@@ -77,14 +77,14 @@ pub(super) fn settings(cx: &Context<'_>, side: Side) -> Settings {
     if custom.is_empty() {
         tags.extend(proxy_config_tags(cx));
     } else {
-        tags.extend(custom.iter().filter_map(|(name, tag)| rule_tag(name, tag)));
+        tags.extend(custom.iter().filter_map(|(name, tag)| rule_tag(cx, name, tag)));
     }
     let limit = (exporter.max_tag_length != 0).then_some(exporter.max_tag_length).and_then(u32_value).or(max_path);
     let percentage = if exporter.samples_itself { 100.0 } else { percentage.unwrap_or(sampling) };
     let tracing = Tracing {
         provider: Some(exporter.http),
         spawn_upstream_span: if exporter.starts_child_span { bool_value(true) } else { None },
-        no_context_propagation: no_context,
+        no_context_propagation: no_context && cx.node.is_at_least((1, 30, 0)),
         ..build(percentage, tags, limit)
     };
     Settings { tracing: Some(tracing), use_request_id: request_id }
@@ -158,12 +158,12 @@ fn proxy_config_tags(cx: &Context<'_>) -> Vec<CustomTag> {
     .collect()
 }
 
-fn rule_tag(name: &str, t: &RuleTag) -> Option<CustomTag> {
+fn rule_tag(cx: &Context<'_>, name: &str, t: &RuleTag) -> Option<CustomTag> {
     match (&t.literal, &t.environment, &t.header, &t.formatter) {
         (Some(l), _, _, _) => Some(literal(name, &l.value)),
         (_, Some(e), _, _) => Some(tag(name, environment(&e.name, &e.default_value))),
         (_, _, Some(h), _) => Some(tag(name, header(&h.name, &h.default_value))),
-        (_, _, _, Some(f)) => Some(tag(name, Type::Value(f.value.clone()))),
+        (_, _, _, Some(f)) if cx.node.is_at_least((1, 29, 0)) => Some(tag(name, Type::Value(f.value.clone()))),
         _ => None,
     }
 }

@@ -4,6 +4,7 @@ mod acceptance;
 mod addresses;
 mod caches;
 mod conformance;
+mod flags;
 mod generated;
 mod mesh_routes;
 mod networks;

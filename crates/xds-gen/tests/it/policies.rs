@@ -315,3 +315,105 @@ spec: {{egress: [{{hosts: [{hosts}]}}]}}
     assert_eq!(names("'*/*', '~/*'"), [""; 0]);
     assert_eq!(names("'default/a.default.svc.cluster.local', '~default/b.default.svc.cluster.local'"), ["a"]);
 }
+
+#[test]
+fn older_proxies_hear_of_traces_what_they_know() {
+    let telemetry = "
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: t, namespace: istio-system}
+spec:
+  tracing:
+  - providers: [{name: zipkin}]
+    disableContextPropagation: true
+    customTags: {path: {formatter: {value: '%REQ(:path)%'}}, other: {literal: {value: x}}}
+";
+    let mesh = "{extensionProviders: [{name: zipkin, zipkin: {service: a.default.svc.cluster.local, port: 80, \
+        timeout: 3s, traceContextOption: USE_B3_WITH_W3C_PROPAGATION}}]}";
+    let objects = service("a", HTTP, "", "") + telemetry;
+    let of = |version: &str| {
+        let proxy = format!("labels: {{app: a}}, metadata: {{ISTIO_VERSION: '{version}'}}");
+        let listener = Generated::of(&objects, mesh, &[], &proxy).listener("virtualInbound");
+        let mut found = Vec::new();
+        find(&listener, "tracing", &mut found);
+        let tracing = found.first().expect("inbound requests are traced");
+        let config = &tracing["provider"]["typed_config"];
+        let tags = tracing["custom_tags"].as_array().unwrap();
+        let has = |value: &Value| !value.is_null();
+        [
+            has(&config["collector_service"]),
+            config["collector_cluster"] == "outbound|80||a.default.svc.cluster.local",
+            has(&config["trace_context_option"]),
+            has(&tracing["no_context_propagation"]),
+            tags.iter().any(|tag| tag["tag"] == "path"),
+            tags.iter().any(|tag| tag["tag"] == "other"),
+        ]
+    };
+    assert_eq!(of("1.30.0"), [true, false, true, true, true, true]);
+    assert_eq!(of("1.29.4"), [true, false, true, false, true, true]);
+    assert_eq!(of("1.28.0"), [false, true, true, false, false, true]);
+    assert_eq!(of("1.27.9"), [false, true, false, false, false, true]);
+}
+
+#[test]
+fn code_stands_in_the_chain_of_its_phase() {
+    let extension = |kind: &str, name: &str, spec: &str| {
+        format!(
+            "---
+apiVersion: extensions.istio.io/v1alpha1
+kind: {kind}
+metadata: {{name: {name}, namespace: default}}
+spec: {{selector: {{matchLabels: {{app: a}}}}, {spec}}}
+"
+        )
+    };
+    let objects = service("a", HTTP, "", "")
+        + &extension(
+            "TrafficExtension",
+            "lua",
+            "phase: AUTHN, priority: 10, lua: {inlineCode: 'function envoy_on_request(h) end'}",
+        )
+        + &extension(
+            "TrafficExtension",
+            "wasm",
+            "phase: AUTHN, match: [{mode: SERVER}], wasm: {url: 'oci://x/y', type: HTTP, pluginConfig: {a: b}}",
+        )
+        + &extension("WasmPlugin", "old", "phase: AUTHN, priority: 20, url: 'oci://x/z', pluginConfig: {a: b}");
+    let made = Generated::of(&objects, "{}", &[], "labels: {app: a}");
+    let own = |listener: &Value| {
+        let mut out: Vec<String> =
+            filters(listener).iter().filter_map(|f| Some(f.strip_prefix(PREFIX)?.to_owned())).collect();
+        out.dedup();
+        out
+    };
+    const PREFIX: &str = "extensions.istio.io/trafficextension/default.";
+    let inbound = made.listener("virtualInbound");
+    assert_eq!(own(&inbound)[..3], ["old~istio-translated-wasmplugin", "lua", "wasm"]);
+    let mut code = Vec::new();
+    find(&inbound, "default_source_code", &mut code);
+    assert_eq!(code[0]["inline_string"], "function envoy_on_request(h) end");
+    assert_eq!(own(&made.listener("0.0.0.0_80")), ["old~istio-translated-wasmplugin", "lua"]);
+    let sent = made.all(type_url::EXTENSION);
+    let sent: Vec<&String> = sent.as_object().unwrap().keys().collect();
+    assert_eq!(sent, [&format!("{PREFIX}wasm"), &format!("{PREFIX}old~istio-translated-wasmplugin")], "by age");
+}
+
+#[test]
+fn the_former_scope_prefers_nobody() {
+    let objects = entry("older", "aaa", "b.other.svc.cluster.local", 80)
+        .replace("metadata: {", "metadata: {creationTimestamp: '2020-01-01T00:00:00Z', ")
+        + "
+apiVersion: v1
+kind: Service
+metadata: {name: b, namespace: other, creationTimestamp: '2021-01-01T00:00:00Z'}
+spec: {clusterIP: 10.96.0.3, ports: [{name: http, port: 81}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: s, namespace: default}
+spec: {egress: [{hosts: ['*/*']}]}
+";
+    let of = |unified: &str| clusters(&Generated::of(&objects, "{}", &[("PILOT_UNIFIED_SIDECAR_SCOPE", unified)], ""));
+    assert_eq!(of("true"), ["outbound|81||b.other.svc.cluster.local"]);
+    assert_eq!(of("false"), ["outbound|80||b.other.svc.cluster.local"]);
+}

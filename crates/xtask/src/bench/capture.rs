@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// What injection passes.
 const FLAGS: [&str; 8] = ["-u", "1337", "-i", "*", "-b", "*", "-d", "15090,15021,15020"];
+/// How long one step of a connection may take before the whole bench gives up and says where.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Other flags, for replacements.
 const OTHER: [&str; 8] = ["-u", "1337", "-i", "10.0.0.0/8", "-b", "80,8080", "-o", "25"];
 
@@ -154,6 +156,8 @@ fn median(mut times: Vec<Duration>) -> Duration {
 struct Pod {
     inside: Netns,
     outside: Netns,
+    /// The last part of the address that clients outside have.
+    client: std::cell::Cell<u8>,
 }
 
 impl Pod {
@@ -169,7 +173,22 @@ impl Pod {
         netlink.set_up("eth0")?;
         other.set_up("wire")?;
         netlink.add_route(&netns::Route::default_via([10, 244, 0, 1].into()))?;
-        Ok(Self { inside, outside })
+        Ok(Self { inside, outside, client: 1.into() })
+    }
+
+    /// Gives clients outside an address that none had before, so that no connection has the addresses and ports of an earlier one.
+    ///
+    /// Connection tracking remembers for ten seconds how each ended. When a reset overtook the client's last packet, as it does when
+    /// the client moved to another processor, TPROXY's rules (Istio's) take a new connection from that port for the old one, lead it
+    /// past the proxy, and the client is refused.
+    fn new_client(&self) -> anyhow::Result<()> {
+        let mut netlink = Netlink::open_in(&self.outside)?;
+        let last = self.client.get();
+        let next = last.checked_add(if last == 6 { 2 } else { 1 }).context("too many rounds")?;
+        netlink.del_addr("wire", [10, 244, 0, last].into(), 24)?;
+        netlink.add_addr("wire", [10, 244, 0, next].into(), 24)?;
+        self.client.set(next);
+        Ok(())
     }
 
     fn command(program: &Path, flags: &[&str]) -> Command {
@@ -212,6 +231,7 @@ impl Pod {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
             socket.set_ip_transparent_v4(true)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
             socket.bind(&SocketAddr::from(([0, 0, 0, 0], port)).into())?;
             socket.listen(1024)?;
             Ok(socket)
@@ -229,12 +249,15 @@ impl Pod {
         count: u32,
     ) -> anyhow::Result<SetUp> {
         let ns = if from_outside { &self.outside } else { &self.inside };
-        let accept = || -> std::io::Result<Socket> {
-            let (accepted, _) = listener.accept()?;
+        let accept = || -> anyhow::Result<Socket> {
+            let (accepted, _) = listener
+                .accept()
+                .with_context(|| format!("nothing to accept within {PATIENCE:?} of what went to {to}"))?;
+            accepted.set_read_timeout(Some(PATIENCE))?;
             // With TPROXY it is the socket's own address; nobody redirected the others.
             let original = accepted.original_dst_v4().or_else(|_| accepted.local_addr())?;
             if captured && original.as_socket() != Some(to) {
-                return Err(std::io::Error::other(format!("the original destination is said to be {original:?}")));
+                bail!("the original destination of a connection to {to} is said to be {original:?}");
             }
             Ok(accepted)
         };
@@ -242,48 +265,59 @@ impl Pod {
         let open = || -> std::io::Result<Socket> {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
             socket.set_linger(Some(Duration::ZERO))?;
+            // Of `connect`, too.
+            socket.set_write_timeout(Some(PATIENCE))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
             Ok(socket)
         };
-        let connect = ns.run(|| -> std::io::Result<Duration> {
+        let failed = |what: &str, number: u32, socket: &Socket| {
+            let from = socket.local_addr().ok().and_then(|from| from.as_socket());
+            let from = from.map_or_else(|| "nowhere".to_owned(), |from| from.to_string());
+            format!("{what} {to} from {from}, number {number} of {count}")
+        };
+        self.new_client()?;
+        let connect = ns.run(|| -> anyhow::Result<Duration> {
             let mut times = Vec::new();
-            for _ in 0..count {
+            for number in 0..count {
                 let socket = open()?;
                 let started = Instant::now();
-                socket.connect(&to.into())?;
+                socket.connect(&to.into()).with_context(|| failed("cannot connect to", number, &socket))?;
                 times.push(started.elapsed());
                 // By the same thread: another one that waits must be woken within `connect`, but only where it had the time to
                 // fall asleep.
                 accept()?;
             }
             Ok(median(times))
-        })?;
+        })??;
+        self.new_client()?;
         let first_byte = std::thread::scope(|scope| -> anyhow::Result<Duration> {
-            let server = scope.spawn(|| -> std::io::Result<()> {
+            // Ends in any case: nothing is waited for longer than `PATIENCE`.
+            let server = scope.spawn(|| -> anyhow::Result<()> {
                 for _ in 0..count {
                     // Kept until the client has ended it.
                     let mut stream = std::net::TcpStream::from(accept()?);
-                    stream.write_all(b"!")?;
+                    stream.write_all(b"!").context("cannot write to the client")?;
                     let _ = stream.read(&mut [0]);
                 }
                 Ok(())
             });
-            let times = ns.run(|| -> std::io::Result<Vec<Duration>> {
+            let times = ns.run(|| -> anyhow::Result<Vec<Duration>> {
                 let mut times = Vec::new();
-                for _ in 0..count {
+                for number in 0..count {
                     let socket = open()?;
                     let started = Instant::now();
-                    socket.connect(&to.into())?;
-                    let mut stream = std::net::TcpStream::from(socket);
-                    stream.read_exact(&mut [0])?;
+                    socket.connect(&to.into()).with_context(|| failed("cannot connect to", number, &socket))?;
+                    (&socket).read_exact(&mut [0]).with_context(|| failed("no byte came from", number, &socket))?;
                     times.push(started.elapsed());
                 }
                 Ok(times)
-            })??;
-            server.join().map_err(|_| anyhow::anyhow!("the server panicked"))??;
+            })?;
+            let served = server.join().map_err(|_| anyhow::anyhow!("the server panicked"))?;
+            // The client's trouble first: without its connection the server only waited in vain.
+            let times = times?;
+            served?;
             Ok(median(times))
-        })
-        .with_context(|| format!("cannot talk to {to}"))?;
-        let connect = connect.with_context(|| format!("cannot connect to {to}"))?;
+        })?;
         Ok(SetUp { connect, first_byte })
     }
 }

@@ -85,6 +85,24 @@ fn dnsmasq(port: u16, dir: &std::path::Path) -> Option<Resolver> {
     command.spawn().ok().map(Resolver)
 }
 
+/// As [`dnsmasq`], once it answers. A port that is free now may be another test's a moment later: dnsmasq ends then, and the next
+/// port is tried.
+async fn answering(dir: &std::path::Path) -> Option<(Resolver, SocketAddr)> {
+    let probe = packet("outside.example.com.", RecordType::A, false);
+    for _ in 0..20 {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut resolver = dnsmasq(port, dir)?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        while resolver.0.try_wait().unwrap().is_none() {
+            if udp(address, &probe).await.is_some() {
+                return Some((resolver, address));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    panic!("dnsmasq ends as soon as it starts");
+}
+
 fn packet(name: &str, kind: RecordType, edns: bool) -> Vec<u8> {
     let mut message = Message::new(77, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
@@ -128,21 +146,12 @@ async fn tcp(server: SocketAddr, packet: &[u8]) -> Option<Message> {
 #[tokio::test]
 async fn a_table_of_queries_is_answered_as_dnsmasq_does() {
     let dir = tempfile::tempdir().unwrap();
-    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let Some(_resolver) = dnsmasq(port, dir.path()) else {
+    let Some((_resolver, theirs)) = answering(dir.path()).await else {
         println!(
             "SKIPPED: a_table_of_queries_is_answered_as_dnsmasq_does: no dnsmasq; `cargo xtask setup` installs it"
         );
         return;
     };
-    let theirs = SocketAddr::from(([127, 0, 0, 1], port));
-    let probe = packet("outside.example.com.", RecordType::A, false);
-    for _ in 0..100 {
-        if udp(theirs, &probe).await.is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
     let settings = Dns {
         addresses: vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()],
         parallel: false,

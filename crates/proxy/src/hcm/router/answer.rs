@@ -2,7 +2,7 @@
 
 use super::outgoing::Outgoing;
 use super::why::Why;
-use super::{Plan, cancel};
+use super::{Plan, cancel, is_internal};
 use crate::hcm::exchange::{Exchange, Outcome, Stop};
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
@@ -28,7 +28,8 @@ pub(super) async fn pass_on(
 ) -> Result<Outcome, Stop> {
     let stats = &plan.cluster.stats;
     let Reply { status, mut headers, mut body, .. } = reply;
-    stats.upstream_rq.inc(status);
+    let internal = is_internal(exchange);
+    stats.charge(status, internal);
     if refuses_websocket(exchange, upstream.protocol, status) {
         // The body would be no handshake's (Envoy `UpstreamCodecFilter::CodecBridge::decodeHeaders`).
         let mut reply = LocalReply::new(status, "", "websocket_handshake_unsuccessful");
@@ -85,10 +86,13 @@ pub(super) async fn pass_on(
         if !sent {
             let before = up_pump.bytes;
             match up_pump.poll(cx, |cx| outgoing.poll(cx), &mut upstream.send) {
-                Poll::Ready(Ok(())) if tunnel => return Poll::Ready(Err(Broken::Client(false))),
+                // On HTTP/2 a client that has said all still listens.
+                Poll::Ready(Ok(())) if tunnel && exchange.answer.is_h1() => {
+                    return Poll::Ready(Err(Broken::Client(false)));
+                }
                 Poll::Ready(Ok(())) => {
-                    if let (true, SendBody::H1 { conn, .. }) = (raw, &upstream.send) {
-                        // The end of a POST's body is that of the host's input. A host that is gone shows on its own side.
+                    if let (true, SendBody::H1 { conn, .. }) = (raw || (tunnel && connected), &upstream.send) {
+                        // The end of a request's body is that of the host's input. A host that is gone shows on its own side.
                         let _ = std::task::ready!(Pin::new(&mut conn.borrow_mut().io).poll_shutdown(cx));
                     }
                     sent = true;
@@ -126,7 +130,7 @@ pub(super) async fn pass_on(
         moved |= before != down_pump.bytes;
         match polled {
             Poll::Ready(Ok(())) => {
-                if !tunnel || sent || upstream.protocol == HttpProtocol::Http2 || connected {
+                if !tunnel || upstream.protocol == HttpProtocol::Http2 || connected {
                     return Poll::Ready(Ok(()));
                 }
                 // The upstream left an upgraded connection: for Envoy's codec its answer is not complete.
@@ -176,7 +180,7 @@ pub(super) async fn pass_on(
     let elapsed = exchange.elapsed();
     exchange.info.times.upstream_last_rx = Some(elapsed);
     exchange.info.times.downstream_last_tx = Some(elapsed);
-    stats.upstream_rq_time.record(elapsed.as_millis() as u64);
+    stats.took(elapsed.as_millis() as u64, internal);
     stats.upstream_cx_tx_bytes_total.add(up_pump.bytes + exchange.info.upstream.header_bytes_sent);
     stats.upstream_cx_rx_bytes_total.add(down_pump.bytes + exchange.info.upstream.header_bytes_received);
     if let Some(trailers) = trailers {
@@ -217,7 +221,8 @@ pub(super) async fn pass_on(
             exchange.http.stats.downstream_rq_tx_reset.inc();
             // Envoy's callback for resets in any direction.
             exchange.http.stats.downstream_rq_rx_reset.inc();
-            abort(exchange, sink, h2::Reason::INTERNAL_ERROR).await;
+            let reason = if tunnel { h2::Reason::CONNECT_ERROR } else { h2::Reason::INTERNAL_ERROR };
+            abort(exchange, sink, reason).await;
             Ok(if tunnel { Outcome::TimedOut } else { Outcome::Aborted })
         }
         Err(Broken::Client(reset)) => {

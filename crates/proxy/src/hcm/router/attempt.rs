@@ -2,7 +2,7 @@
 
 use super::outgoing::Outgoing;
 use super::why::Why;
-use super::{Plan, Tried, cancel, no_host};
+use super::{Plan, Tried, cancel, is_internal, no_host};
 use crate::hcm::exchange::{Exchange, Stop, header_bytes};
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
@@ -32,6 +32,7 @@ pub(super) async fn one_try(
     let Some(pool) = plan.cluster.pool(&worker, host, &variant(exchange, plan, host)) else {
         // One pool too many is, to Envoy, a host too few.
         exchange.info.upstream.host = None;
+        stats.charge(503, is_internal(exchange));
         return Err(no_host().into());
     };
     let breaker = plan.cluster.entry.breakers.get(plan.forward.priority);
@@ -87,7 +88,8 @@ pub(super) async fn one_try(
         exchange.timers.set(Deadline::PerTry, plan.timeouts.per_try);
         exchange.timers.set_idle(Deadline::PerTryIdle, plan.timeouts.per_try_idle);
     }
-    exchange.timers.set(Deadline::UpstreamStream, plan.cluster.config().max_stream_duration);
+    let longest = plan.timeouts.upstream_stream.or(plan.cluster.config().max_stream_duration);
+    exchange.timers.set(Deadline::UpstreamStream, longest);
     let mut pump = Pump::new();
     let mut sent = false;
     let mut sink_failed = None;

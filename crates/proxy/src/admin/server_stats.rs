@@ -1,0 +1,210 @@
+//! `server.*`, `cluster_manager.*`, `listener_manager.*`, and what listeners and clusters have before they are used:
+//! computed when somebody reads.
+
+use super::tables;
+use crate::control::Control;
+use crate::runtime::{ListenerEntry, Shared};
+use crate::stats::{
+    Computed, Entry, HttpStats, Kind, ListenerHttpStats, ListenerStats, Sample, Scope, TcpStats, ssl_zero,
+};
+use proxy_core::listener::Terminal;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// The admin port's counters: it has no router.
+pub(super) struct WithoutRouter(pub(super) Arc<HttpStats>);
+
+impl Scope for WithoutRouter {
+    fn visit(&self, f: &mut dyn FnMut(&str, Sample)) {
+        let of_router = |name: &str| {
+            name.starts_with("rq_") && name != "rq_overload_local_reply"
+                || name.starts_with("no_")
+                || name.starts_with("passthrough_")
+        };
+        self.0.visit(&mut |name, sample| {
+            if !of_router(name) {
+                f(name, sample);
+            }
+        });
+    }
+}
+
+/// Counters of what the server does not do or never meets: hot restart, watchdogs, runtime from disk.
+const FEATURELESS: [&str; 25] = [
+    "cluster_manager.cluster_updated",
+    "cluster_manager.cluster_updated_via_merge",
+    "cluster_manager.update_merge_cancelled",
+    "cluster_manager.update_out_of_merge_window",
+    "filesystem.flushed_by_timer",
+    "filesystem.reopen_failed",
+    "filesystem.write_failed",
+    "listener_manager.listener_in_place_updated",
+    "listener_manager.listener_stopped",
+    "main_thread.watchdog_mega_miss",
+    "main_thread.watchdog_miss",
+    "runtime.deprecated_feature_use",
+    "runtime.load_error",
+    "runtime.override_dir_exists",
+    "server.debug_assertion_failures",
+    "server.dropped_stat_flushes",
+    "server.dynamic_unknown_fields",
+    "server.envoy_bug_failures",
+    "server.envoy_notifications",
+    "server.main_thread.watchdog_mega_miss",
+    "server.main_thread.watchdog_miss",
+    "server.static_unknown_fields",
+    "server.wip_protos",
+    "workers.watchdog_mega_miss",
+    "workers.watchdog_miss",
+];
+
+/// Likewise gauges.
+const FEATURELESS_GAUGES: [&str; 7] = [
+    "listener_manager.total_filter_chains_draining",
+    "listener_manager.workers_pinned",
+    "runtime.deprecated_feature_seen_since_process_start",
+    "server.compilation_settings.fips_mode",
+    "server.hot_restart_epoch",
+    "server.parent_connections",
+    "server.seconds_until_first_ocsp_response_expiring",
+];
+
+/// Makes them all known to the registry.
+pub(super) fn register(shared: &Arc<Shared>, control: &Weak<Mutex<Control>>) {
+    let weak = Arc::downgrade(shared);
+    let control = control.clone();
+    let plain = Computed(move |f: &mut dyn FnMut(&str, Sample)| {
+        if let Some(shared) = weak.upgrade() {
+            of_server(&shared, &control, f);
+        }
+    });
+    shared.registry.add(Kind::Plain, "".into(), Arc::new(plain));
+    let weak = Arc::downgrade(shared);
+    shared.registry.add_source(Box::new(move |f| {
+        let Some(shared) = weak.upgrade() else { return };
+        for entry in shared.clusters.load().values() {
+            tables::cluster_gauges(entry, f);
+        }
+        for entry in shared.listeners.load().by_name.values() {
+            of_listener(entry, shared.concurrency, f);
+        }
+    }));
+}
+
+/// What a listener and its chains count, at zero.
+fn of_listener(entry: &ListenerEntry, workers: usize, f: &mut dyn FnMut(Entry)) {
+    let listener = &entry.listener;
+    let mut put = |kind: Kind, scope: &mesh_types::ArcStr, name: &str, sample: Sample| {
+        f(Entry { kind, scope: scope.clone(), name: name.to_owned(), sample });
+    };
+    let address = &listener.stat_prefix;
+    let mut own = |name: &str, sample: Sample| put(Kind::Listener, address, name, sample);
+    ListenerStats::default().visit(&mut own);
+    own("extension_config_missing", Sample::Counter(0));
+    own("network_extension_config_missing", Sample::Counter(0));
+    for worker in 0..workers {
+        own(&format!("worker_{worker}.downstream_cx_active"), Sample::Gauge(0));
+        own(&format!("worker_{worker}.downstream_cx_total"), Sample::Counter(0));
+    }
+    if listener.all_chains().any(|chain| chain.tls.is_some()) {
+        ssl_zero(&mut own);
+        for what in tables::SOCKET_FACTORY {
+            own(&format!("server_ssl_socket_factory.{what}"), Sample::Counter(0));
+        }
+    }
+    for chain in listener.all_chains() {
+        match &chain.terminal {
+            Terminal::Http(http) => {
+                HttpStats::default().visit(&mut |name, sample| put(Kind::Http, &http.stat_prefix, name, sample));
+                ListenerHttpStats::default().visit(&mut |name, sample| {
+                    put(Kind::Listener, address, &format!("http.{}.{name}", http.stat_prefix), sample);
+                });
+            }
+            Terminal::TcpProxy(proxy) => {
+                TcpStats::default().visit(&mut |name, sample| put(Kind::Tcp, &proxy.stat_prefix, name, sample));
+            }
+            Terminal::DirectResponse(_) | Terminal::Echo | Terminal::Close => {}
+        }
+    }
+    let mut plain = |name: &str| put(Kind::Plain, &"".into(), name, Sample::Counter(0));
+    let inspect = &listener.inspect;
+    if inspect.has_tls() {
+        crate::inspect::TLS_COUNTERS.iter().for_each(|name| plain(name));
+    }
+    if inspect.proxy_protocol.is_some() {
+        crate::proxy_protocol::COUNTERS.iter().for_each(|name| plain(name));
+    }
+    if inspect.has_http() {
+        crate::inspect::HTTP_COUNTERS.iter().for_each(|name| plain(name));
+    }
+}
+
+fn of_server(shared: &Shared, control: &Weak<Mutex<Control>>, f: &mut dyn FnMut(&str, Sample)) {
+    let failed = shared.health_failed.load(Ordering::Relaxed);
+    let ready = control.upgrade().is_some_and(|c| c.lock().unwrap_or_else(PoisonError::into_inner).ready().is_ok());
+    let state = match (failed, ready) {
+        (true, _) => 1,
+        (false, true) => 0,
+        (false, false) => 3,
+    };
+    let clusters = shared.clusters.load();
+    f("server.live", Sample::Gauge(u64::from(!failed && ready)));
+    f("server.state", Sample::Gauge(state));
+    f("server.uptime", Sample::Gauge(shared.started.elapsed().as_secs()));
+    f("server.concurrency", Sample::Gauge(shared.concurrency as u64));
+    f("server.version", Sample::Gauge(version()));
+    f("server.total_connections", Sample::Gauge(0));
+    f("server.stats_recent_lookups", Sample::Gauge(0));
+    f("cluster_manager.active_clusters", Sample::Gauge(clusters.len() as u64));
+    f("listener_manager.total_listeners_active", Sample::Gauge(shared.listeners.load().by_name.len() as u64));
+    f("listener_manager.workers_started", Sample::Gauge(1));
+    for name in FEATURELESS {
+        f(name, Sample::Counter(0));
+    }
+    for name in FEATURELESS_GAUGES {
+        f(name, Sample::Gauge(0));
+    }
+    for worker in 0..shared.concurrency {
+        for what in ["watchdog_mega_miss", "watchdog_miss"] {
+            f(&format!("server.worker_{worker}.{what}"), Sample::Counter(0));
+        }
+        let inflated = Sample::Gauge(clusters.len() as u64);
+        f(&format!("thread_local_cluster_manager.worker_{worker}.clusters_inflated"), inflated);
+    }
+    f("thread_local_cluster_manager.main_thread.clusters_inflated", Sample::Gauge(clusters.len() as u64));
+    let memory = super::memory();
+    let bytes = |of: &str| memory[of].as_str().and_then(|n| n.parse().ok()).unwrap_or(0);
+    f("server.memory_allocated", Sample::Gauge(bytes("allocated")));
+    f("server.memory_heap_size", Sample::Gauge(bytes("heap_size")));
+    f("server.memory_physical_size", Sample::Gauge(bytes("total_physical_bytes")));
+    f("filesystem.write_completed", Sample::Counter(0));
+    // As Envoy starts: it loads the runtime twice, and there is nothing of it on disk.
+    f("runtime.load_success", Sample::Counter(2));
+    f("runtime.override_dir_not_exists", Sample::Counter(2));
+    f("runtime.num_keys", Sample::Gauge(0));
+    f("runtime.num_layers", Sample::Gauge(0));
+    f("runtime.admin_overrides_active", Sample::Gauge(0));
+    let Some(control) = control.upgrade() else { return };
+    let control = control.lock().unwrap_or_else(PoisonError::into_inner);
+    f("cluster_manager.warming_clusters", Sample::Gauge(control.warming_clusters().count() as u64));
+    f("listener_manager.total_listeners_warming", Sample::Gauge(control.warming_listeners().count() as u64));
+    f("listener_manager.total_listeners_draining", Sample::Gauge(0));
+    for (name, count) in control.changes() {
+        f(name, Sample::Counter(count));
+    }
+    for (of, state) in &control.types {
+        let prefix = match *of {
+            envoy_api::type_url::CLUSTER => "cluster_manager.cds",
+            envoy_api::type_url::LISTENER => "listener_manager.lds",
+            _ => continue,
+        };
+        f(&format!("{prefix}.update_success"), Sample::Counter(state.updates - state.rejected));
+        f(&format!("{prefix}.update_rejected"), Sample::Counter(state.rejected));
+        f(&format!("{prefix}.update_attempt"), Sample::Counter(state.updates));
+    }
+}
+
+/// Envoy's `server.version` is the start of its commit as a number; ours is the version's parts.
+fn version() -> u64 {
+    env!("CARGO_PKG_VERSION").split('.').fold(0, |all, part| all * 1000 + part.parse::<u64>().unwrap_or(0))
+}
