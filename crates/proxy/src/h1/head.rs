@@ -172,6 +172,10 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
         return Err(CODEC);
     }
     let target = &head[line.target];
+    if target.contains(&b'\r') {
+        // To Envoy this ends a word of the line.
+        return Err(CODEC);
+    }
     if target.iter().any(u8::is_ascii_control) {
         return Err(INVALID_CHARACTERS);
     }

@@ -86,7 +86,9 @@ fn odd_targets_and_versions() {
     assert_eq!(path("GET http://b.test:99999/ HTTP/1.1"), Err("http1.invalid_url"));
     assert_eq!(path("CONNECT a.test HTTP/1.1"), Err("http1.invalid_url"));
     assert_eq!(path("CONNECT a.test:80 HTTP/1.1"), found("a.test:80", ""));
-    assert_eq!(path("GET /x\u{c}y HTTP/1.1"), Err("http1.codec_error"));
+    assert_eq!(path("GET /x\u{c}y HTTP/1.1"), Err("http1.invalid_characters"));
+    assert_eq!(path("GET /x\ry HTTP/1.1"), Err("http1.codec_error"));
+    assert_eq!(path("GET /x\ty HTTP/1.1"), Err("http1.codec_error"));
     assert_eq!(path("GET / HTTP/1.1\r"), found("t", "/"));
     assert_eq!(path("GET / HTTP/1.2"), Err("low_version"));
     let old = Limits { accept_http10: true, ..Limits::default() };
