@@ -25,7 +25,7 @@ pub(crate) enum What {
         #[arg(long, default_value_t = 15)]
         runs: usize,
         /// Connections a round.
-        #[arg(long, default_value_t = 4000)]
+        #[arg(long, default_value_t = 1000)]
         connections: u32,
         /// The program to measure, instead of a fresh release build.
         #[arg(long)]

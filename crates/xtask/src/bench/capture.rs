@@ -83,7 +83,8 @@ fn apply(runs: usize, program: &Path, reference: Option<&Path>, cgroup: Option<&
 
 /// Connections from a pod to a listener of its own: without capture straight to it, with capture to somewhere else.
 fn connections_set_up(connections: u32, program: &Path, cgroup: Option<&Cgroup>) -> anyhow::Result<()> {
-    const ROUNDS: usize = 5;
+    // Many and short: the machine's own pace changes from second to second.
+    const ROUNDS: usize = 21;
     println!("\nsetting up a connection               connect(2)  captured   ratio   to first byte  captured   ratio");
     println!("{:<36} {:>29.2} {:>34.2}", "asked at most: eBPF and TPROXY", 1.10, 1.10);
     let path = cgroup.map(|c| c.path.display().to_string());
@@ -125,9 +126,11 @@ fn connections_set_up(connections: u32, program: &Path, cgroup: Option<&Cgroup>)
         }
         print!("{name:<36}");
         for part in [|time: &SetUp| time.connect, |time: &SetUp| time.first_byte] {
-            let [without, with] =
-                [&without, &with].map(|times| median(times.iter().map(part).collect()).as_secs_f64() * 1e6);
-            print!(" {without:>9.1} µs {with:>6.1} µs {:>6.2}     ", with / without);
+            let times = |of: &[SetUp]| of.iter().map(part).collect::<Vec<_>>();
+            let (without, with) = (times(&without), times(&with));
+            let ratio = median(without.iter().zip(&with).map(|(a, b)| b.as_secs_f64() / a.as_secs_f64()).collect());
+            let [without, with] = [without, with].map(|times| median(times).as_secs_f64() * 1e6);
+            print!(" {without:>9.1} µs {with:>6.1} µs {ratio:>6.2}     ");
         }
         println!();
     }
@@ -147,9 +150,9 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times.get(times.len() / 2).copied().unwrap_or_default()
+fn median<T: Copy + Default + PartialOrd>(mut all: Vec<T>) -> T {
+    all.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
+    all.get(all.len() / 2).copied().unwrap_or_default()
 }
 
 /// A pod's network with another one at the end of its wire.
