@@ -61,8 +61,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Wait(flags) => on_one_thread(requests::wait(&flags)),
         Command::Request(flags) => on_one_thread(requests::request(&flags)),
         Command::Version(flags) => requests::version(&flags),
-        Command::IstioIptables(passed) => Ok(capture::main(passed.command_line("istio-iptables"))),
-        Command::IstioCleanIptables(passed) => Ok(capture::clean(passed.command_line("istio-clean-iptables"))),
+        Command::IstioIptables(passed) => Ok(capture::main(passed.command_line("istio-iptables")).into()),
+        Command::IstioCleanIptables(passed) => Ok(capture::clean(passed.command_line("istio-clean-iptables")).into()),
     }
 }
 

@@ -277,12 +277,13 @@ fn live_of(cgroup: &Cgroup, links: &[&Link]) -> Result<Option<(Live, Vec<u32>)>,
     if found == 0 {
         return Ok(None);
     }
-    let mut live = Live {
-        tables: Tables::default(),
-        counters: Vec::new(),
-        partial: found != PROGRAMS.len(),
-        interfaces: Vec::new(),
-    };
+    read(maps, found != PROGRAMS.len(), links).map(Some)
+}
+
+/// What these maps hold. Not a part of its caller, whose stack would else take their hundred kilobytes where there are none.
+#[inline(never)]
+fn read(maps: Vec<u32>, partial: bool, links: &[&Link]) -> Result<(Live, Vec<u32>), Error> {
+    let mut live = Live { tables: Tables::default(), counters: Vec::new(), partial, interfaces: Vec::new() };
     let mut settings = None;
     for id in &maps {
         let info = MapInfo::from_id(*id).map_err(load_error)?;
@@ -325,7 +326,7 @@ fn live_of(cgroup: &Cgroup, links: &[&Link]) -> Result<Option<(Live, Vec<u32>)>,
         }
     }
     live.partial |= live.tables.captures_inbound() && live.interfaces.is_empty() && !links.is_empty();
-    Ok(Some((live, maps)))
+    Ok((live, maps))
 }
 
 /// The cgroup of a process (`self` or a number) and those above it, innermost first, as far as they can be seen from here.

@@ -29,7 +29,6 @@ mod validate;
 mod conformance;
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 
 pub use args::{Args, Usage};
 pub use config::{Cidr, Config, Dns, Groups, Invalid, Mode, Owner, Ports, Selection};
@@ -46,16 +45,16 @@ const USAGE: u8 = 255;
 /// Runs `istio-iptables` from a whole command line (with the program's name): sets up capture in the current network namespace.
 ///
 /// Exit status 0; 1 on any error; 126 when validation failed; 255 for a command line that cannot be read.
-pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     command("istio-iptables", arguments, |args| finish(run::run(&args)))
 }
 
 /// Runs `istio-clean-iptables` from a whole command line: removes everything of ours from the current network namespace.
-pub fn clean(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn clean(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     command("istio-clean-iptables", arguments, |args| finish(run::run(&args.clean_up())))
 }
 
-fn command(name: &str, arguments: impl IntoIterator<Item = OsString>, then: impl FnOnce(Args) -> ExitCode) -> ExitCode {
+fn command(name: &str, arguments: impl IntoIterator<Item = OsString>, then: impl FnOnce(Args) -> u8) -> u8 {
     let mut arguments = arguments.into_iter().skip(1).peekable();
     // `pilot-agent istio-iptables …` and `istio-iptables …` are the same.
     arguments.next_if(|first| first == name);
@@ -63,20 +62,20 @@ fn command(name: &str, arguments: impl IntoIterator<Item = OsString>, then: impl
         Ok(Some(args)) => then(args),
         Ok(None) => {
             print!("{}", Args::help());
-            ExitCode::SUCCESS
+            0
         }
         Err(error) => {
             eprintln!("Error: {error}");
-            ExitCode::from(USAGE)
+            USAGE
         }
     }
 }
 
-fn finish(result: Result<String, run::Failure>) -> ExitCode {
+fn finish(result: Result<String, run::Failure>) -> u8 {
     match result {
         Ok(shown) => {
             print!("{shown}");
-            ExitCode::SUCCESS
+            0
         }
         Err(failure) => {
             let mut text = format!("Error: {failure}");
@@ -86,7 +85,7 @@ fn finish(result: Result<String, run::Failure>) -> ExitCode {
                 cause = error.source();
             }
             eprintln!("{text}");
-            ExitCode::from(failure.exit_status())
+            failure.exit_status()
         }
     }
 }

@@ -29,10 +29,15 @@ fn main() -> ExitCode {
     // Capture runs in an init container: in milliseconds and a few MiB, so without the parser of the whole command line.
     let word = |at: usize| arguments.get(at).and_then(|word| word.to_str());
     let at = if word(1) == Some("agent") { 2 } else { 1 };
-    match word(at) {
-        Some("istio-iptables") => return capture::main(arguments.drain(at..)),
-        Some("istio-clean-iptables") => return capture::clean(arguments.drain(at..)),
-        _ => {}
+    let capture = match word(at) {
+        Some("istio-iptables") => Some(capture::main as fn(_) -> u8),
+        Some("istio-clean-iptables") => Some(capture::clean as fn(_) -> u8),
+        _ => None,
+    };
+    if let Some(capture) = capture {
+        // What the loader touched is half of what capture would ever hold.
+        lifecycle::memory::release_unused();
+        lifecycle::memory::end(capture(arguments.drain(at..)));
     }
     if word(1) == Some("agent") {
         let agent = agent::without_unknown_flags(arguments.split_off(1));

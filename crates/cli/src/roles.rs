@@ -208,9 +208,11 @@ impl Cli {
             Role::Workload { verb: Workload::Configure(args) } => machine::configure_workload(&args),
             Role::Dns(args) => agent::dns(args),
             Role::Proxy(args) => Ok(proxy::run(args)),
-            Role::Iptables(args) => Ok(capture::main(std::iter::once("istio-iptables".into()).chain(args.arguments))),
+            Role::Iptables(args) => {
+                Ok(capture::main(std::iter::once("istio-iptables".into()).chain(args.arguments)).into())
+            }
             Role::CleanIptables(args) => {
-                Ok(capture::clean(std::iter::once("istio-clean-iptables".into()).chain(args.arguments)))
+                Ok(capture::clean(std::iter::once("istio-clean-iptables".into()).chain(args.arguments)).into())
             }
             Role::Capture(args) => Ok(capture::inspect(&args, |mesh, pod| {
                 machine::pod_process(mesh, pod).map_err(|error| format!("{error:#}"))

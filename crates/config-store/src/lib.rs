@@ -7,11 +7,13 @@
 mod compact;
 mod kind;
 mod object;
+mod patch_value;
 mod snapshot;
 mod store;
 
 pub use compact::Compact;
 pub use kind::Kind;
 pub use object::{Body, Key, Object, Origin};
+pub use patch_value::{InvalidValue, patch_value};
 pub use snapshot::Snapshot;
 pub use store::{Change, Rejected, Store};

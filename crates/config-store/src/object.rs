@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use istio_api as istio;
 use istio_api::authorization_policy::Action;
+use istio_api::envoy_filter::{ApplyTo, EnvoyConfigObjectPatch, PatchContext};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use manifest::{Document, Error};
 use mesh_types::{ArcStr, Labels};
 
-use crate::{Compact, Kind};
+use crate::{Compact, InvalidValue, Kind};
 
 /// What identifies an object.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -231,7 +232,24 @@ impl Body {
             | Body::Secret(_) => return Vec::new(),
         };
         found.extend(self.dry_run(annotations));
+        found.extend(self.patch_values());
         found
+    }
+
+    /// The values of an EnvoyFilter that are none of Envoy's messages.
+    fn patch_values(&self) -> Vec<istio::Violation> {
+        let Body::EnvoyFilter(filter) = self else { return Vec::new() };
+        let fault = |(index, config): (usize, &EnvoyConfigObjectPatch)| {
+            let for_waypoint = config.r#match.as_ref().is_some_and(|m| m.context == PatchContext::Waypoint);
+            let value = config.patch.as_ref()?.value.as_ref()?;
+            if for_waypoint || config.apply_to == ApplyTo::Invalid {
+                return None;
+            }
+            let InvalidValue { path, reason } = crate::patch_value(config.apply_to, value).err()?;
+            let path = format!("spec.configPatches[{index}].patch.value{path}");
+            Some(istio::Violation { path, message: reason, severity: istio::Severity::Error })
+        };
+        filter.config_patches.iter().enumerate().filter_map(fault).collect()
     }
 
     /// istiod `checkDryRunAnnotation`.

@@ -342,7 +342,7 @@ fn connections(_: &State, about: &About<'_>, _: &str) -> Result<Value, Failure> 
 fn instancesz(state: &State, about: &About<'_>, _: &str) -> Result<Value, Failure> {
     let rows = about.statuses.all().into_iter().filter_map(|proxy| {
         let node = about.statuses.node(proxy.connection)?;
-        let targets = state.push.registry.targets(&node.query());
+        let targets = state.push.registry.targets(&node.query(&state.push.settings.cluster_id));
         let targets = targets.iter().map(|target| registry::target(state, target));
         Some((proxy.proxy, targets.collect()))
     });

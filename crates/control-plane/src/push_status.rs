@@ -144,7 +144,7 @@ impl PushStatus {
         }
         if node.addresses.iter().any(|address| not_ready.contains(address)) {
             self.add("pilot_endpoint_not_ready", id.to_owned(), id, String::new());
-        } else if state.push.registry.targets(&node.query()).is_empty() {
+        } else if state.push.registry.targets(&node.query(&state.push.settings.cluster_id)).is_empty() {
             self.add("pilot_no_ip", id.to_owned(), id, String::new());
         }
     }

@@ -109,7 +109,7 @@ impl Generator {
 
     /// Counts a proxy that serves nothing, where istiod does: Kubernetes' services only, and none for machines.
     fn look_for_services(&self, node: &Node, state: &State) {
-        let (registry, query) = (&state.push.registry, node.query());
+        let (registry, query) = (&state.push.registry, node.query(&state.push.settings.cluster_id));
         let reason = match registry.workload(&query) {
             Some(workload) if !workload.is_pod => return,
             Some(_) => "no_matching_services",

@@ -259,7 +259,8 @@ fn route(table: &RouteTable, headers: &Headers, answer: &mut Answer) -> Result<(
             ClusterSpecifier::Single(name) => answer.cluster_matched = name.to_string(),
             ClusterSpecifier::Header(_) => {}
             ClusterSpecifier::Weighted { clusters, .. } => {
-                let weighted = clusters.iter().map(|c| Weighted { cluster: c.name.to_string(), weight: c.weight });
+                let weighted =
+                    clusters.iter().map(|c| Weighted { cluster: c.name.to_string(), weight: c.weight.get() });
                 answer.weighted_clusters = weighted.collect();
             }
         }

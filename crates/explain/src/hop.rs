@@ -345,8 +345,9 @@ impl Hop<'_> {
     fn action<'m>(&self, matched: &'m Matched, head: &Headers, steps: &mut Vec<Step>) -> Result<&'m Forward, Outcome> {
         match &matched.route.action {
             Action::Forward(forward) => {
-                if let ClusterSpecifier::Weighted { clusters, total, .. } = &forward.clusters {
-                    let all = clusters.iter().map(|c| format!("{} {}", percent(c.weight, *total), c.name));
+                if let ClusterSpecifier::Weighted { clusters, .. } = &forward.clusters {
+                    let total = clusters.iter().map(|c| c.weight.get()).sum();
+                    let all = clusters.iter().map(|c| format!("{} {}", percent(c.weight.get(), total), c.name));
                     let drawn = matched.cluster(head).unwrap_or_else(|| "none".into());
                     let step = Step::new("weights", all.collect::<Vec<_>>().join(", "));
                     steps.push(step.fact(format!("this draw: {drawn}")));
@@ -417,7 +418,7 @@ fn matched_names(matched: &Matched, head: &Headers, logged: &mut Logged) {
     if let Action::Forward(forward) = &matched.route.action
         && let ClusterSpecifier::Weighted { clusters, .. } = &forward.clusters
     {
-        let possible = clusters.iter().filter(|cluster| cluster.weight > 0);
+        let possible = clusters.iter().filter(|cluster| cluster.weight.get() > 0);
         logged.clusters = possible.map(|cluster| cluster.name.to_string()).collect();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::selector::PolicyTargetReference;
 use crate::sidecar::WorkloadSelector;
@@ -176,7 +176,7 @@ message! {
     /// `networking.v1alpha3.EnvoyFilter.Patch`.
     Patch {
         operation: Operation,
-        value: Option<Value>,
+        value: Option<Map<String, Value>>,
         filter_class "filterClass": FilterClass,
     }
 }

@@ -1,6 +1,6 @@
 //! WebAssembly modules and Lua code in the filter chain.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::selector::{PolicyTargetReference, WorkloadSelector};
 use crate::wasm_plugin::{FailStrategy, PluginType, PullPolicy, TrafficSelector, VmConfig};
@@ -27,7 +27,7 @@ message! {
         image_pull_policy "imagePullPolicy": PullPolicy,
         image_pull_secret "imagePullSecret": String,
         verification_key "verificationKey": String,
-        plugin_config "pluginConfig": Option<Value>,
+        plugin_config "pluginConfig": Option<Map<String, Value>>,
         plugin_name "pluginName": String,
         fail_strategy "failStrategy": FailStrategy,
         vm_config "vmConfig": Option<VmConfig>,

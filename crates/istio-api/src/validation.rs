@@ -2,6 +2,7 @@
 //!
 //! Every kind has `validate(&self, namespace)`, where `namespace` is the one the resource lives in.
 
+mod cel;
 mod check;
 mod destination_rule;
 mod extensions;

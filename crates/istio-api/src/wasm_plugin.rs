@@ -1,6 +1,6 @@
 //! WebAssembly modules in the filter chain.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::selector::PolicyTargetReference;
 use crate::selector::PortSelector;
@@ -19,7 +19,7 @@ message! {
         image_pull_policy "imagePullPolicy": PullPolicy,
         image_pull_secret "imagePullSecret": String,
         verification_key "verificationKey": String,
-        plugin_config "pluginConfig": Option<Value>,
+        plugin_config "pluginConfig": Option<Map<String, Value>>,
         plugin_name "pluginName": String,
         phase: PluginPhase,
         priority: Option<i32>,

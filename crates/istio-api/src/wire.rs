@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, Error, Visitor};
-use serde_json::Value;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+use serde_json::{Map, Value};
 
 pub use duration::{Duration, InvalidDuration};
 
@@ -43,7 +44,7 @@ macro_rules! message {
 
         impl crate::wire::Json for $name {
             fn read<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                serde::Deserialize::deserialize(deserializer)
+                crate::wire::object(deserializer)
             }
         }
     )+};
@@ -111,6 +112,24 @@ pub(crate) trait Json: Sized {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
 }
 
+/// Reads a message, which is an object only: what serde derives takes lists too.
+pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct ObjectVisitor<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_map(ObjectVisitor(PhantomData))
+}
+
 /// Lets serde's own collections hold what only we can read.
 struct Wrap<T>(T);
 
@@ -135,16 +154,18 @@ impl<T: Json> Json for Option<T> {
     }
 }
 
-impl<T: Json> Json for Vec<T> {
+/// `null` elements are empty, as jsonpb makes them.
+impl<T: Json + Default> Json for Vec<T> {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Vec::<Wrap<T>>::deserialize(deserializer)?.into_iter().map(|wrap| wrap.0).collect())
+        let list = Vec::<Option<Wrap<T>>>::deserialize(deserializer)?;
+        Ok(list.into_iter().map(|item| item.map(|wrap| wrap.0).unwrap_or_default()).collect())
     }
 }
 
-impl<K: Ord + for<'k> Deserialize<'k>, T: Json> Json for BTreeMap<K, T> {
+impl<K: Ord + for<'k> Deserialize<'k>, T: Json + Default> Json for BTreeMap<K, T> {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let map = BTreeMap::<K, Wrap<T>>::deserialize(deserializer)?;
-        Ok(map.into_iter().map(|(key, wrap)| (key, wrap.0)).collect())
+        let map = BTreeMap::<K, Option<Wrap<T>>>::deserialize(deserializer)?;
+        Ok(map.into_iter().map(|(key, item)| (key, item.map(|wrap| wrap.0).unwrap_or_default())).collect())
     }
 }
 
@@ -163,6 +184,13 @@ impl Json for bool {
 impl Json for Value {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Value::deserialize(deserializer)
+    }
+}
+
+/// A `google.protobuf.Struct`.
+impl Json for Map<String, Value> {
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Map::deserialize(deserializer)
     }
 }
 

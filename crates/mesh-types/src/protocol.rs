@@ -60,12 +60,13 @@ impl Protocol {
         let name = match app_protocol {
             // KEP-3726 and the older Kubernetes spellings.
             Some("kubernetes.io/h2c") => "http2",
-            Some("kubernetes.io/ws" | "kubernetes.io/wss") => return Protocol::Http,
+            Some("kubernetes.io/ws") => return Protocol::Http,
+            Some("kubernetes.io/wss") => return Protocol::Https,
             Some(other) => other,
             None => name,
         };
         let full = name.to_ascii_lowercase();
-        if full == "grpc-web" || full.starts_with("grpc-web-") {
+        if full.starts_with("grpc-web") {
             return Protocol::GrpcWeb;
         }
         let protocol = Protocol::parse(full.split('-').next().unwrap_or(""));
@@ -73,7 +74,6 @@ impl Protocol {
             // A name that says nothing on a port whose server is known to speak first: sniffing would hang.
             // SMTP, DNS, MySQL, MongoDB, as istiod has them.
             Protocol::Unsupported if matches!(port, 25 | 53 | 3306 | 27017) => Protocol::Tcp,
-            Protocol::Udp => Protocol::Unsupported,
             other => other,
         }
     }
@@ -140,6 +140,10 @@ mod tests {
         assert_eq!(of(80, "web", None), Protocol::Unsupported);
         assert_eq!(of(80, "tcp", Some("http")), Protocol::Http);
         assert_eq!(of(80, "", Some("kubernetes.io/h2c")), Protocol::Http2);
+        assert_eq!(of(80, "", Some("kubernetes.io/ws")), Protocol::Http);
+        assert_eq!(of(27017, "mongo", Some("kubernetes.io/wss")), Protocol::Https);
+        assert_eq!(of(80, "grpc-webx", None), Protocol::GrpcWeb);
+        assert_eq!(of(80, "udp-x", None), Protocol::Udp);
         assert_eq!(of(3306, "db", None), Protocol::Tcp);
         assert_eq!(Protocol::of_service_port(53, "http", "UDP", None), Protocol::Udp);
     }

@@ -99,7 +99,10 @@ impl Socket {
 
     /// One datagram into the buffer; `None` when `wait` is false and there is none.
     fn receive(&mut self, wait: bool) -> io::Result<Option<usize>> {
-        self.buffer.resize(RECEIVE, 0);
+        if self.buffer.is_empty() {
+            // Zeroed by the kernel: pages that no answer reaches are never touched.
+            self.buffer = vec![0; RECEIVE];
+        }
         let flags = libc::MSG_TRUNC | if wait { 0 } else { libc::MSG_DONTWAIT };
         loop {
             // SAFETY: the buffer is live, exclusively borrowed, and its length is given.

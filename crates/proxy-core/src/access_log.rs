@@ -102,12 +102,12 @@ impl AccessLog {
         Ok(all)
     }
 
-    fn compile(log: &pb::accesslog::AccessLog, _options: &Options) -> Compiled<Self> {
+    fn compile(log: &pb::accesslog::AccessLog, options: &Options) -> Compiled<Self> {
         use loggers::stream::v3::stderr_access_log::AccessLogFormat as ErrFormat;
         use loggers::stream::v3::stdout_access_log::AccessLogFormat as OutFormat;
         use pb::accesslog::access_log::ConfigType;
         use pb::ext::access_loggers as loggers;
-        let filter = log.filter.as_ref().map(LogFilter::compile).transpose().at("filter")?;
+        let filter = log.filter.as_ref().map(|f| LogFilter::compile(f, &options.runtime)).transpose().at("filter")?;
         let typed = Typed::open(log.config_type.as_ref().map(|ConfigType::TypedConfig(any)| any))?;
         let (sink, format) = match typed.name.as_str() {
             "envoy.extensions.access_loggers.file.v3.FileAccessLog" => file(&typed.decode()?)?,

@@ -2,6 +2,7 @@
 //!
 //! One [`LoadBalancer`] a worker and cluster. It sorts its hosts when they or their health changed, and draws after that.
 
+mod bounded;
 mod consistent;
 mod priority;
 mod schedule;
@@ -14,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::address::Address;
-use crate::cluster::{Cluster, Discovery, LbPolicy, OriginalDst};
+use crate::cluster::{Cluster, Discovery, LbPolicy, OriginalDst, SubsetConfig};
 use crate::endpoints::{Endpoints, Health, Host};
 use crate::headers::Headers;
 use crate::metadata::MetadataMatch;
@@ -23,6 +24,7 @@ use crate::retry::RetryPolicy;
 use priority::PriorityLoad;
 use schedule::HostGroup;
 use subset::Subsets;
+pub use subset::{SubsetCount, SubsetUse};
 
 /// What a choice looks at.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +75,7 @@ pub struct LoadBalancer {
     ephemeral: HashMap<Address, Arc<Host>>,
     seed: u64,
     panicked: bool,
+    subset_use: SubsetUse,
 }
 
 /// Hosts to choose from: all of a cluster, or one subset.
@@ -116,6 +119,7 @@ impl LoadBalancer {
             ephemeral: HashMap::new(),
             seed,
             panicked: false,
+            subset_use: SubsetUse::default(),
         };
         balancer.rebuild();
         balancer
@@ -145,6 +149,8 @@ impl LoadBalancer {
 
     /// The host for a request; `None`: there is none (flag UH, details `no_healthy_upstream`).
     pub fn pick(&mut self, cx: &PickContext<'_>, random: &mut Random) -> Option<Arc<Host>> {
+        self.panicked = false;
+        self.subset_use = SubsetUse::default();
         if let Discovery::OriginalDst(config) = &self.cluster.discovery {
             let address = destination(config, cx)?;
             return Some(self.ephemeral_host(Address::Ip(address), ""));
@@ -158,17 +164,38 @@ impl LoadBalancer {
         if let Some(host) = cx.override_host.and_then(|wanted| self.session_host(wanted)) {
             return Some(host);
         }
+        if self.cluster.subsets.is_none() {
+            return self.all.pick(&self.cluster, cx, &mut self.panicked, random);
+        }
+        let cluster = self.cluster.clone();
+        let config = cluster.subsets.as_ref()?;
+        match config.alternatives(cx.metadata_match) {
+            None => self.pick_in_subset(config, cx.metadata_match, cx, random),
+            Some(all) => all.iter().find_map(|criteria| self.pick_in_subset(config, Some(criteria), cx, random)),
+        }
+    }
+
+    fn pick_in_subset(
+        &mut self,
+        config: &SubsetConfig,
+        criteria: Option<&MetadataMatch>,
+        cx: &PickContext<'_>,
+        random: &mut Random,
+    ) -> Option<Arc<Host>> {
         let cluster = &self.cluster;
-        let pool = match &cluster.subsets {
-            None => &mut self.all,
-            Some(config) => match self.subsets.choose(config, cluster, &self.endpoints, self.seed, cx.metadata_match) {
-                subset::Choice::All => &mut self.all,
-                subset::Choice::Subset(pool) => pool,
-                subset::Choice::Nothing => return None,
-            },
+        let (choice, used) = self.subsets.choose(config, cluster, &self.endpoints, self.seed, criteria);
+        let pool = match choice {
+            subset::Choice::All => &mut self.all,
+            subset::Choice::Subset(pool) => pool,
+            subset::Choice::Nothing => return None,
         };
-        self.panicked = false;
+        self.subset_use = used;
         pool.pick(cluster, cx, &mut self.panicked, random)
+    }
+
+    /// Whether a subset served the last choice, for statistics.
+    pub fn subset_use(&self) -> SubsetUse {
+        self.subset_use
     }
 
     /// The host with this address, made if it is new: for original destinations and resolved names.
@@ -252,7 +279,7 @@ impl Pool {
         let draw = cx.hash.filter(|_| is_hashing(&cluster.lb)).unwrap_or_else(|| random.next());
         let excluded = excluded_priorities(cx);
         // Where there is no host at all, too few are healthy.
-        *panicked = self.loads.is_empty() && cluster.panic_threshold > 0.0;
+        *panicked = self.loads.is_empty() && cluster.panic_threshold.get() > 0.0;
         let (index, health, panic) = priority::choose(&self.loads, draw, &excluded)?;
         *panicked = panic;
         let groups = &mut self.groups[index];
@@ -337,7 +364,8 @@ impl Localities {
             let hosts: Vec<_> = set.localities.iter().flat_map(|l| pick(&l.hosts)).collect();
             groups.push(HostGroup::new(hosts, &cluster.lb, seed));
         }
-        let hash = is_hashing(&cluster.lb).then(|| consistent::Table::new(&cluster.lb, &groups, &weights));
+        let hash =
+            is_hashing(&cluster.lb).then(|| consistent::Table::new(&cluster.lb, &groups, &weights, endpoints.hosts()));
         Self { schedule: weighted.then(|| schedule::Weighted::new(weights)), groups, hash }
     }
 

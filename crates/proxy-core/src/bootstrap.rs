@@ -5,7 +5,6 @@ use std::sync::Arc;
 use mesh_types::ArcStr;
 use serde_json::Value;
 
-use crate::Options;
 use crate::access_log::AccessLog;
 use crate::address::Address;
 use crate::cluster::Cluster;
@@ -18,6 +17,7 @@ use crate::overload::OverloadConfig;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, Rejected, Result, refuse};
 use crate::tls::Secret;
+use crate::{Options, Runtime};
 
 /// A compiled bootstrap.
 #[derive(Debug)]
@@ -42,8 +42,8 @@ pub struct Bootstrap {
     pub stats: StatsConfig,
     /// Tracing of listeners that name no provider.
     pub tracing: Option<TracingProvider>,
-    /// Values of the static runtime layers, later layers over earlier ones, by dotted key.
-    pub runtime: Vec<(ArcStr, Value)>,
+    /// Values that may change while the proxy runs. What the bootstrap holds itself is compiled with it.
+    pub runtime: Runtime,
     /// What is done when resources run short.
     pub overload: Option<OverloadConfig>,
 }
@@ -126,6 +126,7 @@ impl Bootstrap {
     pub fn compile(bootstrap: &pb::bootstrap::Bootstrap, options: &Options) -> Result<Self> {
         let fixed = bootstrap.static_resources.clone().unwrap_or_default();
         let compiled = Self::settings(bootstrap, options)?;
+        let options = &Options { runtime: compiled.runtime.clone(), ..options.clone() };
         let clusters =
             fixed.clusters.iter().map(|c| Cluster::compile(c, options).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         let listeners =
@@ -142,9 +143,12 @@ impl Bootstrap {
         Ok(compiled)
     }
 
-    /// As [`Self::compile`], without the static resources.
+    /// As [`Self::compile`], without the static resources. Those, and all that comes later, are compiled with its
+    /// [`runtime`](Self::runtime).
     pub fn settings(bootstrap: &pb::bootstrap::Bootstrap, options: &Options) -> Result<Self> {
-        Self::build(bootstrap, options).map_err(|invalid| invalid.of("bootstrap", ""))
+        let runtime = Runtime::compile(bootstrap.layered_runtime.as_ref()).at("layered_runtime");
+        let build = |runtime| Self::build(bootstrap, &Options { runtime, ..options.clone() });
+        runtime.and_then(build).map_err(|invalid| invalid.of("bootstrap", ""))
     }
 
     fn build(bootstrap: &pb::bootstrap::Bootstrap, options: &Options) -> Compiled<Self> {
@@ -198,7 +202,7 @@ impl Bootstrap {
                 .map(TracingProvider::compile)
                 .transpose()
                 .at("tracing.http")?,
-            runtime: runtime(bootstrap.layered_runtime.as_ref()).at("layered_runtime")?,
+            runtime: options.runtime.clone(),
             overload: bootstrap
                 .overload_manager
                 .as_ref()
@@ -325,37 +329,5 @@ impl StatsConfig {
             names,
             histogram_buckets,
         })
-    }
-}
-
-fn runtime(layers: Option<&pb::bootstrap::LayeredRuntime>) -> Compiled<Vec<(ArcStr, Value)>> {
-    use pb::bootstrap::runtime_layer::LayerSpecifier;
-    let mut values = std::collections::BTreeMap::new();
-    for layer in layers.iter().flat_map(|l| &l.layers) {
-        match &layer.layer_specifier {
-            Some(LayerSpecifier::StaticLayer(fields)) => {
-                flatten("", &Value::Object(metadata::object(fields)), &mut values);
-            }
-            Some(LayerSpecifier::DiskLayer(_)) => return Err(Invalid::unsupported("disk_layer")),
-            Some(LayerSpecifier::RtdsLayer(_)) => return Err(Invalid::unsupported("rtds_layer")),
-            // Empty until somebody posts to `/runtime_modify`.
-            Some(LayerSpecifier::AdminLayer(_)) | None => {}
-        }
-    }
-    Ok(values.into_iter().map(|(k, v)| (ArcStr::from(k), v)).collect())
-}
-
-/// Nested objects become dotted keys.
-fn flatten(prefix: &str, value: &Value, out: &mut std::collections::BTreeMap<String, Value>) {
-    match value {
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&name, value, out);
-            }
-        }
-        other => {
-            out.insert(prefix.to_owned(), other.clone());
-        }
     }
 }

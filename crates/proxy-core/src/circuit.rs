@@ -7,6 +7,7 @@ use crate::fields;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::route::Priority;
+use crate::runtime::Runtime;
 
 /// The limits of one priority.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,6 +55,11 @@ impl Default for BreakerLimits {
 }
 
 impl BreakerLimits {
+    /// By [`Resource`].
+    fn numbers(&self) -> [u32; 5] {
+        [self.connections, self.pending, self.requests, self.retries, self.pools]
+    }
+
     /// By priority: default, high. The first threshold of a priority counts.
     pub(crate) fn compile(breakers: Option<&pb::cluster::CircuitBreakers>) -> Compiled<[Self; 2]> {
         let mut limits = [None, None];
@@ -128,6 +134,10 @@ pub enum Resource {
     Pools,
 }
 
+/// Names of limits in keys of the runtime, by [`Resource`].
+const NAMES: [&str; 5] =
+    ["max_connections", "max_pending_requests", "max_requests", "max_retries", "max_connection_pools"];
+
 /// The breakers of one cluster. One for all workers; kept when the cluster is updated with equal limits.
 #[derive(Debug)]
 pub struct Breakers {
@@ -137,7 +147,26 @@ pub struct Breakers {
 impl Breakers {
     /// Closed breakers with these limits.
     pub fn new(limits: &[BreakerLimits; 2]) -> Self {
-        Self { priorities: limits.map(|limits| Arc::new(Breaker { limits, used: Default::default() })) }
+        let breaker = |limits: BreakerLimits| Breaker {
+            current: limits.numbers().map(AtomicU32::new),
+            limits,
+            used: Default::default(),
+        };
+        Self { priorities: limits.map(|limits| Arc::new(breaker(limits))) }
+    }
+
+    /// Takes the limits that the runtime has for the cluster of this name, and the configured ones else.
+    pub fn follow(&self, cluster: &str, runtime: &Runtime) {
+        // Asked once, so that many clusters are not looked up in vain.
+        let any = runtime.mentions(&format!("circuit_breakers.{cluster}."));
+        for (breaker, priority) in self.priorities.iter().zip(["default", "high"]) {
+            for ((slot, configured), name) in breaker.current.iter().zip(breaker.limits.numbers()).zip(NAMES) {
+                let of = || runtime.get::<u64>(&format!("circuit_breakers.{cluster}.{priority}.{name}"));
+                let limit = any.then(of).flatten();
+                let limit = limit.map_or(configured, |limit| u32::try_from(limit).unwrap_or(u32::MAX));
+                slot.store(limit, Ordering::Relaxed);
+            }
+        }
     }
 
     /// The breaker of a priority.
@@ -150,24 +179,25 @@ impl Breakers {
 #[derive(Debug)]
 pub struct Breaker {
     limits: BreakerLimits,
+    /// The limits that hold, by [`Resource`].
+    current: [AtomicU32; 5],
     used: [AtomicU32; 5],
 }
 
 impl Breaker {
     fn limit(&self, resource: Resource) -> u32 {
-        match resource {
-            Resource::Connections => self.limits.connections,
-            Resource::Pending => self.limits.pending,
-            Resource::Requests => self.limits.requests,
-            Resource::Pools => self.limits.pools,
-            Resource::Retries => match self.limits.retry_budget {
-                None => self.limits.retries,
-                Some(budget) => {
-                    let under_way = self.used(Resource::Requests) + self.used(Resource::Pending);
-                    ((f64::from(under_way) * budget.percent / 100.0) as u32).max(budget.min_concurrency)
-                }
-            },
+        match (resource, self.limits.retry_budget) {
+            (Resource::Retries, Some(budget)) => {
+                let under_way = self.used(Resource::Requests) + self.used(Resource::Pending);
+                ((f64::from(under_way) * budget.percent / 100.0) as u32).max(budget.min_concurrency)
+            }
+            _ => self.plain_limit(resource),
         }
+    }
+
+    /// Without the budget.
+    fn plain_limit(&self, resource: Resource) -> u32 {
+        self.current[resource as usize].load(Ordering::Relaxed)
     }
 
     /// So many are in use.
@@ -184,14 +214,14 @@ impl Breaker {
     /// tracked. A retry budget has no fixed limit: its gauge is that of `max_retries`, and nothing is left of it.
     pub fn gauges(&self, mut f: impl FnMut(&'static str, u64)) {
         let limits = &self.limits;
-        for (resource, limit, open, remaining) in [
-            (Resource::Connections, limits.connections, "cx_open", "remaining_cx"),
-            (Resource::Pools, limits.pools, "cx_pool_open", "remaining_cx_pools"),
-            (Resource::Requests, limits.requests, "rq_open", "remaining_rq"),
-            (Resource::Pending, limits.pending, "rq_pending_open", "remaining_pending"),
-            (Resource::Retries, limits.retries, "rq_retry_open", "remaining_retries"),
+        for (resource, open, remaining) in [
+            (Resource::Connections, "cx_open", "remaining_cx"),
+            (Resource::Pools, "cx_pool_open", "remaining_cx_pools"),
+            (Resource::Requests, "rq_open", "remaining_rq"),
+            (Resource::Pending, "rq_pending_open", "remaining_pending"),
+            (Resource::Retries, "rq_retry_open", "remaining_retries"),
         ] {
-            let used = self.used(resource);
+            let (used, limit) = (self.used(resource), self.plain_limit(resource));
             // Envoy sets a gauge when something is taken or given back, so that a limit of zero shows only while passed.
             f(open, u64::from(used > 0 && used >= limit));
             if limits.track_remaining {

@@ -27,6 +27,8 @@ use crate::metadata::Metadata;
 use crate::outlier::OutlierConfig;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, Result, refuse};
+use crate::route::HashPolicy;
+use crate::runtime::Live;
 use crate::{Options, listener};
 
 /// A compiled cluster.
@@ -89,11 +91,13 @@ pub struct Cluster {
     /// Localities are weighted.
     pub locality_weighted: bool,
     /// Below this share of healthy hosts all are used; percent.
-    pub panic_threshold: f64,
+    pub panic_threshold: Live<f64>,
     /// In panic, fail instead.
     pub fail_on_panic: bool,
     /// Hosts in groups by metadata.
     pub subsets: Option<Box<SubsetConfig>>,
+    /// What is hashed to choose a host, instead of what routes say.
+    pub hash_policies: Box<[HashPolicy]>,
     /// Bind upstream sockets to one of these (one a family).
     pub bind: Vec<SocketAddr>,
     /// Socket options of upstream sockets.
@@ -132,14 +136,12 @@ impl Cluster {
         let discovery = Discovery::compile(cluster)?;
         let http = protocol::HttpOptions::compile(cluster, options)?;
         let common = cluster.common_lb_config.clone().unwrap_or_default();
-        let policy = policy::Balancing::compile(cluster, &common)?;
+        let policy = policy::Balancing::compile(cluster, &common, &options.runtime)?;
         refuse! {
             "common_lb_config.close_connections_on_host_set_change": common.close_connections_on_host_set_change,
             "common_lb_config.override_host_status": common.override_host_status.is_some(),
             "lb_subset_config.scale_locality_weight":
                 cluster.lb_subset_config.as_ref().is_some_and(|c| c.scale_locality_weight),
-            "common_lb_config.consistent_hashing_lb_config.hash_balance_factor":
-                common.consistent_hashing_lb_config.as_ref().is_some_and(|c| c.hash_balance_factor.is_some()),
         }
         let keepalive = cluster.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
         let mut filters = Vec::new();
@@ -179,7 +181,7 @@ impl Cluster {
             outlier: cluster
                 .outlier_detection
                 .as_ref()
-                .map(|o| OutlierConfig::compile(o).map(Box::new))
+                .map(|o| OutlierConfig::compile(o, &options.runtime).map(Box::new))
                 .transpose()
                 .at("outlier_detection")?,
             health_checks: HealthCheckConfig::compile_all(&cluster.health_checks)?,
@@ -191,6 +193,7 @@ impl Cluster {
             panic_threshold: policy.panic_threshold,
             fail_on_panic: policy.fail_on_panic,
             subsets: policy.subsets.map(Box::new),
+            hash_policies: policy.hash_policies,
             bind,
             socket_options,
             keepalive: keepalive.map(TcpKeepalive::compile),

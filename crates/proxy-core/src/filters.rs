@@ -28,7 +28,7 @@ use crate::any::Typed;
 use crate::pb;
 use crate::rbac::Rbac;
 use crate::rejected::{At, Compiled, Invalid, refuse};
-use crate::{Options, fields};
+use crate::{Options, Runtime, fields};
 
 /// One entry of the filter list.
 #[derive(Clone, Debug)]
@@ -125,6 +125,9 @@ impl HttpFilterEntry {
             }
         }
         match all.iter().position(|f: &Self| matches!(f.filter, HttpFilter::Router(_))) {
+            Some(at) if all[at].disabled => {
+                Err(Invalid::new(format!("http_filters[{at}].disabled"), "is for no router"))
+            }
             Some(at) if at + 1 == all.len() => Ok(all),
             Some(at) => Err(Invalid::new(format!("http_filters[{at}]"), "the router must be the last filter")),
             None => Err(Invalid::new("http_filters", "the last filter must be the router")),
@@ -139,7 +142,7 @@ impl HttpFilterEntry {
             Some(ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
             None => return Err(Invalid::new("typed_config", "is missing")),
         };
-        let compiled = match HttpFilter::compile(&typed)? {
+        let compiled = match HttpFilter::compile(&typed, &options.runtime)? {
             Some(compiled) => compiled,
             None if filter.is_optional => return Ok(None),
             None if options.allow_unsupported_filters => HttpFilter::NoOp { type_name: typed.name.as_str().into() },
@@ -151,18 +154,18 @@ impl HttpFilterEntry {
 
 impl HttpFilter {
     /// `None`: no such filter here.
-    fn compile(typed: &Typed<'_>) -> Compiled<Option<Self>> {
+    fn compile(typed: &Typed<'_>, runtime: &Runtime) -> Compiled<Option<Self>> {
         use pb::http_filter as http;
         let short = typed.name.strip_prefix(PREFIX).unwrap_or(&typed.name);
         Ok(Some(match short {
             "router.v3.Router" => Self::Router(Arc::new(RouterConfig::compile(&typed.decode()?)?)),
             "cors.v3.Cors" => Self::Cors,
-            "fault.v3.HTTPFault" => Self::Fault(Arc::new(Fault::compile(&typed.decode()?)?)),
+            "fault.v3.HTTPFault" => Self::Fault(Arc::new(Fault::compile(&typed.decode()?, runtime)?)),
             "rbac.v3.RBAC" => Self::Rbac(Arc::new(Rbac::compile_http(&typed.decode()?)?)),
-            "jwt_authn.v3.JwtAuthentication" => Self::Jwt(Arc::new(JwtAuthn::compile(&typed.decode()?)?)),
-            "ext_authz.v3.ExtAuthz" => Self::ExtAuthz(Arc::new(ExtAuthz::compile(&typed.decode()?)?)),
+            "jwt_authn.v3.JwtAuthentication" => Self::Jwt(Arc::new(JwtAuthn::compile(&typed.decode()?, runtime)?)),
+            "ext_authz.v3.ExtAuthz" => Self::ExtAuthz(Arc::new(ExtAuthz::compile(&typed.decode()?, runtime)?)),
             "local_ratelimit.v3.LocalRateLimit" => {
-                Self::LocalRateLimit(Arc::new(LocalRateLimit::compile(&typed.decode()?)?))
+                Self::LocalRateLimit(Arc::new(LocalRateLimit::compile(&typed.decode()?, runtime)?))
             }
             "buffer.v3.Buffer" => Self::Buffer(buffer_limit(&typed.decode()?)?),
             "grpc_stats.v3.FilterConfig" => {
@@ -215,11 +218,15 @@ impl PerFilter {
     /// `None`: optional and not known, or nothing is said.
     pub(crate) fn compile(any: &pb::Any, options: &Options) -> Compiled<Option<Self>> {
         use pb::http_filter as http;
+        let runtime = &options.runtime;
         let typed = Typed::open(Some(any))?;
         if typed.name == "envoy.config.route.v3.FilterConfig" {
             let config: pb::route::FilterConfig = typed.decode()?;
             if config.disabled {
                 return Ok(Some(Self::Disabled));
+            }
+            if config == Default::default() {
+                return Err(Invalid::new("config", "is missing"));
             }
             let inner = match &config.config {
                 None => None,
@@ -233,8 +240,8 @@ impl PerFilter {
         }
         let short = typed.name.strip_prefix(PREFIX).unwrap_or(&typed.name);
         Ok(Some(match short {
-            "fault.v3.HTTPFault" => Self::Fault(Arc::new(Fault::compile(&typed.decode()?)?)),
-            "cors.v3.CorsPolicy" => Self::Cors(Arc::new(CorsPolicy::compile(&typed.decode()?)?)),
+            "fault.v3.HTTPFault" => Self::Fault(Arc::new(Fault::compile(&typed.decode()?, runtime)?)),
+            "cors.v3.CorsPolicy" => Self::Cors(Arc::new(CorsPolicy::compile(&typed.decode()?, runtime)?)),
             "rbac.v3.RBACPerRoute" => {
                 let config: http::rbac::v3::RbacPerRoute = typed.decode()?;
                 // Without rules the filter is off for the route.
@@ -246,7 +253,7 @@ impl PerFilter {
                 Some(settings) => Self::ExtAuthz(Arc::new(settings)),
             },
             "local_ratelimit.v3.LocalRateLimit" => {
-                Self::LocalRateLimit(Arc::new(LocalRateLimit::compile(&typed.decode()?)?))
+                Self::LocalRateLimit(Arc::new(LocalRateLimit::compile(&typed.decode()?, runtime)?))
             }
             "buffer.v3.BufferPerRoute" => {
                 use http::buffer::v3::buffer_per_route::Override;
@@ -254,7 +261,8 @@ impl PerFilter {
                 match config.r#override {
                     Some(Override::Disabled(true)) => Self::Disabled,
                     Some(Override::Buffer(buffer)) => Self::Buffer(buffer_limit(&buffer)?),
-                    _ => return Ok(None),
+                    Some(Override::Disabled(false)) => return Err(Invalid::new("disabled", "must be true")),
+                    None => return Err(Invalid::new("override", "is missing")),
                 }
             }
             "stateful_session.v3.StatefulSessionPerRoute" => {

@@ -27,7 +27,7 @@ use crate::filters::{HttpFilter, HttpFilterEntry, RouterConfig};
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::route::RouteTable;
-use crate::{Options, fields};
+use crate::{Options, constraints, fields};
 
 /// A compiled `HttpConnectionManager`.
 #[derive(Debug)]
@@ -130,6 +130,8 @@ pub struct HttpConnectionManager {
     pub append_local_overload: bool,
     /// Replace `:scheme`.
     pub scheme_overwrite: Option<ArcStr>,
+    /// `:scheme` says whether upstream connections have TLS.
+    pub scheme_of_upstream: bool,
     /// Tell upstream who we are.
     add_user_agent: bool,
     local_address: Option<IpAddr>,
@@ -279,12 +281,13 @@ impl HttpConnectionManager {
             "original_ip_detection_extensions": !hcm.original_ip_detection_extensions.is_empty(),
             "early_header_mutation_extensions": !hcm.early_header_mutation_extensions.is_empty(),
             "forward_client_cert_matcher": hcm.forward_client_cert_matcher.is_some(),
-            "path_normalization_options": hcm.path_normalization_options.is_some(),
+            "path_normalization_options": hcm.path_normalization_options.as_ref().is_some_and(|o| *o != Default::default()),
             "proxy_status_config": hcm.proxy_status_config.is_some(),
             "typed_header_validation_config": hcm.typed_header_validation_config.is_some(),
             "forward_proto_config": hcm.forward_proto_config.is_some(),
             "add_proxy_protocol_connection_state": fields::flag(hcm.add_proxy_protocol_connection_state.as_ref(), false),
         }
+        constraints::manager(hcm)?;
         let common = hcm.common_http_protocol_options.unwrap_or_default();
         let duration = |field: &str, value: &Option<pb::Duration>, default: Option<Duration>| {
             fields::duration_or_off(field, value.as_ref(), default)
@@ -429,11 +432,13 @@ impl HttpConnectionManager {
                 }
             },
             stream_error_on_invalid_message: fields::flag(hcm.stream_error_on_invalid_http_message.as_ref(), false),
-            tracing: hcm.tracing.as_ref().map(Tracing::compile).transpose().at("tracing")?,
-            local_reply: LocalReply::compile(hcm.local_reply_config.as_ref()).at("local_reply_config")?,
+            tracing: hcm.tracing.as_ref().map(|t| Tracing::compile(t, &options.runtime)).transpose().at("tracing")?,
+            local_reply: LocalReply::compile(hcm.local_reply_config.as_ref(), &options.runtime)
+                .at("local_reply_config")?,
             append_x_forwarded_port: hcm.append_x_forwarded_port,
             append_local_overload: hcm.append_local_overload,
             scheme_overwrite: scheme(hcm.scheme_header_transformation.as_ref())?,
+            scheme_of_upstream: hcm.scheme_header_transformation.as_ref().is_some_and(|t| t.match_upstream),
             add_user_agent: fields::flag(hcm.add_user_agent.as_ref(), false),
             local_address: options.local_address,
             node_id: options.node_id.as_str().into(),
@@ -515,8 +520,15 @@ fn request_id(extension: Option<&pb::hcm::RequestIdExtension>) -> Compiled<(bool
 fn scheme(transformation: Option<&pb::core::SchemeHeaderTransformation>) -> Compiled<Option<ArcStr>> {
     use pb::core::scheme_header_transformation::Transformation;
     let Some(transformation) = transformation else { return Ok(None) };
-    refuse!("scheme_header_transformation.match_upstream": transformation.match_upstream);
-    Ok(transformation.transformation.as_ref().map(|Transformation::SchemeToOverwrite(scheme)| scheme.as_str().into()))
+    match &transformation.transformation {
+        None => Ok(None),
+        Some(Transformation::SchemeToOverwrite(scheme)) if matches!(scheme.as_str(), "http" | "https") => {
+            Ok(Some(scheme.as_str().into()))
+        }
+        Some(Transformation::SchemeToOverwrite(scheme)) => {
+            Err(Invalid::new("scheme_header_transformation", format!("{scheme:?} is neither http nor https")))
+        }
+    }
 }
 
 #[cfg(test)]

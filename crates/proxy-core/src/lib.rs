@@ -17,6 +17,7 @@
 mod address;
 mod any;
 mod cidr;
+mod constraints;
 mod fields;
 mod headers;
 mod metadata;
@@ -45,6 +46,7 @@ pub mod overload;
 pub mod rbac;
 pub mod retry;
 pub mod route;
+pub mod runtime;
 pub mod stream_info;
 pub mod tls;
 pub mod trace;
@@ -68,6 +70,7 @@ pub use rbac::Rbac;
 pub use rejected::{Rejected, Result};
 pub use retry::RetryState;
 pub use route::RouteTable;
+pub use runtime::Runtime;
 pub use stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, TlsInfo};
 
 /// What compilation may assume about the process.
@@ -82,4 +85,6 @@ pub struct Options {
     pub node_id: String,
     /// `--service-cluster`.
     pub node_cluster: String,
+    /// Where keys beside defaults are looked up.
+    pub runtime: Runtime,
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mesh_types::ArcStr;
@@ -27,6 +28,7 @@ use crate::any::Typed;
 use crate::metadata::Metadata;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, Result, refuse};
+use crate::runtime::Live;
 use crate::tls::DownstreamTls;
 use crate::{Options, fields};
 
@@ -59,6 +61,9 @@ pub struct Listener {
     pub transparent: bool,
     /// Its connections do not count in the sum that is limited.
     pub ignore_connection_limit: bool,
+    /// Its own limit of connections, which only the runtime sets.
+    connection_limit: Live<u64>,
+    open: AtomicU64,
     /// It serves whatever runs short.
     pub bypass_overload: bool,
     /// IP_FREEBIND on the socket.
@@ -163,7 +168,24 @@ pub struct FilterChain {
     pub metadata: Arc<Metadata>,
 }
 
+/// An open connection of a listener; it counts until it is dropped.
+#[derive(Debug)]
+pub struct OpenConnection(Arc<Listener>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Listener {
+    /// One more connection, unless there are as many as there may be.
+    pub fn open(self: &Arc<Self>) -> Option<OpenConnection> {
+        let most = self.connection_limit.get();
+        let more = |open| (open < most).then_some(open + 1);
+        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok().then(|| OpenConnection(self.clone()))
+    }
+
     /// Compiles a `config.listener.v3.Listener`.
     pub fn compile(listener: &pb::listener::Listener, options: &Options) -> Result<Self> {
         Self::build(listener, options).map_err(|invalid| invalid.of("listener", &listener.name))
@@ -217,6 +239,10 @@ impl Listener {
             bind_to_port: fields::flag(listener.bind_to_port.as_ref().or(old_bind), true),
             use_original_dst: fields::flag(listener.use_original_dst.as_ref(), false),
             transparent: fields::flag(listener.transparent.as_ref(), false),
+            connection_limit: options
+                .runtime
+                .live(&format!("envoy.resource_limits.listener.{}.connection_limit", listener.name), u64::MAX),
+            open: AtomicU64::new(0),
             ignore_connection_limit: listener.ignore_global_conn_limit,
             bypass_overload: listener.bypass_overload_manager,
             freebind: fields::flag(listener.freebind.as_ref(), false),

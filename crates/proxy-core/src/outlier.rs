@@ -14,45 +14,46 @@ use crate::fields;
 use crate::pb;
 use crate::random::Random;
 use crate::rejected::{Compiled, Invalid, refuse};
+use crate::runtime::{Live, Runtime};
 
 /// A compiled `config.cluster.v3.OutlierDetection`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutlierConfig {
-    /// Time between looks at all hosts.
-    pub interval: Duration,
-    base_ejection: Duration,
-    max_ejection: Duration,
-    jitter: Duration,
-    max_percent: u32,
+    /// Times are in milliseconds. Between looks at all hosts:
+    interval: Live<u64>,
+    base_ejection: Live<u64>,
+    max_ejection: Live<u64>,
+    jitter: Live<u64>,
+    max_percent: Live<u64>,
     always_one: bool,
-    consecutive_5xx: u32,
-    consecutive_gateway: u32,
-    consecutive_local: u32,
+    consecutive_5xx: Live<u64>,
+    consecutive_gateway: Live<u64>,
+    consecutive_local: Live<u64>,
     enforcing: Enforcing,
     split: bool,
     success_rate: RateRule,
     /// Thousandths.
-    stdev_factor: f64,
+    stdev_factor: Live<u64>,
     failure_percentage: RateRule,
-    failure_threshold: f64,
-    uneject_on_active_check: bool,
+    failure_threshold: Live<u64>,
+    uneject_on_active_check: Live<bool>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 struct Enforcing {
-    consecutive_5xx: u32,
-    consecutive_gateway: u32,
-    consecutive_local: u32,
-    success_rate: u32,
-    local_success_rate: u32,
-    failure_percentage: u32,
-    local_failure_percentage: u32,
+    consecutive_5xx: Live<u64>,
+    consecutive_gateway: Live<u64>,
+    consecutive_local: Live<u64>,
+    success_rate: Live<u64>,
+    local_success_rate: Live<u64>,
+    failure_percentage: Live<u64>,
+    local_failure_percentage: Live<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 struct RateRule {
-    min_hosts: usize,
-    min_requests: u32,
+    min_hosts: Live<u64>,
+    min_requests: Live<u64>,
 }
 
 /// How a request, or a try to connect, ended.
@@ -120,33 +121,38 @@ pub enum Event {
 }
 
 impl OutlierConfig {
-    pub(crate) fn compile(config: &pb::cluster::OutlierDetection) -> Compiled<Self> {
+    pub(crate) fn compile(config: &pb::cluster::OutlierDetection, runtime: &Runtime) -> Compiled<Self> {
         refuse! {
             "monitors": !config.monitors.is_empty(),
             "detect_degraded_hosts": fields::flag(config.detect_degraded_hosts.as_ref(), false),
         }
-        let uint = |value: &Option<pb::UInt32Value>, default: u32| fields::uint(value.as_ref(), default);
-        let percent = |field: &str, value: &Option<pb::UInt32Value>, default: u32| match uint(value, default) {
-            p if p <= 100 => Ok(p),
-            p => Err(Invalid::new(field, format!("{p} is above 100"))),
+        let live = |key: &str, value: u64| runtime.live(&format!("outlier_detection.{key}"), value);
+        let uint = |key: &str, value: &Option<pb::UInt32Value>, default: u32| {
+            live(key, fields::uint(value.as_ref(), default).into())
         };
+        let percent =
+            |key: &str, value: &Option<pb::UInt32Value>, default: u32| match fields::uint(value.as_ref(), default) {
+                p if p <= 100 => Ok(live(key, p.into())),
+                p => Err(Invalid::new(key, format!("{p} is above 100"))),
+            };
+        let millis = |key: &str, time: Duration| live(key, u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         let base_ejection =
             fields::positive("base_ejection_time", config.base_ejection_time.as_ref(), Duration::from_secs(30))?;
+        let max_ejection = base_ejection.max(Duration::from_secs(300));
+        let max_ejection = fields::positive("max_ejection_time", config.max_ejection_time.as_ref(), max_ejection)?;
+        let jitter = fields::duration("max_ejection_time_jitter", config.max_ejection_time_jitter.as_ref())?;
+        let interval = fields::positive("interval", config.interval.as_ref(), Duration::from_secs(10))?;
+        let uneject = fields::flag(config.successful_active_health_check_uneject_host.as_ref(), true);
         Ok(Self {
-            interval: fields::positive("interval", config.interval.as_ref(), Duration::from_secs(10))?,
-            base_ejection,
-            max_ejection: fields::positive(
-                "max_ejection_time",
-                config.max_ejection_time.as_ref(),
-                base_ejection.max(Duration::from_secs(300)),
-            )?,
-            jitter: fields::duration("max_ejection_time_jitter", config.max_ejection_time_jitter.as_ref())?
-                .unwrap_or_default(),
+            interval: millis("interval_ms", interval),
+            base_ejection: millis("base_ejection_time_ms", base_ejection),
+            max_ejection: millis("max_ejection_time_ms", max_ejection),
+            jitter: millis("max_ejection_time_jitter_ms", jitter.unwrap_or_default()),
             max_percent: percent("max_ejection_percent", &config.max_ejection_percent, 10)?,
             always_one: fields::flag(config.always_eject_one_host.as_ref(), false),
-            consecutive_5xx: uint(&config.consecutive_5xx, 5),
-            consecutive_gateway: uint(&config.consecutive_gateway_failure, 5),
-            consecutive_local: uint(&config.consecutive_local_origin_failure, 5),
+            consecutive_5xx: uint("consecutive_5xx", &config.consecutive_5xx, 5),
+            consecutive_gateway: uint("consecutive_gateway_failure", &config.consecutive_gateway_failure, 5),
+            consecutive_local: uint("consecutive_local_origin_failure", &config.consecutive_local_origin_failure, 5),
             enforcing: Enforcing {
                 consecutive_5xx: percent("enforcing_consecutive_5xx", &config.enforcing_consecutive_5xx, 100)?,
                 consecutive_gateway: percent(
@@ -174,20 +180,17 @@ impl OutlierConfig {
             },
             split: config.split_external_local_origin_errors,
             success_rate: RateRule {
-                min_hosts: uint(&config.success_rate_minimum_hosts, 5) as usize,
-                min_requests: uint(&config.success_rate_request_volume, 100),
+                min_hosts: uint("success_rate_minimum_hosts", &config.success_rate_minimum_hosts, 5),
+                min_requests: uint("success_rate_request_volume", &config.success_rate_request_volume, 100),
             },
-            stdev_factor: f64::from(uint(&config.success_rate_stdev_factor, 1900)) / 1000.0,
+            stdev_factor: uint("success_rate_stdev_factor", &config.success_rate_stdev_factor, 1900),
             failure_percentage: RateRule {
-                min_hosts: uint(&config.failure_percentage_minimum_hosts, 5) as usize,
-                min_requests: uint(&config.failure_percentage_request_volume, 50),
+                min_hosts: uint("failure_percentage_minimum_hosts", &config.failure_percentage_minimum_hosts, 5),
+                min_requests: uint("failure_percentage_request_volume", &config.failure_percentage_request_volume, 50),
             },
-            failure_threshold: f64::from(percent(
-                "failure_percentage_threshold",
-                &config.failure_percentage_threshold,
-                85,
-            )?),
-            uneject_on_active_check: fields::flag(config.successful_active_health_check_uneject_host.as_ref(), true),
+            failure_threshold: percent("failure_percentage_threshold", &config.failure_percentage_threshold, 85)?,
+            uneject_on_active_check: runtime
+                .live("outlier_detection.successful_active_health_check_uneject_host", uneject),
         })
     }
 
@@ -217,11 +220,11 @@ impl OutlierConfig {
         }
         let mut gateway = false;
         if (502..=504).contains(&status) {
-            gateway = reached(&counters.consecutive_gateway, self.consecutive_gateway);
+            gateway = reached(&counters.consecutive_gateway, &self.consecutive_gateway);
         } else {
             counters.consecutive_gateway.store(0, Ordering::Relaxed);
         }
-        let any = reached(&counters.consecutive_5xx, self.consecutive_5xx);
+        let any = reached(&counters.consecutive_5xx, &self.consecutive_5xx);
         [gateway.then_some(Cause::ConsecutiveGateway), any.then_some(Cause::Consecutive5xx)]
     }
 
@@ -233,30 +236,35 @@ impl OutlierConfig {
             counters.consecutive_local.store(0, Ordering::Relaxed);
             return None;
         }
-        reached(&counters.consecutive_local, self.consecutive_local).then_some(Cause::ConsecutiveLocal)
+        reached(&counters.consecutive_local, &self.consecutive_local).then_some(Cause::ConsecutiveLocal)
     }
 
-    fn enforcing(&self, cause: Cause) -> u32 {
-        match cause {
-            Cause::Consecutive5xx => self.enforcing.consecutive_5xx,
-            Cause::ConsecutiveGateway => self.enforcing.consecutive_gateway,
-            Cause::ConsecutiveLocal => self.enforcing.consecutive_local,
-            Cause::SuccessRate => self.enforcing.success_rate,
-            Cause::LocalSuccessRate => self.enforcing.local_success_rate,
-            Cause::FailurePercentage => self.enforcing.failure_percentage,
-            Cause::LocalFailurePercentage => self.enforcing.local_failure_percentage,
-        }
+    fn enforcing(&self, cause: Cause) -> u64 {
+        let share = match cause {
+            Cause::Consecutive5xx => &self.enforcing.consecutive_5xx,
+            Cause::ConsecutiveGateway => &self.enforcing.consecutive_gateway,
+            Cause::ConsecutiveLocal => &self.enforcing.consecutive_local,
+            Cause::SuccessRate => &self.enforcing.success_rate,
+            Cause::LocalSuccessRate => &self.enforcing.local_success_rate,
+            Cause::FailurePercentage => &self.enforcing.failure_percentage,
+            Cause::LocalFailurePercentage => &self.enforcing.local_failure_percentage,
+        };
+        share.get()
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(self.interval.get().max(1))
     }
 
     /// Whether a host that passes an active check comes back at once.
     pub fn unejects_on_active_check(&self) -> bool {
-        self.uneject_on_active_check
+        self.uneject_on_active_check.get()
     }
 }
 
 /// Exactly at the threshold, so that of many failures at once only one is reported.
-fn reached(counter: &AtomicU32, threshold: u32) -> bool {
-    counter.fetch_add(1, Ordering::Relaxed) + 1 == threshold
+fn reached(counter: &AtomicU32, threshold: &Live<u64>) -> bool {
+    u64::from(counter.fetch_add(1, Ordering::Relaxed)) + 1 == threshold.get()
 }
 
 /// Ejects hosts of one cluster and lets them return. One for all workers.
@@ -280,14 +288,14 @@ pub struct RateLine {
 #[derive(Debug, Default)]
 struct Monitor {
     /// How many times in a row it was ejected; the ejection lasts so many base times.
-    backoff: u32,
+    backoff: u64,
     until: Option<Instant>,
 }
 
 impl OutlierDetector {
     /// A detector that has ejected nobody.
     pub fn new(config: OutlierConfig, now: Instant) -> Self {
-        Self { next_tick: now + config.interval, config, monitors: HashMap::new(), rates: [None; 2] }
+        Self { next_tick: now + config.interval(), config, monitors: HashMap::new(), rates: [None; 2] }
     }
 
     /// When [`tick`](OutlierDetector::tick) is due.
@@ -340,20 +348,21 @@ impl OutlierDetector {
         let hosts = endpoints.hosts().count().max(1);
         let active = self.ejections_active();
         let percent = 100.0 * (active + 1) as f64 / hosts as f64;
-        let allowed = percent <= f64::from(self.config.max_percent) || (self.config.always_one && active == 0);
+        let allowed = percent <= self.config.max_percent.get() as f64 || (self.config.always_one && active == 0);
         let host = Arc::clone(host);
         if !allowed {
             return Event::Overflow { host, cause };
         }
-        let enforced = random.below(100) < u64::from(self.config.enforcing(cause));
+        let enforced = random.below(100) < self.config.enforcing(cause);
         if enforced {
             let monitor = self.monitors.entry(host.address.clone()).or_default();
-            if self.config.base_ejection.saturating_mul(monitor.backoff) < self.config.max_ejection {
+            let (base, most) = (self.config.base_ejection.get(), self.config.max_ejection.get());
+            if base.saturating_mul(monitor.backoff) < most {
                 monitor.backoff += 1;
             }
-            let time = self.config.base_ejection.saturating_mul(monitor.backoff).min(self.config.max_ejection);
-            let jitter = Duration::from_millis(random.below(self.config.jitter.as_millis() as u64 + 1));
-            monitor.until = Some(now + time + jitter);
+            let time = base.saturating_mul(monitor.backoff).min(most);
+            let jitter = random.below(self.config.jitter.get().saturating_add(1));
+            monitor.until = now.checked_add(Duration::from_millis(time.saturating_add(jitter)));
             host.state.set(HealthFlag::FailedOutlier, true);
         }
         Event::Ejected { host, cause, enforced }
@@ -361,7 +370,7 @@ impl OutlierDetector {
 
     /// Lets hosts return and looks at the rates since the last time (Envoy `DetectorImpl::onIntervalTimer`).
     pub fn tick(&mut self, endpoints: &Endpoints, now: Instant, random: &mut Random) -> Vec<Event> {
-        self.next_tick = now + self.config.interval;
+        self.next_tick = now + self.config.interval();
         let mut events = Vec::new();
         self.monitors.retain(|address, _| endpoints.hosts().any(|h| h.address == *address));
         for host in endpoints.hosts() {
@@ -402,28 +411,29 @@ impl OutlierDetector {
         events: &mut Vec<Event>,
     ) {
         let is_local = rate_cause == Cause::LocalSuccessRate;
-        let rates = |least: u32| -> Vec<(&Arc<Host>, f64)> {
+        let rates = |least: u64| -> Vec<(&Arc<Host>, f64)> {
             let counted = window.iter().filter(|(host, ..)| !host.state.has(HealthFlag::FailedOutlier));
-            let enough = counted.filter(|(_, _, total)| *total > 0 && *total >= least);
+            let enough = counted.filter(|(_, _, total)| *total > 0 && u64::from(*total) >= least);
             enough.map(|(host, success, total)| (host, 100.0 * f64::from(*success) / f64::from(*total))).collect()
         };
-        let least = self.config.success_rate.min_requests.min(self.config.failure_percentage.min_requests);
-        for (host, rate) in rates(least) {
+        let (by_rate, by_share) = (&self.config.success_rate, &self.config.failure_percentage);
+        for (host, rate) in rates(by_rate.min_requests.get().min(by_share.min_requests.get())) {
             host.state.outlier.set_rate(is_local, Some(rate));
         }
         let mut out: Vec<(Arc<Host>, Cause)> = Vec::new();
-        let by_success = rates(self.config.success_rate.min_requests);
-        if !by_success.is_empty() && by_success.len() >= self.config.success_rate.min_hosts {
+        let by_success = rates(by_rate.min_requests.get());
+        if !by_success.is_empty() && by_success.len() as u64 >= by_rate.min_hosts.get() {
             let n = by_success.len() as f64;
             let mean = by_success.iter().map(|(_, r)| r).sum::<f64>() / n;
             let variance = by_success.iter().map(|(_, r)| (r - mean).powi(2)).sum::<f64>() / n;
-            let threshold = mean - self.config.stdev_factor * variance.sqrt();
+            let threshold = mean - self.config.stdev_factor.get() as f64 / 1000.0 * variance.sqrt();
             self.rates[usize::from(is_local)] = Some(RateLine { average: mean, threshold });
             out.extend(by_success.iter().filter(|(_, r)| *r < threshold).map(|(h, _)| (Arc::clone(h), rate_cause)));
         }
-        let by_failure = rates(self.config.failure_percentage.min_requests);
-        if !by_failure.is_empty() && by_failure.len() >= self.config.failure_percentage.min_hosts {
-            let failing = by_failure.iter().filter(|(_, r)| 100.0 - r >= self.config.failure_threshold);
+        let by_failure = rates(by_share.min_requests.get());
+        if !by_failure.is_empty() && by_failure.len() as u64 >= by_share.min_hosts.get() {
+            let threshold = self.config.failure_threshold.get() as f64;
+            let failing = by_failure.iter().filter(|(_, r)| 100.0 - r >= threshold);
             out.extend(failing.map(|(h, _)| (Arc::clone(h), percentage_cause)));
         }
         for (host, cause) in out {
@@ -435,7 +445,7 @@ impl OutlierDetector {
 
     /// A host passed an active check: if so configured, it is back.
     pub fn on_active_check_passed(&mut self, host: &Arc<Host>) -> Option<Event> {
-        if !self.config.uneject_on_active_check || !host.state.set(HealthFlag::FailedOutlier, false) {
+        if !self.config.uneject_on_active_check.get() || !host.state.set(HealthFlag::FailedOutlier, false) {
             return None;
         }
         if let Some(monitor) = self.monitors.get_mut(&host.address) {

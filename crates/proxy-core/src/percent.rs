@@ -1,26 +1,25 @@
 use crate::Random;
 use crate::pb;
 use crate::rejected::{Compiled, Invalid};
+use crate::runtime::{Live, Runtime};
 
-/// A share of cases (`FractionalPercent`). Runtime keys are not looked up: there is no runtime layer besides the defaults.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Fraction {
-    numerator: u32,
-    denominator: u32,
-}
+/// A share of cases (`FractionalPercent`), which the runtime may change if it has a key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fraction(Live<(u32, u32)>);
 
 /// In percent: `0.5 %`.
 impl std::fmt::Display for Fraction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} %", f64::from(self.numerator) * 100.0 / f64::from(self.denominator))
+        let (numerator, denominator) = self.parts();
+        write!(f, "{} %", f64::from(numerator) * 100.0 / f64::from(denominator))
     }
 }
 
 impl Fraction {
     /// Always.
-    pub const ALL: Fraction = Fraction { numerator: 100, denominator: 100 };
+    pub const ALL: Fraction = Fraction(Live::fixed((100, 100)));
     /// Never.
-    pub const NONE: Fraction = Fraction { numerator: 0, denominator: 100 };
+    pub const NONE: Fraction = Fraction(Live::fixed((0, 100)));
 
     pub(crate) fn compile(fraction: Option<&pb::kind::FractionalPercent>, default: Fraction) -> Compiled<Self> {
         use pb::kind::fractional_percent::DenominatorType;
@@ -31,38 +30,50 @@ impl Fraction {
             Ok(DenominatorType::Million) => 1_000_000,
             Err(_) => return Err(Invalid::new("denominator", format!("{} is no known value", fraction.denominator))),
         };
-        Ok(Self { numerator: fraction.numerator, denominator })
+        Ok(Self(Live::fixed((fraction.numerator, denominator))))
     }
 
-    pub(crate) fn runtime(fraction: Option<&pb::core::RuntimeFractionalPercent>, default: Fraction) -> Compiled<Self> {
-        Self::compile(fraction.and_then(|f| f.default_value.as_ref()), default)
+    pub(crate) fn runtime(
+        fraction: Option<&pb::core::RuntimeFractionalPercent>,
+        default: Fraction,
+        runtime: &Runtime,
+    ) -> Compiled<Self> {
+        let Some(fraction) = fraction else { return Ok(default) };
+        Ok(Self::compile(fraction.default_value.as_ref(), default)?.under(&fraction.runtime_key, runtime))
+    }
+
+    /// The same share, unless the runtime has another one under this key.
+    pub(crate) fn under(self, key: &str, runtime: &Runtime) -> Self {
+        Self(runtime.live(key, self.parts()))
     }
 
     /// A plain percentage as share of a million.
     pub(crate) fn of_percent(percent: f64) -> Self {
-        Self { numerator: (percent.clamp(0.0, 100.0) * 10_000.0).round() as u32, denominator: 1_000_000 }
+        Self(Live::fixed(((percent.clamp(0.0, 100.0) * 10_000.0).round() as u32, 1_000_000)))
     }
 
     /// Parts and whole: (1, 100) is one percent.
     pub fn parts(&self) -> (u32, u32) {
-        (self.numerator, self.denominator)
+        self.0.get()
     }
 
     /// The same share with at most this numerator (fault headers may only lower it).
-    pub fn at_most(self, numerator: u32) -> Self {
-        Self { numerator: self.numerator.min(numerator), ..self }
+    pub fn at_most(&self, most: u32) -> Self {
+        let (numerator, denominator) = self.parts();
+        Self(Live::fixed((numerator.min(most), denominator)))
     }
 
     /// Whether a random value falls into the share (Envoy `ProtobufPercentHelper::evaluateFractionalPercent`).
     pub fn holds_for(&self, random: u64) -> bool {
-        random % u64::from(self.denominator) < u64::from(self.numerator)
+        let (numerator, denominator) = self.parts();
+        random % u64::from(denominator) < u64::from(numerator)
     }
 
     /// Draws.
     pub fn hit(&self, random: &mut Random) -> bool {
-        match self.numerator {
-            0 => false,
-            n if n >= self.denominator => true,
+        match self.parts() {
+            (0, _) => false,
+            (numerator, denominator) if numerator >= denominator => true,
             _ => self.holds_for(random.next()),
         }
     }

@@ -10,12 +10,12 @@ pub use backoff::{BackOff, RateLimitedBackOff};
 pub use conditions::RetryOn;
 
 use crate::any::Typed;
-use crate::fields;
 use crate::headers::Headers;
 use crate::matchers::{HeaderMatcher, header_matchers};
 use crate::pb;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::{constraints, fields};
 
 /// A compiled `route.v3.RetryPolicy`.
 #[derive(Debug)]
@@ -55,6 +55,7 @@ impl RetryPolicy {
             "retry_options_predicates": !policy.retry_options_predicates.is_empty(),
             "refresh_cluster_on_retry": policy.refresh_cluster_on_retry,
         }
+        constraints::retry(policy)?;
         let mut avoid_previous_hosts = false;
         let mut omit_canary_hosts = false;
         for (i, predicate) in policy.retry_host_predicate.iter().enumerate() {

@@ -38,7 +38,7 @@ use crate::percent::Fraction;
 use crate::rejected::{At, Compiled, Invalid, Result, refuse};
 use crate::retry::RetryPolicy;
 use crate::stream_info::TlsInfo;
-use crate::{Options, fields};
+use crate::{Options, constraints, fields};
 use domains::Domains;
 
 /// A compiled route configuration.
@@ -165,7 +165,7 @@ pub struct Decorator {
 }
 
 /// Tracing of one route.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RouteTracing {
     /// Of requests that ask for it.
     pub client: Fraction,
@@ -228,8 +228,9 @@ impl RouteTable {
             "cluster_specifier_plugins": !config.cluster_specifier_plugins.is_empty(),
             "route_specifiers": !config.route_specifiers.is_empty(),
         }
+        constraints::table(config)?;
         let body_limit = fields::uint(config.max_direct_response_body_size_bytes.as_ref(), 4096) as usize;
-        let mirrors = Mirror::compile_all(&config.request_mirror_policies)?;
+        let mirrors = Mirror::compile_all(&config.request_mirror_policies, options)?;
         let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
         for (i, host) in config.virtual_hosts.iter().enumerate() {
             let host = VirtualHost::compile(host, body_limit, &mirrors, options).at_index("virtual_hosts", i)?;
@@ -286,12 +287,19 @@ impl RouteTable {
         }
         match vhost.routes.iter().find(|route| route.matcher.matches(input, self.ignore_path_parameters)) {
             None => RouteResult::NoRoute(Arc::clone(vhost)),
-            Some(route) => RouteResult::Found(Matched {
-                table: Arc::clone(&self.common),
-                vhost: Arc::clone(vhost),
-                route: Arc::clone(route),
-                weighted: route.forward().and_then(|f| f.draw(input.headers, input.random)),
-            }),
+            Some(route) => {
+                let weighted = route.forward().and_then(|f| f.draw(input.headers, input.random));
+                // All weights are 0 by the runtime.
+                if weighted.is_none() && route.forward().is_some_and(Forward::is_weighted) {
+                    return RouteResult::NoRoute(Arc::clone(vhost));
+                }
+                RouteResult::Found(Matched {
+                    table: Arc::clone(&self.common),
+                    vhost: Arc::clone(vhost),
+                    route: Arc::clone(route),
+                    weighted,
+                })
+            }
         }
     }
 
@@ -340,6 +348,7 @@ impl VirtualHost {
             "retry_policy_typed_config": host.retry_policy_typed_config.is_some(),
             "route_specifiers": !host.route_specifiers.is_empty(),
         }
+        constraints::virtual_host(host)?;
         if host.domains.is_empty() {
             return Err(Invalid::new("domains", "is empty"));
         }
@@ -347,7 +356,7 @@ impl VirtualHost {
         for (index, route) in host.routes.iter().enumerate() {
             routes.push(Arc::new(Route::compile(route, index, body_limit, options).at_index("routes", index)?));
         }
-        let mirrors = Mirror::compile_all(&host.request_mirror_policies)?;
+        let mirrors = Mirror::compile_all(&host.request_mirror_policies, options)?;
         let mut virtual_clusters = Vec::new();
         for (i, cluster) in host.virtual_clusters.iter().enumerate() {
             let matchers = header_matchers("headers", &cluster.headers).at_index("virtual_clusters", i)?;
@@ -369,7 +378,7 @@ impl VirtualHost {
                 .at("response_headers_to_add")?,
             per_filter: per_filter(&host.typed_per_filter_config, options)?,
             retry: host.retry_policy.as_ref().map(RetryPolicy::compile).transpose().at("retry_policy")?.map(Arc::new),
-            cors: host.cors.as_ref().map(CorsPolicy::of_route).transpose().at("cors")?.map(Arc::new),
+            cors: CorsPolicy::of_route(host.cors.as_ref(), &options.runtime).at("cors")?.map(Arc::new),
             include_request_attempt_count: host.include_request_attempt_count,
             include_attempt_count_in_response: host.include_attempt_count_in_response,
             include_is_timeout_retry_header: host.include_is_timeout_retry_header,
@@ -408,11 +417,13 @@ impl Route {
     fn compile(route: &pb::route::Route, index: usize, body_limit: usize, options: &Options) -> Compiled<Self> {
         refuse!("route_specifiers": !route.route_specifiers.is_empty());
         let matcher = route.r#match.as_ref().ok_or_else(|| Invalid::new("match", "is missing"))?;
-        let per_mille = |f: &Option<pb::kind::FractionalPercent>| Fraction::compile(f.as_ref(), Fraction::ALL);
+        let share = |fraction: &Option<pb::kind::FractionalPercent>, key| {
+            Ok(Fraction::compile(fraction.as_ref(), Fraction::ALL)?.under(key, &options.runtime))
+        };
         Ok(Self {
             name: route.name.as_str().into(),
             index,
-            matcher: RouteMatcher::compile(matcher).at("match")?,
+            matcher: RouteMatcher::compile(matcher, &options.runtime).at("match")?,
             action: Action::compile(route, body_limit, options)?,
             metadata: Metadata::compile(route.metadata.as_ref()),
             decorator: route.decorator.as_ref().map(|d| Decorator {
@@ -422,9 +433,9 @@ impl Route {
             tracing: match &route.tracing {
                 None => None,
                 Some(tracing) => Some(RouteTracing {
-                    client: per_mille(&tracing.client_sampling)?,
-                    random: per_mille(&tracing.random_sampling)?,
-                    overall: per_mille(&tracing.overall_sampling)?,
+                    client: share(&tracing.client_sampling, "tracing.client_enabled")?,
+                    random: share(&tracing.random_sampling, "tracing.random_sampling")?,
+                    overall: share(&tracing.overall_sampling, "tracing.global_enabled")?,
                 }),
             },
             request_ops: HeaderOps::compile(&route.request_headers_to_add, &route.request_headers_to_remove)
@@ -453,6 +464,16 @@ impl Matched {
     /// The forwarding action, if that is what the route does.
     pub fn forward(&self) -> Option<&Forward> {
         self.route.forward()
+    }
+
+    /// Where hash policies draw the weighted cluster, chooses it anew, if they give a hash.
+    pub fn draw_by_hash(&mut self, cx: &HashContext<'_>) {
+        if let Some(forward) = self.route.forward()
+            && forward.draws_by_hash()
+            && let (Some(hash), _) = forward.hash(&[], cx)
+        {
+            self.weighted = forward.draw(cx.headers, hash);
+        }
     }
 
     fn weighted(&self) -> Option<&WeightedCluster> {

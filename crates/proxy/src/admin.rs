@@ -6,6 +6,7 @@ mod tables;
 
 use crate::bootstrap::Parts;
 use crate::control::Control;
+use crate::drain::DrainStrategy;
 use crate::runtime::Shared;
 use crate::socket::{self, BindOptions, Bound};
 use crate::stats::{self, HttpStats, Kind, ListenerHttpStats, ListenerStats, OfManager, OfThread, Sample};
@@ -54,7 +55,6 @@ pub(crate) struct Admin {
     stats: Arc<HttpStats>,
     answers: Arc<ListenerHttpStats>,
     listener: Arc<ListenerStats>,
-    runtime: Mutex<BTreeMap<String, String>>,
     levels: Mutex<BTreeMap<&'static str, String>>,
     log_level: String,
     quit: Notify,
@@ -201,7 +201,6 @@ impl Admin {
             stats,
             answers,
             listener,
-            runtime: Mutex::default(),
             log_level,
             levels: Mutex::new(LOGGERS.iter().map(|l| (*l, "warning".to_owned())).collect()),
             quit: Notify::new(),
@@ -269,15 +268,11 @@ impl Admin {
                 if query.0.is_empty() {
                     return text(400, RUNTIME_USAGE.to_owned());
                 }
-                let mut runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
-                for (key, value) in query.0 {
-                    if value.is_empty() {
-                        runtime.remove(&key);
-                    } else {
-                        runtime.insert(key, value);
-                    }
+                let changes = query.0.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+                match self.control().modify_runtime(changes) {
+                    true => text(200, "OK\n".to_owned()),
+                    false => text(503, "No admin layer specified".to_owned()),
                 }
-                text(200, "OK\n".to_owned())
             }
             "/logging" => self.logging(&query),
             "/healthcheck/fail" => {
@@ -435,10 +430,14 @@ impl Admin {
     }
 
     fn runtime_json(&self) -> Value {
-        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
-        let entries: serde_json::Map<String, Value> =
-            runtime.iter().map(|(k, v)| (k.clone(), json!({"layer_values": [v], "final_value": v}))).collect();
-        let layers: &[&str] = if entries.is_empty() { &[] } else { &["admin"] };
+        let control = self.control();
+        let runtime = control.runtime();
+        let mut entries = serde_json::Map::new();
+        for (key, values) in runtime.entries() {
+            let holds = values.iter().rfind(|value| !value.is_empty()).cloned().unwrap_or_default();
+            entries.insert(key.to_string(), json!({"layer_values": values, "final_value": holds}));
+        }
+        let layers: Vec<String> = runtime.layers().iter().map(ToString::to_string).collect();
         json!({"entries": entries, "layers": layers})
     }
 
@@ -459,6 +458,10 @@ impl Admin {
             "command_line_options": {
                 "concurrency": self.shared.concurrency,
                 "drain_time": format!("{}s", self.shared.drain_time.as_secs()),
+                "drain_strategy": match self.shared.draining.strategy {
+                    DrainStrategy::Gradual => "Gradual",
+                    DrainStrategy::Immediate => "Immediate",
+                },
                 "mode": "Serve",
                 "log_level": self.log_level,
                 "service_node": self.shared.node.id,

@@ -1,5 +1,6 @@
 //! `outrigger proxy`: Envoy's command line.
 
+use crate::drain::DrainStrategy;
 use crate::start::{Options, start_parts};
 use anyhow::Context as _;
 use clap::Parser;
@@ -43,6 +44,9 @@ pub struct Args {
     /// Seconds over which removed listeners let connections go on.
     #[arg(long, default_value_t = 600)]
     drain_time_s: u64,
+    /// gradual: more and more connections end while listeners drain; immediate: all with their next answer.
+    #[arg(long, default_value = "gradual")]
+    drain_strategy: Strategy,
     /// Accepted for compatibility: there is no hot restart.
     #[arg(long, default_value_t = 900)]
     parent_shutdown_time_s: u64,
@@ -76,6 +80,39 @@ pub struct Args {
     /// Accepted for compatibility.
     #[arg(long)]
     file_flush_interval_msec: Option<u64>,
+    /// Accepted for compatibility: nothing is said about deprecated fields.
+    #[arg(long)]
+    skip_deprecated_logs: bool,
+    /// Accepted for compatibility.
+    #[arg(long)]
+    ignore_unknown_dynamic_fields: bool,
+    /// Accepted for compatibility: there is no hot restart.
+    #[arg(long)]
+    use_dynamic_base_id: bool,
+    /// Accepted for compatibility: there is no hot restart.
+    #[arg(long)]
+    skip_hot_restart_on_no_parent: bool,
+    /// Accepted for compatibility: there is no hot restart.
+    #[arg(long)]
+    skip_hot_restart_parent_stats: bool,
+    /// Accepted for compatibility.
+    #[arg(long)]
+    cpuset_threads: bool,
+    /// Accepted for compatibility.
+    #[arg(long)]
+    enable_fine_grain_logging: bool,
+    /// Accepted for compatibility.
+    #[arg(long)]
+    enable_mutex_tracing: bool,
+    /// Accepted for compatibility.
+    #[arg(long)]
+    log_format_escaped: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Strategy {
+    Gradual,
+    Immediate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -133,6 +170,10 @@ fn serve(args: Args) -> anyhow::Result<()> {
         concurrency: args.concurrency,
         allow_unsupported_filters: args.allow_unsupported_filters,
         drain_time: Duration::from_secs(args.drain_time_s),
+        drain_strategy: match args.drain_strategy {
+            Strategy::Gradual => DrainStrategy::Gradual,
+            Strategy::Immediate => DrainStrategy::Immediate,
+        },
         validate: args.mode == Mode::Validate,
         log_level: args.log_level.clone(),
         ..Options::default()

@@ -2,6 +2,9 @@
 //!
 //! A resource that is refused leaves its former state in use; everything else of the same update is applied.
 
+mod warming;
+
+use crate::drain::DrainStrategy;
 use crate::runtime::{ClusterEntry, ListenerEntry, Listeners, Shared};
 use crate::socket::{self, BindOptions, Bound};
 use crate::sources::Demand;
@@ -17,13 +20,16 @@ use proxy_core::config_source::{ConfigSource, Origin};
 use proxy_core::hcm::Routes;
 use proxy_core::listener::{Direction, Terminal};
 use proxy_core::tls::{CertificateSource, SdsRef, Secret, TlsCommon};
-use proxy_core::{Address, Cluster, Endpoints, Listener, ListenerSet, Options, RouteTable};
+use proxy_core::{Address, Cluster, Endpoints, Listener, ListenerSet, Options, RouteTable, Runtime};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc::UnboundedSender;
+
+pub(crate) use warming::{Awaited, lose_patience};
+use warming::{has_routes, tls_of};
 
 /// A named resource as it arrives.
 pub(crate) struct Incoming {
@@ -53,39 +59,6 @@ impl Default for ArcStrOrEmpty {
     }
 }
 
-/// What is not waited for without end.
-pub(crate) enum Awaited {
-    /// The first answer of a type.
-    Type(&'static str),
-    /// A cluster's endpoints.
-    Cluster(Weak<ClusterEntry>),
-    /// The first active checks of a cluster's hosts, which have ended.
-    Checks,
-    /// A listener's routes.
-    Listener(Weak<ListenerEntry>),
-}
-
-/// Tells the control when the time of what it waits for is over.
-pub(crate) async fn lose_patience(mut awaited: UnboundedReceiver<(Duration, Awaited)>, control: Arc<Mutex<Control>>) {
-    let mut waiting = JoinSet::new();
-    loop {
-        tokio::select! {
-            next = awaited.recv() => match next {
-                Some((time, what)) => {
-                    waiting.spawn(async move {
-                        tokio::time::sleep(time).await;
-                        what
-                    });
-                }
-                None => return,
-            },
-            Some(Ok(what)) = waiting.join_next() => {
-                control.lock().unwrap_or_else(PoisonError::into_inner).go_on_without(what);
-            }
-        }
-    }
-}
-
 /// Envoy's counters of its managers.
 #[derive(Default)]
 struct Changes {
@@ -104,10 +77,10 @@ pub(crate) struct Control {
     options: Options,
     workers: Vec<UnboundedSender<Command>>,
     clusters: BTreeMap<ArcStr, Arc<ClusterEntry>>,
-    /// Clusters that wait for their endpoints; they replace what is in use when these come.
+    /// Clusters that wait for their endpoints or secrets; they replace what is in use when these come.
     warming: BTreeMap<ArcStr, Arc<ClusterEntry>>,
     listeners: BTreeMap<ArcStr, Arc<ListenerEntry>>,
-    /// Listeners that wait for their routes.
+    /// Listeners that wait for their routes or secrets.
     warming_listeners: BTreeMap<ArcStr, Arc<ListenerEntry>>,
     /// The last assignment of each EDS name, so that a changed cluster need not wait.
     assignments: HashMap<ArcStr, Bytes>,
@@ -118,6 +91,7 @@ pub(crate) struct Control {
     pub(crate) types: BTreeMap<&'static str, TypeState>,
     /// Types whose first answer is still awaited before the proxy is ready.
     pub(crate) awaiting: BTreeSet<&'static str>,
+    was_ready: Cell<bool>,
     /// What others than the aggregated stream are asked for.
     pub(crate) demands: tokio::sync::watch::Sender<BTreeSet<Demand>>,
     /// Those of them that the bootstrap makes: all clusters, all listeners.
@@ -150,6 +124,7 @@ impl Control {
             subscriptions: Subscriptions::new(),
             types: BTreeMap::new(),
             awaiting: BTreeSet::new(),
+            was_ready: Cell::new(false),
             demands: tokio::sync::watch::Sender::default(),
             roots: BTreeSet::new(),
             own_certificate: false,
@@ -169,49 +144,6 @@ impl Control {
         }
         self.awaiting.insert(of);
         self.expect(source, Awaited::Type(of));
-    }
-
-    /// Sees to it that `what` is not waited for longer than its source allows.
-    fn expect(&self, source: &ConfigSource, what: Awaited) {
-        if let Some(time) = source.initial_fetch_timeout {
-            // The receiver lives as long as the proxy.
-            let _ = self.patience.send((time, what));
-        }
-    }
-
-    /// Goes on without what did not come in time, as Envoy does after `initial_fetch_timeout`.
-    fn go_on_without(&mut self, what: Awaited) {
-        match what {
-            Awaited::Checks => self.finish_warming(),
-            Awaited::Type(of) => {
-                if self.awaiting.remove(of) {
-                    tracing::warn!(type_url = of, "the first answer did not come in time; going on without it");
-                }
-            }
-            Awaited::Cluster(entry) => {
-                let Some(entry) = entry.upgrade().filter(|entry| !entry.warm.load(Ordering::Acquire)) else { return };
-                let current = self.warming.get(&entry.cluster.name).is_some_and(|c| Arc::ptr_eq(c, &entry));
-                if current {
-                    tracing::warn!(
-                        cluster = &*entry.cluster.name,
-                        "endpoints did not come in time; going on without them"
-                    );
-                    entry.warm.store(true, Ordering::Release);
-                    self.finish_warming();
-                }
-            }
-            Awaited::Listener(entry) => {
-                let Some(entry) = entry.upgrade() else { return };
-                let name = entry.listener.name.clone();
-                if self.warming_listeners.get(&name).is_some_and(|l| Arc::ptr_eq(l, &entry)) {
-                    tracing::warn!(listener = &*name, "routes did not come in time; going on without them");
-                    if let Err(reason) = self.start_listener(name.clone()) {
-                        tracing::error!(listener = &*name, reason, "cannot start");
-                    }
-                    self.publish_listeners();
-                }
-            }
-        }
     }
 
     /// Applies one response of whoever was asked.
@@ -237,18 +169,24 @@ impl Control {
         refused
     }
 
-    /// True once nothing that readiness depends on is missing.
+    /// True once nothing that readiness depends on is missing, and from then on: what comes later waits beside what serves.
     pub(crate) fn ready(&self) -> Result<(), String> {
+        if self.was_ready.get() {
+            return Ok(());
+        }
         if let Some(of) = self.awaiting.first() {
             let name = of.rsplit('.').next().unwrap_or(of);
             return Err(format!("waiting for the control plane's first {name} resources"));
         }
-        if let Some(name) = self.warming.keys().next() {
-            return Err(format!("waiting for endpoints of cluster {name}"));
+        if let Some((name, cluster)) = self.warming.iter().next() {
+            let what = if cluster.has_endpoints() { "secrets or health" } else { "endpoints" };
+            return Err(format!("waiting for {what} of cluster {name}"));
         }
-        if let Some(name) = self.warming_listeners.keys().next() {
-            return Err(format!("waiting for routes of listener {name}"));
+        if let Some((name, listener)) = self.warming_listeners.iter().next() {
+            let what = if has_routes(listener) { "secrets" } else { "routes" };
+            return Err(format!("waiting for {what} of listener {name}"));
         }
+        self.was_ready.set(true);
         Ok(())
     }
 
@@ -265,6 +203,21 @@ impl Control {
             ("listener_manager.listener_create_success", listeners[ADDED] + listeners[MODIFIED]),
             ("listener_manager.listener_create_failure", *refused_listeners),
         ]
+    }
+
+    /// The values that keys of the configuration stand for.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.options.runtime
+    }
+
+    /// Sets values of the runtime's admin layer; `false`: there is none.
+    pub(crate) fn modify_runtime<'a>(&self, changes: impl IntoIterator<Item = (&'a str, &'a str)>) -> bool {
+        let runtime = &self.options.runtime;
+        let changed = runtime.modify(changes);
+        if changed {
+            self.clusters.values().chain(self.warming.values()).for_each(|cluster| cluster.follow(runtime));
+        }
+        changed
     }
 
     pub(crate) fn warming_clusters(&self) -> impl Iterator<Item = &Arc<ClusterEntry>> {
@@ -318,7 +271,8 @@ impl Control {
         }
         let known = self.clusters.contains_key(&name) || self.warming.contains_key(&name);
         self.changes.clusters[if known { MODIFIED } else { ADDED }] += 1;
-        let entry = ClusterEntry::new(Arc::new(cluster), incoming.body.clone(), incoming.version.clone(), dynamic);
+        let (body, version) = (incoming.body.clone(), incoming.version.clone());
+        let entry = ClusterEntry::new(Arc::new(cluster), body, version, dynamic, &self.options.runtime);
         crate::ejection::watch(&self.shared, &entry);
         let patience = self.patience.clone();
         crate::checks::watch(&self.shared, &entry, move || {
@@ -337,6 +291,11 @@ impl Control {
                 let _ = self.dns.send(entry.clone());
             }
             _ => {}
+        }
+        let secrets = self.missing_secrets(entry.cluster.transport.tls_contexts().map(|tls| &tls.common));
+        entry.has_secrets.store(secrets.is_empty(), Ordering::Release);
+        for secret in &secrets {
+            self.expect(&secret.source, Awaited::ClusterSecrets(Arc::downgrade(&entry)));
         }
         if entry.is_warm() {
             self.warming.remove(&name);
@@ -383,33 +342,6 @@ impl Control {
         }
         self.finish_warming();
         refused
-    }
-
-    /// Moves clusters into use whose endpoints came.
-    pub(crate) fn finish_warming(&mut self) {
-        let warm: Vec<ArcStr> =
-            self.warming.iter().filter(|(_, c)| c.is_warm()).map(|(name, _)| name.clone()).collect();
-        if warm.is_empty() {
-            return;
-        }
-        for name in warm {
-            if let Some(entry) = self.warming.remove(&name) {
-                self.clusters.insert(name, entry);
-            }
-        }
-        self.publish_clusters();
-        if !self.waits_for_static_clusters() && !self.warming_listeners.is_empty() {
-            for (name, reason) in self.finish_listeners() {
-                tracing::error!(listener = &*name, reason, "cannot start");
-            }
-            self.publish_listeners();
-        }
-    }
-
-    /// Listeners begin to serve when the clusters of the bootstrap have found and checked their hosts, as in Envoy. Where
-    /// nothing can change any more, because only a configuration is checked, nobody waits.
-    fn waits_for_static_clusters(&self) -> bool {
-        !self.workers.is_empty() && self.warming.values().any(|cluster| !cluster.dynamic)
     }
 
     fn publish_clusters(&mut self) {
@@ -471,30 +403,13 @@ impl Control {
             &self.shared.routes,
         );
         for source in rds_sources(&entry.listener).map(|(_, source)| source) {
-            self.expect(source, Awaited::Listener(Arc::downgrade(&entry)));
+            self.expect(source, Awaited::Routes(Arc::downgrade(&entry)));
+        }
+        for secret in self.missing_secrets(tls_of(&entry.listener)) {
+            self.expect(&secret.source, Awaited::Secrets(Arc::downgrade(&entry)));
         }
         self.warming_listeners.insert(name, entry);
         Ok(())
-    }
-
-    /// Moves listeners into use whose routes are there.
-    pub(crate) fn finish_listeners(&mut self) -> Refused {
-        if self.waits_for_static_clusters() {
-            return Refused::new();
-        }
-        let ready: Vec<ArcStr> = self
-            .warming_listeners
-            .iter()
-            .filter(|(_, l)| l.chains.iter().all(|c| c.routes.as_ref().is_none_or(|r| r.table.load().is_some())))
-            .map(|(name, _)| name.clone())
-            .collect();
-        let mut refused = Vec::new();
-        for name in ready {
-            if let Err(reason) = self.start_listener(name.clone()) {
-                refused.push((name, reason));
-            }
-        }
-        refused
     }
 
     /// Moves a listener into use.
@@ -508,13 +423,19 @@ impl Control {
     }
 
     fn drop_listener(&mut self, name: &ArcStr) {
-        if let Some(entry) = self.listeners.remove(name) {
-            self.changes.listeners[REMOVED] += 1;
+        if let Some(entry) = self.forget_listener(name) {
             entry.drain_missing(None);
-            if self.bound.remove(name).is_some() {
-                self.tell(|| Command::StopListening(name.clone()));
-            }
         }
+    }
+
+    /// Accepts no more connections of a listener.
+    fn forget_listener(&mut self, name: &ArcStr) -> Option<Arc<ListenerEntry>> {
+        let entry = self.listeners.remove(name)?;
+        self.changes.listeners[REMOVED] += 1;
+        if self.bound.remove(name).is_some() {
+            self.tell(|| Command::StopListening(name.clone()));
+        }
+        Some(entry)
     }
 
     /// Binds a listener's addresses on all workers, unless that was done.
@@ -622,6 +543,7 @@ impl Control {
         for name in removed {
             self.shared.secrets.remove(origin, name);
         }
+        self.secrets_came();
         refused
     }
 
@@ -645,9 +567,7 @@ impl Control {
             want(type_url::ROUTE, name, source);
         }
         for listener in self.listeners.values().chain(self.warming_listeners.values()) {
-            for tls in listener.listener.all_chains().filter_map(|c| c.tls.as_ref()) {
-                sds_refs(&tls.common, &mut secrets);
-            }
+            tls_of(&listener.listener).for_each(|common| sds_refs(common, &mut secrets));
         }
         for secret in secrets {
             if !(self.own_certificate && crate::tls::is_workload(&secret.name)) {
@@ -669,10 +589,11 @@ impl Control {
         });
     }
 
-    /// Tells inbound and outbound connections to end as soon as that loses nothing.
+    /// Tells inbound and outbound connections to end as soon as that loses nothing, all at once or one after the other.
     pub(crate) fn drain(&mut self, inbound_only: bool) {
-        if !inbound_only {
-            self.shared.draining.store(true, Ordering::Release);
+        self.shared.draining.begin(inbound_only);
+        if self.shared.draining.strategy == DrainStrategy::Gradual {
+            return;
         }
         for listener in self.listeners.values() {
             if !inbound_only || listener.listener.direction == Direction::Inbound {
@@ -690,7 +611,11 @@ impl Control {
             .map(|(name, _)| name.clone())
             .collect();
         for name in names {
-            self.drop_listener(&name);
+            if let Some(entry) = self.forget_listener(&name)
+                && self.shared.draining.strategy == DrainStrategy::Immediate
+            {
+                entry.drain_missing(None);
+            }
         }
         self.publish_listeners();
     }

@@ -81,13 +81,8 @@ fn accepted(worker: &Rc<Worker>, name: &ArcStr, raw: Raw, peer: Option<SocketAdd
     tokio::task::spawn_local(async move {
         let Some(entry) = worker.shared.listeners.load().by_name.get(&name).cloned() else { return };
         let stats = worker.listener_stats(&entry.listener.stat_prefix);
-        let mut _admitted = None;
-        if let Some(overload) = worker.shared.overload.get() {
-            _admitted = overload.admit(&entry, &stats, &mut worker.random.borrow_mut());
-            if _admitted.is_none() {
-                return;
-            }
-        }
+        let admitted = overload::admit(&worker.shared, &entry.listener, &stats, &mut worker.random.borrow_mut());
+        let Some(_admitted) = admitted else { return };
         stats.downstream_cx_total.inc();
         stats.downstream_cx_active.inc();
         worker.connections.set(worker.connections.get() + 1);
@@ -450,12 +445,12 @@ async fn secure(
     raw: Raw,
 ) -> Result<(Io, Option<proxy_core::TlsInfo>), ArcStr> {
     let Some(tls) = &chain.tls else { return Ok((Io::Raw(raw), None)) };
-    if !looks_like_tls(&raw).await {
-        // As Envoy: plain text on a TLS port is closed without an alert.
-        stats.ssl_connection_error.inc();
-        return Err(tls_error("268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER"));
-    }
-    let handshake = tls.accept(raw, &worker.shared.secrets);
+    let handshake = async {
+        match looks_like_tls(&raw).await {
+            true => tls.accept(raw, &worker.shared.secrets).await.map_err(Some),
+            false => Err(None),
+        }
+    };
     let result = match chain.chain.transport_socket_connect_timeout {
         Some(timeout) => match tokio::time::timeout(timeout, handshake).await {
             Ok(result) => result,
@@ -477,11 +472,16 @@ async fn secure(
             }
             Ok((Io::Server(stream), Some(info)))
         }
-        Err(e) if TlsError::is_missing_secret(&e) => {
+        Err(None) => {
+            // As Envoy: plain text on a TLS port is closed without an alert.
+            stats.ssl_connection_error.inc();
+            Err(tls_error("268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER"))
+        }
+        Err(Some(e)) if TlsError::is_missing_secret(&e) => {
             stats.other.inc("server_ssl_socket_factory.downstream_context_secrets_not_ready");
             Err("TLS_error:_Secret_is_not_supplied_by_SDS".into())
         }
-        Err(e) => {
+        Err(Some(e)) => {
             match Failure::of(&e) {
                 Failure::San => stats.ssl_fail_verify_san.inc(),
                 Failure::Hash => stats.ssl_fail_verify_cert_hash.inc(),
@@ -510,13 +510,12 @@ fn tls_error(what: &str) -> ArcStr {
     format!("TLS_error:|{what}:TLS_error_end").into()
 }
 
-/// Whether the first byte starts a TLS handshake record. A silent client is the handshake's problem.
+/// Whether the first byte, which is waited for, starts a TLS handshake record. An end before it is the handshake's problem.
 async fn looks_like_tls(raw: &Raw) -> bool {
     let Raw::Tcp(stream) = raw else { return true };
     let mut first = [0];
-    // Only looks at what is there already: the handshake waits for the rest.
-    match futures::future::poll_immediate(stream.peek(&mut first)).await {
-        Some(Ok(1)) => first[0] == 22,
+    match stream.peek(&mut first).await {
+        Ok(1) => first[0] == 22,
         _ => true,
     }
 }
@@ -589,7 +588,7 @@ async fn pass_filters(connection: &mut Connection) -> Result<Passed, ResponseFla
             NetworkFilter::LocalRateLimit(limit) => {
                 let name = format!("local_rate_limit.{}.rate_limited", limit.stat_prefix);
                 worker.named_stats().touch(&name);
-                if !tcp::take_token(connection, limit) {
+                if limit.enabled.get() && !tcp::take_token(connection, limit) {
                     worker.named_stats().inc(&name);
                     return Err(ResponseFlags::UPSTREAM_RETRY_LIMIT);
                 }
@@ -597,6 +596,9 @@ async fn pass_filters(connection: &mut Connection) -> Result<Passed, ResponseFla
             NetworkFilter::ConnectionLimit(limit) => {
                 let prefix = &limit.stat_prefix;
                 worker.named_stats().touch(&format!("connection_limit.{prefix}.limited_connections"));
+                if !limit.enabled.get() {
+                    continue;
+                }
                 passed.gauges.push(Counted::new(&worker, format!("connection_limit.{prefix}.active_connections")));
                 match limit.enter() {
                     Some(place) => passed.places.push(place),

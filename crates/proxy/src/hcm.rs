@@ -59,6 +59,8 @@ pub(crate) struct Http {
     premature_resets: Cell<u32>,
     /// An idle or old connection says so with its next answer, and ends after the drain timeout.
     ending: Cell<bool>,
+    /// It was told to end because its listener drains.
+    drained: Cell<bool>,
     /// `max_connection_duration` passed and was counted.
     aged: Cell<bool>,
     /// Requests under way.
@@ -90,10 +92,14 @@ impl Http {
     fn draining(&self) -> bool {
         // A proxy whose health checks are made to fail wants to be left, too (Envoy `DrainManagerImpl::drainClose`).
         let shared = &self.worker.shared;
-        *self.chain.drain.borrow()
-            || [&shared.draining, &shared.health_failed]
-                .iter()
-                .any(|why| why.load(std::sync::atomic::Ordering::Relaxed))
+        let ends = self.drained.get()
+            || *self.chain.drain.borrow()
+            || shared.health_failed.load(std::sync::atomic::Ordering::Relaxed)
+            || shared.draining.ends(self.listener.direction, &mut self.worker.random.borrow_mut());
+        if ends {
+            self.drained.set(true);
+        }
+        ends
     }
 
     fn too_old(&self) -> bool {
@@ -164,6 +170,7 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         requests: Cell::new(0),
         premature_resets: Cell::new(0),
         ending: Cell::new(false),
+        drained: Cell::new(false),
         aged: Cell::new(false),
         active: Cell::new(0),
         unanswered: Cell::new(false),

@@ -17,6 +17,7 @@ mod checks;
 mod control;
 mod dns;
 mod downstream;
+mod drain;
 mod ejection;
 mod export;
 #[cfg(test)]
@@ -45,4 +46,5 @@ mod xds;
 
 pub use args::{Args, run};
 pub use bootstrap::InvalidBootstrap;
+pub use drain::DrainStrategy;
 pub use start::{Handle, Options, StartError, start};

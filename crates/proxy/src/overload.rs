@@ -1,9 +1,10 @@
 //! The overload manager at work: looks at the resources now and then, and tells the workers what is done about them.
 
-use crate::runtime::{ListenerEntry, Shared};
+use crate::runtime::Shared;
 use crate::stats::{Computed, Kind, ListenerStats, Sample};
-use proxy_core::Random;
+use proxy_core::listener::OpenConnection;
 use proxy_core::overload::{ActionKind, Monitor, OverloadConfig};
+use proxy_core::{Listener, Random};
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,7 +20,6 @@ pub(crate) struct Overload {
     strengths: [AtomicU32; ActionKind::ALL.len()],
     /// By monitor: the pressure, if it could be measured, and how often that failed.
     pressures: Mutex<Vec<(Option<f64>, u64)>>,
-    connections: AtomicU64,
     refused: AtomicU64,
     shrunk: AtomicU64,
     /// Workers do not accept.
@@ -35,7 +35,6 @@ impl Overload {
             pressures: Mutex::new(vec![(None, 0); config.monitors.len()]),
             config,
             strengths: Default::default(),
-            connections: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             shrunk: AtomicU64::new(0),
             stopped: watch::Sender::new(false),
@@ -83,38 +82,66 @@ impl Overload {
         }
     }
 
-    /// Takes a new connection, if the resources allow it; `None`: it is to be closed.
-    pub(crate) fn admit(
-        self: &Arc<Self>,
-        listener: &ListenerEntry,
-        stats: &ListenerStats,
-        random: &mut Random,
-    ) -> Option<Admitted> {
-        let listener = &listener.listener;
-        if !listener.bypass_overload && self.happens(ActionKind::RejectConnections, random) {
-            stats.downstream_cx_overload_reject.inc();
-            return None;
-        }
-        let Some((_, most)) = self.config.max_connections.as_ref().filter(|_| !listener.ignore_connection_limit) else {
-            return Some(Admitted(None));
-        };
-        let more = |open| (open < *most).then_some(open + 1);
-        if self.connections.fetch_update(Relaxed, Relaxed, more).is_err() {
-            stats.downstream_global_cx_overflow.inc();
-            self.refused.fetch_add(1, Relaxed);
-            return None;
-        }
-        Some(Admitted(Some(self.clone())))
+    fn rejects(&self, listener: &Listener, random: &mut Random) -> bool {
+        !listener.bypass_overload && self.happens(ActionKind::RejectConnections, random)
     }
 }
 
+/// Limits connections as the runtime says, unless a monitor of the overload manager does.
+pub(crate) fn limit_connections(shared: &Shared, settings: &proxy_core::Bootstrap) {
+    let monitored = settings.overload.as_ref().is_some_and(|overload| overload.max_connections.is_some());
+    if !monitored {
+        let limit = settings.runtime.live("overload.global_downstream_max_connections", u64::MAX);
+        // It is set once, when the proxy starts.
+        let _ = shared.connection_limit.set(limit);
+    }
+}
+
+/// Takes a new connection, if resources and limits allow it; `None`: it is to be closed.
+pub(crate) fn admit(
+    shared: &Arc<Shared>,
+    listener: &Arc<Listener>,
+    stats: &ListenerStats,
+    random: &mut Random,
+) -> Option<Admitted> {
+    let overload = shared.overload.get();
+    if overload.is_some_and(|overload| overload.rejects(listener, random)) {
+        stats.downstream_cx_overload_reject.inc();
+        return None;
+    }
+    let mut admitted = Admitted { all: None, _own: None };
+    let monitored = overload.and_then(|overload| overload.config.max_connections.as_ref());
+    let most = monitored.map(|(_, most)| *most).or_else(|| Some(shared.connection_limit.get()?.get()));
+    if let Some(most) = most.filter(|_| !listener.ignore_connection_limit) {
+        let more = |open| (open < most).then_some(open + 1);
+        if shared.connections.fetch_update(Relaxed, Relaxed, more).is_err() {
+            stats.downstream_global_cx_overflow.inc();
+            if let Some(overload) = overload {
+                overload.refused.fetch_add(1, Relaxed);
+            }
+            return None;
+        }
+        admitted.all = Some(shared.clone());
+    }
+    admitted._own = listener.open();
+    if admitted._own.is_none() {
+        stats.downstream_cx_overflow.inc();
+        return None;
+    }
+    Some(admitted)
+}
+
 /// A connection that was let in; counts until it is dropped.
-pub(crate) struct Admitted(Option<Arc<Overload>>);
+pub(crate) struct Admitted {
+    all: Option<Arc<Shared>>,
+    /// Of its listener.
+    _own: Option<OpenConnection>,
+}
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        if let Some(overload) = &self.0 {
-            overload.connections.fetch_sub(1, Relaxed);
+        if let Some(shared) = &self.all {
+            shared.connections.fetch_sub(1, Relaxed);
         }
     }
 }
@@ -175,6 +202,7 @@ pub(crate) async fn watch(overload: Arc<Overload>) {
 
 fn register(shared: &Arc<Shared>, overload: &Arc<Overload>) {
     let weak = Arc::downgrade(overload);
+    let counted = Arc::downgrade(shared);
     let computed = Computed(move |f: &mut dyn FnMut(&str, Sample)| {
         let Some(overload) = weak.upgrade() else { return };
         for action in &overload.config.actions {
@@ -192,7 +220,7 @@ fn register(shared: &Arc<Shared>, overload: &Arc<Overload>) {
             f(&format!("overload.{name}.skipped_updates"), Sample::Counter(0));
         }
         if let Some((name, most)) = &overload.config.max_connections {
-            let open = overload.connections.load(Relaxed);
+            let open = counted.upgrade().map_or(0, |shared| shared.connections.load(Relaxed));
             f(&format!("overload.{name}.pressure"), Sample::Gauge(open * 100 / most));
             f(&format!("overload.{name}.failed_updates"), Sample::Counter(overload.refused.load(Relaxed)));
         }

@@ -1,5 +1,6 @@
 //! What all threads of the proxy share: tables published whole, secrets, counters. Nothing here is locked on the data path.
 
+use crate::drain::{DrainStrategy, Draining};
 use crate::log::LogFiles;
 use crate::stats::Registry;
 use crate::tls::{ClientTls, SecretStore, ServerTls};
@@ -10,9 +11,10 @@ use proxy_core::circuit::Breakers;
 use proxy_core::cluster::Discovery;
 use proxy_core::listener::{FilterChain, MetadataExchange, NetworkFilter, Terminal};
 use proxy_core::outlier::OutlierDetector;
-use proxy_core::{Cluster, Endpoints, Host, Listener, ListenerSet, RouteTable};
+use proxy_core::runtime::Live;
+use proxy_core::{Cluster, Endpoints, Host, Listener, ListenerSet, RouteTable, Runtime};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -33,8 +35,12 @@ pub(crate) struct Shared {
     pub(crate) health_failed: AtomicBool,
     /// What is done when resources run short, if the bootstrap says anything about that.
     pub(crate) overload: OnceLock<Arc<crate::overload::Overload>>,
+    /// Downstream connections in sum, counted where they are limited.
+    pub(crate) connections: AtomicU64,
+    /// Their limit, if only the runtime says one.
+    pub(crate) connection_limit: OnceLock<Live<u64>>,
     /// Listeners drain: connections are closed as soon as that loses nothing.
-    pub(crate) draining: AtomicBool,
+    pub(crate) draining: Draining,
     pub(crate) started: Instant,
     pub(crate) started_at: SystemTime,
     pub(crate) concurrency: usize,
@@ -51,6 +57,7 @@ impl Shared {
         node: Arc<crate::bootstrap::NodeInfo>,
         concurrency: usize,
         drain_time: std::time::Duration,
+        strategy: DrainStrategy,
         own_address: Option<std::net::IpAddr>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -66,7 +73,9 @@ impl Shared {
             ids: AtomicU64::new(1),
             health_failed: AtomicBool::new(false),
             overload: OnceLock::new(),
-            draining: AtomicBool::new(false),
+            connections: AtomicU64::new(0),
+            connection_limit: OnceLock::new(),
+            draining: Draining::new(strategy, drain_time),
             started: Instant::now(),
             started_at: SystemTime::now(),
             concurrency,
@@ -93,6 +102,8 @@ pub(crate) struct ClusterEntry {
     pub(crate) service: crate::peer::Service,
     /// Circuit breakers, shared by all workers.
     pub(crate) breakers: Breakers,
+    /// So many percent of the requests are answered 503, by a key of the runtime.
+    maintenance: AtomicU32,
     /// Ejects hosts; locked only when a host reached a threshold, and by its timer.
     pub(crate) outlier: Option<Box<Mutex<OutlierDetector>>>,
     tls: Vec<(Arc<proxy_core::tls::UpstreamTls>, Arc<ClientTls>)>,
@@ -105,6 +116,8 @@ pub(crate) struct ClusterEntry {
     pub(crate) warm: AtomicBool,
     /// Active checks: all hosts were asked once.
     pub(crate) checked: AtomicBool,
+    /// Its secrets came, or were waited for long enough.
+    pub(crate) has_secrets: AtomicBool,
     /// A connection to one of its hosts was wanted.
     pub(crate) used: AtomicBool,
     /// Counts the times that a host was found to fail, where connections must end then.
@@ -112,7 +125,13 @@ pub(crate) struct ClusterEntry {
 }
 
 impl ClusterEntry {
-    pub(crate) fn new(cluster: Arc<Cluster>, body: Bytes, version: ArcStr, dynamic: bool) -> Arc<Self> {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        body: Bytes,
+        version: ArcStr,
+        dynamic: bool,
+        runtime: &Runtime,
+    ) -> Arc<Self> {
         let tls = cluster
             .transport
             .tls_contexts()
@@ -121,10 +140,11 @@ impl ClusterEntry {
         let endpoints = ArcSwap::from(cluster.endpoints.clone());
         let waits =
             matches!(cluster.discovery, Discovery::Eds { .. } | Discovery::StrictDns(_) | Discovery::LogicalDns(_));
-        Arc::new(Self {
+        let entry = Arc::new(Self {
             endpoints,
             service: crate::peer::Service::of(&cluster),
             breakers: Breakers::new(&cluster.breakers),
+            maintenance: AtomicU32::new(0),
             outlier: cluster.outlier.clone().map(|c| Box::new(Mutex::new(OutlierDetector::new(*c, Instant::now())))),
             tls,
             body,
@@ -133,10 +153,29 @@ impl ClusterEntry {
             dynamic,
             warm: AtomicBool::new(!waits),
             checked: AtomicBool::new(cluster.health_checks.is_empty()),
+            has_secrets: AtomicBool::new(false),
             used: AtomicBool::new(false),
             failures: cluster.close_on_failure.then(|| tokio::sync::watch::Sender::new(0)),
             cluster,
-        })
+        });
+        entry.follow(runtime);
+        entry
+    }
+
+    /// Takes what the runtime says of this cluster.
+    pub(crate) fn follow(&self, runtime: &Runtime) {
+        let name = &self.cluster.name;
+        self.breakers.follow(name, runtime);
+        let percent = runtime.get::<u64>(&format!("upstream.maintenance_mode.{name}")).unwrap_or(0);
+        self.maintenance.store(u32::try_from(percent.min(100)).unwrap_or(100), Ordering::Relaxed);
+    }
+
+    /// Whether a request is not to be served because somebody works on the cluster.
+    pub(crate) fn is_in_maintenance(&self, random: &mut proxy_core::Random) -> bool {
+        match self.maintenance.load(Ordering::Relaxed) {
+            0 => false,
+            percent => random.below(100) < u64::from(percent),
+        }
     }
 
     /// Hosts are made as connections need them, and are in no list.
@@ -157,7 +196,7 @@ impl ClusterEntry {
 
     /// Whether it may be used.
     pub(crate) fn is_warm(&self) -> bool {
-        self.has_endpoints() && self.checked.load(Ordering::Acquire)
+        self.has_endpoints() && self.checked.load(Ordering::Acquire) && self.has_secrets.load(Ordering::Acquire)
     }
 
     /// A host's health changed.
@@ -221,6 +260,9 @@ pub(crate) struct ListenerEntry {
     pub(crate) version: ArcStr,
     pub(crate) updated: SystemTime,
     pub(crate) dynamic: bool,
+    /// Its routes, and its secrets, were waited for long enough.
+    pub(crate) no_more_routes: AtomicBool,
+    pub(crate) no_more_secrets: AtomicBool,
 }
 
 /// A filter chain: connections hold it, and are told to end when it goes.
@@ -261,7 +303,16 @@ impl ListenerEntry {
                 }
             })
             .collect();
-        Arc::new(Self { listener, chains, body, version, updated: SystemTime::now(), dynamic })
+        Arc::new(Self {
+            listener,
+            chains,
+            body,
+            version,
+            updated: SystemTime::now(),
+            dynamic,
+            no_more_routes: AtomicBool::new(false),
+            no_more_secrets: AtomicBool::new(false),
+        })
     }
 
     /// The run-time side of a chain that [`Listener::find_chain`] gave.

@@ -2,6 +2,7 @@
 
 use crate::bootstrap::{InvalidBootstrap, NodeInfo, Parts};
 use crate::control::{Control, Incoming, lose_patience};
+use crate::drain::DrainStrategy;
 use crate::log::LogFiles;
 use crate::runtime::Shared;
 use crate::{admin, dns, overload, sources, tls, worker, xds};
@@ -11,7 +12,6 @@ use envoy_api::bootstrap::Bootstrap;
 use envoy_api::{Message, type_url};
 use identity::WorkloadCertificate;
 use proxy_core::config_source::Origin;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -33,6 +33,8 @@ pub struct Options {
     pub allow_unsupported_filters: bool,
     /// How long removed listeners and chains let connections go on.
     pub drain_time: Duration,
+    /// How fast they are told to end where whole listeners drain.
+    pub drain_strategy: DrainStrategy,
     /// The log level as it was asked for, shown by `/server_info`.
     pub log_level: String,
     /// Only check the configuration: nothing is bound, nothing started.
@@ -49,6 +51,7 @@ impl Default for Options {
             subscriptions: Subscriptions::new(),
             allow_unsupported_filters: false,
             drain_time: Duration::from_secs(600),
+            drain_strategy: DrainStrategy::default(),
             log_level: "warning".to_owned(),
             validate: false,
         }
@@ -123,7 +126,7 @@ impl Handle {
 
     /// What the shared state counts, for tests.
     pub fn is_draining(&self) -> bool {
-        self.shared.draining.load(Ordering::Relaxed)
+        self.shared.draining.has_begun()
     }
 }
 
@@ -146,7 +149,8 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
-    let shared = Shared::new(LogFiles::default(), node, concurrency, options.drain_time, own_address());
+    let shared =
+        Shared::new(LogFiles::default(), node, concurrency, options.drain_time, options.drain_strategy, own_address());
     let mut workers = Vec::new();
     let mut threads = Vec::new();
     if !options.validate {
@@ -157,14 +161,17 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
         }
     }
     let (dns_sender, dns_receiver) = tokio::sync::mpsc::unbounded_channel();
-    let core_options = proxy_core::Options {
+    let mut core_options = proxy_core::Options {
         allow_unsupported_filters: options.allow_unsupported_filters,
         local_address: shared.own_address,
         node_id: shared.node.id.clone(),
         node_cluster: shared.node.cluster.clone(),
+        runtime: proxy_core::Runtime::default(),
     };
     let settings = proxy_core::Bootstrap::settings(&bootstrap.head, &core_options)
         .map_err(|e| InvalidBootstrap::Refused(e.to_string()))?;
+    core_options.runtime = settings.runtime.clone();
+    overload::limit_connections(&shared, &settings);
     if let Some(config) = settings.overload.clone() {
         overload::install(&shared, config);
     }
@@ -204,11 +211,12 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
         tasks.spawn(sources::run(demands, control.clone(), shared.node.message.clone()));
         tasks.spawn(tls::follow_files(shared.clone(), wanted_secrets));
         if let Some(mut certificates) = options.certificates.take() {
-            let shared = shared.clone();
+            let (shared, control) = (shared.clone(), control.clone());
             tasks.spawn(async move {
                 while certificates.changed().await.is_ok() {
                     let current = certificates.borrow_and_update().clone();
                     take_certificate(&shared, current.as_deref());
+                    lock(&control).secrets_came();
                 }
             });
         }

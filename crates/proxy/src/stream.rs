@@ -63,6 +63,15 @@ impl RecvBody {
         matches!(self, RecvBody::Empty)
     }
 
+    /// What is wrong with what has come of it, if that is known already.
+    pub(crate) fn broken(&self) -> Option<BodyError> {
+        match self {
+            RecvBody::H1(conn) => conn.borrow().body_error().map(|e| BodyError::Protocol(e.detail)),
+            RecvBody::Then(_, rest) => rest.broken(),
+            RecvBody::Empty | RecvBody::H2(_) | RecvBody::Memory(_) => None,
+        }
+    }
+
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         match self {
             RecvBody::Empty => Poll::Ready(None),

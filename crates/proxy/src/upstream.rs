@@ -14,6 +14,7 @@ use crate::runtime::ClusterEntry;
 use crate::stats::{ClusterStats, Workload};
 use crate::worker::Worker;
 use arc_swap::ArcSwap;
+use proxy_core::balance::SubsetUse;
 use proxy_core::circuit::Resource;
 use proxy_core::outlier::{Cause, Event, Outcome};
 use proxy_core::{Cluster, Endpoints, Host, LoadBalancer, PickContext};
@@ -103,6 +104,12 @@ impl WorkerCluster {
         let host = balancer.pick(context, random);
         if balancer.panicked() {
             self.stats.lb_healthy_panic.inc();
+        }
+        match balancer.subset_use() {
+            SubsetUse::None => {}
+            SubsetUse::Selected => self.stats.lb_subsets_selected.inc(),
+            SubsetUse::Fallback => self.stats.lb_subsets_fallback.inc(),
+            SubsetUse::FallbackPanic => self.stats.lb_subsets_fallback_panic.inc(),
         }
         host
     }
@@ -298,6 +305,8 @@ pub(crate) fn touch_outlier(stats: &ClusterStats) {
     for what in ["consecutive_5xx", "enforced_total", "overflow", "success_rate", "total"] {
         stats.other.touch(&format!("outlier_detection.ejections_{what}"));
     }
+    // Hosts that answer badly in other ways (`detect_degraded_hosts`) are not looked for.
+    stats.other.touch("outlier_detection.ejections_detected_degradation");
     for cause in [
         Cause::Consecutive5xx,
         Cause::ConsecutiveGateway,

@@ -257,7 +257,7 @@ impl PushContext {
     ///
     /// As istiod `Proxy.SetWorkloadLabels` and `setTopologyLabels`. Nothing if it is just as it says.
     pub fn effective(&self, node: &Node) -> Option<Node> {
-        let workload = self.registry.workload(&node.query());
+        let workload = self.registry.workload(&node.query(&self.settings.cluster_id));
         let mut labels = match workload {
             Some(workload) if workload.is_pod => {
                 let of_node = if node.meta("NODE_NAME").is_some() { "" } else { &*workload.node };

@@ -320,9 +320,15 @@ impl Node {
         (major, minor, number().unwrap_or(u32::MAX)) >= version
     }
 
-    /// What the registry asks for to find the proxy's own services.
-    pub fn query(&self) -> ProxyQuery<'_> {
-        ProxyQuery { name: &self.name, namespace: &self.namespace, addresses: &self.addresses, labels: &self.labels }
+    /// What the registry of a cluster asks for to find the proxy's own services.
+    pub fn query(&self, cluster: &str) -> ProxyQuery<'_> {
+        ProxyQuery {
+            name: &self.name,
+            namespace: &self.namespace,
+            addresses: &self.addresses,
+            labels: &self.labels,
+            elsewhere: !self.cluster_id.is_empty() && *self.cluster_id != *cluster,
+        }
     }
 }
 

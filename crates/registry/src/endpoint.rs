@@ -111,6 +111,8 @@ pub struct Workload {
     pub subdomain: ArcStr,
     /// Named ports: of containers, or of the WorkloadEntry's `ports`.
     pub ports: Vec<(ArcStr, u16)>,
+    /// Named ports of containers for UDP.
+    pub udp_ports: Vec<(ArcStr, u16)>,
     /// Relative weight (WorkloadEntry).
     pub weight: u32,
     /// The pod's conditions say it is ready; WorkloadEntries always are.

@@ -58,10 +58,8 @@ fn convert_port(port: &ServicePort) -> Port {
         protocol: Protocol::of_service_port(number, name, transport, port.app_protocol.as_deref()),
         target: match &port.target_port {
             Some(IntOrString::Int(target)) if *target != 0 => TargetPort::Number(port_number(*target)),
-            Some(IntOrString::String(target)) if !target.is_empty() => match target.parse() {
-                Ok(number) => TargetPort::Number(number),
-                Err(_) => TargetPort::Name(target.as_str().into()),
-            },
+            // A number in quotes is a name, too, which no port has.
+            Some(IntOrString::String(target)) if !target.is_empty() => TargetPort::Name(target.as_str().into()),
             _ => TargetPort::Number(number),
         },
     }
@@ -202,9 +200,10 @@ fn convert_pod(
         .iter()
         .chain(sidecars)
         .flat_map(|c| c.ports.iter().flatten())
-        .filter(|p| p.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"))
-        .filter_map(|p| Some((p.name.as_deref()?.into(), port_number(p.container_port))))
-        .collect();
+        .filter_map(|p| Some((p.protocol.as_deref(), (p.name.as_deref()?.into(), port_number(p.container_port)))));
+    let of = |transport: &'static str| {
+        move |(own, port): (Option<&str>, _)| (own.unwrap_or("TCP") == transport).then_some(port)
+    };
     let phase = status.phase.unwrap_or_default();
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
@@ -229,7 +228,8 @@ fn convert_pod(
         node: node.as_str().into(),
         hostname: hostname.as_str().into(),
         subdomain: subdomain.as_str().into(),
-        ports,
+        udp_ports: ports.clone().filter_map(of("UDP")).collect(),
+        ports: ports.filter_map(of("TCP")).collect(),
         weight: 0,
         ready: ready && !terminating,
         is_pod: true,
@@ -296,18 +296,13 @@ pub(crate) fn endpoints<'a>(
     let mut out = EndpointMap::new();
     // Of addresses that are no pod's.
     let mut bare: HashMap<ArcStr, Arc<Labels>> = HashMap::new();
-    let mut stranger = |namespace: &str, address: &str| {
+    let mut stranger = |address: &str| {
         let none = Labels::new();
         let network = networks.of(address, &none);
         let labels = bare.entry(network.clone()).or_insert_with(|| {
             Arc::new(augment_labels(&none, &settings.cluster_id, &Locality::default(), "", &network))
         });
-        Arc::new(Workload {
-            namespace: namespace.into(),
-            topology_labels: labels.clone(),
-            network,
-            ..Workload::default()
-        })
+        Arc::new(Workload { topology_labels: labels.clone(), network, ..Workload::default() })
     };
     for object in snapshot.list(Kind::EndpointSlice) {
         let Body::EndpointSlice(slice) = &object.body else { continue };
@@ -327,10 +322,13 @@ pub(crate) fn endpoints<'a>(
     out
 }
 
-/// Where a pod listens for a service port; nothing if no container names the port.
+/// Where a pod listens for a service port; nothing if no container names the port, or it does for another transport.
 pub(crate) fn target_port(port: &Port, workload: &Workload) -> Option<u16> {
     match &port.target {
         TargetPort::Number(number) => Some(*number),
+        TargetPort::Name(name) if port.protocol == Protocol::Udp => {
+            workload.udp_ports.iter().find(|(own, _)| own == name).map(|(_, port)| *port)
+        }
         TargetPort::Name(name) => workload.port(name),
     }
 }
@@ -349,7 +347,7 @@ fn add_slice<'a>(
     how: &Slices<'_>,
     list: &mut Vec<Endpoint>,
     find: &impl Fn(&str, Option<(&str, &str)>, &str) -> Option<&'a Arc<Workload>>,
-    stranger: &mut impl FnMut(&str, &str) -> Arc<Workload>,
+    stranger: &mut impl FnMut(&str) -> Arc<Workload>,
 ) {
     if slice.address_type == "FQDN" {
         return;
@@ -374,7 +372,7 @@ fn add_slice<'a>(
                 // The pod is not known yet; the endpoint appears together with it.
                 continue;
             }
-            let workload = found.cloned().unwrap_or_else(|| stranger(namespace, address));
+            let workload = found.cloned().unwrap_or_else(|| stranger(address));
             let whole = (both_families && pod_name.is_some() && workload.addresses.len() > 1)
                 .then(|| workload.addresses.clone());
             if whole.is_some() && slice.address_type == "IPv6" {

@@ -17,14 +17,17 @@ pub struct ProxyQuery<'a> {
     pub addresses: &'a [String],
     /// Pod labels as the proxy reports them; used when the pod itself is not known.
     pub labels: &'a Labels,
+    /// The proxy says that it is of another cluster, of which our Kubernetes objects say nothing.
+    pub elsewhere: bool,
 }
 
 impl Registry {
     /// The pod that a proxy stands beside, or the WorkloadEntry.
     pub fn workload(&self, query: &ProxyQuery<'_>) -> Option<&Arc<Workload>> {
-        self.workloads.pod(query.namespace, query.name).or_else(|| {
+        self.workloads.pod(query.namespace, query.name).filter(|_| !query.elsewhere).or_else(|| {
             let at = query.addresses.first().and_then(|a| self.workloads.by_address.get(a.as_str()))?;
-            let own = |w: &&Arc<Workload>| &*w.namespace == query.namespace && !w.finished;
+            let own =
+                |w: &&Arc<Workload>| &*w.namespace == query.namespace && !w.finished && !(w.is_pod && query.elsewhere);
             at.iter().filter(own).min_by_key(|w| (!w.is_pod, &*w.name != query.name))
         })
     }
@@ -45,6 +48,7 @@ impl Registry {
         };
         let own = |s: &&Arc<Service>| {
             s.provider == Provider::Kubernetes
+                && !query.elsewhere
                 && s.resolution != Resolution::Alias
                 && *s.namespace == *namespace
                 && !s.selector.is_empty()

@@ -9,7 +9,7 @@ fn generate(case: &Path, out: &Path) -> Result<(), xds_gen::Error> {
     let args = xds_gen::Args {
         input: vec![case.join("input.yaml")],
         mesh_config: optional("mesh.yaml"),
-        mesh_networks: None,
+        mesh_networks: optional("networks.yaml"),
         settings: optional("settings.yaml"),
         proxy: case.join("proxy.yaml"),
         output: out.join(case.file_name().unwrap_or_default()),

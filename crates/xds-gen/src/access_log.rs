@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use crate::context::Context;
 use crate::names;
 use crate::proto::{any, extension, json_struct};
-use crate::telemetry::Side;
+use crate::telemetry::{Log, Side};
 use crate::tls::strings;
 
 const TEXT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
@@ -98,31 +98,30 @@ fn make(cx: &Context<'_>, side: Side, of: Of) -> Vec<AccessLog> {
     let unmatched = (of == Of::Listener).then(|| AccessLogFilter {
         filter_specifier: Some(FilterSpecifier::ResponseFlagFilter(ResponseFlagFilter { flags: strings(&["NR"]) })),
     });
-    match cx.telemetry.logs(side) {
-        None => {
-            let file = (!mesh.access_log_file.is_empty()).then(|| mesh_file(cx.push, &mesh.access_log_file));
-            let service = mesh.enable_envoy_access_log_service.then(|| mesh_service(of));
-            file.into_iter().chain(service).map(|log| with_filter(log, unmatched.clone())).collect()
-        }
-        Some(list) => list
-            .iter()
-            .filter(|log| !log.disabled)
-            .filter_map(|log| {
-                let make = || provider(cx.push, &log.provider);
-                let entry = cx.common.log_providers.get(log.provider.name.clone(), make)?;
-                let own = log.filter.as_ref().map(|expression| cel(expression));
-                let mut all: Vec<AccessLogFilter> = unmatched.clone().into_iter().chain(own).collect();
-                let filter = match all.len() {
-                    0 => None,
-                    1 => all.pop(),
-                    _ => Some(AccessLogFilter {
-                        filter_specifier: Some(FilterSpecifier::AndFilter(AndFilter { filters: all })),
-                    }),
-                };
-                Some(with_filter(entry, filter))
-            })
-            .collect(),
+    // Providers that cannot be reached count as little as none: then only MeshConfig's own log file does.
+    let reachable = cx.telemetry.logs(side).iter().filter_map(|log| {
+        let make = || provider(cx.push, &log.provider);
+        Some((log, cx.common.log_providers.get(log.provider.name.clone(), make)?))
+    });
+    let mut reachable = reachable.peekable();
+    if reachable.peek().is_none() {
+        let file = (!mesh.access_log_file.is_empty()).then(|| mesh_file(cx.push, &mesh.access_log_file));
+        let service = mesh.enable_envoy_access_log_service.then(|| mesh_service(of));
+        return file.into_iter().chain(service).map(|log| with_filter(log, unmatched.clone())).collect();
     }
+    let entry = |(log, entry): (&Log, AccessLog)| {
+        let own = log.filter.as_ref().map(|expression| cel(expression));
+        let mut all: Vec<AccessLogFilter> = unmatched.clone().into_iter().chain(own).collect();
+        let filter = match all.len() {
+            0 => None,
+            1 => all.pop(),
+            _ => {
+                Some(AccessLogFilter { filter_specifier: Some(FilterSpecifier::AndFilter(AndFilter { filters: all })) })
+            }
+        };
+        with_filter(entry, filter)
+    };
+    reachable.filter(|(log, _)| !log.disabled).map(entry).collect()
 }
 
 fn with_filter(log: AccessLog, filter: Option<AccessLogFilter>) -> AccessLog {

@@ -250,6 +250,17 @@ impl Hash for Wanted {
 
 /// The load assignments of these names.
 pub(crate) fn endpoints(cx: &Context<'_>, client: &Client, wanted: &[ArcStr]) -> Shared {
+    let is_local = |name: &ArcStr| **name == *endpoint::LOCAL_CLUSTER;
+    if !wanted.iter().any(is_local) {
+        return services_endpoints(cx, client, wanted);
+    }
+    let services: Vec<ArcStr> = wanted.iter().filter(|name| !is_local(name)).cloned().collect();
+    let local = Resource::new(endpoint::LOCAL_CLUSTER, &endpoint::local_cluster(cx));
+    services_endpoints(cx, client, &services).iter().cloned().chain([local]).collect()
+}
+
+/// Those that are the same for many proxies.
+fn services_endpoints(cx: &Context<'_>, client: &Client, wanted: &[ArcStr]) -> Shared {
     #[derive(Eq, Hash, PartialEq)]
     struct Key(Target, ArcStr);
     #[derive(Eq, Hash, PartialEq)]
@@ -398,17 +409,41 @@ pub(crate) fn itself(cx: &Context<'_>) -> Arc<Node> {
     one(cx.push, cx.node.clone())
 }
 
+/// What decides among the services of a scope who shares what.
+pub(crate) struct Seen {
+    /// Those without address.
+    pub(crate) headless: Vec<Arc<Service>>,
+    /// Some are only for clients on the endpoint's own node.
+    by_node: bool,
+    /// Listeners for names that are looked up have the proxy's own policies.
+    looked_up: bool,
+}
+
+/// Found once for all proxies of a scope.
+pub(crate) fn seen(cx: &Context<'_>) -> Arc<Seen> {
+    #[derive(Eq, Hash, PartialEq)]
+    struct Key(Same<SidecarScope>);
+
+    let look = || {
+        let services = cx.scope.egress.iter().flat_map(|e| &e.services);
+        let local = |s: &Arc<Service>| s.node_local || s.traffic_distribution == TrafficDistribution::PreferSameNode;
+        let looked_up = |s: &Arc<Service>| s.is_wildcard() && s.resolution == Resolution::DynamicDns;
+        Arc::new(Seen {
+            headless: services.filter(|s| s.resolution == Resolution::Passthrough).cloned().collect(),
+            by_node: cx.scope.services.iter().any(local),
+            looked_up: cx.scope.services.iter().any(looked_up),
+        })
+    };
+    cx.push.memo().get(Key(Same(cx.scope.clone())), look)
+}
+
 /// The proxy without all that does not matter.
-pub(crate) fn class(cx: &Context<'_>, what: Use, headless: &[Endpoints]) -> Arc<Node> {
+pub(crate) fn class(cx: &Context<'_>, what: Use, seen: &Seen, headless: &[Endpoints]) -> Arc<Node> {
     let node = cx.node;
     let rules = cx.push.client_labels();
-    // Some services are only for clients on the endpoint's own node.
-    let local = |s: &Arc<Service>| s.node_local || s.traffic_distribution == TrafficDistribution::PreferSameNode;
-    let by_node = what == Use::Clusters && (rules.contains(HOSTNAME) || cx.scope.services.iter().any(local));
+    let by_node = what == Use::Clusters && (rules.contains(HOSTNAME) || seen.by_node);
     let (reported, everywhere) = (what == Use::Listeners, what == Use::Clusters);
-    // Listeners for names that are looked up have the proxy's own policies.
-    let looked_up = |s: &Arc<Service>| s.is_wildcard() && s.resolution == Resolution::DynamicDns;
-    let all = matches!(what, Use::Listeners | Use::Ports) && cx.scope.services.iter().any(looked_up);
+    let all = matches!(what, Use::Listeners | Use::Ports) && seen.looked_up;
     let matters = |label: &str| {
         rules.contains(label)
             || all

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use envoy_api::Resource;
 use istio_api::MeshProxyConfig;
 use push_context::{Identity, Node, PeerPolicy, PushContext, Same, SidecarScope};
-use registry::{Endpoint, Resolution, ServiceTarget};
+use registry::{Endpoint, ServiceTarget};
 
 use crate::cache::{self, Use};
 use crate::context::{Common, Context};
@@ -46,11 +46,11 @@ impl Client {
     pub(crate) fn new(push: &PushContext, node: &Node) -> Client {
         let node = cache::one(push, push.effective(node).unwrap_or_else(|| node.clone()));
         let cx = Context::new(push, &node);
-        let services = cx.scope.egress.iter().flat_map(|e| &e.services);
-        let headless = services.filter(|s| s.resolution == Resolution::Passthrough);
+        let seen = cache::seen(&cx);
+        let headless = seen.headless.iter();
         let headless: Vec<Endpoints> = headless.map(|s| push.registry.endpoint_list(s).cloned().map(Same)).collect();
         let is_patched = !push.envoy_filters(&node.namespace, &node.labels).is_empty();
-        let classes = Use::ALL.map(|what| cache::class(&cx, what, &headless));
+        let classes = Use::ALL.map(|what| cache::class(&cx, what, &seen, &headless));
         let Context { scope, targets, proxy_config, peer, telemetry, .. } = cx;
         Client { is_patched, headless, scope, targets, proxy_config, peer, telemetry, classes, node }
     }

@@ -43,7 +43,7 @@ pub fn conflicts(push: &PushContext, node: &Node) -> Vec<Conflict> {
 pub fn inbound_conflicts(push: &PushContext, node: &Node) -> Vec<Conflict> {
     let mut first: HashMap<u16, (&Service, Protocol)> = HashMap::new();
     let mut out = Vec::new();
-    let targets = push.registry.targets(&node.query());
+    let targets = push.registry.targets(&node.query(&push.settings.cluster_id));
     for target in &targets {
         let (host, protocol) = first.entry(target.target_port).or_insert((&*target.service, target.port.protocol));
         if *protocol != target.port.protocol && host.hostname != target.service.hostname {

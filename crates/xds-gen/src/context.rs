@@ -6,8 +6,8 @@ use envoy_api::listener::Filter;
 use envoy_api::pb::envoy::config::accesslog::v3::AccessLog;
 use istio_api::MeshProxyConfig;
 use mesh_types::ArcStr;
-use push_context::{InterceptionMode, IpMode, MtlsMode, Node, PeerPolicy, Profile, PushContext, SidecarScope};
-use registry::{Provider, Service, ServiceTarget, UNSPECIFIED_IP};
+use push_context::{InterceptionMode, IpMode, MtlsMode, Node, PeerPolicy, Profile, PushContext, Same, SidecarScope};
+use registry::{Placement, Provider, Service, ServiceTarget, UNSPECIFIED_IP};
 
 use crate::access_log::Of;
 use crate::kept::Kept;
@@ -61,7 +61,7 @@ pub(crate) struct Common {
 }
 
 impl<'a> Context<'a> {
-    pub(crate) fn new(push: &'a PushContext, node: &'a Node) -> Context<'a> {
+    pub(crate) fn new(push: &'a PushContext, node: &'a Arc<Node>) -> Context<'a> {
         let scope = push.scope(node);
         /// The mesh's own, which is one as long as there is this memo.
         #[derive(Eq, Hash, PartialEq)]
@@ -70,7 +70,11 @@ impl<'a> Context<'a> {
             Some(own) => Arc::new(own.parse()),
             None => push.memo().get(Default, || Arc::new(push.mesh.default_config.clone().unwrap_or_default())),
         };
-        let targets = push.registry.targets(&node.query()).into();
+        /// While rules change, the services of a proxy stay.
+        #[derive(Eq, Hash, PartialEq)]
+        struct Targets(Same<Node>, Same<Placement>);
+        let of = Targets(Same(node.clone()), Same(push.registry.placement().clone()));
+        let targets = push.memo().get(of, || push.registry.targets(&node.query(&push.settings.cluster_id)).into());
         let peer = push.peer_policy(&node.namespace, &node.labels);
         let telemetry = Arc::new(Telemetry::resolve(push, node));
         Context { push, node, scope, targets, proxy_config, peer, telemetry, common: Common::default() }

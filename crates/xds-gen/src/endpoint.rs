@@ -29,6 +29,23 @@ pub(crate) struct Builder<'a> {
     rule: Option<&'a DestinationRule>,
     subset: &'a str,
     labels: Option<&'a Labels>,
+    /// Only those of the proxy's own workload.
+    alike_only: bool,
+}
+
+/// The cluster by which a proxy that prefers its zone knows how many of its kind there are in each.
+pub(crate) const LOCAL_CLUSTER: &str = "local_cluster";
+/// Labels that tell generations of one workload apart.
+const GENERATIONS: [&str; 2] = ["pod-template-hash", "rollouts-pod-template-hash"];
+
+/// The endpoints of the proxy's own workload in its region, by its oldest service; no rule has a say in them.
+pub(crate) fn local_cluster(cx: &Context<'_>) -> ClusterLoadAssignment {
+    let mut out = ClusterLoadAssignment { cluster_name: LOCAL_CLUSTER.to_owned(), ..ClusterLoadAssignment::default() };
+    let service = cx.targets.first().and_then(|t| Some((cx.scope.service(&t.service.hostname)?, t.port.port)));
+    if let Some((service, port)) = service.filter(|(s, port)| s.port(*port).is_some() && !s.resolution.is_dns()) {
+        out.endpoints = Builder { alike_only: true, ..Builder::new(cx, service, port, "", None) }.group().0;
+    }
+    out
 }
 
 /// The load assignment that EDS is asked for; empty for clusters that do not exist.
@@ -63,7 +80,7 @@ impl<'a> Builder<'a> {
     ) -> Builder<'a> {
         let labels =
             rule.and_then(|r| r.subsets.iter().find(|s| !subset.is_empty() && s.name == subset)).map(|s| &s.labels);
-        Builder { cx, service, port, rule, subset, labels }
+        Builder { cx, service, port, rule, subset, labels, alike_only: false }
     }
 
     /// Whether there is nowhere to send requests to.
@@ -95,6 +112,7 @@ impl<'a> Builder<'a> {
             local
                 && self.views(&e.workload.network)
                 && wanted
+                && (!self.alike_only || self.is_alike(e))
                 && self.labels.is_none_or(|l| selects(l, &e.workload.topology_labels))
                 && take(e)
         };
@@ -103,6 +121,15 @@ impl<'a> Builder<'a> {
             true => registry.endpoints_by_number(service, self.port).filter(visible).collect(),
             false => registry.endpoints_by_port(service, self.port).filter(visible).collect(),
         }
+    }
+
+    /// Whether an endpoint is of the proxy's own workload, and in its region.
+    fn is_alike(&self, endpoint: &Endpoint) -> bool {
+        let (node, workload) = (self.cx.node, &endpoint.workload);
+        let region = &node.locality.region;
+        node.meta("WORKLOAD_NAME").unwrap_or_default() == &*workload.workload_name
+            && GENERATIONS.iter().all(|label| node.labels.get(*label) == workload.labels.get(*label))
+            && (region.is_empty() || *region == workload.locality.region)
     }
 
     /// Its health; workloads may say by a label that they drain.

@@ -34,29 +34,12 @@ struct Patch {
 /// The patches for one proxy, in the order they are applied.
 pub(crate) struct Patches(Vec<Patch>);
 
-/// What a patch's value is, by what it applies to.
-fn type_of(apply_to: ApplyTo) -> Option<&'static str> {
-    Some(match apply_to {
-        ApplyTo::Cluster => "envoy.config.cluster.v3.Cluster",
-        ApplyTo::Listener => "envoy.config.listener.v3.Listener",
-        ApplyTo::ListenerFilter => "envoy.config.listener.v3.ListenerFilter",
-        ApplyTo::FilterChain => "envoy.config.listener.v3.FilterChain",
-        ApplyTo::NetworkFilter => "envoy.config.listener.v3.Filter",
-        ApplyTo::HttpFilter => "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
-        ApplyTo::RouteConfiguration => "envoy.config.route.v3.RouteConfiguration",
-        ApplyTo::VirtualHost => "envoy.config.route.v3.VirtualHost",
-        ApplyTo::HttpRoute => "envoy.config.route.v3.Route",
-        ApplyTo::ExtensionConfig => "envoy.config.core.v3.TypedExtensionConfig",
-        ApplyTo::Invalid | ApplyTo::Bootstrap => return None,
-    })
-}
-
 impl Patch {
     /// Nothing for patches of other proxies and for values that are no such message.
     fn read(cx: &Context<'_>, from: &EnvoyConfigObjectPatch) -> Option<Patch> {
         let patch = from.patch.as_ref()?;
         let matching = from.r#match.clone().unwrap_or_default();
-        if !matching.proxy.as_ref().is_none_or(|p| fits_proxy(cx, p)) {
+        if from.apply_to == ApplyTo::Bootstrap || !matching.proxy.as_ref().is_none_or(|p| fits_proxy(cx, p)) {
             return None;
         }
         let inserts =
@@ -66,7 +49,7 @@ impl Patch {
             ApplyTo::HttpFilter | ApplyTo::NetworkFilter | ApplyTo::HttpRoute | ApplyTo::ListenerFilter
         );
         let value = match &patch.value {
-            Some(value) => json::from_json_lenient(type_of(from.apply_to)?, value).ok()?,
+            Some(value) => config_store::patch_value(from.apply_to, value).ok()?,
             None => Vec::new(),
         };
         Some(Patch {
@@ -113,13 +96,23 @@ fn merge_bytes<M: Message + Name + Default>(base: &mut M, over: &[u8], replace_l
     }
 }
 
-/// Merges two packed messages of one type; others stay as they are.
-fn merge_any(base: &mut Any, over: &Any) {
-    if base.type_url == over.type_url
-        && let Ok(merged) = json::merge(&base.type_url, &base.value, &over.value, false)
-    {
+/// A patch laid over a message of another type.
+///
+/// istiod panics there and recovers around the whole group it is patching (one cluster, one of the virtual listeners,
+/// all other listeners of a side): what was patched before stays patched, everything after is left as it was made.
+#[derive(Debug)]
+struct OtherType;
+
+/// Merges two packed messages. What cannot be read stays as it is.
+fn merge_any(base: &mut Any, over: &Any) -> Result<(), OtherType> {
+    let name = |any: &Any| any.type_url.rsplit('/').next().unwrap_or_default().to_owned();
+    if name(base) != name(over) {
+        return Err(OtherType);
+    }
+    if let Ok(merged) = json::merge(&base.type_url, &base.value, &over.value, false) {
         base.value = merged;
     }
+    Ok(())
 }
 
 fn fits_proxy(cx: &Context<'_>, wanted: &ProxyMatch) -> bool {

@@ -72,7 +72,6 @@ pub(crate) struct Log {
 pub(crate) struct Telemetry {
     /// Prometheus providers by name.
     metrics: Vec<ProviderMetrics>,
-    has_logging: bool,
     client_logs: Vec<Log>,
     server_logs: Vec<Log>,
     /// Tracing sections in order, when any object or default provider says something.
@@ -95,13 +94,11 @@ impl Telemetry {
         let metrics: Vec<&Metrics> = objects.iter().flat_map(|t| &t.spec.metrics).collect();
         let logs: Vec<&[AccessLogging]> =
             objects.iter().map(|t| &t.spec.access_logging[..]).filter(|l| !l.is_empty()).collect();
-        let default_logs = mesh.default_providers.as_ref().is_some_and(|d| !d.access_logging.is_empty());
         let prometheus = |(name, metrics): (String, ProviderMetrics)| {
             find(mesh, &name).is_some_and(|p| p.prometheus.is_some()).then_some(metrics)
         };
         Telemetry {
             metrics: merge_metrics(&metrics, mesh).into_iter().filter_map(prometheus).collect(),
-            has_logging: !logs.is_empty() || default_logs,
             client_logs: merge_logs(&logs, mesh, Side::Client),
             server_logs: merge_logs(&logs, mesh, Side::Server),
             tracing: objects.iter().flat_map(|t| t.spec.tracing.iter().cloned()).collect(),
@@ -109,11 +106,9 @@ impl Telemetry {
         }
     }
 
-    /// Access logs for one direction; `None` when only MeshConfig's own log file counts.
-    pub(crate) fn logs(&self, side: Side) -> Option<&[Log]> {
-        let logs = if side == Side::Client { &self.client_logs } else { &self.server_logs };
-        // As istiod: objects that leave no provider for this direction say nothing about it.
-        (self.has_logging && !logs.is_empty()).then_some(logs)
+    /// Access logs for one direction; none when only MeshConfig's own log file counts.
+    pub(crate) fn logs(&self, side: Side) -> &[Log] {
+        if side == Side::Client { &self.client_logs } else { &self.server_logs }
     }
 
     fn stats(&self, side: Side) -> Vec<StatsConfig> {

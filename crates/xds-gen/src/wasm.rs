@@ -18,6 +18,7 @@ use istio_api::selector::WorkloadMode;
 use istio_api::wasm_plugin::{EnvValueSource, FailStrategy, PluginPhase, PluginType, PullPolicy};
 use mesh_types::ArcStr;
 use push_context::{Config, Extension, Profile};
+use serde_json::Value;
 
 use crate::context::Context;
 use crate::proto::{any, seconds};
@@ -161,7 +162,7 @@ fn config(plugin: &Config<Extension>) -> Any {
 
 fn plugin_config(plugin: &Config<Extension>) -> PluginConfig {
     let spec = &plugin.spec.plugin;
-    let settings = spec.plugin_config.as_ref().filter(|c| c.as_object().is_none_or(|fields| !fields.is_empty()));
+    let settings = spec.plugin_config.clone().filter(|fields| !fields.is_empty()).map(Value::Object);
     PluginConfig {
         name: format!("{}.{}", plugin.namespace, plugin.name),
         root_id: spec.plugin_name.clone(),

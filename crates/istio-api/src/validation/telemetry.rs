@@ -1,5 +1,5 @@
-use super::Check;
-use crate::envoy_filter::{ApplyTo, EnvoyConfigObjectPatch, EnvoyFilter, Operation};
+use super::{Check, cel};
+use crate::envoy_filter::{ApplyTo, EnvoyConfigObjectPatch, EnvoyFilter, FilterMatch, Operation, PatchContext};
 use crate::proxy_config::ProxyConfig;
 use crate::telemetry::{ProviderRef, TagOperation, Telemetry};
 use crate::{Gateway, Violation};
@@ -59,8 +59,9 @@ impl Telemetry {
             });
             check.each("accessLogging", &self.access_logging, |check, logging| {
                 providers(check, &logging.providers);
-                let empty = logging.filter.as_ref().is_some_and(|filter| filter.expression.trim().is_empty());
-                check.at("filter.expression", |check| check.require(!empty, "must be a valid CEL expression"));
+                check.some("filter", &logging.filter, |check, filter| {
+                    check.at("expression", |check| check.refuse(cel::syntax(&filter.expression)));
+                });
             });
         })
     }
@@ -95,7 +96,7 @@ impl Gateway {
 }
 
 impl EnvoyFilter {
-    /// What istiod would refuse or warn of (`ValidateEnvoyFilter`), as far as it does not need Envoy's messages.
+    /// What istiod would refuse or warn of (`ValidateEnvoyFilter`), except of the values, which are Envoy's messages.
     pub fn validate(&self, _namespace: &str) -> Vec<Violation> {
         Check::walk("spec", |check| {
             check.require(
@@ -111,35 +112,65 @@ impl EnvoyFilter {
 }
 
 fn config_patch(check: &mut Check, config: &EnvoyConfigObjectPatch) {
+    if config.r#match.as_ref().is_some_and(|item| item.context == PatchContext::Waypoint) {
+        return;
+    }
     if config.apply_to == ApplyTo::Invalid {
-        check.at("applyTo", |check| check.error("missing applyTo"));
+        return check.at("applyTo", |check| check.error("missing applyTo"));
     }
     let Some(patch) = &config.patch else { return check.at("patch", |check| check.error("missing patch")) };
-    check.at("patch", |check| {
-        match patch.operation {
-            Operation::Invalid => check.at("operation", |check| check.error("missing patch operation")),
-            Operation::Remove => {
-                check.require(patch.value.is_none(), "patch value must not be set for remove operations")
-            }
-            _ => check.require(patch.value.is_some(), "missing patch value for non-remove operation"),
-        }
-        let filters = matches!(config.apply_to, ApplyTo::HttpFilter | ApplyTo::NetworkFilter | ApplyTo::ListenerFilter);
-        let ordered =
-            matches!(patch.operation, Operation::InsertBefore | Operation::InsertAfter | Operation::InsertFirst);
-        let routes = matches!(config.apply_to, ApplyTo::HttpRoute);
-        check.require(!ordered || filters || routes, "insert operations apply to filters and routes only");
-    });
+    if patch.operation == Operation::Invalid {
+        return check.at("patch.operation", |check| check.error("missing patch operation"));
+    }
+    if patch.operation != Operation::Remove && patch.value.is_none() {
+        return check.at("patch", |check| check.error("missing patch value for non-remove operation"));
+    }
     check.some("match", &config.r#match, |check, item| {
-        check.one_of(&[
+        let own = [
             ("listener", item.listener.is_some()),
             ("routeConfiguration", item.route_configuration.is_some()),
             ("cluster", item.cluster.is_some()),
             ("waypoint", item.waypoint.is_some()),
-        ]);
+        ];
+        check.one_of(&own);
         check.some("proxy", &item.proxy, |check, proxy| {
-            if !proxy.proxy_version.is_empty() {
-                check.at("proxyVersion", |check| check.refuse(super::text::regex(&proxy.proxy_version)));
-            }
+            check.at("proxyVersion", |check| match proxy.proxy_version.len() {
+                0 => {}
+                1..=1024 => check.refuse(super::text::regex(&proxy.proxy_version)),
+                _ => check.warning("has more than 1024 characters and matches nothing"),
+            });
         });
+        let wanted = match config.apply_to {
+            ApplyTo::Listener | ApplyTo::FilterChain | ApplyTo::NetworkFilter | ApplyTo::HttpFilter => "listener",
+            ApplyTo::RouteConfiguration | ApplyTo::VirtualHost | ApplyTo::HttpRoute => "routeConfiguration",
+            ApplyTo::Cluster => "cluster",
+            _ => return,
+        };
+        if let Some((other, _)) = own.iter().find(|(name, set)| *set && *name != wanted) {
+            check.at(other, |check| check.error(format!("applyTo {} takes a {wanted} match only", config.apply_to)));
+        }
+        let chain = item.listener.as_ref().filter(|_| wanted == "listener").and_then(|l| l.filter_chain.as_ref());
+        let Some(filter) = chain.and_then(|chain| chain.filter.as_ref()) else { return };
+        check.at("listener.filterChain.filter", |check| filter_match(check, config.apply_to, filter));
+    });
+}
+
+fn filter_match(check: &mut Check, apply_to: ApplyTo, filter: &FilterMatch) {
+    if matches!(apply_to, ApplyTo::Listener | ApplyTo::FilterChain) {
+        check.warning(format!("has no effect with applyTo {apply_to}"));
+    }
+    if filter.name.is_empty() {
+        return check.error("filter match has no name to match on");
+    }
+    let Some(sub_filter) = &filter.sub_filter else { return };
+    let manager = ["envoy.filters.network.http_connection_manager", "envoy.http_connection_manager"];
+    check.at("subFilter", |check| {
+        if apply_to != ApplyTo::HttpFilter {
+            check.error("subfilter match can be used with applyTo HTTP_FILTER only");
+        } else if !manager.contains(&filter.name.as_str()) {
+            check.error(format!("subfilter match requires a filter match with {}", manager[0]));
+        } else if sub_filter.name.is_empty() {
+            check.error("subfilter match has no name to match on");
+        }
     });
 }

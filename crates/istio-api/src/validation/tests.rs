@@ -216,6 +216,42 @@ fn extensions() {
     filter("configPatches: [{applyTo: CLUSTER, patch: {operation: MERGE, value: {name: a}}}]", &[]);
     filter("configPatches: [{applyTo: CLUSTER}]", &["spec.configPatches[0].patch: missing patch"]);
     filter("configPatches: [{patch: {operation: REMOVE}}]", &["spec.configPatches[0].applyTo: missing applyTo"]);
+    filter("configPatches: [{match: {context: WAYPOINT}}]", &[]);
+    filter("configPatches: [{applyTo: CLUSTER, patch: {operation: REMOVE, value: {name: a}}}]", &[]);
+    filter("configPatches: [{applyTo: CLUSTER, patch: {operation: INSERT_FIRST, value: {name: a}}}]", &[]);
+    let matched = |apply_to: &str, wanted: &str, expected: &[&str]| {
+        let yaml =
+            format!("configPatches: [{{applyTo: {apply_to}, match: {{{wanted}}}, patch: {{operation: REMOVE}}}}]");
+        filter(&yaml, expected);
+    };
+    let at = "spec.configPatches[0].match";
+    matched("CLUSTER", "listener: {}", &[&format!("{at}.listener: applyTo CLUSTER takes a cluster match only")]);
+    matched("HTTP_ROUTE", "cluster: {}", &[&format!("{at}.cluster: applyTo HTTP_ROUTE takes a routeConfiguration")]);
+    matched("LISTENER_FILTER", "cluster: {}", &[]);
+    let chain = |filter: &str| format!("listener: {{filterChain: {{filter: {{{filter}}}}}}}");
+    let at = format!("{at}.listener.filterChain.filter");
+    matched("NETWORK_FILTER", &chain(""), &[&format!("{at}: filter match has no name")]);
+    matched(
+        "NETWORK_FILTER",
+        &chain("name: a, subFilter: {name: b}"),
+        &[&format!("{at}.subFilter: subfilter match can")],
+    );
+    matched("HTTP_FILTER", &chain("name: a, subFilter: {name: b}"), &[&format!("{at}.subFilter: subfilter match req")]);
+    matched("FILTER_CHAIN", &chain("name: a"), &[&format!("{at}: has no effect")]);
+    let long = format!("proxy: {{proxyVersion: {}}}", "a".repeat(1025));
+    matched("CLUSTER", &long, &["spec.configPatches[0].match.proxy.proxyVersion: has more than 1024"]);
+}
+
+#[test]
+fn nothing_in_a_list_is_something_empty() {
+    let service: VirtualService = spec("hosts: [a, null]\nhttp: [{match: [null], route: [null]}]");
+    assert_eq!(service.hosts, ["a", ""]);
+    assert_eq!(service.http[0].r#match.len(), 1);
+    let found: Vec<String> = service.validate("default").iter().map(ToString::to_string).collect();
+    assert!(found.iter().any(|violation| violation.starts_with("spec.http[0].route[0]: destination")), "{found:?}");
+    let documents = manifest::parse_plain(std::path::Path::new("a.yaml"), "selector: []").unwrap();
+    let error = documents[0].decode::<PeerAuthentication>().unwrap_err();
+    assert!(error.to_string().contains("an object"), "a list is no message: {error}");
 }
 
 #[test]

@@ -19,21 +19,16 @@ pub(super) fn fqdn(host: &str) -> Result<(), String> {
     labels(host, host)
 }
 
-/// istiod `ValidateWildcardDomain`: a name, `*`, or one that starts with `*`.
+/// istiod `ValidateWildcardDomain`: `*`, or a name whose first label may start with `*` or `*-`. Alone, that label may
+/// also be a number.
 pub(super) fn wildcard_host(host: &str) -> Result<(), String> {
     dns_name(host)?;
-    let (first, rest) = host.split_once('.').unwrap_or((host, ""));
-    if !first.starts_with('*') {
-        return labels(host, host);
+    let (first, rest) = host.split_once('.').map_or((host, None), |(first, rest)| (first, Some(rest)));
+    let name = first.strip_prefix("*-").or(first.strip_prefix('*')).unwrap_or(first);
+    if first != "*" && (first.len() > 63 || !is_dns_label(name)) {
+        return Err(format!("domain name {host:?} invalid (label {first:?} invalid)"));
     }
-    let after = first[1..].strip_prefix('-').unwrap_or(&first[1..]);
-    if !after.is_empty() && !is_dns_label(after) {
-        return Err(format!("{host:?} is not a host: invalid wildcard {first:?}"));
-    }
-    if rest.is_empty() && host != "*" && host.ends_with('.') {
-        return Ok(());
-    }
-    if rest.is_empty() { Ok(()) } else { labels(host, rest) }
+    rest.map_or(Ok(()), |rest| labels(host, rest))
 }
 
 fn dns_name(host: &str) -> Result<(), String> {
@@ -44,16 +39,16 @@ fn dns_name(host: &str) -> Result<(), String> {
     }
 }
 
+/// istiod `ValidateDNS1123Labels`: the last label may be empty, and must not be a number.
 fn labels(host: &str, rest: &str) -> Result<(), String> {
-    let rest = rest.strip_suffix('.').unwrap_or(rest);
-    for label in rest.split('.') {
+    let (before, last) = rest.rsplit_once('.').map_or((None, rest), |(before, last)| (Some(before), last));
+    if last.parse::<i64>().is_ok() {
+        return Err(format!("domain name {host:?} invalid (top level domain {last:?} cannot be all-numeric)"));
+    }
+    for label in before.iter().flat_map(|before| before.split('.')).chain((!last.is_empty()).then_some(last)) {
         if !is_dns_label(label) {
             return Err(format!("domain name {host:?} invalid (label {label:?} invalid)"));
         }
-    }
-    let last = rest.rsplit('.').next().unwrap_or(rest);
-    if last.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(format!("domain name {host:?} invalid (top level domain {last:?} cannot be all-numeric)"));
     }
     Ok(())
 }
@@ -100,17 +95,22 @@ pub(super) fn port_name(name: &str) -> Result<(), String> {
     if is_dns_label(name) { Ok(()) } else { Err(format!("invalid port name: {name:?}")) }
 }
 
+/// istiod `validateTagKey`: a name with a DNS name before it, or without.
 pub(super) fn is_label_key(key: &str) -> bool {
-    let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
-    let prefix_valid = prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(is_dns_label));
-    prefix_valid && !name.is_empty() && is_label_value(name)
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let prefix_valid = prefix.is_none_or(|prefix| prefix.len() <= 253 && prefix.split('.').all(is_prefix_label));
+    prefix_valid && !name.is_empty() && name.len() <= 63 && is_label_value(name)
 }
 
+fn is_prefix_label(text: &str) -> bool {
+    !text.is_empty() && is_label_value(text) && !text.contains('_')
+}
+
+/// Of any length, which Kubernetes would refuse and istiod does not.
 pub(super) fn is_label_value(value: &str) -> bool {
     let ends = |c: Option<&u8>| c.is_none_or(u8::is_ascii_alphanumeric);
     let bytes = value.as_bytes();
-    bytes.len() <= 63
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         && ends(bytes.first())
         && ends(bytes.last())
 }
@@ -221,12 +221,23 @@ mod tests {
 
     #[test]
     fn hosts() {
-        for good in ["a", "a.b.", "*", "*.com", "*-a.b", "*a.b", "A.b-c", "xn--a.b"] {
+        for good in ["a", "a.b.", "*", "*.com", "*-a.b", "*a.b", "A.b-c", "xn--a.b", "999", "a.1."] {
             assert!(wildcard_host(good).is_ok(), "{good}");
         }
         for bad in ["", ".", "a..b", "a.*.b", "-a", "a.1", "*.*.a", "a_b", "a/b", &"a.".repeat(200)] {
             assert!(wildcard_host(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn labels_as_istiod_takes_them() {
+        for good in ["a", "a.b/c", "A_b.c", &format!("{}/a", "a".repeat(100))] {
+            assert!(is_label_key(good), "{good}");
+        }
+        for bad in ["", "a/", "/a", "a/b/c", "-a", "a_b/c", &"a".repeat(64)] {
+            assert!(!is_label_key(bad), "{bad}");
+        }
+        assert!(is_label_value("") && is_label_value(&"a".repeat(100)) && !is_label_value("a-"));
     }
 
     #[test]

@@ -7,15 +7,16 @@ use crate::pb;
 use crate::percent::Fraction;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid};
+use crate::runtime::{Live, Runtime};
 use crate::stream_info::ResponseFlags;
 
 /// Which records are written (`config.accesslog.v3.AccessLogFilter`).
 #[derive(Clone, Debug)]
 pub enum LogFilter {
     /// By status.
-    Status(Comparison, u64),
+    Status(Comparison, Live<u64>),
     /// By duration in milliseconds.
-    Duration(Comparison, u64),
+    Duration(Comparison, Live<u64>),
     /// No health checks.
     NotHealthCheck,
     /// Traced requests.
@@ -53,7 +54,10 @@ pub enum Comparison {
     NotEqual,
 }
 
-fn comparison(filter: Option<&pb::accesslog::ComparisonFilter>) -> Compiled<(Comparison, u64)> {
+fn comparison(
+    filter: Option<&pb::accesslog::ComparisonFilter>,
+    runtime: &Runtime,
+) -> Compiled<(Comparison, Live<u64>)> {
     let filter = filter.ok_or_else(|| Invalid::new("comparison", "is missing"))?;
     let how = match filter.op {
         0 => Comparison::Equal,
@@ -62,7 +66,9 @@ fn comparison(filter: Option<&pb::accesslog::ComparisonFilter>) -> Compiled<(Com
         3 => Comparison::NotEqual,
         other => return Err(Invalid::new("comparison.op", format!("{other} is no known value"))),
     };
-    Ok((how, filter.value.as_ref().map_or(0, |v| v.default_value.into())))
+    let value = filter.value.as_ref();
+    let key = value.map(|v| v.runtime_key.as_str()).unwrap_or_default();
+    Ok((how, runtime.live(key, value.map_or(0, |v| v.default_value.into()))))
 }
 
 impl Comparison {
@@ -77,28 +83,31 @@ impl Comparison {
 }
 
 impl LogFilter {
-    pub(crate) fn compile(filter: &pb::accesslog::AccessLogFilter) -> Compiled<Self> {
+    pub(crate) fn compile(filter: &pb::accesslog::AccessLogFilter, runtime: &Runtime) -> Compiled<Self> {
         use pb::accesslog::access_log_filter::FilterSpecifier as Kind;
         let all = |filters: &[pb::accesslog::AccessLogFilter]| {
             filters
                 .iter()
                 .enumerate()
-                .map(|(i, f)| Self::compile(f).at_index("filters", i))
+                .map(|(i, f)| Self::compile(f, runtime).at_index("filters", i))
                 .collect::<Compiled<Vec<_>>>()
         };
+        crate::constraints::log_filter(filter)?;
         Ok(match filter.filter_specifier.as_ref().ok_or_else(|| Invalid::new("filter_specifier", "is missing"))? {
             Kind::StatusCodeFilter(f) => {
-                let (how, value) = comparison(f.comparison.as_ref()).at("status_code_filter")?;
+                let (how, value) = comparison(f.comparison.as_ref(), runtime).at("status_code_filter")?;
                 Self::Status(how, value)
             }
             Kind::DurationFilter(f) => {
-                let (how, value) = comparison(f.comparison.as_ref()).at("duration_filter")?;
+                let (how, value) = comparison(f.comparison.as_ref(), runtime).at("duration_filter")?;
                 Self::Duration(how, value)
             }
             Kind::NotHealthCheckFilter(_) => Self::NotHealthCheck,
             Kind::TraceableFilter(_) => Self::Traced,
             Kind::RuntimeFilter(f) => Self::Share {
-                fraction: Fraction::compile(f.percent_sampled.as_ref(), Fraction::NONE).at("runtime_filter")?,
+                fraction: Fraction::compile(f.percent_sampled.as_ref(), Fraction::NONE)
+                    .at("runtime_filter")?
+                    .under(&f.runtime_key, runtime),
                 independent: f.use_independent_randomness,
             },
             Kind::AndFilter(f) => Self::And(all(&f.filters).at("and_filter")?),
@@ -148,8 +157,10 @@ impl LogFilter {
     pub fn matches(&self, cx: &FormatContext<'_>, random: &mut Random) -> bool {
         let info = cx.info;
         match self {
-            Self::Status(how, value) => how.holds(info.response_code.unwrap_or(0).into(), *value),
-            Self::Duration(how, value) => info.times.complete.is_some_and(|d| how.holds(d.as_millis() as u64, *value)),
+            Self::Status(how, value) => how.holds(info.response_code.unwrap_or(0).into(), value.get()),
+            Self::Duration(how, value) => {
+                info.times.complete.is_some_and(|d| how.holds(d.as_millis() as u64, value.get()))
+            }
             Self::NotHealthCheck => !info.health_check,
             Self::Traced => info.traced,
             Self::Share { fraction, independent } => {

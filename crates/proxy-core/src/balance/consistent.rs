@@ -1,13 +1,21 @@
 use std::sync::Arc;
 
+use crate::balance::bounded::Bound;
 use crate::balance::schedule::HostGroup;
 use crate::cluster::{HashFunction, LbPolicy};
 use crate::endpoints::Host;
 use crate::hash::{murmur2, xx64};
 
-/// Hosts by hash: a ring or a Maglev table. Equal to Envoy's, entry by entry.
+/// Hosts by hash, with a bound on what each of them is given.
 #[derive(Debug)]
-pub(super) enum Table {
+pub(super) struct Table {
+    places: Places,
+    bound: Option<Bound>,
+}
+
+/// A ring or a Maglev table. Equal to Envoy's, entry by entry.
+#[derive(Debug)]
+enum Places {
     /// Sorted by hash.
     Ring(Vec<(u64, Arc<Host>)>),
     /// Indexes into the hosts.
@@ -26,20 +34,42 @@ struct Share<'a> {
 }
 
 impl Table {
-    pub(super) fn new(policy: &LbPolicy, groups: &[HostGroup], locality_weights: &[f64]) -> Self {
-        let by_hostname =
-            matches!(policy, LbPolicy::RingHash { by_hostname: true, .. } | LbPolicy::Maglev { by_hostname: true, .. });
+    /// `all`: the hosts of the cluster, whose requests are what a bound is measured by.
+    pub(super) fn new<'a>(
+        policy: &LbPolicy,
+        groups: &[HostGroup],
+        locality_weights: &[f64],
+        all: impl Iterator<Item = &'a Arc<Host>>,
+    ) -> Self {
+        let (by_hostname, factor) = match policy {
+            LbPolicy::RingHash { by_hostname, balance_factor, .. }
+            | LbPolicy::Maglev { by_hostname, balance_factor, .. } => (*by_hostname, *balance_factor),
+            _ => (false, None),
+        };
         let shares = shares(groups, locality_weights, by_hostname);
-        match policy {
-            _ if shares.is_empty() => Self::Empty,
+        let weighted = || shares.iter().map(|share| (share.host.clone(), share.weight)).collect();
+        let bound = factor.map(|factor| Bound::new(factor, weighted(), all.cloned().collect()));
+        let places = match policy {
+            _ if shares.is_empty() => Places::Empty,
             LbPolicy::RingHash { function, min_size, max_size, .. } => ring(&shares, *function, *min_size, *max_size),
             LbPolicy::Maglev { table_size, .. } => maglev(shares, *table_size),
-            _ => Self::Empty,
-        }
+            _ => Places::Empty,
+        };
+        Self { places, bound }
     }
 
-    /// The host for a hash; another one with each further attempt.
+    /// The host for a hash; another one with each further attempt, and where it has enough to do.
     pub(super) fn pick(&self, hash: u64, attempt: u32) -> Option<Arc<Host>> {
+        let host = self.places.pick(hash, attempt)?;
+        Some(match &self.bound {
+            None => host,
+            Some(bound) => bound.choose(host, hash),
+        })
+    }
+}
+
+impl Places {
+    fn pick(&self, hash: u64, attempt: u32) -> Option<Arc<Host>> {
         match self {
             Self::Empty => None,
             Self::Ring(ring) => {
@@ -78,7 +108,7 @@ fn key(host: &Host, by_hostname: bool) -> String {
     }
 }
 
-fn ring(shares: &[Share<'_>], function: HashFunction, min_size: u64, max_size: u64) -> Table {
+fn ring(shares: &[Share<'_>], function: HashFunction, min_size: u64, max_size: u64) -> Places {
     let smallest = shares.iter().map(|s| s.weight).fold(f64::INFINITY, f64::min);
     // The least host gets a whole number of entries, and the ring its least size.
     let scale = ((smallest * min_size as f64).ceil() / smallest).min(max_size as f64);
@@ -99,10 +129,10 @@ fn ring(shares: &[Share<'_>], function: HashFunction, min_size: u64, max_size: u
         }
     }
     ring.sort_by_key(|(hash, _)| *hash);
-    Table::Ring(ring)
+    Places::Ring(ring)
 }
 
-fn maglev(mut shares: Vec<Share<'_>>, size: u64) -> Table {
+fn maglev(mut shares: Vec<Share<'_>>, size: u64) -> Places {
     struct Build {
         offset: u64,
         skip: u64,
@@ -150,5 +180,5 @@ fn maglev(mut shares: Vec<Share<'_>>, size: u64) -> Table {
         }
         round += 1.0;
     }
-    Table::Maglev { hosts: shares.iter().map(|s| Arc::clone(s.host)).collect(), table }
+    Places::Maglev { hosts: shares.iter().map(|s| Arc::clone(s.host)).collect(), table }
 }

@@ -27,7 +27,7 @@ pub(super) fn loads(cluster: &Cluster, endpoints: &Endpoints, groups: &[Priority
     let healthy: Vec<u32> = groups.iter().map(|g| availability(&g.healthy, g)).collect();
     let degraded: Vec<u32> = groups.iter().map(|g| availability(&g.degraded, g)).collect();
     let total = (healthy.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
-    let threshold = cluster.panic_threshold.min(100.0);
+    let threshold = cluster.panic_threshold.get().min(100.0);
     if threshold == 0.0 && total == 0 {
         // Panic is off and nobody is available: the choice fails in the first priority.
         loads[0].healthy = 100;

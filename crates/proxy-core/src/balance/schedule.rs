@@ -115,7 +115,8 @@ impl HostGroup {
             let index = schedule.next_with(|index, weights| match policy {
                 LbPolicy::LeastRequest { bias, slow_start, .. } => {
                     let active = f64::from(hosts[index].state.active.load(Atomic::Relaxed));
-                    let load = if *bias == 1.0 { active + 1.0 } else { (active + 1.0).powf(*bias) };
+                    let bias = bias.get();
+                    let load = if bias == 1.0 { active + 1.0 } else { (active + 1.0).powf(bias) };
                     weights[index] / load * warmth(&hosts[index], slow_start.as_ref(), now)
                 }
                 LbPolicy::RoundRobin(slow_start) => weights[index] * warmth(&hosts[index], slow_start.as_ref(), now),
@@ -161,5 +162,5 @@ fn warmth(host: &Host, slow_start: Option<&SlowStart>, now: Instant) -> f64 {
         return 1.0;
     }
     let time = (age.as_secs_f64().max(1.0) / slow.window.as_secs_f64()).min(1.0);
-    time.powf(1.0 / slow.aggression).max(slow.min_weight)
+    time.powf(1.0 / slow.aggression.get().max(f64::MIN_POSITIVE)).max(slow.min_weight)
 }

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -21,6 +21,49 @@ pub(super) enum Choice<'a> {
     Nothing,
 }
 
+/// How a choice was made among subsets.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum SubsetUse {
+    /// Not in a way that is counted.
+    #[default]
+    None,
+    /// In the subset of the criteria.
+    Selected,
+    /// By the cluster's fallback.
+    Fallback,
+    /// Among all hosts, because the fallback had none.
+    FallbackPanic,
+}
+
+/// The subsets that a cluster's hosts make.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct SubsetCount {
+    /// All of them.
+    pub subsets: u64,
+    /// Hosts that share a subset which may have one only.
+    pub duplicates: u64,
+}
+
+impl SubsetCount {
+    /// Counts them.
+    pub fn of(config: &SubsetConfig, endpoints: &Endpoints) -> Self {
+        let mut count = Self::default();
+        for selector in &config.selectors {
+            let mut seen = HashSet::new();
+            for host in endpoints.hosts() {
+                let fields = host.metadata.lb();
+                let values = selector.keys.iter().map(|key| fields?.get(&**key).map(ToString::to_string));
+                let Some(values) = values.collect::<Option<Vec<_>>>() else { continue };
+                if !seen.insert(values) && selector.single_host {
+                    count.duplicates += 1;
+                }
+            }
+            count.subsets += seen.len() as u64;
+        }
+        count
+    }
+}
+
 /// Criteria come from routes, so there are few; this bounds what a header-driven mistake could cost.
 const LIMIT: usize = 1024;
 
@@ -37,15 +80,17 @@ impl Subsets {
         endpoints: &Endpoints,
         seed: u64,
         criteria: Option<&MetadataMatch>,
-    ) -> Choice<'_> {
+    ) -> (Choice<'_>, SubsetUse) {
         let mut wanted = criteria.cloned();
         let mut fallback = config.fallback;
+        let mut counted = SubsetUse::Fallback;
         // Each round may drop keys, so it ends.
         while let Some(criteria) = wanted.take() {
             let keys: Vec<_> = criteria.0.iter().map(|(k, _)| k.clone()).collect();
             let Some(selector) = config.selectors.iter().find(|s| s.keys == keys) else { break };
-            if self.exists(&criteria, config, cluster, endpoints, seed) {
-                return self.0.get_mut(&name(&criteria)).map_or(Choice::Nothing, Choice::Subset);
+            if self.exists(&criteria, config, selector.single_host, cluster, endpoints, seed) {
+                let choice = self.0.get_mut(&name(&criteria)).map_or(Choice::Nothing, Choice::Subset);
+                return (choice, SubsetUse::Selected);
             }
             match selector.fallback {
                 Some(SubsetFallback::Keys) if selector.fallback_keys.len() < keys.len() => {
@@ -54,25 +99,31 @@ impl Subsets {
                 }
                 Some(own) => {
                     fallback = own;
+                    // Envoy counts the general fallback only.
+                    counted = SubsetUse::None;
                     break;
                 }
                 None => break,
             }
         }
-        let nothing = if config.panic_mode_any { Choice::All } else { Choice::Nothing };
-        match fallback {
+        let nothing = match config.panic_mode_any {
+            true => (Choice::All, SubsetUse::FallbackPanic),
+            false => (Choice::Nothing, counted),
+        };
+        let choice = match fallback {
             // Envoy looks for panic only where there is a fallback to fail.
             SubsetFallback::None | SubsetFallback::Keys => Choice::Nothing,
             SubsetFallback::Any => Choice::All,
             SubsetFallback::DefaultSubset => {
                 let default =
                     MetadataMatch(config.default_subset.iter().map(|(k, v)| (k.as_str().into(), v.clone())).collect());
-                if !self.exists(&default, config, cluster, endpoints, seed) {
+                if !self.exists(&default, config, false, cluster, endpoints, seed) {
                     return nothing;
                 }
                 self.0.get_mut(&name(&default)).map_or(Choice::Nothing, Choice::Subset)
             }
-        }
+        };
+        (choice, counted)
     }
 
     /// Makes the subset if need be; false if it has no host.
@@ -80,6 +131,7 @@ impl Subsets {
         &mut self,
         criteria: &MetadataMatch,
         config: &SubsetConfig,
+        single: bool,
         cluster: &Cluster,
         endpoints: &Endpoints,
         seed: u64,
@@ -87,7 +139,13 @@ impl Subsets {
         if self.0.len() >= LIMIT {
             self.0.clear();
         }
-        let make = || Pool::new(cluster, endpoints, seed, |host| is_member(host, criteria, config.list_as_any));
+        let fits = |host: &Host| is_member(host, criteria, config.list_as_any);
+        let make = || {
+            let only = endpoints.hosts().find(|host| fits(host)).filter(|_| single);
+            Pool::new(cluster, endpoints, seed, |host| {
+                fits(host) && only.is_none_or(|only| std::ptr::eq(&**only, host))
+            })
+        };
         !self.0.entry(name(criteria)).or_insert_with(make).is_empty()
     }
 }

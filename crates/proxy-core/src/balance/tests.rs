@@ -153,7 +153,14 @@ fn retries_go_elsewhere() {
     let policy = crate::pb::route::RetryPolicy {
         retry_host_predicate: vec![crate::pb::route::retry_policy::RetryHostPredicate {
             name: "envoy.retry_host_predicates.previous_hosts".into(),
-            ..Default::default()
+            config_type: Some(crate::pb::route::retry_policy::retry_host_predicate::ConfigType::TypedConfig(
+                crate::pb::Any {
+                    type_url:
+                        "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+                            .into(),
+                    ..Default::default()
+                },
+            )),
         }],
         host_selection_retry_max_attempts: 10,
         ..Default::default()

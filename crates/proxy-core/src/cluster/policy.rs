@@ -4,8 +4,11 @@ use mesh_types::ArcStr;
 use serde_json::{Map, Value};
 
 use crate::any::Typed;
+use crate::metadata::MetadataMatch;
 use crate::pb;
-use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::rejected::{At, Compiled, Invalid};
+use crate::route::HashPolicy;
+use crate::runtime::{Live, Runtime};
 use crate::{fields, metadata};
 
 /// How a host is chosen.
@@ -14,13 +17,31 @@ pub enum LbPolicy {
     /// One after the other.
     RoundRobin(Option<SlowStart>),
     /// Of so many random ones the one with the fewest requests; `bias` matters with unequal weights.
-    LeastRequest { choices: u32, bias: f64, full_scan: bool, slow_start: Option<SlowStart> },
+    LeastRequest { choices: u32, bias: Live<f64>, full_scan: bool, slow_start: Option<SlowStart> },
     /// Any.
     Random,
     /// By hash on a ring.
-    RingHash { function: HashFunction, min_size: u64, max_size: u64, by_hostname: bool },
+    RingHash {
+        /// Of hosts and requests.
+        function: HashFunction,
+        /// Entries at least.
+        min_size: u64,
+        /// Entries at most.
+        max_size: u64,
+        /// Hosts are hashed by their names.
+        by_hostname: bool,
+        /// No host gets more than so many percent of the average.
+        balance_factor: Option<u32>,
+    },
     /// By hash in a table of this (prime) size.
-    Maglev { table_size: u64, by_hostname: bool },
+    Maglev {
+        /// Entries, a prime number.
+        table_size: u64,
+        /// Hosts are hashed by their names.
+        by_hostname: bool,
+        /// As of a ring.
+        balance_factor: Option<u32>,
+    },
     /// The cluster's type decides (original destination, dynamic forward proxy).
     ClusterProvided,
 }
@@ -35,12 +56,12 @@ pub enum HashFunction {
 }
 
 /// New hosts get their share little by little.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SlowStart {
     /// After this they have all of it.
     pub window: Duration,
     /// 1: linear; more: slower at first.
-    pub aggression: f64,
+    pub aggression: Live<f64>,
     /// Never less than this share.
     pub min_weight: f64,
 }
@@ -60,6 +81,8 @@ pub struct SubsetConfig {
     pub panic_mode_any: bool,
     /// Locality weights count in groups.
     pub locality_weight_aware: bool,
+    /// Requests may bring a list of criteria, of which the first that finds a host is used.
+    pub fallback_list: bool,
 }
 
 /// Keys that make groups.
@@ -71,6 +94,8 @@ pub struct SubsetSelector {
     pub fallback: Option<SubsetFallback>,
     /// Keys to try with [`SubsetFallback::Keys`]. Sorted.
     pub fallback_keys: Vec<ArcStr>,
+    /// Only the first host of a group counts.
+    pub single_host: bool,
 }
 
 /// What happens to requests that fit no group.
@@ -91,39 +116,45 @@ pub enum SubsetFallback {
 pub(super) struct Balancing {
     pub(super) lb: LbPolicy,
     pub(super) locality_weighted: bool,
-    pub(super) panic_threshold: f64,
+    pub(super) panic_threshold: Live<f64>,
     pub(super) fail_on_panic: bool,
     pub(super) subsets: Option<SubsetConfig>,
+    pub(super) hash_policies: Box<[HashPolicy]>,
 }
 
 impl Balancing {
     pub(super) fn compile(
         cluster: &pb::cluster::Cluster,
         common: &pb::cluster::cluster::CommonLbConfig,
+        runtime: &Runtime,
     ) -> Compiled<Self> {
         use pb::cluster::cluster::common_lb_config::LocalityConfigSpecifier as Locality;
         let mut balancing = Self {
             lb: LbPolicy::RoundRobin(None),
             locality_weighted: matches!(common.locality_config_specifier, Some(Locality::LocalityWeightedLbConfig(_))),
             // Absent means 50, while an empty message means 0.
-            panic_threshold: fields::percent(
-                "common_lb_config.healthy_panic_threshold",
-                common.healthy_panic_threshold.as_ref(),
-                50.0,
-            )?,
+            panic_threshold: runtime.live(
+                "upstream.healthy_panic_threshold",
+                fields::percent(
+                    "common_lb_config.healthy_panic_threshold",
+                    common.healthy_panic_threshold.as_ref(),
+                    50.0,
+                )?,
+            ),
             fail_on_panic: matches!(&common.locality_config_specifier,
                 Some(Locality::ZoneAwareLbConfig(zone)) if zone.fail_traffic_on_panic),
             subsets: cluster.lb_subset_config.as_ref().map(SubsetConfig::compile).transpose().at("lb_subset_config")?,
+            hash_policies: Box::default(),
         };
         // An explicit policy replaces `lb_policy` and its settings (Envoy takes the first it knows).
         match &cluster.load_balancing_policy {
-            Some(policies) => balancing.explicit(policies).at("load_balancing_policy")?,
-            None => balancing.lb = by_enum(cluster, common)?,
+            Some(policies) => balancing.explicit(policies, runtime).at("load_balancing_policy")?,
+            None => balancing.lb = by_enum(cluster, common, runtime)?,
         }
         Ok(balancing)
     }
 
-    fn explicit(&mut self, policies: &pb::cluster::LoadBalancingPolicy) -> Compiled<()> {
+    fn explicit(&mut self, policies: &pb::cluster::LoadBalancingPolicy, runtime: &Runtime) -> Compiled<()> {
         use pb::ext::load_balancing_policies as policy;
         let mut unknown = Invalid::new("policies", "is empty");
         for entry in &policies.policies {
@@ -132,21 +163,25 @@ impl Balancing {
             match short {
                 "round_robin.v3.RoundRobin" => {
                     let config: policy::round_robin::v3::RoundRobin = typed.decode()?;
-                    self.lb = LbPolicy::RoundRobin(slow_start(config.slow_start_config.as_ref().map(|s| {
-                        (s.slow_start_window.as_ref(), s.aggression.as_ref(), s.min_weight_percent.as_ref())
-                    }))?);
+                    let slow = config
+                        .slow_start_config
+                        .as_ref()
+                        .map(|s| (s.slow_start_window.as_ref(), s.aggression.as_ref(), s.min_weight_percent.as_ref()));
+                    self.lb = LbPolicy::RoundRobin(slow_start(slow, runtime)?);
                     self.locality(config.locality_lb_config.as_ref());
                 }
                 "least_request.v3.LeastRequest" => {
                     let config: policy::least_request::v3::LeastRequest = typed.decode()?;
+                    let slow = config
+                        .slow_start_config
+                        .as_ref()
+                        .map(|s| (s.slow_start_window.as_ref(), s.aggression.as_ref(), s.min_weight_percent.as_ref()));
                     self.lb = LbPolicy::LeastRequest {
                         choices: fields::uint(config.choice_count.as_ref(), 2).max(2),
-                        bias: config.active_request_bias.as_ref().map_or(1.0, |b| b.default_value),
+                        bias: runtime.double(config.active_request_bias.as_ref(), 1.0),
                         full_scan: config.selection_method == 1
                             || fields::flag(config.enable_full_scan.as_ref(), false),
-                        slow_start: slow_start(config.slow_start_config.as_ref().map(|s| {
-                            (s.slow_start_window.as_ref(), s.aggression.as_ref(), s.min_weight_percent.as_ref())
-                        }))?,
+                        slow_start: slow_start(slow, runtime)?,
                     };
                     self.locality(config.locality_lb_config.as_ref());
                 }
@@ -158,26 +193,26 @@ impl Balancing {
                 "ring_hash.v3.RingHash" => {
                     let config: policy::ring_hash::v3::RingHash = typed.decode()?;
                     let hashing = config.consistent_hashing_lb_config.clone().unwrap_or_default();
-                    refuse! {
-                        "hash_balance_factor": hashing.hash_balance_factor.is_some(),
-                        "hash_policy": !hashing.hash_policy.is_empty(),
-                        "hash_balance_factor": config.hash_balance_factor.is_some(),
-                    }
+                    self.hash_policies = HashPolicy::compile_all(&hashing.hash_policy)?;
                     self.lb = LbPolicy::RingHash {
                         function: if config.hash_function == 2 { HashFunction::Murmur2 } else { HashFunction::Xx },
                         min_size: fields::ulong(config.minimum_ring_size.as_ref(), 1024),
                         max_size: fields::ulong(config.maximum_ring_size.as_ref(), MAX_RING),
                         by_hostname: hashing.use_hostname_for_hashing || config.use_hostname_for_hashing,
+                        balance_factor: balance_factor(
+                            hashing.hash_balance_factor.as_ref().or(config.hash_balance_factor.as_ref()),
+                        )?,
                     };
                     self.locality_weighted |= config.locality_weighted_lb_config.is_some();
                 }
                 "maglev.v3.Maglev" => {
                     let config: policy::maglev::v3::Maglev = typed.decode()?;
                     let hashing = config.consistent_hashing_lb_config.clone().unwrap_or_default();
-                    refuse!("hash_balance_factor": hashing.hash_balance_factor.is_some());
+                    self.hash_policies = HashPolicy::compile_all(&hashing.hash_policy)?;
                     self.lb = LbPolicy::Maglev {
                         table_size: table_size(fields::ulong(config.table_size.as_ref(), 65_537))?,
                         by_hostname: hashing.use_hostname_for_hashing,
+                        balance_factor: balance_factor(hashing.hash_balance_factor.as_ref())?,
                     };
                     self.locality_weighted |= config.locality_weighted_lb_config.is_some();
                 }
@@ -185,12 +220,12 @@ impl Balancing {
                 "wrr_locality.v3.WrrLocality" => {
                     let config: policy::wrr_locality::v3::WrrLocality = typed.decode()?;
                     self.locality_weighted = true;
-                    return self.explicit(&config.endpoint_picking_policy.unwrap_or_default());
+                    return self.explicit(&config.endpoint_picking_policy.unwrap_or_default(), runtime);
                 }
                 "subset.v3.Subset" => {
                     let config: policy::subset::v3::Subset = typed.decode()?;
                     self.subsets = Some(SubsetConfig::of_policy(&config)?);
-                    return self.explicit(&config.subset_lb_policy.unwrap_or_default());
+                    return self.explicit(&config.subset_lb_policy.unwrap_or_default(), runtime);
                 }
                 _ => {
                     unknown = typed.unknown();
@@ -215,17 +250,23 @@ impl Balancing {
 /// Envoy's bound on the size of a ring.
 const MAX_RING: u64 = 8 << 20;
 
-fn by_enum(cluster: &pb::cluster::Cluster, common: &pb::cluster::cluster::CommonLbConfig) -> Compiled<LbPolicy> {
+fn by_enum(
+    cluster: &pb::cluster::Cluster,
+    common: &pb::cluster::cluster::CommonLbConfig,
+    runtime: &Runtime,
+) -> Compiled<LbPolicy> {
     use pb::cluster::cluster::{LbConfig, LbPolicy as Enum};
     type Parts<'a> = (Option<&'a pb::Duration>, Option<&'a pb::core::RuntimeDouble>, Option<&'a pb::kind::Percent>);
     fn parts(s: &pb::cluster::cluster::SlowStartConfig) -> Parts<'_> {
         (s.slow_start_window.as_ref(), s.aggression.as_ref(), s.min_weight_percent.as_ref())
     }
-    let by_hostname = common.consistent_hashing_lb_config.as_ref().is_some_and(|c| c.use_hostname_for_hashing);
+    let hashing = common.consistent_hashing_lb_config.unwrap_or_default();
+    let by_hostname = hashing.use_hostname_for_hashing;
+    let balance_factor = balance_factor(hashing.hash_balance_factor.as_ref()).at("common_lb_config")?;
     Ok(match fields::enumeration("lb_policy", cluster.lb_policy)? {
         Enum::RoundRobin => LbPolicy::RoundRobin(match &cluster.lb_config {
             Some(LbConfig::RoundRobinLbConfig(config)) => {
-                slow_start(config.slow_start_config.as_ref().map(parts)).at("round_robin_lb_config")?
+                slow_start(config.slow_start_config.as_ref().map(parts), runtime).at("round_robin_lb_config")?
             }
             _ => None,
         }),
@@ -236,9 +277,10 @@ fn by_enum(cluster: &pb::cluster::Cluster, common: &pb::cluster::cluster::Common
             };
             LbPolicy::LeastRequest {
                 choices: fields::uint(config.choice_count.as_ref(), 2).max(2),
-                bias: config.active_request_bias.as_ref().map_or(1.0, |b| b.default_value),
+                bias: runtime.double(config.active_request_bias.as_ref(), 1.0),
                 full_scan: false,
-                slow_start: slow_start(config.slow_start_config.as_ref().map(parts)).at("least_request_lb_config")?,
+                slow_start: slow_start(config.slow_start_config.as_ref().map(parts), runtime)
+                    .at("least_request_lb_config")?,
             }
         }
         Enum::Random => LbPolicy::Random,
@@ -256,18 +298,25 @@ fn by_enum(cluster: &pb::cluster::Cluster, common: &pb::cluster::cluster::Common
                 ));
             }
             let function = if config.hash_function == 1 { HashFunction::Murmur2 } else { HashFunction::Xx };
-            LbPolicy::RingHash { function, min_size, max_size, by_hostname }
+            LbPolicy::RingHash { function, min_size, max_size, by_hostname, balance_factor }
         }
         Enum::Maglev => {
             let size = match &cluster.lb_config {
                 Some(LbConfig::MaglevLbConfig(config)) => fields::ulong(config.table_size.as_ref(), 65_537),
                 _ => 65_537,
             };
-            LbPolicy::Maglev { table_size: table_size(size).at("maglev_lb_config")?, by_hostname }
+            LbPolicy::Maglev { table_size: table_size(size).at("maglev_lb_config")?, by_hostname, balance_factor }
         }
         Enum::ClusterProvided => LbPolicy::ClusterProvided,
         Enum::LoadBalancingPolicyConfig => return Err(Invalid::new("load_balancing_policy", "is missing")),
     })
+}
+
+fn balance_factor(factor: Option<&pb::UInt32Value>) -> Compiled<Option<u32>> {
+    match factor.map(|factor| factor.value) {
+        Some(factor) if factor < 100 => Err(Invalid::new("hash_balance_factor", format!("{factor} is below 100"))),
+        factor => Ok(factor),
+    }
 }
 
 fn table_size(size: u64) -> Compiled<u64> {
@@ -283,12 +332,13 @@ fn table_size(size: u64) -> Compiled<u64> {
 
 fn slow_start(
     config: Option<(Option<&pb::Duration>, Option<&pb::core::RuntimeDouble>, Option<&pb::kind::Percent>)>,
+    runtime: &Runtime,
 ) -> Compiled<Option<SlowStart>> {
     let Some((window, aggression, min_weight)) = config else { return Ok(None) };
     let Some(window) = fields::duration_or_off("slow_start_window", window, None)? else { return Ok(None) };
     Ok(Some(SlowStart {
         window,
-        aggression: aggression.map_or(1.0, |a| a.default_value).max(f64::MIN_POSITIVE),
+        aggression: runtime.double(aggression, 1.0),
         min_weight: fields::percent("min_weight_percent", min_weight, 10.0)? / 100.0,
     }))
 }
@@ -326,19 +376,48 @@ impl SubsetSelector {
             keys: sorted(keys),
             fallback: SubsetFallback::of_selector(fallback)?,
             fallback_keys: sorted(fallback_keys),
+            single_host: false,
         })
     }
 }
 
+/// The key of criteria under which a list of others stands.
+const FALLBACK_LIST: &str = "fallback_list";
+
+fn fallback_list(policy: i32) -> Compiled<bool> {
+    match policy {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(Invalid::new("metadata_fallback_policy", format!("{other} is no known value"))),
+    }
+}
+
 impl SubsetConfig {
+    /// The criteria to try one after the other, if a request brings a list of them.
+    pub(crate) fn alternatives(&self, criteria: Option<&MetadataMatch>) -> Option<Vec<MetadataMatch>> {
+        let criteria = criteria.filter(|_| self.fallback_list)?;
+        let (_, list) = criteria.0.iter().find(|(key, _)| **key == *FALLBACK_LIST)?;
+        let rest = criteria.0.iter().filter(|(key, _)| **key != *FALLBACK_LIST).cloned();
+        let rest = MetadataMatch(rest.collect());
+        let one = |entry: &Value| {
+            let fields = entry.as_object().into_iter().flatten();
+            let fields = fields.map(|(key, value)| (key.as_str().into(), value.clone()));
+            MetadataMatch(fields.collect()).merged_over(Some(&rest))
+        };
+        Some(match list.as_array() {
+            Some(list) if !list.is_empty() => list.iter().map(one).collect(),
+            _ => vec![rest],
+        })
+    }
+
     fn compile(config: &pb::cluster::cluster::LbSubsetConfig) -> Compiled<Self> {
-        refuse!("metadata_fallback_policy": config.metadata_fallback_policy != 0);
         let mut selectors = Vec::new();
         for (i, selector) in config.subset_selectors.iter().enumerate() {
-            refuse!("single_host_per_subset": selector.single_host_per_subset);
-            let selector =
-                SubsetSelector::new(&selector.keys, selector.fallback_policy, &selector.fallback_keys_subset);
-            selectors.push(selector.at_index("subset_selectors", i)?);
+            let (keys, fallback_keys) = (&selector.keys, &selector.fallback_keys_subset);
+            let mut compiled =
+                SubsetSelector::new(keys, selector.fallback_policy, fallback_keys).at_index("subset_selectors", i)?;
+            compiled.single_host = selector.single_host_per_subset;
+            selectors.push(compiled);
         }
         Ok(Self {
             fallback: SubsetFallback::general(config.fallback_policy)?,
@@ -347,17 +426,18 @@ impl SubsetConfig {
             list_as_any: config.list_as_any,
             panic_mode_any: config.panic_mode_any,
             locality_weight_aware: config.locality_weight_aware,
+            fallback_list: fallback_list(config.metadata_fallback_policy)?,
         })
     }
 
     fn of_policy(config: &pb::ext::load_balancing_policies::subset::v3::Subset) -> Compiled<Self> {
-        refuse!("metadata_fallback_policy": config.metadata_fallback_policy != 0);
         let mut selectors = Vec::new();
         for (i, selector) in config.subset_selectors.iter().enumerate() {
-            refuse!("single_host_per_subset": selector.single_host_per_subset);
-            let selector =
-                SubsetSelector::new(&selector.keys, selector.fallback_policy, &selector.fallback_keys_subset);
-            selectors.push(selector.at_index("subset_selectors", i)?);
+            let (keys, fallback_keys) = (&selector.keys, &selector.fallback_keys_subset);
+            let mut compiled =
+                SubsetSelector::new(keys, selector.fallback_policy, fallback_keys).at_index("subset_selectors", i)?;
+            compiled.single_host = selector.single_host_per_subset;
+            selectors.push(compiled);
         }
         Ok(Self {
             fallback: SubsetFallback::general(config.fallback_policy)?,
@@ -366,6 +446,7 @@ impl SubsetConfig {
             list_as_any: config.list_as_any,
             panic_mode_any: config.panic_mode_any,
             locality_weight_aware: config.locality_weight_aware,
+            fallback_list: fallback_list(config.metadata_fallback_policy)?,
         })
     }
 }

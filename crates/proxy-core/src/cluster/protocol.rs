@@ -125,7 +125,13 @@ impl Http1Options {
     pub(crate) fn compile(options: Option<&pb::core::Http1ProtocolOptions>) -> Compiled<Self> {
         use pb::core::http1_protocol_options::header_key_format::HeaderFormat;
         let Some(options) = options else { return Ok(Self::default()) };
-        let format = options.header_key_format.as_ref().and_then(|f| f.header_format.as_ref());
+        let format = match &options.header_key_format {
+            None => None,
+            Some(format) if format.header_format.is_none() => {
+                return Err(Invalid::new("header_key_format", "says no format"));
+            }
+            Some(format) => format.header_format.as_ref(),
+        };
         let header_case = match format {
             None => HeaderCase::Lower,
             Some(HeaderFormat::ProperCaseWords(_)) => HeaderCase::Proper,
@@ -165,6 +171,7 @@ impl Http1Options {
 impl Http2Options {
     pub(crate) fn compile(options: Option<&pb::core::Http2ProtocolOptions>) -> Compiled<Self> {
         let Some(options) = options else { return Ok(Self::default()) };
+        crate::constraints::http2(options)?;
         refuse! {
             "allow_metadata": options.allow_metadata,
             "custom_settings_parameters": !options.custom_settings_parameters.is_empty(),

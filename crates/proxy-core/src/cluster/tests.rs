@@ -38,7 +38,7 @@ fn defaults_are_envoys() {
     let cluster =
         compile(json!({"name": "c", "type": "EDS", "eds_cluster_config": {"eds_config": {"ads": {}}}})).unwrap();
     assert_eq!(cluster.eds_name().map(|n| &**n), Some("c"));
-    assert_eq!((cluster.connect_timeout, cluster.panic_threshold), (Duration::from_secs(5), 50.0));
+    assert_eq!((cluster.connect_timeout, cluster.panic_threshold.get()), (Duration::from_secs(5), 50.0));
     assert_eq!((cluster.breakers[0].connections, cluster.breakers[0].retries), (1024, 3));
     assert_eq!(cluster.lb, LbPolicy::RoundRobin(None));
 }

@@ -4,6 +4,7 @@ use crate::matchers::StringMatcher;
 use crate::pb;
 use crate::percent::Fraction;
 use crate::rejected::{At, Compiled};
+use crate::runtime::Runtime;
 
 /// Which origins may do what.
 #[derive(Clone, Debug)]
@@ -16,9 +17,10 @@ pub struct CorsPolicy {
     credentials: Option<bool>,
     private_network: Option<bool>,
     forward_not_matching_preflights: bool,
-    enabled: bool,
+    /// A share between none and all makes no sense for CORS; none switches it off.
+    enabled: Fraction,
     /// Count what would have been done.
-    shadow: bool,
+    shadow: Fraction,
 }
 
 /// What to do with a request that may come from another origin.
@@ -39,7 +41,7 @@ pub enum CorsDecision {
 }
 
 impl CorsPolicy {
-    pub(super) fn compile(policy: &pb::http_filter::cors::v3::CorsPolicy) -> Compiled<Self> {
+    pub(super) fn compile(policy: &pb::http_filter::cors::v3::CorsPolicy, runtime: &Runtime) -> Compiled<Self> {
         Ok(Self {
             origins: StringMatcher::compile_list(&policy.allow_origin_string_match).at("allow_origin_string_match")?,
             methods: policy.allow_methods.as_str().into(),
@@ -49,17 +51,17 @@ impl CorsPolicy {
             credentials: policy.allow_credentials.as_ref().map(|v| v.value),
             private_network: policy.allow_private_network_access.as_ref().map(|v| v.value),
             forward_not_matching_preflights: fields::flag(policy.forward_not_matching_preflights.as_ref(), true),
-            // A share between none and all makes no sense for CORS; none switches it off.
-            enabled: Fraction::runtime(policy.filter_enabled.as_ref(), Fraction::ALL)?.parts().0 > 0,
-            shadow: Fraction::runtime(policy.shadow_enabled.as_ref(), Fraction::NONE)?.parts().0 > 0,
+            enabled: Fraction::runtime(policy.filter_enabled.as_ref(), Fraction::ALL, runtime)?,
+            shadow: Fraction::runtime(policy.shadow_enabled.as_ref(), Fraction::NONE, runtime)?,
         })
     }
 
     /// The deprecated form inside routes.
-    pub(crate) fn of_route(policy: &pb::route::CorsPolicy) -> Compiled<Self> {
+    pub(crate) fn of_route(policy: Option<&pb::route::CorsPolicy>, runtime: &Runtime) -> Compiled<Option<Self>> {
         use pb::route::cors_policy::EnabledSpecifier;
+        let Some(policy) = policy else { return Ok(None) };
         let enabled = policy.enabled_specifier.as_ref().map(|EnabledSpecifier::FilterEnabled(f)| f.clone());
-        Self::compile(&pb::http_filter::cors::v3::CorsPolicy {
+        let policy = pb::http_filter::cors::v3::CorsPolicy {
             allow_origin_string_match: policy.allow_origin_string_match.clone(),
             allow_methods: policy.allow_methods.clone(),
             allow_headers: policy.allow_headers.clone(),
@@ -70,13 +72,17 @@ impl CorsPolicy {
             shadow_enabled: policy.shadow_enabled.clone(),
             allow_private_network_access: policy.allow_private_network_access,
             forward_not_matching_preflights: policy.forward_not_matching_preflights,
-        })
+        };
+        Self::compile(&policy, runtime).map(Some)
     }
 }
 
 /// Envoy `CorsFilter::decodeHeaders`, by the policies of all levels, the innermost first: what one leaves open, the next says.
 pub fn cors_decide(policies: &[&CorsPolicy], request: &Headers) -> CorsDecision {
-    let Some(policy) = policies.first().filter(|p| p.enabled || p.shadow) else { return CorsDecision::NotCors };
+    let on = |share: &Fraction| share.parts().0 > 0;
+    let Some(policy) = policies.first().filter(|p| on(&p.enabled) || on(&p.shadow)) else {
+        return CorsDecision::NotCors;
+    };
     let said = |text: fn(&CorsPolicy) -> &str| policies.iter().map(|p| text(p)).find(|t| !t.is_empty()).unwrap_or("");
     let switch = |on: fn(&CorsPolicy) -> Option<bool>| policies.iter().find_map(|p| on(p)) == Some(true);
     let Some(origin) = request.get("origin").filter(|o| !o.is_empty()) else { return CorsDecision::NotCors };
@@ -85,7 +91,7 @@ pub fn cors_decide(policies: &[&CorsPolicy], request: &Headers) -> CorsDecision 
     // A matcher that takes `*` takes every origin.
     let origins = policies.iter().map(|p| &p.origins).find(|origins| !origins.is_empty());
     let allowed = origins.into_iter().flatten().any(|m| m.matches(b"*") || m.matches(origin));
-    if !policy.enabled {
+    if !on(&policy.enabled) {
         return CorsDecision::Shadow(allowed);
     }
     if !allowed && (!preflight || policy.forward_not_matching_preflights) {
@@ -141,8 +147,8 @@ mod tests {
             credentials: Some(true),
             private_network: None,
             forward_not_matching_preflights: forward,
-            enabled: true,
-            shadow: false,
+            enabled: Fraction::ALL,
+            shadow: Fraction::NONE,
         }
     }
 

@@ -12,6 +12,7 @@ use crate::percent::Fraction;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::route::HeaderOps;
+use crate::runtime::{Live, Runtime};
 
 /// Asks a service whether a request (or connection) may go on.
 #[derive(Clone, Debug)]
@@ -44,7 +45,7 @@ pub struct ExtAuthz {
     pub validate_mutations: bool,
     enabled: Fraction,
     enabled_metadata: Option<MetadataMatcher>,
-    deny_at_disable: bool,
+    deny_at_disable: Live<bool>,
     allowed_headers: Option<Vec<StringMatcher>>,
     disallowed_headers: Vec<StringMatcher>,
 }
@@ -237,7 +238,8 @@ fn any(matchers: &[StringMatcher], name: &str) -> bool {
 }
 
 impl ExtAuthz {
-    pub(super) fn compile(config: &pb::http_filter::ext_authz::v3::ExtAuthz) -> Compiled<Self> {
+    pub(super) fn compile(config: &pb::http_filter::ext_authz::v3::ExtAuthz, runtime: &Runtime) -> Compiled<Self> {
+        crate::constraints::ext_authz(config)?;
         use pb::http_filter::ext_authz::v3::ext_authz::Services;
         refuse! {
             "shadow_mode": config.shadow_mode,
@@ -277,18 +279,14 @@ impl ExtAuthz {
             route_metadata_namespaces: names(&config.route_metadata_context_namespaces),
             raw_headers: config.encode_raw_headers,
             validate_mutations: config.validate_mutations,
-            enabled: Fraction::runtime(config.filter_enabled.as_ref(), Fraction::ALL).at("filter_enabled")?,
+            enabled: Fraction::runtime(config.filter_enabled.as_ref(), Fraction::ALL, runtime).at("filter_enabled")?,
             enabled_metadata: config
                 .filter_enabled_metadata
                 .as_ref()
                 .map(MetadataMatcher::compile)
                 .transpose()
                 .at("filter_enabled_metadata")?,
-            deny_at_disable: config
-                .deny_at_disable
-                .as_ref()
-                .and_then(|d| d.default_value.as_ref())
-                .is_some_and(|v| v.value),
+            deny_at_disable: runtime.flag(config.deny_at_disable.as_ref(), false),
             allowed_headers: allowed
                 .map(|m| StringMatcher::compile_list(&m.patterns))
                 .transpose()
@@ -325,7 +323,7 @@ impl ExtAuthz {
                 .map(MetadataMatcher::compile)
                 .transpose()
                 .at("filter_enabled_metadata")?,
-            deny_at_disable: false,
+            deny_at_disable: Live::fixed(false),
             allowed_headers: None,
             disallowed_headers: Vec::new(),
         })
@@ -335,7 +333,7 @@ impl ExtAuthz {
     pub fn is_asked(&self, metadata: &Metadata, random: &mut Random) -> Asked {
         if self.enabled.hit(random) && self.enabled_metadata.as_ref().is_none_or(|m| m.matches(metadata)) {
             Asked::Yes
-        } else if self.deny_at_disable {
+        } else if self.deny_at_disable.get() {
             Asked::Refused
         } else {
             Asked::No

@@ -9,9 +9,10 @@ use crate::pb;
 use crate::percent::Fraction;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid};
+use crate::runtime::{Live, Runtime};
 
 /// Delays and aborts on purpose (`filters.http.fault.v3.HTTPFault`).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Fault {
     delay: Option<(DelaySource, Fraction)>,
     abort: Option<(AbortSource, Fraction)>,
@@ -19,21 +20,22 @@ pub struct Fault {
     upstream_cluster: Option<ArcStr>,
     headers: Box<[HeaderMatcher]>,
     downstream_nodes: Vec<ArcStr>,
-    max_active: Option<u64>,
+    max_active: Live<u64>,
     /// Body of an abort.
     pub abort_body: Option<Box<str>>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum DelaySource {
-    Fixed(Duration),
+    /// Milliseconds.
+    Fixed(Live<u64>),
     Header,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum AbortSource {
-    Http(u16),
-    Grpc(u32),
+    Http(Live<u64>),
+    Grpc(Live<u64>),
     Header,
 }
 
@@ -64,23 +66,37 @@ pub struct FaultDecision {
 }
 
 impl Fault {
-    pub(super) fn compile(fault: &pb::http_filter::fault::v3::HttpFault) -> Compiled<Self> {
+    pub(super) fn compile(fault: &pb::http_filter::fault::v3::HttpFault, runtime: &Runtime) -> Compiled<Self> {
         use pb::ext::filters::common::fault::v3::fault_delay::FaultDelaySecifier as Delay;
         use pb::ext::filters::common::fault::v3::fault_rate_limit::LimitType;
         use pb::http_filter::fault::v3::fault_abort::ErrorType;
-        let share =
-            |percentage: &Option<pb::kind::FractionalPercent>| Fraction::compile(percentage.as_ref(), Fraction::NONE);
+        crate::constraints::fault(fault)?;
+        // The runtime's own names, where the configuration gives no others.
+        let key = |given: &str, own: &'static str| if given.is_empty() { own.to_owned() } else { given.to_owned() };
+        let share = |percentage: &Option<pb::kind::FractionalPercent>, given: &str, own: &'static str| {
+            Ok(Fraction::compile(percentage.as_ref(), Fraction::NONE)?.under(&key(given, own), runtime))
+        };
+        let number = |value: u64, given: &str, own: &'static str| runtime.live(&key(given, own), value);
         let delay = match &fault.delay {
             None => None,
             Some(delay) => {
                 let source = match &delay.fault_delay_secifier {
                     Some(Delay::FixedDelay(d)) => {
-                        DelaySource::Fixed(fields::positive("delay.fixed_delay", Some(d), Duration::ZERO)?)
+                        let delay = fields::positive("delay.fixed_delay", Some(d), Duration::ZERO)?.as_millis() as u64;
+                        DelaySource::Fixed(number(
+                            delay,
+                            &fault.delay_duration_runtime,
+                            "fault.http.delay.fixed_duration_ms",
+                        ))
                     }
                     Some(Delay::HeaderDelay(_)) => DelaySource::Header,
                     None => return Err(Invalid::new("delay", "is empty")),
                 };
-                Some((source, share(&delay.percentage).at("delay.percentage")?))
+                Some((
+                    source,
+                    share(&delay.percentage, &fault.delay_percent_runtime, "fault.http.delay.fixed_delay_percent")
+                        .at("delay.percentage")?,
+                ))
             }
         };
         let abort = match &fault.abort {
@@ -89,13 +105,27 @@ impl Fault {
                 let source = match &abort.error_type {
                     Some(ErrorType::HttpStatus(status)) => {
                         let status = u16::try_from(*status).ok().filter(|s| (200..600).contains(s));
-                        AbortSource::Http(status.ok_or_else(|| Invalid::new("abort.http_status", "is no status"))?)
+                        let status = status.ok_or_else(|| Invalid::new("abort.http_status", "is no status"))?;
+                        let status = u64::from(status);
+                        AbortSource::Http(number(
+                            status,
+                            &fault.abort_http_status_runtime,
+                            "fault.http.abort.http_status",
+                        ))
                     }
-                    Some(ErrorType::GrpcStatus(status)) => AbortSource::Grpc(*status),
+                    Some(ErrorType::GrpcStatus(status)) => AbortSource::Grpc(number(
+                        (*status).into(),
+                        &fault.abort_grpc_status_runtime,
+                        "fault.http.abort.grpc_status",
+                    )),
                     Some(ErrorType::HeaderAbort(_)) => AbortSource::Header,
                     None => return Err(Invalid::new("abort", "is empty")),
                 };
-                Some((source, share(&abort.percentage).at("abort.percentage")?))
+                Some((
+                    source,
+                    share(&abort.percentage, &fault.abort_percent_runtime, "fault.http.abort.abort_percent")
+                        .at("abort.percentage")?,
+                ))
             }
         };
         let rate_limit = match &fault.response_rate_limit {
@@ -106,7 +136,9 @@ impl Fault {
                     Some(LimitType::HeaderLimit(_)) => RateSource::Header,
                     None => return Err(Invalid::new("response_rate_limit", "is empty")),
                 };
-                Some((source, share(&limit.percentage).at("response_rate_limit.percentage")?))
+                let given = &fault.response_rate_limit_percent_runtime;
+                let share = share(&limit.percentage, given, "fault.http.rate_limit.response_percent");
+                Some((source, share.at("response_rate_limit.percentage")?))
             }
         };
         let body = fault.abort.as_ref().map(|a| a.response_body.as_str()).filter(|b| !b.is_empty());
@@ -117,21 +149,25 @@ impl Fault {
             upstream_cluster: (!fault.upstream_cluster.is_empty()).then(|| fault.upstream_cluster.as_str().into()),
             headers: header_matchers("headers", &fault.headers)?,
             downstream_nodes: fault.downstream_nodes.iter().map(|n| n.as_str().into()).collect(),
-            max_active: fault.max_active_faults.as_ref().map(|v| v.value.into()),
+            max_active: number(
+                fault.max_active_faults.as_ref().map_or(u64::MAX, |v| v.value.into()),
+                &fault.max_active_faults_runtime,
+                "fault.http.max_active_faults",
+            ),
             abort_body: body.map(Box::from),
         })
     }
 
     /// What it may do to requests that it touches, and to how many of them, in words.
     pub fn describe(&self) -> Vec<String> {
-        let of = |fraction: Fraction| format!("{fraction} of requests");
-        let delay = self.delay.map(|(source, fraction)| match source {
-            DelaySource::Fixed(delay) => format!("delays {} by {delay:?}", of(fraction)),
+        let of = |fraction: &Fraction| format!("{fraction} of requests");
+        let delay = self.delay.as_ref().map(|(source, fraction)| match source {
+            DelaySource::Fixed(delay) => format!("delays {} by {:?}", of(fraction), Duration::from_millis(delay.get())),
             DelaySource::Header => format!("delays {} as their headers say", of(fraction)),
         });
-        let abort = self.abort.map(|(source, fraction)| match source {
-            AbortSource::Http(status) => format!("answers {} with {status}", of(fraction)),
-            AbortSource::Grpc(status) => format!("answers {} with gRPC status {status}", of(fraction)),
+        let abort = self.abort.as_ref().map(|(source, fraction)| match source {
+            AbortSource::Http(status) => format!("answers {} with {}", of(fraction), status.get()),
+            AbortSource::Grpc(status) => format!("answers {} with gRPC status {}", of(fraction), status.get()),
             AbortSource::Header => format!("answers {} as their headers say", of(fraction)),
         });
         delay.into_iter().chain(abort).collect()
@@ -139,7 +175,7 @@ impl Fault {
 
     /// Whether there are as many faults under way as there may be.
     pub fn is_full(&self, active: u64) -> bool {
-        self.max_active.is_some_and(|max| active >= max)
+        active >= self.max_active.get()
     }
 
     /// Whether requests like this one are meant at all, before any chance.
@@ -158,21 +194,29 @@ impl Fault {
         }
         let number = |name: &str| headers.get_str(name).and_then(|v| v.trim().parse::<u64>().ok());
         // Percentages of headers may only lower the configured ones.
-        let share = |fraction: Fraction, name: &str| match number(name) {
+        let share = |fraction: &Fraction, name: &str| match number(name) {
             Some(asked) => fraction.at_most(u32::try_from(asked).unwrap_or(u32::MAX)),
-            None => fraction,
+            None => fraction.clone(),
         };
-        let delay = self.delay.and_then(|(source, fraction)| match source {
-            DelaySource::Fixed(delay) => fraction.hit(random).then_some(delay),
+        let delay = self.delay.as_ref().and_then(|(source, fraction)| match source {
+            DelaySource::Fixed(delay) => {
+                let delay = Duration::from_millis(delay.get());
+                (fraction.hit(random) && !delay.is_zero()).then_some(delay)
+            }
             DelaySource::Header => {
                 let delay = number("x-envoy-fault-delay-request").map(Duration::from_millis)?;
                 (share(fraction, "x-envoy-fault-delay-request-percentage").hit(random) && !delay.is_zero())
                     .then_some(delay)
             }
         });
-        let abort = self.abort.and_then(|(source, fraction)| match source {
-            AbortSource::Http(status) => fraction.hit(random).then_some(Abort::Http(status)),
-            AbortSource::Grpc(status) => fraction.hit(random).then_some(Abort::Grpc(status)),
+        let abort = self.abort.as_ref().and_then(|(source, fraction)| match source {
+            AbortSource::Http(status) => {
+                let status = u16::try_from(status.get()).unwrap_or(u16::MAX);
+                fraction.hit(random).then_some(Abort::Http(status.clamp(200, 599)))
+            }
+            AbortSource::Grpc(status) => {
+                fraction.hit(random).then_some(Abort::Grpc(u32::try_from(status.get()).unwrap_or(u32::MAX)))
+            }
             AbortSource::Header => {
                 let http = number("x-envoy-fault-abort-request").filter(|s| (200..600).contains(s));
                 let grpc = || number("x-envoy-fault-abort-grpc-request").and_then(|s| u32::try_from(s).ok());
@@ -180,8 +224,8 @@ impl Fault {
                 share(fraction, "x-envoy-fault-abort-request-percentage").hit(random).then_some(abort)
             }
         });
-        let rate_limit_kib = self.rate_limit.and_then(|(source, fraction)| match source {
-            RateSource::Fixed(limit) => fraction.hit(random).then_some(limit),
+        let rate_limit_kib = self.rate_limit.as_ref().and_then(|(source, fraction)| match source {
+            RateSource::Fixed(limit) => fraction.hit(random).then_some(*limit),
             RateSource::Header => {
                 let limit = number("x-envoy-fault-throughput-response").filter(|l| *l > 0)?;
                 share(fraction, "x-envoy-fault-throughput-response-percentage").hit(random).then_some(limit)
@@ -206,7 +250,7 @@ mod tests {
             upstream_cluster: "a".into(),
             ..Default::default()
         };
-        let fault = Fault::compile(&config).unwrap();
+        let fault = Fault::compile(&config, &Runtime::default()).unwrap();
         let mut random = Random::new(3);
         let hits =
             (0..4000).filter(|_| fault.decide(&Headers::new(), Some("a"), &mut random, 0).abort.is_some()).count();

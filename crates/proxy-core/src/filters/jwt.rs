@@ -11,6 +11,7 @@ use crate::metadata::FilterState;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid};
 use crate::route::RouteMatcher;
+use crate::runtime::Runtime;
 use crate::tls::DataSource;
 
 /// JSON web tokens: which requests need which (`filters.http.jwt_authn.v3.JwtAuthentication`).
@@ -168,7 +169,10 @@ impl JwtOverride {
 }
 
 impl JwtAuthn {
-    pub(super) fn compile(config: &pb::http_filter::jwt_authn::v3::JwtAuthentication) -> Compiled<Self> {
+    pub(super) fn compile(
+        config: &pb::http_filter::jwt_authn::v3::JwtAuthentication,
+        runtime: &Runtime,
+    ) -> Compiled<Self> {
         use pb::http_filter::jwt_authn::v3::requirement_rule::RequirementType;
         let mut providers = Vec::with_capacity(config.providers.len());
         for (name, provider) in &config.providers {
@@ -196,7 +200,7 @@ impl JwtAuthn {
                     Some(named.get(name.as_str()).cloned().ok_or_else(unknown)?)
                 }
             };
-            rules.push((RouteMatcher::compile(matcher).at("match").at_index("rules", i)?, requirement));
+            rules.push((RouteMatcher::compile(matcher, runtime).at("match").at_index("rules", i)?, requirement));
         }
         let mut by_state = None;
         if let Some(rule) = &config.filter_state_rules {
@@ -341,6 +345,9 @@ impl Requirement {
         requirements: &[pb::http_filter::jwt_authn::v3::JwtRequirement],
         providers: &[Arc<JwtProvider>],
     ) -> Compiled<Self> {
+        if requirements.len() < 2 {
+            return Err(Invalid::new("requirements", "needs two at least"));
+        }
         let mut all = Vec::new();
         let mut lenient = None;
         for requirement in requirements {
@@ -383,6 +390,7 @@ impl JwtProvider {
     fn compile(name: &str, provider: &pb::http_filter::jwt_authn::v3::JwtProvider) -> Compiled<Self> {
         use pb::core::http_uri::HttpUpstreamType;
         use pb::http_filter::jwt_authn::v3::jwt_provider::JwksSourceSpecifier;
+        crate::constraints::jwt_provider(provider)?;
         let jwks = match &provider.jwks_source_specifier {
             Some(JwksSourceSpecifier::LocalJwks(source)) => {
                 JwksSource::Local(DataSource::compile(source).at("local_jwks")?)
@@ -484,7 +492,7 @@ mod tests {
 
     fn provider(config: pb::http_filter::jwt_authn::v3::JwtProvider) -> JwtProvider {
         let jwks = pb::core::DataSource {
-            specifier: Some(pb::core::data_source::Specifier::InlineString("{}".into())),
+            specifier: Some(pb::core::data_source::Specifier::InlineString(r#"{"keys": [{"kty": "oct"}]}"#.into())),
             ..Default::default()
         };
         let source = pb::http_filter::jwt_authn::v3::jwt_provider::JwksSourceSpecifier::LocalJwks(jwks);

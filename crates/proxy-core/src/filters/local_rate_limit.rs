@@ -8,6 +8,7 @@ use crate::pb;
 use crate::percent::Fraction;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::route::{HeaderOps, Matched};
+use crate::runtime::Runtime;
 
 /// So many requests a time, counted by each worker's caller (`filters.http.local_ratelimit.v3.LocalRateLimit`).
 #[derive(Clone, Debug)]
@@ -184,9 +185,13 @@ impl TokenBucket {
 }
 
 impl LocalRateLimit {
-    pub(super) fn compile(limit: &pb::http_filter::local_ratelimit::v3::LocalRateLimit) -> Compiled<Self> {
+    pub(super) fn compile(
+        limit: &pb::http_filter::local_ratelimit::v3::LocalRateLimit,
+        runtime: &Runtime,
+    ) -> Compiled<Self> {
         use pb::ext::common::ratelimit::v3::VhRateLimitsOptions;
         refuse!("local_cluster_rate_limit": limit.local_cluster_rate_limit.is_some());
+        crate::constraints::local_rate_limit(limit)?;
         let mut descriptors = Vec::new();
         for (i, descriptor) in limit.descriptors.iter().enumerate() {
             descriptors.push(Descriptor {
@@ -207,8 +212,9 @@ impl LocalRateLimit {
             // Below 400 the code is no error, so Envoy takes 429.
             status: u16::try_from(status).ok().filter(|s| (400..600).contains(s)).unwrap_or(429),
             bucket: limit.token_bucket.as_ref().map(|b| TokenBucketConfig::compile(Some(b))).transpose()?,
-            enabled: Fraction::runtime(limit.filter_enabled.as_ref(), Fraction::NONE).at("filter_enabled")?,
-            enforced: Fraction::runtime(limit.filter_enforced.as_ref(), Fraction::NONE).at("filter_enforced")?,
+            enabled: Fraction::runtime(limit.filter_enabled.as_ref(), Fraction::NONE, runtime).at("filter_enabled")?,
+            enforced: Fraction::runtime(limit.filter_enforced.as_ref(), Fraction::NONE, runtime)
+                .at("filter_enforced")?,
             response_headers: HeaderOps::compile(&limit.response_headers_to_add, &[]).at("response_headers_to_add")?,
             not_enforced_headers: HeaderOps::compile(&limit.request_headers_to_add_when_not_enforced, &[])
                 .at("request_headers_to_add_when_not_enforced")?,

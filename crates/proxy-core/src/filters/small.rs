@@ -34,9 +34,19 @@ pub struct RouterConfig {
 
 impl RouterConfig {
     pub(super) fn compile(router: &pb::http_filter::router::v3::Router) -> Compiled<Self> {
+        const CHECKED: [&str; 5] = [
+            "x-envoy-upstream-rq-timeout-ms",
+            "x-envoy-upstream-rq-per-try-timeout-ms",
+            "x-envoy-max-retries",
+            "x-envoy-retry-grpc-on",
+            "x-envoy-retry-on",
+        ];
         let codec = "envoy.filters.http.upstream_codec";
         if let Some(other) = router.upstream_http_filters.iter().find(|f| f.name != codec) {
             return Err(Invalid::new("upstream_http_filters", format!("{} is not supported", other.name)));
+        }
+        if let Some(other) = router.strict_check_headers.iter().find(|name| !CHECKED.contains(&name.as_str())) {
+            return Err(Invalid::new("strict_check_headers", format!("{other:?} is none of {CHECKED:?}")));
         }
         Ok(Self {
             dynamic_stats: fields::flag(router.dynamic_stats.as_ref(), true),
@@ -143,6 +153,9 @@ pub struct HealthAnswer {
 
 impl HealthCheckFilter {
     pub(super) fn compile(check: &pb::http_filter::health_check::v3::HealthCheck) -> Compiled<Self> {
+        if check.pass_through_mode.is_none() {
+            return Err(Invalid::new("pass_through_mode", "is missing"));
+        }
         let pass_through = fields::flag(check.pass_through_mode.as_ref(), false);
         let time = fields::duration("cache_time", check.cache_time.as_ref())?.filter(|time| !time.is_zero());
         if time.is_some() && !pass_through {

@@ -42,6 +42,8 @@ pub enum Command {
     Metadata(MetadataSource, ArcStr, Box<[Box<str>]>),
     /// A filter state object; `true`: its text, else its JSON.
     FilterState(Box<str>, bool),
+    /// What is never there: a field of a filter state object, all of which are text.
+    Nothing,
     /// `GRPC_STATUS`, by number or one of two name styles.
     GrpcStatus(GrpcStatusStyle),
     /// A variable of the process's environment.

@@ -181,10 +181,16 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
             let key = needs()?;
             let (key, form) = key.split_once(':').unwrap_or((key, "TYPED"));
-            if key.is_empty() || !matches!(form, "PLAIN" | "TYPED") {
-                return Err(Invalid::new("format", format!("{name}: only PLAIN and TYPED are supported")));
+            match form {
+                _ if key.is_empty() => return Err(Invalid::new("format", format!("{name} needs a key"))),
+                "PLAIN" | "TYPED" => Command::FilterState(key.into(), form == "PLAIN"),
+                // What is kept here is text, which has no fields.
+                _ if form.strip_prefix("FIELD:").is_some_and(|field| !field.is_empty()) => Command::Nothing,
+                _ => {
+                    let said = format!("{name}: only PLAIN, TYPED and FIELD are supported");
+                    return Err(Invalid::new("format", said));
+                }
             }
-            Command::FilterState(key.into(), form == "PLAIN")
         }
         "PER_REQUEST_STATE" => Command::FilterState(needs()?.into(), true),
         "GRPC_STATUS" => Command::GrpcStatus(match argument.unwrap_or_default() {

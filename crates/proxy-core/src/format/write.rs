@@ -82,6 +82,7 @@ impl Command {
                     other => text(other, out),
                 }
             }
+            Command::Nothing => Written::Missing,
             Command::GrpcStatus(style) => grpc_status(cx, *style, out),
             Command::Environment(name) => {
                 // Envoy prints a dash for variables that are not set, even where missing values print nothing.

@@ -8,6 +8,7 @@ use crate::pb;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid};
 use crate::route::HeaderOps;
+use crate::runtime::Runtime;
 
 /// Changes to answers that this proxy makes itself.
 #[derive(Debug, Default)]
@@ -63,11 +64,11 @@ impl BodyFormat {
 }
 
 impl LocalReply {
-    pub(super) fn compile(config: Option<&pb::hcm::LocalReplyConfig>) -> Compiled<Self> {
+    pub(super) fn compile(config: Option<&pb::hcm::LocalReplyConfig>, runtime: &Runtime) -> Compiled<Self> {
         let Some(config) = config else { return Ok(Self::default()) };
         let mut mappers = Vec::new();
         for (i, mapper) in config.mappers.iter().enumerate() {
-            mappers.push(Mapper::compile(mapper).at_index("mappers", i)?);
+            mappers.push(Mapper::compile(mapper, runtime).at_index("mappers", i)?);
         }
         Ok(Self {
             mappers,
@@ -110,11 +111,11 @@ impl LocalReply {
 }
 
 impl Mapper {
-    fn compile(mapper: &pb::hcm::ResponseMapper) -> Compiled<Self> {
+    fn compile(mapper: &pb::hcm::ResponseMapper, runtime: &Runtime) -> Compiled<Self> {
         let filter = mapper.filter.as_ref().ok_or_else(|| Invalid::new("filter", "is missing"))?;
         let status = mapper.status_code.as_ref().map(|s| u16::try_from(s.value));
         Ok(Self {
-            filter: LogFilter::compile(filter).at("filter")?,
+            filter: LogFilter::compile(filter, runtime).at("filter")?,
             status: status.transpose().map_err(|_| Invalid::new("status_code", "is no status"))?,
             body: mapper.body.as_ref().map(|b| crate::tls::inline_bytes(Some(b))).transpose().at("body")?,
             format: mapper

@@ -7,6 +7,7 @@ use crate::matchers::canonical_name;
 use crate::pb;
 use crate::percent::Fraction;
 use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::runtime::Runtime;
 
 /// Which requests are traced, and what spans say.
 #[derive(Clone, Debug)]
@@ -79,18 +80,18 @@ pub enum TagSource {
 }
 
 impl Tracing {
-    pub(super) fn compile(tracing: &pb::hcm::http_connection_manager::Tracing) -> Compiled<Self> {
-        let share = |percent: &Option<pb::kind::Percent>| {
-            percent.as_ref().map_or(Fraction::ALL, |p| Fraction::of_percent(p.value))
+    pub(super) fn compile(tracing: &pb::hcm::http_connection_manager::Tracing, runtime: &Runtime) -> Compiled<Self> {
+        let share = |percent: &Option<pb::kind::Percent>, key: &str| {
+            percent.as_ref().map_or(Fraction::ALL, |p| Fraction::of_percent(p.value)).under(key, runtime)
         };
         let mut custom_tags = Vec::with_capacity(tracing.custom_tags.len());
         for (i, tag) in tracing.custom_tags.iter().enumerate() {
             custom_tags.push(CustomTag::compile(tag).at_index("custom_tags", i)?);
         }
         Ok(Self {
-            client: share(&tracing.client_sampling),
-            random: share(&tracing.random_sampling),
-            overall: share(&tracing.overall_sampling),
+            client: share(&tracing.client_sampling, "tracing.client_enabled"),
+            random: share(&tracing.random_sampling, "tracing.random_sampling"),
+            overall: share(&tracing.overall_sampling, "tracing.global_enabled"),
             verbose: tracing.verbose,
             max_path_tag_length: fields::uint(tracing.max_path_tag_length.as_ref(), 256),
             custom_tags,

@@ -16,6 +16,7 @@ use crate::metadata::MetadataMatch;
 use crate::rbac::Rbac;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::route::HeaderOps;
+use crate::runtime::Live;
 use crate::{Options, fields, pb};
 
 /// A network filter that does not end the chain.
@@ -78,6 +79,8 @@ pub struct NetworkLocalRateLimit {
     pub stat_prefix: ArcStr,
     /// One connection is one token.
     pub bucket: TokenBucketConfig,
+    /// Off: all pass.
+    pub enabled: Live<bool>,
 }
 
 /// Limits open connections of a chain.
@@ -89,6 +92,8 @@ pub struct ConnectionLimit {
     pub max_connections: u64,
     /// After this time.
     pub delay: Option<Duration>,
+    /// Off: all pass.
+    pub enabled: Live<bool>,
     active: AtomicU64,
 }
 
@@ -403,24 +408,19 @@ fn compile(name: &str, typed: Typed<'_>, options: &Options) -> Compiled<Part> {
         "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
             let config: pb::network_filter::local_ratelimit::v3::LocalRateLimit = typed.decode()?;
             refuse!("share_key": !config.share_key.is_empty());
-            let off = config.runtime_enabled.as_ref().and_then(|f| f.default_value.as_ref()).is_some_and(|v| !v.value);
-            if off {
-                NetworkFilter::NoOp { name: name.into(), type_name: typed.name.as_str().into() }
-            } else {
-                NetworkFilter::LocalRateLimit(Arc::new(NetworkLocalRateLimit {
-                    stat_prefix: config.stat_prefix.as_str().into(),
-                    bucket: TokenBucketConfig::compile(config.token_bucket.as_ref())?,
-                }))
-            }
+            NetworkFilter::LocalRateLimit(Arc::new(NetworkLocalRateLimit {
+                stat_prefix: config.stat_prefix.as_str().into(),
+                bucket: TokenBucketConfig::compile(config.token_bucket.as_ref())?,
+                enabled: options.runtime.flag(config.runtime_enabled.as_ref(), true),
+            }))
         }
         "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
             let config: pb::network_filter::connection_limit::v3::ConnectionLimit = typed.decode()?;
-            let flag = config.runtime_enabled.as_ref().and_then(|flag| flag.default_value.as_ref());
-            refuse!("runtime_enabled": !fields::flag(flag, true));
             NetworkFilter::ConnectionLimit(Arc::new(ConnectionLimit {
                 stat_prefix: config.stat_prefix.as_str().into(),
                 max_connections: fields::ulong(config.max_connections.as_ref(), 0),
                 delay: fields::duration("delay", config.delay.as_ref())?,
+                enabled: options.runtime.flag(config.runtime_enabled.as_ref(), true),
                 active: AtomicU64::new(0),
             }))
         }

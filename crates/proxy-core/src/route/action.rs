@@ -20,7 +20,8 @@ use crate::route::hashing::HashPolicy;
 use crate::route::header_ops::HeaderOps;
 use crate::route::redirect::Redirect;
 use crate::route::{PerFilterTable, RouteMatcher, per_filter};
-use crate::{Options, fields};
+use crate::runtime::Live;
+use crate::{Options, constraints, fields};
 
 /// What a route does.
 #[derive(Debug)]
@@ -56,10 +57,12 @@ pub enum ClusterSpecifier {
     Weighted {
         /// The clusters.
         clusters: Box<[WeightedCluster]>,
-        /// Sum of the weights.
-        total: u64,
+        /// Sum of the weights; `None`: the runtime may change it.
+        total: Option<u64>,
         /// This header holds the random number.
         random_header: Option<Box<str>>,
+        /// The hash of the request is the random number.
+        by_hash: bool,
     },
 }
 
@@ -71,7 +74,7 @@ pub struct WeightedCluster {
     /// The header that names it.
     pub header: Option<Box<str>>,
     /// Its share of the total.
-    pub weight: u64,
+    pub weight: Live<u64>,
     /// Subset criteria, those of the route included.
     pub metadata_match: Option<MetadataMatch>,
     /// Header changes of this level.
@@ -124,11 +127,15 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    pub(super) fn compile_all(policies: &[pb::route::route_action::RequestMirrorPolicy]) -> Compiled<Vec<Self>> {
-        policies.iter().enumerate().map(|(i, p)| Self::compile(p).at_index("request_mirror_policies", i)).collect()
+    pub(super) fn compile_all(
+        policies: &[pb::route::route_action::RequestMirrorPolicy],
+        options: &Options,
+    ) -> Compiled<Vec<Self>> {
+        let one = |(i, policy)| Self::compile(policy, options).at_index("request_mirror_policies", i);
+        policies.iter().enumerate().map(one).collect()
     }
 
-    fn compile(policy: &pb::route::route_action::RequestMirrorPolicy) -> Compiled<Self> {
+    fn compile(policy: &pb::route::route_action::RequestMirrorPolicy, options: &Options) -> Compiled<Self> {
         refuse!("request_headers_mutations": !policy.request_headers_mutations.is_empty());
         let some = |text: &str| (!text.is_empty()).then(|| text.into());
         if policy.cluster.is_empty() == policy.cluster_header.is_empty() {
@@ -137,7 +144,8 @@ impl Mirror {
         Ok(Self {
             cluster: policy.cluster.as_str().into(),
             header: some(&canonical_name(&policy.cluster_header)),
-            fraction: Fraction::runtime(policy.runtime_fraction.as_ref(), Fraction::ALL).at("runtime_fraction")?,
+            fraction: Fraction::runtime(policy.runtime_fraction.as_ref(), Fraction::ALL, &options.runtime)
+                .at("runtime_fraction")?,
             shadow_suffix: !policy.disable_shadow_host_suffix_append,
             host_rewrite: some(&policy.host_rewrite_literal),
             trace_sampled: policy.trace_sampled.as_ref().map(|v| v.value),
@@ -260,6 +268,7 @@ impl Forward {
             "flush_timeout": action.flush_timeout.is_some(),
             "hedge_policy": action.hedge_policy.as_ref().is_some_and(|h| h.hedge_on_per_try_timeout),
         }
+        constraints::route_action(action)?;
         let path_rewrite = match (&action.regex_rewrite, action.prefix_rewrite.as_str()) {
             (Some(_), text) if !text.is_empty() => {
                 return Err(Invalid::new("regex_rewrite", "cannot stand beside prefix_rewrite"));
@@ -285,9 +294,9 @@ impl Forward {
             grpc_timeout_offset: fields::duration("grpc_timeout_offset", action.grpc_timeout_offset.as_ref())?,
             retry: action.retry_policy.as_ref().map(RetryPolicy::compile).transpose().at("retry_policy")?.map(Arc::new),
             hash_policies: HashPolicy::compile_all(&action.hash_policy)?,
-            mirrors: Mirror::compile_all(&action.request_mirror_policies)?,
+            mirrors: Mirror::compile_all(&action.request_mirror_policies, options)?,
             priority: if action.priority == 1 { Priority::High } else { Priority::Default },
-            cors: action.cors.as_ref().map(CorsPolicy::of_route).transpose().at("cors")?.map(Arc::new),
+            cors: CorsPolicy::of_route(action.cors.as_ref(), &options.runtime).at("cors")?.map(Arc::new),
             upgrades,
             connect,
             internal_redirect: action
@@ -306,14 +315,25 @@ impl Forward {
 
     /// Which weighted cluster a request gets; `None` without weights.
     pub(super) fn draw(&self, headers: &Headers, random: u64) -> Option<usize> {
-        let ClusterSpecifier::Weighted { clusters, total, random_header } = &self.clusters else { return None };
+        let ClusterSpecifier::Weighted { clusters, total, random_header, .. } = &self.clusters else { return None };
         let by_header = random_header.as_ref().and_then(|name| headers.get_str(name)?.trim().parse().ok());
-        let mut left = by_header.unwrap_or(random) % total;
+        let total = total.unwrap_or_else(|| clusters.iter().map(|cluster| cluster.weight.get()).sum());
+        let mut left = by_header.unwrap_or(random).checked_rem(total)?;
         clusters.iter().position(|cluster| {
-            let hit = left < cluster.weight;
-            left = left.saturating_sub(cluster.weight);
+            let weight = cluster.weight.get();
+            let hit = left < weight;
+            left = left.saturating_sub(weight);
             hit
         })
+    }
+
+    /// `use_hash_policy` of weighted clusters.
+    pub(super) fn draws_by_hash(&self) -> bool {
+        matches!(self.clusters, ClusterSpecifier::Weighted { by_hash: true, .. })
+    }
+
+    pub(super) fn is_weighted(&self) -> bool {
+        matches!(self.clusters, ClusterSpecifier::Weighted { .. })
     }
 
     /// Names of all clusters it may go to.
@@ -323,7 +343,8 @@ impl Forward {
             ClusterSpecifier::Header(_) => (None, &[]),
             ClusterSpecifier::Weighted { clusters, .. } => (None, clusters),
         };
-        single.into_iter().chain(weighted.iter().filter(|c| c.header.is_none()).map(|c| &c.name))
+        let mirrors = self.mirrors.iter().filter(|mirror| mirror.header.is_none()).map(|mirror| &mirror.cluster);
+        single.into_iter().chain(weighted.iter().filter(|c| c.header.is_none()).map(|c| &c.name)).chain(mirrors)
     }
 
     /// How the bytes of a request with this method go to a host as they are, if they do.
@@ -405,29 +426,30 @@ fn clusters(
         Kind::Cluster(name) => Ok(ClusterSpecifier::Single(fields::required("cluster", name)?)),
         Kind::ClusterHeader(name) => Ok(ClusterSpecifier::Header(canonical_name(name).into())),
         Kind::WeightedClusters(weighted) => {
-            let random_header = match &weighted.random_value_specifier {
-                None => None,
-                Some(RandomValueSpecifier::HeaderName(name)) => Some(canonical_name(name).into()),
-                Some(RandomValueSpecifier::UseHashPolicy(on)) if !on.value => None,
-                Some(RandomValueSpecifier::UseHashPolicy(_)) => {
-                    return Err(Invalid::unsupported("weighted_clusters.use_hash_policy"));
-                }
+            let (random_header, by_hash) = match &weighted.random_value_specifier {
+                None => (None, false),
+                Some(RandomValueSpecifier::HeaderName(name)) => (Some(canonical_name(name).into()), false),
+                Some(RandomValueSpecifier::UseHashPolicy(on)) => (None, on.value),
             };
             let clusters: Box<[WeightedCluster]> = weighted
                 .clusters
                 .iter()
                 .enumerate()
-                .map(|(i, c)| WeightedCluster::compile(c, outer, options).at_index("clusters", i))
+                .map(|(i, c)| {
+                    WeightedCluster::compile(c, outer, &weighted.runtime_key_prefix, options).at_index("clusters", i)
+                })
                 .collect::<Compiled<_>>()
                 .at("weighted_clusters")?;
-            let total = clusters.iter().map(|c| c.weight).sum();
+            let weights = weighted.clusters.iter().map(|c| u64::from(fields::uint(c.weight.as_ref(), 0)));
+            let total: u64 = weights.sum();
             if total == 0 {
                 return Err(Invalid::new("weighted_clusters", "sum of weights must be greater than 0"));
             }
             if total > u64::from(u32::MAX) {
                 return Err(Invalid::new("weighted_clusters", "sum of weights exceeds 4294967295"));
             }
-            Ok(ClusterSpecifier::Weighted { clusters, total, random_header })
+            let total = weighted.runtime_key_prefix.is_empty().then_some(total);
+            Ok(ClusterSpecifier::Weighted { clusters, total, random_header, by_hash })
         }
         Kind::ClusterSpecifierPlugin(_) | Kind::InlineClusterSpecifierPlugin(_) => {
             Err(Invalid::unsupported("cluster_specifier_plugin"))
@@ -439,16 +461,21 @@ impl WeightedCluster {
     fn compile(
         cluster: &pb::route::weighted_cluster::ClusterWeight,
         outer: Option<&MetadataMatch>,
+        runtime_prefix: &str,
         options: &Options,
     ) -> Compiled<Self> {
         use pb::route::weighted_cluster::cluster_weight::HostRewriteSpecifier;
         if cluster.name.is_empty() == cluster.cluster_header.is_empty() {
             return Err(Invalid::new("name", "exactly one of name and cluster_header must be given"));
         }
+        let key = match runtime_prefix {
+            "" => String::new(),
+            prefix => format!("{prefix}.{}", cluster.name),
+        };
         Ok(Self {
             name: cluster.name.as_str().into(),
             header: (!cluster.cluster_header.is_empty()).then(|| canonical_name(&cluster.cluster_header).into()),
-            weight: fields::uint(cluster.weight.as_ref(), 0).into(),
+            weight: options.runtime.live(&key, fields::uint(cluster.weight.as_ref(), 0).into()),
             metadata_match: MetadataMatch::compile(cluster.metadata_match.as_ref()).map(|m| m.merged_over(outer)),
             request_ops: HeaderOps::compile(&cluster.request_headers_to_add, &cluster.request_headers_to_remove)
                 .at("request_headers_to_add")?,

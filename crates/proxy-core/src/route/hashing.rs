@@ -47,7 +47,7 @@ pub struct HashContext<'a> {
 pub struct SetCookie(pub String);
 
 impl HashPolicy {
-    pub(super) fn compile_all(policies: &[pb::route::route_action::HashPolicy]) -> Compiled<Box<[Self]>> {
+    pub(crate) fn compile_all(policies: &[pb::route::route_action::HashPolicy]) -> Compiled<Box<[Self]>> {
         policies.iter().enumerate().map(|(i, p)| Self::compile(p).at_index("hash_policy", i)).collect()
     }
 
@@ -135,10 +135,11 @@ fn set_cookie(name: &str, value: &str, path: &str, ttl: Duration, attributes: &[
 
 impl Forward {
     /// The request's hash for ring hash and Maglev, and a cookie for the response (Envoy `HashPolicyImpl::generateHash`).
-    pub fn hash(&self, cx: &HashContext<'_>) -> (Option<u64>, Option<SetCookie>) {
+    /// `own`: what the cluster says about it, which counts more than the route.
+    pub fn hash(&self, own: &[HashPolicy], cx: &HashContext<'_>) -> (Option<u64>, Option<SetCookie>) {
         let mut hash: Option<u64> = None;
         let mut set = None;
-        for policy in &self.hash_policies {
+        for policy in if own.is_empty() { &self.hash_policies } else { own } {
             if let Some(new) = policy.evaluate(cx, &mut set) {
                 // Rotated, so that the same rule twice does not cancel itself out.
                 hash = Some(hash.unwrap_or(0).rotate_left(1) ^ new);

@@ -1,3 +1,4 @@
+use crate::constraints;
 use crate::format::{Format, FormatContext};
 use crate::headers::Headers;
 use crate::pb;
@@ -51,6 +52,7 @@ fn is_modifiable(name: &str) -> bool {
 
 impl HeaderOps {
     pub(crate) fn compile(add: &[pb::core::HeaderValueOption], remove: &[String]) -> Compiled<Self> {
+        constraints::header_options(add)?;
         for name in remove {
             if name.is_empty() || !is_modifiable(name) {
                 return Err(Invalid::new("", format!(":-prefixed or host headers may not be removed: {name:?}")));

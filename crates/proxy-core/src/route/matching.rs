@@ -9,6 +9,7 @@ use crate::percent::Fraction;
 use crate::rejected::{At, Compiled, Invalid};
 use crate::route::RouteInput;
 use crate::route::template::template_regex;
+use crate::runtime::Runtime;
 
 /// When a route applies (`route.v3.RouteMatch`).
 #[derive(Debug)]
@@ -59,7 +60,8 @@ fn starts_with(path: &str, prefix: &str, ignore_case: bool) -> bool {
 }
 
 impl RouteMatcher {
-    pub(crate) fn compile(matcher: &pb::route::RouteMatch) -> Compiled<Self> {
+    pub(crate) fn compile(matcher: &pb::route::RouteMatch, runtime: &Runtime) -> Compiled<Self> {
+        crate::constraints::route_match(matcher)?;
         use pb::route::route_match::PathSpecifier;
         let ignore_case = matcher.case_sensitive.as_ref().is_some_and(|v| !v.value);
         let path = match matcher.path_specifier.as_ref().ok_or_else(|| Invalid::new("path_specifier", "is missing"))? {
@@ -84,7 +86,7 @@ impl RouteMatcher {
         };
         let fraction = match &matcher.runtime_fraction {
             None => None,
-            Some(fraction) => Some(Fraction::runtime(Some(fraction), Fraction::NONE).at("runtime_fraction")?),
+            Some(fraction) => Some(Fraction::runtime(Some(fraction), Fraction::NONE, runtime).at("runtime_fraction")?),
         };
         Ok(Self {
             path,
@@ -105,7 +107,7 @@ impl RouteMatcher {
     /// Whether the route applies (Envoy `RouteEntryImplBase::matchRoute` and the path rules of its subclasses).
     pub fn matches(&self, input: &RouteInput<'_>, ignore_path_parameters: bool) -> bool {
         self.path_matches(input.headers, ignore_path_parameters)
-            && self.fraction.is_none_or(|f| f.holds_for(input.random))
+            && self.fraction.as_ref().is_none_or(|f| f.holds_for(input.random))
             && (!self.grpc || is_grpc(input.headers))
             && self.headers.iter().all(|m| m.matches(input.headers))
             && (self.query.is_empty() || {
@@ -178,7 +180,7 @@ impl RouteMatcher {
                 _ => format!("path {}: it is {:?}", self.describe(), path_without_query(path)),
             });
         }
-        if let Some(fraction) = self.fraction.filter(|f| !f.holds_for(input.random)) {
+        if let Some(fraction) = self.fraction.as_ref().filter(|f| !f.holds_for(input.random)) {
             return Some(format!("{fraction} of requests: this is none of them"));
         }
         if self.grpc && !is_grpc(headers) {
@@ -217,7 +219,7 @@ impl RouteMatcher {
     /// All conditions in words, that on the path first.
     pub fn conditions(&self) -> Vec<String> {
         let mut all = vec![format!("path {}", self.describe())];
-        all.extend(self.fraction.map(|f| format!("{f} of requests")));
+        all.extend(self.fraction.as_ref().map(|f| format!("{f} of requests")));
         all.extend(self.grpc.then(|| "gRPC".to_owned()));
         all.extend(self.headers.iter().map(ToString::to_string));
         all.extend(self.query.iter().map(ToString::to_string));

@@ -71,7 +71,7 @@ proptest! {
             if let Some(forward) = matched.forward() {
                 forward.timeouts(None, &mut headers, true, true);
                 let remote = Address::Ip("1.2.3.4:5".parse().unwrap());
-                forward.hash(&proxy_core::route::HashContext {
+                forward.hash(&[], &proxy_core::route::HashContext {
                     headers: &headers, remote: &remote, local: &remote, filter_state: &FilterState::default(),
                 });
             }

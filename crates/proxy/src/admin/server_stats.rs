@@ -83,7 +83,7 @@ pub(super) fn register(shared: &Arc<Shared>, control: &Weak<Mutex<Control>>) {
     shared.registry.add_source(Box::new(move |f| {
         let Some(shared) = weak.upgrade() else { return };
         for entry in shared.clusters.load().values() {
-            tables::cluster_gauges(entry, f);
+            tables::cluster_gauges(entry, shared.concurrency, f);
         }
         for entry in shared.listeners.load().by_name.values() {
             of_listener(entry, shared.concurrency, f);
@@ -178,14 +178,15 @@ fn of_server(shared: &Shared, control: &Weak<Mutex<Control>>, f: &mut dyn FnMut(
     f("server.memory_heap_size", Sample::Gauge(bytes("heap_size")));
     f("server.memory_physical_size", Sample::Gauge(bytes("total_physical_bytes")));
     f("filesystem.write_completed", Sample::Counter(0));
-    // As Envoy starts: it loads the runtime twice, and there is nothing of it on disk.
-    f("runtime.load_success", Sample::Counter(2));
-    f("runtime.override_dir_not_exists", Sample::Counter(2));
-    f("runtime.num_keys", Sample::Gauge(0));
-    f("runtime.num_layers", Sample::Gauge(0));
-    f("runtime.admin_overrides_active", Sample::Gauge(0));
     let Some(control) = control.upgrade() else { return };
     let control = control.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = control.runtime().counts();
+    f("runtime.load_success", Sample::Counter(runtime.loads));
+    // There is nothing of it on disk.
+    f("runtime.override_dir_not_exists", Sample::Counter(runtime.loads));
+    f("runtime.num_keys", Sample::Gauge(runtime.keys));
+    f("runtime.num_layers", Sample::Gauge(runtime.layers));
+    f("runtime.admin_overrides_active", Sample::Gauge(runtime.overridden.into()));
     f("cluster_manager.warming_clusters", Sample::Gauge(control.warming_clusters().count() as u64));
     f("listener_manager.total_listeners_warming", Sample::Gauge(control.warming_listeners().count() as u64));
     f("listener_manager.total_listeners_draining", Sample::Gauge(0));

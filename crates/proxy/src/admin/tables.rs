@@ -3,6 +3,7 @@
 use super::Admin;
 use crate::runtime::{ClusterEntry, ListenerEntry};
 use crate::stats::{Entry, Kind, Sample};
+use proxy_core::balance::SubsetCount;
 use proxy_core::cluster::Discovery;
 use proxy_core::endpoints::{Health, HealthFlag};
 use proxy_core::route::Priority;
@@ -36,7 +37,7 @@ pub(super) const SOCKET_FACTORY: [&str; 3] =
     ["downstream_context_secrets_not_ready", "ssl_context_update_by_sds", "upstream_context_secrets_not_ready"];
 
 /// Gauges that follow from a cluster's configuration and hosts; also makes an unused cluster's main counters appear.
-pub(super) fn cluster_gauges(entry: &ClusterEntry, f: &mut dyn FnMut(Entry)) {
+pub(super) fn cluster_gauges(entry: &ClusterEntry, workers: usize, f: &mut dyn FnMut(Entry)) {
     let endpoints = entry.endpoints.load();
     let (mut total, mut healthy, mut degraded, mut ejected, mut excluded) = (0, 0, 0, 0, 0);
     let (mut passing, mut passing_degraded) = (0, 0);
@@ -70,6 +71,12 @@ pub(super) fn cluster_gauges(entry: &ClusterEntry, f: &mut dyn FnMut(Entry)) {
     put("version", Sample::Gauge(0));
     put("warming_state", Sample::Gauge(0));
     put("upstream_queue_overloaded", Sample::Gauge(0));
+    let subsets = entry.cluster.subsets.as_ref().map(|config| SubsetCount::of(config, &endpoints)).unwrap_or_default();
+    // Envoy's main thread has them, too.
+    let made = subsets.subsets * (workers as u64 + 1);
+    put("lb_subsets_active", Sample::Gauge(made));
+    put("lb_subsets_created", Sample::Counter(made));
+    put("lb_subsets_single_host_per_subset_duplicate", Sample::Gauge(subsets.duplicates));
     for name in FEATURELESS {
         put(name, Sample::Counter(0));
     }

@@ -1,6 +1,6 @@
 //! Body framing: a decoder that takes bytes from a read buffer and gives frames.
 
-use super::head::{BodyLength, HeadError, find, is_token};
+use super::head::{BodyLength, CODEC, HeadError, INVALID_CHARACTERS, Limits, TOO_LARGE, TOO_MANY, find, is_token};
 use bytes::{Bytes, BytesMut};
 use proxy_core::Headers;
 
@@ -11,27 +11,89 @@ pub(crate) enum Frame {
     Trailers(Headers),
 }
 
-/// A chunk line (size and extensions) longer than this is refused.
-const MAX_CHUNK_LINE: usize = 4096;
-/// Trailers longer than this are refused.
-const MAX_TRAILERS: usize = 60 * 1024;
-
 /// Where in a body the connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Done,
     Length(u64),
-    ChunkLine,
+    /// In front of or in the size of a chunk, as far as it was read.
+    ChunkSize(Option<u64>),
+    /// Behind the size, up to the end of its line; `cr`: only the LF is missing.
+    ChunkExtension {
+        size: u64,
+        cr: bool,
+    },
     ChunkData(u64),
     ChunkEnd,
     Trailers,
     UntilClose,
 }
 
+impl State {
+    /// Reads on through what stands around the data of chunks: the new state, and how many bytes that took.
+    fn skip_framing(mut self, bytes: &[u8]) -> Result<(Self, usize), HeadError> {
+        let mut at = 0;
+        loop {
+            let rest = &bytes[at..];
+            self = match (self, rest.first()) {
+                (State::ChunkSize(_) | State::ChunkExtension { .. } | State::ChunkEnd, None) => return Ok((self, at)),
+                (State::ChunkSize(size), Some(b)) => match (char::from(*b).to_digit(16), size) {
+                    (Some(digit), size) => {
+                        at += 1;
+                        let longer = size.unwrap_or(0).checked_mul(16).and_then(|size| size.checked_add(digit.into()));
+                        State::ChunkSize(Some(longer.ok_or(CODEC)?))
+                    }
+                    (None, Some(size)) if b"\t\r\n ;".contains(b) => State::ChunkExtension { size, cr: false },
+                    (None, _) => return Err(CODEC),
+                },
+                // Some take a bare CR or LF for the end of a chunk's line, some for a part of it: what is read in two ways
+                // is refused.
+                (State::ChunkExtension { size, cr: true }, Some(b)) => {
+                    at += 1;
+                    match (b, size) {
+                        (b'\n', 0) => State::Trailers,
+                        (b'\n', _) => State::ChunkData(size),
+                        _ => return Err(CODEC),
+                    }
+                }
+                (State::ChunkExtension { size, cr: false }, _) => match memchr::memchr2(b'\r', b'\n', rest) {
+                    Some(end) if rest[end] == b'\n' => return Err(CODEC),
+                    Some(end) => {
+                        at += end + 1;
+                        State::ChunkExtension { size, cr: true }
+                    }
+                    None => return Ok((self, bytes.len())),
+                },
+                // As Envoy: what stands between a chunk's data and the end of its line is skipped. It goes no further.
+                (State::ChunkEnd, _) => match find(rest, b'\n') {
+                    Some(end) => {
+                        at += end + 1;
+                        State::ChunkSize(None)
+                    }
+                    None => return Ok((self, bytes.len())),
+                },
+                _ => return Ok((self, at)),
+            };
+        }
+    }
+}
+
+/// Bounds of trailers.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    bytes: usize,
+    fields: usize,
+}
+
 /// Decoder of one message body.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     state: State,
+    /// Where what has come ends.
+    ahead: State,
+    /// What is wrong with the chunks that have come.
+    wrong: Option<HeadError>,
+    trailers: Bounds,
 }
 
 /// One step of decoding.
@@ -43,17 +105,50 @@ pub(crate) enum Step {
     End,
 }
 
-const BAD_CHUNK: HeadError = HeadError { status: 400, detail: "http1.codec_error" };
-
 impl Decoder {
-    pub(crate) fn new(length: BodyLength) -> Self {
+    pub(crate) fn new(length: BodyLength, limits: &Limits) -> Self {
         let state = match length {
             BodyLength::None => State::Done,
             BodyLength::Length(n) => State::Length(n),
-            BodyLength::Chunked => State::ChunkLine,
+            BodyLength::Chunked => State::ChunkSize(None),
             BodyLength::Close => State::UntilClose,
         };
-        Self { state }
+        let fields = if limits.trailers { limits.fields } else { usize::MAX };
+        let trailers = Bounds { bytes: limits.bytes, fields };
+        Self { state, ahead: state, wrong: None, trailers }
+    }
+
+    /// Nothing, or everything, is body.
+    pub(crate) fn raw(length: BodyLength) -> Self {
+        Self::new(length, &Limits::default())
+    }
+
+    /// Looks at bytes that have just come. Wrong chunks show before data of the same read is taken, as in Envoy, whose codec
+    /// passes on what a read brought once all of it was parsed.
+    pub(crate) fn look(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match self.ahead {
+                State::ChunkData(left) => {
+                    let take = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+                    bytes = &bytes[take..];
+                    let left = left - take as u64;
+                    self.ahead = if left == 0 { State::ChunkEnd } else { State::ChunkData(left) };
+                }
+                State::ChunkSize(_) | State::ChunkExtension { .. } | State::ChunkEnd => {
+                    match self.ahead.skip_framing(bytes) {
+                        Ok((state, used)) => {
+                            self.ahead = state;
+                            bytes = &bytes[used..];
+                        }
+                        Err(e) => {
+                            self.wrong = Some(e);
+                            self.ahead = State::Done;
+                        }
+                    }
+                }
+                _ => return,
+            }
+        }
     }
 
     /// So many bytes of the body are known to come.
@@ -62,6 +157,11 @@ impl Decoder {
             State::Length(left) | State::ChunkData(left) => usize::try_from(left).unwrap_or(usize::MAX),
             _ => 0,
         }
+    }
+
+    /// What is wrong with what has come.
+    pub(crate) fn wrong(&self) -> Option<HeadError> {
+        self.wrong
     }
 
     /// True when the whole body was taken from the buffer.
@@ -79,6 +179,9 @@ impl Decoder {
 
     /// Takes the next frame from `buf`.
     pub(crate) fn step(&mut self, buf: &mut BytesMut) -> Result<Step, HeadError> {
+        if let Some(wrong) = self.wrong {
+            return Err(wrong);
+        }
         loop {
             match self.state {
                 State::Done => return Ok(Step::End),
@@ -106,27 +209,13 @@ impl Decoder {
                     self.state = if left == 0 { State::ChunkEnd } else { State::ChunkData(left) };
                     return Ok(Step::Frame(Frame::Data(buf.split_to(take).freeze())));
                 }
-                // DIFFERS: Envoy skips what stands between a chunk's data and the end of its line; here it is refused, for
-                // others may take it for something else.
-                State::ChunkEnd => match buf.as_ref() {
-                    [] | [b'\r'] => return Ok(Step::More),
-                    [b'\r', b'\n', ..] => {
-                        let _ = buf.split_to(2);
-                        self.state = State::ChunkLine;
+                State::ChunkSize(_) | State::ChunkExtension { .. } | State::ChunkEnd => {
+                    let (state, used) = self.state.skip_framing(buf)?;
+                    let _ = buf.split_to(used);
+                    self.state = state;
+                    if matches!(state, State::ChunkSize(_) | State::ChunkExtension { .. } | State::ChunkEnd) {
+                        return Ok(Step::More);
                     }
-                    [b'\n', ..] => {
-                        let _ = buf.split_to(1);
-                        self.state = State::ChunkLine;
-                    }
-                    _ => return Err(BAD_CHUNK),
-                },
-                State::ChunkLine => {
-                    let Some(end) = find(buf, b'\n') else {
-                        return if buf.len() > MAX_CHUNK_LINE { Err(BAD_CHUNK) } else { Ok(Step::More) };
-                    };
-                    let line = buf.split_to(end + 1);
-                    let size = chunk_size(&line[..end])?;
-                    self.state = if size == 0 { State::Trailers } else { State::ChunkData(size) };
                 }
                 State::Trailers => {
                     if buf.starts_with(b"\r\n") || buf.starts_with(b"\n") {
@@ -135,31 +224,18 @@ impl Decoder {
                         return Ok(Step::End);
                     }
                     let Some(end) = trailers_end(buf) else {
-                        return if buf.len() > MAX_TRAILERS { Err(BAD_CHUNK) } else { Ok(Step::More) };
+                        return if buf.len() > self.trailers.bytes { Err(TOO_LARGE) } else { Ok(Step::More) };
                     };
+                    if end > self.trailers.bytes {
+                        return Err(TOO_LARGE);
+                    }
                     let block = buf.split_to(end);
                     self.state = State::Done;
-                    return Ok(Step::Frame(Frame::Trailers(parse_trailers(&block)?)));
+                    return Ok(Step::Frame(Frame::Trailers(parse_trailers(&block, self.trailers.fields)?)));
                 }
             }
         }
     }
-}
-
-/// Hex digits, then blanks and an optional extension, which is dropped.
-fn chunk_size(line: &[u8]) -> Result<u64, HeadError> {
-    // Some take a bare LF for the end of a chunk's line, some for a part of it: what is read in two ways is refused.
-    let line = line.strip_suffix(b"\r").ok_or(BAD_CHUNK)?;
-    let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
-    // 15 hex digits stay below 2^60: no overflow, and nobody sends such a chunk.
-    if digits == 0 || digits > 15 {
-        return Err(BAD_CHUNK);
-    }
-    let rest = line[digits..].trim_ascii_start();
-    if !rest.is_empty() && rest[0] != b';' {
-        return Err(BAD_CHUNK);
-    }
-    Ok(line[..digits].iter().fold(0, |n, d| n * 16 + u64::from((*d as char).to_digit(16).unwrap_or(0))))
 }
 
 fn trailers_end(buf: &[u8]) -> Option<usize> {
@@ -174,17 +250,23 @@ fn trailers_end(buf: &[u8]) -> Option<usize> {
     }
 }
 
-fn parse_trailers(block: &[u8]) -> Result<Headers, HeadError> {
+fn parse_trailers(block: &[u8], most: usize) -> Result<Headers, HeadError> {
     let mut trailers = Headers::new();
     for line in block.split(|b| *b == b'\n') {
         let line = line.trim_ascii_end();
         if line.is_empty() {
             continue;
         }
-        let colon = find(line, b':').ok_or(BAD_CHUNK)?;
+        let colon = find(line, b':').ok_or(CODEC)?;
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
-        if name.is_empty() || !name.iter().all(|b| is_token(*b)) || value.iter().any(|b| *b < 32 && *b != 9) {
-            return Err(BAD_CHUNK);
+        if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
+            return Err(CODEC);
+        }
+        if value.iter().any(|b| *b < 32 && *b != 9) {
+            return Err(INVALID_CHARACTERS);
+        }
+        if trailers.len() == most {
+            return Err(TOO_MANY);
         }
         trailers.push(name, value);
     }
@@ -196,7 +278,7 @@ mod tests {
     use super::*;
 
     fn decode(length: BodyLength, input: &[u8], piece: usize) -> Result<(Vec<u8>, usize), HeadError> {
-        let mut decoder = Decoder::new(length);
+        let mut decoder = Decoder::raw(length);
         let mut buf = BytesMut::new();
         let (mut out, mut trailers) = (Vec::new(), 0);
         let mut pieces = input.chunks(piece);
@@ -205,14 +287,18 @@ mod tests {
                 Step::Frame(Frame::Data(d)) => out.extend_from_slice(&d),
                 Step::Frame(Frame::Trailers(t)) => trailers = t.len(),
                 Step::End => return Ok((out, trailers)),
-                Step::More => buf.extend_from_slice(pieces.next().expect("the body ends within the input")),
+                Step::More => {
+                    let piece = pieces.next().expect("the body ends within the input");
+                    decoder.look(piece);
+                    buf.extend_from_slice(piece);
+                }
             }
         }
     }
 
     #[test]
     fn chunked_in_any_pieces() {
-        let input = b"5;ext=1\r\nhello\r\n6\r\n world\r\n0\r\nx-a: 1\r\n\r\n";
+        let input = b"5;ext=1\r\nhello\r\n00000000000000000006 \r\n world what is skipped\r\n0\r\nx-a: 1\r\n\r\n";
         for piece in 1..input.len() {
             assert_eq!(decode(BodyLength::Chunked, input, piece).unwrap(), (b"hello world".to_vec(), 1));
         }
@@ -224,9 +310,10 @@ mod tests {
             &b"g\r\n"[..],
             b"\r\n",
             b"ffffffffffffffffff\r\n",
-            b"1\r\nabc\r\n",
+            b"1\r\na\r\n\r\n",
             b"-1\r\n",
-            b"1 2\r\na\r\n",
+            b"1x\r\na\r\n",
+            b"1;a\rb\r\na\r\n",
             b"1\na\r\n",
             b"1;\na\r\n",
         ] {

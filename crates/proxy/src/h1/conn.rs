@@ -52,7 +52,7 @@ impl Conn {
             io,
             out: Out::default(),
             read: BytesMut::new(),
-            decoder: Decoder::new(BodyLength::None),
+            decoder: Decoder::raw(BodyLength::None),
             eof: false,
             read_size: FIRST_READ,
             style: Style::default(),
@@ -80,6 +80,7 @@ impl Conn {
         }
         self.eof = n == 0;
         self.bytes_read += n as u64;
+        self.decoder.look(&self.read[self.read.len() - n..]);
         Poll::Ready(Ok(n))
     }
 
@@ -93,7 +94,8 @@ impl Conn {
             if !self.read.is_empty() {
                 if let Some((head, used)) = parse_request(&self.read, limits)? {
                     self.read.advance(used);
-                    self.decoder = Decoder::new(head.body);
+                    self.decoder = Decoder::new(head.body, limits);
+                    self.decoder.look(&self.read);
                     self.read_size = FIRST_READ;
                     return Poll::Ready(Ok(Some(head)));
                 }
@@ -123,7 +125,8 @@ impl Conn {
                 && let Some((head, used)) = parse_response(&self.read, limits, head_request)?
             {
                 self.read.advance(used);
-                self.decoder = Decoder::new(head.body);
+                self.decoder = Decoder::new(head.body, limits);
+                self.decoder.look(&self.read);
                 self.read_size = FIRST_READ;
                 return Poll::Ready(Ok(head));
             }
@@ -158,6 +161,11 @@ impl Conn {
         }
     }
 
+    /// What is wrong with what has come of the current body.
+    pub(crate) fn body_error(&self) -> Option<HeadError> {
+        self.decoder.wrong()
+    }
+
     /// True when the current body was read to its end.
     pub(crate) fn body_done(&self) -> bool {
         self.decoder.done()
@@ -165,7 +173,7 @@ impl Conn {
 
     /// The rest of the connection is raw bytes until it closes (after an upgrade or CONNECT).
     pub(crate) fn switch_to_raw(&mut self) {
-        self.decoder = Decoder::new(BodyLength::Close);
+        self.decoder = Decoder::raw(BodyLength::Close);
     }
 
     /// Resolves when the peer closed; reads (and keeps) what it sends meanwhile, up to a bound.

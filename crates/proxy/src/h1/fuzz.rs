@@ -58,7 +58,7 @@ fn limits(bytes: &[u8]) -> Limits {
 
 /// All data of a body that arrives in pieces of `piece` bytes, whether it ended, and what is left over.
 fn decode(length: BodyLength, input: &[u8], piece: usize) -> Result<(Vec<u8>, bool, usize), ()> {
-    let mut decoder = Decoder::new(length);
+    let mut decoder = Decoder::raw(length);
     let (mut buf, mut data) = (BytesMut::new(), Vec::new());
     let mut pieces = input.chunks(piece);
     let mut left = input.len();
@@ -70,6 +70,7 @@ fn decode(length: BodyLength, input: &[u8], piece: usize) -> Result<(Vec<u8>, bo
             Step::More => match pieces.next() {
                 Some(piece) => {
                     left -= piece.len();
+                    decoder.look(piece);
                     buf.extend_from_slice(piece);
                 }
                 None => return Ok((data, false, buf.len())),

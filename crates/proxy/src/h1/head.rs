@@ -24,6 +24,8 @@ pub(crate) struct Limits {
     pub(crate) bytes: usize,
     /// Header fields.
     pub(crate) fields: usize,
+    /// `enable_trailers`: the number of trailers is bounded, too.
+    pub(crate) trailers: bool,
     /// `http10` requests accepted (else 426).
     pub(crate) accept_http10: bool,
     pub(crate) underscores: UnderscoreAction,
@@ -43,6 +45,7 @@ impl Limits {
         Self {
             bytes: bytes as usize,
             fields: fields as usize,
+            trailers: options.enable_trailers,
             accept_http10: options.accept_http_10,
             chunked_length: options.allow_chunked_length,
             absolute_url: options.allow_absolute_url.unwrap_or(true),
@@ -78,6 +81,7 @@ impl Default for Limits {
         Self {
             bytes: 60 * 1024,
             fields: 100,
+            trailers: false,
             accept_http10: false,
             underscores: UnderscoreAction::Allow,
             chunked_length: false,
@@ -105,11 +109,11 @@ const USUAL_FIELDS: usize = 32;
 const ADDED: usize = 384;
 
 pub(super) const CODEC: HeadError = bad("http1.codec_error");
-const INVALID_CHARACTERS: HeadError = bad("http1.invalid_characters");
+pub(super) const INVALID_CHARACTERS: HeadError = bad("http1.invalid_characters");
 const INVALID_TE: HeadError = HeadError { status: 501, detail: "http1.invalid_transfer_encoding" };
 const LOW_VERSION: HeadError = HeadError { status: 426, detail: "low_version" };
-const TOO_LARGE: HeadError = HeadError { status: 431, detail: "http1.headers_too_large" };
-const TOO_MANY: HeadError = HeadError { status: 431, detail: "http1.too_many_headers" };
+pub(super) const TOO_LARGE: HeadError = HeadError { status: 431, detail: "http1.headers_too_large" };
+pub(super) const TOO_MANY: HeadError = HeadError { status: 431, detail: "http1.too_many_headers" };
 
 /// How the body of a message is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +173,7 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
     let line = request_line(&head[..line_end])?;
     let method = &head[line.method];
     if !limits.knows_method(method) {
-        return Err(CODEC);
+        return Err(if method.iter().any(u8::is_ascii_control) { INVALID_CHARACTERS } else { CODEC });
     }
     let target = &head[line.target];
     if target.contains(&b'\r') {
@@ -281,11 +285,7 @@ fn remove_nominated(headers: &mut Headers) -> Result<(), HeadError> {
 
 /// Garbage is refused before its end is seen: a client that speaks something else would wait for ever.
 fn early_refusal(buf: &[u8], limits: &Limits) -> Result<(), HeadError> {
-    let starts_method = |first: &u8| match limits.custom_methods {
-        true => is_token(*first),
-        false => b"ABCDGHLMNOPQRSTU".contains(first),
-    };
-    if buf.first().is_some_and(|first| !starts_method(first)) {
+    if buf.first().is_some_and(|first| *first <= b' ') {
         return Err(CODEC);
     }
     if let Some(end) = find(buf, b'\n') {
@@ -685,12 +685,12 @@ pub(crate) fn parse_response(
     limits: &Limits,
     head_request: bool,
 ) -> Result<Option<(ResponseHead, usize)>, HeadError> {
+    if buf.first().is_some_and(|first| *first != b'H') {
+        return Err(CODEC);
+    }
     let Some(extent) = Extent::of(buf) else {
         if buf.len() > limits.bytes {
             return Err(TOO_LARGE);
-        }
-        if !b"HTTP/1.".starts_with(&buf[..buf.len().min(7)]) && leading_blank(buf) == 0 {
-            return Err(CODEC);
         }
         return Ok(None);
     };
@@ -710,6 +710,10 @@ pub(crate) fn parse_response(
         headers.set_reason(reason(&head[..line_end]));
     }
     let mut body = facts.body_length(limits)?;
+    if status == 204 && matches!(body, BodyLength::Chunked | BodyLength::Length(_)) {
+        // RFC 9110, 8.6: who says so means another status, or another message.
+        return Err(CODEC);
+    }
     if head_request || (100..200).contains(&status) || status == 204 || status == 304 {
         body = BodyLength::None;
     }
@@ -717,27 +721,25 @@ pub(crate) fn parse_response(
     Ok(Some((ResponseHead { status, headers, body, keep_alive }, end)))
 }
 
+/// Versions are as for requests. Like Envoy's parser, this one takes any number for a status.
 fn status_line(line: &[u8]) -> Result<(u16, bool), HeadError> {
-    let http10 = match line.get(..8) {
-        Some(b"HTTP/1.1") => false,
-        Some(b"HTTP/1.0") => true,
-        _ => return Err(CODEC),
-    };
-    let rest = line[8..].trim_ascii();
-    let digits = rest.get(..3).ok_or(CODEC)?;
-    if !digits.iter().all(u8::is_ascii_digit) || rest.get(3).is_some_and(u8::is_ascii_digit) {
+    let (version, rest) = line.split_at_checked(8).ok_or(CODEC)?;
+    if !is_version(version) || !matches!(rest.first(), Some(b' ' | b'\t')) {
+        return Err(CODEC);
+    }
+    let rest = rest.trim_ascii();
+    let digits = &rest[..rest.iter().position(|b| matches!(b, b' ' | b'\t')).unwrap_or(rest.len())];
+    if digits.is_empty() || digits.len() > 4 || !digits.iter().all(u8::is_ascii_digit) {
         return Err(CODEC);
     }
     let status = digits.iter().fold(0u16, |n, d| n * 10 + u16::from(d - b'0'));
-    if status < 100 {
-        return Err(CODEC);
-    }
-    Ok((status, http10))
+    Ok((status, matches!(version, b"HTTP/1.0" | b"HTTP/0.9")))
 }
 
 /// What follows the status code, if it can stand in a line of ours.
 fn reason(line: &[u8]) -> Option<&str> {
-    let rest = line[8..].trim_ascii().get(3..)?;
+    let rest = line[8..].trim_ascii();
+    let rest = &rest[rest.iter().position(u8::is_ascii_whitespace)?..];
     let text = std::str::from_utf8(rest.trim_ascii()).ok()?;
     (!text.is_empty() && !text.bytes().any(|b| b.is_ascii_control())).then_some(text)
 }
@@ -766,8 +768,14 @@ pub(crate) fn write_request(out: &mut Vec<u8>, headers: &Headers, style: Style) 
 /// Writes a response head; framing headers are in `headers` already.
 pub(crate) fn write_response(out: &mut Vec<u8>, status: u16, http10: bool, headers: &Headers, style: Style) {
     out.extend_from_slice(if http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-    let digits = [b'0' + (status / 100 % 10) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8];
-    out.extend_from_slice(&digits);
+    match headers.get(":status") {
+        // As it came.
+        Some(odd) if !(100..1000).contains(&status) => out.extend_from_slice(odd),
+        _ => {
+            let digits = [status / 100, status / 10, status].map(|digit| b'0' + (digit % 10) as u8);
+            out.extend_from_slice(&digits);
+        }
+    }
     out.push(b' ');
     let reason = headers.written().and_then(|written| written.reason.as_deref());
     out.extend_from_slice(reason.unwrap_or(reason_phrase(status)).as_bytes());
@@ -881,6 +889,7 @@ pub(crate) fn reason_phrase(status: u16) -> &'static str {
         508 => "Loop Detected",
         510 => "Not Extended",
         511 => "Network Authentication Required",
+        599 => "Last Unassigned Server Error Code",
         _ => "Unknown",
     }
 }

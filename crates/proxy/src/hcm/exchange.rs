@@ -15,7 +15,7 @@ use crate::upstream::WorkerCluster;
 use mesh_types::ArcStr;
 use proxy_core::filters::{HttpFilter, HttpFilterEntry};
 use proxy_core::hcm::{self, PathVerdict};
-use proxy_core::route::{Matched, PreviousRoutes, RouteInput, RouteResult};
+use proxy_core::route::{HashContext, Matched, PreviousRoutes, RouteInput, RouteResult};
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{AccessLog, FormatContext, Headers, ResponseFlags, StreamInfo};
 use std::borrow::Cow;
@@ -44,10 +44,8 @@ const PREMATURE: Duration = Duration::from_secs(1);
 pub(crate) enum Outcome {
     /// The answer is complete.
     Done,
-    /// The answer is not complete; an HTTP/1 connection must be cut.
+    /// The answer is not complete; an HTTP/1 connection ends after its delay.
     Aborted,
-    /// The answer is not complete because time ran out; an HTTP/1 connection ends after its delay.
-    TimedOut,
     /// The connection was a tunnel and is over.
     Tunnel,
 }
@@ -204,7 +202,7 @@ impl Exchange {
                 if !self.body_done {
                     // The rest of the request is not waited for.
                     self.answer.close_after();
-                    self.http.stats.downstream_rq_response_before_rq_complete.inc();
+                    self.answered_early();
                 }
                 self.reply(*reply).await
             }
@@ -230,6 +228,12 @@ impl Exchange {
                 Poll::Ready(Some(Err(_))) | Poll::Pending => return,
             }
         }
+    }
+
+    /// There is an answer before the end of the request, whose rest is given up: to Envoy, a reset.
+    pub(crate) fn answered_early(&self) {
+        self.http.stats.downstream_rq_response_before_rq_complete.inc();
+        self.http.stats.downstream_rq_rx_reset.inc();
     }
 
     async fn serve(&mut self, body: &mut RecvBody) -> Result<Outcome, Stop> {
@@ -261,6 +265,7 @@ impl Exchange {
         };
         let mut reply = LocalReply::new(status, body, detail);
         reply.flags = flags;
+        self.answered_early();
         let outcome = self.reply(reply).await;
         self.finish(outcome);
     }
@@ -412,7 +417,13 @@ impl Exchange {
             random: self.http.worker.random.borrow_mut().next(),
         };
         match table.find(&input) {
-            RouteResult::Found(matched) => {
+            RouteResult::Found(mut matched) => {
+                matched.draw_by_hash(&HashContext {
+                    headers: &self.request,
+                    remote: &self.info.remote,
+                    local: &self.http.info.local,
+                    filter_state: &self.info.filter_state,
+                });
                 self.info.route = Some(matched.route.clone());
                 self.info.virtual_host = Some(matched.vhost.clone());
                 if let Some(forward) = matched.forward()
@@ -785,6 +796,7 @@ pub(crate) fn malformed(http: &Rc<Http>, details: &'static str) {
 pub(crate) fn abandoned(http: &Rc<Http>, protocol: HttpProtocol) {
     let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
     http.stats.downstream_rq_total.inc();
+    http.stats.downstream_rq_rx_reset.inc();
     info.protocol = Some(protocol);
     info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
     info.response_code_details = Some("downstream_remote_disconnect".into());

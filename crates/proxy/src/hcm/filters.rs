@@ -164,7 +164,7 @@ async fn health_check(
     let Some(answer) = check.answer(failed, Instant::now(), members) else { return Ok(()) };
     // As Envoy: answered once the whole request is there.
     while let Some(frame) = poll_fn(|cx| exchange.poll_with(cx, |cx| body.poll_frame(cx).map(Ok))).await? {
-        frame.map_err(|_| Stop::Gone(false))?;
+        frame.map_err(|e| exchange.client_failed(e))?;
     }
     exchange.request_complete();
     let mut reply = LocalReply::new(answer.status, "", answer.details);
@@ -335,7 +335,7 @@ async fn buffer(exchange: &mut Exchange, body: &mut RecvBody, limit: u64) -> Res
                 frames.push_back(Frame::Data(data));
             }
             Some(Ok(trailers)) => frames.push_back(trailers),
-            Some(Err(_)) => return Err(Stop::Gone(false)),
+            Some(Err(e)) => return Err(exchange.client_failed(e)),
         }
     }
     exchange.request_complete();
@@ -379,12 +379,12 @@ pub(super) async fn peek_body(
                 match poll_fn(|cx| Poll::Ready(body.poll_frame(cx))).await {
                     Poll::Ready(None) => ended = true,
                     Poll::Ready(Some(Ok(frame))) => frames.push_back(frame),
-                    Poll::Ready(Some(Err(_))) => return Err(Stop::Gone(false)),
+                    Poll::Ready(Some(Err(e))) => return Err(exchange.client_failed(e)),
                     Poll::Pending => {}
                 }
                 break;
             }
-            Some(Err(_)) => return Err(Stop::Gone(false)),
+            Some(Err(e)) => return Err(exchange.client_failed(e)),
         }
     }
     if ended {

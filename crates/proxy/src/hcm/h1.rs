@@ -40,8 +40,6 @@ enum End {
     Clean,
     /// An answer is on its way while the peer may still send: give it time to read (delayed close).
     Delayed,
-    /// A truncated answer: the peer must notice.
-    Abort,
 }
 
 async fn close(http: &Http, conn: Shared, end: End) {
@@ -66,7 +64,6 @@ async fn close(http: &Http, conn: Shared, end: End) {
                 http.stats.downstream_cx_destroy_remote.inc();
             }
         }
-        End::Abort => {}
     }
 }
 
@@ -102,9 +99,7 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
         // In a box, so that a connection that waits for its next request has no memory for one, and all requests use the same.
         let outcome = Box::pin(exchange::serve(http.clone(), protocol, headers, answer, hints, body)).await;
         if outcome == exchange::Outcome::Aborted {
-            return End::Abort;
-        }
-        if outcome == exchange::Outcome::TimedOut {
+            // To a peer that is gone nothing is said.
             return End::Delayed;
         }
         let complete = conn.borrow().body_done();
@@ -116,7 +111,12 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
             return if conn.borrow().at_eof() { End::Clean } else { End::Delayed };
         }
         if !keep.get() {
-            return End::Clean;
+            // While a listener drains, the answer says so, but the client may have sent its next request already: the
+            // end comes after the drain timeout (Envoy `ConnectionManagerImpl::startDrainSequence`).
+            if !(keep_alive && http.drained.get()) {
+                return End::Clean;
+            }
+            http.ending.set(true);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Answers the proxy gives itself.
 
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Stop};
+use crate::stream::BodyError;
 use bytes::Bytes;
 use proxy_core::retry::grpc_status_of_http;
 use proxy_core::{FormatContext, Headers, ResponseFlags};
@@ -100,6 +101,27 @@ impl LocalReply {
         }
         exchange.add_route_headers(&mut headers, self.finalize);
         (headers, body)
+    }
+}
+
+impl Exchange {
+    /// The client's side of a request broke.
+    pub(super) fn client_failed(&mut self, e: BodyError) -> Stop {
+        match e {
+            BodyError::Protocol(detail) => {
+                self.http.stats.downstream_cx_protocol_error.inc();
+                let status = match detail {
+                    "http1.headers_too_large" | "http1.too_many_headers" => 431,
+                    _ => 400,
+                };
+                let mut reply = LocalReply::new(status, crate::h1::reason_phrase(status), detail)
+                    .flagged(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+                reply.close = true;
+                reply.into()
+            }
+            BodyError::Reset(_) => Stop::Gone(true),
+            BodyError::Closed => Stop::Gone(false),
+        }
     }
 }
 

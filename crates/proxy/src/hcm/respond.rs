@@ -51,10 +51,8 @@ impl Answer {
     pub(crate) fn interim(&mut self, status: u16, headers: &Headers) {
         match self {
             Answer::H1(h1) => {
-                if !h1.http10 {
-                    let conn = &mut *h1.conn.borrow_mut();
-                    conn.out.write(|out| h1::write_response(out, status, false, headers, conn.style));
-                }
+                let conn = &mut *h1.conn.borrow_mut();
+                conn.out.write(|out| h1::write_response(out, status, false, headers, conn.style));
             }
             Answer::H2(h2) => {
                 if let Ok(status) = http::StatusCode::from_u16(status) {
@@ -127,12 +125,17 @@ impl Answer {
 
 impl H1Answer {
     fn head(&mut self, status: u16, headers: &mut Headers, end: bool, tunnel: bool, trailers: bool) -> SendBody {
-        let bodiless_status = (100..200).contains(&status) || status == 204 || status == 304;
+        // RFC 9110, 8.6: these have no length.
+        let no_length = status < 200 || status == 204;
+        let bodiless_status = no_length || status == 304;
         let framing = if tunnel {
             Framing::Raw
         } else if self.head_request || bodiless_status {
             if bodiless_status {
                 headers.remove("transfer-encoding");
+                if no_length {
+                    headers.remove("content-length");
+                }
             } else if !headers.contains("content-length") {
                 headers.set("transfer-encoding", b"chunked");
             }

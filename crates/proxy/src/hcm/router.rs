@@ -184,21 +184,25 @@ async fn forward_request(
     exchange.name_cluster(&cluster);
     exchange.info.upstream.cluster_metadata = Some(cluster.config().metadata.clone());
     exchange.info.virtual_cluster = matched.vhost.virtual_cluster(&exchange.request);
-    if let Some(dropped) = drop_overload(&cluster, &http.worker) {
-        cluster.stats.charge(503, is_internal(exchange));
-        return Err(dropped.into());
-    }
     let suppress = router.is_some_and(|r| r.suppress_envoy_headers);
+    let closed = in_maintenance(&cluster, &http.worker, suppress).or_else(|| drop_overload(&cluster, &http.worker));
+    if let Some(reply) = closed {
+        cluster.stats.charge(503, is_internal(exchange));
+        return Err(reply.into());
+    }
     let respect = router.is_some_and(|r| r.respect_expected_rq_timeout);
     let policy = matched.retry_policy();
     let timeouts = forward.timeouts(policy.map(Arc::as_ref), &mut exchange.request, respect, !suppress);
     let mut retries = RetryState::new(policy, &mut exchange.request);
-    let (hash, cookie) = forward.hash(&HashContext {
-        headers: &exchange.request,
-        remote: &exchange.info.remote,
-        local: &http.info.local,
-        filter_state: &exchange.info.filter_state,
-    });
+    let (hash, cookie) = forward.hash(
+        &cluster.config().hash_policies,
+        &HashContext {
+            headers: &exchange.request,
+            remote: &exchange.info.remote,
+            local: &http.info.local,
+            filter_state: &exchange.info.filter_state,
+        },
+    );
     if let Some(cookie) = cookie {
         exchange.add_to_response.push(AddToAnswer::set("set-cookie", cookie.0));
     }
@@ -500,6 +504,20 @@ fn discard(reply: &Reply, upstream: &mut Upstream) {
     }
 }
 
+/// The answer while the runtime says that somebody works on the cluster.
+fn in_maintenance(cluster: &WorkerCluster, worker: &crate::worker::Worker, suppress: bool) -> Option<LocalReply> {
+    if !cluster.entry.is_in_maintenance(&mut worker.random.borrow_mut()) {
+        return None;
+    }
+    cluster.stats.upstream_rq_maintenance_mode.inc();
+    let mut reply =
+        LocalReply::new(503, "maintenance mode", "maintenance_mode").flagged(ResponseFlags::UPSTREAM_OVERFLOW);
+    if !suppress {
+        reply.headers.push(("x-envoy-overloaded".into(), b"true".to_vec()));
+    }
+    Some(reply)
+}
+
 /// The answer to a request that the load assignment wants dropped (Envoy `Filter::checkDropOverload`).
 fn drop_overload(cluster: &WorkerCluster, worker: &crate::worker::Worker) -> Option<LocalReply> {
     let (body, details, header, flag) = match cluster.drops(&mut worker.random.borrow_mut())? {
@@ -579,8 +597,13 @@ fn timed_out(exchange: &Exchange, plan: &Plan<'_>, deadline: Deadline) -> Stop {
         }
         _ => ("upstream request timeout", ResponseFlags::UPSTREAM_TIMEOUT),
     };
-    let status = if deadline == Deadline::UpstreamStream { 504 } else { plan.timeouts.status };
-    stats.charge(status, is_internal(exchange));
+    let status = if deadline == Deadline::UpstreamStream {
+        // Which Envoy does not count among the cluster's answers.
+        504
+    } else {
+        stats.charge(plan.timeouts.status, is_internal(exchange));
+        plan.timeouts.status
+    };
     let body = if status == 204 { "" } else { body };
     LocalReply::new(status, body, details).flagged(flag).into()
 }

@@ -85,7 +85,7 @@ fn visit_codes(prefix: &str, codes: &Codes, f: &mut dyn FnMut(&str, Sample)) {
             f(&format!("{prefix}_{class}xx"), Sample::Counter(*n));
         }
     }
-    if classes.iter().sum::<u64>() > 0 || prefix == "downstream_rq" {
+    if classes.iter().sum::<u64>() > 0 || matches!(prefix, "downstream_rq" | "upstream_rq") {
         f(&format!("{prefix}_completed"), Sample::Counter(classes.iter().sum()));
     }
 }
@@ -143,7 +143,7 @@ scope! {
     ClusterStats {
         counters {
             assignment_stale, assignment_timeout_received, bind_errors, lb_healthy_panic, lb_recalculate_zone_structures,
-            lb_subsets_created, lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_selected, membership_change, original_dst_host_invalid, retry_or_shadow_abandoned, update_attempt, update_empty,
+            lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_selected, membership_change, original_dst_host_invalid, retry_or_shadow_abandoned, update_attempt, update_empty,
             update_failure, update_no_rebuild, update_success, upstream_cx_close_notify, upstream_cx_connect_attempts_exceeded,
             upstream_cx_connect_fail, upstream_cx_connect_timeout, upstream_cx_connect_with_0_rtt, upstream_cx_destroy,
             upstream_cx_destroy_local, upstream_cx_destroy_local_with_active_rq, upstream_cx_destroy_remote,

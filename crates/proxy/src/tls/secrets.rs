@@ -77,6 +77,11 @@ impl SecretStore {
         }
     }
 
+    /// Whether nobody needs to wait for a secret: it is here, or it is of those that do not come later.
+    pub(crate) fn knows(&self, sds: &SdsRef) -> bool {
+        sds.source.origin == Origin::Static || files::is_file(&sds.name) || self.get(sds).is_some()
+    }
+
     /// A secret that a context needs. One that its name says is in files is read at its first use.
     fn need(&self, sds: &SdsRef) -> Result<Arc<Entry>, TlsError> {
         let missing = || TlsError::MissingSecret(sds.name.clone());

@@ -2,6 +2,7 @@
 //! same proxy, so that each replaces the one before and all of that is removed.
 
 use crate::fixture::bootstrap;
+use crate::library::Authority;
 use ads::server::{Event, EventKind, Names, Peer, Source};
 use envoy_api::listener::Listener;
 use envoy_api::{Message, Resource, core, type_url, wkt};
@@ -205,7 +206,11 @@ async fn play(api_type: &str) {
         }},
         "static_resources": {"clusters": [cluster("gone", &folder.path().join("gone")), cluster("xds-grpc", &path)]}
     });
-    let options = proxy::Options { concurrency: 1, allow_unsupported_filters: true, ..Default::default() };
+    // The agent's part.
+    let (_agent, certificates) = watch::channel(Some(Arc::new(Authority::new().workload("a"))));
+    let certificates = Some(certificates);
+    let options =
+        proxy::Options { concurrency: 1, allow_unsupported_filters: true, certificates, ..Default::default() };
     let proxy = proxy::start(bootstrap(&config), options).expect("it starts");
     for case in &cases {
         let snapshot = recorded(case);

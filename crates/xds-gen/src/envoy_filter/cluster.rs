@@ -2,7 +2,7 @@ use envoy_api::cluster::Cluster;
 use envoy_api::core::{TransportSocket, transport_socket::ConfigType};
 use istio_api::envoy_filter::{ApplyTo, Operation};
 
-use super::{Patch, Patches, Side, merge_any};
+use super::{OtherType, Patch, Patches, Side, merge_any};
 use crate::context::Context;
 use crate::names::{self, INBOUND_PASSTHROUGH};
 
@@ -35,8 +35,12 @@ fn one(cx: &Context<'_>, patches: &Patches, mut cluster: Cluster) -> Option<Clus
         if patch.operation == Operation::Remove {
             return None;
         }
-        if patch.merges() && !merge_socket(patch, &mut cluster) {
-            patch.merge_into(&mut cluster);
+        if patch.merges() {
+            match merge_socket(patch, &mut cluster) {
+                Ok(true) => {}
+                Ok(false) => patch.merge_into(&mut cluster),
+                Err(OtherType) => break,
+            }
         }
     }
     Some(cluster)
@@ -78,16 +82,16 @@ fn fits(cx: &Context<'_>, patch: &Patch, cluster: &Cluster, side: Side) -> bool 
 
 /// A patch with a transport socket changes only that: the one of the same name, also among those that
 /// auto mutual TLS chooses from. Returns whether the patch is done with.
-fn merge_socket(patch: &Patch, cluster: &mut Cluster) -> bool {
+fn merge_socket(patch: &Patch, cluster: &mut Cluster) -> Result<bool, OtherType> {
     let value: Cluster = patch.value();
-    let Some(over) = value.transport_socket else { return false };
+    let Some(over) = value.transport_socket else { return Ok(false) };
     let target: Option<&mut TransportSocket> = if cluster.transport_socket_matches.is_empty() {
         cluster.transport_socket.as_mut().filter(|s| s.name == over.name)
     } else {
         let sockets = cluster.transport_socket_matches.iter_mut().filter_map(|m| m.transport_socket.as_mut());
         match { sockets }.find(|s| s.name == over.name) {
             Some(found) => Some(found),
-            None => return true,
+            None => return Ok(true),
         }
     };
     match target {
@@ -96,9 +100,9 @@ fn merge_socket(patch: &Patch, cluster: &mut Cluster) -> bool {
             if let (Some(ConfigType::TypedConfig(base)), Some(ConfigType::TypedConfig(over))) =
                 (&mut own.config_type, &over.config_type)
             {
-                merge_any(base, over);
+                merge_any(base, over)?;
             }
         }
     }
-    true
+    Ok(true)
 }

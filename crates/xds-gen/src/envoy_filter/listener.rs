@@ -4,7 +4,7 @@ use envoy_api::listener::{Filter, FilterChain, Listener, ListenerFilter, filter,
 use envoy_api::{any, unpack};
 use istio_api::envoy_filter::{ApplyTo, FilterMatch, Operation};
 
-use super::{Patch, Patches, Side, insert, merge_any, route};
+use super::{OtherType, Patch, Patches, Side, insert, merge_any, route};
 use crate::filters::HTTP_CONNECTION_MANAGER;
 
 fn side(listener: &Listener) -> Side {
@@ -16,7 +16,27 @@ fn is_virtual(listener: &Listener) -> bool {
 }
 
 pub(super) fn patch(patches: &Patches, listeners: Vec<Listener>) -> Vec<Listener> {
-    let mut out: Vec<Listener> = listeners.into_iter().filter_map(|l| one(patches, l)).collect();
+    let mut out = Vec::with_capacity(listeners.len());
+    // What stopped of the two groups of listeners that are not virtual.
+    let (mut inbound, mut outbound) = (Ok(()), Ok(()));
+    for mut listener in listeners {
+        let side = side(&listener);
+        inline_routes(patches, side, &mut listener);
+        let mut alone = Ok(());
+        let group = match side {
+            _ if is_virtual(&listener) => &mut alone,
+            Side::Inbound => &mut inbound,
+            Side::Outbound => &mut outbound,
+        };
+        if group.is_ok() {
+            match one(patches, side, &mut listener) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(other) => *group = Err(other),
+            }
+        }
+        out.push(listener);
+    }
     for side in [Side::Outbound, Side::Inbound] {
         let added = patches.to(ApplyTo::Listener, side).filter(|p| p.adds_on(side));
         out.extend(added.map(Patch::value::<Listener>).filter(|l| !l.name.is_empty()));
@@ -71,34 +91,52 @@ fn sub_filter(patch: &Patch) -> Option<&str> {
     Some(&filter_match(patch)?.sub_filter.as_ref()?.name)
 }
 
-fn one(patches: &Patches, mut listener: Listener) -> Option<Listener> {
-    let side = side(&listener);
+/// Returns whether the listener stays.
+fn one(patches: &Patches, side: Side, listener: &mut Listener) -> Result<bool, OtherType> {
     for patch in patches.to(ApplyTo::Listener, side) {
-        if !fits(patch, &listener) {
+        if !fits(patch, listener) {
             continue;
         }
         if patch.operation == Operation::Remove {
-            return None;
+            return Ok(false);
         }
         if patch.merges() {
-            patch.merge_into(&mut listener);
+            patch.merge_into(listener);
         }
     }
-    listener_filters(patches, side, &mut listener);
-    inline_routes(patches, side, &mut listener);
+    listener_filters(patches, side, listener)?;
     let mut chains = std::mem::take(&mut listener.filter_chains);
-    chains.retain_mut(|chain| filter_chain(patches, side, &listener, chain));
-    if let Some(mut chain) = listener.default_filter_chain.take() {
-        let keep = chain.filters.is_empty() || filter_chain(patches, side, &listener, &mut chain);
-        listener.default_filter_chain = keep.then_some(chain);
-    }
-    let added = patches.to(ApplyTo::FilterChain, side).filter(|p| p.operation == Operation::Add && fits(p, &listener));
-    chains.extend(added.map(Patch::value::<FilterChain>).filter(|chain| !chain.filters.is_empty()));
+    let mut default = listener.default_filter_chain.take();
+    let done = filter_chains(patches, side, listener, &mut chains, &mut default);
     listener.filter_chains = chains;
-    Some(listener)
+    listener.default_filter_chain = default;
+    done.map(|()| true)
 }
 
-fn listener_filters(patches: &Patches, side: Side, listener: &mut Listener) {
+fn filter_chains(
+    patches: &Patches,
+    side: Side,
+    listener: &Listener,
+    chains: &mut Vec<FilterChain>,
+    default: &mut Option<FilterChain>,
+) -> Result<(), OtherType> {
+    let mut keep = Vec::with_capacity(chains.len());
+    for chain in chains.iter_mut() {
+        keep.push(filter_chain(patches, side, listener, chain)?);
+    }
+    if let Some(chain) = default.as_mut().filter(|chain| !chain.filters.is_empty())
+        && !filter_chain(patches, side, listener, chain)?
+    {
+        *default = None;
+    }
+    let mut keep = keep.into_iter();
+    chains.retain(|_| keep.next() != Some(false));
+    let added = patches.to(ApplyTo::FilterChain, side).filter(|p| p.operation == Operation::Add && fits(p, listener));
+    chains.extend(added.map(Patch::value::<FilterChain>).filter(|chain| !chain.filters.is_empty()));
+    Ok(())
+}
+
+fn listener_filters(patches: &Patches, side: Side, listener: &mut Listener) -> Result<(), OtherType> {
     for patch in patches.to(ApplyTo::ListenerFilter, side) {
         if !fits(patch, listener) {
             continue;
@@ -123,13 +161,14 @@ fn listener_filters(patches: &Patches, side: Side, listener: &mut Listener) {
                 let Some(listener_filter::ConfigType::TypedConfig(over)) = &over.config_type else { continue };
                 for own in list.iter_mut() {
                     if let Some(listener_filter::ConfigType::TypedConfig(base)) = &mut own.config_type {
-                        merge_any(base, over);
+                        merge_any(base, over)?;
                     }
                 }
             }
             _ => {}
         }
     }
+    Ok(())
 }
 
 /// Patches the route tables inside inbound listeners, which istiod does while it makes them; that of hosts looked up by
@@ -151,44 +190,54 @@ fn inline_routes(patches: &Patches, side: Side, listener: &mut Listener) {
 }
 
 /// Returns whether the chain stays.
-fn filter_chain(patches: &Patches, side: Side, listener: &Listener, chain: &mut FilterChain) -> bool {
+fn filter_chain(
+    patches: &Patches,
+    side: Side,
+    listener: &Listener,
+    chain: &mut FilterChain,
+) -> Result<bool, OtherType> {
     if chain.filters.is_empty() {
-        return false;
+        return Ok(false);
     }
     for patch in patches.to(ApplyTo::FilterChain, side) {
         if !fits(patch, listener) || !fits_chain(patch, listener, chain) {
             continue;
         }
         if patch.operation == Operation::Remove {
-            return false;
+            return Ok(false);
         }
-        if patch.merges() && !merge_socket(patch, chain) {
+        if patch.merges() && !merge_socket(patch, chain)? {
             patch.merge_into(chain);
         }
     }
-    network_filters(patches, side, listener, chain);
+    network_filters(patches, side, listener, chain)?;
     // Also without any filter left, as istiod leaves it.
-    true
+    Ok(true)
 }
 
 /// A patch with a transport socket of the chain's own name changes only that.
-fn merge_socket(patch: &Patch, chain: &mut FilterChain) -> bool {
+fn merge_socket(patch: &Patch, chain: &mut FilterChain) -> Result<bool, OtherType> {
     let value: FilterChain = patch.value();
-    let (Some(over), Some(own)) = (value.transport_socket, &mut chain.transport_socket) else { return false };
+    let (Some(over), Some(own)) = (value.transport_socket, &mut chain.transport_socket) else { return Ok(false) };
     if over.name != own.name {
-        return false;
+        return Ok(false);
     }
     if let (
         Some(transport_socket::ConfigType::TypedConfig(base)),
         Some(transport_socket::ConfigType::TypedConfig(over)),
     ) = (&mut own.config_type, &over.config_type)
     {
-        merge_any(base, over);
+        merge_any(base, over)?;
     }
-    true
+    Ok(true)
 }
 
-fn network_filters(patches: &Patches, side: Side, listener: &Listener, chain: &mut FilterChain) {
+fn network_filters(
+    patches: &Patches,
+    side: Side,
+    listener: &Listener,
+    chain: &mut FilterChain,
+) -> Result<(), OtherType> {
     for patch in patches.to(ApplyTo::NetworkFilter, side) {
         if !fits(patch, listener) || !fits_chain(patch, listener, chain) {
             continue;
@@ -212,35 +261,53 @@ fn network_filters(patches: &Patches, side: Side, listener: &Listener, chain: &m
         }
     }
     let mut filters = std::mem::take(&mut chain.filters);
-    for filter in &mut filters {
-        for patch in patches.to(ApplyTo::NetworkFilter, side) {
-            let is_meant =
-                patch.operation == Operation::Merge && fits(patch, listener) && fits_chain(patch, listener, chain);
-            if is_meant && fits_filter(patch, &filter.name) {
-                merge_network_filter(patch, filter);
-            }
-        }
-        if filter.name == HTTP_CONNECTION_MANAGER {
-            http_filters(patches, side, listener, chain, filter);
-        }
-    }
+    let done = filters.iter_mut().try_for_each(|filter| merge_filter(patches, side, listener, chain, filter));
     chain.filters = filters;
+    done
 }
 
-fn merge_network_filter(patch: &Patch, filter: &mut Filter) {
+/// What is laid over one network filter, and over those inside it.
+fn merge_filter(
+    patches: &Patches,
+    side: Side,
+    listener: &Listener,
+    chain: &FilterChain,
+    filter: &mut Filter,
+) -> Result<(), OtherType> {
+    for patch in patches.to(ApplyTo::NetworkFilter, side) {
+        let is_meant =
+            patch.operation == Operation::Merge && fits(patch, listener) && fits_chain(patch, listener, chain);
+        if is_meant && fits_filter(patch, &filter.name) {
+            merge_network_filter(patch, filter)?;
+        }
+    }
+    if filter.name == HTTP_CONNECTION_MANAGER {
+        http_filters(patches, side, listener, chain, filter)?;
+    }
+    Ok(())
+}
+
+fn merge_network_filter(patch: &Patch, filter: &mut Filter) -> Result<(), OtherType> {
     let over: Filter = patch.value();
-    let Some(filter::ConfigType::TypedConfig(base)) = &mut filter.config_type else { return };
+    let Some(filter::ConfigType::TypedConfig(base)) = &mut filter.config_type else { return Ok(()) };
     if let Some(filter::ConfigType::TypedConfig(over)) = &over.config_type {
-        merge_any(base, over);
+        merge_any(base, over)?;
     }
     if !over.name.is_empty() {
         filter.name = over.name;
     }
+    Ok(())
 }
 
-fn http_filters(patches: &Patches, side: Side, listener: &Listener, chain: &FilterChain, filter: &mut Filter) {
-    let Some(filter::ConfigType::TypedConfig(config)) = &mut filter.config_type else { return };
-    let Ok(mut manager) = unpack::<HttpConnectionManager>(config) else { return };
+fn http_filters(
+    patches: &Patches,
+    side: Side,
+    listener: &Listener,
+    chain: &FilterChain,
+    filter: &mut Filter,
+) -> Result<(), OtherType> {
+    let Some(filter::ConfigType::TypedConfig(config)) = &mut filter.config_type else { return Ok(()) };
+    let Ok(mut manager) = unpack::<HttpConnectionManager>(config) else { return Ok(()) };
     let meant = |patch: &&Patch| {
         fits(patch, listener) && fits_chain(patch, listener, chain) && fits_filter(patch, HTTP_CONNECTION_MANAGER)
     };
@@ -271,7 +338,7 @@ fn http_filters(patches: &Patches, side: Side, listener: &Listener, chain: &Filt
             let over: HttpFilter = patch.value();
             let Some(http_filter::ConfigType::TypedConfig(base)) = &mut own.config_type else { continue };
             if let Some(http_filter::ConfigType::TypedConfig(over)) = &over.config_type {
-                merge_any(base, over);
+                merge_any(base, over)?;
             }
             if !over.name.is_empty() {
                 own.name = over.name;
@@ -279,4 +346,5 @@ fn http_filters(patches: &Patches, side: Side, listener: &Listener, chain: &Filt
         }
     }
     *config = any(&manager);
+    Ok(())
 }

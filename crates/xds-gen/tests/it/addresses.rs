@@ -3,7 +3,7 @@
 use envoy_api::type_url;
 use serde_json::{Value, json};
 
-use crate::generated::{Generated, find};
+use crate::generated::{self, Generated, find};
 
 fn pod(name: &str, ips: &str, more: &str) -> String {
     format!(
@@ -155,4 +155,127 @@ fn names_of_the_outside_are_asked_of_the_proxys_own_agent() {
         let resolver = json!([{"socket_address": {"address": "127.0.0.9", "port_value": 5353}}]);
         assert!(!found.is_empty() && found.iter().all(|own| **own == resolver), "{found:?}");
     }
+}
+
+#[test]
+fn a_proxy_of_another_cluster_serves_nothing_of_this() {
+    let pod = "
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: default, labels: {app: a, from: pod}}
+spec: {containers: []}
+status: {podIP: 10.0.0.9, podIPs: [{ip: 10.0.0.9}]}
+---
+";
+    let inbound = |cluster: &str| {
+        let objects = pod.to_owned() + &generated::service("a", "{name: http, port: 80}", "", "");
+        let proxy = format!("labels: {{app: a}}, metadata: {{CLUSTER_ID: {cluster}}}");
+        let all = Generated::of(&objects, "{}", &[], &proxy).all(type_url::CLUSTER);
+        all.get("inbound|80||").is_some()
+    };
+    assert!(inbound("Kubernetes"));
+    assert!(!inbound("elsewhere"));
+}
+
+#[test]
+fn a_target_port_by_name_is_one_of_the_same_transport() {
+    let pod = |transport: &str| {
+        format!(
+            "
+apiVersion: v1
+kind: Pod
+metadata: {{name: client, namespace: default, labels: {{app: a}}}}
+spec: {{containers: [{{name: c, ports: [{{name: web, containerPort: 8080, protocol: {transport}}}]}}]}}
+status: {{podIP: 10.0.0.9, podIPs: [{{ip: 10.0.0.9}}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: a, namespace: default}}
+spec:
+  clusterIP: 10.1.0.1
+  selector: {{app: a}}
+  ports:
+  - {{name: http, port: 80, targetPort: web, protocol: UDP}}
+  - {{name: tcp, port: 9000, targetPort: 9000}}
+  # A name, in quotes as it is.
+  - {{name: tcp-quoted, port: 9001, targetPort: '9001'}}
+"
+        )
+    };
+    let inbound = |transport: &str| {
+        let made = Generated::of(&pod(transport), "{}", &[], "labels: {app: a}");
+        let all = made.all(type_url::CLUSTER);
+        all.as_object().unwrap().keys().filter(|name| name.starts_with("inbound|")).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(inbound("TCP"), ["inbound|9000||"]);
+    assert_eq!(inbound("UDP"), ["inbound|8080||", "inbound|9000||"]);
+}
+
+#[test]
+fn the_local_cluster_is_the_proxys_own_workload_in_its_region() {
+    let pod = |name: &str, ip: &str, labels: &str| {
+        format!(
+            "
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: default, labels: {{app: a, {labels}}}}}
+spec: {{containers: []}}
+status: {{podIP: {ip}, podIPs: [{{ip: {ip}}}], conditions: [{{type: Ready, status: 'True'}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {name}, namespace: default, labels: {{kubernetes.io/service-name: a}}}}
+addressType: IPv4
+endpoints: [{{addresses: [{ip}], targetRef: {{kind: Pod, name: {name}, namespace: default}}}}]
+ports: [{{name: http, port: 80}}]
+---
+"
+        )
+    };
+    let of = |workload: &str, place: &str, hash: &str| {
+        format!("service.istio.io/workload-name: {workload}, istio-locality: {place}, pod-template-hash: {hash}")
+    };
+    let objects = [
+        "
+apiVersion: v1
+kind: Service
+metadata: {name: a, namespace: default}
+spec: {clusterIP: 10.1.0.1, selector: {app: a}, ports: [{name: http, port: 80}]}
+---
+"
+        .to_owned(),
+        pod("client", "10.0.0.9", &of("w", "here.a", "x")),
+        pod("same", "10.0.0.1", &of("w", "here.b", "x")),
+        pod("other-region", "10.0.0.2", &of("w", "there.a", "x")),
+        pod("other-workload", "10.0.0.3", &of("v", "here.a", "x")),
+        pod("older", "10.0.0.4", &of("w", "here.a", "z")),
+    ]
+    .concat();
+    let rule = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: r, namespace: default}
+spec: {host: a, trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {enabled: true}}}}
+";
+    let proxy = "labels: {app: a}, metadata: {WORKLOAD_NAME: w}";
+    let made = Generated::of(&(objects + rule), "{}", &[], proxy).load_assignment("local_cluster");
+    assert_eq!(made["cluster_name"], "local_cluster");
+    let mut found = Vec::new();
+    find(&made, "address", &mut found);
+    let addresses: Vec<_> = found.into_iter().filter_map(Value::as_str).collect();
+    assert_eq!(addresses, ["10.0.0.9", "10.0.0.1"]);
+    let mut priorities = Vec::new();
+    find(&made, "priority", &mut priorities);
+    assert_eq!(priorities, Vec::<&Value>::new(), "rules have no say");
+    let stranger = Generated::of(rule, "{}", &[], proxy).load_assignment("local_cluster");
+    assert_eq!(stranger, json!({"cluster_name": "local_cluster"}));
+}
+
+#[test]
+fn an_address_without_a_pod_is_of_no_namespace() {
+    let made = Generated::of(&generated::service("a", "{name: http, port: 80}", "", ""), "{}", &[], "");
+    let endpoints = made.endpoints("outbound|80||a.default.svc.cluster.local");
+    let mut workloads = Vec::new();
+    find(&endpoints, "workload", &mut workloads);
+    assert_eq!(workloads, [";;;;Kubernetes", ";;;;Kubernetes"]);
 }

@@ -77,6 +77,13 @@ impl Generated {
         self.one(type_url::ENDPOINT, name)
     }
 
+    /// The load assignment of a cluster that is not the control plane's.
+    #[track_caller]
+    pub(crate) fn load_assignment(&self, name: &str) -> Value {
+        let all = generate(&self.push, &self.node, type_url::ENDPOINT, Names::List(&[name.into()]));
+        json::to_json(type_url::ENDPOINT, &all[0].body).unwrap()
+    }
+
     /// The name table's entries.
     pub(crate) fn names(&self) -> Value {
         self.one(type_url::NAME_TABLE, "")["table"].clone()

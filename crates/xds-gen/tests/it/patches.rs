@@ -94,3 +94,29 @@ fn routes_inside_inbound_listeners_are_patched() {
     let listener = patched(patch, "", "labels: {app: a}").listener("virtualInbound");
     assert!(listener.to_string().contains("\"renamed\""));
 }
+
+#[test]
+fn a_patch_of_another_type_leaves_what_comes_after_it_as_it_was() {
+    let value = |more: &str| {
+        format!(
+            "patch: {{operation: MERGE, value: {{typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router, {more}}}}}}}"
+        )
+    };
+    // The first filter of a chain is no router: istiod gives up the group of listeners there.
+    let patches = format!(
+        "  - {{applyTo: HTTP_FILTER, match: {{context: SIDECAR_OUTBOUND}}, {}}}
+  - {{applyTo: HTTP_FILTER, match: {{context: SIDECAR_INBOUND, listener: {{filterChain: {{filter: {{name: envoy.filters.network.http_connection_manager, subFilter: {{name: envoy.filters.http.router}}}}}}}}}}, {}}}
+  - {{applyTo: LISTENER, match: {{context: SIDECAR_OUTBOUND, listener: {{name: 0.0.0.0_80}}}}, patch: {{operation: MERGE, value: {{stat_prefix: before}}}}}}
+  - {{applyTo: FILTER_CHAIN, match: {{context: SIDECAR_OUTBOUND, listener: {{name: 0.0.0.0_80}}}}, patch: {{operation: ADD, value: {{name: after, filters: [{{name: x}}]}}}}}}
+",
+        value("suppress_envoy_headers: true"),
+        value("suppress_envoy_headers: true"),
+    );
+    let made = patched(&patches, "", "labels: {app: a}");
+    let listener = made.listener("0.0.0.0_80");
+    assert_eq!(listener["stat_prefix"], "before");
+    let text = listener.to_string();
+    assert!(!text.contains("suppress_envoy_headers"), "{text}");
+    assert!(!text.contains("\"after\""), "{text}");
+    assert!(made.listener("virtualInbound").to_string().contains("suppress_envoy_headers"), "another group");
+}

@@ -417,3 +417,32 @@ spec: {egress: [{hosts: ['*/*']}]}
     assert_eq!(of("true"), ["outbound|81||b.other.svc.cluster.local"]);
     assert_eq!(of("false"), ["outbound|80||b.other.svc.cluster.local"]);
 }
+
+#[test]
+fn logs_that_cannot_be_written_leave_the_meshs_own() {
+    let telemetry = |providers: &str| {
+        format!(
+            "{}
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {{name: t, namespace: default}}
+spec: {{accessLogging: [{{providers: [{providers}]}}]}}
+",
+            service("a", "{name: http, port: 80}", "", "")
+        )
+    };
+    let mesh = "
+accessLogFile: /dev/mesh
+extensionProviders:
+- {name: nowhere, envoyHttpAls: {service: missing.example.com, port: 9000}}
+- {name: file, envoyFileAccessLog: {path: /dev/own}}
+";
+    let paths = |providers: &str| {
+        let listener = Generated::of(&telemetry(providers), mesh, &[], "").listener("virtualOutbound");
+        let mut paths = Vec::new();
+        find(&listener["access_log"], "path", &mut paths);
+        paths.into_iter().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(paths("{name: nowhere}"), ["/dev/mesh"]);
+    assert_eq!(paths("{name: nowhere}, {name: file}"), ["/dev/own"]);
+}

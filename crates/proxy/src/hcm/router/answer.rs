@@ -193,7 +193,10 @@ pub(super) async fn pass_on(
                 upstream.response.finish();
             } else {
                 upstream.send.reset(h2::Reason::NO_ERROR);
-                exchange.http.stats.downstream_rq_response_before_rq_complete.inc();
+                if upstream.protocol == HttpProtocol::Http2 {
+                    stats.upstream_rq_tx_reset.inc();
+                }
+                exchange.answered_early();
             }
             Ok(if tunnel { Outcome::Tunnel } else { Outcome::Done })
         }
@@ -223,7 +226,7 @@ pub(super) async fn pass_on(
             exchange.http.stats.downstream_rq_rx_reset.inc();
             let reason = if tunnel { h2::Reason::CONNECT_ERROR } else { h2::Reason::INTERNAL_ERROR };
             abort(exchange, sink, reason).await;
-            Ok(if tunnel { Outcome::TimedOut } else { Outcome::Aborted })
+            Ok(Outcome::Aborted)
         }
         Err(Broken::Client(reset)) => {
             cancel(stats, &mut upstream);
@@ -260,8 +263,10 @@ pub(super) async fn pass_on(
             };
             exchange.info.flags.insert(flag);
             exchange.info.response_code_details = Some(details.into());
+            exchange.http.stats.downstream_rq_tx_reset.inc();
+            exchange.http.stats.downstream_rq_rx_reset.inc();
             abort(exchange, sink, h2::Reason::INTERNAL_ERROR).await;
-            Ok(Outcome::TimedOut)
+            Ok(Outcome::Aborted)
         }
     }
 }
@@ -295,6 +300,10 @@ async fn abort(exchange: &mut Exchange, mut sink: SendBody, reason: h2::Reason) 
     let flush = poll_fn(|cx| sink.poll_flush(cx));
     // A client that does not read loses the rest at once.
     let _ = tokio::time::timeout(std::time::Duration::from_millis(100), flush).await;
+    if !exchange.answer.is_h1() {
+        // Its connection writes the head, if that is still to be written: a reset would take it back.
+        tokio::task::yield_now().await;
+    }
     exchange.timers.waited();
     sink.reset(reason);
     exchange.answer.close_after();

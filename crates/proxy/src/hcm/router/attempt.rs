@@ -4,17 +4,16 @@ use super::outgoing::Outgoing;
 use super::why::Why;
 use super::{Plan, Tried, cancel, is_internal, no_host};
 use crate::hcm::exchange::{Exchange, Stop, header_bytes};
-use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
-use crate::stream::{BodyError, Pump, PumpError, SendBody};
+use crate::stream::{Pump, PumpError, RecvBody, SendBody};
 use crate::upstream::{
     AcquireError, Acquired, Active, Announced, Pool, Protocol, Reply, Source, Upstream, Variant, server_name,
 };
+use proxy_core::Host;
 use proxy_core::circuit::Resource;
 use proxy_core::outlier::Outcome as Health;
 use proxy_core::route::{Connect, HostRewrite};
 use proxy_core::stream_info::HttpProtocol;
-use proxy_core::{Host, ResponseFlags};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,10 +38,12 @@ pub(super) async fn one_try(
     if let Some(connect) = plan.forward.terminates(exchange.request.method().unwrap_or_default()) {
         return Box::pin(dial_tunnel(exchange, plan, &pool, connect)).await;
     }
-    let acquired = match pool.at_hand() {
+    let at_hand = pool.at_hand();
+    let was_there = at_hand.is_some();
+    let acquired = match at_hand {
         Some(acquired) => Acquire::Done(Ok(acquired)),
         // In a box: most requests need no room for this.
-        None => Box::pin(acquire(exchange, plan, pool.acquire())).await?,
+        None => Box::pin(acquire(exchange, plan, outgoing.rest, pool.acquire())).await?,
     };
     let acquired = match acquired {
         Acquire::Done(Ok(acquired)) => acquired,
@@ -101,7 +102,13 @@ pub(super) async fn one_try(
                         sent = true;
                         exchange.info.times.upstream_last_tx = Some(exchange.elapsed());
                     }
-                    Poll::Ready(Err(PumpError::Source(e))) => return Poll::Ready(Err(client_failed(exchange, e))),
+                    Poll::Ready(Err(PumpError::Source(e))) => {
+                        // On a connection that was there, what is written by now is on its way.
+                        if was_there {
+                            let _ = upstream.send.poll_flush(cx);
+                        }
+                        return Poll::Ready(Err(exchange.client_failed(e)));
+                    }
                     // An answer may be there all the same (the upstream refused the body).
                     Poll::Ready(Err(PumpError::Sink(e))) => sink_failed = Some(e),
                     Poll::Pending => {}
@@ -128,7 +135,6 @@ pub(super) async fn one_try(
         }
         let watch_client = exchange.body_done && !tunnel;
         if let Poll::Ready(reset) = exchange.answer.poll_gone(cx, watch_client) {
-            stats.upstream_rq_cancelled.inc();
             return Poll::Ready(Err(Stop::Gone(reset)));
         }
         match exchange.poll_deadline(cx) {
@@ -193,15 +199,20 @@ enum Acquire {
     TimedOut,
 }
 
+/// Waits for a connection. What the client sends meanwhile may end the request.
 async fn acquire(
     exchange: &mut Exchange,
-    _plan: &Plan<'_>,
+    plan: &Plan<'_>,
+    body: &RecvBody,
     work: impl Future<Output = Result<Acquired, AcquireError>>,
 ) -> Result<Acquire, Stop> {
     let mut work = std::pin::pin!(work);
-    poll_fn(|cx| {
+    let done = poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
             return Poll::Ready(Ok(Acquire::Done(done)));
+        }
+        if let Some(e) = body.broken() {
+            return Poll::Ready(Err(exchange.client_failed(e)));
         }
         if let Poll::Ready(reset) = exchange.answer.poll_gone(cx, exchange.body_done) {
             return Poll::Ready(Err(Stop::Gone(reset)));
@@ -212,22 +223,11 @@ async fn acquire(
             Poll::Pending => Poll::Pending,
         }
     })
-    .await
-}
-
-/// The client's side of a request broke.
-fn client_failed(exchange: &mut Exchange, e: BodyError) -> Stop {
-    match e {
-        BodyError::Protocol(detail) => {
-            exchange.http.stats.downstream_cx_protocol_error.inc();
-            let mut reply =
-                LocalReply::new(400, "Bad Request", detail).flagged(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
-            reply.close = true;
-            reply.into()
-        }
-        BodyError::Reset(_) => Stop::Gone(true),
-        BodyError::Closed => Stop::Gone(false),
+    .await;
+    if !matches!(done, Ok(Acquire::Done(_))) {
+        plan.cluster.stats.upstream_rq_cancelled.inc();
     }
+    done
 }
 
 fn enable_trailers(plan: &Plan<'_>) -> bool {
@@ -254,7 +254,11 @@ fn prepare_head(exchange: &mut Exchange, plan: &Plan<'_>, host: &Host) {
             !plan.suppress_envoy_headers,
         );
     }
-    let mutual = plan.cluster.config().transport(host).0.tls().is_some_and(|t| !t.common.certificates.is_empty());
+    let tls = plan.cluster.config().transport(host).0.tls();
+    if exchange.http.config.scheme_of_upstream {
+        request.set(":scheme", if tls.is_some() { &b"https"[..] } else { b"http" });
+    }
+    let mutual = tls.is_some_and(|t| !t.common.certificates.is_empty());
     exchange.peer.announce(request, &exchange.http, plan.cluster.config(), mutual);
 }
 

@@ -1,0 +1,213 @@
+//! The runtime: values by key that may change while the proxy runs, over the defaults of the configuration.
+//!
+//! Compilation binds a key once ([`Runtime::live`]); from then on whoever decides reads one atomic, and a change of the
+//! runtime writes it. Nothing looks a key up while traffic flows.
+
+mod entry;
+mod live;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mesh_types::ArcStr;
+use serde_json::Value;
+
+pub use entry::Entry;
+pub use live::{Live, RuntimeValue};
+
+use crate::rejected::{At, Compiled, Invalid};
+use crate::{fields, metadata, pb};
+
+/// The layers of values, later ones over earlier ones, and who follows them. Clones are the same runtime.
+#[derive(Clone, Debug, Default)]
+pub struct Runtime(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    layers: Vec<Layer>,
+    cells: live::Cells,
+    /// Times the layers were put together.
+    loads: u64,
+}
+
+#[derive(Debug)]
+struct Layer {
+    name: ArcStr,
+    kind: LayerKind,
+    values: BTreeMap<ArcStr, Entry>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum LayerKind {
+    Static,
+    /// What `/runtime_modify` changes.
+    Admin,
+}
+
+/// Numbers for statistics.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RuntimeCounts {
+    /// Keys that have a value.
+    pub keys: u64,
+    /// Layers.
+    pub layers: u64,
+    /// Whether `/runtime_modify` has set something that still holds.
+    pub overridden: bool,
+    /// Times the layers were put together.
+    pub loads: u64,
+}
+
+impl State {
+    fn entry(&self, key: &str) -> Option<&Entry> {
+        self.layers.iter().rev().find_map(|layer| layer.values.get(key))
+    }
+
+    fn keys(&self) -> BTreeSet<&ArcStr> {
+        self.layers.iter().flat_map(|layer| layer.values.keys()).collect()
+    }
+}
+
+impl Runtime {
+    /// The runtime of a bootstrap.
+    pub(crate) fn compile(config: Option<&pb::bootstrap::LayeredRuntime>) -> Compiled<Self> {
+        let mut layers: Vec<Layer> = Vec::new();
+        for (i, layer) in config.iter().flat_map(|c| &c.layers).enumerate() {
+            let layer = Layer::compile(layer).at_index("layers", i)?;
+            if layers.iter().any(|other| other.name == layer.name) {
+                return Err(Invalid::new(format!("layers[{i}].name"), format!("there are two layers {}", layer.name)));
+            }
+            if layer.kind == LayerKind::Admin && layers.iter().any(|other| other.kind == LayerKind::Admin) {
+                return Err(Invalid::new(format!("layers[{i}]"), "there may be one admin layer at most"));
+            }
+            layers.push(layer);
+        }
+        // Envoy puts the layers together twice while it starts.
+        let state = State { layers, cells: live::Cells::default(), loads: 2 };
+        Ok(Self(Arc::new(Inner { state: Mutex::new(state) })))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What stands under `key`, or `default`, now and after every change. Without a key: always the default.
+    pub fn live<T: RuntimeValue>(&self, key: &str, default: T) -> Live<T> {
+        if key.is_empty() {
+            return Live::fixed(default);
+        }
+        let mut state = self.state();
+        let now = state.entry(key).and_then(T::of_entry).unwrap_or(default);
+        state.cells.bind(key, default, now)
+    }
+
+    /// A switch of the configuration, with its own default or this one.
+    pub(crate) fn flag(&self, flag: Option<&pb::core::RuntimeFeatureFlag>, default: bool) -> Live<bool> {
+        let Some(flag) = flag else { return Live::fixed(default) };
+        self.live(&flag.runtime_key, fields::flag(flag.default_value.as_ref(), default))
+    }
+
+    /// A number of the configuration; without it this one.
+    pub(crate) fn double(&self, number: Option<&pb::core::RuntimeDouble>, default: f64) -> Live<f64> {
+        match number {
+            Some(number) => self.live(&number.runtime_key, number.default_value),
+            None => Live::fixed(default),
+        }
+    }
+
+    /// What stands under `key` at this moment.
+    pub fn get<T: RuntimeValue>(&self, key: &str) -> Option<T> {
+        self.state().entry(key).and_then(T::of_entry)
+    }
+
+    /// Sets values of the admin layer; an empty one takes the key out. `false`: there is no such layer.
+    pub fn modify<'a>(&self, changes: impl IntoIterator<Item = (&'a str, &'a str)>) -> bool {
+        let mut state = self.state();
+        let Some(admin) = state.layers.iter_mut().find(|layer| layer.kind == LayerKind::Admin) else { return false };
+        for (key, value) in changes {
+            match value {
+                "" => drop(admin.values.remove(key)),
+                value => drop(admin.values.insert(key.into(), Entry::of_written(value))),
+            }
+        }
+        state.loads += 1;
+        let State { layers, cells, .. } = &mut *state;
+        cells.refresh(|key| layers.iter().rev().find_map(|layer| layer.values.get(key)));
+        true
+    }
+
+    /// Whether any key begins so.
+    pub fn mentions(&self, prefix: &str) -> bool {
+        self.state().layers.iter().flat_map(|layer| layer.values.keys()).any(|key| key.starts_with(prefix))
+    }
+
+    /// The layers' names.
+    pub fn layers(&self) -> Vec<ArcStr> {
+        self.state().layers.iter().map(|layer| layer.name.clone()).collect()
+    }
+
+    /// All keys with their values as they were written, one a layer; "" where a layer says nothing.
+    pub fn entries(&self) -> BTreeMap<ArcStr, Vec<String>> {
+        let state = self.state();
+        let written = |key: &ArcStr| {
+            let of = |layer: &Layer| layer.values.get(key).map(|e| e.written().to_owned()).unwrap_or_default();
+            state.layers.iter().map(of).collect()
+        };
+        state.keys().into_iter().map(|key| (key.clone(), written(key))).collect()
+    }
+
+    /// For statistics.
+    pub fn counts(&self) -> RuntimeCounts {
+        let state = self.state();
+        RuntimeCounts {
+            keys: state.keys().len() as u64,
+            layers: state.layers.len() as u64,
+            overridden: state.layers.iter().any(|l| l.kind == LayerKind::Admin && !l.values.is_empty()),
+            loads: state.loads,
+        }
+    }
+}
+
+impl Layer {
+    fn compile(layer: &pb::bootstrap::RuntimeLayer) -> Compiled<Self> {
+        use pb::bootstrap::runtime_layer::LayerSpecifier;
+        let name = fields::required("name", &layer.name)?;
+        let mut values = BTreeMap::new();
+        let kind = match &layer.layer_specifier {
+            Some(LayerSpecifier::StaticLayer(fields)) => {
+                for (key, value) in metadata::object(fields) {
+                    flatten(&key, &value, &mut values).at("static_layer")?;
+                }
+                LayerKind::Static
+            }
+            Some(LayerSpecifier::AdminLayer(_)) => LayerKind::Admin,
+            Some(LayerSpecifier::DiskLayer(_)) => return Err(Invalid::unsupported("disk_layer")),
+            Some(LayerSpecifier::RtdsLayer(_)) => return Err(Invalid::unsupported("rtds_layer")),
+            None => return Err(Invalid::new("layer_specifier", "is missing")),
+        };
+        Ok(Self { name, kind, values })
+    }
+}
+
+/// Nested objects become dotted keys, unless they are a share.
+fn flatten(key: &str, value: &Value, out: &mut BTreeMap<ArcStr, Entry>) -> Compiled<()> {
+    match value {
+        Value::Object(fields)
+            if !fields.is_empty() && !fields.contains_key("numerator") && !fields.contains_key("denominator") =>
+        {
+            fields.iter().try_for_each(|(name, value)| flatten(&format!("{key}.{name}"), value, out))
+        }
+        other => {
+            let entry = Entry::of_value(other).ok_or_else(|| Invalid::new(key, "is no value of a runtime"))?;
+            out.insert(key.into(), entry);
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
