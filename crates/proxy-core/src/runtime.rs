@@ -62,11 +62,12 @@ pub struct RuntimeCounts {
     pub loads: u64,
 }
 
-impl State {
-    fn entry(&self, key: &str) -> Option<&Entry> {
-        self.layers.iter().rev().find_map(|layer| layer.values.get(key))
-    }
+/// What holds under a key: the last layer that says something wins.
+fn entry<'a>(layers: &'a [Layer], key: &str) -> Option<&'a Entry> {
+    layers.iter().rev().find_map(|layer| layer.values.get(key))
+}
 
+impl State {
     fn keys(&self) -> BTreeSet<&ArcStr> {
         self.layers.iter().flat_map(|layer| layer.values.keys()).collect()
     }
@@ -101,7 +102,7 @@ impl Runtime {
             return Live::fixed(default);
         }
         let mut state = self.state();
-        let now = state.entry(key).and_then(T::of_entry).unwrap_or(default);
+        let now = entry(&state.layers, key).and_then(T::of_entry).unwrap_or(default);
         state.cells.bind(key, default, now)
     }
 
@@ -121,7 +122,7 @@ impl Runtime {
 
     /// What stands under `key` at this moment.
     pub fn get<T: RuntimeValue>(&self, key: &str) -> Option<T> {
-        self.state().entry(key).and_then(T::of_entry)
+        entry(&self.state().layers, key).and_then(T::of_entry)
     }
 
     /// Sets values of the admin layer; an empty one takes the key out. `false`: there is no such layer.
@@ -136,7 +137,7 @@ impl Runtime {
         }
         state.loads += 1;
         let State { layers, cells, .. } = &mut *state;
-        cells.refresh(|key| layers.iter().rev().find_map(|layer| layer.values.get(key)));
+        cells.refresh(|key| entry(layers, key));
         true
     }
 

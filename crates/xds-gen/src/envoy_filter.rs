@@ -159,6 +159,25 @@ impl Patches {
     }
 }
 
+/// What a patch does to a list of filters, merging apart; `wanted` is the name of the filter that it is about, if it says one.
+fn edit<T: Message + Default>(list: &mut Vec<T>, patch: &Patch, wanted: Option<&str>, name: fn(&T) -> &str) {
+    let named = |item: &T| wanted.is_some_and(|wanted| wanted == name(item));
+    match patch.operation {
+        Operation::Add => list.push(patch.value()),
+        Operation::InsertFirst => list.insert(0, patch.value()),
+        Operation::InsertAfter | Operation::InsertBefore => {
+            insert(list, patch.operation, wanted.is_some(), named, patch.value());
+        }
+        Operation::Replace => {
+            if let Some(own) = list.iter_mut().find(|item| named(item)) {
+                *own = patch.value();
+            }
+        }
+        Operation::Remove => list.retain(|item| !named(item)),
+        _ => {}
+    }
+}
+
 /// Puts an item before or after the first that fits. Without anything to fit it goes to the front or the end.
 fn insert<T>(list: &mut Vec<T>, operation: Operation, has_match: bool, fits: impl Fn(&T) -> bool, item: T) {
     match (operation, has_match) {

@@ -369,20 +369,11 @@ fn send(mesh: &Mesh, client: &str, configuration: usize, requests: &[Value]) {
     mesh.exec(client, "app", &["sh", "-c", &script]);
 }
 
-/// The access log of a pod's proxy by request, once it has one of the last configuration or nothing more comes.
-fn log(mesh: &Mesh, pod: &str, complete: impl Fn(&HashMap<String, Value>) -> bool) -> HashMap<String, Value> {
-    // Envoy writes its log every second.
-    let patience = Instant::now() + Duration::from_secs(8);
-    loop {
-        let text = mesh.exec(pod, "istio-proxy", &["cat", LOG]).stdout;
-        let entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let entries: HashMap<String, Value> =
-            entries.filter_map(|entry| Some((entry["id"].as_str()?.to_owned(), entry))).collect();
-        if complete(&entries) || Instant::now() > patience {
-            return entries;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
+/// The access log of a pod's proxy, by request.
+fn log(mesh: &Mesh, pod: &str) -> HashMap<String, Value> {
+    let text = mesh.exec(pod, "istio-proxy", &["cat", LOG]).stdout;
+    let entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    entries.filter_map(|entry| Some((entry["id"].as_str()?.to_owned(), entry))).collect()
 }
 
 /// What the access logs must say, by the explanation: at the client route, clusters, code, flags, details; at the server code and
@@ -429,6 +420,45 @@ fn said(entry: &Value) -> Value {
     })
 }
 
+/// Explanations beside what the proxies logged.
+#[derive(Default)]
+struct Verdict {
+    right: usize,
+    wrong: Vec<String>,
+    /// How many requests ended in which way.
+    kinds: BTreeMap<String, usize>,
+}
+
+/// A request and its explanations, by configuration and number.
+type Explained = BTreeMap<(usize, usize), (Value, Vec<Value>)>;
+
+fn judge(mesh: &Mesh, explained: &Explained) -> Verdict {
+    let logs = CLIENTS.map(|client| log(mesh, client));
+    let servers = SERVERS.map(|pod| log(mesh, pod));
+    let mut verdict = Verdict::default();
+    for ((index, number), (request, explanations)) in explained {
+        for (client, log) in CLIENTS.iter().zip(&logs) {
+            let id = id(*index, *number, client);
+            let entry_of_server = servers.iter().find_map(|log| log.get(&id));
+            let server = entry_of_server
+                .map(|entry| (entry["code"].as_u64().unwrap_or(0), entry["details"].as_str().unwrap_or("").to_owned()));
+            let from_application = server.as_ref().map_or(0, |server| server.0);
+            let happened = (log.get(&id).map_or(Value::Null, said), server);
+            let expected: Vec<_> = explanations.iter().map(|e| expected(e, from_application)).collect();
+            if expected.contains(&happened) {
+                verdict.right += 1;
+                let by = happened.1.map_or_else(|| happened.0["details"].clone(), |server| json!(server.1));
+                let kind = by.as_str().unwrap_or("bytes that go nowhere").split(['{', '[']).next().unwrap().to_owned();
+                *verdict.kinds.entry(kind).or_default() += 1;
+            } else {
+                let told = format!("explained {expected:?}\n  happened  {happened:?}");
+                verdict.wrong.push(format!("{id}: {request}\n  {told}"));
+            }
+        }
+    }
+    verdict
+}
+
 #[test]
 fn explanations_are_what_both_proxies_do() {
     const NAME: &str = "explanations_are_what_both_proxies_do";
@@ -447,7 +477,7 @@ fn explanations_are_what_both_proxies_do() {
     let mesh = Mesh::up(MESH, &[path("base.yaml").to_str().unwrap()]).unwrap();
     let seed = std::env::var("OUTRIGGER_SEED").ok().and_then(|seed| seed.parse().ok());
     let mut draw = Draw(seed.unwrap_or(SEED));
-    let mut explained: BTreeMap<(usize, usize), (Value, Vec<Value>)> = BTreeMap::new();
+    let mut explained = Explained::new();
     for index in 0..CONFIGURATIONS {
         let about = if index % 2 == 0 { About::Scopes } else { About::Policies };
         let objects = configuration(&mut draw, about);
@@ -487,37 +517,15 @@ fn explanations_are_what_both_proxies_do() {
         mesh.delete(&file);
     }
 
-    let last = |client: &str| id(CONFIGURATIONS - 1, REQUESTS - 1, client);
-    let logs: Vec<HashMap<String, Value>> =
-        CLIENTS.iter().map(|client| log(&mesh, client, |entries| entries.contains_key(&last(client)))).collect();
-    let servers: Vec<HashMap<String, Value>> = SERVERS
-        .iter()
-        .map(|pod| {
-            // What reached this pod, by the clients' logs, is what it must have logged.
-            log(&mesh, pod, |entries| entries.len() > 1)
-        })
-        .collect();
-    let (mut right, mut wrong) = (0, Vec::new());
-    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
-    for ((index, number), (request, explanations)) in &explained {
-        for (client, log) in CLIENTS.iter().zip(&logs) {
-            let id = id(*index, *number, client);
-            let entry_of_server = servers.iter().find_map(|log| log.get(&id));
-            let server = entry_of_server
-                .map(|entry| (entry["code"].as_u64().unwrap_or(0), entry["details"].as_str().unwrap_or("").to_owned()));
-            let from_application = server.as_ref().map_or(0, |server| server.0);
-            let happened = (log.get(&id).map_or(Value::Null, said), server);
-            let expected: Vec<_> = explanations.iter().map(|e| expected(e, from_application)).collect();
-            if expected.contains(&happened) {
-                right += 1;
-                let by = happened.1.map_or_else(|| happened.0["details"].clone(), |server| json!(server.1));
-                let kind = by.as_str().unwrap_or("bytes that go nowhere").split(['{', '[']).next().unwrap().to_owned();
-                *kinds.entry(kind).or_default() += 1;
-            } else {
-                wrong.push(format!("{id}: {request}\n  explained {expected:?}\n  happened  {happened:?}"));
-            }
+    // Envoy writes its log every second.
+    let patience = Instant::now() + Duration::from_secs(10);
+    let Verdict { right, wrong, kinds } = loop {
+        let verdict = judge(&mesh, &explained);
+        if verdict.wrong.is_empty() || Instant::now() > patience {
+            break verdict;
         }
-    }
+        std::thread::sleep(Duration::from_millis(200));
+    };
     println!("{right} requests as explained, {} not; {kinds:?}", wrong.len());
     if !wrong.is_empty() {
         let kept = folder.keep();

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use envoy_api::pb::google::protobuf::UInt64Value;
 use mesh_types::ArcStr;
 use serde_json::{Map, Value};
 
@@ -194,10 +195,12 @@ impl Balancing {
                     let config: policy::ring_hash::v3::RingHash = typed.decode()?;
                     let hashing = config.consistent_hashing_lb_config.clone().unwrap_or_default();
                     self.hash_policies = HashPolicy::compile_all(&hashing.hash_policy)?;
+                    let (min_size, max_size) =
+                        ring_sizes(config.minimum_ring_size.as_ref(), config.maximum_ring_size.as_ref())?;
                     self.lb = LbPolicy::RingHash {
                         function: if config.hash_function == 2 { HashFunction::Murmur2 } else { HashFunction::Xx },
-                        min_size: fields::ulong(config.minimum_ring_size.as_ref(), 1024),
-                        max_size: fields::ulong(config.maximum_ring_size.as_ref(), MAX_RING),
+                        min_size,
+                        max_size,
                         by_hostname: hashing.use_hostname_for_hashing || config.use_hostname_for_hashing,
                         balance_factor: balance_factor(
                             hashing.hash_balance_factor.as_ref().or(config.hash_balance_factor.as_ref()),
@@ -289,14 +292,8 @@ fn by_enum(
                 Some(LbConfig::RingHashLbConfig(config)) => *config,
                 _ => Default::default(),
             };
-            let min_size = fields::ulong(config.minimum_ring_size.as_ref(), 1024);
-            let max_size = fields::ulong(config.maximum_ring_size.as_ref(), MAX_RING);
-            if min_size > max_size || max_size > MAX_RING {
-                return Err(Invalid::new(
-                    "ring_hash_lb_config",
-                    format!("minimum_ring_size ({min_size}) > maximum_ring_size ({max_size}), or above {MAX_RING}"),
-                ));
-            }
+            let sizes = ring_sizes(config.minimum_ring_size.as_ref(), config.maximum_ring_size.as_ref());
+            let (min_size, max_size) = sizes.at("ring_hash_lb_config")?;
             let function = if config.hash_function == 1 { HashFunction::Murmur2 } else { HashFunction::Xx };
             LbPolicy::RingHash { function, min_size, max_size, by_hostname, balance_factor }
         }
@@ -319,9 +316,20 @@ fn balance_factor(factor: Option<&pb::UInt32Value>) -> Compiled<Option<u32>> {
     }
 }
 
+/// Bounds of a ring's entries: every one takes memory.
+fn ring_sizes(min: Option<&UInt64Value>, max: Option<&UInt64Value>) -> Compiled<(u64, u64)> {
+    let (min, max) = (fields::ulong(min, 1024), fields::ulong(max, MAX_RING));
+    if min > max || max > MAX_RING {
+        let why = format!("({min}) > maximum_ring_size ({max}), or above {MAX_RING}");
+        return Err(Invalid::new("minimum_ring_size", why));
+    }
+    Ok((min, max))
+}
+
 fn table_size(size: u64) -> Compiled<u64> {
-    let prime = size >= 2 && (2..).take_while(|d| d * d <= size).all(|d| !size.is_multiple_of(d));
-    if !prime || size > 5_000_011 {
+    let is_prime = || size >= 2 && (2..).take_while(|d| d * d <= size).all(|d| !size.is_multiple_of(d));
+    // In this order: whether a large number is prime takes long to find out.
+    if size > 5_000_011 || !is_prime() {
         return Err(Invalid::new(
             "table_size",
             format!("the table size of maglev must be a prime up to 5000011, not {size}"),

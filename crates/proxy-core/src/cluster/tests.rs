@@ -60,6 +60,23 @@ fn what_is_not_understood_is_named() {
 }
 
 #[test]
+fn tables_of_hashes_are_bounded() {
+    let policy = |name: &str, config: serde_json::Value| {
+        let url = format!("type.googleapis.com/envoy.extensions.load_balancing_policies.{name}");
+        let mut typed = json!({"@type": url});
+        typed.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+        let policy = json!({"typed_extension_config": {"name": "p", "typed_config": typed}});
+        compile(json!({"name": "c", "load_balancing_policy": {"policies": [policy]}})).map(|_| ())
+    };
+    let ring = |min: u64| policy("ring_hash.v3.RingHash", json!({"minimum_ring_size": min}));
+    let maglev = |size: u64| policy("maglev.v3.Maglev", json!({"table_size": size}));
+    assert_eq!((ring(1024), maglev(65_537)), (Ok(()), Ok(())));
+    assert!(ring(1_000_000_000_000).unwrap_err().to_string().contains("minimum_ring_size: (1000000000000) >"));
+    // A prime, but to find that out would take minutes.
+    assert!(maglev(9_223_372_036_854_775_783).unwrap_err().to_string().ends_with("not 9223372036854775783"));
+}
+
+#[test]
 fn names_are_resolved_and_hosts_keep_their_state() {
     let cluster = compile(json!({"name": "c", "type": "STRICT_DNS", "load_assignment": {"cluster_name": "c", "endpoints": [{"lb_endpoints": [
         {"endpoint": {"address": {"socket_address": {"address": "a.test", "port_value": 80}}}}]}]}}))

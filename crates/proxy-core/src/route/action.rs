@@ -317,7 +317,9 @@ impl Forward {
     pub(super) fn draw(&self, headers: &Headers, random: u64) -> Option<usize> {
         let ClusterSpecifier::Weighted { clusters, total, random_header, .. } = &self.clusters else { return None };
         let by_header = random_header.as_ref().and_then(|name| headers.get_str(name)?.trim().parse().ok());
-        let total = total.unwrap_or_else(|| clusters.iter().map(|cluster| cluster.weight.get()).sum());
+        // Weights that the runtime sets may be any number.
+        let sum = || clusters.iter().fold(0_u64, |sum, cluster| sum.saturating_add(cluster.weight.get()));
+        let total = total.unwrap_or_else(sum);
         let mut left = by_header.unwrap_or(random).checked_rem(total)?;
         clusters.iter().position(|cluster| {
             let weight = cluster.weight.get();

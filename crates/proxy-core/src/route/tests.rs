@@ -141,6 +141,25 @@ fn weights_cover_the_total() {
 }
 
 #[test]
+fn weights_of_the_runtime_may_be_any_number() {
+    let layers = json!({"layers": [{"name": "static", "static_layer": {"w.a": 1e19, "w.b": 1e19}}]});
+    let bytes = envoy_api::json::from_json("type.googleapis.com/envoy.config.bootstrap.v3.LayeredRuntime", &layers);
+    let layers = prost::Message::decode(bytes.unwrap().as_slice()).unwrap();
+    let options = Options { runtime: crate::Runtime::compile(Some(&layers)).unwrap(), ..Options::default() };
+    let config = json!({"name": "t", "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [
+        {"match": {"prefix": "/"}, "route": {"weighted_clusters": {"runtime_key_prefix": "w", "clusters": [
+            {"name": "a", "weight": 90}, {"name": "b", "weight": 10}]}}}]}]});
+    let bytes = envoy_api::json::from_json(envoy_api::type_url::ROUTE, &config).unwrap();
+    let table = RouteTable::compile(&prost::Message::decode(bytes.as_slice()).unwrap(), &options).unwrap();
+    let headers = get("/");
+    let drawn = |random| match find(&table, &headers, random) {
+        RouteResult::Found(matched) => matched.cluster(&headers).as_deref().map(str::to_owned),
+        _ => None,
+    };
+    assert_eq!((drawn(5).as_deref(), drawn(u64::MAX - 1).as_deref()), (Some("a"), Some("b")));
+}
+
+#[test]
 fn rewrites() {
     let table = routes(json!([
         {"match": {"prefix": "/a"}, "route": {"cluster": "c", "prefix_rewrite": "/new", "host_rewrite_literal": "h.test", "append_x_forwarded_host": true}},

@@ -65,10 +65,20 @@ impl<T: PartialEq> PartialEq for Live<T> {
 #[derive(Debug, Default)]
 pub(super) struct Cells {
     by_key: HashMap<ArcStr, Vec<Weak<Cell>>>,
+    /// With so many keys, those that nobody follows any more are looked for.
+    sweep_at: usize,
 }
+
+/// Keys that may be left over.
+const FEW: usize = 64;
 
 impl Cells {
     pub(super) fn bind<T: RuntimeValue>(&mut self, key: &str, default: T, now: T) -> Live<T> {
+        if self.by_key.len() >= self.sweep_at.max(FEW) && !self.by_key.contains_key(key) {
+            // Listeners have keys with their names in them, and come and go.
+            self.by_key.retain(|_, bound| bound.iter().any(|cell| cell.strong_count() > 0));
+            self.sweep_at = 2 * self.by_key.len();
+        }
         let bound = match self.by_key.get_mut(key) {
             Some(bound) => bound,
             None => self.by_key.entry(key.into()).or_default(),
@@ -164,5 +174,22 @@ impl RuntimeValue for (u32, u32) {
 
     fn of_bits(bits: u64) -> Self {
         ((bits >> 32) as u32, bits as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_nobody_follows_are_forgotten() {
+        let mut cells = Cells::default();
+        let kept = cells.bind("kept", 1_u64, 1);
+        for n in 0..1000 {
+            cells.bind(&format!("listener-{n}"), 1_u64, 1);
+        }
+        assert!(cells.by_key.len() <= 2 * FEW, "{}", cells.by_key.len());
+        cells.refresh(|_| None);
+        assert_eq!((kept.get(), cells.by_key.len()), (1, 1));
     }
 }

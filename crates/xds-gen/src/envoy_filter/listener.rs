@@ -4,7 +4,7 @@ use envoy_api::listener::{Filter, FilterChain, Listener, ListenerFilter, filter,
 use envoy_api::{any, unpack};
 use istio_api::envoy_filter::{ApplyTo, FilterMatch, Operation};
 
-use super::{OtherType, Patch, Patches, Side, insert, merge_any, route};
+use super::{OtherType, Patch, Patches, Side, edit, merge_any, route};
 use crate::filters::HTTP_CONNECTION_MANAGER;
 
 fn side(listener: &Listener) -> Side {
@@ -142,30 +142,16 @@ fn listener_filters(patches: &Patches, side: Side, listener: &mut Listener) -> R
             continue;
         }
         let wanted = patch.matching.listener.as_ref().map(|l| l.listener_filter.as_str()).filter(|n| !n.is_empty());
-        let list = &mut listener.listener_filters;
-        let named = |f: &ListenerFilter| wanted.is_some_and(|n| n == f.name);
-        match patch.operation {
-            Operation::Add => list.push(patch.value()),
-            Operation::InsertFirst => list.insert(0, patch.value()),
-            Operation::InsertAfter | Operation::InsertBefore => {
-                insert(list, patch.operation, wanted.is_some(), named, patch.value());
-            }
-            Operation::Replace => {
-                if let Some(own) = list.iter_mut().find(|f| named(f)) {
-                    *own = patch.value();
+        if patch.operation != Operation::Merge {
+            edit(&mut listener.listener_filters, patch, wanted, |f| &f.name);
+        } else if wanted.is_some() {
+            let over: ListenerFilter = patch.value();
+            let Some(listener_filter::ConfigType::TypedConfig(over)) = &over.config_type else { continue };
+            for own in &mut listener.listener_filters {
+                if let Some(listener_filter::ConfigType::TypedConfig(base)) = &mut own.config_type {
+                    merge_any(base, over)?;
                 }
             }
-            Operation::Remove => list.retain(|f| !named(f)),
-            Operation::Merge if wanted.is_some() => {
-                let over: ListenerFilter = patch.value();
-                let Some(listener_filter::ConfigType::TypedConfig(over)) = &over.config_type else { continue };
-                for own in list.iter_mut() {
-                    if let Some(listener_filter::ConfigType::TypedConfig(base)) = &mut own.config_type {
-                        merge_any(base, over)?;
-                    }
-                }
-            }
-            _ => {}
         }
     }
     Ok(())
@@ -242,23 +228,7 @@ fn network_filters(
         if !fits(patch, listener) || !fits_chain(patch, listener, chain) {
             continue;
         }
-        let has_match = filter_match(patch).is_some();
-        let list = &mut chain.filters;
-        let named = |f: &Filter| fits_filter(patch, &f.name);
-        match patch.operation {
-            Operation::Add => list.push(patch.value()),
-            Operation::InsertFirst => list.insert(0, patch.value()),
-            Operation::InsertAfter | Operation::InsertBefore => {
-                insert(list, patch.operation, has_match, named, patch.value());
-            }
-            Operation::Replace if has_match => {
-                if let Some(own) = list.iter_mut().find(|f| named(f)) {
-                    *own = patch.value();
-                }
-            }
-            Operation::Remove if has_match => list.retain(|f| !named(f)),
-            _ => {}
-        }
+        edit(&mut chain.filters, patch, filter_match(patch).map(|m| m.name.as_str()), |f| &f.name);
     }
     let mut filters = std::mem::take(&mut chain.filters);
     let done = filters.iter_mut().try_for_each(|filter| merge_filter(patches, side, listener, chain, filter));
@@ -312,23 +282,7 @@ fn http_filters(
         fits(patch, listener) && fits_chain(patch, listener, chain) && fits_filter(patch, HTTP_CONNECTION_MANAGER)
     };
     for patch in patches.to(ApplyTo::HttpFilter, side).filter(meant) {
-        let wanted = sub_filter(patch);
-        let list = &mut manager.http_filters;
-        let named = |f: &HttpFilter| wanted.is_some_and(|n| n == f.name);
-        match patch.operation {
-            Operation::Add => list.push(patch.value()),
-            Operation::InsertFirst => list.insert(0, patch.value()),
-            Operation::InsertAfter | Operation::InsertBefore => {
-                insert(list, patch.operation, wanted.is_some(), named, patch.value());
-            }
-            Operation::Replace => {
-                if let Some(own) = list.iter_mut().find(|f| named(f)) {
-                    *own = patch.value();
-                }
-            }
-            Operation::Remove => list.retain(|f| !named(f)),
-            _ => {}
-        }
+        edit(&mut manager.http_filters, patch, sub_filter(patch), |f| &f.name);
     }
     for own in &mut manager.http_filters {
         for patch in patches.to(ApplyTo::HttpFilter, side).filter(meant) {
