@@ -114,21 +114,37 @@ fn message(descriptor: &MessageDescriptor, value: &Value) -> Read<DynamicMessage
     }
 }
 
+/// Messages of Google's whose JSON stands under `value` in an `Any`: it may be no object, and has no room for the type.
+const VALUES: [&str; 16] = [
+    "Any",
+    "BoolValue",
+    "BytesValue",
+    "DoubleValue",
+    "Duration",
+    "Empty",
+    "FloatValue",
+    "Int32Value",
+    "Int64Value",
+    "ListValue",
+    "StringValue",
+    "Struct",
+    "Timestamp",
+    "UInt32Value",
+    "UInt64Value",
+    "Value",
+];
+
 fn packed(descriptor: &MessageDescriptor, fields: &Map<String, Value>) -> Read<DynamicMessage> {
     let url = fields.get("@type").ok_or_else(|| InvalidValue::new("lacks \"@type\""))?;
     let url = as_text(url).map_err(|error| error.below(".@type"))?;
     let inner = envoy_api::json::descriptor(url)
         .map_err(|_| InvalidValue::new(format!("{url:?} is no known message type")).below(".@type"))?;
-    let content = match inner.full_name().strip_prefix("google.protobuf.") {
-        Some(
-            "Empty" | "Any" | "Duration" | "Timestamp" | "Struct" | "Value" | "ListValue" | "BoolValue" | "BytesValue",
-        )
-        | Some("StringValue" | "Int32Value" | "UInt32Value" | "FloatValue" | "Int64Value" | "UInt64Value")
-        | Some("DoubleValue") => {
-            let value = fields.get("value").ok_or_else(|| InvalidValue::new("lacks \"value\""))?;
-            message(&inner, value).map_err(|error| error.below(".value"))?
-        }
-        _ => object(&inner, fields)?,
+    let is_value = inner.full_name().strip_prefix("google.protobuf.").is_some_and(|name| VALUES.contains(&name));
+    let content = if is_value {
+        let value = fields.get("value").ok_or_else(|| InvalidValue::new("lacks \"value\""))?;
+        message(&inner, value).map_err(|error| error.below(".value"))?
+    } else {
+        object(&inner, fields)?
     };
     let mut out = DynamicMessage::new(descriptor.clone());
     out.set_field_by_number(1, Field::String(url.to_owned()));

@@ -303,6 +303,17 @@ mod tests {
     }
 
     #[test]
+    fn null_is_an_unset_field_and_a_value_where_values_are_free() {
+        let plugin = "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: a}\n\
+            spec: {url: 'oci://x', phase: null, selector: null, pluginConfig: {a: null, b: [null]}}\n";
+        let (object, _) = Object::read(&document(plugin)).unwrap();
+        let Body::WasmPlugin(plugin) = &object.body else { panic!("{object:?}") };
+        assert!(plugin.selector.is_none());
+        let config = serde_json::to_value(&plugin.plugin_config).unwrap();
+        assert_eq!(config, serde_json::json!({"a": null, "b": [null]}));
+    }
+
+    #[test]
     fn timestamps_are_unix_seconds() {
         assert_eq!(unix_seconds("1970-01-01T00:00:00Z"), Some(0));
         assert_eq!(unix_seconds("2024-02-29T12:00:01Z"), Some(1_709_208_001));

@@ -101,7 +101,7 @@ pub fn from_json(type_url: &str, value: &Value) -> Result<Vec<u8>, Error> {
     Ok(message_from_json(type_url, value)?.encode_to_vec())
 }
 
-/// As [`from_json`], but unknown fields are ignored, as istiod does with EnvoyFilters.
+/// As [`from_json`], but unknown fields are ignored: proxies may be newer than our messages.
 pub fn from_json_lenient(type_url: &str, value: &Value) -> Result<Vec<u8>, Error> {
     let fail = |reason: String| Error::Json { type_url: type_url.to_owned(), reason };
     let options = DeserializeOptions::new().deny_unknown_fields(false);

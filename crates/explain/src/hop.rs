@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proxy_core::filters::{Abort, CorsDecision, HttpFilter, Needs, PerFilter, cors_decide};
 use proxy_core::hcm::{PathVerdict, Routes, conform_request, normalize};
 use proxy_core::rbac::{RbacInput, RbacVerdict};
-use proxy_core::route::{Action, ClusterSpecifier, Forward, Matched, RouteInput, RouteResult};
+use proxy_core::route::{Action, ClusterSpecifier, Forward, HashContext, Matched, RouteInput, RouteResult};
 use proxy_core::{
     Address, ArcStr, ConnectionInfo, FilterState, FormatContext, Headers, HttpConnectionManager, Metadata, Random,
     Rbac, RouteTable, StreamInfo,
@@ -53,14 +53,15 @@ impl Hop<'_> {
             }
         }
         let table = self.table(steps)?;
-        let matched = self.route(&table, &head, steps);
+        let mut matched = self.route(&table, &head, steps);
+        let hashed = matched.as_mut().is_ok_and(|matched| self.draw_by_hash(matched, &head, &identity.remote));
         if let Ok(matched) = &matched {
-            matched_names(matched, &head, logged);
+            matched_names(matched, &head, hashed, logged);
         }
         let mut metadata = Metadata::default();
         self.filters(&matched, &mut head, &identity.remote, &mut metadata, steps)?;
         let matched = matched?;
-        let forward = self.action(&matched, &head, steps)?;
+        let forward = self.action(&matched, &head, hashed, steps)?;
         let Some(cluster) = matched.cluster(&head) else {
             return Err(answered(
                 forward.cluster_not_found_status,
@@ -176,6 +177,18 @@ impl Hop<'_> {
                 Err(answered(404, Some("NR"), "route_not_found", "no route applies"))
             }
         }
+    }
+
+    /// Lets the hash of the request choose among weighted clusters, where the route wants that. Returns whether it leaves nothing to
+    /// chance: a cookie that the client has yet to be given is made of its port, which nobody knows here.
+    fn draw_by_hash(&self, matched: &mut Matched, head: &Headers, remote: &Address) -> bool {
+        let (local, filter_state) = (&self.connection.local, &FilterState::default());
+        let cx = HashContext { headers: head, remote, local, filter_state };
+        matched.draw_by_hash(&cx);
+        matched.forward().is_some_and(|forward| match forward.clusters {
+            ClusterSpecifier::Weighted { by_hash: true, .. } => matches!(forward.hash(&[], &cx), (Some(_), None)),
+            _ => false,
+        })
     }
 
     fn origin(&self, metadata: &Metadata) -> Option<Source> {
@@ -342,7 +355,13 @@ impl Hop<'_> {
         }
     }
 
-    fn action<'m>(&self, matched: &'m Matched, head: &Headers, steps: &mut Vec<Step>) -> Result<&'m Forward, Outcome> {
+    fn action<'m>(
+        &self,
+        matched: &'m Matched,
+        head: &Headers,
+        hashed: bool,
+        steps: &mut Vec<Step>,
+    ) -> Result<&'m Forward, Outcome> {
         match &matched.route.action {
             Action::Forward(forward) => {
                 if let ClusterSpecifier::Weighted { clusters, .. } = &forward.clusters {
@@ -350,7 +369,8 @@ impl Hop<'_> {
                     let all = clusters.iter().map(|c| format!("{} {}", percent(c.weight.get(), total), c.name));
                     let drawn = matched.cluster(head).unwrap_or_else(|| "none".into());
                     let step = Step::new("weights", all.collect::<Vec<_>>().join(", "));
-                    steps.push(step.fact(format!("this draw: {drawn}")));
+                    let how = if hashed { "the request's hash draws" } else { "this draw" };
+                    steps.push(step.fact(format!("{how}: {drawn}")));
                 }
                 Ok(forward)
             }
@@ -410,12 +430,13 @@ fn denial(verdict: &RbacVerdict) -> String {
     }
 }
 
-/// What the access log will say of the route.
-fn matched_names(matched: &Matched, head: &Headers, logged: &mut Logged) {
+/// What the access log will say of the route. `hashed`: no chance decides among its clusters.
+fn matched_names(matched: &Matched, head: &Headers, hashed: bool, logged: &mut Logged) {
     logged.virtual_host = matched.vhost.name.to_string();
     logged.route = matched.route.name.to_string();
     logged.cluster = matched.cluster(head).as_deref().unwrap_or_default().to_owned();
-    if let Action::Forward(forward) = &matched.route.action
+    if !hashed
+        && let Some(forward) = matched.forward()
         && let ClusterSpecifier::Weighted { clusters, .. } = &forward.clusters
     {
         let possible = clusters.iter().filter(|cluster| cluster.weight.get() > 0);
@@ -457,4 +478,84 @@ fn route_name(name: &str, index: usize) -> String {
 fn percent(part: u64, total: u64) -> String {
     let share = part as f64 * 100.0 / total.max(1) as f64;
     if share.fract() == 0.0 { format!("{share:.0} %") } else { format!("{share:.1} %") }
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_api::{Message, cluster, json, listener, type_url};
+    use serde_json::{Value, json};
+
+    use crate::request::Request;
+    use crate::trace::Side;
+    use crate::{Configuration, Resources, walk};
+
+    /// One proxy whose listener sends requests by the hash of `policy` to a, b and c.
+    fn at_proxy(policy: Value, path: &str, headers: &[(&str, &str)], seed: u64) -> Side {
+        let cluster = |(name, weight): (&str, u32)| json!({"name": name, "weight": weight});
+        let clusters: Vec<Value> = [("a", 50), ("b", 30), ("c", 20)].into_iter().map(cluster).collect();
+        let route = json!({
+            "weighted_clusters": {"use_hash_policy": true, "clusters": clusters},
+            "hash_policy": [policy]
+        });
+        let routes = json!([{"match": {"prefix": "/"}, "route": route}]);
+        let manager = json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "x",
+            "route_config": {"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": routes}]},
+            "http_filters": [{
+                "name": "envoy.filters.http.router",
+                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}
+            }]
+        });
+        let config = json!({
+            "name": "virtualOutbound",
+            "address": {"socket_address": {"address": "0.0.0.0", "port_value": 15001}},
+            "filter_chains": [{"filters": [
+                {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
+            ]}]
+        });
+        let bytes = json::from_json(type_url::LISTENER, &config).unwrap();
+        let listeners = vec![listener::Listener::decode(bytes.as_slice()).unwrap()];
+        let clusters = ["a", "b", "c"].map(|name| cluster::Cluster { name: name.to_owned(), ..Default::default() });
+        let configuration =
+            Configuration::new(Resources { listeners, clusters: clusters.into(), ..Default::default() });
+        assert!(configuration.rejected.is_empty(), "{:?}", configuration.rejected);
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let url = format!("http://somewhere{path}").parse().unwrap();
+        let request = Request { method: "GET".to_owned(), url, headers, http2: false };
+        walk::at_proxy(&configuration, "", None, &request, false, seed).sides.remove(0)
+    }
+
+    /// The choices are Envoy's, as the proxy's case `weighted_by_hash` has them.
+    #[test]
+    fn the_hash_of_a_request_draws_its_cluster_whatever_the_seed() {
+        let header = || json!({"header": {"header_name": "x-h"}});
+        let query = || json!({"query_parameter": {"name": "q"}});
+        for seed in [0, 99] {
+            for (value, wanted) in [("v0", "a"), ("v1", "b"), ("v5", "c"), ("v8", "c"), ("v11", "b")] {
+                let logged = at_proxy(header(), "/", &[("x-h", value)], seed).logged;
+                assert_eq!((&*logged.cluster, logged.clusters.as_slice()), (wanted, &[][..]), "{value}");
+            }
+            for (value, wanted) in [("0", "a"), ("2", "b"), ("3", "c")] {
+                let logged = at_proxy(query(), &format!("/?q={value}"), &[], seed).logged;
+                assert_eq!((&*logged.cluster, logged.clusters.as_slice()), (wanted, &[][..]), "{value}");
+            }
+        }
+        let side = at_proxy(header(), "/", &[("x-h", "v5")], 0);
+        let step = side.steps.iter().find(|step| step.decides == "weights").unwrap();
+        assert_eq!(step.facts, ["the request's hash draws: c"]);
+    }
+
+    #[test]
+    fn chance_draws_where_nothing_known_is_hashed() {
+        let cookie = json!({"cookie": {"name": "s", "ttl": "60s"}});
+        let drawn = |policy: &Value, seed| at_proxy(policy.clone(), "/", &[], seed).logged;
+        // A cookie that is yet to be given away is made of the client's port.
+        assert_eq!(drawn(&cookie, 0).clusters, ["a", "b", "c"]);
+        let absent = json!({"header": {"header_name": "x-h"}});
+        assert_eq!(drawn(&absent, 0).clusters, ["a", "b", "c"]);
+        assert_eq!((&*drawn(&absent, 0).cluster, &*drawn(&absent, 99).cluster), ("a", "c"));
+        let brought = at_proxy(cookie, "/", &[("cookie", "s=1")], 0).logged;
+        assert!(brought.clusters.is_empty(), "{brought:?}");
+    }
 }

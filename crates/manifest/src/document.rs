@@ -135,18 +135,19 @@ impl Document {
         serde_path_to_error::deserialize(&self.value).map_err(|error| self.decode_error("", &error))
     }
 
-    /// Decodes one top-level field such as `spec`, reading explicit nulls as unset fields, as
-    /// golang/protobuf's jsonpb does for Istio's kinds. A missing field decodes as an empty object.
+    /// Decodes one top-level field such as `spec`, which is an object. A missing one, or null, decodes as an empty object.
     ///
     /// # Errors
     /// When a field has the wrong type; the error names it and its line.
     pub fn decode_field<T: DeserializeOwned>(&self, field: &str) -> Result<T, Error> {
         let empty = Value::Object(serde_json::Map::new());
         let value = match self.value.get(field) {
-            None | Some(Value::Null) => Cow::Owned(empty),
-            Some(value) => without_nulls(value),
+            None | Some(Value::Null) => &empty,
+            Some(value @ Value::Object(_)) => value,
+            // What serde derives would take a list for the fields in their order.
+            Some(other) => return Err(self.error(field, format!("expected an object, found {}", type_name(other)))),
         };
-        serde_path_to_error::deserialize(value.as_ref()).map_err(|error| self.decode_error(field, &error))
+        serde_path_to_error::deserialize(value).map_err(|error| self.decode_error(field, &error))
     }
 
     /// An error about the field at `path`; its position is that of the deepest part of the path that
@@ -285,25 +286,16 @@ fn other_spelling(key: &str) -> String {
     out
 }
 
-/// The value without object fields that are null. Nulls in arrays stay, since they hold a place.
-pub fn without_nulls(value: &Value) -> Cow<'_, Value> {
-    fn has_null(value: &Value) -> bool {
-        match value {
-            Value::Object(fields) => fields.values().any(|v| v.is_null() || has_null(v)),
-            Value::Array(items) => items.iter().any(has_null),
-            _ => false,
-        }
+/// What a value is, for messages.
+pub(crate) fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
     }
-    fn strip(value: &Value) -> Value {
-        match value {
-            Value::Object(fields) => {
-                Value::Object(fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), strip(v))).collect())
-            }
-            Value::Array(items) => Value::Array(items.iter().map(strip).collect()),
-            other => other.clone(),
-        }
-    }
-    if has_null(value) { Cow::Owned(strip(value)) } else { Cow::Borrowed(value) }
 }
 
 #[cfg(test)]
@@ -319,11 +311,5 @@ mod tests {
         );
         assert_eq!(steps(""), []);
         assert_eq!(steps("..[[x"), [key("[x")]);
-    }
-
-    #[test]
-    fn nulls_are_unset_but_hold_their_place_in_arrays() {
-        let value = serde_json::json!({"a": null, "b": [null, {"c": null}]});
-        assert_eq!(without_nulls(&value).into_owned(), serde_json::json!({"b": [null, {}]}));
     }
 }

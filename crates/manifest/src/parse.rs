@@ -9,7 +9,7 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use serde_saphyr::{DuplicateKeyPolicy, Location, Spanned};
 
-use crate::document::{Mark, Marks};
+use crate::document::{Mark, Marks, type_name};
 use crate::{ALIAS_EVENTS_LIMIT, Document, Error};
 
 /// Documents of one file.
@@ -190,17 +190,6 @@ fn syntax_error(file: &Path, error: &serde_saphyr::Error) -> Error {
 
 fn mark(location: Location) -> Mark {
     Mark { line: location.line() as u32, column: location.column() as u32 }
-}
-
-fn type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// A JSON value with the marks of what is inside it, if it is `MARKED`.

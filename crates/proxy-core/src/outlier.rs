@@ -16,10 +16,10 @@ use crate::random::Random;
 use crate::rejected::{Compiled, Invalid, refuse};
 use crate::runtime::{Live, Runtime};
 
-/// A compiled `config.cluster.v3.OutlierDetection`.
+/// A compiled `config.cluster.v3.OutlierDetection`. Times are in milliseconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutlierConfig {
-    /// Times are in milliseconds. Between looks at all hosts:
+    /// Between looks at all hosts.
     interval: Live<u64>,
     base_ejection: Live<u64>,
     max_ejection: Live<u64>,

@@ -70,21 +70,24 @@ fn what_is_wrong_is_named_with_its_line() {
 }
 
 #[test]
-fn decoding_names_the_field_and_reads_nulls_as_unset() {
-    #[derive(Debug, serde::Deserialize)]
+fn decoding_names_the_field() {
+    #[derive(Debug, Default, serde::Deserialize)]
     #[serde(default)]
-    #[derive(Default)]
     struct Spec {
         number: u32,
         list: Vec<u32>,
     }
-    let document = one(&format!("{HEAD}spec:\n  number: null\n  list:\n  - 1\n  - x\n"));
+    let document = one(&format!("{HEAD}spec:\n  number: 1\n  list:\n  - 1\n  - x\n"));
     let error = document.decode_field::<Spec>("spec").unwrap_err();
     assert_eq!((error.line, error.field.as_deref()), (9, Some("spec.list[1]")));
-    let document = one(&format!("{HEAD}spec: {{number: null, list: [1]}}\n"));
+    let document = one(&format!("{HEAD}spec: {{number: 2, list: [1]}}\n"));
     let spec = document.decode_field::<Spec>("spec").unwrap();
-    assert_eq!((spec.number, spec.list), (0, vec![1]));
-    assert_eq!(one(HEAD).decode_field::<Spec>("spec").unwrap().number, 0);
+    assert_eq!((spec.number, spec.list), (2, vec![1]));
+    for nothing in ["", "spec: null\n"] {
+        assert_eq!(one(&format!("{HEAD}{nothing}")).decode_field::<Spec>("spec").unwrap().number, 0);
+    }
+    let error = one(&format!("{HEAD}spec: [2, [1]]\n")).decode_field::<Spec>("spec").unwrap_err();
+    assert_eq!((error.field.as_deref(), &*error.message), (Some("spec"), "expected an object, found a list"));
 }
 
 #[test]

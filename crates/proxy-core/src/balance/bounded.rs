@@ -26,6 +26,8 @@ impl Bound {
     }
 
     /// The host itself, or another one if it has too much to do; always the same ones for a hash, in the same order.
+    ///
+    /// Looks at every host of the cluster for each request, as all proxies' connections to a host count only on the host.
     pub(super) fn choose(&self, host: Arc<Host>, hash: u64) -> Arc<Host> {
         let under_way: u64 = self.all.iter().map(|host| u64::from(active(host))).sum();
         let slots = ((under_way + 1) * u64::from(self.factor)).div_ceil(100);
