@@ -34,11 +34,6 @@ impl Draining {
         scope.get_or_init(Instant::now);
     }
 
-    /// Whether all listeners drain.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.all.get().is_some()
-    }
-
     /// Whether a connection is to end with its next answer (Envoy `DrainManagerImpl::drainClose`).
     pub(crate) fn ends(&self, direction: Direction, random: &mut Random) -> bool {
         let inbound = self.inbound.get().filter(|_| direction == Direction::Inbound);
@@ -64,10 +59,8 @@ mod tests {
         assert!(!at_once.ends(Direction::Outbound, &mut random));
         at_once.begin(true);
         assert!(at_once.ends(Direction::Inbound, &mut random) && !at_once.ends(Direction::Outbound, &mut random));
-        assert!(!at_once.has_begun());
         let slowly = Draining::new(DrainStrategy::Gradual, Duration::from_secs(3600));
         slowly.begin(false);
-        assert!(slowly.has_begun());
         assert!((0..100).filter(|_| slowly.ends(Direction::Inbound, &mut random)).count() < 50);
         let over = Draining::new(DrainStrategy::Gradual, Duration::ZERO);
         over.begin(false);

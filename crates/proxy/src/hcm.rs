@@ -57,10 +57,12 @@ pub(crate) struct Http {
     requests: Cell<u32>,
     /// Requests that their client took back at once.
     premature_resets: Cell<u32>,
-    /// An idle or old connection says so with its next answer, and ends after the drain timeout.
-    ending: Cell<bool>,
-    /// It was told to end because its listener drains.
+    /// Since when it says with each answer that it ends, because it idled, grew old or drains; it does after the drain timeout.
+    ending: Cell<Option<Instant>>,
+    /// It ends because its listener drains.
     drained: Cell<bool>,
+    /// Wakes what is to tell an HTTP/2 client so.
+    told: tokio::sync::Notify,
     /// `max_connection_duration` passed and was counted.
     aged: Cell<bool>,
     /// Requests under way.
@@ -86,7 +88,7 @@ impl Http {
     /// True when this connection should end after the current request.
     fn closing(&self) -> bool {
         let worn = self.config.max_requests_per_connection.is_some_and(|max| self.requests.get() >= max);
-        worn || self.ending.get() || self.draining()
+        worn || self.ending.get().is_some() || self.draining()
     }
 
     fn draining(&self) -> bool {
@@ -97,9 +99,17 @@ impl Http {
             || shared.health_failed.load(std::sync::atomic::Ordering::Relaxed)
             || shared.draining.ends(self.listener.direction, &mut self.worker.random.borrow_mut());
         if ends {
-            self.drained.set(true);
+            self.drain();
         }
         ends
+    }
+
+    /// Has the connection end because its listener drains.
+    fn drain(&self) {
+        if !self.drained.replace(true) {
+            self.stats.downstream_cx_drain_close.inc();
+            self.told.notify_one();
+        }
     }
 
     fn too_old(&self) -> bool {
@@ -169,8 +179,9 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         since: Instant::now(),
         requests: Cell::new(0),
         premature_resets: Cell::new(0),
-        ending: Cell::new(false),
+        ending: Cell::new(None),
         drained: Cell::new(false),
+        told: tokio::sync::Notify::new(),
         aged: Cell::new(false),
         active: Cell::new(0),
         unanswered: Cell::new(false),

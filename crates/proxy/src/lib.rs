@@ -20,6 +20,7 @@ mod downstream;
 mod drain;
 mod ejection;
 mod export;
+mod frames;
 #[cfg(test)]
 mod fuzz;
 mod h1;

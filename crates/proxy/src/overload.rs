@@ -109,7 +109,7 @@ pub(crate) fn admit(
         stats.downstream_cx_overload_reject.inc();
         return None;
     }
-    let mut admitted = Admitted { all: None, _own: None };
+    let mut admitted = Admitted { all: None, own: None };
     let monitored = overload.and_then(|overload| overload.config.max_connections.as_ref());
     let most = monitored.map(|(_, most)| *most).or_else(|| Some(shared.connection_limit.get()?.get()));
     if let Some(most) = most.filter(|_| !listener.ignore_connection_limit) {
@@ -123,8 +123,8 @@ pub(crate) fn admit(
         }
         admitted.all = Some(shared.clone());
     }
-    admitted._own = listener.open();
-    if admitted._own.is_none() {
+    admitted.own = listener.open();
+    if admitted.own.is_none() {
         stats.downstream_cx_overflow.inc();
         return None;
     }
@@ -135,7 +135,7 @@ pub(crate) fn admit(
 pub(crate) struct Admitted {
     all: Option<Arc<Shared>>,
     /// Of its listener.
-    _own: Option<OpenConnection>,
+    own: Option<OpenConnection>,
 }
 
 impl Drop for Admitted {

@@ -35,7 +35,7 @@ pub(crate) struct Shared {
     pub(crate) health_failed: AtomicBool,
     /// What is done when resources run short, if the bootstrap says anything about that.
     pub(crate) overload: OnceLock<Arc<crate::overload::Overload>>,
-    /// Downstream connections in sum, counted where they are limited.
+    /// Downstream connections in sum, but for listeners that `ignore_global_conn_limit`.
     pub(crate) connections: AtomicU64,
     /// Their limit, if only the runtime says one.
     pub(crate) connection_limit: OnceLock<Live<u64>>,

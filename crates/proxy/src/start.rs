@@ -71,7 +71,6 @@ pub enum StartError {
 
 /// A running proxy. Dropping it ends the proxy.
 pub struct Handle {
-    shared: Arc<Shared>,
     control: Arc<Mutex<Control>>,
     tasks: Mutex<JoinSet<()>>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
@@ -122,11 +121,6 @@ impl Handle {
             let _ = thread.join();
         }
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
-    }
-
-    /// What the shared state counts, for tests.
-    pub fn is_draining(&self) -> bool {
-        self.shared.draining.has_begun()
     }
 }
 
@@ -223,7 +217,7 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
         let extra = std::mem::take(&mut options.extra);
         xds::start(&mut tasks, settings.ads.as_ref(), &control, options.ads.take(), extra);
     }
-    Ok(Handle { shared, control, tasks: Mutex::new(tasks), threads: Mutex::new(threads), admin })
+    Ok(Handle { control, tasks: Mutex::new(tasks), threads: Mutex::new(threads), admin })
 }
 
 /// The address this machine uses towards others. Connecting a UDP socket sends nothing.

@@ -11,8 +11,8 @@ pub(crate) use istio::{ArcStrOrUnknown, Computed, Flags, IstioStats, Peer, Reque
 pub(crate) use registry::{Entry, Kind, Registry, Sample, Scope};
 pub(crate) use render::{json, prometheus, text};
 pub(crate) use scopes::{
-    ClusterStats, HttpStats, ListenerHttpStats, ListenerStats, Named, OfManager, OfThread, PlainStats, TcpStats,
-    ssl_zero,
+    ClusterStats, HTTP2_CODEC, HttpStats, ListenerHttpStats, ListenerStats, Named, OfManager, OfThread, PlainStats,
+    TcpStats, ssl_zero,
 };
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

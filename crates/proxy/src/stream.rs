@@ -52,11 +52,26 @@ pub(crate) enum RecvBody {
 pub(crate) struct H2Recv {
     stream: h2::RecvStream,
     data_done: bool,
+    /// The status allows no body.
+    bodiless: bool,
 }
 
 impl RecvBody {
     pub(crate) fn h2(stream: h2::RecvStream) -> Self {
-        if stream.is_end_stream() { RecvBody::Empty } else { RecvBody::H2(H2Recv { stream, data_done: false }) }
+        Self::of_h2(stream, false)
+    }
+
+    /// What follows the head of a 204 or 304: a body is an error.
+    pub(crate) fn h2_bodiless(stream: h2::RecvStream) -> Self {
+        Self::of_h2(stream, true)
+    }
+
+    fn of_h2(stream: h2::RecvStream, bodiless: bool) -> Self {
+        if stream.is_end_stream() {
+            RecvBody::Empty
+        } else {
+            RecvBody::H2(H2Recv { stream, data_done: false, bodiless })
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -90,6 +105,9 @@ impl H2Recv {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         if !self.data_done {
             match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) if self.bodiless && !data.is_empty() => {
+                    return Poll::Ready(Some(Err(BodyError::Protocol("http2.violation.of.messaging.rule"))));
+                }
                 Some(Ok(data)) => {
                     // Capacity goes back at once; what waits downstream of here is bounded by the send side.
                     let _ = self.stream.flow_control().release_capacity(data.len());
@@ -165,16 +183,23 @@ pub(crate) struct H2Send {
     trailers: Option<http::HeaderMap>,
     ending: bool,
     ended: bool,
+    /// Its head waits for the connection's task, and it gets no capacity before.
+    opening: bool,
 }
 
 impl SendBody {
     pub(crate) fn h2(stream: h2::SendStream<Bytes>) -> Self {
-        SendBody::H2(H2Send { stream, pending: VecDeque::new(), len: 0, trailers: None, ending: false, ended: false })
+        SendBody::H2(H2Send::new(stream))
+    }
+
+    /// A stream that a request has just opened.
+    pub(crate) fn h2_opening(stream: h2::SendStream<Bytes>) -> Self {
+        SendBody::H2(H2Send { opening: true, ..H2Send::new(stream) })
     }
 
     /// A stream whose head already ended it; kept for resets.
     pub(crate) fn h2_ended(stream: h2::SendStream<Bytes>) -> Self {
-        SendBody::H2(H2Send { stream, pending: VecDeque::new(), len: 0, trailers: None, ending: true, ended: true })
+        SendBody::H2(H2Send { ending: true, ended: true, ..H2Send::new(stream) })
     }
 
     /// Queues one frame.
@@ -271,13 +296,23 @@ impl SendBody {
 }
 
 impl H2Send {
+    fn new(stream: h2::SendStream<Bytes>) -> Self {
+        Self { stream, pending: VecDeque::new(), len: 0, trailers: None, ending: false, ended: false, opening: false }
+    }
+
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        // What is at hand with the head leaves with it, in one write: the crate keeps it until there is capacity. That
+        // is not more than a pump gathers.
+        let opening = std::mem::take(&mut self.opening);
         while self.len > 0 {
             if self.ended {
                 return Poll::Ready(Err(BodyError::Closed));
             }
-            self.stream.reserve_capacity(self.len);
-            let mut room = self.stream.capacity();
+            let mut room = self.len;
+            if !opening {
+                self.stream.reserve_capacity(self.len);
+                room = self.stream.capacity();
+            }
             while room == 0 {
                 match ready!(self.stream.poll_capacity(cx)) {
                     Some(Ok(n)) => room = n,
@@ -363,5 +398,43 @@ impl Pump {
             }
         }
         sink.poll_flush(cx).map_err(PumpError::Sink)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Batch;
+    use crate::io::{Io, Raw};
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::task::Waker;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+
+    #[tokio::test]
+    async fn a_body_at_hand_leaves_with_its_head() {
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        let (batch, outlet) = Batch::new(Io::Raw(Raw::Unix(ours)), true);
+        let builder = h2::client::Builder::new();
+        let (mut send, mut connection) = builder.handshake::<_, Bytes>(batch).await.unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut turn = || {
+            assert!(Pin::new(&mut connection).poll(&mut cx).is_pending());
+            outlet.poll_out(&mut cx);
+        };
+        turn();
+        let mut preface = [0; 256];
+        assert!(peer.read(&mut preface).await.unwrap() > 24);
+        let request = http::Request::post("http://t/").body(()).unwrap();
+        let (_answer, stream) = send.send_request(request, false).unwrap();
+        let mut body = SendBody::h2_opening(stream);
+        body.push(Frame::Data(Bytes::from_static(b"abc")));
+        body.end(false);
+        assert!(body.poll_flush(&mut Context::from_waker(Waker::noop())).is_ready());
+        turn();
+        let mut got = [0; 256];
+        let n = peer.read(&mut got).await.unwrap();
+        assert_eq!((got[3], &got[n - 3..n]), (1, &b"abc"[..]), "HEADERS and DATA in one write");
     }
 }

@@ -2,6 +2,7 @@
 
 mod connect;
 mod h2_pool;
+mod h2_watch;
 mod pool;
 mod request;
 

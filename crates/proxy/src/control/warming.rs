@@ -82,7 +82,8 @@ impl Control {
             }
             Awaited::ClusterSecrets(entry) => {
                 let Some(entry) = entry.upgrade() else { return };
-                if !entry.has_secrets.swap(true, Ordering::AcqRel) {
+                let current = self.warming.get(&entry.cluster.name).is_some_and(|c| Arc::ptr_eq(c, &entry));
+                if current && !entry.has_secrets.swap(true, Ordering::AcqRel) {
                     tracing::warn!(
                         cluster = &*entry.cluster.name,
                         "secrets did not come in time; going on without them"
@@ -93,19 +94,20 @@ impl Control {
             Awaited::Routes(entry) => {
                 let Some(entry) = entry.upgrade() else { return };
                 entry.no_more_routes.store(true, Ordering::Relaxed);
-                self.start_late(&entry.listener.name, "routes did not come in time; going on without them");
+                self.start_late(&entry, "routes did not come in time; going on without them");
             }
             Awaited::Secrets(entry) => {
                 let Some(entry) = entry.upgrade() else { return };
                 entry.no_more_secrets.store(true, Ordering::Relaxed);
-                self.start_late(&entry.listener.name, "secrets did not come in time; going on without them");
+                self.start_late(&entry, "secrets did not come in time; going on without them");
             }
         }
     }
 
-    /// Starts the listeners that have waited for long enough.
-    fn start_late(&mut self, name: &ArcStr, why: &str) {
-        if self.warming_listeners.contains_key(name) {
+    /// Starts a listener that has waited for long enough, unless another has come in its place.
+    fn start_late(&mut self, entry: &Arc<ListenerEntry>, why: &str) {
+        let name = &entry.listener.name;
+        if self.warming_listeners.get(name).is_some_and(|current| Arc::ptr_eq(current, entry)) {
             tracing::warn!(listener = &**name, "{why}");
             self.start_listeners();
         }

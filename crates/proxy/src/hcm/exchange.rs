@@ -571,6 +571,7 @@ impl Exchange {
                 self.http.premature_resets.set(self.http.premature_resets.get() + 1);
             }
             self.http.stats.downstream_rq_rx_reset.inc();
+            self.http.worker.named_stats().inc("http2.rx_reset");
             self.info.flags.insert(ResponseFlags::DOWNSTREAM_RESET);
             self.info.response_code_details = Some("http2.remote_reset".into());
         } else {
@@ -600,12 +601,7 @@ impl Exchange {
             super::span::answer_head(self, &mut headers);
         }
         hcm::conform_response(&http.config, &mut headers, &self.request, tunnel);
-        if http.closing() || http.too_old() {
-            if http.draining() {
-                http.stats.downstream_cx_drain_close.inc();
-            }
-            self.answer.close_after();
-        } else if self.ends_for_overload() {
+        if http.closing() || http.too_old() || self.ends_for_overload() {
             self.answer.close_after();
         }
         if !headers.contains("date") {
@@ -784,10 +780,24 @@ fn http_counts_messages(http: &Http) -> bool {
 /// Logs an HTTP/2 message that the codec refused.
 pub(crate) fn malformed(http: &Rc<Http>, details: &'static str) {
     let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
+    http.worker.named_stats().inc("http2.rx_messaging_error");
     http.stats.downstream_rq_total.inc();
     http.stats.downstream_rq_rx_reset.inc();
     info.protocol = Some(HttpProtocol::Http2);
     info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+    info.response_code_details = Some(details.into());
+    log_without_request(http, info);
+}
+
+/// Logs an HTTP/2 request whose head did not arrive in time.
+pub(crate) fn late_head(http: &Rc<Http>, details: &'static str) {
+    let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
+    http.stats.downstream_rq_total.inc();
+    http.stats.downstream_rq_rx_reset.inc();
+    info.protocol = Some(HttpProtocol::Http2);
+    if details == "stream_idle_timeout" {
+        info.flags.insert(ResponseFlags::STREAM_IDLE_TIMEOUT);
+    }
     info.response_code_details = Some(details.into());
     log_without_request(http, info);
 }

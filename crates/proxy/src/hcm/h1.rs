@@ -14,7 +14,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 
 pub(super) async fn serve(http: Rc<Http>, io: Io) {
@@ -116,7 +116,7 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
             if !(keep_alive && http.drained.get()) {
                 return End::Clean;
             }
-            http.ending.set(true);
+            http.ending.set(http.ending.get().or_else(|| Some(Instant::now())));
         }
     }
 }
@@ -204,7 +204,9 @@ async fn wait_for_request(
     timers.set(Deadline::Idle, http.config.idle_timeout);
     let left = |max: Duration| max.saturating_sub(http.since.elapsed());
     timers.set(Deadline::Stream, http.config.max_connection_duration.filter(|_| !http.aged.get()).map(left));
-    timers.set(Deadline::Global, http.ending.get().then_some(http.config.drain_timeout));
+    // From when the end was first announced: a client that goes on asking does not put it off.
+    let left = |since: Instant| http.config.drain_timeout.saturating_sub(since.elapsed());
+    timers.set(Deadline::Global, http.ending.get().map(left));
     loop {
         let passed = tokio::select! {
             biased;
@@ -224,7 +226,8 @@ async fn wait_for_request(
         if first {
             return Waited::End;
         }
-        if !http.ending.replace(true) {
+        if http.ending.get().is_none() {
+            http.ending.set(Some(Instant::now()));
             timers.set(Deadline::Global, Some(http.config.drain_timeout));
         }
     }

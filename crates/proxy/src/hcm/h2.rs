@@ -12,13 +12,16 @@ use crate::batch::Batch;
 use crate::h1::UnderscoreAction;
 use crate::io::Io;
 use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
+use crate::stats::{Counter, HTTP2_CODEC};
 use crate::stream::{RecvBody, push_map};
 use bytes::Bytes;
 use guard::{Guard, Settings, Switch};
 use proxy_core::Headers;
 use proxy_core::stream_info::HttpProtocol;
+use std::future::Future;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Resets of its own streams that a peer may pile up before the connection ends (CVE-2023-44487).
@@ -62,10 +65,12 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
     };
     let stream_errors = options.stream_error_on_invalid_message || http.config.stream_error_on_invalid_message;
     let (io, outlet) = Batch::new(io, false);
-    let guard = Guard::new(io, settings, flood::Limits::of(options), stream_errors, http.config.drain_timeout);
+    http.worker.named_stats().touch_all(&HTTP2_CODEC);
+    let limits = flood::Limits::of(options);
+    let guard = Guard::new(io, settings, limits, stream_errors, http.config.drain_timeout, Some(http.worker.clone()));
     let switch = guard.switch();
     let handshake = builder.handshake::<Guard, Bytes>(guard);
-    let mut connection = match tokio::time::timeout(std::time::Duration::from_secs(10), handshake).await {
+    let mut connection = match tokio::time::timeout(Duration::from_secs(10), handshake).await {
         Ok(Ok(connection)) => connection,
         _ => {
             http.stats.downstream_cx_protocol_error.inc();
@@ -79,7 +84,6 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
         outlet.tell(pulse.clone());
         Some(Pinger::new(keepalive, connection.ping_pong()?, pulse, http.worker.clone()))
     });
-    http.worker.named_stats().touch(KEEPALIVE_TIMEOUT);
     let mut draining = false;
     let idle = http.config.idle_timeout;
     let mut idle_since = Instant::now();
@@ -118,6 +122,16 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
             }
             polled
         });
+        let mut pause = None;
+        let late = std::future::poll_fn(|cx| {
+            let owed = switch.head_since().and_then(|since| Some((since, head_timeout(http)?)));
+            let Some((since, (after, details, counter))) = owed else {
+                pause = None;
+                return Poll::Pending;
+            };
+            let sleep = pause.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(since + after)));
+            sleep.as_mut().poll(cx).map(|()| (details, counter))
+        });
         let silent = std::future::poll_fn(|cx| pinger.as_mut().map_or(Poll::Pending, |pinger| pinger.poll(cx)));
         tokio::select! {
             biased;
@@ -155,6 +169,14 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
                 switch.cut();
                 return switch;
             }
+            (details, counter) = late => {
+                // DIFFERS: Envoy answers 408 to such a stream, of which the crate does not know; its peer can say nothing
+                // more before the rest of the head, so that the connection is of no use.
+                counter.inc();
+                exchange::late_head(http, details);
+                switch.cut();
+                return switch;
+            }
             () = idle_end => {
                 if http.active.get() == 0 && !draining {
                     http.stats.downstream_cx_idle_timeout.inc();
@@ -167,13 +189,32 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
                 draining = true;
                 connection.graceful_shutdown();
             }
-            () = super::drained(http), if !draining => {
-                http.stats.downstream_cx_drain_close.inc();
+            () = told_to_drain(http), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
             }
         }
     }
+}
+
+/// Resolves when the client is to be told that the connection ends because its listener drains.
+async fn told_to_drain(http: &Http) {
+    tokio::select! {
+        () = super::drained(http) => http.drain(),
+        () = http.told.notified() => {}
+    }
+}
+
+/// How long a head may take, what it is to be called when it takes longer, and where that is counted.
+fn head_timeout(http: &Http) -> Option<(Duration, &'static str, &Counter)> {
+    let (config, stats) = (&http.config, &http.stats);
+    let timeouts = [
+        (config.request_headers_timeout, "request_header_timeout", &stats.downstream_rq_header_timeout),
+        (config.stream_idle_timeout, "stream_idle_timeout", &stats.downstream_rq_idle_timeout),
+        (config.request_timeout, "request_overall_timeout", &stats.downstream_rq_timeout),
+        (config.max_stream_duration, "max_duration_timeout", &stats.downstream_rq_max_duration_reached),
+    ];
+    timeouts.into_iter().filter_map(|(after, details, counter)| Some((after?, details, counter))).min_by_key(|t| t.0)
 }
 
 /// Starts the exchange of one stream.
@@ -274,16 +315,22 @@ fn fault(request: &http::Request<h2::RecvStream>) -> Option<&'static str> {
 /// Limits and names that the codec of Envoy checks.
 fn check(http: &Http, headers: &mut Headers) -> Result<(), &'static str> {
     let limits = http.head_limits();
+    let stats = http.worker.named_stats();
     if headers.byte_size() > limits.bytes {
+        stats.inc("http2.header_overflow");
         return Err("http2.header_list_size_too_large");
     }
     if headers.iter_regular().count() > limits.fields {
+        stats.inc("http2.header_overflow");
         return Err("http2.too_many_headers");
     }
     if limits.underscores != UnderscoreAction::Allow && headers.iter_regular().any(|(n, _)| n.contains(&b'_')) {
         if limits.underscores == UnderscoreAction::Reject {
+            stats.inc("http2.requests_rejected_with_underscores_in_headers");
             return Err("http2.unexpected_underscore");
         }
+        let dropped = headers.iter_regular().filter(|(name, _)| name.contains(&b'_')).count();
+        stats.add("http2.dropped_headers_with_underscores", dropped as u64);
         headers.retain(|name, _| !name.contains(&b'_'));
     }
     Ok(())

@@ -339,7 +339,14 @@ async fn tries(
                 };
                 plan.cluster.on_result(&host, result, &worker);
                 match why {
-                    Why::Stream(Failure::Protocol(_)) => stats.upstream_cx_protocol_error.inc(),
+                    Why::Stream(Failure::Protocol(_) | Failure::Blamed) => {
+                        if exchange.info.upstream.protocol == Some(HttpProtocol::Http2) {
+                            stats.upstream_rq_tx_reset.inc();
+                        }
+                        if matches!(why, Why::Stream(Failure::Protocol(_))) {
+                            stats.upstream_cx_protocol_error.inc();
+                        }
+                    }
                     Why::Stream(Failure::Reset) => stats.upstream_rq_rx_reset.inc(),
                     _ => {}
                 }

@@ -90,6 +90,22 @@ fn visit_codes(prefix: &str, codes: &Codes, f: &mut dyn FnMut(&str, Sample)) {
     }
 }
 
+/// What Envoy's HTTP/2 codec counts, for all listeners and per cluster, as far as it is counted here: all of these exist
+/// once there was a connection.
+pub(crate) const HTTP2_CODEC: [&str; 11] = [
+    "http2.dropped_headers_with_underscores",
+    "http2.header_overflow",
+    "http2.inbound_empty_frames_flood",
+    "http2.inbound_priority_frames_flood",
+    "http2.inbound_window_update_frames_flood",
+    "http2.keepalive_timeout",
+    "http2.outbound_control_flood",
+    "http2.requests_rejected_with_underscores_in_headers",
+    "http2.rx_messaging_error",
+    "http2.rx_reset",
+    "http2.tx_reset",
+];
+
 /// Counters and gauges with names that come from configuration or requests (`fault.*`, `grpc.*`): few, made on first use.
 #[derive(Debug, Default)]
 pub(crate) struct Named {
@@ -118,6 +134,16 @@ impl Named {
         let mut map = self.counters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if !map.contains_key(name) {
             map.insert(name.to_owned(), 0);
+        }
+    }
+
+    /// Makes several counters exist at 0.
+    pub(crate) fn touch_all(&self, names: &[&str]) {
+        let mut map = self.counters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for name in names {
+            if !map.contains_key(*name) {
+                map.insert((*name).to_owned(), 0);
+            }
         }
     }
 

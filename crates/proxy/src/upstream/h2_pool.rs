@@ -1,11 +1,12 @@
 //! HTTP/2 connections of a pool: each shared by many requests, opened one at a time.
 
 use super::connect::{ConnectError, ConnectionFacts, open};
+use super::h2_watch::{Fate, Watch};
 use super::pool::{Counted, Pool};
 use crate::batch::Batch;
 use crate::io::Io;
 use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
-use crate::stats::ClusterStats;
+use crate::stats::{ClusterStats, HTTP2_CODEC};
 use bytes::Bytes;
 use proxy_core::Host;
 use proxy_core::circuit::Resource;
@@ -14,7 +15,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -40,8 +41,10 @@ struct Inner {
     max_streams: u32,
     /// Bytes and number of an answer's fields.
     max_head: (u32, u32),
-    /// Set by the driver when the connection ended, or when it may take no more requests.
-    closed: Rc<Cell<bool>>,
+    /// Whether it may take more requests.
+    fate: Rc<Fate>,
+    /// Malformed answers end their stream only.
+    stream_errors: bool,
     idle_since: Cell<Instant>,
     opened: Instant,
     /// How many times the host had failed when it was made.
@@ -56,23 +59,43 @@ struct Inner {
 /// A request's share of a connection.
 pub(crate) struct H2Connection {
     inner: Rc<Inner>,
+    send: h2::client::SendRequest<Bytes>,
 }
 
 impl H2Connection {
-    fn new(inner: &Rc<Inner>) -> Self {
+    /// `None` when it takes no more requests.
+    fn new(inner: &Rc<Inner>) -> Option<Self> {
+        if inner.fate.is_closed() {
+            return None;
+        }
+        let mut send = inner.send.clone();
+        // A handle that has sent nothing waits for nothing: this only finds connections that have ended.
+        if let Poll::Ready(Err(_)) = send.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            inner.fate.close();
+            return None;
+        }
         inner.streams.set(inner.streams.get() + 1);
         inner.requests.set(inner.requests.get() + 1);
         if let Some((pulse, idle)) = &inner.pulse {
             pulse.ask_after(*idle);
         }
         if inner.max_requests.is_some_and(|max| inner.requests.get() >= max) {
-            inner.closed.set(true);
+            inner.fate.close();
         }
-        Self { inner: inner.clone() }
+        Some(Self { inner: inner.clone(), send })
     }
 
-    pub(crate) fn send(&self) -> h2::client::SendRequest<Bytes> {
-        self.inner.send.clone()
+    /// Queues a request's head.
+    pub(super) fn send(
+        &mut self,
+        request: http::Request<()>,
+        end: bool,
+    ) -> Result<(h2::client::ResponseFuture, h2::SendStream<Bytes>), h2::Error> {
+        let sent = self.send.send_request(request, end);
+        if sent.is_err() {
+            self.inner.fate.close();
+        }
+        sent
     }
 
     pub(super) fn stats(&self) -> &ClusterStats {
@@ -89,9 +112,13 @@ impl H2Connection {
         headers.byte_size() <= bytes as usize && headers.len() <= fields as usize
     }
 
-    /// The connection broke the protocol or said GOAWAY: nobody else should use it.
-    pub(crate) fn poison(&self) {
-        self.inner.closed.set(true);
+    /// An answer is malformed. As Envoy, the connection ends with it, unless only streams are to
+    /// (`override_stream_error_on_invalid_http_message`).
+    pub(super) fn blame(&self) {
+        self.inner.stats.other.inc("http2.rx_messaging_error");
+        if !self.inner.stream_errors {
+            self.inner.fate.cut();
+        }
     }
 }
 
@@ -110,8 +137,8 @@ impl H2Pool {
     pub(super) fn ready(&self, host: &Host) -> Option<H2Connection> {
         let mut connections = self.connections.borrow_mut();
         // A host that failed since is not trusted with the same connections.
-        connections.retain(|c| !c.closed.get() && c.failures == host.state.failures());
-        connections.iter().find(|c| c.streams.get() < c.max_streams).map(H2Connection::new)
+        connections.retain(|c| !c.fate.is_closed() && c.failures == host.state.failures());
+        connections.iter().filter(|c| c.streams.get() < c.max_streams).find_map(H2Connection::new)
     }
 
     /// Opens one, or waits for the one that is being opened.
@@ -162,7 +189,9 @@ impl H2Pool {
             .max_send_buffer_size(256 * 1024);
         let failed = |e: h2::Error| ConnectError { timeout: false, reason: format!("{e}") };
         let (io, outlet) = Batch::new(io, true);
-        let (send, mut connection) = builder.handshake(io).await.map_err(failed)?;
+        let fate = Fate::new(pool.cluster.stats.clone());
+        let watch = Watch::new(io, fate.clone());
+        let (send, mut connection) = builder.handshake(watch).await.map_err(failed)?;
         let mut pulse = None;
         let mut pinger = options.keepalive.and_then(|keepalive| {
             let own = Pulse::new();
@@ -171,16 +200,16 @@ impl H2Pool {
             Some(Pinger::new(keepalive, connection.ping_pong()?, own, pool.worker.clone()))
         });
         let stats = pool.cluster.stats.clone();
-        stats.other.touch(KEEPALIVE_TIMEOUT);
+        stats.other.touch_all(&HTTP2_CODEC);
         let streams = Rc::new(Cell::new(0));
         let busy = streams.clone();
-        let closed = Rc::new(Cell::new(false));
-        let ended = closed.clone();
+        let driver = fate.clone();
         let opened = self.opened.clone();
         // The driver owns the connection and ends with it; requests find out through their streams.
         tokio::task::spawn_local(async move {
             let counted = counted;
             let driven = std::future::poll_fn(|cx| {
+                driver.drive(cx.waker());
                 // First, so that a PING goes out before the request that wants to know.
                 if let Some(pinger) = &mut pinger
                     && pinger.poll(cx).is_ready()
@@ -192,18 +221,22 @@ impl H2Pool {
                 polled.map(Some)
             });
             let ending = driven.await;
-            counted.busy.set(busy.get() > 0);
             match ending {
-                // Somebody still holds it: it is the peer that ended it.
                 Some(result) => {
-                    counted.by_peer.set(result.is_err() || Rc::strong_count(&ended) > 1);
+                    // What the proxy ends has no request that counts: it was refused, or broke the connection itself.
+                    let by_peer = driver.is_by_peer();
+                    counted.by_peer.set(by_peer);
+                    counted.busy.set(by_peer && busy.get() > 0);
                     if let Err(e) = result {
                         tracing::debug!(error = %e, "upstream HTTP/2 connection ended");
                     }
                 }
-                None => stats.other.inc(KEEPALIVE_TIMEOUT),
+                None => {
+                    counted.busy.set(busy.get() > 0);
+                    stats.other.inc(KEEPALIVE_TIMEOUT);
+                }
             }
-            ended.set(true);
+            driver.close();
             opened.notify_waiters();
         });
         let now = Instant::now();
@@ -216,7 +249,8 @@ impl H2Pool {
             max_requests: config.max_requests_per_connection,
             max_streams: options.max_concurrent_streams,
             max_head: (config.max_response_header_bytes(false), config.max_response_headers),
-            closed,
+            fate,
+            stream_errors: options.stream_error_on_invalid_message,
             idle_since: Cell::new(now),
             opened: now,
             failures: pool.host.state.failures(),
@@ -224,7 +258,8 @@ impl H2Pool {
             room: self.opened.clone(),
             pulse,
         });
-        let handle = H2Connection::new(&inner);
+        let ended = || ConnectError { timeout: false, reason: "the connection ended at once".to_owned() };
+        let handle = H2Connection::new(&inner).ok_or_else(ended)?;
         self.connections.borrow_mut().push(inner);
         pool.cluster.sweep();
         Ok(handle)
@@ -236,9 +271,9 @@ impl H2Pool {
             let idle = c.streams.get() == 0 && timeout.is_some_and(|t| now.duration_since(c.idle_since.get()) >= t);
             if idle {
                 stats.upstream_cx_idle_timeout.inc();
-                tracing::trace!(age = ?now.duration_since(c.opened), "closing an idle HTTP/2 connection");
+                tracing::debug!(age = ?now.duration_since(c.opened), "closing an idle HTTP/2 connection");
             }
-            !idle && !c.closed.get()
+            !idle && !c.fate.is_closed()
         });
         !connections.is_empty()
     }

@@ -22,6 +22,8 @@ pub(crate) enum Failure {
     Refused,
     /// RST_STREAM with PROTOCOL_ERROR: the peer says that the request is none.
     Blamed,
+    /// RST_STREAM with CONNECT_ERROR.
+    Connect,
     /// The answer is no HTTP.
     Protocol(&'static str),
 }
@@ -32,6 +34,7 @@ impl From<BodyError> for Failure {
             BodyError::Closed => Failure::Terminated,
             BodyError::Reset(h2::Reason::REFUSED_STREAM) => Failure::Refused,
             BodyError::Reset(h2::Reason::PROTOCOL_ERROR) => Failure::Blamed,
+            BodyError::Reset(h2::Reason::CONNECT_ERROR) => Failure::Connect,
             BodyError::Reset(_) => Failure::Reset,
             BodyError::Protocol(detail) => Failure::Protocol(detail),
         }
@@ -42,9 +45,10 @@ fn h2_failure(e: &h2::Error) -> Failure {
     match e.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Failure::Refused,
         Some(h2::Reason::PROTOCOL_ERROR) if e.is_reset() && e.is_remote() => Failure::Blamed,
+        Some(h2::Reason::CONNECT_ERROR) if e.is_reset() && e.is_remote() => Failure::Connect,
         Some(_) if e.is_reset() && e.is_remote() => Failure::Reset,
-        // Beyond the last stream of a GOAWAY: not processed.
-        Some(h2::Reason::NO_ERROR) if e.is_go_away() && e.is_remote() => Failure::Refused,
+        // Beyond the last stream of a GOAWAY: not processed, whatever the GOAWAY is for.
+        Some(_) if e.is_go_away() && e.is_remote() => Failure::Refused,
         Some(h2::Reason::NO_ERROR) => Failure::Terminated,
         Some(_) if e.is_library() => Failure::Protocol("http2.violation.of.messaging.rule"),
         _ => Failure::Terminated,
@@ -102,7 +106,7 @@ impl Upstream {
     ) -> Result<Self, Failure> {
         match acquired {
             Acquired::H1(lease) => Ok(Self::start_h1(lease, headers, end, upgrade, enable_trailers)),
-            Acquired::H2(connection) => Self::start_h2(connection, headers, end).await,
+            Acquired::H2(connection) => Self::start_h2(connection, headers, end),
         }
     }
 
@@ -166,19 +170,12 @@ impl Upstream {
         }
     }
 
-    async fn start_h2(connection: H2Connection, headers: &Headers, end: bool) -> Result<Self, Failure> {
-        let mut send = connection.send().ready().await.map_err(|e| {
-            connection.poison();
-            h2_failure(&e)
-        })?;
+    fn start_h2(mut connection: H2Connection, headers: &Headers, end: bool) -> Result<Self, Failure> {
         let request = h2_request(headers).ok_or(Failure::Protocol("http2.invalid_request"))?;
-        let (future, stream) = send.send_request(request, end).map_err(|e| {
-            connection.poison();
-            h2_failure(&e)
-        })?;
+        let (future, stream) = connection.send(request, end).map_err(|e| h2_failure(&e))?;
         let facts = connection.facts().clone();
         Ok(Self {
-            send: if end { SendBody::h2_ended(stream) } else { SendBody::h2(stream) },
+            send: if end { SendBody::h2_ended(stream) } else { SendBody::h2_opening(stream) },
             response: Response::H2 { future, connection },
             facts,
             protocol: HttpProtocol::Http2,
@@ -262,12 +259,18 @@ impl Response {
                     Ok(response) => response,
                     Err(e) => {
                         let failure = h2_failure(&e);
-                        if matches!(failure, Failure::Terminated) {
-                            connection.stats().upstream_rq_pending_failure_eject.inc();
+                        match failure {
+                            Failure::Terminated => connection.stats().upstream_rq_pending_failure_eject.inc(),
+                            Failure::Protocol(_) => connection.blame(),
+                            _ => {}
                         }
                         return Poll::Ready(Err(failure));
                     }
                 };
+                if response.headers().get_all(http::header::CONTENT_LENGTH).iter().nth(1).is_some() {
+                    connection.blame();
+                    return Poll::Ready(Err(Failure::Protocol("http2.violation.of.messaging.rule")));
+                }
                 let (parts, body) = response.into_parts();
                 let mut headers = Headers::with_capacity(parts.headers.len() + 1, 512);
                 headers.set_status(parts.status.as_u16());
@@ -276,7 +279,9 @@ impl Response {
                     // Dropping the body resets the stream; Envoy calls that the peer's reset.
                     return Poll::Ready(Err(Failure::Reset));
                 }
-                let reply = Reply { status: parts.status.as_u16(), headers, body: RecvBody::h2(body), interim: false };
+                let bodiless = matches!(parts.status, http::StatusCode::NO_CONTENT | http::StatusCode::NOT_MODIFIED);
+                let body = if bodiless { RecvBody::h2_bodiless(body) } else { RecvBody::h2(body) };
+                let reply = Reply { status: parts.status.as_u16(), headers, body, interim: false };
                 if let Response::H2 { connection, .. } = std::mem::replace(self, Response::taken()) {
                     *self = Response::Taken { lease: None, reusable: false, _h2: Some(connection) };
                 }

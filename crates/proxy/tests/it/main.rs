@@ -1,8 +1,10 @@
 //! Tests of the proxy as a process and as a library.
 
 mod conformance;
+mod draining;
 mod fixture;
 mod floods;
+mod goaway;
 mod h2spec;
 mod library;
 mod logs;

@@ -1,6 +1,6 @@
 //! Frames that cost a server more than their sender, counted as Envoy counts them (`ProtocolConstraints`).
 
-use super::guard::{ACK, CONTINUATION, DATA, END_STREAM, HEADERS, Head, PING, PRIORITY, SETTINGS, WINDOW_UPDATE};
+use crate::frames::{ACK, CONTINUATION, DATA, END_STREAM, HEADERS, Head, PING, PRIORITY, SETTINGS, WINDOW_UPDATE};
 use proxy_core::cluster::Http2Options;
 
 /// Bounds of one connection (`envoy.config.core.v3.Http2ProtocolOptions`).
@@ -44,28 +44,34 @@ impl Flood {
         Self { limits, empty: 0, priority: 0, window_updates: 0, control: 0, streams: 0, data_sent: 0 }
     }
 
-    /// False: that was one too many.
-    pub(super) fn received(&mut self, head: Head) -> bool {
+    /// What there was one too many of, as its counter is named.
+    pub(super) fn received(&mut self, head: Head) -> Result<(), &'static str> {
+        let (calm, counter) = self.judge(head);
+        if calm { Ok(()) } else { Err(counter) }
+    }
+
+    fn judge(&mut self, head: Head) -> (bool, &'static str) {
         match head.kind {
             HEADERS | DATA | CONTINUATION => {
                 self.streams += u64::from(head.kind == HEADERS);
                 let ends = head.kind != CONTINUATION && head.flags & END_STREAM != 0;
                 self.empty = if head.length == 0 && !ends { self.empty + 1 } else { 0 };
-                self.empty <= self.limits.empty
+                (self.empty <= self.limits.empty, "http2.inbound_empty_frames_flood")
             }
             PRIORITY => {
                 self.priority += 1;
-                self.priority <= self.limits.priority * (1 + self.streams)
+                (self.priority <= self.limits.priority * (1 + self.streams), "http2.inbound_priority_frames_flood")
             }
             WINDOW_UPDATE => {
                 self.window_updates += 1;
-                self.window_updates <= 5 + 2 * (self.streams + self.limits.window_updates * self.data_sent)
+                let most = 5 + 2 * (self.streams + self.limits.window_updates * self.data_sent);
+                (self.window_updates <= most, "http2.inbound_window_update_frames_flood")
             }
             SETTINGS | PING if head.flags & ACK == 0 => {
                 self.control += 1;
-                self.control <= self.limits.control
+                (self.control <= self.limits.control, "http2.outbound_control_flood")
             }
-            _ => true,
+            _ => (true, ""),
         }
     }
 
@@ -89,6 +95,12 @@ pub(super) fn is_rapid_reset(premature: u32, requests: u32) -> bool {
 mod tests {
     use super::*;
 
+    impl Flood {
+        fn takes(&mut self, head: Head) -> bool {
+            self.received(head).is_ok()
+        }
+    }
+
     fn head(kind: u8, length: usize, flags: u8) -> Head {
         let [_, a, b, c] = (length as u32).to_be_bytes();
         Head::read(&[a, b, c, kind, flags, 0, 0, 0, 1])
@@ -97,19 +109,17 @@ mod tests {
     #[test]
     fn counts_are_envoys() {
         let mut flood = Flood::new(Limits::of(&Http2Options::default()));
-        assert!(flood.received(head(HEADERS, 9, 4)) && flood.received(head(DATA, 0, 0)));
-        assert!(flood.received(head(DATA, 1, 0)) && flood.received(head(DATA, 0, 0)), "not in a row");
-        assert!(!flood.received(head(DATA, 0, 0)), "two in a row");
-        assert!((0..200).all(|_| flood.received(head(PRIORITY, 5, 0))) && !flood.received(head(PRIORITY, 5, 0)));
-        assert!(
-            (0..7).all(|_| flood.received(head(WINDOW_UPDATE, 4, 0))) && !flood.received(head(WINDOW_UPDATE, 4, 0))
-        );
+        assert!(flood.takes(head(HEADERS, 9, 4)) && flood.takes(head(DATA, 0, 0)));
+        assert!(flood.takes(head(DATA, 1, 0)) && flood.takes(head(DATA, 0, 0)), "not in a row");
+        assert_eq!(flood.received(head(DATA, 0, 0)), Err("http2.inbound_empty_frames_flood"), "two in a row");
+        assert!((0..200).all(|_| flood.takes(head(PRIORITY, 5, 0))) && !flood.takes(head(PRIORITY, 5, 0)));
+        assert!((0..7).all(|_| flood.takes(head(WINDOW_UPDATE, 4, 0))) && !flood.takes(head(WINDOW_UPDATE, 4, 0)));
         (0..10).for_each(|_| flood.sent(head(DATA, 10, 0)));
-        assert!((0..199).all(|_| flood.received(head(WINDOW_UPDATE, 4, 0))));
-        assert!(!flood.received(head(WINDOW_UPDATE, 4, 0)));
-        assert!((0..1000).all(|_| flood.received(head(PING, 8, 0))) && flood.received(head(PING, 8, ACK)));
+        assert!((0..199).all(|_| flood.takes(head(WINDOW_UPDATE, 4, 0))));
+        assert!(!flood.takes(head(WINDOW_UPDATE, 4, 0)));
+        assert!((0..1000).all(|_| flood.takes(head(PING, 8, 0))) && flood.takes(head(PING, 8, ACK)));
         flood.rests();
-        assert!((0..1000).all(|_| flood.received(head(SETTINGS, 0, 0))) && !flood.received(head(SETTINGS, 0, 0)));
+        assert!((0..1000).all(|_| flood.takes(head(SETTINGS, 0, 0))) && !flood.takes(head(SETTINGS, 0, 0)));
     }
 
     #[test]

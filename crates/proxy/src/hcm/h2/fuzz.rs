@@ -40,7 +40,7 @@ async fn serve(io: UnixStream) -> usize {
     let options = Http2Options::default();
     let settings = Settings { table_size: 4096, connect: false, streams: 1024, window: 1 << 24 };
     let (io, outlet) = Batch::new(Io::Raw(Raw::Unix(io)), false);
-    let guard = Guard::new(io, settings, Limits::of(&options), false, Duration::from_secs(5));
+    let guard = Guard::new(io, settings, Limits::of(&options), false, Duration::from_secs(5), None);
     let switch = guard.switch();
     let mut builder = h2::server::Builder::new();
     let Ok(mut connection) = builder.max_header_list_size(128 * 1024).handshake::<Guard, Bytes>(guard).await else {

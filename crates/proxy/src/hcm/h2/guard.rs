@@ -6,6 +6,11 @@
 
 use super::flood::{Flood, Limits};
 use crate::batch::Batch;
+use crate::frames::{
+    ACK, CONTINUATION, DATA, END_HEADERS, Frames, GOAWAY, HEADERS, Head, PING, PRIORITY, RST_STREAM, SETTINGS,
+    WINDOW_UPDATE,
+};
+use crate::worker::Worker;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -15,21 +20,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
-
-pub(super) const DATA: u8 = 0;
-pub(super) const HEADERS: u8 = 1;
-pub(super) const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-pub(super) const SETTINGS: u8 = 4;
-pub(super) const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-pub(super) const WINDOW_UPDATE: u8 = 8;
-pub(super) const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 4;
-pub(super) const ACK: u8 = 1;
-/// The same bit in HEADERS and DATA.
-pub(super) const END_STREAM: u8 = 1;
+use tokio::time::{Instant, Sleep};
 
 const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
@@ -38,29 +29,6 @@ const FRAME_SIZE_ERROR: u32 = 6;
 
 /// What the crate's ping after its first GOAWAY carries.
 const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
-
-/// The client's preface comes before its first frame.
-const PREFACE: usize = 24;
-
-/// The head of a frame.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Head {
-    pub(super) length: usize,
-    pub(super) kind: u8,
-    pub(super) flags: u8,
-    stream: u32,
-}
-
-impl Head {
-    pub(super) fn read(bytes: &[u8; 9]) -> Self {
-        Self {
-            length: usize::from(bytes[0]) << 16 | usize::from(bytes[1]) << 8 | usize::from(bytes[2]),
-            kind: bytes[3],
-            flags: bytes[4],
-            stream: u32::from_be_bytes([bytes[5], bytes[6], bytes[7], bytes[8]]) & 0x7fff_ffff,
-        }
-    }
-}
 
 impl Head {
     /// RFC 9113, section 6: lengths that make a FRAME_SIZE_ERROR.
@@ -72,47 +40,6 @@ impl Head {
             SETTINGS => !self.length.is_multiple_of(6),
             PING => self.length != 8,
             _ => false,
-        }
-    }
-}
-
-/// Finds frames in a stream of bytes, whatever the cuts.
-#[derive(Clone, Debug, Default)]
-struct Frames {
-    /// Bytes that belong to the frame before (or the preface).
-    skip: usize,
-    head: [u8; 9],
-    have: usize,
-}
-
-impl Frames {
-    /// Whether a frame has just ended.
-    fn is_between(&self) -> bool {
-        self.skip == 0 && self.have == 0
-    }
-
-    /// Calls `found` with each frame's head and where it ends in `bytes`; stops when that says false.
-    fn look(&mut self, bytes: &[u8], mut found: impl FnMut(Head, usize) -> bool) {
-        let mut at = 0;
-        while at < bytes.len() {
-            if self.skip > 0 {
-                let step = self.skip.min(bytes.len() - at);
-                self.skip -= step;
-                at += step;
-                continue;
-            }
-            let step = (9 - self.have).min(bytes.len() - at);
-            self.head[self.have..self.have + step].copy_from_slice(&bytes[at..at + step]);
-            self.have += step;
-            at += step;
-            if self.have == 9 {
-                self.have = 0;
-                let head = Head::read(&self.head);
-                self.skip = head.length;
-                if !found(head, at) {
-                    return;
-                }
-            }
         }
     }
 }
@@ -184,6 +111,8 @@ struct Ending {
     cut: Cell<bool>,
     refused: Cell<Option<&'static str>>,
     by_peer: Cell<bool>,
+    /// Since when a header block is not complete.
+    head_since: Cell<Option<Instant>>,
     /// Streams that ended for a malformed message, and why.
     resets: RefCell<Vec<&'static str>>,
     /// What is known of resets that are not written yet.
@@ -219,6 +148,11 @@ impl Switch {
     /// What was wrong with messages whose streams were reset since the last call.
     pub(super) fn take_resets(&self) -> Vec<&'static str> {
         self.0.resets.take()
+    }
+
+    /// Since when the peer owes the rest of a head.
+    pub(super) fn head_since(&self) -> Option<Instant> {
+        self.0.head_since.get()
     }
 
     /// Whether the peer closed before the proxy did.
@@ -264,6 +198,8 @@ pub(super) struct Guard {
     stream_errors: bool,
     switch: Switch,
     drain_timeout: Duration,
+    /// Where resets and floods are counted (`http2.*`).
+    worker: Option<Rc<Worker>>,
     /// The answer to the crate's ping, and when it gets it.
     pong: Option<(Pin<Box<Sleep>>, Vec<u8>)>,
 }
@@ -288,10 +224,11 @@ impl Guard {
         limits: Limits,
         stream_errors: bool,
         drain_timeout: Duration,
+        worker: Option<Rc<Worker>>,
     ) -> Self {
         Self {
             io,
-            incoming: Frames { skip: PREFACE, ..Frames::default() },
+            incoming: Frames::after_preface(),
             outgoing: Frames::default(),
             seen: Seen::default(),
             flood: Flood::new(limits),
@@ -301,6 +238,7 @@ impl Guard {
             stream_errors,
             switch: Switch::default(),
             drain_timeout,
+            worker,
             pong: None,
         }
     }
@@ -312,9 +250,12 @@ impl Guard {
     /// Takes note of what was written.
     fn wrote(&mut self, bytes: &[u8]) {
         let (flood, seen, ending) = (&mut self.flood, &self.seen, &self.switch.0);
-        let logs = self.stream_errors;
+        let (logs, worker) = (self.stream_errors, &self.worker);
         self.outgoing.look(bytes, |head, body| {
             flood.sent(head);
+            if head.kind == RST_STREAM {
+                count(worker, "http2.tx_reset");
+            }
             let code = bytes.get(body..body + 4);
             if logs && head.kind == RST_STREAM && code == Some(&PROTOCOL_ERROR.to_be_bytes()[..]) {
                 let known = ending.reasons.borrow_mut().pop_front();
@@ -402,6 +343,12 @@ impl Guard {
     }
 }
 
+fn count(worker: &Option<Rc<Worker>>, name: &str) {
+    if let Some(worker) = worker {
+        worker.named_stats().inc(name);
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         self.io.finish();
@@ -430,13 +377,20 @@ impl AsyncRead for Guard {
             Poll::Ready(Ok(())) if buf.filled().len() > before => {}
             Poll::Ready(_) => this.switch.0.by_peer.set(true),
         }
-        let (seen, flood) = (&mut this.seen, &mut this.flood);
+        let (seen, flood, worker) = (&mut this.seen, &mut this.flood, &this.worker);
         let mut calm = true;
         this.incoming.look(&buf.filled()[before..], |head, _| {
             seen.note(head);
-            calm = flood.received(head);
+            if let Err(flooded) = flood.received(head) {
+                count(worker, flooded);
+                calm = false;
+            }
             calm
         });
+        let ending = &this.switch.0;
+        if seen.in_block != ending.head_since.get().is_some() {
+            ending.head_since.set(seen.in_block.then(Instant::now));
+        }
         if !calm {
             // As Envoy: nothing more is read or said.
             this.switch.cut();
@@ -507,27 +461,6 @@ impl AsyncWrite for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn frame(kind: u8, flags: u8, stream: u8, body: &[u8]) -> Vec<u8> {
-        [&[0, 0, body.len() as u8, kind, flags, 0, 0, 0, stream][..], body].concat()
-    }
-
-    #[test]
-    fn frames_are_found_over_any_cuts() {
-        let bytes =
-            [frame(HEADERS, 4, 1, b"abc"), frame(DATA, 1, 1, b""), frame(RST_STREAM, 0, 3, &[0, 0, 0, 1])].concat();
-        for cut in 1..bytes.len() {
-            let mut frames = Frames::default();
-            let mut kinds = Vec::new();
-            for part in bytes.chunks(cut) {
-                frames.look(part, |head, _| {
-                    kinds.push((head.kind, head.stream));
-                    true
-                });
-            }
-            assert_eq!(kinds, [(HEADERS, 1), (DATA, 1), (RST_STREAM, 3)]);
-        }
-    }
 
     #[test]
     fn malformed_messages_close_but_bad_bodies_reset() {

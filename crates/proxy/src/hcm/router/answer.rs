@@ -210,11 +210,15 @@ pub(super) async fn pass_on(
                 None => Failure::Terminated,
             };
             match failure {
+                // On HTTP/2 the rest of an answer breaks its stream only.
+                Failure::Protocol(_) | Failure::Blamed if upstream.protocol == HttpProtocol::Http2 => {
+                    stats.upstream_rq_tx_reset.inc();
+                }
                 Failure::Protocol(_) => stats.upstream_cx_protocol_error.inc(),
                 Failure::Terminated if upstream.protocol == HttpProtocol::Http2 => {
                     stats.upstream_rq_pending_failure_eject.inc();
                 }
-                Failure::Refused | Failure::Blamed => {}
+                Failure::Refused | Failure::Blamed | Failure::Connect => {}
                 Failure::Reset | Failure::Terminated => stats.upstream_rq_rx_reset.inc(),
             }
             let why = Why::Stream(failure);
@@ -246,7 +250,7 @@ pub(super) async fn pass_on(
                 }
                 Deadline::Stream => {
                     exchange.http.stats.downstream_rq_max_duration_reached.inc();
-                    (ResponseFlags::DURATION_TIMEOUT, "max_duration_timeout")
+                    (ResponseFlags::NONE, "max_duration_timeout")
                 }
                 Deadline::UpstreamStream => {
                     stats.upstream_rq_max_duration_reached.inc();

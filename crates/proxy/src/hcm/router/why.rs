@@ -22,6 +22,7 @@ impl Why {
             Why::Stream(Failure::Terminated) => "connection termination",
             Why::Stream(Failure::Reset) => "remote reset",
             Why::Stream(Failure::Refused) => "remote refused stream reset",
+            Why::Stream(Failure::Connect) => "remote error with CONNECT request",
             Why::Stream(Failure::Protocol(_) | Failure::Blamed) => "protocol error",
         }
     }
@@ -31,7 +32,7 @@ impl Why {
             Why::Connect(_) => ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
             Why::Overflow => ResponseFlags::UPSTREAM_OVERFLOW,
             Why::Stream(Failure::Terminated) => ResponseFlags::UPSTREAM_TERMINATION,
-            Why::Stream(Failure::Reset | Failure::Refused) => ResponseFlags::UPSTREAM_RESET,
+            Why::Stream(Failure::Reset | Failure::Refused | Failure::Connect) => ResponseFlags::UPSTREAM_RESET,
             Why::Stream(Failure::Protocol(_) | Failure::Blamed) => ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
         }
     }
@@ -42,7 +43,7 @@ impl Why {
             Why::Connect(_) => ResetReason::ConnectFailure,
             Why::Overflow => ResetReason::Overflow,
             Why::Stream(Failure::Terminated) => ResetReason::ConnectionTermination,
-            Why::Stream(Failure::Reset) => ResetReason::RemoteReset,
+            Why::Stream(Failure::Reset | Failure::Connect) => ResetReason::RemoteReset,
             Why::Stream(Failure::Refused) => ResetReason::RemoteRefused,
             Why::Stream(Failure::Protocol(_) | Failure::Blamed) => ResetReason::ProtocolError,
         }
