@@ -144,6 +144,8 @@ impl Bench {
         let fortio = fortio()?;
         let folder = build_folder().join("dataplane");
         must(Command::new("sh").arg(reference.join("setup.sh")).arg(&folder).stderr(Stdio::null()))?;
+        // They are started in the folder.
+        let outrigger = outrigger.canonicalize().with_context(|| format!("no program {}", outrigger.display()))?;
         Ok(Bench { folder, envoy: envoy.canonicalize()?, outrigger, fortio })
     }
 
