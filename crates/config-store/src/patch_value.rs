@@ -65,15 +65,7 @@ pub fn patch_value(apply_to: ApplyTo, value: &Map<String, Value>) -> Read<Vec<u8
 }
 
 fn mismatch<T>(wanted: &str, value: &Value) -> Read<T> {
-    let found = match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    };
-    Err(InvalidValue::new(format!("expected {wanted}, found {found}")))
+    Err(InvalidValue::new(format!("expected {wanted}, found {}", manifest::type_name(value))))
 }
 
 fn as_text(value: &Value) -> Read<&str> {
@@ -295,7 +287,7 @@ mod tests {
                 json!({"lb_policy": "random"}),
                 ".lb_policy: \"random\" is no value of envoy.config.cluster.v3.Cluster.LbPolicy",
             ),
-            (json!({"respect_dns_ttl": "true"}), ".respect_dns_ttl: expected true or false, found text"),
+            (json!({"respect_dns_ttl": "true"}), ".respect_dns_ttl: expected true or false, found a string"),
             (
                 json!({"per_connection_buffer_limit_bytes": -1}),
                 ".per_connection_buffer_limit_bytes: expected an unsigned",

@@ -286,8 +286,8 @@ fn other_spelling(key: &str) -> String {
     out
 }
 
-/// What a value is, for messages.
-pub(crate) fn type_name(value: &Value) -> &'static str {
+/// What a value is, for messages: `a string`, `a list`, `null`.
+pub fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

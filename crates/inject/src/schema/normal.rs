@@ -112,14 +112,7 @@ pub(crate) fn scalar_text(value: &Value) -> Option<String> {
 }
 
 pub(super) fn mismatch<T>(path: &str, expected: &'static str, found: &Value) -> Result<T, Mismatch> {
-    let kind = match found {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    };
+    let kind = manifest::type_name(found);
     let found = match found {
         Value::String(_) | Value::Number(_) | Value::Bool(_) => format!("{kind} ({found})"),
         _ => kind.to_owned(),
