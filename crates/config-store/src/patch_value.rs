@@ -65,7 +65,15 @@ pub fn patch_value(apply_to: ApplyTo, value: &Map<String, Value>) -> Read<Vec<u8
 }
 
 fn mismatch<T>(wanted: &str, value: &Value) -> Read<T> {
-    Err(InvalidValue::new(format!("expected {wanted}, found {}", manifest::type_name(value))))
+    let found = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    };
+    Err(InvalidValue::new(format!("expected {wanted}, found {found}")))
 }
 
 fn as_text(value: &Value) -> Read<&str> {
@@ -287,7 +295,7 @@ mod tests {
                 json!({"lb_policy": "random"}),
                 ".lb_policy: \"random\" is no value of envoy.config.cluster.v3.Cluster.LbPolicy",
             ),
-            (json!({"respect_dns_ttl": "true"}), ".respect_dns_ttl: expected true or false, found a string"),
+            (json!({"respect_dns_ttl": "true"}), ".respect_dns_ttl: expected true or false, found text"),
             (
                 json!({"per_connection_buffer_limit_bytes": -1}),
                 ".per_connection_buffer_limit_bytes: expected an unsigned",
