@@ -7,6 +7,10 @@ mod soak;
 mod unix_sockets;
 mod up;
 
+use crate::shell::{command, must, root};
+use anyhow::Context;
+use std::path::PathBuf;
+
 /// One benchmark a file.
 #[derive(clap::Subcommand)]
 pub(crate) enum What {
@@ -17,7 +21,7 @@ pub(crate) enum What {
         runs: u32,
         /// The program to measure, instead of a fresh release build.
         #[arg(long)]
-        program: Option<std::path::PathBuf>,
+        program: Option<PathBuf>,
     },
     /// Traffic capture: applying rules natively, by iptables and eBPF, and what capture adds to a connection.
     Capture {
@@ -29,16 +33,16 @@ pub(crate) enum What {
         connections: u32,
         /// The program to measure, instead of a fresh release build.
         #[arg(long)]
-        program: Option<std::path::PathBuf>,
+        program: Option<PathBuf>,
         /// A real istio-iptables to measure beside it.
         #[arg(long)]
-        reference: Option<std::path::PathBuf>,
+        reference: Option<PathBuf>,
     },
     /// 1000 services and 100 proxies on one control plane: full sync, one rule changed, one endpoint changed.
     ControlPlane {
         /// The program to measure, instead of a fresh release build.
         #[arg(long)]
-        program: Option<std::path::PathBuf>,
+        program: Option<PathBuf>,
     },
     /// The asking half of `agent`, inside a pod's network.
     #[command(hide = true)]
@@ -50,7 +54,7 @@ pub(crate) enum What {
         pods: u32,
         /// The program to measure, instead of a fresh release build.
         #[arg(long)]
-        program: Option<std::path::PathBuf>,
+        program: Option<PathBuf>,
     },
     /// Two sidecars under steady load while configuration, certificates and endpoints change: nothing may fail.
     Soak {
@@ -61,19 +65,22 @@ pub(crate) enum What {
         share: f64,
         /// The program to test, instead of a fresh release build.
         #[arg(long)]
-        program: Option<std::path::PathBuf>,
+        program: Option<PathBuf>,
     },
     /// Applications and their sidecars over unix sockets beside TCP on the loopback interface, with our proxy and with Envoy.
     UnixSockets {
         /// The program to measure, instead of a fresh release build.
         #[arg(long)]
-        program: Option<std::path::PathBuf>,
+        program: Option<PathBuf>,
     },
     /// Bookinfo on this machine: time from the command to the page served, and resident memory.
     Up {
         /// How often to start it.
         #[arg(long, default_value_t = 5)]
         runs: u32,
+        /// The program to measure, instead of a fresh release build.
+        #[arg(long)]
+        program: Option<PathBuf>,
     },
     /// The proxy beside Envoy: CPU a request, latency, start and memory, as ratios.
     Proxy {
@@ -88,7 +95,7 @@ pub(crate) enum What {
         only: Option<String>,
         /// The program to measure, instead of a fresh release build.
         #[arg(long)]
-        program: Option<std::path::PathBuf>,
+        program: Option<PathBuf>,
     },
 }
 
@@ -102,8 +109,19 @@ pub(crate) fn run(what: What) -> anyhow::Result<()> {
         What::DnsLoad => agent::dns_load(),
         What::Inject { pods, program } => inject::run(pods, program),
         What::UnixSockets { program } => unix_sockets::run(program),
-        What::Up { runs } => up::run(runs),
+        What::Up { runs, program } => up::run(runs, program),
         What::Soak { seconds, share, program } => soak::run(seconds, share, program),
         What::Proxy { rounds, seconds, only, program } => proxy::run(rounds, seconds, only.as_deref(), program),
+    }
+}
+
+/// The program to measure, as an absolute path: this one, or a fresh release build.
+fn program(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    match given {
+        Some(given) => given.canonicalize().with_context(|| format!("no program {}", given.display())),
+        None => {
+            must(command("cargo").args(["build", "--release", "--locked", "--package", "cli"]))?;
+            Ok(root().join("target/release/outrigger"))
+        }
     }
 }

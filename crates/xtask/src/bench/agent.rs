@@ -1,4 +1,4 @@
-use crate::shell::{command, must, root};
+use crate::shell::{must, root};
 use anyhow::{Context, bail};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
@@ -26,13 +26,7 @@ spec: {serviceAccountName: bookinfo-productpage, containers: [{name: a, image: c
 
 /// How soon a sidecar is ready, what it holds in memory, and how many names it resolves.
 pub(crate) fn run(runs: u32, program: Option<PathBuf>) -> anyhow::Result<()> {
-    let program = match program {
-        Some(program) => program,
-        None => {
-            must(command("cargo").args(["build", "--release", "--package", "cli"]))?;
-            root().join("target/release/outrigger")
-        }
-    };
+    let program = super::program(program)?;
     let folder = tempfile::tempdir()?;
     let config = folder.path().join("mesh.yaml");
     std::fs::write(&config, MESH_CONFIG)?;

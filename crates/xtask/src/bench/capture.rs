@@ -1,4 +1,3 @@
-use crate::shell::{command, must, root};
 use anyhow::{Context, bail};
 use netns::{Netlink, Netns};
 use socket2::{Domain, Socket, Type};
@@ -23,13 +22,7 @@ pub(crate) fn run(
     program: Option<PathBuf>,
     reference: Option<&Path>,
 ) -> anyhow::Result<()> {
-    let program = match program {
-        Some(program) => program,
-        None => {
-            must(command("cargo").args(["build", "--release", "--package", "cli"]))?;
-            root().join("target/release/outrigger")
-        }
-    };
+    let program = super::program(program)?;
     let cgroup = Cgroup::new();
     apply(runs, &program, reference, cgroup.as_ref())?;
     connections_set_up(connections, &program, cgroup.as_ref())

@@ -1,4 +1,4 @@
-use crate::shell::{command, must, root};
+use crate::shell::root;
 use anyhow::{Context, ensure};
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -6,13 +6,7 @@ use std::time::{Duration, Instant};
 
 /// Injection: one pod, the webhook's whole answer on one core, and `kube-inject` of bookinfo as a process.
 pub(crate) fn run(pods: u32, program: Option<std::path::PathBuf>) -> anyhow::Result<()> {
-    let outrigger = match program {
-        Some(program) => program,
-        None => {
-            must(command("cargo").args(["build", "--release", "--package", "cli"]))?;
-            root().join("target/release/outrigger")
-        }
-    };
+    let outrigger = super::program(program)?;
     // The webhook's code in a process of its own: it prints what it measured.
     let mut measured = Command::new(&outrigger)
         .args(["inject", "review", "--measure", &pods.to_string()])

@@ -84,13 +84,7 @@ const SCENARIOS: [Scenario; 9] = [
 
 /// Runs every scenario `rounds` times against each proxy, `seconds` each; `only`: those whose name contains it.
 pub(crate) fn run(rounds: u32, seconds: u32, only: Option<&str>, program: Option<PathBuf>) -> anyhow::Result<()> {
-    let outrigger = match program {
-        Some(program) => program,
-        None => {
-            must(command("cargo").args(["build", "--release", "--package", "cli"]))?;
-            root().join("target/release/outrigger")
-        }
-    };
+    let outrigger = super::program(program)?;
     let bench = Bench::prepare(outrigger)?;
     let wanted = |name: &str| only.is_none_or(|only| name.contains(only));
     println!("{:<24} {:<8} {:>10} {:>10} {:>7} {:>7}", "", "figure", "Envoy", "ours", "ratio", "ask");
@@ -144,8 +138,6 @@ impl Bench {
         let fortio = fortio()?;
         let folder = build_folder().join("dataplane");
         must(Command::new("sh").arg(reference.join("setup.sh")).arg(&folder).stderr(Stdio::null()))?;
-        // They are started in the folder.
-        let outrigger = outrigger.canonicalize().with_context(|| format!("no program {}", outrigger.display()))?;
         Ok(Bench { folder, envoy: envoy.canonicalize()?, outrigger, fortio })
     }
 

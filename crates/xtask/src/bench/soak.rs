@@ -1,7 +1,7 @@
 //! Two sidecars under steady load for a long time, while configuration, certificates and endpoints change.
 
 use super::proxy;
-use crate::shell::{command, must, root};
+use crate::shell::command;
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -65,13 +65,7 @@ const EVERY: Duration = Duration::from_secs(3);
 
 /// Loads for `seconds` at `share` of what the pair can do, while the configuration changes.
 pub(crate) fn run(seconds: u64, share: f64, program: Option<PathBuf>) -> anyhow::Result<()> {
-    let outrigger = match program {
-        Some(program) => program,
-        None => {
-            must(command("cargo").args(["build", "--release", "--package", "cli"]))?;
-            root().join("target/release/outrigger")
-        }
-    };
+    let outrigger = super::program(program)?;
     let fortio = proxy::fortio()?;
     let folder = std::env::temp_dir().join(MESH);
     std::fs::create_dir_all(&folder)?;

@@ -1,15 +1,9 @@
-use crate::shell::{build_folder, command, must, root};
+use crate::shell::{build_folder, command, must};
 use std::path::PathBuf;
 
 /// Runs the scenario of `samples/sidecar/unix-sockets.yaml`, whose test prints what a request takes over either way.
 pub(crate) fn run(program: Option<PathBuf>) -> anyhow::Result<()> {
-    let program = match program {
-        Some(program) => program.canonicalize()?,
-        None => {
-            must(command("cargo").args(["build", "--release", "--package", "cli"]))?;
-            root().join("target/release/outrigger")
-        }
-    };
+    let program = super::program(program)?;
     must(
         command("cargo")
             .args(["test", "--quiet", "--package", "e2e", "--test", "it", "--", "unix_sockets::", "--nocapture"])

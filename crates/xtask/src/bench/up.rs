@@ -1,15 +1,15 @@
-use crate::shell::{command, must, root, show};
+use crate::shell::{command, show};
 use anyhow::{Context, bail};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const MESH: &str = "xtask-bench";
 
 /// Starts bookinfo `runs` times and prints each run; memory is read after 200 page views.
-pub(crate) fn run(runs: u32) -> anyhow::Result<()> {
-    must(command("cargo").args(["build", "--release", "--package", "cli"]))?;
-    let outrigger = root().join("target/release/outrigger");
+pub(crate) fn run(runs: u32, program: Option<PathBuf>) -> anyhow::Result<()> {
+    let outrigger = super::program(program)?;
     println!("run  page served   pods+control plane (RSS)  shared counted once (PSS)   largest sidecar (RSS)");
     for run in 1..=runs {
         let started = Instant::now();
