@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         lifecycle::memory::release_unused();
         lifecycle::memory::end(capture(arguments.drain(at..)));
     }
+    lifecycle::names::use_files_and_dns();
     if word(1) == Some("agent") {
         let agent = agent::without_unknown_flags(arguments.split_off(1));
         arguments.extend(agent);

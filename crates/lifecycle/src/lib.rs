@@ -9,5 +9,6 @@ pub mod http;
 pub mod logging;
 pub mod memory;
 pub mod metrics;
+pub mod names;
 pub mod readiness;
 pub mod signal;

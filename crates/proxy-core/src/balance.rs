@@ -147,8 +147,14 @@ impl LoadBalancer {
         self.panicked
     }
 
-    /// The host for a request; `None`: there is none (flag UH, details `no_healthy_upstream`).
+    /// The host for a request to a cluster that has no other; see [`pick_amid`](LoadBalancer::pick_amid).
     pub fn pick(&mut self, cx: &PickContext<'_>, random: &mut Random) -> Option<Arc<Host>> {
+        self.pick_amid(cx, 0, random)
+    }
+
+    /// The host for a request; `None`: there is none (flag UH, details `no_healthy_upstream`). `under_way`: requests of
+    /// all workers to the cluster, by which bounded loads are measured.
+    pub fn pick_amid(&mut self, cx: &PickContext<'_>, under_way: u64, random: &mut Random) -> Option<Arc<Host>> {
         self.panicked = false;
         self.subset_use = SubsetUse::default();
         if let Discovery::OriginalDst(config) = &self.cluster.discovery {
@@ -165,13 +171,15 @@ impl LoadBalancer {
             return Some(host);
         }
         if self.cluster.subsets.is_none() {
-            return self.all.pick(&self.cluster, cx, &mut self.panicked, random);
+            return self.all.pick(&self.cluster, cx, under_way, &mut self.panicked, random);
         }
         let cluster = self.cluster.clone();
         let config = cluster.subsets.as_ref()?;
         match config.alternatives(cx.metadata_match) {
-            None => self.pick_in_subset(config, cx.metadata_match, cx, random),
-            Some(all) => all.iter().find_map(|criteria| self.pick_in_subset(config, Some(criteria), cx, random)),
+            None => self.pick_in_subset(config, cx.metadata_match, cx, under_way, random),
+            Some(all) => {
+                all.iter().find_map(|criteria| self.pick_in_subset(config, Some(criteria), cx, under_way, random))
+            }
         }
     }
 
@@ -180,6 +188,7 @@ impl LoadBalancer {
         config: &SubsetConfig,
         criteria: Option<&MetadataMatch>,
         cx: &PickContext<'_>,
+        under_way: u64,
         random: &mut Random,
     ) -> Option<Arc<Host>> {
         let cluster = &self.cluster;
@@ -190,7 +199,7 @@ impl LoadBalancer {
             subset::Choice::Nothing => return None,
         };
         self.subset_use = used;
-        pool.pick(cluster, cx, &mut self.panicked, random)
+        pool.pick(cluster, cx, under_way, &mut self.panicked, random)
     }
 
     /// Whether a subset served the last choice, for statistics.
@@ -252,13 +261,16 @@ impl Pool {
         &mut self,
         cluster: &Cluster,
         cx: &PickContext<'_>,
+        under_way: u64,
         panicked: &mut bool,
         random: &mut Random,
     ) -> Option<Arc<Host>> {
-        let attempts = cx.retry.map_or(1, |r| r.host_selection_attempts + 1);
+        // A first try goes anywhere.
+        let retry = cx.retry.filter(|_| !cx.previous.is_empty());
+        let attempts = retry.map_or(1, |r| r.host_selection_attempts + 1);
         let mut chosen = None;
         for attempt in 0..attempts {
-            let host = self.pick_once(cluster, cx, attempt, panicked, random)?;
+            let host = self.pick_once(cluster, cx, under_way, attempt, panicked, random)?;
             let again = attempt + 1 < attempts && is_unwanted(&host, cx);
             chosen = Some(host);
             if !again {
@@ -272,15 +284,20 @@ impl Pool {
         &mut self,
         cluster: &Cluster,
         cx: &PickContext<'_>,
+        under_way: u64,
         attempt: u32,
         panicked: &mut bool,
         random: &mut Random,
     ) -> Option<Arc<Host>> {
         let draw = cx.hash.filter(|_| is_hashing(&cluster.lb)).unwrap_or_else(|| random.next());
-        let excluded = excluded_priorities(cx);
+        // Only retries look at more than the loads of all.
+        let adjusted = cx.retry.and_then(|r| r.previous_priorities).filter(|_| !cx.previous.is_empty()).map(|every| {
+            let tried: Vec<u32> = cx.previous.iter().map(|host| host.priority).collect();
+            priority::after_tries(&self.loads, &tried, every as usize)
+        });
         // Where there is no host at all, too few are healthy.
         *panicked = self.loads.is_empty() && cluster.panic_threshold.get() > 0.0;
-        let (index, health, panic) = priority::choose(&self.loads, draw, &excluded)?;
+        let (index, health, panic) = priority::choose(adjusted.as_deref().unwrap_or(&self.loads), draw)?;
         *panicked = panic;
         let groups = &mut self.groups[index];
         let group = match (panic, health) {
@@ -289,7 +306,7 @@ impl Pool {
             (false, Health::Degraded) => &mut groups.degraded,
             (false, _) => &mut groups.healthy,
         };
-        group.pick(cluster, draw, attempt, cx, random)
+        group.pick(cluster, draw, attempt, under_way, cx, random)
     }
 }
 
@@ -298,16 +315,7 @@ fn is_hashing(policy: &LbPolicy) -> bool {
 }
 
 fn is_unwanted(host: &Arc<Host>, cx: &PickContext<'_>) -> bool {
-    let Some(retry) = cx.retry else { return false };
-    retry.avoid_previous_hosts && cx.previous.iter().any(|p| p.address == host.address)
-        || retry.omit_canary_hosts && host.is_canary()
-}
-
-/// Envoy `PreviousPrioritiesRetryPriority`: after every so many tries, the priorities tried so far are left out.
-fn excluded_priorities(cx: &PickContext<'_>) -> Vec<u32> {
-    let Some(every) = cx.retry.and_then(|r| r.previous_priorities) else { return Vec::new() };
-    let counted = cx.previous.len() - cx.previous.len() % every as usize;
-    cx.previous[..counted].iter().map(|h| h.priority).collect()
+    cx.retry.is_some_and(|retry| retry.avoids(host, cx.previous))
 }
 
 impl PriorityGroups {
@@ -364,8 +372,7 @@ impl Localities {
             let hosts: Vec<_> = set.localities.iter().flat_map(|l| pick(&l.hosts)).collect();
             groups.push(HostGroup::new(hosts, &cluster.lb, seed));
         }
-        let hash =
-            is_hashing(&cluster.lb).then(|| consistent::Table::new(&cluster.lb, &groups, &weights, endpoints.hosts()));
+        let hash = is_hashing(&cluster.lb).then(|| consistent::Table::new(&cluster.lb, &groups, &weights));
         Self { schedule: weighted.then(|| schedule::Weighted::new(weights)), groups, hash }
     }
 
@@ -382,11 +389,12 @@ impl Localities {
         cluster: &Cluster,
         hash: u64,
         attempt: u32,
+        under_way: u64,
         cx: &PickContext<'_>,
         random: &mut Random,
     ) -> Option<Arc<Host>> {
         if let Some(table) = &self.hash {
-            return table.pick(hash, attempt);
+            return table.pick(hash, attempt, under_way);
         }
         let group = match &mut self.schedule {
             None => self.groups.first_mut()?,

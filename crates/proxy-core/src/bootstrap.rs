@@ -46,6 +46,8 @@ pub struct Bootstrap {
     pub runtime: Runtime,
     /// What is done when resources run short.
     pub overload: Option<OverloadConfig>,
+    /// The file that tells of ejections.
+    pub outlier_log: Option<ArcStr>,
 }
 
 /// Who this proxy is.
@@ -170,6 +172,8 @@ impl Bootstrap {
         refuse! {
             "cluster_manager.local_cluster_name": !manager.local_cluster_name.is_empty(),
             "cluster_manager.upstream_bind_config": manager.upstream_bind_config.is_some(),
+            "cluster_manager.outlier_detection.event_service":
+                manager.outlier_detection.as_ref().is_some_and(|o| o.event_service.is_some()),
             "cluster_manager.load_stats_config": manager.load_stats_config.is_some(),
         }
         let dynamic = bootstrap.dynamic_resources.clone().unwrap_or_default();
@@ -203,6 +207,10 @@ impl Bootstrap {
                 .transpose()
                 .at("tracing.http")?,
             runtime: options.runtime.clone(),
+            outlier_log: manager
+                .outlier_detection
+                .map(|o| ArcStr::from(o.event_log_path.as_str()))
+                .filter(|path| !path.is_empty()),
             overload: bootstrap
                 .overload_manager
                 .as_ref()

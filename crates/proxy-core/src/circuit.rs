@@ -1,7 +1,7 @@
 //! Circuit breakers: limits on what may be under way to a cluster at a time, shared by all workers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::fields;
 use crate::pb;
@@ -149,6 +149,7 @@ impl Breakers {
     pub fn new(limits: &[BreakerLimits; 2]) -> Self {
         let breaker = |limits: BreakerLimits| Breaker {
             current: limits.numbers().map(AtomicU32::new),
+            budget: Budget::default(),
             limits,
             used: Default::default(),
         };
@@ -166,7 +167,16 @@ impl Breakers {
                 let limit = limit.map_or(configured, |limit| u32::try_from(limit).unwrap_or(u32::MAX));
                 slot.store(limit, Ordering::Relaxed);
             }
+            let budget = format!("circuit_breakers.{cluster}.{priority}.retry_budget.");
+            let percent = || runtime.get::<f64>(&format!("{budget}budget_percent"));
+            let min = || runtime.get::<u64>(&format!("{budget}min_retry_concurrency"));
+            breaker.budget.set(any.then(percent).flatten(), any.then(min).flatten());
         }
+    }
+
+    /// Requests under way, of all priorities.
+    pub fn under_way(&self) -> u64 {
+        self.priorities.iter().map(|breaker| u64::from(breaker.used(Resource::Requests))).sum()
     }
 
     /// The breaker of a priority.
@@ -181,17 +191,61 @@ pub struct Breaker {
     limits: BreakerLimits,
     /// The limits that hold, by [`Resource`].
     current: [AtomicU32; 5],
+    budget: Budget,
     used: [AtomicU32; 5],
+}
+
+/// What the runtime says of the budget of retries.
+#[derive(Debug)]
+struct Budget {
+    /// Bits of a number; NaN: nothing.
+    percent: AtomicU64,
+    /// [`u64::MAX`]: nothing.
+    min_concurrency: AtomicU64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { percent: AtomicU64::new(f64::NAN.to_bits()), min_concurrency: AtomicU64::new(u64::MAX) }
+    }
+}
+
+impl Budget {
+    fn set(&self, percent: Option<f64>, min_concurrency: Option<u64>) {
+        self.percent.store(percent.unwrap_or(f64::NAN).to_bits(), Ordering::Relaxed);
+        self.min_concurrency.store(min_concurrency.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Over the configured one; either number alone makes a budget (Envoy `RetryBudgetImpl`).
+    fn over(&self, configured: Option<RetryBudget>) -> Option<RetryBudget> {
+        let percent = f64::from_bits(self.percent.load(Ordering::Relaxed));
+        let min = self.min_concurrency.load(Ordering::Relaxed);
+        if percent.is_nan() && min == u64::MAX {
+            return configured;
+        }
+        let mut budget = configured.unwrap_or(RetryBudget { percent: 20.0, min_concurrency: 3 });
+        if !percent.is_nan() {
+            budget.percent = percent;
+        }
+        if min != u64::MAX {
+            budget.min_concurrency = u32::try_from(min).unwrap_or(u32::MAX);
+        }
+        Some(budget)
+    }
 }
 
 impl Breaker {
     fn limit(&self, resource: Resource) -> u32 {
-        match (resource, self.limits.retry_budget) {
-            (Resource::Retries, Some(budget)) => {
+        let budget = match resource {
+            Resource::Retries => self.budget.over(self.limits.retry_budget),
+            _ => None,
+        };
+        match budget {
+            Some(budget) => {
                 let under_way = self.used(Resource::Requests) + self.used(Resource::Pending);
                 ((f64::from(under_way) * budget.percent / 100.0) as u32).max(budget.min_concurrency)
             }
-            _ => self.plain_limit(resource),
+            None => self.plain_limit(resource),
         }
     }
 
@@ -227,7 +281,7 @@ impl Breaker {
             if limits.track_remaining {
                 let unlimited = resource == Resource::Pools && limit == u32::MAX;
                 let limit = if unlimited { u64::MAX } else { u64::from(limit) };
-                let budget = resource == Resource::Retries && limits.retry_budget.is_some();
+                let budget = resource == Resource::Retries && self.budget.over(limits.retry_budget).is_some();
                 f(remaining, if budget { 0 } else { limit.saturating_sub(u64::from(used)) });
             }
         }
@@ -301,6 +355,25 @@ mod tests {
         assert_eq!(gauges(Priority::Default)["rq_retry_open"], 0);
         assert_eq!(gauges(Priority::Default)["remaining_cx_pools"], u64::MAX);
         assert_eq!(gauges(Priority::High).len(), 5, "what is left is not tracked here");
+    }
+
+    #[test]
+    fn the_runtime_makes_a_retry_budget() {
+        let key = "circuit_breakers.a.default.retry_budget.min_retry_concurrency";
+        let layer = |spec| pb::bootstrap::RuntimeLayer { name: "admin".into(), layer_specifier: Some(spec) };
+        let spec = pb::bootstrap::runtime_layer::LayerSpecifier::AdminLayer(Default::default());
+        let config = pb::bootstrap::LayeredRuntime { layers: vec![layer(spec)] };
+        let runtime = Runtime::compile(Some(&config)).unwrap();
+        let breakers = Breakers::new(&[BreakerLimits::default(); 2]);
+        runtime.modify([(key, "0")]);
+        breakers.follow("a", &runtime);
+        let breaker = breakers.get(Priority::Default);
+        assert_eq!(breaker.remaining(Resource::Retries), 0);
+        let _requests: Vec<_> = (0..10).map(|_| breaker.force(Resource::Requests)).collect();
+        assert_eq!(breaker.remaining(Resource::Retries), 2, "twenty percent by default");
+        runtime.modify([(key, "")]);
+        breakers.follow("a", &runtime);
+        assert_eq!(breaker.remaining(Resource::Retries), 3, "the plain limit");
     }
 
     #[test]

@@ -86,6 +86,10 @@ pub struct Cluster {
     pub pool_per_downstream: bool,
     /// TCP connections to a host end when it is found to fail.
     pub close_on_failure: bool,
+    /// Connections to a host for each request under way there, at least 1; more are made ahead.
+    pub preconnect_ratio: f64,
+    /// Connections in sum for each request under way, at least 1; more are made ahead, to the hosts that come next.
+    pub predictive_ratio: f64,
     /// How a host is chosen.
     pub lb: LbPolicy,
     /// Localities are weighted.
@@ -151,6 +155,7 @@ impl Cluster {
             filters.push(filter.at_index("filters", i)?);
         }
         let (bind, socket_options) = bind(cluster.upstream_bind_config.as_ref()).at("upstream_bind_config")?;
+        let ahead = Ahead::compile(cluster.preconnect_policy.as_ref()).at("preconnect_policy")?;
         let mut compiled = Self {
             stat_name: match cluster.alt_stat_name.as_str() {
                 "" => name.clone(),
@@ -184,10 +189,12 @@ impl Cluster {
                 .map(|o| OutlierConfig::compile(o, &options.runtime).map(Box::new))
                 .transpose()
                 .at("outlier_detection")?,
-            health_checks: HealthCheckConfig::compile_all(&cluster.health_checks)?,
+            health_checks: HealthCheckConfig::compile_all(&cluster.health_checks, &options.runtime)?,
             ignore_new_hosts: common.ignore_new_hosts_until_first_hc,
             pool_per_downstream: cluster.connection_pool_per_downstream_connection,
             close_on_failure: cluster.close_connections_on_host_health_failure,
+            preconnect_ratio: ahead.per_host,
+            predictive_ratio: ahead.predictive,
             lb: policy.lb,
             locality_weighted: policy.locality_weighted,
             panic_threshold: policy.panic_threshold,
@@ -261,6 +268,30 @@ impl Cluster {
             Discovery::Eds { service_name, .. } => Some(service_name),
             _ => None,
         }
+    }
+}
+
+/// A compiled `PreconnectPolicy`.
+struct Ahead {
+    per_host: f64,
+    predictive: f64,
+}
+
+impl Ahead {
+    fn compile(policy: Option<&pb::cluster::cluster::PreconnectPolicy>) -> Compiled<Self> {
+        let ratio = |field: &str, value: Option<f64>| match value {
+            Some(ratio) if !(1.0..=3.0).contains(&ratio) => {
+                Err(Invalid::new(field, format!("{ratio} is not between 1 and 3")))
+            }
+            other => Ok(other.unwrap_or(1.0)),
+        };
+        refuse!("preconnect_enabled_metadata": policy.is_some_and(|p| p.preconnect_enabled_metadata.is_some()));
+        let per_host = policy.and_then(|p| p.per_upstream_preconnect_ratio.map(|r| r.value));
+        let predictive = policy.and_then(|p| p.predictive_preconnect_ratio.map(|r| r.value));
+        Ok(Self {
+            per_host: ratio("per_upstream_preconnect_ratio", per_host)?,
+            predictive: ratio("predictive_preconnect_ratio", predictive)?,
+        })
     }
 }
 

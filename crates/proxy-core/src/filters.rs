@@ -4,6 +4,7 @@ mod cors;
 mod descriptors;
 mod ext_authz;
 mod fault;
+mod header_to_metadata;
 mod istio;
 mod jwt;
 mod local_rate_limit;
@@ -18,6 +19,7 @@ pub use cors::{CorsDecision, CorsPolicy, cors_decide};
 pub use descriptors::{RateLimitContext, RateLimitRule};
 pub use ext_authz::{Asked, AuthzService, BodyBuffer, ExtAuthz, ExtAuthzOverride, HttpAuthz};
 pub use fault::{Abort, Fault, FaultDecision};
+pub use header_to_metadata::{HeaderToMetadata, MetadataRules};
 pub use istio::{AlpnOverride, IstioStats, MetricOverride, PeerMetadataConfig, PeerMethod, Reporter};
 pub use jwt::{ClaimToHeader, JwksSource, JwtAuthn, JwtOverride, JwtProvider, Needs, Requirement, Token, TokenPlace};
 pub use local_rate_limit::{Demand, Descriptor, LocalRateLimit, TokenBucket, TokenBucketConfig};
@@ -74,6 +76,8 @@ pub enum HttpFilter {
     SetFilterState(Arc<[FilterStateValue]>),
     /// Changes headers.
     HeaderMutation(Arc<HeaderMutation>),
+    /// Writes headers into metadata.
+    HeaderToMetadata(Arc<HeaderToMetadata>),
     /// Answers health checks of this proxy.
     HealthCheck(Arc<HealthCheckFilter>),
     /// Resolves the request's host, for a dynamic forward proxy cluster.
@@ -112,6 +116,8 @@ pub enum PerFilter {
     HeaderMutation(Arc<HeaderMutation>),
     /// Replaces the filter's.
     SetFilterState(Arc<[FilterStateValue]>),
+    /// Replaces the filter's.
+    HeaderToMetadata(Arc<HeaderToMetadata>),
 }
 
 const PREFIX: &str = "envoy.extensions.filters.http.";
@@ -158,7 +164,7 @@ impl HttpFilter {
         use pb::http_filter as http;
         let short = typed.name.strip_prefix(PREFIX).unwrap_or(&typed.name);
         Ok(Some(match short {
-            "router.v3.Router" => Self::Router(Arc::new(RouterConfig::compile(&typed.decode()?)?)),
+            "router.v3.Router" => Self::Router(Arc::new(RouterConfig::compile(&typed.decode()?, runtime)?)),
             "cors.v3.Cors" => Self::Cors,
             "fault.v3.HTTPFault" => Self::Fault(Arc::new(Fault::compile(&typed.decode()?, runtime)?)),
             "rbac.v3.RBAC" => Self::Rbac(Arc::new(Rbac::compile_http(&typed.decode()?)?)),
@@ -183,6 +189,9 @@ impl HttpFilter {
                 let config: http::header_mutation::v3::HeaderMutation = typed.decode()?;
                 refuse!("most_specific_header_mutations_wins": config.most_specific_header_mutations_wins);
                 Self::HeaderMutation(Arc::new(HeaderMutation::compile(config.mutations.as_ref())?))
+            }
+            "header_to_metadata.v3.Config" => {
+                Self::HeaderToMetadata(Arc::new(HeaderToMetadata::compile(&typed.decode()?)?))
             }
             "health_check.v3.HealthCheck" => Self::HealthCheck(Arc::new(HealthCheckFilter::compile(&typed.decode()?)?)),
             "dynamic_forward_proxy.v3.FilterConfig" => {
@@ -283,6 +292,9 @@ impl PerFilter {
             "set_filter_state.v3.Config" => {
                 let config: http::set_filter_state::v3::Config = typed.decode()?;
                 Self::SetFilterState(FilterStateValue::compile_all(&config.on_request_headers)?)
+            }
+            "header_to_metadata.v3.Config" => {
+                Self::HeaderToMetadata(Arc::new(HeaderToMetadata::compile(&typed.decode()?)?))
             }
             _ if options.allow_unsupported_filters => return Ok(None),
             _ => return Err(typed.unknown()),

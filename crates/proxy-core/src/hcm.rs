@@ -1,5 +1,6 @@
 //! The HTTP connection manager: its settings, and what it does to every request and response before and after the filters.
 
+mod detect;
 mod local_reply;
 mod path;
 mod request;
@@ -78,6 +79,8 @@ pub struct HttpConnectionManager {
     pub use_remote_address: bool,
     /// Trusted proxies in front of us.
     pub xff_num_trusted_hops: u32,
+    /// Who finds the client's address instead of `x-forwarded-for` alone.
+    detections: Box<[detect::Detection]>,
     /// Do not add the peer to `x-forwarded-for`.
     pub skip_xff_append: bool,
     /// Who counts as inside; `None`: nobody.
@@ -278,7 +281,6 @@ impl HttpConnectionManager {
     pub(crate) fn compile(hcm: &pb::hcm::HttpConnectionManager, options: &Options) -> Compiled<Self> {
         refuse! {
             "codec_type": hcm.codec_type == 3,
-            "original_ip_detection_extensions": !hcm.original_ip_detection_extensions.is_empty(),
             "early_header_mutation_extensions": !hcm.early_header_mutation_extensions.is_empty(),
             "forward_client_cert_matcher": hcm.forward_client_cert_matcher.is_some(),
             "path_normalization_options": hcm.path_normalization_options.as_ref().is_some_and(|o| *o != Default::default()),
@@ -363,6 +365,12 @@ impl HttpConnectionManager {
                 .filter(|n| *n > 0),
             use_remote_address: fields::flag(hcm.use_remote_address.as_ref(), false),
             xff_num_trusted_hops: hcm.xff_num_trusted_hops,
+            detections: hcm
+                .original_ip_detection_extensions
+                .iter()
+                .enumerate()
+                .map(|(i, e)| detect::Detection::compile(e).at_index("original_ip_detection_extensions", i))
+                .collect::<Compiled<_>>()?,
             skip_xff_append: hcm.skip_xff_append,
             internal: match &hcm.internal_address_config {
                 None => None,

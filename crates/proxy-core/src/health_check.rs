@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mesh_types::ArcStr;
 
+use crate::any::Typed;
 use crate::endpoints::{HealthFlag, Host};
 use crate::fields;
 use crate::matchers::StringMatcher;
@@ -12,6 +13,7 @@ use crate::pb;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::route::HeaderOps;
+use crate::runtime::{Live, Runtime};
 
 /// A compiled `config.core.v3.HealthCheck`.
 #[derive(Clone, Debug)]
@@ -20,6 +22,12 @@ pub struct HealthCheckConfig {
     pub kind: CheckKind,
     /// Answer by then.
     pub timeout: Duration,
+    /// Where changes of hosts' health are told.
+    pub event_logs: Vec<ArcStr>,
+    /// Failures that change nothing are told, too.
+    pub log_failures: bool,
+    /// And so are successes.
+    pub log_successes: bool,
     /// Keep the connection between checks.
     pub reuse_connection: bool,
     /// Another port.
@@ -42,6 +50,9 @@ struct Intervals {
     unhealthy: Duration,
     unhealthy_edge: Duration,
     healthy_edge: Duration,
+    /// The runtime's bounds in milliseconds (`health_check.min_interval`, `health_check.max_interval`).
+    least: Live<u64>,
+    most: Live<u64>,
 }
 
 /// What is asked.
@@ -86,6 +97,8 @@ pub struct HttpCheck {
     pub headers: HeaderOps,
     /// `x-envoy-upstream-healthchecked-cluster` must be so.
     pub service_name: Option<StringMatcher>,
+    /// The share of checks that look at it (`health_check.verify_cluster`).
+    pub verify: Live<(u32, u32)>,
     expected: Vec<(u16, u16)>,
     retriable: Vec<(u16, u16)>,
 }
@@ -127,11 +140,11 @@ pub enum CheckResult {
 }
 
 impl HealthCheckConfig {
-    pub(crate) fn compile_all(checks: &[pb::core::HealthCheck]) -> Compiled<Vec<Self>> {
-        checks.iter().enumerate().map(|(i, c)| Self::compile(c).at_index("health_checks", i)).collect()
+    pub(crate) fn compile_all(checks: &[pb::core::HealthCheck], runtime: &Runtime) -> Compiled<Vec<Self>> {
+        checks.iter().enumerate().map(|(i, c)| Self::compile(c, runtime).at_index("health_checks", i)).collect()
     }
 
-    fn compile(check: &pb::core::HealthCheck) -> Compiled<Self> {
+    fn compile(check: &pb::core::HealthCheck, runtime: &Runtime) -> Compiled<Self> {
         use pb::core::health_check::HealthChecker as Kind;
         refuse! {
             "transport_socket_match_criteria": check.transport_socket_match_criteria.is_some(),
@@ -156,7 +169,7 @@ impl HealthCheckConfig {
         Ok(Self {
             kind: match &check.health_checker {
                 Some(Kind::HttpHealthCheck(http)) => {
-                    CheckKind::Http(Box::new(http_check(http).at("http_health_check")?))
+                    CheckKind::Http(Box::new(http_check(http, runtime).at("http_health_check")?))
                 }
                 Some(Kind::TcpHealthCheck(tcp)) => {
                     refuse!("tcp_health_check.proxy_protocol_config": tcp.proxy_protocol_config.is_some());
@@ -189,6 +202,9 @@ impl HealthCheckConfig {
                 None => return Err(Invalid::new("health_checker", "is missing")),
             },
             timeout: required("timeout", &check.timeout)?,
+            event_logs: event_logs(check)?,
+            log_failures: check.always_log_health_check_failures,
+            log_successes: check.always_log_health_check_success,
             reuse_connection: fields::flag(check.reuse_connection.as_ref(), true),
             alt_port: check.alt_port.as_ref().and_then(|p| u16::try_from(p.value).ok()),
             alpn: check.tls_options.iter().flat_map(|t| &t.alpn_protocols).map(|p| p.as_bytes().to_vec()).collect(),
@@ -206,11 +222,29 @@ impl HealthCheckConfig {
                 unhealthy,
                 unhealthy_edge: interval("unhealthy_edge_interval", &check.unhealthy_edge_interval, unhealthy)?,
                 healthy_edge: interval("healthy_edge_interval", &check.healthy_edge_interval, usual)?,
+                least: runtime.live("health_check.min_interval", 0),
+                most: runtime.live("health_check.max_interval", u64::MAX),
             },
             unhealthy_threshold: threshold("unhealthy_threshold", &check.unhealthy_threshold)?,
             healthy_threshold: threshold("healthy_threshold", &check.healthy_threshold)?,
         })
     }
+}
+
+/// The files of `event_logger`, or else of the older `event_log_path`.
+#[allow(deprecated)]
+fn event_logs(check: &pb::core::HealthCheck) -> Compiled<Vec<ArcStr>> {
+    let old = Some(&check.event_log_path).filter(|path| !path.is_empty());
+    let mut paths: Vec<ArcStr> = old.map(|path| path.as_str().into()).into_iter().collect();
+    for (i, logger) in check.event_logger.iter().enumerate() {
+        let typed = Typed::open(logger.typed_config.as_ref()).at_index("event_logger", i)?;
+        if typed.name != "envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink" {
+            return Err(typed.unknown()).at_index("event_logger", i);
+        }
+        let sink: pb::ext::health_check::event_sinks::file::v3::HealthCheckEventFileSink = typed.decode()?;
+        paths.push(fields::required("event_log_path", &sink.event_log_path).at_index("event_logger", i)?);
+    }
+    Ok(paths)
 }
 
 /// Each pattern after the one before, anything in between.
@@ -241,7 +275,7 @@ fn payload(payload: &pb::core::health_check::Payload) -> Compiled<Bytes> {
     }
 }
 
-fn http_check(check: &pb::core::health_check::HttpHealthCheck) -> Compiled<HttpCheck> {
+fn http_check(check: &pb::core::health_check::HttpHealthCheck, runtime: &Runtime) -> Compiled<HttpCheck> {
     let send = check.send.as_ref().map(payload).transpose().at("send")?.unwrap_or_default();
     let receive = check.receive.iter().map(payload).collect::<Compiled<Vec<_>>>().at("receive")?;
     // 0: all of it.
@@ -283,6 +317,7 @@ fn http_check(check: &pb::core::health_check::HttpHealthCheck) -> Compiled<HttpC
         receive,
         buffer,
         headers: HeaderOps::compile(&check.request_headers_to_add, &check.request_headers_to_remove)?,
+        verify: runtime.live("health_check.verify_cluster", (100, 100)),
         service_name: check.service_name_matcher.as_ref().map(StringMatcher::compile).transpose()?,
         expected: if check.expected_statuses.is_empty() { vec![(200, 201)] } else { ranges(&check.expected_statuses) },
         retriable: ranges(&check.retriable_statuses),
@@ -379,6 +414,11 @@ impl HostChecks {
         (transition, intervals.jittered(base, random))
     }
 
+    /// Whether no check has ended yet.
+    pub fn is_first(&self) -> bool {
+        self.first
+    }
+
     /// The host said in an answer to somebody that it fails.
     pub fn on_own_word(&mut self) {
         self.passed = 0;
@@ -395,7 +435,9 @@ impl Intervals {
     fn jittered(&self, base: Duration, random: &mut Random) -> Duration {
         let percent = (base.as_millis() as u64).saturating_mul(self.jitter_percent.into()) / 100;
         let jitter = random.below(self.jitter.as_millis() as u64 + 1) + random.below(percent + 1);
-        base + Duration::from_millis(jitter)
+        let whole = u64::try_from(base.as_millis()).unwrap_or(u64::MAX).saturating_add(jitter);
+        // Never at once, whatever the runtime says.
+        Duration::from_millis(whole.min(self.most.get()).max(self.least.get()).max(1))
     }
 }
 

@@ -85,6 +85,16 @@ impl MetadataMatch {
         (!all.is_empty()).then_some(Self(all))
     }
 
+    /// Whether a host with this metadata fulfils all of them. `list_as_any`: of a list, one value is enough.
+    pub(crate) fn fits(&self, metadata: &Metadata, list_as_any: bool) -> bool {
+        let fields = metadata.lb();
+        self.0.iter().all(|(key, wanted)| match fields.and_then(|f| f.get(&**key)) {
+            Some(Value::Array(list)) if list_as_any => list.contains(wanted),
+            Some(value) => value == wanted,
+            None => false,
+        })
+    }
+
     /// These criteria over those of an outer level; the inner ones win (weighted cluster over route).
     pub(crate) fn merged_over(self, outer: Option<&MetadataMatch>) -> Self {
         let mut all: BTreeMap<ArcStr, Value> = outer.map(|o| o.0.iter().cloned().collect()).unwrap_or_default();
@@ -113,7 +123,8 @@ pub(crate) fn json(value: &pb::Value) -> Value {
     }
 }
 
-fn number(n: f64) -> Value {
+/// A number as JSON; see [`json`].
+pub(crate) fn number(n: f64) -> Value {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     if n.fract() == 0.0 && n.abs() <= EXACT {
         return Value::Number((n as i64).into());

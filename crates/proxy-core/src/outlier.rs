@@ -105,6 +105,8 @@ pub enum Event {
         cause: Cause,
         /// It really gets no traffic.
         enforced: bool,
+        /// What came before.
+        history: History,
     },
     /// A host should have been ejected, but too many are already.
     Overflow {
@@ -117,7 +119,18 @@ pub enum Event {
     Returned {
         /// The host.
         host: Arc<Host>,
+        /// What came before.
+        history: History,
     },
+}
+
+/// What a detector remembers of a host.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct History {
+    /// How often it was ejected, with this time.
+    pub ejections: u32,
+    /// Since it returned (for an ejection), or was ejected (for a return).
+    pub since_last: Option<Duration>,
 }
 
 impl OutlierConfig {
@@ -290,6 +303,15 @@ struct Monitor {
     /// How many times in a row it was ejected; the ejection lasts so many base times.
     backoff: u64,
     until: Option<Instant>,
+    ejections: u32,
+    ejected: Option<Instant>,
+    returned: Option<Instant>,
+}
+
+impl Monitor {
+    fn history(&self, last: Option<Instant>, now: Instant) -> History {
+        History { ejections: self.ejections, since_last: last.map(|last| now.saturating_duration_since(last)) }
+    }
 }
 
 impl OutlierDetector {
@@ -363,9 +385,13 @@ impl OutlierDetector {
             let time = base.saturating_mul(monitor.backoff).min(most);
             let jitter = random.below(self.config.jitter.get().saturating_add(1));
             monitor.until = now.checked_add(Duration::from_millis(time.saturating_add(jitter)));
+            monitor.ejections += 1;
+            monitor.ejected = Some(now);
             host.state.set(HealthFlag::FailedOutlier, true);
         }
-        Event::Ejected { host, cause, enforced }
+        let monitor = self.monitors.get(&host.address);
+        let history = monitor.map(|m| m.history(m.returned, now)).unwrap_or_default();
+        Event::Ejected { host, cause, enforced, history }
     }
 
     /// Lets hosts return and looks at the rates since the last time (Envoy `DetectorImpl::onIntervalTimer`).
@@ -378,9 +404,11 @@ impl OutlierDetector {
             match monitor.until {
                 Some(until) if until <= now => {
                     monitor.until = None;
+                    monitor.returned = Some(now);
                     host.state.outlier.reset_consecutive();
                     host.state.set(HealthFlag::FailedOutlier, false);
-                    events.push(Event::Returned { host: Arc::clone(host) });
+                    let history = monitor.history(monitor.ejected, now);
+                    events.push(Event::Returned { host: Arc::clone(host), history });
                 }
                 Some(_) => {}
                 None => monitor.backoff = monitor.backoff.saturating_sub(1),
@@ -436,23 +464,25 @@ impl OutlierDetector {
             let failing = by_failure.iter().filter(|(_, r)| 100.0 - r >= threshold);
             out.extend(failing.map(|(h, _)| (Arc::clone(h), percentage_cause)));
         }
+        // Whoever is an outlier by both rules is ejected twice, as in Envoy.
         for (host, cause) in out {
-            if !host.state.has(HealthFlag::FailedOutlier) {
-                events.push(self.eject(&host, cause, endpoints, now, random));
-            }
+            events.push(self.eject(&host, cause, endpoints, now, random));
         }
     }
 
     /// A host passed an active check: if so configured, it is back.
-    pub fn on_active_check_passed(&mut self, host: &Arc<Host>) -> Option<Event> {
+    pub fn on_active_check_passed(&mut self, host: &Arc<Host>, now: Instant) -> Option<Event> {
         if !self.config.uneject_on_active_check.get() || !host.state.set(HealthFlag::FailedOutlier, false) {
             return None;
         }
+        let mut history = History::default();
         if let Some(monitor) = self.monitors.get_mut(&host.address) {
             monitor.until = None;
+            monitor.returned = Some(now);
+            history = monitor.history(monitor.ejected, now);
         }
         host.state.outlier.reset_consecutive();
-        Some(Event::Returned { host: Arc::clone(host) })
+        Some(Event::Returned { host: Arc::clone(host), history })
     }
 }
 

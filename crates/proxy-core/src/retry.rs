@@ -10,11 +10,14 @@ pub use backoff::{BackOff, RateLimitedBackOff};
 pub use conditions::RetryOn;
 
 use crate::any::Typed;
+use crate::endpoints::Host;
 use crate::headers::Headers;
 use crate::matchers::{HeaderMatcher, header_matchers};
+use crate::metadata::MetadataMatch;
 use crate::pb;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::runtime::{Live, Runtime};
 use crate::{constraints, fields};
 
 /// A compiled `route.v3.RetryPolicy`.
@@ -34,14 +37,16 @@ pub struct RetryPolicy {
     pub headers: Box<[HeaderMatcher]>,
     /// Only requests that fulfil one of these are retried at all.
     pub request_headers: Box<[HeaderMatcher]>,
-    /// The pause.
-    pub backoff: BackOff,
+    /// The pause; `None`: the runtime's.
+    pub backoff: Option<BackOff>,
     /// The pause that the upstream asks for.
     pub rate_limited_backoff: Option<RateLimitedBackOff>,
     /// Do not choose a host that was tried already.
     pub avoid_previous_hosts: bool,
     /// Do not choose canaries.
     pub omit_canary_hosts: bool,
+    /// Do not choose hosts that one of these fits.
+    pub omit_metadata: Vec<MetadataMatch>,
     /// How often a host is chosen anew because of these rules.
     pub host_selection_attempts: u32,
     /// Leave out priorities that were tried, every so many tries.
@@ -58,6 +63,7 @@ impl RetryPolicy {
         constraints::retry(policy)?;
         let mut avoid_previous_hosts = false;
         let mut omit_canary_hosts = false;
+        let mut omit_metadata = Vec::new();
         for (i, predicate) in policy.retry_host_predicate.iter().enumerate() {
             let any = predicate.config_type.as_ref().map(|retry_host_predicate::ConfigType::TypedConfig(any)| any);
             let name = match any {
@@ -69,6 +75,11 @@ impl RetryPolicy {
                 | "envoy.retry_host_predicates.previous_hosts" => avoid_previous_hosts = true,
                 "envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate"
                 | "envoy.retry_host_predicates.omit_canary_hosts" => omit_canary_hosts = true,
+                "envoy.extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig" => {
+                    let config: pb::ext::retry::host::omit_host_metadata::v3::OmitHostMetadataConfig =
+                        Typed::open(any)?.decode()?;
+                    omit_metadata.extend(MetadataMatch::compile(config.metadata_match.as_ref()));
+                }
                 other => {
                     return Err(Invalid::new(
                         format!("retry_host_predicate[{i}]"),
@@ -103,7 +114,7 @@ impl RetryPolicy {
             status_codes,
             headers: header_matchers("retriable_headers", &policy.retriable_headers)?,
             request_headers: header_matchers("retriable_request_headers", &policy.retriable_request_headers)?,
-            backoff: BackOff::of_retry(policy.retry_back_off.as_ref()).at("retry_back_off")?,
+            backoff: policy.retry_back_off.as_ref().map(BackOff::of_retry).transpose().at("retry_back_off")?,
             rate_limited_backoff: policy
                 .rate_limited_retry_back_off
                 .as_ref()
@@ -112,9 +123,56 @@ impl RetryPolicy {
                 .at("rate_limited_retry_back_off")?,
             avoid_previous_hosts,
             omit_canary_hosts,
+            omit_metadata,
             host_selection_attempts: u32::try_from(policy.host_selection_retry_max_attempts).unwrap_or(0).max(1),
             previous_priorities,
         })
+    }
+}
+
+impl RetryPolicy {
+    /// Whether a retry should rather go to another host than this one, after tries with `previous`.
+    pub(crate) fn avoids(&self, host: &Host, previous: &[Arc<Host>]) -> bool {
+        self.avoid_previous_hosts && previous.iter().any(|p| p.address == host.address)
+            || self.omit_canary_hosts && host.is_canary()
+            || self.omit_metadata.iter().any(|criteria| criteria.fits(&host.metadata, true))
+    }
+}
+
+/// What the runtime says about retries.
+#[derive(Debug)]
+pub struct RetryRuntime {
+    /// `upstream.use_retry`: the share of retries that take place.
+    take_place: Live<(u32, u32)>,
+    /// `upstream.base_retry_backoff_ms`, for policies without a pause of their own.
+    base_ms: Live<u64>,
+}
+
+impl RetryRuntime {
+    pub(crate) fn of(runtime: &Runtime) -> Self {
+        Self {
+            take_place: runtime.live("upstream.use_retry", (100, 100)),
+            base_ms: runtime.live("upstream.base_retry_backoff_ms", 25),
+        }
+    }
+
+    /// Whether a retry that is due takes place.
+    pub fn allows(&self, random: &mut Random) -> bool {
+        let (parts, whole) = self.take_place.get();
+        parts >= whole || random.below(u64::from(whole)) < u64::from(parts)
+    }
+
+    fn backoff(&self) -> BackOff {
+        // Below a millisecond is rounded up to one.
+        let base = Duration::from_millis(self.base_ms.get().max(1));
+        BackOff { base, max: base.saturating_mul(10) }
+    }
+}
+
+impl Default for RetryRuntime {
+    /// What holds when the runtime says nothing.
+    fn default() -> Self {
+        Self { take_place: Live::fixed((100, 100)), base_ms: Live::fixed(25) }
     }
 }
 
@@ -173,12 +231,12 @@ pub struct RetryState {
 impl RetryState {
     /// Retries by the policy and by the request's `x-envoy-retry-on` and friends, which are removed.
     /// `None`: nothing is retried.
-    pub fn new(policy: Option<&Arc<RetryPolicy>>, headers: &mut Headers) -> Option<Self> {
+    pub fn new(policy: Option<&Arc<RetryPolicy>>, headers: &mut Headers, runtime: &RetryRuntime) -> Option<Self> {
         let mut on = policy.map_or(RetryOn::NONE, |p| p.on);
-        for asked in
-            [headers.get_str("x-envoy-retry-on"), headers.get_str("x-envoy-retry-grpc-on")].into_iter().flatten()
-        {
-            on.insert(RetryOn::parse(asked));
+        for (header, grpc) in [("x-envoy-retry-on", false), ("x-envoy-retry-grpc-on", true)] {
+            if let Some(asked) = headers.get_str(header) {
+                on.insert(RetryOn::parse(asked).of_grpc(grpc));
+            }
         }
         let mut left = policy.map_or(1, |p| p.num_retries);
         if let Some(asked) = headers.get_str("x-envoy-max-retries").and_then(|v| v.parse().ok()) {
@@ -197,7 +255,6 @@ impl RetryState {
         headers.remove("x-envoy-hedge-on-per-try-timeout");
         headers.remove("x-envoy-retriable-header-names");
         headers.remove("x-envoy-retriable-status-codes");
-        headers.remove("x-envoy-is-timeout-retry");
         if let Some(policy) = policy
             && !policy.request_headers.is_empty()
             && !policy.request_headers.iter().any(|m| m.matches(headers))
@@ -207,7 +264,7 @@ impl RetryState {
         if on.is_empty() {
             return None;
         }
-        let backoff = policy.map_or_else(BackOff::default, |p| p.backoff);
+        let backoff = policy.and_then(|p| p.backoff).unwrap_or_else(|| runtime.backoff());
         Some(Self {
             on,
             policy: policy.cloned(),

@@ -246,6 +246,8 @@ pub struct StreamInfo {
     pub response_code_details: Option<Cow<'static, str>>,
     /// Why the connection was ended, if a policy ended it.
     pub connection_termination_details: Option<Cow<'static, str>>,
+    /// Why this proxy closed the downstream connection.
+    pub local_close_reason: Option<Cow<'static, str>>,
     /// What went wrong.
     pub flags: ResponseFlags,
     /// The route that matched.
@@ -291,6 +293,7 @@ impl StreamInfo {
             response_code: None,
             response_code_details: None,
             connection_termination_details: None,
+            local_close_reason: None,
             flags: ResponseFlags::NONE,
             route: None,
             virtual_host: None,

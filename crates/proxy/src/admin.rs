@@ -4,17 +4,18 @@ mod dump;
 mod server_stats;
 mod tables;
 
+pub(crate) use dump::timestamp;
+
 use crate::bootstrap::Parts;
 use crate::control::Control;
 use crate::drain::DrainStrategy;
 use crate::runtime::Shared;
 use crate::socket::{self, BindOptions, Bound};
-use crate::stats::{self, HttpStats, Kind, ListenerHttpStats, ListenerStats, OfManager, OfThread, Sample};
+use crate::stats::{self, Buckets, HttpStats, Kind, ListenerHttpStats, ListenerStats, OfManager, OfThread, Sample};
 use lifecycle::http::{Handler, Request, Response, with_type};
 use proxy_core::Address;
 use regex_automata::meta::Regex;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -26,26 +27,81 @@ use tokio::sync::Notify;
 const TEXT: &str = "text/plain; charset=UTF-8";
 const JSON: &str = "application/json";
 
-/// Log components whose levels Envoy lets one set; ours has one level for all, so these are kept for show.
-const LOGGERS: [&str; 18] = [
+/// Log components whose levels Envoy lets one set, in its order; ours has one level for all, so these are kept for show.
+const LOGGERS: [&str; 73] = [
+    "a2a",
     "admin",
+    "ai_protocol_manager",
+    "alternate_protocols_cache",
+    "aws",
     "assert",
+    "backtrace",
+    "basic_auth",
+    "cache_filter",
     "client",
     "config",
     "connection",
     "conn_handler",
+    "compression",
+    "credential_injector",
+    "decompression",
+    "dns",
+    "dubbo",
+    "envoy_bug",
+    "ext_authz",
+    "ext_proc",
+    "rocketmq",
+    "file",
     "filter",
+    "forward_proxy",
+    "geolocation",
     "grpc",
+    "happy_eyeballs",
+    "hc",
+    "health_checker",
     "http",
     "http2",
+    "hystrix",
+    "init",
+    "io",
     "jwt",
+    "json_rpc",
+    "kafka",
+    "key_value_store",
+    "lua",
+    "local_rate_limit",
     "main",
+    "matcher",
+    "mcp",
+    "misc",
+    "mongo",
+    "multi_connection",
+    "notification",
+    "oauth2",
+    "quic",
+    "quic_stream",
     "pool",
+    "rate_limit_quota",
     "rbac",
+    "rds",
+    "redis",
     "router",
+    "runtime",
+    "stats",
     "secret",
+    "sse",
+    "tap",
+    "testing",
+    "thrift",
     "tracing",
     "upstream",
+    "udp",
+    "wasm",
+    "websocket",
+    "golang",
+    "stats_sinks",
+    "dynamic_modules",
+    "ip_tagging",
 ];
 
 pub(crate) struct Admin {
@@ -55,7 +111,8 @@ pub(crate) struct Admin {
     stats: Arc<HttpStats>,
     answers: Arc<ListenerHttpStats>,
     listener: Arc<ListenerStats>,
-    levels: Mutex<BTreeMap<&'static str, String>>,
+    /// By logger.
+    levels: Mutex<[&'static str; LOGGERS.len()]>,
     log_level: String,
     quit: Notify,
 }
@@ -90,8 +147,7 @@ impl Handler for Served {
             admin.stats.downstream_rq_total.inc();
             let query = request.uri().query().unwrap_or_default().to_owned();
             let path = request.uri().path().to_owned();
-            let post = request.method() == http::Method::POST;
-            let answer = admin.answer(&path, &query, post);
+            let answer = admin.answer(&path, &query, request.method());
             admin.stats.downstream_rq.inc(answer.status().as_u16());
             admin.answers.downstream_rq.inc(answer.status().as_u16());
             answer
@@ -147,33 +203,13 @@ fn decode(text: &str) -> String {
 /// Seconds between Envoy's flushes of histograms (`stats_flush_interval`).
 const FLUSH_INTERVAL: u64 = 5;
 
-const HELP: [(&str, &str); 25] = [
-    ("/", "Admin home page"),
-    ("/certs", "print certs on machine"),
-    ("/clusters", "upstream cluster status"),
-    ("/config_dump", "dump current Envoy configs (experimental)"),
-    ("/contention", "dump current Envoy mutex contention stats (if enabled)"),
-    ("/drain_listeners (POST)", "drain listeners"),
-    ("/healthcheck/fail (POST)", "cause the server to fail health checks"),
-    ("/healthcheck/ok (POST)", "cause the server to pass health checks"),
-    ("/heap_dump", "dump current Envoy heap (if supported)"),
-    ("/help", "print out list of admin commands"),
-    ("/hot_restart_version", "print the hot restart compatibility version"),
-    ("/init_dump", "dump current Envoy init manager information (experimental)"),
-    ("/listeners", "print listener info"),
-    ("/logging (POST)", "query/change logging levels"),
-    ("/memory", "print current allocation/heap usage"),
-    ("/quitquitquit (POST)", "exit the server"),
-    ("/ready", "print server state, return 200 if LIVE, otherwise return 503"),
-    ("/reopen_logs (POST)", "reopen access logs"),
-    ("/reset_counters (POST)", "reset all counters to zero"),
-    ("/runtime", "print runtime values"),
-    ("/runtime_modify (POST)", "modify runtime values"),
-    ("/server_info", "print server version/status information"),
-    ("/stats", "print server stats"),
-    ("/stats/prometheus", "print server stats in prometheus format"),
-    ("/stats/recentlookups", "Show recent stat-name lookups"),
-];
+/// The list of commands, in the words of Envoy 1.40's `/help`, which clients look into.
+const HELP: &str = include_str!("admin/help.txt");
+
+/// Whether a path is one that only POST may ask for.
+fn changes_something(path: &str) -> bool {
+    HELP.lines().any(|line| line.trim_start().strip_prefix(path).is_some_and(|rest| rest.starts_with(" (POST):")))
+}
 
 impl Admin {
     pub(crate) fn new(
@@ -202,7 +238,7 @@ impl Admin {
             answers,
             listener,
             log_level,
-            levels: Mutex::new(LOGGERS.iter().map(|l| (*l, "warning".to_owned())).collect()),
+            levels: Mutex::new(["warning"; LOGGERS.len()]),
             quit: Notify::new(),
         })
     }
@@ -226,11 +262,10 @@ impl Admin {
         }
     }
 
-    fn answer(&self, path: &str, query: &str, post: bool) -> Response {
+    fn answer(&self, path: &str, query: &str, method: &http::Method) -> Response {
         let query = Query::parse(query);
-        let mutates = HELP.iter().any(|(p, _)| p.strip_suffix(" (POST)") == Some(path));
-        if mutates && !post {
-            return text(405, "Method GET not allowed, POST required.".to_owned());
+        if method != http::Method::POST && changes_something(path) {
+            return text(405, format!("Method {method} not allowed, POST required."));
         }
         match path {
             "/ready" => {
@@ -249,7 +284,7 @@ impl Admin {
             "/clusters" => {
                 let pattern = query.get("filter").unwrap_or_default();
                 let Ok(wanted) = Some(pattern).filter(|f| !f.is_empty()).map(Regex::new).transpose() else {
-                    return text(400, format!("Invalid re2 regex: {}", re2_error(pattern)));
+                    return text(400, "Invalid re2 regex".to_owned());
                 };
                 match query.get("format") {
                     Some("json") => pretty(&self.clusters_json(wanted.as_ref())),
@@ -305,12 +340,17 @@ impl Admin {
             "/stats/recentlookups/enable" | "/stats/recentlookups/disable" | "/stats/recentlookups/clear" => {
                 text(200, "OK\n".to_owned())
             }
+            "/cpuprofiler" => match query.get("enable") {
+                Some("y" | "n") => text(200, "OK\n".to_owned()),
+                _ => text(400, "?enable=<y|n>\n".to_owned()),
+            },
+            "/heapprofiler" => text(501, "The current build does not support heap profiler".to_owned()),
             "/heap_dump" => text(200, "not supported\n".to_owned()),
             "/hot_restart_version" => text(200, "disabled".to_owned()),
             "/init_dump" => pretty(&self.init_dump()),
-            "/help" => text(200, help()),
-            "/" => with_type(200, "text/html; charset=UTF-8", format!("<!doctype html><pre>{}</pre>", help())),
-            _ => text(404, format!("invalid path. {}", help())),
+            "/help" => text(200, HELP.to_owned()),
+            "/" => with_type(200, "text/html; charset=UTF-8", format!("<!doctype html><pre>{HELP}</pre>")),
+            _ => text(404, format!("invalid path. {HELP}")),
         }
     }
 
@@ -322,6 +362,14 @@ impl Admin {
                 return text(400, format!("Invalid re2 regex: {}", re2_error(query.get("filter").unwrap_or_default())));
             }
         };
+        if query.get("histogram_buckets").is_some_and(|mode| !BUCKETS.contains(&mode)) {
+            return text(400, format!("usage: /stats?histogram_buckets=({})\n", BUCKETS[1..].join("|")));
+        }
+        let buckets = match query.get("histogram_buckets") {
+            Some("cumulative") => Buckets::Cumulative,
+            Some("disjoint") => Buckets::Disjoint,
+            _ => Buckets::Quantiles,
+        };
         if query.get("format") == Some("prometheus") {
             return text(200, self.prometheus(query.has("usedonly"), query.get("filter")));
         }
@@ -330,7 +378,8 @@ impl Admin {
             entries.retain(|e| e.sample.used());
         }
         if let Some(filter) = filter {
-            entries.retain(|e| filter.is_match(e.full_name().as_bytes()));
+            let invert = query.has("invert_filter");
+            entries.retain(|e| filter.is_match(e.full_name().as_bytes()) != invert);
         }
         match query.get("type") {
             None | Some("" | "All") => {}
@@ -342,8 +391,8 @@ impl Admin {
             Some(_) => return text(400, "invalid &type= param".to_owned()),
         }
         match query.get("format") {
-            Some("json") => with_type(200, JSON, stats::json(&entries).to_string()),
-            None | Some("" | "text") => text(200, stats::text(&entries)),
+            Some("json") => with_type(200, JSON, stats::json(&entries, buckets).to_string()),
+            None | Some("" | "text") => text(200, stats::text(&entries, buckets)),
             Some(_) => text(400, "usage: /stats?format=(html|active-html|json|prometheus|text)\n\n".to_owned()),
         }
     }
@@ -378,14 +427,13 @@ impl Admin {
 
     fn drain_listeners(&self, query: &Query) -> Response {
         let inbound_only = query.has("inboundonly");
-        if query.has("skip_exit") && !query.has("graceful") {
-            return text(400, "skip_exit requires graceful\n".to_owned());
-        }
         let mut control = self.control();
         control.drain(inbound_only);
-        if !query.has("graceful") {
+        if query.has("skip_exit") {
+            // The connections end, the listeners stay.
+        } else if !query.has("graceful") {
             control.stop_listeners(inbound_only);
-        } else if !query.has("skip_exit") {
+        } else {
             let control = self.control.clone();
             let wait = self.shared.drain_time.min(Duration::from_secs(3600));
             // Nobody waits: it ends with the process or after the drain time.
@@ -397,36 +445,16 @@ impl Admin {
         text(200, "OK\n".to_owned())
     }
 
+    /// Envoy `LogsHandler::handlerLogging`.
     fn logging(&self, query: &Query) -> Response {
         let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = ["trace", "debug", "info", "warning", "warn", "error", "critical", "off"];
-        let mut set = Vec::new();
-        for (key, value) in &query.0 {
-            match key.as_str() {
-                "level" => set.extend(LOGGERS.iter().map(|l| (*l, value.clone()))),
-                "paths" => {
-                    for pair in value.split(',') {
-                        let (name, level) = pair.split_once(':').unwrap_or((pair, ""));
-                        if let Some(logger) = LOGGERS.iter().find(|l| **l == name) {
-                            set.push((*logger, level.to_owned()));
-                        }
-                    }
-                }
-                name => {
-                    let Some(logger) = LOGGERS.iter().find(|l| **l == name) else {
-                        return text(400, format!("error: unknown logger name\n\n{LOGGING_USAGE}{}", active(&levels)));
-                    };
-                    set.push((*logger, value.clone()));
-                }
+        match changed(&query.0, *levels) {
+            Ok(new) => {
+                *levels = new;
+                text(200, active(&levels))
             }
+            Err(why) => text(400, format!("error: {why}\n\n{LOGGING_USAGE}{}", active(&levels))),
         }
-        for (logger, level) in set {
-            if !known.contains(&level.as_str()) {
-                return text(400, format!("error: unknown logger level\n\n{LOGGING_USAGE}{}", active(&levels)));
-            }
-            levels.insert(logger, level);
-        }
-        text(200, active(&levels))
     }
 
     fn runtime_json(&self) -> Value {
@@ -439,6 +467,55 @@ impl Admin {
         }
         let layers: Vec<String> = runtime.layers().iter().map(ToString::to_string).collect();
         json!({"entries": entries, "layers": layers})
+    }
+
+    /// `envoy.admin.v3.CommandLineOptions`: those that this proxy has, and Envoy's defaults of all others.
+    fn options(&self) -> Value {
+        let (shared, node) = (&self.shared, &self.shared.node);
+        json!({
+            "base_id": "0",
+            "concurrency": shared.concurrency,
+            "config_path": "",
+            "config_yaml": "",
+            "allow_unknown_static_fields": false,
+            "admin_address_path": "",
+            "local_address_ip_version": "v4",
+            "log_level": self.log_level,
+            "component_log_level": "",
+            "log_format": "[%Y-%m-%d %T.%e][%t][%l][%n] [%g:%#] %v",
+            "log_path": "",
+            "service_cluster": node.cluster,
+            "service_node": node.id,
+            "service_zone": "",
+            "file_flush_interval": "10s",
+            "drain_time": format!("{}s", shared.drain_time.as_secs()),
+            "parent_shutdown_time": "900s",
+            "mode": "Serve",
+            "disable_hot_restart": true,
+            "enable_mutex_tracing": false,
+            "restart_epoch": 0,
+            "cpuset_threads": false,
+            "reject_unknown_dynamic_fields": false,
+            "log_format_escaped": false,
+            "disabled_extensions": [],
+            "ignore_unknown_dynamic_fields": false,
+            "use_dynamic_base_id": false,
+            "base_id_path": "",
+            "drain_strategy": match shared.draining.strategy {
+                DrainStrategy::Gradual => "Gradual",
+                DrainStrategy::Immediate => "Immediate",
+            },
+            "enable_fine_grain_logging": false,
+            "socket_path": "@envoy_domain_socket",
+            "socket_mode": 0,
+            "enable_core_dump": false,
+            "stats_tag": [],
+            "skip_hot_restart_on_no_parent": false,
+            "skip_hot_restart_parent_stats": false,
+            "skip_deprecated_logs": false,
+            "file_flush_min_size": 0,
+            "log_stacktrace_single_entry": false,
+        })
     }
 
     fn server_info(&self) -> Value {
@@ -455,44 +532,67 @@ impl Admin {
             "uptime_all_epochs": uptime,
             "hot_restart_version": "disabled",
             "hot_restart_initializing": false,
-            "command_line_options": {
-                "concurrency": self.shared.concurrency,
-                "drain_time": format!("{}s", self.shared.drain_time.as_secs()),
-                "drain_strategy": match self.shared.draining.strategy {
-                    DrainStrategy::Gradual => "Gradual",
-                    DrainStrategy::Immediate => "Immediate",
-                },
-                "mode": "Serve",
-                "log_level": self.log_level,
-                "service_node": self.shared.node.id,
-                "service_cluster": self.shared.node.cluster,
-            },
+            "command_line_options": self.options(),
             "node": node,
         })
     }
 }
 
+/// How histograms may be shown; the first says nothing.
+const BUCKETS: [&str; 6] = ["", "cumulative", "disjoint", "detailed", "summary", "prometheusnative"];
 const RUNTIME_USAGE: &str = "usage: /runtime_modify?key1=value1&key2=value2&keyN=valueN\n       or send the parameters as form values\nuse an empty value to remove a previously added override";
 const LOGGING_USAGE: &str = "usage: /logging?<name>=<level> (change single level)
 usage: /logging?paths=name1:level1,name2:level2,... (change multiple levels)
 usage: /logging?level=<level> (change all levels)
-levels: trace debug info warning error critical off
-";
+usage: /logging?group=<group_name>:<level> (change group of loggers)
+levels: trace debug info warning error critical off \n";
 
-fn active(levels: &BTreeMap<&'static str, String>) -> String {
+type Levels = [&'static str; LOGGERS.len()];
+
+fn active(levels: &Levels) -> String {
     let mut out = String::from("active loggers:\n");
-    for (name, level) in levels {
+    for (name, level) in LOGGERS.iter().zip(levels) {
         out.push_str(&format!("  {name}: {level}\n"));
     }
+    out.push('\n');
     out
 }
 
-fn help() -> String {
-    let mut out = String::from("admin commands are:\n");
-    for (path, what) in HELP {
-        out.push_str(&format!("  {path}: {what}\n"));
+/// The levels after such a request.
+fn changed(query: &[(String, String)], mut levels: Levels) -> Result<Levels, &'static str> {
+    const KNOWN: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
+    let level = |name: &str| match name {
+        "warn" => Ok("warning"),
+        name => KNOWN.into_iter().find(|known| *known == name).ok_or("unknown logger level"),
+    };
+    let mut set = |name: &str, to: &str| {
+        if name.is_empty() || to.is_empty() {
+            return Err("empty logger name or empty logger level");
+        }
+        let to = level(to)?;
+        let at = LOGGERS.iter().position(|known| *known == name).ok_or("unknown logger name")?;
+        levels[at] = to;
+        Ok(())
+    };
+    match query {
+        [] => {}
+        [(key, value)] if key == "paths" => {
+            for pair in value.split(',') {
+                let (name, to) = pair.split_once(':').unwrap_or((pair, ""));
+                set(name, to)?;
+            }
+        }
+        [(key, value)] if key == "group" => {
+            let (name, to) = value.split_once(':').unwrap_or((value, ""));
+            set(name, to)?;
+        }
+        // Nothing to set changes nothing.
+        [(_, value)] if value.is_empty() => {}
+        [(key, value)] if key == "level" => levels = [level(value)?; LOGGERS.len()],
+        [(name, value)] => set(name, value)?,
+        _ => return Err("invalid number of parameters"),
     }
-    out
+    Ok(levels)
 }
 
 /// RE2 words its errors in its own way; the common ones are imitated.

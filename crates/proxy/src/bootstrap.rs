@@ -123,7 +123,24 @@ fn parse(path: &Path, text: &str) -> Result<Value, InvalidBootstrap> {
     let mut documents = manifest::parse_plain(path, text).map_err(|e| InvalidBootstrap::Syntax(e.to_string()))?;
     match documents.len() {
         0 => Ok(Value::Object(serde_json::Map::new())),
-        _ => Ok(documents.swap_remove(0).value),
+        _ => {
+            let mut value = documents.swap_remove(0).value;
+            if path.extension().is_none_or(|of| of != "json") {
+                numbers_as_yaml(&mut value);
+            }
+            Ok(value)
+        }
+    }
+}
+
+/// Of YAML, Envoy takes for numbers only what is whole and has 32 bits (`MessageUtil::loadFromYaml`): all else is text,
+/// which shows where a field may hold either, as in metadata.
+fn numbers_as_yaml(value: &mut Value) {
+    match value {
+        Value::Number(n) if n.as_i64().is_none_or(|n| i32::try_from(n).is_err()) => *value = n.to_string().into(),
+        Value::Array(all) => all.iter_mut().for_each(numbers_as_yaml),
+        Value::Object(all) => all.values_mut().for_each(numbers_as_yaml),
+        _ => {}
     }
 }
 

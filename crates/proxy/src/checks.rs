@@ -1,5 +1,6 @@
 //! Active health checks: HTTP, gRPC and TCP, one task per host, on the control side.
 
+use crate::events::{self, HealthEvent};
 use crate::h1::{self, Conn, Limits};
 use crate::io::Io;
 use crate::runtime::{ClusterEntry, Shared};
@@ -16,9 +17,9 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::Ordering::{Relaxed, Release};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::task::{Context, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -38,6 +39,7 @@ pub(crate) fn watch(shared: &Arc<Shared>, entry: &Arc<ClusterEntry>, done: impl 
         stats.other.touch(&format!("health_check.{what}"));
     }
     shared.registry.add(Kind::Cluster, entry.cluster.stat_name.clone(), stats.clone());
+    events::open(shared, entry.cluster.health_checks.iter().flat_map(|config| &config.event_logs));
     // Ends when the cluster is dropped.
     tokio::spawn(follow(shared.clone(), Arc::downgrade(entry), stats, done));
 }
@@ -124,8 +126,10 @@ async fn check_host(session: Session) {
         }
         stats.other.inc("health_check.attempt");
         let asked = check(&shared, &cluster, &host, &config, &stats, std::mem::take(&mut kept));
+        let mut status = 0;
         let result = match tokio::time::timeout(config.timeout, asked).await {
-            Ok(Ok((result, connection))) => {
+            Ok(Ok((result, answered, connection))) => {
+                status = answered;
                 kept = if config.reuse_connection { connection } else { Kept::Nothing };
                 result
             }
@@ -145,7 +149,19 @@ async fn check_host(session: Session) {
             state.on_own_word();
         }
         let used = cluster.used.load(Relaxed);
+        let (first_result, was_degraded) = (state.is_first(), host.state.has(HealthFlag::DegradedActive));
         let (transition, pause) = state.on_result(&config, &host, result, used, &mut random);
+        let degraded = host.state.has(HealthFlag::DegradedActive);
+        let told = changes(&config, result, status, transition, first_result, was_degraded, degraded);
+        for event in told.into_iter().flatten() {
+            events::health(&shared, &config, &cluster.cluster.name, &host, event);
+        }
+        if let (true, Some(detector)) = (passed, &cluster.outlier) {
+            let mut detector = detector.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(event) = detector.on_active_check_passed(&host, Instant::now()) {
+                events::outlier(&shared, &cluster.cluster.name, &event, None);
+            }
+        }
         if matches!(transition, Transition::Healthy | Transition::Unhealthy) {
             tracing::info!(cluster = %cluster.cluster.name, host = %host.address, ?transition, "health changed");
             cluster.tell_of_failure(transition == Transition::Unhealthy);
@@ -156,6 +172,35 @@ async fn check_host(session: Session) {
         drop(cluster);
         tokio::time::sleep(pause).await;
     }
+}
+
+/// What is told of a result (Envoy `ActiveHealthCheckSession::handleSuccess` and `setUnhealthy`).
+fn changes(
+    config: &HealthCheckConfig,
+    result: CheckResult,
+    status: u16,
+    transition: Transition,
+    first: bool,
+    was_degraded: bool,
+    degraded: bool,
+) -> [Option<HealthEvent>; 2] {
+    if matches!(result, CheckResult::Passed | CheckResult::Degraded) {
+        let added = (transition == Transition::Healthy).then_some(HealthEvent::Added { first });
+        let changed = match (was_degraded, degraded) {
+            (false, true) => Some(HealthEvent::Degraded),
+            (true, false) => Some(HealthEvent::NoLongerDegraded),
+            _ => (config.log_successes && transition == Transition::Unchanged).then_some(HealthEvent::Succeeded),
+        };
+        return [added, changed];
+    }
+    let failure = match result {
+        CheckResult::TimedOut => events::Failure::Timeout,
+        CheckResult::Unreachable => events::Failure::Network,
+        _ => events::Failure::Active,
+    };
+    let ejected = (transition == Transition::Unhealthy).then_some(HealthEvent::Ejected { failure, status });
+    let failed = (first || config.log_failures).then_some(HealthEvent::Failed { failure, first, status });
+    [ejected, failed]
 }
 
 /// A connection that the next check uses again.
@@ -207,7 +252,7 @@ async fn check(
     config: &HealthCheckConfig,
     stats: &ClusterStats,
     kept: Kept,
-) -> io::Result<(CheckResult, Kept)> {
+) -> io::Result<(CheckResult, u16, Kept)> {
     let fresh = || connect(shared, cluster, host, config);
     match &config.kind {
         CheckKind::Tcp { send, receive } => {
@@ -215,7 +260,7 @@ async fn check(
                 Kept::Raw(io) => *io,
                 _ => fresh().await?,
             };
-            tcp(io, send, receive).await
+            tcp(io, send, receive).await.map(|(result, kept)| (result, 0, kept))
         }
         CheckKind::Http(http) => {
             let head = http_head(cluster, host, http);
@@ -239,7 +284,7 @@ async fn check(
             if told && refused {
                 host.state.set(HealthFlag::Excluded, true);
             }
-            Ok((result, kept))
+            Ok((result, status, kept))
         }
         CheckKind::Grpc { service, authority } => {
             let authority = match authority.is_empty() {
@@ -272,7 +317,7 @@ async fn check(
             // HealthCheckResponse { status = 1: SERVING }
             let serving = ok && body.get(5..) == Some(&[0x08, 0x01]);
             let result = if serving { CheckResult::Passed } else { CheckResult::Failed };
-            Ok((result, Kept::H2(send, driver)))
+            Ok((result, 0, Kept::H2(send, driver)))
         }
     }
 }
@@ -285,7 +330,9 @@ fn judge(http: &HttpCheck, status: u16, headers: &Headers, body: &[u8], stats: &
     if result != CheckResult::Passed {
         return result;
     }
-    if let Some(wanted) = &http.service_name {
+    let (parts, whole) = http.verify.get();
+    let mut random = Random::new(std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), status));
+    if let Some(wanted) = http.service_name.as_ref().filter(|_| random.below(whole.into()) < u64::from(parts)) {
         stats.other.inc("health_check.verify_cluster");
         if !wanted.matches(headers.get("x-envoy-upstream-healthchecked-cluster").unwrap_or_default()) {
             return CheckResult::Failed;

@@ -2,6 +2,7 @@
 
 use crate::control::Control;
 use crate::runtime::ClusterEntry;
+use crate::stats::{ClusterStats, Kind};
 use crate::worker::Worker;
 use mesh_types::ArcStr;
 use proxy_core::Endpoints;
@@ -25,19 +26,32 @@ pub(crate) async fn run(mut clusters: UnboundedReceiver<Arc<ClusterEntry>>, cont
 
 async fn keep_resolved(entry: Weak<ClusterEntry>, config: DnsConfig, control: Arc<Mutex<Control>>) {
     let mut failures = 0u32;
+    let stats = Arc::new(ClusterStats::default());
+    if let Some(cluster) = entry.upgrade() {
+        let shared = control.lock().unwrap_or_else(PoisonError::into_inner).shared.clone();
+        shared.registry.add(Kind::Cluster, cluster.cluster.stat_name.clone(), stats.clone());
+    }
     loop {
         let Some(cluster) = entry.upgrade() else { return };
         let names = cluster.cluster.dns_names();
         let mut found: HashMap<(ArcStr, u16), Vec<SocketAddr>> = HashMap::new();
         let mut failed = false;
         for (name, port) in names {
+            stats.update_attempt.inc();
             match tokio::net::lookup_host((name.to_string(), port)).await {
                 Ok(addresses) => {
+                    stats.update_success.inc();
                     let chosen = of_family(addresses.collect(), config.family);
                     found.insert((name, port), chosen);
                 }
+                // The resolver knows that there is no such name: an answer, unless there must be an address.
+                Err(e) if is_unknown(&e) && matches!(cluster.cluster.discovery, Discovery::StrictDns(_)) => {
+                    stats.update_success.inc();
+                    found.insert((name, port), Vec::new());
+                }
                 Err(e) => {
                     tracing::debug!(%name, error = %e, "cannot resolve");
+                    stats.update_failure.inc();
                     failed = true;
                 }
             }
@@ -48,6 +62,12 @@ async fn keep_resolved(entry: Weak<ClusterEntry>, config: DnsConfig, control: Ar
             let resolve = |name: &str, port: u16| found.get(&(ArcStr::from(name), port)).cloned().unwrap_or_default();
             match Endpoints::resolved(&cluster.cluster, &resolve, Some(&previous)) {
                 Ok(endpoints) => {
+                    let addresses = |of: &Endpoints| of.hosts().map(|host| host.address.clone()).collect::<Vec<_>>();
+                    match addresses(&previous) == addresses(&endpoints) {
+                        true if !failed => stats.update_no_rebuild.inc(),
+                        true => {}
+                        false => stats.membership_change.inc(),
+                    }
                     cluster.set_endpoints(Arc::new(endpoints));
                     if !warm {
                         control.lock().unwrap_or_else(PoisonError::into_inner).finish_warming();
@@ -64,6 +84,12 @@ async fn keep_resolved(entry: Weak<ClusterEntry>, config: DnsConfig, control: Ar
         };
         tokio::time::sleep(pause.max(Duration::from_millis(10)) + at_random(config.jitter)).await;
     }
+}
+
+/// Whether a name does not exist or has no address, by the words of the C library, which tells in no other way.
+fn is_unknown(e: &std::io::Error) -> bool {
+    let text = e.to_string();
+    ["Name or service not known", "No address associated with hostname"].iter().any(|known| text.contains(known))
 }
 
 /// Up to `most`, so that many proxies do not ask at once.

@@ -3,6 +3,7 @@
 use crate::runtime::{ClusterEntry, Shared};
 use crate::stats::{ClusterStats, Kind};
 use proxy_core::Random;
+use proxy_core::outlier::{Cause, Event};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Instant;
 
@@ -15,10 +16,10 @@ pub(crate) fn watch(shared: &Arc<Shared>, entry: &Arc<ClusterEntry>) {
     crate::upstream::touch_outlier(&stats);
     shared.registry.add(Kind::Cluster, entry.cluster.stat_name.clone(), stats.clone());
     // Ends when the cluster is dropped.
-    tokio::spawn(ticks(Arc::downgrade(entry), stats));
+    tokio::spawn(ticks(shared.clone(), Arc::downgrade(entry), stats));
 }
 
-async fn ticks(entry: Weak<ClusterEntry>, stats: Arc<ClusterStats>) {
+async fn ticks(shared: Arc<Shared>, entry: Weak<ClusterEntry>, stats: Arc<ClusterStats>) {
     let mut random = Random::new(std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8));
     loop {
         let next = {
@@ -30,11 +31,15 @@ async fn ticks(entry: Weak<ClusterEntry>, stats: Arc<ClusterStats>) {
         let Some(entry) = entry.upgrade() else { return };
         let Some(detector) = &entry.outlier else { return };
         let endpoints = entry.endpoints.load_full();
-        let events =
-            detector.lock().unwrap_or_else(PoisonError::into_inner).tick(&endpoints, Instant::now(), &mut random);
+        let (events, rates) = {
+            let mut detector = detector.lock().unwrap_or_else(PoisonError::into_inner);
+            (detector.tick(&endpoints, Instant::now(), &mut random), detector.rates())
+        };
         for event in &events {
             crate::upstream::count_outlier(&stats, event);
-            entry.tell_of_failure(matches!(event, proxy_core::outlier::Event::Ejected { enforced: true, .. }));
+            let local = matches!(event, Event::Ejected { cause: Cause::LocalSuccessRate, .. });
+            crate::events::outlier(&shared, &entry.cluster.name, event, rates[usize::from(local)]);
+            entry.tell_of_failure(matches!(event, Event::Ejected { enforced: true, .. }));
         }
     }
 }

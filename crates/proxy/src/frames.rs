@@ -14,6 +14,16 @@ pub(crate) const ACK: u8 = 1;
 /// The same bit in HEADERS and DATA.
 pub(crate) const END_STREAM: u8 = 1;
 
+/// Calls `each` with the bytes of `bufs` that a vectored write took: the first `written` of them.
+pub(crate) fn written_of(bufs: &[std::io::IoSlice<'_>], written: usize, mut each: impl FnMut(&[u8])) {
+    let mut left = written;
+    for part in bufs {
+        let n = left.min(part.len());
+        each(&part[..n]);
+        left -= n;
+    }
+}
+
 /// The client's preface comes before its first frame.
 const PREFACE: usize = 24;
 
@@ -57,6 +67,11 @@ impl Frames {
         self.skip == 0 && self.have == 0
     }
 
+    /// Whether the payload of a frame is not complete.
+    pub(crate) fn is_within(&self) -> bool {
+        self.skip > 0
+    }
+
     /// Calls `found` with each frame's head and where it ends in `bytes`; stops when that says false.
     pub(crate) fn look(&mut self, bytes: &[u8], mut found: impl FnMut(Head, usize) -> bool) {
         let mut at = 0;
@@ -89,6 +104,14 @@ mod tests {
 
     fn frame(kind: u8, flags: u8, stream: u8, body: &[u8]) -> Vec<u8> {
         [&[0, 0, body.len() as u8, kind, flags, 0, 0, 0, stream][..], body].concat()
+    }
+
+    #[test]
+    fn what_was_written_is_told_in_order() {
+        let bufs = [std::io::IoSlice::new(b"abc"), std::io::IoSlice::new(b""), std::io::IoSlice::new(b"def")];
+        let mut told = Vec::new();
+        written_of(&bufs, 4, |part| told.extend_from_slice(part));
+        assert_eq!(told, b"abcd");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(crate) use authz::KeyCache;
 pub(crate) use date::civil_date;
 pub(crate) use exchange::Exchange;
 pub(crate) use ext_authz::{check_head, connection_attributes, grpc_frame, is_allowed};
+pub(crate) use h2::Late;
 pub(crate) use limits::LocalLimits;
 pub(crate) use record::{Ring, Rings};
 
@@ -61,21 +62,38 @@ pub(crate) struct Http {
     ending: Cell<Option<Instant>>,
     /// It ends because its listener drains.
     drained: Cell<bool>,
-    /// Wakes what is to tell an HTTP/2 client so.
+    /// An HTTP/2 client is to be told to leave.
+    leaves: Cell<bool>,
+    /// Wakes what tells it.
     told: tokio::sync::Notify,
     /// `max_connection_duration` passed and was counted.
     aged: Cell<bool>,
     /// Requests under way.
     active: Cell<u32>,
-    /// A PING was not answered: the connection ended here (HTTP/2).
-    unanswered: Cell<bool>,
+    /// The connection ends here (HTTP/2), and what its streams are to say.
+    end: Cell<Option<End>>,
     /// Buckets of local rate limits that count each connection by itself.
     limits: RefCell<std::collections::HashMap<usize, limits::Buckets>>,
     /// The peer's last announcement and what it says: the same on every request of a connection.
     announced: RefCell<Option<(Vec<u8>, Arc<Workload>)>>,
 }
 
+/// Why the proxy ended a connection of HTTP/2 that had streams.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// A PING was not answered.
+    Unanswered,
+    /// The peer broke the protocol: details of the log, other ones for the stream that did it.
+    Codec { details: &'static str, blamed: Option<(u32, &'static str)> },
+}
+
 impl Http {
+    /// Takes note of one more request of HTTP/2.
+    fn count_h2_request(&self) {
+        self.requests.set(self.requests.get() + 1);
+        self.stats.downstream_rq_http2_total.inc();
+    }
+
     /// The route table as it is now; `None` when RDS has not delivered it.
     pub(crate) fn route_table(&self) -> Option<Arc<RouteTable>> {
         match (&self.config.routes, &self.routes) {
@@ -108,12 +126,27 @@ impl Http {
     fn drain(&self) {
         if !self.drained.replace(true) {
             self.stats.downstream_cx_drain_close.inc();
-            self.told.notify_one();
+            self.leave();
         }
     }
 
+    /// Tells an HTTP/2 client to use another connection.
+    fn leave(&self) {
+        self.leaves.set(true);
+        self.told.notify_one();
+    }
+
+    /// Whether `max_connection_duration` is over: then the connection ends after the drain timeout, and says so until then
+    /// (Envoy `ConnectionManagerImpl::onConnectionDurationTimeout`).
     fn too_old(&self) -> bool {
-        self.config.max_connection_duration.is_some_and(|max| self.since.elapsed() >= max)
+        let Some(max) = self.config.max_connection_duration.filter(|max| self.since.elapsed() >= *max) else {
+            return false;
+        };
+        if !self.aged.replace(true) {
+            self.stats.downstream_cx_max_duration_reached.inc();
+            self.ending.set(self.ending.get().or_else(|| self.since.checked_add(max)));
+        }
+        true
     }
 
     /// What the peer says of itself.
@@ -145,6 +178,8 @@ impl Http {
 
 impl Drop for Http {
     fn drop(&mut self) {
+        // Of one that was busy all the time.
+        self.too_old();
         self.stats.downstream_cx_active.dec();
         self.stats.downstream_cx_destroy.inc();
         self.stats.downstream_cx_length_ms.record(self.since.elapsed().as_millis() as u64);
@@ -181,10 +216,11 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         premature_resets: Cell::new(0),
         ending: Cell::new(None),
         drained: Cell::new(false),
+        leaves: Cell::new(false),
         told: tokio::sync::Notify::new(),
         aged: Cell::new(false),
         active: Cell::new(0),
-        unanswered: Cell::new(false),
+        end: Cell::new(None),
         limits: RefCell::default(),
         announced: RefCell::default(),
     });
@@ -234,7 +270,15 @@ fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &
                 "fault.response_rl_injected",
             ],
             HttpFilter::Cors => &["cors.origin_invalid", "cors.origin_valid"],
-            HttpFilter::Rbac(_) => &["rbac.allowed", "rbac.denied", "rbac.shadow_allowed", "rbac.shadow_denied"],
+            HttpFilter::Rbac(rbac) => {
+                for (prefix, what) in [
+                    (&rbac.stat_prefix, ["allowed", "denied"]),
+                    (&rbac.shadow_prefix, ["shadow_allowed", "shadow_denied"]),
+                ] {
+                    what.iter().for_each(|what| stats.other.touch(&filters::rbac_counter(prefix, what)));
+                }
+                &[]
+            }
             HttpFilter::Jwt(_) => &[
                 "jwt_authn.allowed",
                 "jwt_authn.denied",
@@ -278,16 +322,28 @@ async fn sniff(http: &Rc<Http>, io: &mut Io) -> Option<bool> {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
     };
-    match http.config.idle_timeout {
-        Some(timeout) => match tokio::time::timeout(timeout, peek).await {
+    let (config, stats) = (&http.config, &http.stats);
+    let limits = [
+        (config.idle_timeout, &stats.downstream_cx_idle_timeout),
+        (config.max_connection_duration, &stats.downstream_cx_max_duration_reached),
+    ];
+    let limit = limits.into_iter().filter_map(|(after, counter)| Some((after?, counter))).min_by_key(|limit| limit.0);
+    let found = match limit {
+        Some((after, counter)) => match tokio::time::timeout(after, peek).await {
             Ok(found) => found,
             Err(_) => {
-                http.stats.downstream_cx_idle_timeout.inc();
-                None
+                counter.inc();
+                http.aged.set(true);
+                stats.downstream_cx_destroy_local.inc();
+                return None;
             }
         },
         None => peek.await,
+    };
+    if found.is_none() {
+        stats.downstream_cx_destroy_remote.inc();
     }
+    found
 }
 
 /// Resolves when the chain of this connection was removed or changed.

@@ -57,6 +57,10 @@ impl AsyncWrite for Raw {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // To the kernel one buffer is less work by itself than as a list of one, which is what TLS mostly writes.
+        if let [one] = bufs {
+            return self.poll_write(cx, one);
+        }
         match self.get_mut() {
             Raw::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
             Raw::Unix(s) => Pin::new(s).poll_write_vectored(cx, bufs),

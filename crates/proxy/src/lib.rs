@@ -19,6 +19,7 @@ mod dns;
 mod downstream;
 mod drain;
 mod ejection;
+mod events;
 mod export;
 mod frames;
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) overload: OnceLock<Arc<crate::overload::Overload>>,
     /// Downstream connections in sum, but for listeners that `ignore_global_conn_limit`.
     pub(crate) connections: AtomicU64,
+    /// The file that tells of ejections.
+    pub(crate) outlier_log: OnceLock<ArcStr>,
     /// Their limit, if only the runtime says one.
     pub(crate) connection_limit: OnceLock<Live<u64>>,
     /// Listeners drain: connections are closed as soon as that loses nothing.
@@ -74,6 +76,7 @@ impl Shared {
             health_failed: AtomicBool::new(false),
             overload: OnceLock::new(),
             connections: AtomicU64::new(0),
+            outlier_log: OnceLock::new(),
             connection_limit: OnceLock::new(),
             draining: Draining::new(strategy, drain_time),
             started: Instant::now(),

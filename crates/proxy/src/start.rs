@@ -5,7 +5,7 @@ use crate::control::{Control, Incoming, lose_patience};
 use crate::drain::DrainStrategy;
 use crate::log::LogFiles;
 use crate::runtime::Shared;
-use crate::{admin, dns, overload, sources, tls, worker, xds};
+use crate::{admin, dns, events, overload, sources, tls, worker, xds};
 use ads::client::{Connector, Handler, Subscriptions};
 use bytes::Bytes;
 use envoy_api::bootstrap::Bootstrap;
@@ -166,6 +166,11 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
         .map_err(|e| InvalidBootstrap::Refused(e.to_string()))?;
     core_options.runtime = settings.runtime.clone();
     overload::limit_connections(&shared, &settings);
+    if let Some(path) = settings.outlier_log.clone().filter(|_| !options.validate) {
+        events::open(&shared, [&path]);
+        // Nobody else sets it.
+        let _ = shared.outlier_log.set(path);
+    }
     if let Some(config) = settings.overload.clone() {
         overload::install(&shared, config);
     }

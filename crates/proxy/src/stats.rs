@@ -9,10 +9,10 @@ mod scopes;
 
 pub(crate) use istio::{ArcStrOrUnknown, Computed, Flags, IstioStats, Peer, RequestLabels, TcpLabels, Workload};
 pub(crate) use registry::{Entry, Kind, Registry, Sample, Scope};
-pub(crate) use render::{json, prometheus, text};
+pub(crate) use render::{Buckets, json, prometheus, text};
 pub(crate) use scopes::{
-    ClusterStats, HTTP2_CODEC, HttpStats, ListenerHttpStats, ListenerStats, Named, OfManager, OfThread, PlainStats,
-    TcpStats, ssl_zero,
+    ClusterStats, HTTP1_CODEC, HTTP2_CODEC, HttpStats, ListenerHttpStats, ListenerStats, Named, OfManager, OfThread,
+    PlainStats, TcpStats, ssl_zero,
 };
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

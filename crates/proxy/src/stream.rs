@@ -1,6 +1,7 @@
 //! One interface over HTTP/1 and HTTP/2 messages: heads, a body to pull, a body to push.
 
 use crate::h1::{self, HeadError, ReadError};
+use crate::hcm::Late;
 
 pub(crate) use crate::h1::Frame;
 use bytes::{Buf, Bytes};
@@ -15,8 +16,12 @@ pub(crate) enum BodyError {
     Closed,
     /// The peer reset the stream (HTTP/2).
     Reset(h2::Reason),
+    /// The codec here reset the stream (HTTP/2): the message is malformed.
+    Malformed,
     /// The peer broke the protocol.
     Protocol(&'static str),
+    /// Its trailers are not to be had here (HTTP/2).
+    Refused(&'static str),
 }
 
 impl From<ReadError> for BodyError {
@@ -31,9 +36,34 @@ impl From<ReadError> for BodyError {
 impl From<h2::Error> for BodyError {
     fn from(e: h2::Error) -> Self {
         match e.reason() {
+            Some(_) if e.is_reset() && e.is_library() => BodyError::Malformed,
             Some(reason) if e.is_reset() => BodyError::Reset(reason),
             Some(_) if e.is_library() => BodyError::Protocol("http2.protocol_error"),
             _ => BodyError::Closed,
+        }
+    }
+}
+
+/// How a client went away.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Gone {
+    /// The connection ended.
+    Closed,
+    /// It reset its stream (HTTP/2).
+    Reset(h2::Reason),
+    /// Its message was malformed, and the stream was reset here (HTTP/2).
+    Malformed,
+    /// Its stream is to be reset here, and why (HTTP/2).
+    Refused(&'static str),
+}
+
+impl From<&BodyError> for Gone {
+    fn from(e: &BodyError) -> Self {
+        match e {
+            BodyError::Reset(reason) => Gone::Reset(*reason),
+            BodyError::Malformed => Gone::Malformed,
+            BodyError::Refused(details) => Gone::Refused(details),
+            BodyError::Closed | BodyError::Protocol(_) => Gone::Closed,
         }
     }
 }
@@ -76,6 +106,11 @@ impl RecvBody {
 
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self, RecvBody::Empty)
+    }
+
+    /// Whether the frame that was taken last said that nothing follows, as frames of HTTP/2 can.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self, RecvBody::H2(body) if body.stream.is_end_stream())
     }
 
     /// What is wrong with what has come of it, if that is known already.
@@ -172,6 +207,8 @@ pub(crate) enum SendBody {
         framing: Framing,
     },
     H2(H2Send),
+    /// Kept in memory.
+    Late(Late),
     /// Swallows everything (mirrored requests' answers).
     Discard,
 }
@@ -205,7 +242,8 @@ impl SendBody {
     /// Queues one frame.
     pub(crate) fn push(&mut self, frame: Frame) {
         match (self, frame) {
-            (SendBody::Discard, _) => {}
+            (SendBody::Late(late), Frame::Data(data)) => late.push(&data),
+            (SendBody::Discard, _) | (SendBody::Late(_), Frame::Trailers(_)) => {}
             (SendBody::H1 { conn, framing }, Frame::Data(data)) => {
                 if data.is_empty() {
                     return;
@@ -246,7 +284,7 @@ impl SendBody {
     /// Queues the end of the message. `trailers_sent`: the last frame pushed was trailers.
     pub(crate) fn end(&mut self, trailers_sent: bool) {
         match self {
-            SendBody::Discard => {}
+            SendBody::Discard | SendBody::Late(_) => {}
             SendBody::H1 { conn, framing: Framing::Chunked { trailers } } => {
                 if !(trailers_sent && *trailers) {
                     conn.borrow_mut().out.write(|v| v.extend_from_slice(b"0\r\n\r\n"));
@@ -257,10 +295,14 @@ impl SendBody {
         }
     }
 
+    pub(crate) fn is_h2(&self) -> bool {
+        matches!(self, SendBody::H2(_))
+    }
+
     /// Bytes that wait to be written.
     pub(crate) fn buffered(&self) -> usize {
         match self {
-            SendBody::Discard => 0,
+            SendBody::Discard | SendBody::Late(_) => 0,
             SendBody::H1 { conn, .. } => conn.borrow().out.len(),
             SendBody::H2(h2) => h2.len,
         }
@@ -269,7 +311,7 @@ impl SendBody {
     /// Writes what is queued.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         match self {
-            SendBody::Discard => Poll::Ready(Ok(())),
+            SendBody::Discard | SendBody::Late(_) => Poll::Ready(Ok(())),
             SendBody::H1 { conn, .. } => conn.borrow_mut().poll_flush(cx).map_err(|_| BodyError::Closed),
             SendBody::H2(h2) => h2.poll_flush(cx),
         }
@@ -363,6 +405,11 @@ pub(crate) struct Pump {
 impl Pump {
     pub(crate) fn new() -> Self {
         Self { trailers_sent: false, source_done: false, bytes: 0 }
+    }
+
+    /// All was read; what is left waits for room at the other side.
+    pub(crate) fn has_read_all(&self) -> bool {
+        self.source_done
     }
 
     /// `source` gives the next frame.

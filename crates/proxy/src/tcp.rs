@@ -117,11 +117,18 @@ struct Route<'a> {
 
 async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: &Route<'_>, info: &mut StreamInfo) {
     let Route { name, metadata_match, gates } = *route;
+    // Envoy `TcpProxy::Filter::onInitFailure`, spelt as there, with the number of its `UpstreamFailureReason`.
+    let failed = |info: &mut StreamInfo, reason: &'static str| info.local_close_reason = Some(reason.into());
+    const CONNECT_FAILED: &str = "tcp_initializion_failure:0";
+    const NO_HEALTHY_HOST: &str = "tcp_initializion_failure:1";
+    const LIMIT_EXCEEDED: &str = "tcp_initializion_failure:2";
+    const NO_ROUTE: &str = "tcp_initializion_failure:3";
     let began = Instant::now();
     let worker = connection.worker.clone();
     let Some(cluster) = worker.cluster(name) else {
         stats.downstream_cx_no_route.inc();
         info.flags.insert(ResponseFlags::NO_CLUSTER);
+        failed(info, NO_ROUTE);
         return;
     };
     let mut said = None;
@@ -148,6 +155,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
         if cluster.entry.breakers.get(Priority::Default).remaining(Resource::Connections) == 0 {
             cluster.stats.upstream_cx_overflow.inc();
             info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+            failed(info, LIMIT_EXCEEDED);
             return;
         }
         let context = PickContext {
@@ -164,6 +172,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
         let Some(host) = host else {
             cluster.stats.upstream_cx_none_healthy.inc();
             info.flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
+            failed(info, NO_HEALTHY_HOST);
             return;
         };
         info.upstream.host = Some(host.clone());
@@ -177,6 +186,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
         let variant = Variant { protocol, announced, source, ..Variant::default() };
         let Some(pool) = cluster.pool(&worker, &host, &variant) else {
             info.flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
+            failed(info, NO_HEALTHY_HOST);
             return;
         };
         let connected = match &proxy.tunneling {
@@ -199,6 +209,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
                 if info.upstream.attempts >= proxy.max_connect_attempts {
                     cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
                     info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT);
+                    failed(info, CONNECT_FAILED);
                     return;
                 }
             }
@@ -212,6 +223,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
                 if info.upstream.attempts >= proxy.max_connect_attempts {
                     cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
                     info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT);
+                    failed(info, CONNECT_FAILED);
                     return;
                 }
                 if let Some(backoff) = &proxy.backoff {
@@ -290,6 +302,10 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
             () = &mut failed => break copy::Ended::Complete,
             _ = records.tick(), if proxy.access_log_flush_interval.is_some() => {
                 (info.bytes_received, info.bytes_sent) = (transfer.received.get(), transfer.sent.get());
+                (info.downstream_wire_bytes_received, info.downstream_wire_bytes_sent) =
+                    (info.bytes_received, info.bytes_sent);
+                info.upstream.wire_bytes_sent = info.bytes_received;
+                info.upstream.wire_bytes_received = info.bytes_sent;
                 info.times.complete = Some(began.elapsed());
                 write_logs(&worker, &proxy.access_log, info, "TcpPeriodic");
                 info.times.complete = None;
@@ -320,10 +336,14 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     info.upstream.wire_bytes_received = sent;
     match ended {
         copy::Ended::Denied(details) => info.connection_termination_details = Some(details.into()),
-        copy::Ended::Idle => stats.idle_timeout.inc(),
+        copy::Ended::Idle => {
+            stats.idle_timeout.inc();
+            info.local_close_reason = Some("tcp_session_idle_timeout".into());
+        }
         copy::Ended::TooOld => {
             stats.max_downstream_connection_duration.inc();
             info.flags.insert(ResponseFlags::DURATION_TIMEOUT);
+            info.local_close_reason = Some("max_connection_duration_reached".into());
         }
         copy::Ended::Failed(Side::Downstream) => info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION),
         copy::Ended::Failed(Side::Upstream) | copy::Ended::Complete | copy::Ended::Drained => {}

@@ -14,7 +14,7 @@ mod verify;
 pub(crate) use certificate::peer_certificate;
 pub(crate) use client::ClientTls;
 pub(crate) use files::{follow as follow_files, is_file};
-pub(crate) use secrets::{SecretStore, is_workload, read as read_source};
+pub(crate) use secrets::{SecretStore, is_workload, named_by, read as read_source};
 pub(crate) use server::ServerTls;
 pub(crate) use verify::Failure;
 

@@ -5,11 +5,13 @@ mod h2_pool;
 mod h2_watch;
 mod pool;
 mod request;
+mod waiting;
 
 pub(crate) use connect::{Announced, ConnectError, Protocol, Source, Variant, server_name};
 pub(crate) use pool::{AcquireError, Acquired, Counted, Pool};
 pub(crate) use request::{Failure, Reply, Upstream, call, h2_request};
 
+use crate::events::HealthEvent;
 use crate::peer;
 use crate::runtime::ClusterEntry;
 use crate::stats::{ClusterStats, Workload};
@@ -17,10 +19,12 @@ use crate::worker::Worker;
 use arc_swap::ArcSwap;
 use proxy_core::balance::SubsetUse;
 use proxy_core::circuit::Resource;
+use proxy_core::cluster::LbPolicy;
+use proxy_core::endpoints::Health;
 use proxy_core::outlier::{Cause, Event, Outcome};
 use proxy_core::{Cluster, Endpoints, Host, LoadBalancer, PickContext};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -36,6 +40,8 @@ pub(crate) struct WorkerCluster {
     /// By the host's address in memory: hosts live as long as their entry here.
     hosts: RefCell<HashMap<*const Host, Rc<HostPools>, ByAddress>>,
     sweeping: Cell<bool>,
+    /// The next choices, made already to connect to these hosts ahead.
+    foreseen: RefCell<VecDeque<Arc<Host>>>,
     /// Who the hosts are, as far as their metadata says.
     workloads: RefCell<HashMap<*const Host, Option<Arc<Workload>>, ByAddress>>,
 }
@@ -90,6 +96,7 @@ impl WorkerCluster {
             endpoints: RefCell::new(endpoints),
             hosts: RefCell::default(),
             sweeping: Cell::new(false),
+            foreseen: RefCell::default(),
             workloads: RefCell::default(),
         })
     }
@@ -101,8 +108,21 @@ impl WorkerCluster {
     /// Chooses a host; `None`: no healthy upstream.
     pub(crate) fn pick(&self, context: &PickContext<'_>, random: &mut proxy_core::Random) -> Option<Arc<Host>> {
         self.refresh();
+        // Retries choose with conditions.
+        while context.previous.is_empty() {
+            let foreseen = self.foreseen.borrow_mut().pop_front();
+            match foreseen {
+                Some(host) if host.health() == Health::Healthy => return Some(host),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        self.draw(context, random)
+    }
+
+    fn draw(&self, context: &PickContext<'_>, random: &mut proxy_core::Random) -> Option<Arc<Host>> {
         let mut balancer = self.balancer.borrow_mut();
-        let host = balancer.pick(context, random);
+        let host = balancer.pick_amid(context, self.entry.breakers.under_way(), random);
         if balancer.panicked() {
             self.stats.lb_healthy_panic.inc();
         }
@@ -113,6 +133,30 @@ impl WorkerCluster {
             SubsetUse::FallbackPanic => self.stats.lb_subsets_fallback_panic.inc(),
         }
         host
+    }
+
+    /// Before a request: opens connections to the hosts that come next, if there are too few in sum for the ratio
+    /// (Envoy `ClusterManagerImpl::maybePreconnect`). Only choices that depend on nothing can be foreseen.
+    pub(crate) fn look_ahead(self: &Rc<Self>, worker: &Rc<Worker>, variant: &Variant) {
+        let config = self.config();
+        let ratio = config.predictive_ratio;
+        if ratio <= 1.0 || !matches!(config.lb, LbPolicy::RoundRobin(_) | LbPolicy::Random) || config.subsets.is_some()
+        {
+            return;
+        }
+        for _ in 0..pool::AT_ONCE {
+            let all = self.hosts.borrow().values().fold(pool::Load::default(), |sum, host| sum + host.load());
+            let healthy = self.endpoints.borrow().hosts().filter(|host| host.health() == Health::Healthy).count();
+            if !all.is_short(ratio, 1) || self.foreseen.borrow().len() >= healthy {
+                return;
+            }
+            let context = PickContext::at(Instant::now());
+            let Some(host) = self.draw(&context, &mut worker.random.borrow_mut()) else { return };
+            self.foreseen.borrow_mut().push_back(host.clone());
+            if !self.pool(worker, &host, variant).is_some_and(|pool| pool.connect_ahead(ratio)) {
+                return;
+            }
+        }
     }
 
     /// Whether the load assignment wants this request dropped; true: like all others.
@@ -133,6 +177,7 @@ impl WorkerCluster {
         if !Arc::ptr_eq(&current, &self.endpoints.borrow()) {
             let current = ArcSwap::load_full(&self.entry.endpoints);
             self.balancer.borrow_mut().update(current.clone());
+            self.foreseen.borrow_mut().clear();
             self.forget_removed(&current);
             self.workloads.borrow_mut().clear();
             *self.endpoints.borrow_mut() = current;
@@ -263,14 +308,19 @@ impl WorkerCluster {
             drop(detector);
             if let Some(event) = event {
                 count_outlier(&self.stats, &event);
+                crate::events::outlier(&worker.shared, &self.config().name, &event, None);
                 self.entry.tell_of_failure(matches!(event, Event::Ejected { enforced: true, .. }));
             }
         }
     }
 
     /// A host said in an answer that it fails (`x-envoy-immediate-health-check-fail`).
-    pub(crate) fn on_own_word(&self, host: &Host) {
+    pub(crate) fn on_own_word(&self, host: &Host, worker: &Worker) {
         if host.state.on_own_word() {
+            let event = HealthEvent::Ejected { failure: crate::events::Failure::Passive, status: 0 };
+            for checks in &self.config().health_checks {
+                crate::events::health(&worker.shared, checks, &self.config().name, host, event);
+            }
             self.stats.other.inc("health_check.passive_failure");
             self.stats.other.inc("health_check.failure");
             self.entry.tell_of_failure(true);
@@ -349,6 +399,10 @@ impl HostPools {
             used || (variant.is_lasting())
         });
         busy
+    }
+
+    fn load(&self) -> pool::Load {
+        self.pools.borrow().iter().fold(pool::Load::default(), |sum, (_, pool)| sum + pool.load())
     }
 
     fn close_idle(&self) {

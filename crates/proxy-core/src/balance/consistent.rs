@@ -34,13 +34,7 @@ struct Share<'a> {
 }
 
 impl Table {
-    /// `all`: the hosts of the cluster, whose requests are what a bound is measured by.
-    pub(super) fn new<'a>(
-        policy: &LbPolicy,
-        groups: &[HostGroup],
-        locality_weights: &[f64],
-        all: impl Iterator<Item = &'a Arc<Host>>,
-    ) -> Self {
+    pub(super) fn new(policy: &LbPolicy, groups: &[HostGroup], locality_weights: &[f64]) -> Self {
         let (by_hostname, factor) = match policy {
             LbPolicy::RingHash { by_hostname, balance_factor, .. }
             | LbPolicy::Maglev { by_hostname, balance_factor, .. } => (*by_hostname, *balance_factor),
@@ -48,7 +42,7 @@ impl Table {
         };
         let shares = shares(groups, locality_weights, by_hostname);
         let weighted = || shares.iter().map(|share| (share.host.clone(), share.weight)).collect();
-        let bound = factor.map(|factor| Bound::new(factor, weighted(), all.cloned().collect()));
+        let bound = factor.map(|factor| Bound::new(factor, weighted()));
         let places = match policy {
             _ if shares.is_empty() => Places::Empty,
             LbPolicy::RingHash { function, min_size, max_size, .. } => ring(&shares, *function, *min_size, *max_size),
@@ -58,12 +52,13 @@ impl Table {
         Self { places, bound }
     }
 
-    /// The host for a hash; another one with each further attempt, and where it has enough to do.
-    pub(super) fn pick(&self, hash: u64, attempt: u32) -> Option<Arc<Host>> {
+    /// The host for a hash; another one with each further attempt, and where it has enough to do of the requests that
+    /// are under way.
+    pub(super) fn pick(&self, hash: u64, attempt: u32, under_way: u64) -> Option<Arc<Host>> {
         let host = self.places.pick(hash, attempt)?;
         Some(match &self.bound {
             None => host,
-            Some(bound) => bound.choose(host, hash),
+            Some(bound) => bound.choose(host, hash, under_way),
         })
     }
 }

@@ -7,6 +7,8 @@ use crate::endpoints::{Endpoints, Health};
 pub(super) struct PriorityLoad {
     pub(super) healthy: u32,
     pub(super) degraded: u32,
+    /// How much of it may be used, of healthy and of degraded hosts, in percent.
+    available: [u32; 2],
     /// Use any host, healthy or not.
     pub(super) panic: bool,
 }
@@ -26,6 +28,9 @@ pub(super) fn loads(cluster: &Cluster, endpoints: &Endpoints, groups: &[Priority
     };
     let healthy: Vec<u32> = groups.iter().map(|g| availability(&g.healthy, g)).collect();
     let degraded: Vec<u32> = groups.iter().map(|g| availability(&g.degraded, g)).collect();
+    for (load, available) in loads.iter_mut().zip(healthy.iter().zip(&degraded)) {
+        load.available = [*available.0, *available.1];
+    }
     let total = (healthy.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
     let threshold = cluster.panic_threshold.get().min(100.0);
     if threshold == 0.0 && total == 0 {
@@ -103,23 +108,15 @@ fn total_panic(loads: &mut [PriorityLoad], groups: &[PriorityGroups]) {
 }
 
 /// The priority for a random number or hash, which health its host must have, and whether it is in panic.
-///
-/// `excluded` priorities get nothing as long as others have something.
-pub(super) fn choose(loads: &[PriorityLoad], draw: u64, excluded: &[u32]) -> Option<(usize, Health, bool)> {
-    let is_excluded = |index: usize| excluded.contains(&(index as u32));
-    let sum = |all: bool| -> u32 {
-        let wanted = loads.iter().enumerate().filter(|(i, _)| all || !is_excluded(*i));
-        wanted.map(|(_, l)| l.healthy + l.degraded).sum()
-    };
-    let all = excluded.is_empty() || sum(false) == 0;
-    let total = sum(all);
+pub(super) fn choose(loads: &[PriorityLoad], draw: u64) -> Option<(usize, Health, bool)> {
+    let total: u32 = loads.iter().map(|l| l.healthy + l.degraded).sum();
     if total == 0 {
         return None;
     }
     let draw = (draw % u64::from(total)) as u32 + 1;
     let mut reached = 0;
     for (health, pick) in [(Health::Healthy, healthy as fn(&PriorityLoad) -> u32), (Health::Degraded, degraded)] {
-        for (index, load) in loads.iter().enumerate().filter(|(i, _)| all || !is_excluded(*i)) {
+        for (index, load) in loads.iter().enumerate() {
             reached += pick(load);
             if draw <= reached {
                 return Some((index, health, load.panic));
@@ -127,6 +124,49 @@ pub(super) fn choose(loads: &[PriorityLoad], draw: u64, excluded: &[u32]) -> Opt
         }
     }
     None
+}
+
+/// The loads for a retry after tries in these priorities, which are left out after every `every` tries (Envoy
+/// `PreviousPrioritiesRetryPriority`). When none is left, all are there again.
+pub(super) fn after_tries(loads: &[PriorityLoad], tried: &[u32], every: usize) -> Vec<PriorityLoad> {
+    let mut excluded: Vec<u32> = Vec::new();
+    let mut changed = false;
+    for tries in tried.chunks_exact(every) {
+        excluded.extend(tries);
+        changed = true;
+        if total_available(loads, &excluded) == 0 {
+            excluded.clear();
+        }
+    }
+    let total = total_available(loads, &excluded);
+    let mut out = loads.to_vec();
+    if !changed || total == 0 {
+        return out;
+    }
+    for load in &mut out {
+        (load.healthy, load.degraded) = (0, 0);
+    }
+    let mut left = 100;
+    // Again and again, so that rounding loses nothing.
+    while left > 0 {
+        let before = left;
+        for health in 0..2 {
+            for (_, load) in out.iter_mut().enumerate().filter(|(i, _)| !excluded.contains(&(*i as u32))) {
+                let more = (load.available[health] * 100 / total).min(left);
+                *(if health == 0 { &mut load.healthy } else { &mut load.degraded }) += more;
+                left -= more;
+            }
+        }
+        if left == before {
+            break;
+        }
+    }
+    out
+}
+
+fn total_available(loads: &[PriorityLoad], excluded: &[u32]) -> u32 {
+    let included = loads.iter().enumerate().filter(|(i, _)| !excluded.contains(&(*i as u32)));
+    included.map(|(_, l)| l.available.iter().sum::<u32>()).sum::<u32>().min(100)
 }
 
 fn healthy(load: &PriorityLoad) -> u32 {

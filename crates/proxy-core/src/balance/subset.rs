@@ -139,7 +139,7 @@ impl Subsets {
         if self.0.len() >= LIMIT {
             self.0.clear();
         }
-        let fits = |host: &Host| is_member(host, criteria, config.list_as_any);
+        let fits = |host: &Host| criteria.fits(&host.metadata, config.list_as_any);
         let make = || {
             let only = endpoints.hosts().find(|host| fits(host)).filter(|_| single);
             Pool::new(cluster, endpoints, seed, |host| {
@@ -153,13 +153,4 @@ impl Subsets {
 fn name(criteria: &MetadataMatch) -> String {
     let fields: Map<String, Value> = criteria.0.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
     Value::Object(fields).to_string()
-}
-
-fn is_member(host: &Host, criteria: &MetadataMatch, list_as_any: bool) -> bool {
-    let fields = host.metadata.lb();
-    criteria.0.iter().all(|(key, wanted)| match fields.and_then(|f| f.get(&**key)) {
-        Some(Value::Array(list)) if list_as_any => list.contains(wanted),
-        Some(value) => value == wanted,
-        None => false,
-    })
 }

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -5,13 +6,16 @@ use mesh_types::ArcStr;
 
 use crate::access_log::AccessLog;
 use crate::fields;
-use crate::format::{FormatContext, FormatString};
+use crate::format::{Format, FormatContext, FormatString};
 use crate::headers::Headers;
 use crate::matchers::{HeaderMatcher, header_matchers};
 use crate::metadata::FilterState;
 use crate::pb;
+use crate::pb::core::key_value_append::KeyValueAppendAction;
 use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::retry::RetryRuntime;
 use crate::route::HeaderOps;
+use crate::runtime::Runtime;
 
 /// The router's own settings.
 #[derive(Debug, Default)]
@@ -30,10 +34,12 @@ pub struct RouterConfig {
     pub upstream_log: Vec<Arc<AccessLog>>,
     /// They get a record when a request has its connection, too.
     pub upstream_log_on_stream: bool,
+    /// What the runtime says about retries.
+    pub retries: RetryRuntime,
 }
 
 impl RouterConfig {
-    pub(super) fn compile(router: &pb::http_filter::router::v3::Router) -> Compiled<Self> {
+    pub(super) fn compile(router: &pb::http_filter::router::v3::Router, runtime: &Runtime) -> Compiled<Self> {
         const CHECKED: [&str; 5] = [
             "x-envoy-upstream-rq-timeout-ms",
             "x-envoy-upstream-rq-per-try-timeout-ms",
@@ -52,6 +58,7 @@ impl RouterConfig {
             dynamic_stats: fields::flag(router.dynamic_stats.as_ref(), true),
             suppress_envoy_headers: router.suppress_envoy_headers,
             start_child_span: router.start_child_span,
+            retries: RetryRuntime::of(runtime),
             strict_check_headers: router.strict_check_headers.iter().map(|h| h.to_ascii_lowercase().into()).collect(),
             respect_expected_rq_timeout: router.respect_expected_rq_timeout,
             upstream_log_on_stream: router
@@ -84,6 +91,86 @@ pub struct HeaderMutation {
     pub request: HeaderChanges,
     /// Of the response.
     pub response: HeaderChanges,
+    /// Of the request's query.
+    pub query: QueryChanges,
+}
+
+/// Changes of query parameters.
+#[derive(Clone, Debug, Default)]
+pub struct QueryChanges(Box<[QueryChange]>);
+
+#[derive(Clone, Debug)]
+enum QueryChange {
+    Remove(Box<str>),
+    Add { key: Box<str>, value: Format, action: KeyValueAppendAction },
+}
+
+impl QueryChanges {
+    fn compile(mutations: &[pb::core::KeyValueMutation]) -> Compiled<Self> {
+        let one = |mutation: &pb::core::KeyValueMutation| {
+            let change = match (&mutation.append, mutation.remove.as_str()) {
+                (None, key) if !key.is_empty() => QueryChange::Remove(key.into()),
+                (Some(append), "") => {
+                    let record = append.record.as_ref().ok_or_else(|| Invalid::new("append.record", "is missing"))?;
+                    let value = match record.value.as_ref().and_then(|value| value.kind.as_ref()) {
+                        Some(pb::ValueKind::StringValue(text)) => text,
+                        _ => return Err(Invalid::new("append.record.value", "is no text")),
+                    };
+                    QueryChange::Add {
+                        key: record.key.as_str().into(),
+                        value: Format::compile(value, true).at("append.record.value")?,
+                        action: KeyValueAppendAction::try_from(append.action)
+                            .map_err(|_| Invalid::new("append.action", "is no known value"))?,
+                    }
+                }
+                _ => return Err(Invalid::new("", "one of append and remove must be set")),
+            };
+            Ok(change)
+        };
+        let all = mutations.iter().enumerate().map(|(i, m)| one(m).at_index("query_parameter_mutations", i));
+        all.collect::<Compiled<_>>().map(Self)
+    }
+
+    /// Changes a request's path. As Envoy, parameters are sorted by name then.
+    pub fn apply(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
+        if self.0.is_empty() {
+            return;
+        }
+        let Some(whole) = headers.path().map(str::to_owned) else { return };
+        let (path, query) = whole.split_once('?').unwrap_or((&whole, ""));
+        let mut parameters: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+            let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            parameters.entry(key.to_owned()).or_default().push(value.to_owned());
+        }
+        for change in &self.0 {
+            match change {
+                QueryChange::Remove(key) => {
+                    parameters.remove(&**key);
+                }
+                QueryChange::Add { key, value, action } => {
+                    let known = parameters.contains_key(&**key);
+                    let cx = FormatContext { request: Some(headers), ..*cx };
+                    let mut text = Vec::new();
+                    value.write(&cx, &mut text);
+                    let value = String::from_utf8_lossy(&text).into_owned();
+                    match action {
+                        KeyValueAppendAction::AddIfAbsent if known => {}
+                        KeyValueAppendAction::OverwriteIfExists if !known => {}
+                        KeyValueAppendAction::OverwriteIfExists | KeyValueAppendAction::OverwriteIfExistsOrAdd => {
+                            parameters.insert(key.to_string(), vec![value]);
+                        }
+                        _ => parameters.entry(key.to_string()).or_default().push(value),
+                    }
+                }
+            }
+        }
+        let pairs =
+            parameters.iter().flat_map(|(key, values)| values.iter().map(move |value| format!("{key}={value}")));
+        let query = pairs.collect::<Vec<_>>().join("&");
+        let new = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
+        headers.set(":path", new.as_bytes());
+    }
 }
 
 /// Changes that are made one after the other.
@@ -110,11 +197,11 @@ impl HeaderMutation {
     pub(super) fn compile(mutations: Option<&pb::http_filter::header_mutation::v3::Mutations>) -> Compiled<Self> {
         let Some(mutations) = mutations else { return Ok(Self::default()) };
         refuse! {
-            "query_parameter_mutations": !mutations.query_parameter_mutations.is_empty(),
             "request_trailers_mutations": !mutations.request_trailers_mutations.is_empty(),
             "response_trailers_mutations": !mutations.response_trailers_mutations.is_empty(),
         }
         Ok(Self {
+            query: QueryChanges::compile(&mutations.query_parameter_mutations)?,
             request: HeaderChanges(HeaderOps::compile_mutations(&mutations.request_mutations).at("request_mutations")?),
             response: HeaderChanges(
                 HeaderOps::compile_mutations(&mutations.response_mutations).at("response_mutations")?,

@@ -185,6 +185,7 @@ pub enum Field {
     UpstreamHostNameWithoutPortIfConnected,
     /// No connection ends in another way here as far as anybody can tell.
     DownstreamCloseType,
+    DownstreamLocalCloseReason,
     UpstreamCloseType,
     Query,
     UpstreamLocality,

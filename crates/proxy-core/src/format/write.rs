@@ -337,6 +337,7 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
             connected.map_or(Written::Missing, |host| host_name(host, false, out))
         }
         Field::DownstreamCloseType => text(Some("Normal"), out),
+        Field::DownstreamLocalCloseReason => text(info.local_close_reason.as_deref(), out),
         Field::UpstreamCloseType => text(upstream.map(|_| "Normal"), out),
         Field::Nothing => Written::Text,
         Field::SpanId => text(info.span_id.as_deref(), out),

@@ -15,10 +15,12 @@ pub struct RequestIdentity {
     pub internal: bool,
     /// It comes from outside to an edge proxy.
     pub edge: bool,
+    /// Its client's address was not found, which is answered with this status.
+    pub refuse: Option<u16>,
 }
 
 /// Headers that only requests from inside may have.
-const INTERNAL_ONLY: [&str; 14] = [
+const INTERNAL_ONLY: [&str; 15] = [
     "x-envoy-retriable-status-codes",
     "x-envoy-retriable-header-names",
     "x-envoy-retry-on",
@@ -28,6 +30,7 @@ const INTERNAL_ONLY: [&str; 14] = [
     "x-envoy-upstream-rq-timeout-ms",
     "x-envoy-upstream-rq-per-try-timeout-ms",
     "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-upstream-stream-duration-ms",
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-force-trace",
     "x-envoy-ip-tags",
@@ -56,7 +59,13 @@ pub fn conform_request<Id: AsRef<[u8]>>(
     host(config, headers, connection);
     hop_by_hop(headers);
     let tls = connection.tls.is_some();
-    let (trusted, single) = client_address(config, headers, connection, tls);
+    let (trusted, single) = match client_address(config, headers, connection, tls) {
+        Ok(found) => found,
+        Err(status) => {
+            let remote = connection.remote.clone();
+            return RequestIdentity { remote, internal: false, edge: false, refuse: Some(status) };
+        }
+    };
     forwarded_proto(config, headers, tls);
     // Without `internal_address_config` nobody is inside (`explicit_internal_address_config`).
     let inside = |address: &Address| config.internal.as_ref().is_some_and(|internal| internal.contains(address));
@@ -93,7 +102,7 @@ pub fn conform_request<Id: AsRef<[u8]>>(
         }
     }
     client_cert(config, headers, connection);
-    RequestIdentity { remote, internal, edge }
+    RequestIdentity { remote, internal, edge, refuse: None }
 }
 
 /// Envoy `maybeNormalizeHost`.
@@ -110,11 +119,11 @@ fn host(config: &HttpConnectionManager, headers: &mut Headers, connection: &Conn
         }
     }
     let host = without_port(&authority);
-    let port = authority[host.len()..].strip_prefix(':').and_then(|p| p.parse::<u16>().ok());
+    let port = authority[host.len()..].strip_prefix(':').and_then(|p| p.parse::<u32>().ok());
     let strip = match config.strip_port {
         StripPort::None => false,
         StripPort::Any => port.is_some(),
-        StripPort::Matching => port.is_some() && port == connection.local.port(),
+        StripPort::Matching => port.is_some() && port == connection.local.port().map(u32::from),
     };
     let new = if strip && headers.method() != Some("CONNECT") { host } else { &authority };
     if new != original {
@@ -155,13 +164,14 @@ fn hop_by_hop(headers: &mut Headers) {
     headers.remove("transfer-encoding");
 }
 
-/// The address that may be trusted, and whether it may be inside; appends the peer to `x-forwarded-for`.
+/// The address that may be trusted, and whether it may be inside; appends the peer to `x-forwarded-for`. An error is the
+/// status of the answer to a request that is to have an address.
 fn client_address(
     config: &HttpConnectionManager,
     headers: &mut Headers,
     connection: &ConnectionInfo,
     tls: bool,
-) -> (Option<Address>, bool) {
+) -> Result<(Option<Address>, bool), u16> {
     let hops = config.xff_num_trusted_hops as usize;
     if !config.use_remote_address {
         if config.append_x_forwarded_port
@@ -170,18 +180,33 @@ fn client_address(
         {
             headers.set("x-forwarded-port", port.to_string().as_bytes());
         }
-        let (address, single) = last_forwarded(headers, hops);
-        return (address, single);
+        if config.detections.is_empty() {
+            return Ok(last_forwarded(headers, hops));
+        }
+        let mut append = false;
+        for detection in &config.detections {
+            let found = detection.detect(headers, &connection.remote);
+            if let Some(status) = found.refuse {
+                return Err(status);
+            }
+            append |= found.append;
+            if found.address.is_some() {
+                if append {
+                    append_peer(config, headers, connection);
+                }
+                return Ok((found.address, found.may_be_inside));
+            }
+        }
+        if append {
+            append_peer(config, headers, connection);
+        }
+        return Ok((None, false));
     }
     let first_hop = !headers.contains("x-forwarded-for");
     let by_header = if hops > 0 { last_forwarded(headers, hops - 1).0 } else { None };
     let trusted = by_header.unwrap_or_else(|| connection.remote.clone());
-    if !config.skip_xff_append
-        && let Some(ip) = connection.remote.ip()
-    {
-        // For peers on this machine its own address is more telling.
-        let shown = if connection.remote.is_loopback() { config.local_address.unwrap_or(ip) } else { ip };
-        headers.append("x-forwarded-for", IpText::of(shown).as_bytes(), ",");
+    if !config.skip_xff_append {
+        append_peer(config, headers, connection);
     }
     // What untrusted peers say about the protocol does not count.
     if hops == 0 || !headers.contains("x-forwarded-proto") {
@@ -193,12 +218,19 @@ fn client_address(
     {
         headers.set("x-forwarded-port", port.to_string().as_bytes());
     }
-    (Some(trusted), first_hop)
+    Ok((Some(trusted), first_hop))
+}
+
+fn append_peer(config: &HttpConnectionManager, headers: &mut Headers, connection: &ConnectionInfo) {
+    let Some(ip) = connection.remote.ip() else { return };
+    // For peers on this machine its own address is more telling.
+    let shown = if connection.remote.is_loopback() { config.local_address.unwrap_or(ip) } else { ip };
+    headers.append("x-forwarded-for", IpText::of(shown).as_bytes(), ",");
 }
 
 /// The address `skip` places before the last in `x-forwarded-for`, and whether it is the only one
 /// (Envoy `Http::Utility::getLastAddressFromXFF`).
-fn last_forwarded(headers: &Headers, skip: usize) -> (Option<Address>, bool) {
+pub(super) fn last_forwarded(headers: &Headers, skip: usize) -> (Option<Address>, bool) {
     let Some(value) = headers.joined("x-forwarded-for") else { return (None, false) };
     let Ok(value) = std::str::from_utf8(&value) else { return (None, false) };
     let mut from_the_end = value.rsplit(',');

@@ -59,7 +59,8 @@ fn build(pattern: &str, source: &str) -> Result<meta::Regex, String> {
 #[derive(Clone, Debug)]
 pub struct Substitution {
     engine: meta::Regex,
-    parts: Box<[Part]>,
+    /// `None`: it names a group that does not exist, and nothing is ever replaced.
+    parts: Option<Box<[Part]>>,
 }
 
 #[derive(Clone, Debug)]
@@ -72,12 +73,20 @@ impl Substitution {
     pub(crate) fn compile(rule: &pb::matcher::RegexMatchAndSubstitute) -> Compiled<Self> {
         let pattern = rule.pattern.as_ref().ok_or_else(|| Invalid::new("pattern", "is missing"))?;
         let engine = build(&pattern.regex, &pattern.regex).map_err(|r| Invalid::new("regex", r)).at("pattern")?;
-        let parts = parts(&rule.substitution, engine.captures_len())?;
+        let parts = parts(&rule.substitution, engine.captures_len());
         Ok(Self { engine, parts })
+    }
+
+    /// Texts and groups in turn, and the text behind them, for what matches as a whole.
+    pub(crate) fn of_groups(pattern: &str, groups: Vec<(String, usize)>, end: &str) -> Result<Self, String> {
+        let parts = groups.into_iter().flat_map(|(text, group)| [Part::Text(text.into()), Part::Group(group)]);
+        let parts = parts.chain([Part::Text(end.into())]).collect();
+        Ok(Self { engine: build(&format!(r"\A(?:{pattern})\z"), pattern)?, parts: Some(parts) })
     }
 
     /// The text with every match replaced (RE2 `GlobalReplace`).
     pub fn apply(&self, text: &[u8]) -> Vec<u8> {
+        let Some(parts) = &self.parts else { return text.to_vec() };
         let mut out = Vec::with_capacity(text.len());
         let mut copied = 0;
         let mut captures = self.engine.create_captures();
@@ -85,7 +94,7 @@ impl Substitution {
             out.extend_from_slice(&text[copied..found.start()]);
             let input = regex_automata::Input::new(text).range(found.start()..);
             self.engine.captures(input, &mut captures);
-            for part in &self.parts {
+            for part in parts {
                 match part {
                     Part::Text(literal) => out.extend_from_slice(literal.as_bytes()),
                     Part::Group(group) => out.extend(captures.get_group(*group).map_or(&[][..], |s| &text[s.range()])),
@@ -98,32 +107,35 @@ impl Substitution {
     }
 }
 
-fn parts(text: &str, groups: usize) -> Compiled<Box<[Part]>> {
-    let bad = |reason: String| Invalid::new("substitution", reason);
+/// As RE2 reads it, which Envoy does not ask before the first match: a group that does not exist keeps everything as it
+/// is (`None`), a backslash before anything else ends what is put in.
+fn parts(text: &str, groups: usize) -> Option<Box<[Part]>> {
     let mut all = Vec::new();
     let mut literal = String::new();
+    let mut ended = false;
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         match (c, if c == '\\' { chars.next() } else { None }) {
-            ('\\', Some('\\')) => literal.push('\\'),
             ('\\', Some(digit)) if digit.is_ascii_digit() => {
                 let group = digit as usize - '0' as usize;
                 if group >= groups {
-                    return Err(bad(format!("group {group} does not exist")));
+                    return None;
                 }
-                if !literal.is_empty() {
-                    all.push(Part::Text(std::mem::take(&mut literal).into()));
+                if !ended {
+                    all.extend((!literal.is_empty()).then(|| Part::Text(std::mem::take(&mut literal).into())));
+                    all.push(Part::Group(group));
                 }
-                all.push(Part::Group(group));
             }
-            ('\\', _) => return Err(bad(format!("{text:?} has a lone backslash"))),
+            _ if ended => {}
+            ('\\', Some('\\')) => literal.push('\\'),
+            ('\\', _) => ended = true,
             (c, _) => literal.push(c),
         }
     }
     if !literal.is_empty() {
         all.push(Part::Text(literal.into()));
     }
-    Ok(all.into())
+    Some(all.into())
 }
 
 #[cfg(test)]
@@ -152,7 +164,9 @@ mod tests {
         assert_eq!(rule("^/re/([^/]+)(/.*)$", r"\2/\1").unwrap().apply(b"/re/a/b/c"), b"/b/c/a");
         assert_eq!(rule("one", "two").unwrap().apply(b"/one/one"), b"/two/two");
         assert_eq!(rule("a", r"\\\0").unwrap().apply(b"a"), b"\\a");
-        assert!(rule("a", r"\1").is_err());
-        assert!(rule("a", r"x\").is_err());
+        // Without the group nothing is replaced; a lone backslash ends the text.
+        assert_eq!(rule("a", r"x\1").unwrap().apply(b"bab"), b"bab");
+        assert_eq!(rule("a", r"x\").unwrap().apply(b"bab"), b"bxb");
+        assert_eq!(rule("a", r"x\y\0").unwrap().apply(b"bab"), b"bxb");
     }
 }

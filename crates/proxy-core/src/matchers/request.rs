@@ -214,7 +214,7 @@ pub(crate) fn cookie<'a>(headers: &'a Headers, name: &'a str) -> Option<&'a [u8]
             let part = part.trim_ascii_start();
             let Some(eq) = part.iter().position(|b| *b == b'=') else { continue };
             if &part[..eq] == name.as_bytes() {
-                let value = part[eq + 1..].trim_ascii();
+                let value = &part[eq + 1..];
                 let quoted = value.len() >= 2 && value.starts_with(b"\"") && value.ends_with(b"\"");
                 return Some(if quoted { &value[1..value.len() - 1] } else { value });
             }

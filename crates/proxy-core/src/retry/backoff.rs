@@ -15,18 +15,9 @@ pub struct BackOff {
     pub max: Duration,
 }
 
-impl Default for BackOff {
-    fn default() -> Self {
-        Self { base: Duration::from_millis(25), max: Duration::from_millis(250) }
-    }
-}
-
 impl BackOff {
-    pub(super) fn of_retry(config: Option<&pb::route::retry_policy::RetryBackOff>) -> Compiled<Self> {
-        match config {
-            None => Ok(Self::default()),
-            Some(config) => Self::new(config.base_interval.as_ref(), config.max_interval.as_ref()),
-        }
+    pub(super) fn of_retry(config: &pb::route::retry_policy::RetryBackOff) -> Compiled<Self> {
+        Self::new(config.base_interval.as_ref(), config.max_interval.as_ref())
     }
 
     pub(crate) fn of_strategy(config: &pb::core::BackoffStrategy) -> Compiled<Self> {
@@ -89,16 +80,14 @@ impl RateLimitedBackOff {
         Ok(Self { headers, max })
     }
 
-    /// What the first usable header says; longer than the maximum is not usable.
+    /// What the first usable header says; nothing at all and longer than the maximum are not usable.
     pub(super) fn interval(&self, response: &Headers, now: SystemTime) -> Option<Duration> {
         self.headers.iter().find_map(|(name, is_moment)| {
             let number: u64 = response.get_str(name)?.trim().parse().ok()?;
-            let interval = if *is_moment {
-                (UNIX_EPOCH + Duration::from_secs(number)).duration_since(now).ok()?
-            } else {
-                Duration::from_secs(number)
-            };
-            (interval <= self.max).then_some(interval)
+            let seconds =
+                if *is_moment { number.checked_sub(now.duration_since(UNIX_EPOCH).ok()?.as_secs())? } else { number };
+            let interval = Duration::from_secs(seconds);
+            (interval <= self.max && !interval.is_zero()).then_some(interval)
         })
     }
 }

@@ -42,6 +42,9 @@ const RATE_LIMITED: u32 = 1 << 12;
 const INTERNAL: u32 = 1 << 13;
 const RESET_BEFORE_REQUEST: u32 = 1 << 15;
 
+/// Conditions on gRPC answers.
+const GRPC: u32 = CANCELLED | DEADLINE_EXCEEDED | RESOURCE_EXHAUSTED | UNAVAILABLE | INTERNAL;
+
 /// As configured: `connect-failure,refused-stream`.
 impl std::fmt::Display for RetryOn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -63,11 +66,15 @@ impl RetryOn {
 
     /// Whether all names of a list are those of conditions on gRPC answers, or all of others.
     pub(crate) fn are_known(text: &str, grpc: bool) -> bool {
-        const GRPC: u32 = CANCELLED | DEADLINE_EXCEEDED | RESOURCE_EXHAUSTED | UNAVAILABLE | INTERNAL;
         text.split(',').all(|name| {
             let bit = NAMES.iter().position(|known| *known == name.trim());
             bit.is_some_and(|bit| (GRPC & 1 << bit != 0) == grpc)
         })
+    }
+
+    /// Of these, the conditions on gRPC answers, or all others.
+    pub(super) fn of_grpc(self, grpc: bool) -> Self {
+        Self(self.0 & if grpc { GRPC } else { !GRPC })
     }
 
     /// Adds others.

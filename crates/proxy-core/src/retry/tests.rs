@@ -17,7 +17,7 @@ fn status(code: &str) -> Headers {
 #[test]
 fn limits_and_pauses() {
     let mut random = Random::new(1);
-    let mut state = RetryState::new(Some(&policy("5xx", 2)), &mut Headers::new()).unwrap();
+    let mut state = RetryState::new(Some(&policy("5xx", 2)), &mut Headers::new(), &RetryRuntime::default()).unwrap();
     for upper in [25, 50] {
         let RetryVerdict::Retry { after, .. } = state.on_response(&status("503"), &mut random, UNIX_EPOCH) else {
             panic!()
@@ -34,7 +34,7 @@ use std::time::UNIX_EPOCH;
 fn conditions() {
     let mut random = Random::new(1);
     let mut check = |on: &str, outcome: Result<&Headers, (ResetReason, bool)>| {
-        let mut state = RetryState::new(Some(&policy(on, 9)), &mut Headers::new())?;
+        let mut state = RetryState::new(Some(&policy(on, 9)), &mut Headers::new(), &RetryRuntime::default())?;
         let verdict = match outcome {
             Ok(response) => state.on_response(response, &mut random, UNIX_EPOCH),
             Err((reason, started)) => state.on_reset(reason, started, &mut random),
@@ -57,7 +57,7 @@ fn conditions() {
 #[test]
 fn the_request_may_ask_for_retries_and_the_headers_are_used_up() {
     let mut headers = Headers::of([("x-envoy-retry-on", "5xx"), ("x-envoy-max-retries", "3")]);
-    let state = RetryState::new(None, &mut headers).unwrap();
+    let state = RetryState::new(None, &mut headers, &RetryRuntime::default()).unwrap();
     assert_eq!((state.left, headers.len()), (3, 0));
-    assert!(RetryState::new(None, &mut Headers::new()).is_none());
+    assert!(RetryState::new(None, &mut Headers::new(), &RetryRuntime::default()).is_none());
 }

@@ -19,6 +19,7 @@ use crate::retry::RetryPolicy;
 use crate::route::hashing::HashPolicy;
 use crate::route::header_ops::HeaderOps;
 use crate::route::redirect::Redirect;
+use crate::route::template::rewrite_policy;
 use crate::route::{PerFilterTable, RouteMatcher, per_filter};
 use crate::runtime::Live;
 use crate::{Options, constraints, fields};
@@ -247,7 +248,9 @@ impl Action {
     pub(super) fn compile(route: &pb::route::Route, body_limit: usize, options: &Options) -> Compiled<Self> {
         use pb::route::route::Action as Kind;
         Ok(match route.action.as_ref().ok_or_else(|| Invalid::new("action", "is missing"))? {
-            Kind::Route(action) => Self::Forward(Box::new(Forward::compile(action, options).at("route")?)),
+            Kind::Route(action) => {
+                Self::Forward(Box::new(Forward::compile(action, route.r#match.as_ref(), options).at("route")?))
+            }
             Kind::Redirect(redirect) => Self::Redirect(Box::new(Redirect::compile(redirect).at("redirect")?)),
             Kind::DirectResponse(direct) => {
                 Self::Direct(DirectResponse::compile(direct, body_limit).at("direct_response")?)
@@ -259,9 +262,12 @@ impl Action {
 }
 
 impl Forward {
-    fn compile(action: &pb::route::RouteAction, options: &Options) -> Compiled<Self> {
+    fn compile(
+        action: &pb::route::RouteAction,
+        matcher: Option<&pb::route::RouteMatch>,
+        options: &Options,
+    ) -> Compiled<Self> {
         refuse! {
-            "path_rewrite_policy": action.path_rewrite_policy.is_some(),
             "path_rewrite": !action.path_rewrite.is_empty(),
             "retry_policy_typed_config": action.retry_policy_typed_config.is_some(),
             "internal_redirect_action": action.internal_redirect_action != 0,
@@ -269,13 +275,19 @@ impl Forward {
             "hedge_policy": action.hedge_policy.as_ref().is_some_and(|h| h.hedge_on_per_try_timeout),
         }
         constraints::route_action(action)?;
-        let path_rewrite = match (&action.regex_rewrite, action.prefix_rewrite.as_str()) {
-            (Some(_), text) if !text.is_empty() => {
-                return Err(Invalid::new("regex_rewrite", "cannot stand beside prefix_rewrite"));
+        let path_rewrite = match (&action.regex_rewrite, action.prefix_rewrite.as_str(), &action.path_rewrite_policy) {
+            (None, "", None) => None,
+            (Some(rule), "", None) => Some(PathRewrite::Regex(Substitution::compile(rule).at("regex_rewrite")?)),
+            (None, text, None) => Some(PathRewrite::Prefix(text.into())),
+            (None, "", Some(policy)) => {
+                Some(PathRewrite::Regex(rewrite_policy(policy, matcher).at("path_rewrite_policy")?))
             }
-            (Some(rule), _) => Some(PathRewrite::Regex(Substitution::compile(rule).at("regex_rewrite")?)),
-            (None, "") => None,
-            (None, text) => Some(PathRewrite::Prefix(text.into())),
+            _ => {
+                return Err(Invalid::new(
+                    "",
+                    "only one of regex_rewrite, prefix_rewrite and path_rewrite_policy may be set",
+                ));
+            }
         };
         let metadata_match = MetadataMatch::compile(action.metadata_match.as_ref());
         let (upgrades, connect) = upgrades(action);

@@ -1,6 +1,7 @@
 use crate::constraints;
 use crate::format::{Format, FormatContext};
 use crate::headers::Headers;
+use crate::matchers::StringMatcher;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid};
 
@@ -8,6 +9,8 @@ use crate::rejected::{At, Compiled, Invalid};
 #[derive(Clone, Debug, Default)]
 pub struct HeaderOps {
     remove: Box<[Box<str>]>,
+    /// All whose names match go, too.
+    remove_matching: Option<Box<StringMatcher>>,
     add: Box<[Add]>,
 }
 
@@ -59,6 +62,7 @@ impl HeaderOps {
             }
         }
         Ok(Self {
+            remove_matching: None,
             remove: remove.iter().map(|n| n.to_ascii_lowercase().into()).collect(),
             add: add.iter().enumerate().map(|(i, a)| Add::compile(a).at_index("", i)).collect::<Compiled<_>>()?,
         })
@@ -73,14 +77,21 @@ impl HeaderOps {
             .map(|(i, mutation)| match &mutation.action {
                 Some(Action::Append(add)) => Self::compile(std::slice::from_ref(add), &[]).at_index("mutations", i),
                 Some(Action::Remove(name)) => Self::compile(&[], std::slice::from_ref(name)).at_index("mutations", i),
-                _ => Err(Invalid::unsupported(format!("mutations[{i}]"))),
+                Some(Action::RemoveOnMatch(matching)) => {
+                    let matcher =
+                        matching.key_matcher.as_ref().ok_or_else(|| Invalid::new("key_matcher", "is missing"));
+                    let matcher =
+                        matcher.and_then(StringMatcher::compile).at("remove_on_match").at_index("mutations", i)?;
+                    Ok(Self { remove_matching: Some(Box::new(matcher)), ..Self::default() })
+                }
+                None => Err(Invalid::unsupported(format!("mutations[{i}]"))),
             })
             .collect()
     }
 
     /// Whether nothing is to be done.
     pub fn is_empty(&self) -> bool {
-        self.remove.is_empty() && self.add.is_empty()
+        self.remove.is_empty() && self.add.is_empty() && self.remove_matching.is_none()
     }
 
     /// As [`apply`](HeaderOps::apply) to a request; formats see its headers as they are now.
@@ -104,6 +115,9 @@ impl HeaderOps {
         }
         for name in &self.remove {
             headers.remove(name);
+        }
+        if let Some(matcher) = &self.remove_matching {
+            headers.retain(|name, _| name.starts_with(b":") || !matcher.matches(name));
         }
         let mut appended: Vec<(&str, Vec<u8>)> = Vec::new();
         let mut overwritten: Vec<(&str, Vec<u8>)> = Vec::new();

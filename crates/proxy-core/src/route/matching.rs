@@ -237,9 +237,10 @@ fn without_parameters(path: &str) -> String {
 
 impl TlsRule {
     fn matches(&self, input: &RouteInput<'_>) -> bool {
-        let Some(tls) = input.tls else { return false };
-        let presented = tls.peer.is_some();
-        let validated = tls.peer.as_ref().is_some_and(|p| p.validated);
+        // Without TLS nothing is presented (Envoy `RouteEntryImplBase::evaluateTlsContextMatch`).
+        let peer = input.tls.and_then(|tls| tls.peer.as_ref());
+        let presented = peer.is_some();
+        let validated = peer.is_some_and(|p| p.validated);
         self.presented.is_none_or(|wanted| wanted == presented)
             && self.validated.is_none_or(|wanted| wanted == validated)
     }

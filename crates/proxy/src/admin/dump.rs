@@ -2,8 +2,11 @@
 
 use super::{Admin, Query};
 use crate::runtime::{ClusterEntry, ListenerEntry};
+use crate::tls::named_by;
 use envoy_api::type_url;
 use lifecycle::http::{Response, with_type};
+use proxy_core::Cluster;
+use proxy_core::cluster::Discovery;
 use proxy_core::endpoints::{Health, LocalitySet};
 use proxy_core::hcm::Routes;
 use proxy_core::listener::Terminal;
@@ -15,10 +18,12 @@ const PREFIX: &str = "type.googleapis.com/envoy.admin.v3.";
 
 impl Admin {
     pub(super) fn config_dump_answer(&self, query: &Query) -> Response {
-        let regex = match query.get("name_regex").map(Regex::new) {
-            Some(Err(e)) => return with_type(400, "text/plain", format!("Error while parsing name_regex from {e}")),
-            Some(Ok(regex)) => Some(regex),
-            None => None,
+        let pattern = query.get("name_regex");
+        let Ok(regex) = pattern.map(Regex::new).transpose() else {
+            let pattern = pattern.unwrap_or_default();
+            let why = super::re2_error(pattern);
+            let text = format!("INVALID_ARGUMENT: Error while parsing name_regex from {pattern}: {why}");
+            return with_type(400, "text/plain", text);
         };
         let mut dump = self.config_dump(if query.get("include_eds").is_some() { &["include_eds"] } else { &[] });
         if let Some(regex) = &regex {
@@ -44,12 +49,26 @@ impl Admin {
                 "static_endpoint_configs",
                 "dynamic_endpoint_configs",
             ];
-            let Some((of, list)) = found else {
+            if parts.iter().any(|part| part.get(resource).is_some_and(Value::is_object)) {
+                let why = "is not a repeated field. Use";
+                let text = format!("{resource} {why} ?mask={resource} to get only this field");
+                return with_type(400, "text/plain", text);
+            }
+            let Some((of, mut list)) = found else {
                 if known.contains(&resource) {
                     return super::pretty(&json!({}));
                 }
                 return with_type(404, "text/plain", format!("{resource} not found in config dump"));
             };
+            if let Some(mask) = query.get("mask") {
+                let paths: Vec<Vec<&str>> = mask.split(',').map(|path| path.split('.').collect()).collect();
+                let known = |path: &[&str]| list.iter().any(|entry| entry.get(path[0]).is_some());
+                if !list.is_empty() && !paths.iter().all(|path| known(path)) {
+                    let why = format!("FieldMask paths: {mask:?}\n could not be successfully used.");
+                    return with_type(400, "text/plain", why);
+                }
+                list.iter_mut().for_each(|entry| keep(entry, &paths));
+            }
             let item = item_type(resource);
             let list: Vec<Value> = list
                 .into_iter()
@@ -74,9 +93,7 @@ impl Admin {
                     return with_type(400, "text/plain", why);
                 }
                 for part in parts {
-                    if let Value::Object(map) = part {
-                        map.retain(|key, _| key == "@type" || key == first);
-                    }
+                    keep(part, &mask.split(',').map(|path| path.split('.').collect()).collect::<Vec<_>>());
                 }
             }
         }
@@ -192,13 +209,15 @@ impl Admin {
             let endpoints = entry.endpoints.load();
             let mut localities = Vec::new();
             for (priority, set) in endpoints.priorities.iter().enumerate() {
-                localities.extend(set.localities.iter().map(|locality| locality_json(locality, priority)));
+                localities
+                    .extend(set.localities.iter().map(|locality| locality_json(locality, priority, &entry.cluster)));
             }
             let name = entry.cluster.eds_name().unwrap_or(&entry.cluster.name);
             let config = json!({"endpoint_config": {
                 "@type": type_url::ENDPOINT,
                 "cluster_name": &**name,
                 "endpoints": localities,
+                "policy": {"overprovisioning_factor": endpoints.overprovisioning},
             }});
             if entry.cluster.eds_name().is_some() { dynamic.push(config) } else { stat.push(config) }
         }
@@ -236,9 +255,20 @@ impl Admin {
         for name in self.shared.secrets.names() {
             let Some(entry) = self.shared.secrets.details(&name) else { continue };
             let list = |certs: Vec<proxy_core::stream_info::PeerCertificate>| -> Vec<Value> {
-                certs.into_iter().map(|c| certificate_json(&c)).collect()
+                certs.into_iter().map(|c| certificate_json(&c, "<inline>")).collect()
             };
             certificates.push(json!({"ca_cert": list(entry.1), "cert_chain": list(entry.0)}));
+        }
+        let listeners = self.shared.listeners.load();
+        let chains = listeners.by_name.values().flat_map(|entry| entry.listener.all_chains());
+        let of_chains = chains.filter_map(|chain| chain.tls.as_ref()).map(|tls| named_by(&tls.common));
+        let clusters = self.shared.clusters.load();
+        let contexts = clusters.values().flat_map(|entry| entry.cluster.transport.tls_contexts());
+        for [roots, chain] in of_chains.chain(contexts.map(|tls| named_by(&tls.common))).flatten() {
+            let list = |(certs, path): (Vec<_>, String)| -> Vec<Value> {
+                certs.iter().map(|c| certificate_json(c, &path)).collect()
+            };
+            certificates.push(json!({"ca_cert": list(roots), "cert_chain": list(chain)}));
         }
         json!({ "certificates": certificates })
     }
@@ -251,13 +281,31 @@ impl Admin {
     }
 }
 
+/// Leaves of a message only the fields on these paths, and its type. Below lists nothing is left out.
+fn keep(value: &mut Value, paths: &[Vec<&str>]) {
+    let Value::Object(fields) = value else { return };
+    fields.retain(|key, _| key == "@type" || paths.iter().any(|path| path.first() == Some(&key.as_str())));
+    for (key, field) in fields {
+        let below = paths.iter().filter(|path| path.first() == Some(&key.as_str())).map(|path| path[1..].to_vec());
+        let below: Vec<Vec<&str>> = below.collect();
+        if !below.iter().any(Vec::is_empty) {
+            keep(field, &below);
+        }
+    }
+}
+
 /// One locality of a load assignment, as Envoy dumps it.
-fn locality_json(set: &LocalitySet, priority: usize) -> Value {
+fn locality_json(set: &LocalitySet, priority: usize, cluster: &Cluster) -> Value {
+    let is_resolved = matches!(cluster.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
     let hosts = set.hosts.iter().map(|host| {
-        let healthy = host.health() != Health::Unhealthy;
+        let health = match host.health() {
+            Health::Healthy => "HEALTHY",
+            Health::Degraded => "DEGRADED",
+            Health::Unhealthy => "UNHEALTHY",
+        };
         let mut out = json!({
-            "endpoint": {"address": super::tables::address_json(&host.address)},
-            "health_status": if healthy { "HEALTHY" } else { "UNHEALTHY" },
+            "endpoint": {"address": super::tables::address_json(&host.address), "health_check_config": {}},
+            "health_status": health,
             "load_balancing_weight": host.weight,
         });
         if !host.hostname.is_empty() {
@@ -267,6 +315,8 @@ fn locality_json(set: &LocalitySet, priority: usize) -> Value {
             let fields: Map<String, Value> =
                 host.metadata.iter().map(|(name, fields)| (name.to_string(), json!(fields))).collect();
             out["metadata"] = json!({"filter_metadata": fields});
+        } else if is_resolved {
+            out["metadata"] = json!({});
         }
         out
     });
@@ -275,28 +325,25 @@ fn locality_json(set: &LocalitySet, priority: usize) -> Value {
     let parts = [("region", &locality.region), ("zone", &locality.zone), ("sub_zone", &locality.sub_zone)];
     let parts: Map<String, Value> =
         parts.iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| ((*k).to_owned(), json!(&***v))).collect();
-    if !parts.is_empty() {
-        out["locality"] = Value::Object(parts);
-    }
+    out["locality"] = Value::Object(parts);
     if priority > 0 {
         out["priority"] = json!(priority);
     }
-    if set.weight > 0 {
-        out["load_balancing_weight"] = json!(set.weight);
-    }
+    out["load_balancing_weight"] = json!(if cluster.locality_weighted { set.weight } else { 0 });
     out
 }
 
-fn certificate_json(c: &proxy_core::stream_info::PeerCertificate) -> Value {
+fn certificate_json(c: &proxy_core::stream_info::PeerCertificate, path: &str) -> Value {
     let mut names: Vec<Value> = c.uri_sans.iter().map(|u| json!({"uri": &**u})).collect();
     names.extend(c.dns_sans.iter().map(|d| json!({"dns": &**d})));
     let days = c.not_after.and_then(|t| t.duration_since(SystemTime::now()).ok()).map_or(0, |d| d.as_secs() / 86400);
     json!({
+        "path": path,
         "serial_number": &*c.serial,
         "subject_alt_names": names,
         "days_until_expiration": days.to_string(),
-        "valid_from": c.not_before.map(timestamp),
-        "expiration_time": c.not_after.map(timestamp),
+        "valid_from": c.not_before.map(to_the_second),
+        "expiration_time": c.not_after.map(to_the_second),
     })
 }
 
@@ -402,8 +449,13 @@ fn filter_names(dump: &mut Value, regex: &Regex) {
     }
 }
 
+/// RFC 3339 of a moment that is a whole second.
+fn to_the_second(time: SystemTime) -> String {
+    timestamp(time).replace(".000Z", "Z")
+}
+
 /// RFC 3339 with milliseconds.
-fn timestamp(time: SystemTime) -> String {
+pub(crate) fn timestamp(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, rest) = (since.as_secs() / 86400, since.as_secs() % 86400);
     let (year, month, day) = crate::hcm::civil_date(days);

@@ -207,6 +207,11 @@ impl Conn {
         self.poll_fill(cx).map(|_| ())
     }
 
+    /// More bytes came than the last message has.
+    pub(crate) fn has_more(&self) -> bool {
+        !self.read.is_empty()
+    }
+
     pub(crate) fn at_eof(&self) -> bool {
         self.eof
     }

@@ -136,6 +136,8 @@ pub(crate) struct RequestHead {
     pub(crate) expect_continue: bool,
     /// The request target was an absolute URI with this scheme.
     pub(crate) absolute: Option<&'static str>,
+    /// So many fields were left out for the underscores in their names.
+    pub(crate) dropped: u64,
 }
 
 #[derive(Debug)]
@@ -250,6 +252,7 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
             upgrade: facts.upgrade,
             expect_continue: facts.expect_continue,
             absolute,
+            dropped: facts.dropped,
         },
         end,
     )))
@@ -451,6 +454,7 @@ struct Facts {
     authority: bool,
     /// It is what Host fields said; further ones are appended.
     host: bool,
+    dropped: u64,
 }
 
 impl Facts {
@@ -561,7 +565,10 @@ impl<'a> Fields<'a> {
         if self.request && limits.underscores != UnderscoreAction::Allow && name.contains(&b'_') {
             match limits.underscores {
                 UnderscoreAction::Reject => return Err(bad("http1.unexpected_underscore")),
-                _ => return Ok(()),
+                _ => {
+                    facts.dropped += 1;
+                    return Ok(());
+                }
             }
         }
         if let Some(written) = &mut self.written {

@@ -83,6 +83,15 @@ pub(super) fn head(exchange: &mut Exchange, headers: &mut Headers) {
                     route.response.apply_to_response(headers, &cx);
                 }
             }
+            HttpFilter::HeaderToMetadata(own) => {
+                let (enabled, per) = filters::settings(exchange, entry);
+                let rules = match &per {
+                    _ if !enabled => continue,
+                    Some(PerFilter::HeaderToMetadata(route)) => &route.response,
+                    _ => &own.response,
+                };
+                rules.apply(headers, &mut exchange.info.dynamic_metadata);
+            }
             HttpFilter::StatefulSession(_) => {
                 let Some(session) = &exchange.session else { continue };
                 let Some(host) = &exchange.info.upstream.host else { continue };

@@ -7,10 +7,10 @@ use super::record::{self, Steps};
 use super::redirect::Redirected;
 use super::respond::Answer;
 use super::timers::{Deadline, Timers};
-use super::{Http, filters, router};
+use super::{End, Http, filters, router};
 use crate::h1;
 use crate::peer;
-use crate::stream::{Frame, Pump, RecvBody, SendBody};
+use crate::stream::{BodyError, Frame, Gone, Pump, RecvBody, SendBody};
 use crate::upstream::WorkerCluster;
 use mesh_types::ArcStr;
 use proxy_core::filters::{HttpFilter, HttpFilterEntry};
@@ -56,8 +56,8 @@ pub(crate) enum Stop {
     Reply(Box<LocalReply>),
     /// The upstream's redirect is followed.
     Redirect(Box<Redirected>, u16),
-    /// The client is gone; `true`: it reset the stream.
-    Gone(bool),
+    /// The client is gone.
+    Gone(Gone),
 }
 
 impl From<LocalReply> for Stop {
@@ -117,6 +117,9 @@ pub(crate) struct Exchange {
 impl Exchange {
     pub(crate) fn new(http: &Rc<Http>, protocol: HttpProtocol, request: Headers, answer: Answer, hints: Hints) -> Self {
         http.stats.downstream_rq_total.inc();
+        if protocol != HttpProtocol::Http2 {
+            http.stats.downstream_rq_http1_total.inc();
+        }
         http.stats.downstream_rq_active.inc();
         http.active.set(http.active.get() + 1);
         let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
@@ -206,8 +209,8 @@ impl Exchange {
                 }
                 self.reply(*reply).await
             }
-            Err(Stop::Gone(reset)) => {
-                self.gone(reset);
+            Err(Stop::Gone(gone)) => {
+                self.gone(gone);
                 Outcome::Aborted
             }
             Err(Stop::Redirect(..)) => Outcome::Aborted,
@@ -222,7 +225,10 @@ impl Exchange {
         let mut size = 0;
         while size < self.http.listener.per_connection_buffer_limit as usize {
             match body.poll_frame(&mut cx) {
-                Poll::Ready(Some(Ok(Frame::Data(data)))) => size += data.len(),
+                Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                    size += data.len();
+                    self.info.bytes_received += data.len() as u64;
+                }
                 Poll::Ready(Some(Ok(Frame::Trailers(_)))) => {}
                 Poll::Ready(None) => return self.request_complete(),
                 Poll::Ready(Some(Err(_))) | Poll::Pending => return,
@@ -232,7 +238,6 @@ impl Exchange {
 
     /// There is an answer before the end of the request, whose rest is given up: to Envoy, a reset.
     pub(crate) fn answered_early(&self) {
-        self.http.stats.downstream_rq_response_before_rq_complete.inc();
         self.http.stats.downstream_rq_rx_reset.inc();
     }
 
@@ -261,6 +266,7 @@ impl Exchange {
             _ if protocol => h1::reason_phrase(status),
             "request_header_timeout" => "request header timeout",
             "stream_idle_timeout" => "stream timeout",
+            "max_duration_timeout" => "downstream duration timeout",
             _ => "request timeout",
         };
         let mut reply = LocalReply::new(status, body, detail);
@@ -353,6 +359,9 @@ impl Exchange {
         let identity =
             hcm::conform_request(config, &mut self.request, &http.info, || uuid(&mut http.worker.random.borrow_mut()));
         self.conformed = true;
+        if let Some(status) = identity.refuse {
+            return Err(LocalReply::new(status, "", "rejecting_because_detection_failed").into());
+        }
         self.info.remote = identity.remote;
         if identity.edge
             && let Some(table) = http.route_table()
@@ -394,6 +403,9 @@ impl Exchange {
             return Ok(());
         }
         self.http.stats.downstream_rq_ws_on_non_ws_route.inc();
+        if !self.answer.is_h1() {
+            self.http.leave();
+        }
         let mut reply = LocalReply::new(403, "", "upgrade_failed");
         // What follows is not of HTTP, and must not be taken for it.
         reply.close = true;
@@ -528,8 +540,8 @@ impl Exchange {
         if let Poll::Ready(done) = work(cx) {
             return Poll::Ready(done);
         }
-        if let Poll::Ready(reset) = self.answer.poll_gone(cx, self.body_done) {
-            return Poll::Ready(Err(Stop::Gone(reset)));
+        if let Poll::Ready(gone) = self.answer.poll_gone(cx, self.body_done) {
+            return Poll::Ready(Err(Stop::Gone(gone)));
         }
         if let Poll::Ready(deadline) = self.poll_deadline(cx) {
             return Poll::Ready(Err(self.deadline(deadline)));
@@ -565,27 +577,46 @@ impl Exchange {
     }
 
     /// The client went away.
-    pub(crate) fn gone(&mut self, reset: bool) {
-        if reset {
+    pub(crate) fn gone(&mut self, gone: Gone) {
+        let stats = &self.http.stats;
+        stats.downstream_rq_rx_reset.inc();
+        let end = self.http.end.get();
+        if let (Gone::Reset(_), None) = (gone, end) {
             if self.elapsed() < PREMATURE {
                 self.http.premature_resets.set(self.http.premature_resets.get() + 1);
             }
-            self.http.stats.downstream_rq_rx_reset.inc();
             self.http.worker.named_stats().inc("http2.rx_reset");
-            self.info.flags.insert(ResponseFlags::DOWNSTREAM_RESET);
-            self.info.response_code_details = Some("http2.remote_reset".into());
-        } else {
-            self.http.stats.downstream_rq_rx_reset.inc();
-            self.info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
-            let details = if self.http.unanswered.get() {
-                self.http.stats.downstream_cx_destroy_local_active_rq.inc();
-                "downstream_local_disconnect(http2_ping_timeout)"
-            } else {
-                self.http.stats.downstream_cx_destroy_remote_active_rq.inc();
-                "downstream_remote_disconnect"
-            };
-            self.info.response_code_details = Some(details.into());
         }
+        let (flag, details) = match (gone, end) {
+            (Gone::Refused(details), _) => {
+                self.answer.reset(h2::Reason::INTERNAL_ERROR);
+                (ResponseFlags::DOWNSTREAM_RESET, details)
+            }
+            // To Envoy that is no reset.
+            (Gone::Reset(h2::Reason::NO_ERROR), None) => return,
+            (Gone::Reset(h2::Reason::PROTOCOL_ERROR) | Gone::Malformed, None) => {
+                (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http2.remote_reset")
+            }
+            (Gone::Reset(h2::Reason::REFUSED_STREAM), None) => (ResponseFlags::DOWNSTREAM_RESET, "http2.remote_refuse"),
+            (Gone::Reset(_), None) => (ResponseFlags::DOWNSTREAM_RESET, "http2.remote_reset"),
+            (Gone::Closed, None) => {
+                if self.answer.is_h1() {
+                    stats.downstream_cx_destroy_active_rq.inc();
+                    stats.downstream_cx_destroy_remote_active_rq.inc();
+                }
+                (ResponseFlags::DOWNSTREAM_TERMINATION, "downstream_remote_disconnect")
+            }
+            // The crate calls the end of a connection a reset of its streams.
+            (_, Some(End::Unanswered)) => {
+                (ResponseFlags::DOWNSTREAM_TERMINATION, "downstream_local_disconnect(http2_ping_timeout)")
+            }
+            (_, Some(End::Codec { details, blamed })) => {
+                let own = blamed.filter(|(stream, _)| self.answer.stream() == Some(*stream));
+                (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, own.map_or(details, |(_, details)| details))
+            }
+        };
+        self.info.flags.insert(flag);
+        self.info.response_code_details = Some(details.into());
     }
 
     /// Sends the head of an answer, with what the connection manager adds. `local`: the proxy's own answer.
@@ -627,22 +658,53 @@ impl Exchange {
         }
         let (headers, body) = reply.render(self);
         let body = if self.request.method() == Some("HEAD") { Default::default() } else { body };
-        let mut sink = self.send_head(headers, body.is_empty(), false);
+        let sink = self.send_head(headers, body.is_empty(), false);
         self.info.bytes_sent = body.len() as u64;
         let mut source =
             RecvBody::Memory(if body.is_empty() { Default::default() } else { [Frame::Data(body)].into() });
-        self.send_rest(&mut source, &mut sink).await
+        self.send_rest(&mut source, sink).await
+    }
+
+    /// Has the rest of an answer written that is over as far as the request is concerned (HTTP/2): a client that makes no
+    /// room for it loses it after the idle timeout (Envoy `ConnectionImpl::StreamImpl::onPendingFlushTimer`).
+    pub(crate) fn flush_later(&self, mut sink: SendBody) {
+        let timeout = self.timers.idle_for(Deadline::Idle);
+        let worker = self.http.worker.clone();
+        let work = async move {
+            let flush = std::future::poll_fn(|cx| sink.poll_flush(cx));
+            let flushed = match timeout {
+                Some(timeout) => tokio::time::timeout(timeout, flush).await,
+                None => Ok(flush.await),
+            };
+            match flushed {
+                Ok(Ok(())) => {}
+                Ok(Err(BodyError::Reset(_))) => worker.named_stats().inc("http2.rx_reset"),
+                // The connection is over.
+                Ok(Err(_)) => {}
+                Err(_) => {
+                    worker.named_stats().inc("http2.tx_flush_timeout");
+                    sink.reset(h2::Reason::INTERNAL_ERROR);
+                }
+            }
+        };
+        // It ends with its connection, or with the timeout.
+        tokio::task::spawn_local(Box::pin(work));
     }
 
     /// Sends a body that is at hand.
-    async fn send_rest(&mut self, source: &mut RecvBody, sink: &mut SendBody) -> Outcome {
+    async fn send_rest(&mut self, source: &mut RecvBody, mut sink: SendBody) -> Outcome {
         let mut pump = Pump::new();
+        let mut later = false;
         // A client that does not read is given up after the idle timeout.
         self.timers.clear(Deadline::Request);
         self.timers.clear(Deadline::Global);
         let result = std::future::poll_fn(|cx| {
-            if let Poll::Ready(done) = pump.poll(cx, |cx| source.poll_frame(cx), sink) {
+            if let Poll::Ready(done) = pump.poll(cx, |cx| source.poll_frame(cx), &mut sink) {
                 return Poll::Ready(done.is_ok());
+            }
+            if pump.has_read_all() && sink.is_h2() {
+                later = true;
+                return Poll::Ready(true);
             }
             match self.poll_deadline(cx) {
                 Poll::Ready(_) => Poll::Ready(false),
@@ -650,11 +712,14 @@ impl Exchange {
             }
         })
         .await;
+        if later {
+            self.flush_later(sink);
+        }
         if result {
             self.info.times.downstream_last_tx = Some(self.elapsed());
             Outcome::Done
         } else {
-            self.gone(false);
+            self.gone(Gone::Closed);
             Outcome::Aborted
         }
     }
@@ -699,6 +764,9 @@ impl Exchange {
         let elapsed = self.elapsed();
         self.info.times.complete = Some(elapsed);
         http.stats.downstream_rq_active.dec();
+        if self.response.is_some() && !self.body_done {
+            http.stats.downstream_rq_response_before_rq_complete.inc();
+        }
         http.active.set(http.active.get().saturating_sub(1));
         if self.upgraded.is_some() {
             http.stats.downstream_cx_upgrades_active.dec();
@@ -781,6 +849,7 @@ fn http_counts_messages(http: &Http) -> bool {
 pub(crate) fn malformed(http: &Rc<Http>, details: &'static str) {
     let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
     http.worker.named_stats().inc("http2.rx_messaging_error");
+    http.count_h2_request();
     http.stats.downstream_rq_total.inc();
     http.stats.downstream_rq_rx_reset.inc();
     info.protocol = Some(HttpProtocol::Http2);
@@ -789,27 +858,23 @@ pub(crate) fn malformed(http: &Rc<Http>, details: &'static str) {
     log_without_request(http, info);
 }
 
-/// Logs an HTTP/2 request whose head did not arrive in time.
-pub(crate) fn late_head(http: &Rc<Http>, details: &'static str) {
-    let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
-    http.stats.downstream_rq_total.inc();
-    http.stats.downstream_rq_rx_reset.inc();
-    info.protocol = Some(HttpProtocol::Http2);
-    if details == "stream_idle_timeout" {
-        info.flags.insert(ResponseFlags::STREAM_IDLE_TIMEOUT);
-    }
-    info.response_code_details = Some(details.into());
-    log_without_request(http, info);
-}
-
-/// Logs a request of which not even the head arrived.
+/// Logs a request of which not even the head arrived before its connection ended.
 pub(crate) fn abandoned(http: &Rc<Http>, protocol: HttpProtocol) {
     let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
+    if protocol == HttpProtocol::Http2 {
+        http.count_h2_request();
+    }
     http.stats.downstream_rq_total.inc();
     http.stats.downstream_rq_rx_reset.inc();
     info.protocol = Some(protocol);
-    info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
-    info.response_code_details = Some("downstream_remote_disconnect".into());
+    let (flag, details) = match http.end.get() {
+        Some(End::Codec { details, blamed }) => {
+            (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, blamed.map_or(details, |(_, details)| details))
+        }
+        _ => (ResponseFlags::DOWNSTREAM_TERMINATION, "downstream_remote_disconnect"),
+    };
+    info.flags.insert(flag);
+    info.response_code_details = Some(details.into());
     log_without_request(http, info);
 }
 

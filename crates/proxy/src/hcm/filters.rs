@@ -112,9 +112,18 @@ async fn one(
         HttpFilter::HeaderMutation(own) => {
             let cx = FormatContext::new(&exchange.info, None, None);
             own.request.apply_to_request(&mut exchange.request, &cx);
+            own.query.apply(&mut exchange.request, &cx);
             if let Some(PerFilter::HeaderMutation(route)) = &per {
                 route.request.apply_to_request(&mut exchange.request, &cx);
+                route.query.apply(&mut exchange.request, &cx);
             }
+        }
+        HttpFilter::HeaderToMetadata(own) => {
+            let rules = match &per {
+                Some(PerFilter::HeaderToMetadata(route)) => &route.request,
+                _ => &own.request,
+            };
+            rules.apply(&mut exchange.request, &mut exchange.info.dynamic_metadata);
         }
         HttpFilter::SetFilterState(own) => {
             set_filter_state(exchange, own);
@@ -260,6 +269,12 @@ fn cors(exchange: &mut Exchange) -> Result<(), Stop> {
     Ok(())
 }
 
+/// The name of a counter of the RBAC filter. `joinPrefix` of Envoy puts a dot behind the prefix of statistics, but not of
+/// metadata.
+pub(super) fn rbac_counter(prefix: &str, what: &str) -> String {
+    if prefix.is_empty() { format!("rbac.{what}") } else { format!("rbac.{prefix}.{what}") }
+}
+
 /// `filter`: the filter's own rules, whose prefixes hold for rules of a route that have none.
 fn run_rbac(exchange: &mut Exchange, rbac: &proxy_core::Rbac, filter: &proxy_core::Rbac) -> Result<(), Stop> {
     if rbac.is_empty() {
@@ -280,8 +295,6 @@ fn run_rbac(exchange: &mut Exchange, rbac: &proxy_core::Rbac, filter: &proxy_cor
     let or = |own: &'_ str, outer: &'_ str| if own.is_empty() { outer.to_owned() } else { own.to_owned() };
     let stat_prefix = or(&rbac.stat_prefix, &filter.stat_prefix);
     let shadow_prefix = or(&rbac.shadow_prefix, &filter.shadow_prefix);
-    // `joinPrefix` of Envoy puts a dot behind the prefix of statistics, but not of metadata.
-    let scope = |prefix: &str| if prefix.is_empty() { "rbac".to_owned() } else { format!("rbac.{prefix}") };
     let mut record = |prefix: &str, kind: &str, allowed: bool, policy: Option<&str>| {
         let result = if allowed { "allowed" } else { "denied" };
         metadata.set(NAMESPACE, &format!("{prefix}{kind}_engine_result"), result.into());
@@ -291,7 +304,7 @@ fn run_rbac(exchange: &mut Exchange, rbac: &proxy_core::Rbac, filter: &proxy_cor
     };
     if let Some(shadow) = &verdict.shadow {
         let what = if shadow.allowed { "shadow_allowed" } else { "shadow_denied" };
-        stats.inc(&format!("{}.{what}", scope(&shadow_prefix)));
+        stats.inc(&rbac_counter(&shadow_prefix, what));
         record(&shadow_prefix, "shadow", shadow.allowed, shadow.policy.as_deref());
     }
     if let Some(enforced) = verdict.enforced {
@@ -305,11 +318,13 @@ fn run_rbac(exchange: &mut Exchange, rbac: &proxy_core::Rbac, filter: &proxy_cor
         None if verdict.allowed && verdict.enforced.is_some() => Some("allowed: no policy denies it".into()),
         _ => None,
     };
+    // Shadow rules alone allow nothing that would be counted.
+    if let Some(allowed) = verdict.enforced {
+        stats.inc(&rbac_counter(&rbac.stat_prefix, if allowed { "allowed" } else { "denied" }));
+    }
     if verdict.allowed {
-        stats.inc(&format!("{}.allowed", scope(&rbac.stat_prefix)));
         return Ok(());
     }
-    stats.inc(&format!("{}.denied", scope(&rbac.stat_prefix)));
     let reply = LocalReply::new(403, "RBAC: access denied", verdict.details());
     Err(reply.into())
 }
@@ -327,7 +342,8 @@ async fn buffer(exchange: &mut Exchange, body: &mut RecvBody, limit: u64) -> Res
             None => break,
             Some(Ok(Frame::Data(data))) => {
                 size += data.len() as u64;
-                if size > limit {
+                // As Envoy, which is done with buffering when the end comes with the data.
+                if size > limit && !body.is_over() {
                     exchange.info.bytes_received = size;
                     exchange.http.stats.downstream_rq_too_large.inc();
                     return Err(LocalReply::new(413, "Payload Too Large", "request_payload_too_large").into());

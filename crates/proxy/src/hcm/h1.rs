@@ -6,6 +6,7 @@ use super::respond::{Answer, H1Answer};
 use super::timers::{Deadline, Timers};
 use crate::h1::{Conn, HeadError, ReadError, RequestHead, Shared, Style};
 use crate::io::Io;
+use crate::stats::HTTP1_CODEC;
 use crate::stream::RecvBody;
 use proxy_core::Headers;
 use proxy_core::stream_info::HttpProtocol;
@@ -20,6 +21,7 @@ use tokio::io::AsyncWriteExt;
 pub(super) async fn serve(http: Rc<Http>, io: Io) {
     http.stats.downstream_cx_http1_total.inc();
     http.stats.downstream_cx_http1_active.inc();
+    http.worker.named_stats().touch_all(&HTTP1_CODEC);
     let mut conn = Conn::new(io);
     conn.style = Style::of(&http.config.http1);
     let conn: Shared = Rc::new(RefCell::new(conn));
@@ -55,7 +57,16 @@ async fn close(http: &Http, conn: Shared, end: End) {
         }
         End::Delayed => {
             // As Envoy: the end is only said after the peer closed, or after the timeout.
-            let wait = http.config.delayed_close_timeout.unwrap_or(Duration::ZERO);
+            if conn.at_eof() {
+                http.stats.downstream_cx_destroy_remote.inc();
+                return;
+            }
+            let Some(wait) = http.config.delayed_close_timeout.filter(|wait| !wait.is_zero()) else {
+                http.stats.downstream_cx_destroy_local.inc();
+                // Nothing can be done about a peer that does not take the end.
+                let _ = tokio::time::timeout(Duration::from_secs(1), conn.io.shutdown()).await;
+                return;
+            };
             let drain = poll_fn(|cx| conn.poll_drain(cx));
             if tokio::time::timeout(wait, drain).await.is_err() {
                 http.stats.downstream_cx_delayed_close_timeout.inc();
@@ -80,8 +91,10 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
             Next::End(end) => return end,
         };
         http.requests.set(http.requests.get() + 1);
-        http.stats.downstream_rq_http1_total.inc();
-        let RequestHead { headers, keep_alive, http10, upgrade, expect_continue, absolute, .. } = head;
+        let RequestHead { headers, keep_alive, http10, upgrade, expect_continue, absolute, dropped, .. } = head;
+        if dropped > 0 {
+            http.worker.named_stats().add("http1.dropped_headers_with_underscores", dropped);
+        }
         let method = headers.get(":method");
         let (head_request, connect) = (method == Some(b"HEAD"), method == Some(b"CONNECT"));
         if upgrade || connect {
@@ -111,9 +124,9 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
             return if conn.borrow().at_eof() { End::Clean } else { End::Delayed };
         }
         if !keep.get() {
-            // While a listener drains, the answer says so, but the client may have sent its next request already: the
+            // While a listener or the connection drains, the answer says so, but the client may have sent its next request already: the
             // end comes after the drain timeout (Envoy `ConnectionManagerImpl::startDrainSequence`).
-            if !(keep_alive && http.drained.get()) {
+            if !(keep_alive && (http.drained.get() || http.ending.get().is_some())) {
                 return End::Clean;
             }
             http.ending.set(http.ending.get().or_else(|| Some(Instant::now())));
@@ -136,7 +149,7 @@ async fn next_head(
 ) -> Next {
     match wait_for_request(http, conn, timers, drained).await {
         Waited::Bytes => {}
-        Waited::End => return Next::End(End::Clean),
+        Waited::End(end) => return Next::End(end),
     }
     let mut read = poll_fn(|cx| conn.borrow_mut().poll_request(cx, limits));
     // Mostly it is all there.
@@ -161,6 +174,7 @@ async fn next_head(
         Err(_) => {
             http.stats.downstream_cx_destroy_remote.inc();
             http.stats.downstream_cx_destroy_remote_active_rq.inc();
+            http.stats.downstream_rq_http1_total.inc();
             exchange::abandoned(http, HttpProtocol::Http11);
             Next::End(End::Clean)
         }
@@ -175,6 +189,7 @@ async fn rest_of_head<T>(http: &Http, read: impl Future<Output = T>) -> Result<T
         (config.request_headers_timeout, "request_header_timeout", &stats.downstream_rq_header_timeout),
         (config.request_timeout, "request_overall_timeout", &stats.downstream_rq_timeout),
         (config.stream_idle_timeout, "stream_idle_timeout", &stats.downstream_rq_idle_timeout),
+        (config.max_stream_duration, "max_duration_timeout", &stats.downstream_rq_max_duration_reached),
     ]
     .into_iter()
     .filter_map(|(after, detail, counter)| Some((after.filter(|after| !after.is_zero())?, detail, counter)))
@@ -188,7 +203,7 @@ async fn rest_of_head<T>(http: &Http, read: impl Future<Output = T>) -> Result<T
 
 enum Waited {
     Bytes,
-    End,
+    End(End),
 }
 
 /// Waits for the first byte of a request. A connection that idles or is too old ends at once before its first request,
@@ -212,24 +227,21 @@ async fn wait_for_request(
             biased;
             () = poll_fn(|cx| conn.borrow_mut().poll_news(cx)) => return Waited::Bytes,
             passed = poll_fn(|cx| timers.poll(cx)) => passed,
-            () = drained.as_mut(), if !first => return Waited::End,
+            () = drained.as_mut(), if !first => return Waited::End(End::Clean),
         };
         match passed {
             Deadline::Idle => http.stats.downstream_cx_idle_timeout.inc(),
             Deadline::Stream => {
-                http.stats.downstream_cx_max_duration_reached.inc();
-                http.aged.set(true);
+                http.too_old();
             }
             // The drain timeout.
-            _ => return Waited::End,
+            _ => return Waited::End(End::Delayed),
         }
         if first {
-            return Waited::End;
+            return Waited::End(End::Clean);
         }
-        if http.ending.get().is_none() {
-            http.ending.set(Some(Instant::now()));
-            timers.set(Deadline::Global, Some(http.config.drain_timeout));
-        }
+        http.ending.set(http.ending.get().or_else(|| Some(Instant::now())));
+        timers.set(Deadline::Global, http.ending.get().map(left));
     }
 }
 
@@ -242,6 +254,9 @@ async fn drain_over(http: &Http) {
 async fn refuse(http: &Rc<Http>, conn: &Shared, error: HeadError, protocol: bool) -> End {
     if protocol {
         http.stats.downstream_cx_protocol_error.inc();
+    }
+    if error.detail == "http1.unexpected_underscore" {
+        http.worker.named_stats().inc("http1.requests_rejected_with_underscores_in_headers");
     }
     let keep = Rc::new(Cell::new(false));
     let before = conn.borrow().wire();

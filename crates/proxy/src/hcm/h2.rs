@@ -4,10 +4,11 @@ mod flood;
 #[cfg(test)]
 mod fuzz;
 mod guard;
+mod late;
 
-use super::Http;
 use super::exchange::{self, Exchange};
 use super::respond::{Answer, H2Answer};
+use super::{End, Http};
 use crate::batch::Batch;
 use crate::h1::UnderscoreAction;
 use crate::io::Io;
@@ -15,14 +16,17 @@ use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
 use crate::stats::{Counter, HTTP2_CODEC};
 use crate::stream::{RecvBody, push_map};
 use bytes::Bytes;
-use guard::{Guard, Settings, Switch};
+use guard::{Fault, Guard, Settings, Switch};
 use proxy_core::Headers;
 use proxy_core::stream_info::HttpProtocol;
+use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::time::Instant;
+
+pub(crate) use late::Late;
 
 /// Resets of its own streams that a peer may pile up before the connection ends (CVE-2023-44487).
 const MAX_RESETS: usize = 100;
@@ -66,6 +70,7 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
     let stream_errors = options.stream_error_on_invalid_message || http.config.stream_error_on_invalid_message;
     let (io, outlet) = Batch::new(io, false);
     http.worker.named_stats().touch_all(&HTTP2_CODEC);
+    http.worker.named_stats().inc("http2.nghttp2_downstream_connections");
     let limits = flood::Limits::of(options);
     let guard = Guard::new(io, settings, limits, stream_errors, http.config.drain_timeout, Some(http.worker.clone()));
     let switch = guard.switch();
@@ -84,7 +89,7 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
         outlet.tell(pulse.clone());
         Some(Pinger::new(keepalive, connection.ping_pong()?, pulse, http.worker.clone()))
     });
-    let mut draining = false;
+    let draining = Cell::new(false);
     let idle = http.config.idle_timeout;
     let mut idle_since = Instant::now();
     loop {
@@ -107,12 +112,20 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
         };
         let old = async {
             match http.config.max_connection_duration {
-                Some(max) if !draining => tokio::time::sleep(max.saturating_sub(http.since.elapsed())).await,
+                Some(max) if !draining.get() => tokio::time::sleep(max.saturating_sub(http.since.elapsed())).await,
                 _ => std::future::pending().await,
             }
         };
         let accept = std::future::poll_fn(|cx| {
-            let polled = connection.poll_accept(cx);
+            if http.leaves.get() && !draining.replace(true) {
+                // Before the answer that made it so.
+                connection.graceful_shutdown();
+            }
+            let mut polled = connection.poll_accept(cx);
+            if switch.is_cut() && polled.is_pending() {
+                // Before the streams find out.
+                polled = Poll::Ready(None);
+            }
             // Streams that came in together are answered together, if they can be at once.
             if polled.is_pending() {
                 outlet.poll_out(cx);
@@ -124,13 +137,13 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
         });
         let mut pause = None;
         let late = std::future::poll_fn(|cx| {
-            let owed = switch.head_since().and_then(|since| Some((since, head_timeout(http)?)));
-            let Some((since, (after, details, counter))) = owed else {
+            let owed = switch.head().and_then(|(stream, since)| Some((stream, since, head_timeout(http)?)));
+            let Some((stream, since, (after, details, counter))) = owed else {
                 pause = None;
                 return Poll::Pending;
             };
             let sleep = pause.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(since + after)));
-            sleep.as_mut().poll(cx).map(|()| (details, counter))
+            sleep.as_mut().poll(cx).map(|()| (stream, details, counter))
         });
         let silent = std::future::poll_fn(|cx| pinger.as_mut().map_or(Poll::Pending, |pinger| pinger.poll(cx)));
         tokio::select! {
@@ -139,60 +152,85 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
                 Some(Ok((request, answer))) => {
                     let last = http.config.max_requests_per_connection.is_some_and(|max| http.requests.get() + 1 >= max);
                     stream(http, request, answer, &switch, stream_errors);
-                    if last && !draining {
+                    if last {
                         http.stats.downstream_cx_max_requests_reached.inc();
-                        draining = true;
-                        connection.graceful_shutdown();
+                        if !draining.replace(true) {
+                            connection.graceful_shutdown();
+                        }
                     }
                 }
                 Some(Err(e)) => {
-                    if e.is_library() || switch.is_cut() {
-                        http.stats.downstream_cx_protocol_error.inc();
-                    }
-                    if switch.is_cut() {
-                        exchange::malformed(http, switch.refused().unwrap_or(INVALID_FIELD));
-                    }
+                    ended(http, &switch, Some(&e));
                     tracing::debug!(error = %e, "downstream HTTP/2 connection ended");
                     return switch;
                 }
                 None => {
-                    if let Some(details) = switch.refused() {
-                        http.stats.downstream_cx_protocol_error.inc();
-                        exchange::malformed(http, details);
-                    }
+                    ended(http, &switch, None);
                     return switch;
                 }
             },
             () = silent => {
                 http.worker.named_stats().inc(KEEPALIVE_TIMEOUT);
-                http.unanswered.set(true);
+                http.end.set(Some(End::Unanswered));
+                if http.active.get() > 0 {
+                    http.stats.downstream_cx_destroy_active_rq.inc();
+                    http.stats.downstream_cx_destroy_local_active_rq.inc();
+                }
                 switch.cut();
                 return switch;
             }
-            (details, counter) = late => {
-                // DIFFERS: Envoy answers 408 to such a stream, of which the crate does not know; its peer can say nothing
-                // more before the rest of the head, so that the connection is of no use.
+            (stream, details, counter) = late => {
                 counter.inc();
-                exchange::late_head(http, details);
-                switch.cut();
-                return switch;
+                late::refuse(http, &switch, stream, details).await;
             }
             () = idle_end => {
-                if http.active.get() == 0 && !draining {
+                if http.active.get() == 0 && !draining.replace(true) {
                     http.stats.downstream_cx_idle_timeout.inc();
-                    draining = true;
                     connection.graceful_shutdown();
                 }
             }
             () = old => {
-                http.stats.downstream_cx_max_duration_reached.inc();
-                draining = true;
+                http.too_old();
+                draining.set(true);
                 connection.graceful_shutdown();
             }
-            () = told_to_drain(http), if !draining => {
-                draining = true;
-                connection.graceful_shutdown();
+            // Which is looked at with the next poll.
+            () = told_to_drain(http), if !draining.get() => {}
+        }
+    }
+}
+
+/// Counts and logs what a connection ended by, and has its streams know.
+fn ended(http: &Rc<Http>, switch: &Switch, error: Option<&h2::Error>) {
+    const BROKEN: &str = "codec_error:The_user_callback_function_failed";
+    let stats = &http.stats;
+    // A head that is not complete, or cannot be read, is a stream to Envoy.
+    let mut headless = switch.head().is_some();
+    let mut malformed = false;
+    match switch.fault() {
+        Some(Fault::Flood(flooded)) => {
+            http.end.set(Some(End::Codec { details: flooded.details(), blamed: flooded.blames() }));
+        }
+        fault => {
+            if switch.is_cut() || error.is_some_and(h2::Error::is_library) {
+                stats.downstream_cx_protocol_error.inc();
+                http.end.set(Some(End::Codec { details: BROKEN, blamed: None }));
+                headless |= error.and_then(h2::Error::reason) == Some(h2::Reason::COMPRESSION_ERROR);
             }
+            if let Some(Fault::Message(details)) = fault {
+                exchange::malformed(http, details);
+                malformed = true;
+            }
+        }
+    }
+    if headless {
+        exchange::abandoned(http, HttpProtocol::Http2);
+    }
+    if headless || malformed || http.active.get() > 0 {
+        stats.downstream_cx_destroy_active_rq.inc();
+        match http.end.get() {
+            Some(_) => stats.downstream_cx_destroy_local_active_rq.inc(),
+            None => stats.downstream_cx_destroy_remote_active_rq.inc(),
         }
     }
 }
@@ -226,17 +264,21 @@ fn stream(
     switch: &Switch,
     stream_errors: bool,
 ) {
+    if switch.has_answered(answer.stream_id().into()) {
+        // Its head came too late. The guard keeps this to itself.
+        answer.send_reset(h2::Reason::NO_ERROR);
+        return;
+    }
     if let Some(details) = fault(&request) {
         if stream_errors {
             switch.explain(details);
             answer.send_reset(h2::Reason::PROTOCOL_ERROR);
         } else {
-            switch.refuse(details);
+            switch.blame(Fault::Message(details));
         }
         return;
     }
-    http.requests.set(http.requests.get() + 1);
-    http.stats.downstream_rq_http2_total.inc();
+    http.count_h2_request();
     let (parts, body) = request.into_parts();
     let mut headers = Headers::with_capacity(parts.headers.len() + 4, 768);
     headers.push(b":method", parts.method.as_str().as_bytes());
@@ -263,7 +305,8 @@ fn stream(
     headers.remove("host");
     if headers.get_all("cookie").nth(1).is_some() {
         // Crumbs of one header (RFC 9113, 8.2.3).
-        let joined = headers.get_all("cookie").collect::<Vec<_>>().join(&b"; "[..]);
+        let crumbs = headers.get_all("cookie").filter(|crumb| !crumb.is_empty());
+        let joined = crumbs.collect::<Vec<_>>().join(&b"; "[..]);
         headers.set("cookie", &joined);
     }
     headers.join_single();
@@ -305,19 +348,21 @@ fn fault(request: &http::Request<h2::RecvStream>) -> Option<&'static str> {
     let rooted =
         uri.path_and_query().is_none_or(|path| path.as_str().starts_with('/') || (options && path.as_str() == "*"));
     let has_host = uri.authority().is_some() || headers.contains_key("host");
-    let userinfo = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
-    if headers.get_all("content-length").iter().count() > 1 || !has_host || (!connect && !rooted) {
+    if !has_host || (!connect && !rooted) {
         return Some(VIOLATION);
     }
-    userinfo.then_some(INVALID_FIELD)
+    let userinfo = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+    let twice = |name| headers.get_all(name).iter().nth(1).is_some();
+    let no_length = headers.get("content-length").is_some_and(http::HeaderValue::is_empty);
+    (userinfo || no_length || twice("content-length") || twice("host")).then_some(INVALID_FIELD)
 }
 
-/// Limits and names that the codec of Envoy checks.
-fn check(http: &Http, headers: &mut Headers) -> Result<(), &'static str> {
+/// Limits and names that the codec of Envoy checks, of heads and trailers.
+pub(super) fn check(http: &Http, headers: &mut Headers) -> Result<(), &'static str> {
     let limits = http.head_limits();
     let stats = http.worker.named_stats();
     if headers.byte_size() > limits.bytes {
-        stats.inc("http2.header_overflow");
+        stats.inc("http2.header_list_size_too_large");
         return Err("http2.header_list_size_too_large");
     }
     if headers.iter_regular().count() > limits.fields {

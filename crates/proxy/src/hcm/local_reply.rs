@@ -1,7 +1,7 @@
 //! Answers the proxy gives itself.
 
 use super::exchange::{Exchange, Stop};
-use crate::stream::BodyError;
+use crate::stream::{BodyError, Gone};
 use bytes::Bytes;
 use proxy_core::retry::grpc_status_of_http;
 use proxy_core::{FormatContext, Headers, ResponseFlags};
@@ -108,7 +108,7 @@ impl Exchange {
     /// The client's side of a request broke.
     pub(super) fn client_failed(&mut self, e: BodyError) -> Stop {
         match e {
-            BodyError::Protocol(detail) => {
+            BodyError::Protocol(detail) if self.answer.is_h1() => {
                 self.http.stats.downstream_cx_protocol_error.inc();
                 let status = match detail {
                     "http1.headers_too_large" | "http1.too_many_headers" => 431,
@@ -119,8 +119,7 @@ impl Exchange {
                 reply.close = true;
                 reply.into()
             }
-            BodyError::Reset(_) => Stop::Gone(true),
-            BodyError::Closed => Stop::Gone(false),
+            e => Stop::Gone(Gone::from(&e)),
         }
     }
 }

@@ -82,20 +82,17 @@ pub(super) fn send(exchange: &Exchange, copies: Vec<Copy>, body: Vec<Frame>) {
                 if !body.is_empty() && !headers.contains("content-length") {
                     headers.remove("transfer-encoding");
                 }
-                let (status, ..) = call(acquired, headers, body, MAX_ANSWER).await.ok()?;
-                cluster.stats.charge(status, false);
-                Some(())
+                call(acquired, headers, body, MAX_ANSWER).await.ok().map(|(status, ..)| status)
             };
-            match timeout {
-                Some(timeout) => {
-                    if tokio::time::timeout(timeout, work).await.is_err() {
-                        cluster.stats.upstream_rq_timeout.inc();
-                    }
-                }
-                None => {
-                    work.await;
-                }
-            }
+            let status = match timeout {
+                Some(timeout) => tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
+                    cluster.stats.upstream_rq_timeout.inc();
+                    Some(504)
+                }),
+                None => work.await,
+            };
+            // The copies come from inside; what failed counts as Envoy answers it.
+            cluster.stats.charge(status.unwrap_or(503), true);
         });
     }
 }

@@ -1,7 +1,8 @@
 //! Writing answers to the client, HTTP/1 or HTTP/2.
 
+use super::h2::Late;
 use crate::h1;
-use crate::stream::{Framing, SendBody, to_map};
+use crate::stream::{Framing, Gone, SendBody, to_map};
 use bytes::Bytes;
 use proxy_core::Headers;
 use std::cell::Cell;
@@ -12,6 +13,8 @@ use std::task::{Context, Poll};
 pub(crate) enum Answer {
     H1(H1Answer),
     H2(H2Answer),
+    /// To a request of HTTP/2 whose head is not complete.
+    Late(Late),
 }
 
 pub(crate) struct H1Answer {
@@ -47,6 +50,14 @@ impl Answer {
         }
     }
 
+    /// The number of an HTTP/2 stream.
+    pub(crate) fn stream(&self) -> Option<u32> {
+        match self {
+            Answer::H2(h2) => Some(h2.answer.stream_id().into()),
+            Answer::H1(_) | Answer::Late(_) => None,
+        }
+    }
+
     /// Sends an interim head (100, 103).
     pub(crate) fn interim(&mut self, status: u16, headers: &Headers) {
         match self {
@@ -63,6 +74,8 @@ impl Answer {
                     let _ = h2.answer.send_informational(response);
                 }
             }
+            // Nothing comes before a refusal.
+            Answer::Late(_) => {}
         }
     }
 
@@ -81,6 +94,9 @@ impl Answer {
                 headers.remove("transfer-encoding");
                 headers.remove("connection");
                 headers.remove("upgrade");
+                if status == 204 {
+                    headers.remove("content-length");
+                }
                 // The answer to an extended CONNECT (RFC 8441) is 200.
                 let status = if tunnel && status == 101 { 200 } else { status };
                 let mut response = http::Response::new(());
@@ -94,23 +110,28 @@ impl Answer {
                     Err(_) => SendBody::Discard,
                 }
             }
+            Answer::Late(late) => {
+                late.head(status, headers);
+                SendBody::Late(late.clone())
+            }
         }
     }
 
-    /// Ready when the client gave up: it closed (HTTP/1) or reset the stream (HTTP/2, `true`).
-    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>, body_done: bool) -> Poll<bool> {
+    /// Ready when the client gave up.
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>, body_done: bool) -> Poll<Gone> {
         match self {
             Answer::H1(h1) => {
                 if !body_done {
                     return Poll::Pending;
                 }
-                h1.conn.borrow_mut().poll_peer_closed(cx).map(|()| false)
+                h1.conn.borrow_mut().poll_peer_closed(cx).map(|()| Gone::Closed)
             }
             Answer::H2(h2) => match h2.answer.poll_reset(cx) {
-                Poll::Ready(Ok(_)) => Poll::Ready(true),
-                Poll::Ready(Err(_)) => Poll::Ready(false),
+                Poll::Ready(Ok(reason)) => Poll::Ready(Gone::Reset(reason)),
+                Poll::Ready(Err(_)) => Poll::Ready(Gone::Closed),
                 Poll::Pending => Poll::Pending,
             },
+            Answer::Late(_) => Poll::Pending,
         }
     }
 
@@ -119,6 +140,7 @@ impl Answer {
         match self {
             Answer::H1(h1) => h1.keep.set(false),
             Answer::H2(h2) => h2.answer.send_reset(reason),
+            Answer::Late(_) => {}
         }
     }
 }

@@ -21,7 +21,7 @@ use proxy_core::circuit::Resource;
 use proxy_core::cluster::Discovery;
 use proxy_core::filters::{HttpFilter, RouterConfig};
 use proxy_core::outlier::Outcome as Health;
-use proxy_core::retry::{ResetReason, RetryVerdict};
+use proxy_core::retry::{ResetReason, RetryRuntime, RetryVerdict};
 use proxy_core::route::{Action, Forward, HashContext, Matched, Timeouts, own_location};
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{FormatContext, Headers, Host, PickContext, ResponseFlags, RetryState};
@@ -193,7 +193,9 @@ async fn forward_request(
     let respect = router.is_some_and(|r| r.respect_expected_rq_timeout);
     let policy = matched.retry_policy();
     let timeouts = forward.timeouts(policy.map(Arc::as_ref), &mut exchange.request, respect, !suppress);
-    let mut retries = RetryState::new(policy, &mut exchange.request);
+    let unset = RetryRuntime::default();
+    let runtime = router.map_or(&unset, |router| &router.retries);
+    let mut retries = RetryState::new(policy, &mut exchange.request, runtime);
     let (hash, cookie) = forward.hash(
         &cluster.config().hash_policies,
         &HashContext {
@@ -232,6 +234,7 @@ async fn forward_request(
         ended,
         received: 0,
         drop_trailers: exchange.answer.is_h1() && !http.config.http1.enable_trailers,
+        limits: (!exchange.answer.is_h1()).then(|| http.clone()),
         messages: exchange.messages.is_some().then(Default::default),
     };
     let plan = Plan {
@@ -322,7 +325,7 @@ async fn tries(
                 exchange.info.upstream.header_bytes_received += super::exchange::header_bytes(&reply.headers, 3);
                 let checked = !plan.cluster.config().health_checks.is_empty();
                 if checked && reply.headers.contains("x-envoy-immediate-health-check-fail") {
-                    plan.cluster.on_own_word(&host);
+                    plan.cluster.on_own_word(&host, &worker);
                 }
                 plan.cluster.on_result(&host, Some(Health::Status(outlier_status(reply))), &worker);
                 match &mut retries {
@@ -370,7 +373,14 @@ async fn tries(
         };
         drop(retry_permit.take());
         let retried = exchange.info.upstream.attempts > 1;
+        // Whatever it is, it is what a retry was for (Envoy `RetryStateImpl::shouldRetry`).
+        let over = matches!(tried, Tried::PerTryTimeout(Deadline::Global | Deadline::UpstreamStream));
+        if retried && retries.is_some() && verdict == RetryVerdict::No && !over {
+            stats.upstream_rq_retry_success.inc();
+        }
         match verdict {
+            RetryVerdict::Retry { .. }
+                if plan.router.is_some_and(|r| !r.retries.allows(&mut worker.random.borrow_mut())) => {}
             RetryVerdict::Retry { after, asked } if outgoing.repeatable() => {
                 let breaker = plan.cluster.entry.breakers.get(plan.forward.priority);
                 match breaker.acquire(Resource::Retries) {
@@ -428,9 +438,6 @@ async fn tries(
                     discard(&reply, &mut upstream);
                     return Err(Stop::Redirect(Box::new(next), status));
                 }
-                if retried && reply.status < 500 && verdict == RetryVerdict::No {
-                    stats.upstream_rq_retry_success.inc();
-                }
                 let wanted = plan.router.is_some_and(|router| !router.upstream_log.is_empty());
                 let head = wanted.then(|| reply.headers.clone());
                 let outcome = pass_on(exchange, plan, outgoing, *reply, upstream, pump, sent).await;
@@ -482,8 +489,8 @@ async fn pause(exchange: &mut Exchange, _plan: &Plan<'_>, after: std::time::Dura
         if sleep.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(Paused::Go));
         }
-        if let Poll::Ready(reset) = exchange.answer.poll_gone(cx, exchange.body_done) {
-            return Poll::Ready(Err(Stop::Gone(reset)));
+        if let Poll::Ready(gone) = exchange.answer.poll_gone(cx, exchange.body_done) {
+            return Poll::Ready(Err(Stop::Gone(gone)));
         }
         match exchange.poll_deadline(cx) {
             Poll::Ready(Deadline::Global) => Poll::Ready(Ok(Paused::GlobalTimeout)),
@@ -507,7 +514,7 @@ fn discard(reply: &Reply, upstream: &mut Upstream) {
     if reply.body.is_empty() {
         upstream.response.finish();
     } else {
-        upstream.send.reset(h2::Reason::CANCEL);
+        upstream.send.reset(h2::Reason::INTERNAL_ERROR);
     }
 }
 
@@ -585,10 +592,7 @@ fn timed_out(exchange: &Exchange, plan: &Plan<'_>, deadline: Deadline) -> Stop {
     let stats = &plan.cluster.stats;
     let details = match deadline {
         Deadline::PerTry => "upstream_per_try_timeout",
-        Deadline::PerTryIdle => {
-            stats.upstream_rq_per_try_idle_timeout.inc();
-            "upstream_per_try_idle_timeout"
-        }
+        Deadline::PerTryIdle => "upstream_per_try_idle_timeout",
         Deadline::UpstreamStream => {
             stats.upstream_rq_max_duration_reached.inc();
             "upstream_max_stream_duration_reached"
@@ -615,10 +619,10 @@ fn timed_out(exchange: &Exchange, plan: &Plan<'_>, deadline: Deadline) -> Stop {
     LocalReply::new(status, body, details).flagged(flag).into()
 }
 
-/// Gives a request up: a reset on HTTP/2, the end of the connection on HTTP/1.
+/// Gives a request up: a reset on HTTP/2 (Envoy names no other reason), the end of the connection on HTTP/1.
 fn cancel(stats: &ClusterStats, upstream: &mut Upstream) {
     if upstream.protocol == HttpProtocol::Http2 {
         stats.upstream_rq_tx_reset.inc();
     }
-    upstream.send.reset(h2::Reason::CANCEL);
+    upstream.send.reset(h2::Reason::INTERNAL_ERROR);
 }

@@ -5,8 +5,31 @@ use super::{BOUNDS, HistogramSample};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+/// How `/stats` shows histograms.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Buckets {
+    /// Estimates of quantiles.
+    Quantiles,
+    /// Each bucket with all below it.
+    Cumulative,
+    /// Each bucket for itself.
+    Disjoint,
+}
+
+impl Buckets {
+    /// The counts by bucket that are shown; `None`: quantiles are.
+    fn counts(self, sample: &HistogramSample) -> Option<Vec<(f64, u64)>> {
+        let mut sum = 0;
+        let counts = BOUNDS.iter().zip(sample.buckets).map(|(bound, n)| {
+            sum += n;
+            (*bound, if self == Self::Cumulative { sum } else { n })
+        });
+        (self != Self::Quantiles).then(|| counts.collect())
+    }
+}
+
 /// `name: value` lines, sorted.
-pub(crate) fn text(entries: &[Entry]) -> String {
+pub(crate) fn text(entries: &[Entry], buckets: Buckets) -> String {
     let mut lines: BTreeMap<String, String> = BTreeMap::new();
     let mut histograms = BTreeMap::new();
     for entry in entries {
@@ -29,8 +52,13 @@ pub(crate) fn text(entries: &[Entry]) -> String {
             out.push_str(" No recorded values\n");
             continue;
         }
-        for quantile in QUANTILES {
-            let _ = write!(out, " P{quantile}({0},{0})", histogram.quantile(quantile));
+        match buckets.counts(&histogram) {
+            Some(counts) => counts.iter().for_each(|(bound, n)| {
+                let _ = write!(out, " B{bound}({n},{n})");
+            }),
+            None => QUANTILES.iter().for_each(|quantile| {
+                let _ = write!(out, " P{quantile}({0},{0})", histogram.quantile(*quantile));
+            }),
         }
         out.push('\n');
     }
@@ -56,7 +84,7 @@ impl HistogramSample {
 }
 
 /// `{"stats":[…]}`, histograms last, as Envoy.
-pub(crate) fn json(entries: &[Entry]) -> serde_json::Value {
+pub(crate) fn json(entries: &[Entry], buckets: Buckets) -> serde_json::Value {
     let mut stats: BTreeMap<String, serde_json::Value> = BTreeMap::new();
     let mut histograms = Vec::new();
     for entry in entries {
@@ -64,6 +92,14 @@ pub(crate) fn json(entries: &[Entry]) -> serde_json::Value {
             Sample::Counter(n) | Sample::Gauge(n) => {
                 let name = entry.full_name();
                 stats.insert(name.clone(), serde_json::json!({"name": name, "value": n}));
+            }
+            Sample::Histogram(h) if buckets != Buckets::Quantiles => {
+                let counts = buckets.counts(h).unwrap_or_default();
+                let counts = counts
+                    .iter()
+                    .map(|(bound, n)| serde_json::json!({"upper_bound": bound, "interval": n, "cumulative": n}));
+                let counts: Vec<_> = counts.collect();
+                histograms.push(serde_json::json!({"name": entry.full_name(), "buckets": counts}));
             }
             Sample::Histogram(h) => {
                 let quantile = |q: f64| (h.count() > 0).then(|| h.quantile(q));
@@ -76,7 +112,9 @@ pub(crate) fn json(entries: &[Entry]) -> serde_json::Value {
         }
     }
     let mut list: Vec<_> = stats.into_values().collect();
-    if !histograms.is_empty() {
+    if buckets != Buckets::Quantiles {
+        list.push(serde_json::json!({ "histograms": histograms }));
+    } else if !histograms.is_empty() {
         list.push(serde_json::json!({
             "histograms": {"supported_quantiles": QUANTILES, "computed_quantiles": histograms}
         }));

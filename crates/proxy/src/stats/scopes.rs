@@ -90,19 +90,40 @@ fn visit_codes(prefix: &str, codes: &Codes, f: &mut dyn FnMut(&str, Sample)) {
     }
 }
 
-/// What Envoy's HTTP/2 codec counts, for all listeners and per cluster, as far as it is counted here: all of these exist
-/// once there was a connection.
-pub(crate) const HTTP2_CODEC: [&str; 11] = [
+/// What Envoy's HTTP/1 codec counts, for all listeners: all of these exist once there was a connection.
+pub(crate) const HTTP1_CODEC: [&str; 4] = [
+    "http1.dropped_headers_with_underscores",
+    "http1.metadata_not_supported_error",
+    "http1.requests_rejected_with_underscores_in_headers",
+    "http1.response_flood",
+];
+
+/// What Envoy's HTTP/2 codec counts, for all listeners and per cluster: all of these exist once there was a connection.
+pub(crate) const HTTP2_CODEC: [&str; 25] = [
+    "http2.cookies_total_bytes_too_large",
+    "http2.deferred_stream_close",
     "http2.dropped_headers_with_underscores",
+    "http2.goaway_sent",
+    "http2.header_list_size_too_large",
     "http2.header_overflow",
+    "http2.headers_cb_no_stream",
     "http2.inbound_empty_frames_flood",
     "http2.inbound_priority_frames_flood",
     "http2.inbound_window_update_frames_flood",
     "http2.keepalive_timeout",
+    "http2.metadata_empty_frames",
+    "http2.nghttp2_downstream_connections",
+    "http2.nghttp2_upstream_connections",
+    "http2.oghttp2_downstream_connections",
+    "http2.oghttp2_upstream_connections",
     "http2.outbound_control_flood",
+    "http2.outbound_flood",
     "http2.requests_rejected_with_underscores_in_headers",
     "http2.rx_messaging_error",
     "http2.rx_reset",
+    "http2.stream_refused_errors",
+    "http2.trailers",
+    "http2.tx_flush_timeout",
     "http2.tx_reset",
 ];
 
@@ -250,8 +271,8 @@ scope! {
     TcpStats {
         counters {
             downstream_cx_no_route, downstream_cx_rx_bytes_total, downstream_cx_total, downstream_cx_tx_bytes_total,
-            downstream_flow_control_paused_reading_total, downstream_flow_control_resumed_reading_total, idle_timeout,
-            max_downstream_connection_duration, upstream_flush_total
+            downstream_flow_control_paused_reading_total, downstream_flow_control_resumed_reading_total, early_data_received_count_total,
+            idle_timeout, max_downstream_connection_duration, upstream_flush_total
         }
         gauges { downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered, upstream_flush_active }
         histograms {}

@@ -37,7 +37,13 @@ async fn ask(connection: &Connection, config: &ExtAuthz) -> Option<bool> {
     let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut())?;
     let variant = Variant { protocol: Protocol::of(&cluster.config().protocol, None), ..Variant::default() };
     let pool = cluster.pool(worker, &host, &variant)?;
-    let headers = check_head(if authority.is_empty() { name } else { authority }, *timeout, metadata);
+    let mut headers = check_head(if authority.is_empty() { name } else { authority }, *timeout, metadata);
+    // What Envoy's internal client adds to its requests.
+    headers.set("x-envoy-internal", b"true");
+    if let Some(own) = worker.shared.own_address {
+        headers.add("x-forwarded-for", own.to_string().as_bytes());
+    }
+    headers.set("x-envoy-expected-rq-timeout-ms", timeout.as_millis().to_string().as_bytes());
     let request = grpc_frame(&connection_attributes(config, &connection.info));
     let asked = async {
         let acquired = pool.acquire().await.ok()?;

@@ -152,13 +152,10 @@ impl SecretStore {
 
     /// What the certificates of a secret say: the chain, and the roots.
     pub(crate) fn details(&self, name: &str) -> Option<(Vec<PeerCertificate>, Vec<PeerCertificate>)> {
-        let parse = |certs: &[CertificateDer<'static>]| -> Vec<PeerCertificate> {
-            certs.iter().filter_map(|c| super::peer_certificate(std::slice::from_ref(c))).collect()
-        };
         match &*self.any(name)? {
-            Entry::Certificate(key) => Some((parse(&key.cert), Vec::new())),
-            Entry::Roots(certs) => Some((Vec::new(), parse(certs))),
-            Entry::Validation(validation) => Some((Vec::new(), parse(&roots(validation).ok()?))),
+            Entry::Certificate(key) => Some((each(&key.cert), Vec::new())),
+            Entry::Roots(certs) => Some((Vec::new(), each(certs))),
+            Entry::Validation(validation) => Some((Vec::new(), each(&roots(validation).ok()?))),
         }
     }
 
@@ -244,6 +241,35 @@ impl SecretStore {
             Entry::Roots(roots) => Ok((own.clone(), roots.clone())),
             _ => Err(TlsError::MissingSecret(sds.name.clone())),
         }
+    }
+}
+
+/// What each of these certificates says.
+fn each(certs: &[CertificateDer<'static>]) -> Vec<PeerCertificate> {
+    certs.iter().filter_map(|c| super::peer_certificate(std::slice::from_ref(c))).collect()
+}
+
+/// What the certificates say that a context names by itself: chain and roots, with the files they are in.
+pub(crate) fn named_by(common: &TlsCommon) -> Vec<[(Vec<PeerCertificate>, String); 2]> {
+    let path = |source: &DataSource| match source {
+        DataSource::File(path) => path.to_string(),
+        DataSource::Inline(_) => "<inline>".to_owned(),
+        DataSource::Environment(_) => String::new(),
+    };
+    let ca = || {
+        let at = common.validation.trusted_ca.as_ref().map(path).unwrap_or_default();
+        (each(&roots(&common.validation).unwrap_or_default()), at)
+    };
+    let own = common.certificates.iter().filter_map(|source| {
+        let CertificateSource::Local { chain, .. } = source else { return None };
+        let certs: Vec<_> = CertificateDer::pem_slice_iter(&read(chain).ok()?).flatten().collect();
+        Some((each(&certs), path(chain)))
+    });
+    let own: Vec<_> = own.collect();
+    match own.is_empty() {
+        true if ca().0.is_empty() => Vec::new(),
+        true => vec![[ca(), (Vec::new(), String::new())]],
+        false => own.into_iter().map(|own| [ca(), own]).collect(),
     }
 }
 

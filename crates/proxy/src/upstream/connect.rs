@@ -171,8 +171,6 @@ pub(crate) async fn open(
         }
         Err(e) => {
             stats.upstream_cx_connect_fail.inc();
-            // Somebody waits for each connection.
-            stats.upstream_rq_pending_failure_eject.inc();
             host.state.stats.cx_connect_fail.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             Err(e)
         }
@@ -254,10 +252,12 @@ async fn establish(
                 Failure::Other => cluster.stats.ssl_connection_error.inc(),
             }
             tracing::debug!(host = %host.address, error = %e, "upstream TLS handshake failed");
-            // The peer hanging up without a reason has none in Envoy either.
+            // A peer that just hangs up has no reason in Envoy either.
             let reason = match e.kind() {
-                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
-                    String::new()
+                io::ErrorKind::UnexpectedEof => String::new(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                    "TLS_error:|33554536:system library:OPENSSL_internal:Connection reset by peer:TLS_error_end"
+                        .to_owned()
                 }
                 // The codes are BoringSSL's, because people search for them.
                 _ if failure == Failure::Other => {

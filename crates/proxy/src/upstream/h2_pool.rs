@@ -1,6 +1,6 @@
-//! HTTP/2 connections of a pool: each shared by many requests, opened one at a time.
+//! HTTP/2 connections of a pool: each shared by many requests.
 
-use super::connect::{ConnectError, ConnectionFacts, open};
+use super::connect::{ConnectError, ConnectionFacts};
 use super::h2_watch::{Fate, Watch};
 use super::pool::{Counted, Pool};
 use crate::batch::Batch;
@@ -9,24 +9,17 @@ use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
 use crate::stats::{ClusterStats, HTTP2_CODEC};
 use bytes::Bytes;
 use proxy_core::Host;
-use proxy_core::circuit::Resource;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 
 #[derive(Default)]
 pub(crate) struct H2Pool {
     connections: RefCell<Vec<Rc<Inner>>>,
-    opening: Cell<bool>,
-    /// Told when a connection is open, or ended, or has room again for a crowd.
-    opened: Rc<Notify>,
-    /// Requests that wait because the circuit breaker allows no further connection.
-    crowd: Rc<Cell<u32>>,
 }
 
 struct Inner {
@@ -38,6 +31,7 @@ struct Inner {
     /// Requests ever sent.
     requests: Cell<u32>,
     max_requests: Option<u32>,
+    max_duration: Option<Duration>,
     max_streams: u32,
     /// Bytes and number of an answer's fields.
     max_head: (u32, u32),
@@ -49,11 +43,26 @@ struct Inner {
     opened: Instant,
     /// How many times the host had failed when it was made.
     failures: u32,
-    /// The pool's.
-    crowd: Rc<Cell<u32>>,
-    room: Rc<Notify>,
+    pool: Weak<Pool>,
     /// A connection that was silent for so long is asked whether it is there.
     pulse: Option<(Rc<Pulse>, Duration)>,
+}
+
+impl Inner {
+    /// Whether it has lived as long as it may; then it takes no more requests.
+    fn is_too_old(&self) -> bool {
+        let old = self.max_duration.is_some_and(|max| self.opened.elapsed() >= max);
+        if old && !self.fate.is_closed() {
+            self.stats.upstream_cx_max_duration_reached.inc();
+            self.fate.close();
+        }
+        old
+    }
+
+    /// By the cluster's and by the host's word.
+    fn most_streams(&self) -> u32 {
+        self.max_streams.min(u32::try_from(self.send.current_max_send_streams()).unwrap_or(u32::MAX))
+    }
 }
 
 /// A request's share of a connection.
@@ -80,6 +89,7 @@ impl H2Connection {
             pulse.ask_after(*idle);
         }
         if inner.max_requests.is_some_and(|max| inner.requests.get() >= max) {
+            inner.stats.upstream_cx_max_requests.inc();
             inner.fate.close();
         }
         Some(Self { inner: inner.clone(), send })
@@ -109,7 +119,13 @@ impl H2Connection {
     /// Whether the head of an answer is within the cluster's limits.
     pub(super) fn accepts(&self, headers: &proxy_core::Headers) -> bool {
         let (bytes, fields) = self.inner.max_head;
-        headers.byte_size() <= bytes as usize && headers.len() <= fields as usize
+        let (fits, few) = (headers.byte_size() <= bytes as usize, headers.len() <= fields as usize);
+        if !fits {
+            self.inner.stats.other.inc("http2.header_list_size_too_large");
+        } else if !few {
+            self.inner.stats.other.inc("http2.header_overflow");
+        }
+        fits && few
     }
 
     /// An answer is malformed. As Envoy, the connection ends with it, unless only streams are to
@@ -126,8 +142,8 @@ impl Drop for H2Connection {
     fn drop(&mut self) {
         self.inner.streams.set(self.inner.streams.get() - 1);
         self.inner.idle_since.set(Instant::now());
-        if self.inner.crowd.get() > 0 {
-            self.inner.room.notify_waiters();
+        if let Some(pool) = self.inner.pool.upgrade() {
+            pool.serve();
         }
     }
 }
@@ -137,37 +153,21 @@ impl H2Pool {
     pub(super) fn ready(&self, host: &Host) -> Option<H2Connection> {
         let mut connections = self.connections.borrow_mut();
         // A host that failed since is not trusted with the same connections.
-        connections.retain(|c| !c.fate.is_closed() && c.failures == host.state.failures());
-        connections.iter().filter(|c| c.streams.get() < c.max_streams).find_map(H2Connection::new)
+        connections.retain(|c| !c.fate.is_closed() && c.failures == host.state.failures() && !c.is_too_old());
+        connections.iter().filter(|c| c.streams.get() < c.most_streams()).find_map(H2Connection::new)
     }
 
-    /// Opens one, or waits for the one that is being opened.
-    pub(super) async fn connect(&self, pool: &Rc<Pool>) -> Result<H2Connection, ConnectError> {
-        let permit = loop {
-            if let Some(ready) = self.ready(&pool.host) {
-                return Ok(ready);
-            }
-            if self.opening.get() {
-                self.opened.notified().await;
-                continue;
-            }
-            match pool.may_connect() {
-                Some(permit) => break permit,
-                // Envoy always lets a pool have one connection.
-                None if pool.open.get() == 0 => break pool.breaker().force(Resource::Connections),
-                None => {
-                    self.crowd.set(self.crowd.get() + 1);
-                    self.opened.notified().await;
-                    self.crowd.set(self.crowd.get() - 1);
-                }
-            }
+    /// Connections, requests on them, and how many more they take.
+    pub(super) fn load(&self) -> (usize, usize, usize) {
+        let connections = self.connections.borrow();
+        let add = |(streams, room): (usize, usize), c: &Rc<Inner>| {
+            let used = c.streams.get();
+            let left = c.max_requests.map_or(u32::MAX, |max| max.saturating_sub(c.requests.get()));
+            let free = if c.fate.is_closed() { 0 } else { c.most_streams().saturating_sub(used).min(left) };
+            (streams + used as usize, room + free as usize)
         };
-        self.opening.set(true);
-        let _opening = Opening(self);
-        let counted = pool.count(Some(permit));
-        let opened = open(&pool.cluster, &pool.host, pool.tls.as_deref(), &pool.variant, &pool.worker.shared).await;
-        let (io, facts) = opened.inspect_err(|e| counted.by_peer.set(!e.timeout))?;
-        self.adopt(pool, io, Rc::new(facts), counted).await
+        let (streams, room) = connections.iter().fold((0, 0), add);
+        (connections.len(), streams, room)
     }
 
     /// Speaks HTTP/2 on a connection that is open.
@@ -177,7 +177,7 @@ impl H2Pool {
         io: Io,
         facts: Rc<ConnectionFacts>,
         counted: Counted,
-    ) -> Result<H2Connection, ConnectError> {
+    ) -> Result<(), ConnectError> {
         let config = pool.cluster.config();
         let options = &config.http2;
         let mut builder = h2::client::Builder::new();
@@ -186,6 +186,8 @@ impl H2Pool {
             .initial_connection_window_size(options.initial_connection_window)
             .max_concurrent_reset_streams(64)
             .enable_push(false)
+            // Until the host has said how many it takes.
+            .initial_max_send_streams(options.max_concurrent_streams as usize)
             .max_send_buffer_size(256 * 1024);
         let failed = |e: h2::Error| ConnectError { timeout: false, reason: format!("{e}") };
         let (io, outlet) = Batch::new(io, true);
@@ -201,10 +203,10 @@ impl H2Pool {
         });
         let stats = pool.cluster.stats.clone();
         stats.other.touch_all(&HTTP2_CODEC);
+        stats.other.inc("http2.nghttp2_upstream_connections");
         let streams = Rc::new(Cell::new(0));
         let busy = streams.clone();
         let driver = fate.clone();
-        let opened = self.opened.clone();
         // The driver owns the connection and ends with it; requests find out through their streams.
         tokio::task::spawn_local(async move {
             let counted = counted;
@@ -237,7 +239,6 @@ impl H2Pool {
                 }
             }
             driver.close();
-            opened.notify_waiters();
         });
         let now = Instant::now();
         let inner = Rc::new(Inner {
@@ -247,6 +248,7 @@ impl H2Pool {
             stats: pool.cluster.stats.clone(),
             requests: Cell::new(0),
             max_requests: config.max_requests_per_connection,
+            max_duration: config.max_connection_duration,
             max_streams: options.max_concurrent_streams,
             max_head: (config.max_response_header_bytes(false), config.max_response_headers),
             fate,
@@ -254,15 +256,12 @@ impl H2Pool {
             idle_since: Cell::new(now),
             opened: now,
             failures: pool.host.state.failures(),
-            crowd: self.crowd.clone(),
-            room: self.opened.clone(),
+            pool: Rc::downgrade(pool),
             pulse,
         });
-        let ended = || ConnectError { timeout: false, reason: "the connection ended at once".to_owned() };
-        let handle = H2Connection::new(&inner).ok_or_else(ended)?;
         self.connections.borrow_mut().push(inner);
         pool.cluster.sweep();
-        Ok(handle)
+        Ok(())
     }
 
     pub(super) fn sweep(&self, now: Instant, timeout: Option<Duration>, stats: &ClusterStats) -> bool {
@@ -273,7 +272,7 @@ impl H2Pool {
                 stats.upstream_cx_idle_timeout.inc();
                 tracing::debug!(age = ?now.duration_since(c.opened), "closing an idle HTTP/2 connection");
             }
-            !idle && !c.fate.is_closed()
+            !idle && !c.fate.is_closed() && !c.is_too_old()
         });
         !connections.is_empty()
     }
@@ -281,14 +280,5 @@ impl H2Pool {
     /// New requests go elsewhere; the connection ends with its last stream.
     pub(super) fn drain(&self) {
         self.connections.borrow_mut().clear();
-    }
-}
-
-struct Opening<'a>(&'a H2Pool);
-
-impl Drop for Opening<'_> {
-    fn drop(&mut self) {
-        self.0.opening.set(false);
-        self.0.opened.notify_waiters();
     }
 }

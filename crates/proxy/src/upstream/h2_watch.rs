@@ -1,7 +1,7 @@
 //! What passes on an HTTP/2 connection to a host, as far as the `h2` crate does not tell: GOAWAY and resets.
 
 use crate::batch::Batch;
-use crate::frames::{Frames, GOAWAY, Head, RST_STREAM};
+use crate::frames::{Frames, GOAWAY, Head, RST_STREAM, written_of};
 use crate::stats::ClusterStats;
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -139,12 +139,7 @@ impl AsyncWrite for Watch {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = std::task::ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
-        let mut left = written;
-        for part in bufs {
-            let n = left.min(part.len());
-            this.wrote(&part[..n]);
-            left -= n;
-        }
+        written_of(bufs, written, |part| this.wrote(part));
         Poll::Ready(Ok(written))
     }
 

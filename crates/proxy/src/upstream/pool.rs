@@ -3,12 +3,14 @@
 use super::WorkerCluster;
 use super::connect::{ConnectError, ConnectionFacts, Protocol, Variant, open};
 use super::h2_pool::{H2Connection, H2Pool};
+use super::waiting::Waiting;
 use crate::h1;
 use crate::io::Io;
 use crate::tls::ClientTls;
 use crate::worker::Worker;
 use proxy_core::Host;
 use proxy_core::circuit::{Breaker, Permit, Resource};
+use proxy_core::endpoints::Health;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -26,13 +28,45 @@ pub(crate) struct Pool {
     pub(super) tls: Option<Arc<ClientTls>>,
     idle: RefCell<Vec<PooledH1>>,
     /// Open or opening connections of this pool.
-    pub(super) open: Cell<usize>,
-    /// Requests waiting for a connection because the circuit breaker allows no new one; the oldest first.
-    waiting: RefCell<VecDeque<oneshot::Sender<Option<PooledH1>>>>,
+    open: Cell<usize>,
+    /// Of these, the ones that are being opened.
+    opening: Cell<usize>,
+    waiting: Waiting,
+    /// TCP streams waiting for a connection to end because the host may have no more; the oldest first.
+    dialling: RefCell<VecDeque<oneshot::Sender<()>>>,
     pub(super) h2: H2Pool,
     /// The circuit breaker's leave for a pool; TCP's are not counted.
     _permit: Option<Permit>,
 }
+
+/// How busy a pool is, in requests.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Load {
+    /// Without a connection yet.
+    pub(super) waiting: usize,
+    pub(super) busy: usize,
+    /// More that fit on connections that are open or being opened.
+    pub(super) room: usize,
+}
+
+impl std::ops::Add for Load {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { waiting: self.waiting + other.waiting, busy: self.busy + other.busy, room: self.room + other.room }
+    }
+}
+
+impl Load {
+    /// Whether there are too few connections for so many times the requests, with so many more (Envoy
+    /// `ConnPoolImplBase::shouldConnect`).
+    pub(super) fn is_short(self, ratio: f64, more: usize) -> bool {
+        (self.waiting + self.busy + more) as f64 * ratio > (self.room + self.busy) as f64
+    }
+}
+
+/// Connections begun at a time; what is missing then follows when one is open or has ended.
+pub(super) const AT_ONCE: usize = 3;
 
 /// An HTTP/1 connection with what it holds.
 pub(crate) struct PooledH1 {
@@ -64,7 +98,7 @@ pub(crate) struct Counted {
     pub(super) by_peer: Cell<bool>,
     /// A request is (or was) under way on it.
     pub(super) busy: Cell<bool>,
-    _permit: Option<Permit>,
+    permit: Option<Permit>,
 }
 
 impl Counted {
@@ -78,7 +112,7 @@ impl Counted {
             opened: Instant::now(),
             by_peer: Cell::new(false),
             busy: Cell::new(false),
-            _permit: permit,
+            permit,
         }
     }
 
@@ -108,9 +142,11 @@ impl Drop for Counted {
         }
         stats.upstream_cx_length_ms.record(self.opened.elapsed().as_millis() as u64);
         self.host.state.stats.cx_active.fetch_sub(1, Relaxed);
+        // Back before somebody asks for it.
+        drop(self.permit.take());
         if let Some(pool) = self.pool.upgrade() {
             pool.open.set(pool.open.get().saturating_sub(1));
-            pool.wake_one();
+            pool.ended();
         }
     }
 }
@@ -153,7 +189,9 @@ impl Pool {
             tls,
             idle: RefCell::default(),
             open: Cell::new(0),
-            waiting: RefCell::default(),
+            opening: Cell::new(0),
+            waiting: Waiting::default(),
+            dialling: RefCell::default(),
             h2: H2Pool::default(),
         })
     }
@@ -176,20 +214,22 @@ impl Pool {
         self.breaker().allows_for_host(self.host.state.stats.cx_active.load(Relaxed))
     }
 
-    /// Waits for a connection that comes back (`Some`), or for one that ended.
-    async fn wait_for_room(&self) -> Option<PooledH1> {
+    /// Waits for a connection to end.
+    async fn wait_for_room(&self) {
         let (sender, receiver) = oneshot::channel();
-        self.waiting.borrow_mut().push_back(sender);
-        receiver.await.ok().flatten()
+        self.dialling.borrow_mut().push_back(sender);
+        // Nobody else drops senders.
+        let _ = receiver.await;
     }
 
     /// A connection that is there: shared, or idle.
     pub(crate) fn at_hand(self: &Rc<Self>) -> Option<Acquired> {
-        if let Some(connection) = self.h2.ready(&self.host) {
-            return Some(Acquired::H2(connection));
-        }
-        let inner = self.pop_idle()?;
-        Some(Acquired::H1(Lease { inner, pool: self.clone() }))
+        let acquired = match self.h2.ready(&self.host) {
+            Some(connection) => Acquired::H2(connection),
+            None => Acquired::H1(Lease { inner: self.pop_idle()?, pool: self.clone() }),
+        };
+        self.connect_for_waiting();
+        Some(acquired)
     }
 
     /// A connection: idle, shared, or new.
@@ -205,39 +245,118 @@ impl Pool {
         };
         stats.upstream_rq_pending_total.inc();
         let _pending_gauge = PendingGauge::new(self);
-        if self.variant.protocol == Protocol::Http2 {
-            return self.h2.connect(self).await.map(Acquired::H2).map_err(AcquireError::Connect);
-        }
-        loop {
+        let place = self.waiting.enter();
+        self.connect_for_waiting();
+        place.wait().await.map_err(AcquireError::Connect)
+    }
+
+    /// Opens connections while more requests wait than those being opened will serve (Envoy
+    /// `ConnPoolImplBase::tryCreateNewConnections`). They are the pool's: a request that gives up does not end them.
+    fn connect_for_waiting(self: &Rc<Self>) {
+        for _ in 0..AT_ONCE {
+            if !self.wants_connection() {
+                return;
+            }
             let permit = match self.may_connect() {
                 Some(permit) => permit,
                 // Envoy always lets a pool have one connection.
-                None if self.open.get() == 0 => breaker.force(Resource::Connections),
-                None => match self.wait_for_room().await {
-                    Some(inner) => return Ok(Acquired::H1(Lease { inner, pool: self.clone() })),
-                    None => continue,
-                },
+                None if self.open.get() == 0 => self.breaker().force(Resource::Connections),
+                None => return,
             };
-            return self.connect(Some(permit)).await.map_err(AcquireError::Connect);
+            self.begin(permit);
         }
     }
 
-    async fn connect(self: &Rc<Self>, permit: Option<Permit>) -> Result<Acquired, ConnectError> {
+    fn begin(self: &Rc<Self>, permit: Permit) {
         self.open.set(self.open.get() + 1);
-        let counted = Counted::new(self, permit);
+        self.opening.set(self.opening.get() + 1);
+        let counted = Counted::new(self, Some(permit));
+        // Nobody waits for it: it ends with the connect timeout at the latest, and tells those in the queue.
+        tokio::task::spawn_local(self.clone().connect(counted));
+    }
+
+    /// Whether there are too few for those who wait, or for those who come next (`per_upstream_preconnect_ratio`).
+    fn wants_connection(&self) -> bool {
+        let (waiting, opening) = (self.waiting.len(), self.opening.get() * self.requests_of_new());
+        let ahead = self.cluster.config().preconnect_ratio;
+        if ahead <= 1.0 || self.host.health() != Health::Healthy {
+            return waiting > opening;
+        }
+        self.load().is_short(ahead, 0)
+    }
+
+    /// What goes on in it.
+    pub(super) fn load(&self) -> Load {
+        let (h2, streams, room) = self.h2.load();
+        let idle = self.idle.borrow().len();
+        let opening = self.opening.get();
+        let busy = self.open.get().saturating_sub(opening + idle + h2) + streams;
+        Load { waiting: self.waiting.len(), busy, room: opening * self.requests_of_new() + idle + room }
+    }
+
+    /// Opens a connection for a request that is likely to come (`predictive_preconnect_ratio`); false: it has enough.
+    pub(super) fn connect_ahead(self: &Rc<Self>, ratio: f64) -> bool {
+        if self.host.health() != Health::Healthy || !self.load().is_short(ratio, 1) {
+            return false;
+        }
+        self.may_connect().map(|permit| self.begin(permit)).is_some()
+    }
+
+    /// So many requests may a connection serve at once before it is known what it speaks.
+    fn requests_of_new(&self) -> usize {
+        let config = self.cluster.config();
+        match self.variant.protocol {
+            Protocol::Http2 => {
+                let streams = config.http2.max_concurrent_streams;
+                config.max_requests_per_connection.map_or(streams, |max| max.min(streams)) as usize
+            }
+            _ => 1,
+        }
+    }
+
+    async fn connect(self: Rc<Self>, counted: Counted) {
         let opened = open(&self.cluster, &self.host, self.tls.as_deref(), &self.variant, &self.worker.shared).await;
-        let (io, facts) = opened.inspect_err(|e| counted.by_peer.set(!e.timeout))?;
-        let facts = Rc::new(facts);
-        let negotiated_h2 = self.variant.protocol == Protocol::Auto
-            && facts.tls.as_ref().is_some_and(|t| t.alpn.as_deref() == Some("h2"));
-        if negotiated_h2 {
-            return self.h2.adopt(self, io, facts, counted).await.map(Acquired::H2);
+        self.opening.set(self.opening.get() - 1);
+        let result = match opened {
+            Ok((io, facts)) => self.adopt(io, Rc::new(facts), counted).await,
+            Err(e) => {
+                counted.by_peer.set(!e.timeout);
+                Err((e, Some(counted)))
+            }
+        };
+        match result {
+            Ok(()) => self.serve(),
+            Err((e, counted)) => {
+                // One failure is everybody's: those who want to try again decide so themselves.
+                while self.waiting.len() > 0 {
+                    self.cluster.stats.upstream_rq_pending_failure_eject.inc();
+                    self.waiting.give(Err(e.clone()));
+                }
+                self.connect_for_waiting();
+                drop(counted);
+            }
+        }
+    }
+
+    /// Takes in an open connection.
+    async fn adopt(
+        self: &Rc<Self>,
+        io: Io,
+        facts: Rc<ConnectionFacts>,
+        counted: Counted,
+    ) -> Result<(), (ConnectError, Option<Counted>)> {
+        let is_h2 = match self.variant.protocol {
+            Protocol::Http2 => true,
+            Protocol::Auto => facts.tls.as_ref().is_some_and(|t| t.alpn.as_deref() == Some("h2")),
+            Protocol::Raw | Protocol::Http1 => false,
+        };
+        if is_h2 {
+            return self.h2.adopt(self, io, facts, counted).await.map_err(|e| (e, None));
         }
         let now = Instant::now();
-        counted.busy.set(true);
         let mut conn = h1::Conn::new(io);
         conn.style = h1::Style::of(&self.cluster.config().http1);
-        let inner = PooledH1 {
+        self.hand_on(PooledH1 {
             conn: Rc::new(RefCell::new(conn)),
             facts,
             counted,
@@ -245,8 +364,16 @@ impl Pool {
             failures: self.host.state.failures(),
             opened: now,
             since: now,
-        };
-        Ok(Acquired::H1(Lease { inner, pool: self.clone() }))
+        });
+        Ok(())
+    }
+
+    /// Hands out free HTTP/2 streams to those who wait, and opens what is missing.
+    pub(super) fn serve(self: &Rc<Self>) {
+        while self.waiting.len() > 0 {
+            let Some(connection) = self.h2.ready(&self.host) else { return self.connect_for_waiting() };
+            self.waiting.give(Ok(Acquired::H2(connection)));
+        }
     }
 
     /// A raw connection for TCP proxying, never pooled.
@@ -272,20 +399,19 @@ impl Pool {
             self.cluster.sweep();
         }
         let opened = open(&self.cluster, &self.host, self.tls.as_deref(), &self.variant, &self.worker.shared).await;
-        let opened = opened.inspect_err(|e| counted.by_peer.set(!e.timeout));
+        let opened = opened.inspect_err(|e| {
+            stats.upstream_rq_pending_failure_eject.inc();
+            counted.by_peer.set(!e.timeout);
+        });
         let (io, facts) = opened.map_err(AcquireError::Connect)?;
         counted.busy.set(true);
         Ok((io, Rc::new(facts), counted))
     }
 
-    pub(super) fn count(self: &Rc<Self>, permit: Option<Permit>) -> Counted {
-        self.open.set(self.open.get() + 1);
-        Counted::new(self, permit)
-    }
-
     fn pop_idle(&self) -> Option<PooledH1> {
-        let mut idle = self.idle.borrow_mut();
-        while let Some(inner) = idle.pop() {
+        loop {
+            // Not borrowed while one is dropped: its end looks after those who wait.
+            let inner = self.idle.borrow_mut().pop()?;
             let quiet = inner.conn.borrow_mut().is_quiet(&mut Context::from_waker(Waker::noop()));
             // What a host that failed since is not trusted with.
             if quiet && inner.failures == self.host.state.failures() && !self.is_too_old(&inner) {
@@ -293,12 +419,13 @@ impl Pool {
                 return Some(inner);
             }
         }
-        None
     }
 
-    fn wake_one(&self) {
-        while let Some(waiter) = self.waiting.borrow_mut().pop_front() {
-            if waiter.send(None).is_ok() {
+    /// A connection has ended.
+    fn ended(self: &Rc<Self>) {
+        self.connect_for_waiting();
+        while let Some(dialling) = self.dialling.borrow_mut().pop_front() {
+            if dialling.send(()).is_ok() {
                 return;
             }
         }
@@ -318,18 +445,25 @@ impl Pool {
         if self.is_too_old(&inner) {
             return;
         }
-        loop {
-            let Some(waiter) = self.waiting.borrow_mut().pop_front() else { break };
-            inner.counted.busy.set(true);
-            match waiter.send(Some(inner)) {
-                Ok(()) => return,
-                Err(Some(back)) => inner = back,
-                Err(None) => return,
-            }
+        if inner.conn.borrow().has_more() {
+            // An answer that nobody asked for.
+            self.cluster.stats.upstream_cx_protocol_error.inc();
+            return;
         }
+        inner.conn.borrow_mut().rest();
+        self.hand_on(inner);
+    }
+
+    /// A connection is free: for who waits longest, or for the next request. It is not looked at, so that a host that
+    /// closes each connection fails requests instead of being connected to again and again.
+    fn hand_on(self: &Rc<Self>, inner: PooledH1) {
+        inner.counted.busy.set(true);
+        let lease = Lease { inner, pool: self.clone() };
+        let Some(Ok(Acquired::H1(Lease { mut inner, .. }))) = self.waiting.give(Ok(Acquired::H1(lease))) else {
+            return self.connect_for_waiting();
+        };
         inner.counted.busy.set(false);
         inner.since = Instant::now();
-        inner.conn.borrow_mut().rest();
         self.idle.borrow_mut().push(inner);
         self.cluster.sweep();
     }
@@ -402,11 +536,8 @@ impl Drop for PendingGauge<'_> {
 impl Acquired {
     /// No request was sent on it after all.
     pub(crate) fn put_back(self) {
-        if let Self::H1(Lease { mut inner, pool }) = self {
-            inner.counted.busy.set(false);
-            inner.since = Instant::now();
-            pool.idle.borrow_mut().push(inner);
-            pool.cluster.sweep();
+        if let Self::H1(Lease { inner, pool }) = self {
+            pool.hand_on(inner);
         }
     }
 }

@@ -33,10 +33,10 @@ impl From<BodyError> for Failure {
         match e {
             BodyError::Closed => Failure::Terminated,
             BodyError::Reset(h2::Reason::REFUSED_STREAM) => Failure::Refused,
-            BodyError::Reset(h2::Reason::PROTOCOL_ERROR) => Failure::Blamed,
+            BodyError::Reset(h2::Reason::PROTOCOL_ERROR) | BodyError::Malformed => Failure::Blamed,
             BodyError::Reset(h2::Reason::CONNECT_ERROR) => Failure::Connect,
             BodyError::Reset(_) => Failure::Reset,
-            BodyError::Protocol(detail) => Failure::Protocol(detail),
+            BodyError::Protocol(detail) | BodyError::Refused(detail) => Failure::Protocol(detail),
         }
     }
 }
@@ -275,6 +275,7 @@ impl Response {
                 let mut headers = Headers::with_capacity(parts.headers.len() + 1, 512);
                 headers.set_status(parts.status.as_u16());
                 push_map(&mut headers, &parts.headers);
+                headers.join_single();
                 if !connection.accepts(&headers) {
                     // Dropping the body resets the stream; Envoy calls that the peer's reset.
                     return Poll::Ready(Err(Failure::Reset));

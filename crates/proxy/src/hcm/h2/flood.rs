@@ -27,6 +27,58 @@ impl Limits {
     }
 }
 
+/// Answers to SETTINGS and PINGs that the codec below Envoy lets wait (nghttp2's `NGHTTP2_DEFAULT_MAX_OBQ_FLOOD_ITEM`),
+/// whatever `max_outbound_control_frames` says.
+const CODEC_ACKS: u64 = 1000;
+
+/// What there was one too many of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flooded {
+    /// Frames without a payload, the last on this stream.
+    Empty(u32),
+    Priority,
+    WindowUpdates,
+    /// `own`: more than the configuration allows, not only more than the codec does.
+    Control {
+        own: bool,
+    },
+}
+
+impl Flooded {
+    /// Its counter; the codec has none.
+    pub(super) fn counter(self) -> Option<&'static str> {
+        match self {
+            Self::Empty(_) => Some(EMPTY_FRAMES),
+            Self::Priority => Some("http2.inbound_priority_frames_flood"),
+            Self::WindowUpdates => Some("http2.inbound_window_update_frames_flood"),
+            Self::Control { own } => own.then_some("http2.outbound_control_flood"),
+        }
+    }
+
+    /// What is logged of the streams that end with the connection.
+    pub(super) fn details(self) -> &'static str {
+        match self {
+            Self::Empty(_) => "codec_error:Too_many_consecutive_frames_with_an_empty_payload",
+            Self::Priority => "codec_error:Too_many_PRIORITY_frames",
+            Self::WindowUpdates => "codec_error:Too_many_WINDOW_UPDATE_frames",
+            Self::Control { own: true } => "codec_error:Too_many_control_frames_in_the_outbound_queue.",
+            Self::Control { own: false } => {
+                "codec_error:Flooding_was_detected_in_this_HTTP/2_session,_and_it_must_be_closed"
+            }
+        }
+    }
+
+    /// The stream that did it, and what is logged of that one.
+    pub(super) fn blames(self) -> Option<(u32, &'static str)> {
+        match self {
+            Self::Empty(stream) => Some((stream, EMPTY_FRAMES)),
+            _ => None,
+        }
+    }
+}
+
+const EMPTY_FRAMES: &str = "http2.inbound_empty_frames_flood";
+
 /// What one connection did so far.
 #[derive(Debug)]
 pub(super) struct Flood {
@@ -44,35 +96,32 @@ impl Flood {
         Self { limits, empty: 0, priority: 0, window_updates: 0, control: 0, streams: 0, data_sent: 0 }
     }
 
-    /// What there was one too many of, as its counter is named.
-    pub(super) fn received(&mut self, head: Head) -> Result<(), &'static str> {
-        let (calm, counter) = self.judge(head);
-        if calm { Ok(()) } else { Err(counter) }
-    }
-
-    fn judge(&mut self, head: Head) -> (bool, &'static str) {
-        match head.kind {
+    /// Takes note of a frame; an error when there were too many.
+    pub(super) fn received(&mut self, head: Head) -> Result<(), Flooded> {
+        let (calm, of) = match head.kind {
             HEADERS | DATA | CONTINUATION => {
                 self.streams += u64::from(head.kind == HEADERS);
                 let ends = head.kind != CONTINUATION && head.flags & END_STREAM != 0;
                 self.empty = if head.length == 0 && !ends { self.empty + 1 } else { 0 };
-                (self.empty <= self.limits.empty, "http2.inbound_empty_frames_flood")
+                (self.empty <= self.limits.empty, Flooded::Empty(head.stream))
             }
             PRIORITY => {
                 self.priority += 1;
-                (self.priority <= self.limits.priority * (1 + self.streams), "http2.inbound_priority_frames_flood")
+                (self.priority <= self.limits.priority * (1 + self.streams), Flooded::Priority)
             }
             WINDOW_UPDATE => {
                 self.window_updates += 1;
                 let most = 5 + 2 * (self.streams + self.limits.window_updates * self.data_sent);
-                (self.window_updates <= most, "http2.inbound_window_update_frames_flood")
+                (self.window_updates <= most, Flooded::WindowUpdates)
             }
             SETTINGS | PING if head.flags & ACK == 0 => {
                 self.control += 1;
-                (self.control <= self.limits.control, "http2.outbound_control_flood")
+                let own = self.limits.control < CODEC_ACKS;
+                (self.control <= self.limits.control.min(CODEC_ACKS), Flooded::Control { own })
             }
-            _ => (true, ""),
-        }
+            _ => return Ok(()),
+        };
+        if calm { Ok(()) } else { Err(of) }
     }
 
     pub(super) fn sent(&mut self, head: Head) {
@@ -111,7 +160,7 @@ mod tests {
         let mut flood = Flood::new(Limits::of(&Http2Options::default()));
         assert!(flood.takes(head(HEADERS, 9, 4)) && flood.takes(head(DATA, 0, 0)));
         assert!(flood.takes(head(DATA, 1, 0)) && flood.takes(head(DATA, 0, 0)), "not in a row");
-        assert_eq!(flood.received(head(DATA, 0, 0)), Err("http2.inbound_empty_frames_flood"), "two in a row");
+        assert_eq!(flood.received(head(DATA, 0, 0)), Err(Flooded::Empty(1)), "two in a row");
         assert!((0..200).all(|_| flood.takes(head(PRIORITY, 5, 0))) && !flood.takes(head(PRIORITY, 5, 0)));
         assert!((0..7).all(|_| flood.takes(head(WINDOW_UPDATE, 4, 0))) && !flood.takes(head(WINDOW_UPDATE, 4, 0)));
         (0..10).for_each(|_| flood.sent(head(DATA, 10, 0)));
@@ -119,7 +168,12 @@ mod tests {
         assert!(!flood.takes(head(WINDOW_UPDATE, 4, 0)));
         assert!((0..1000).all(|_| flood.takes(head(PING, 8, 0))) && flood.takes(head(PING, 8, ACK)));
         flood.rests();
-        assert!((0..1000).all(|_| flood.takes(head(SETTINGS, 0, 0))) && !flood.takes(head(SETTINGS, 0, 0)));
+        assert!((0..1000).all(|_| flood.takes(head(SETTINGS, 0, 0))));
+        assert_eq!(flood.received(head(SETTINGS, 0, 0)).unwrap_err().counter(), None, "the codec's own limit");
+        let options = Http2Options { max_outbound_control_frames: 10, ..Http2Options::default() };
+        let mut flood = Flood::new(Limits::of(&options));
+        assert!((0..10).all(|_| flood.takes(head(PING, 8, 0))));
+        assert_eq!(flood.received(head(PING, 8, 0)), Err(Flooded::Control { own: true }));
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! What the `h2` crate says on the wire, in Envoy's words: the first SETTINGS, and which errors end a connection.
 //!
-//! Envoy's codec (oghttp2) closes the connection without a frame for most violations: malformed messages, wrong stream
+//! Envoy's codec (nghttp2) closes the connection without a frame for most violations: malformed messages, wrong stream
 //! numbers, bad values in control frames. Only framing, padding, compression and DATA errors get a GOAWAY. The crate
-//! answers each of them with GOAWAY or RST_STREAM; the guard stands between it and the socket and swallows those.
+//! answers each of them with GOAWAY or RST_STREAM; the guard stands between it and the socket and swallows those. It
+//! also writes what the crate cannot: answers to streams whose heads are not complete.
 
-use super::flood::{Flood, Limits};
+use super::flood::{Flood, Flooded, Limits};
 use crate::batch::Batch;
 use crate::frames::{
     ACK, CONTINUATION, DATA, END_HEADERS, Frames, GOAWAY, HEADERS, Head, PING, PRIORITY, RST_STREAM, SETTINGS,
-    WINDOW_UPDATE,
+    WINDOW_UPDATE, written_of,
 };
 use crate::worker::Worker;
 use std::cell::{Cell, RefCell};
@@ -26,6 +27,10 @@ const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
 const STREAM_CLOSED: u32 = 5;
 const FRAME_SIZE_ERROR: u32 = 6;
+const REFUSED_STREAM: u32 = 7;
+
+/// The last stream that there can be, which the first of two GOAWAYs names.
+const MAX_STREAM: u32 = 0x7fff_ffff;
 
 /// What the crate's ping after its first GOAWAY carries.
 const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
@@ -50,6 +55,12 @@ struct Seen {
     last: Option<u8>,
     /// A header block is not complete.
     in_block: bool,
+    /// The stream whose first head is not complete.
+    head: Option<u32>,
+    /// The highest stream that the peer opened.
+    highest: u32,
+    /// The last frame was a head that opened a stream, as far as its number tells.
+    fresh: bool,
     /// A frame of a length that its kind cannot have.
     bad_size: bool,
     /// Streams with DATA, the last few.
@@ -60,6 +71,7 @@ struct Seen {
 impl Seen {
     fn note(&mut self, head: Head) {
         self.last = Some(head.kind);
+        self.fresh = self.opens(head) && head.stream % 2 == 1;
         self.bad_size |= head.has_bad_size();
         match head.kind {
             DATA if !self.with_data.contains(&head.stream) => {
@@ -68,9 +80,19 @@ impl Seen {
             }
             HEADERS | CONTINUATION if !self.in_block || head.kind == CONTINUATION => {
                 self.in_block = head.flags & END_HEADERS == 0;
+                if self.opens(head) {
+                    self.highest = head.stream;
+                    self.head = Some(head.stream);
+                }
+                self.head = self.head.filter(|_| self.in_block);
             }
             _ => {}
         }
+    }
+
+    /// Whether a header block is a request's, not a trailer's.
+    fn opens(&self, head: Head) -> bool {
+        head.kind == HEADERS && head.stream > self.highest
     }
 
     /// Whether Envoy closes without this GOAWAY.
@@ -102,6 +124,14 @@ impl Seen {
     }
 }
 
+/// What a peer did that ends its connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fault {
+    /// A malformed message; what was wrong with it.
+    Message(&'static str),
+    Flood(Flooded),
+}
+
 /// Tells the guard to end its connection, and how it ended.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Switch(Rc<Ending>);
@@ -109,10 +139,14 @@ pub(super) struct Switch(Rc<Ending>);
 #[derive(Debug, Default)]
 struct Ending {
     cut: Cell<bool>,
-    refused: Cell<Option<&'static str>>,
+    fault: Cell<Option<Fault>>,
     by_peer: Cell<bool>,
-    /// Since when a header block is not complete.
-    head_since: Cell<Option<Instant>>,
+    /// The stream whose head is not complete, and since when.
+    head: Cell<Option<(u32, Instant)>>,
+    /// Frames for streams that the crate does not know of.
+    late: RefCell<Vec<u8>>,
+    /// Those streams. What the crate says of them, once the rest of their heads has come, is not written.
+    answered: RefCell<Vec<u32>>,
     /// Streams that ended for a malformed message, and why.
     resets: RefCell<Vec<&'static str>>,
     /// What is known of resets that are not written yet.
@@ -129,15 +163,15 @@ impl Switch {
         self.0.cut.get()
     }
 
-    /// The same, for a malformed message.
-    pub(super) fn refuse(&self, details: &'static str) {
-        self.0.refused.set(Some(details));
+    /// The same, for what the peer did.
+    pub(super) fn blame(&self, fault: Fault) {
+        self.0.fault.set(Some(fault));
         self.cut();
     }
 
-    /// What was wrong with the message that ended the connection.
-    pub(super) fn refused(&self) -> Option<&'static str> {
-        self.0.refused.get()
+    /// What the peer did that ended the connection.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        self.0.fault.get()
     }
 
     /// A stream is about to be reset for a malformed message.
@@ -150,9 +184,21 @@ impl Switch {
         self.0.resets.take()
     }
 
-    /// Since when the peer owes the rest of a head.
-    pub(super) fn head_since(&self) -> Option<Instant> {
-        self.0.head_since.get()
+    /// The stream of which the peer owes the rest of a head, and since when.
+    pub(super) fn head(&self) -> Option<(u32, Instant)> {
+        self.0.head.get()
+    }
+
+    /// Writes whole frames, the last ones of a stream whose head is not complete.
+    pub(super) fn answer(&self, stream: u32, frames: &[u8]) {
+        self.0.late.borrow_mut().extend_from_slice(frames);
+        self.0.answered.borrow_mut().push(stream);
+        self.0.head.set(None);
+    }
+
+    /// Whether that was done.
+    pub(super) fn has_answered(&self, stream: u32) -> bool {
+        self.0.answered.borrow().contains(&stream)
     }
 
     /// Whether the peer closed before the proxy did.
@@ -187,6 +233,12 @@ pub(super) struct Guard {
     io: Batch,
     incoming: Frames,
     outgoing: Frames,
+    /// A header block that is being written is not complete.
+    out_block: bool,
+    /// The peer was told to leave.
+    leaving: bool,
+    /// The connection is to end for this.
+    flooded: Option<Flooded>,
     seen: Seen,
     flood: Flood,
     settings: Option<Settings>,
@@ -211,6 +263,8 @@ enum Change {
     Cut,
     /// The same; the message of a stream was malformed.
     Refuse,
+    /// It is left out.
+    Skip,
     /// GOAWAY says FRAME_SIZE_ERROR.
     SizeError,
     /// It is left out and answered later.
@@ -230,6 +284,9 @@ impl Guard {
             io,
             incoming: Frames::after_preface(),
             outgoing: Frames::default(),
+            out_block: false,
+            leaving: false,
+            flooded: None,
             seen: Seen::default(),
             flood: Flood::new(limits),
             settings: Some(settings),
@@ -251,17 +308,32 @@ impl Guard {
     fn wrote(&mut self, bytes: &[u8]) {
         let (flood, seen, ending) = (&mut self.flood, &self.seen, &self.switch.0);
         let (logs, worker) = (self.stream_errors, &self.worker);
+        let (out_block, leaving) = (&mut self.out_block, &mut self.leaving);
         self.outgoing.look(bytes, |head, body| {
             flood.sent(head);
-            if head.kind == RST_STREAM {
-                count(worker, "http2.tx_reset");
-            }
-            let code = bytes.get(body..body + 4);
-            if logs && head.kind == RST_STREAM && code == Some(&PROTOCOL_ERROR.to_be_bytes()[..]) {
-                let known = ending.reasons.borrow_mut().pop_front();
-                if known.is_some() || seen.closes_instead(PROTOCOL_ERROR, head.stream) {
-                    ending.resets.borrow_mut().push(known.unwrap_or(super::INVALID_FIELD));
+            match head.kind {
+                HEADERS | CONTINUATION => *out_block = head.flags & END_HEADERS == 0,
+                RST_STREAM => {
+                    count(worker, "http2.tx_reset");
+                    match word(bytes, body) {
+                        Some(REFUSED_STREAM) => count(worker, "http2.stream_refused_errors"),
+                        Some(PROTOCOL_ERROR) if logs => {
+                            let known = ending.reasons.borrow_mut().pop_front();
+                            if known.is_some() || seen.closes_instead(PROTOCOL_ERROR, head.stream) {
+                                ending.resets.borrow_mut().push(known.unwrap_or(super::INVALID_FIELD));
+                            }
+                        }
+                        _ => {}
+                    }
                 }
+                GOAWAY if word(bytes, body + 4) == Some(0) => {
+                    // Only the second one, with the last stream's number, is counted.
+                    match word(bytes, body) {
+                        Some(MAX_STREAM) => *leaving = true,
+                        _ => count(worker, "http2.goaway_sent"),
+                    }
+                }
+                _ => {}
             }
             true
         });
@@ -270,15 +342,22 @@ impl Guard {
     /// What in `bytes`, which the crate wants to write, is not to be written as it is, and where.
     fn change(&self, bytes: &[u8]) -> Option<(usize, Change)> {
         let mut change = None;
-        let word = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         self.outgoing.clone().look(bytes, |head, body| {
             let found = match head.kind {
+                RST_STREAM if self.switch.has_answered(head.stream) => Some(Change::Skip),
                 RST_STREAM if !self.stream_errors => {
-                    word(body).is_some_and(|code| self.seen.closes_instead(code, head.stream)).then_some(Change::Refuse)
+                    let closes = word(bytes, body).is_some_and(|code| self.seen.closes_instead(code, head.stream));
+                    closes.then_some(Change::Refuse)
                 }
-                GOAWAY => match word(body + 4) {
+                GOAWAY => match word(bytes, body + 4) {
                     Some(PROTOCOL_ERROR) if self.seen.bad_size => Some(Change::SizeError),
+                    // Of such a head the crate could not read a field.
+                    Some(PROTOCOL_ERROR) if self.seen.hides_goaway(PROTOCOL_ERROR) && self.seen.fresh => {
+                        Some(Change::Refuse)
+                    }
                     Some(code) if self.seen.hides_goaway(code) => Some(Change::Cut),
+                    // Envoy has nothing to say to a peer that leaves.
+                    Some(0) if !self.leaving && word(bytes, body) != Some(MAX_STREAM) => Some(Change::Skip),
                     _ => None,
                 },
                 // The crate measures a round trip after its first GOAWAY; Envoy waits for the drain timeout.
@@ -298,7 +377,18 @@ impl Guard {
     fn poll_change(&mut self, cx: &mut Context<'_>, change: Change, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match change {
             Change::Cut => {}
-            Change::Refuse => self.switch.refuse(super::INVALID_FIELD),
+            Change::Refuse => self.switch.blame(Fault::Message(super::INVALID_FIELD)),
+            Change::Skip => {
+                let mut skipped = Head::read(&[0; 9]);
+                self.outgoing.clone().look(bytes, |head, _| {
+                    skipped = head;
+                    false
+                });
+                let length = (9 + skipped.length).min(bytes.len());
+                self.outgoing.look(&bytes[..length], |_, _| true);
+                self.switch.0.answered.borrow_mut().retain(|answered| *answered != skipped.stream);
+                return Poll::Ready(Ok(length));
+            }
             Change::SizeError => {
                 let mut frame = vec![0, 0, 8];
                 frame.extend_from_slice(&bytes[3..13]);
@@ -318,6 +408,36 @@ impl Guard {
         // The crate reads on, and finds the end.
         cx.waker().wake_by_ref();
         Poll::Ready(Ok(bytes.len()))
+    }
+
+    /// Cuts the connection, once the crate has seen what came before the flood.
+    fn poll_flooded(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(flooded) = self.flooded.take() {
+            self.switch.blame(Fault::Flood(flooded));
+        }
+        // At the end of its input the crate would forget streams that it has not given out.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Writes answers to streams that the crate does not know of, between its frames.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out_block || !self.outgoing.is_between() || self.switch.0.late.borrow().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let late = self.switch.0.late.take();
+        match Pin::new(&mut self.io).poll_write(cx, &late)? {
+            Poll::Ready(n) => {
+                self.wrote(&late[..n]);
+                // A batch takes all or nothing.
+                debug_assert_eq!(n, late.len());
+                Poll::Ready(Ok(()))
+            }
+            Poll::Pending => {
+                self.switch.0.late.replace(late);
+                Poll::Pending
+            }
+        }
     }
 
     /// Writes our SETTINGS in the place of the crate's. Ready when nothing is left of them.
@@ -343,6 +463,11 @@ impl Guard {
     }
 }
 
+/// Four bytes at a place, if they are there.
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
 fn count(worker: &Option<Rc<Worker>>, name: &str) {
     if let Some(worker) = worker {
         worker.named_stats().inc(name);
@@ -361,6 +486,9 @@ impl AsyncRead for Guard {
         if this.switch.is_cut() {
             return Poll::Ready(Ok(()));
         }
+        if this.flooded.is_some() {
+            return this.poll_flooded(cx);
+        }
         if let Some((sleep, answer)) = &mut this.pong
             && this.incoming.is_between()
             && buf.remaining() >= answer.len()
@@ -378,24 +506,32 @@ impl AsyncRead for Guard {
             Poll::Ready(_) => this.switch.0.by_peer.set(true),
         }
         let (seen, flood, worker) = (&mut this.seen, &mut this.flood, &this.worker);
-        let mut calm = true;
-        this.incoming.look(&buf.filled()[before..], |head, _| {
-            seen.note(head);
-            if let Err(flooded) = flood.received(head) {
-                count(worker, flooded);
-                calm = false;
+        let (mut flooded, mut calm) = (None, 0);
+        this.incoming.look(&buf.filled()[before..], |head, body| {
+            if head.kind == HEADERS && !seen.in_block && !seen.opens(head) {
+                count(worker, "http2.trailers");
             }
-            calm
+            seen.note(head);
+            flooded = flood.received(head).err();
+            calm = body.saturating_sub(9);
+            flooded.is_none()
         });
         let ending = &this.switch.0;
-        if seen.in_block != ending.head_since.get().is_some() {
-            ending.head_since.set(seen.in_block.then(Instant::now));
+        let part = (seen.fresh && this.incoming.is_within()).then_some(seen.highest);
+        let owed = seen.head.or(part).filter(|stream| !this.switch.has_answered(*stream));
+        if owed != ending.head.get().map(|(stream, _)| stream) {
+            ending.head.set(owed.map(|stream| (stream, Instant::now())));
         }
-        if !calm {
-            // As Envoy: nothing more is read or said.
-            this.switch.cut();
-            buf.set_filled(before);
-            return Poll::Ready(Ok(()));
+        if let Some(flooded) = flooded {
+            if let Some(counter) = flooded.counter() {
+                count(worker, counter);
+            }
+            // As Envoy: no more than what came before is read, and nothing is said.
+            this.flooded = Some(flooded);
+            buf.set_filled(before + calm);
+            if calm == 0 {
+                return this.poll_flooded(cx);
+            }
         }
         polled
     }
@@ -407,6 +543,7 @@ impl AsyncWrite for Guard {
         if this.switch.is_cut() {
             return Poll::Ready(Ok(buf.len()));
         }
+        std::task::ready!(this.poll_late(cx))?;
         if this.settings.is_some() || !this.pending.is_empty() || this.drop > 0 {
             match this.poll_settings(cx, buf) {
                 Poll::Ready(Ok(0)) if !buf.is_empty() => {}
@@ -429,6 +566,7 @@ impl AsyncWrite for Guard {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        std::task::ready!(this.poll_late(cx))?;
         let plain = !this.switch.is_cut() && this.settings.is_none() && this.pending.is_empty() && this.drop == 0;
         // Errors come in the first part: frame heads and control frames; the others are payload of DATA.
         let first = bufs.iter().find(|b| !b.is_empty()).map_or(&[][..], |b| b);
@@ -436,12 +574,7 @@ impl AsyncWrite for Guard {
             return Pin::new(this).poll_write(cx, first);
         }
         let written = std::task::ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
-        let mut left = written;
-        for part in bufs {
-            let n = left.min(part.len());
-            this.wrote(&part[..n]);
-            left -= n;
-        }
+        written_of(bufs, written, |part| this.wrote(part));
         Poll::Ready(Ok(written))
     }
 
@@ -450,7 +583,11 @@ impl AsyncWrite for Guard {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        let this = self.get_mut();
+        if !this.switch.is_cut() {
+            std::task::ready!(this.poll_late(cx))?;
+        }
+        Pin::new(&mut this.io).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -471,6 +608,11 @@ mod tests {
         assert!(!seen.closes_instead(PROTOCOL_ERROR, 1) && !seen.hides_goaway(PROTOCOL_ERROR));
         seen.note(Head { length: 1, kind: HEADERS, flags: 0, stream: 3 });
         assert!(!seen.hides_goaway(PROTOCOL_ERROR), "a header block was interrupted");
+        assert_eq!(seen.head, Some(3));
+        seen.note(Head { length: 1, kind: CONTINUATION, flags: END_HEADERS, stream: 3 });
+        assert_eq!(seen.head, None, "the head is there");
+        seen.note(Head { length: 1, kind: HEADERS, flags: 1, stream: 3 });
+        assert!(seen.in_block && seen.head.is_none(), "trailers");
     }
 
     #[test]

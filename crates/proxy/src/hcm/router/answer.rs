@@ -6,7 +6,7 @@ use super::{Plan, cancel, is_internal};
 use crate::hcm::exchange::{Exchange, Outcome, Stop};
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
-use crate::stream::{BodyError, Frame, Pump, PumpError, SendBody};
+use crate::stream::{BodyError, Frame, Gone, Pump, PumpError, SendBody};
 use crate::upstream::{Failure, Reply, Upstream};
 use proxy_core::route::Matched;
 use proxy_core::stream_info::HttpProtocol;
@@ -81,6 +81,8 @@ pub(super) async fn pass_on(
     let mut messages = exchange.messages.take();
     let mut trailers = None;
     let mut upstream_failed = None;
+    // The client is slower than the answer.
+    let mut later = false;
     let ended: Result<(), Broken> = poll_fn(|cx| {
         let mut moved = false;
         if !sent {
@@ -88,7 +90,7 @@ pub(super) async fn pass_on(
             match up_pump.poll(cx, |cx| outgoing.poll(cx), &mut upstream.send) {
                 // On HTTP/2 a client that has said all still listens.
                 Poll::Ready(Ok(())) if tunnel && exchange.answer.is_h1() => {
-                    return Poll::Ready(Err(Broken::Client(false)));
+                    return Poll::Ready(Err(Broken::Client(Gone::Closed)));
                 }
                 Poll::Ready(Ok(())) => {
                     if let (true, SendBody::H1 { conn, .. }) = (raw || (tunnel && connected), &upstream.send) {
@@ -98,7 +100,9 @@ pub(super) async fn pass_on(
                     sent = true;
                     exchange.request_complete();
                 }
-                Poll::Ready(Err(PumpError::Source(_))) => return Poll::Ready(Err(Broken::Client(false))),
+                Poll::Ready(Err(PumpError::Source(e))) => {
+                    return Poll::Ready(Err(Broken::Client(Gone::from(&e))));
+                }
                 // The answer decides.
                 Poll::Ready(Err(PumpError::Sink(_))) => sent = true,
                 Poll::Pending => {}
@@ -142,7 +146,11 @@ pub(super) async fn pass_on(
                 return Poll::Ready(Err(Broken::Upstream));
             }
             Poll::Ready(Err(PumpError::Sink(e))) => {
-                return Poll::Ready(Err(Broken::Client(matches!(e, BodyError::Reset(_)))));
+                return Poll::Ready(Err(Broken::Client(Gone::from(&e))));
+            }
+            Poll::Pending if down_pump.has_read_all() && !tunnel && sink.is_h2() => {
+                later = true;
+                return Poll::Ready(Ok(()));
             }
             Poll::Pending => {}
         }
@@ -151,14 +159,14 @@ pub(super) async fn pass_on(
             exchange.timers.touch(Deadline::PerTryIdle);
         }
         if let Poll::Ready(e) = sink.poll_reset(cx) {
-            return Poll::Ready(Err(Broken::Client(matches!(e, BodyError::Reset(_)))));
+            return Poll::Ready(Err(Broken::Client(Gone::from(&e))));
         }
         if exchange.answer.is_h1()
             && exchange.body_done
             && !tunnel
-            && let Poll::Ready(reset) = exchange.answer.poll_gone(cx, true)
+            && let Poll::Ready(gone) = exchange.answer.poll_gone(cx, true)
         {
-            return Poll::Ready(Err(Broken::Client(reset)));
+            return Poll::Ready(Err(Broken::Client(gone)));
         }
         // A record written meanwhile tells how far it is.
         exchange.info.bytes_sent = down_pump.bytes;
@@ -189,6 +197,9 @@ pub(super) async fn pass_on(
     }
     match ended {
         Ok(()) => {
+            if later {
+                exchange.flush_later(sink);
+            }
             if sent {
                 upstream.response.finish();
             } else {
@@ -232,14 +243,17 @@ pub(super) async fn pass_on(
             abort(exchange, sink, reason).await;
             Ok(Outcome::Aborted)
         }
-        Err(Broken::Client(reset)) => {
+        Err(Broken::Client(gone)) => {
             cancel(stats, &mut upstream);
-            if tunnel && !reset {
+            if tunnel && matches!(gone, Gone::Closed) {
+                if !exchange.answer.is_h1() {
+                    exchange.http.stats.downstream_rq_rx_reset.inc();
+                }
                 exchange.info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
                 exchange.info.response_code_details = Some("downstream_remote_disconnect".into());
                 return Ok(Outcome::Tunnel);
             }
-            Err(Stop::Gone(reset))
+            Err(Stop::Gone(gone))
         }
         Err(Broken::Deadline(deadline)) => {
             cancel(stats, &mut upstream);
@@ -294,7 +308,7 @@ fn has_response_ops(matched: &Matched) -> bool {
 
 /// Why an answer could not be passed on to its end.
 enum Broken {
-    Client(bool),
+    Client(Gone),
     Upstream,
     Deadline(Deadline),
 }

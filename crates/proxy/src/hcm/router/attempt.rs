@@ -28,7 +28,9 @@ pub(super) async fn one_try(
 ) -> Result<Tried, Stop> {
     let worker = exchange.http.worker.clone();
     let stats = &plan.cluster.stats;
-    let Some(pool) = plan.cluster.pool(&worker, host, &variant(exchange, plan, host)) else {
+    let variant = variant(exchange, plan, host);
+    plan.cluster.look_ahead(&worker, &variant);
+    let Some(pool) = plan.cluster.pool(&worker, host, &variant) else {
         // One pool too many is, to Envoy, a host too few.
         exchange.info.upstream.host = None;
         stats.charge(503, is_internal(exchange));
@@ -134,8 +136,8 @@ pub(super) async fn one_try(
             }
         }
         let watch_client = exchange.body_done && !tunnel;
-        if let Poll::Ready(reset) = exchange.answer.poll_gone(cx, watch_client) {
-            return Poll::Ready(Err(Stop::Gone(reset)));
+        if let Poll::Ready(gone) = exchange.answer.poll_gone(cx, watch_client) {
+            return Poll::Ready(Err(Stop::Gone(gone)));
         }
         match exchange.poll_deadline(cx) {
             Poll::Ready(
@@ -155,8 +157,10 @@ pub(super) async fn one_try(
             upstream.count_wire(&mut exchange.info.upstream);
             if let Tried::PerTryTimeout(deadline) = &tried {
                 cancel(stats, &mut upstream);
-                if *deadline == Deadline::PerTry {
-                    stats.upstream_rq_per_try_timeout.inc();
+                match deadline {
+                    Deadline::PerTry => stats.upstream_rq_per_try_timeout.inc(),
+                    Deadline::PerTryIdle => stats.upstream_rq_per_try_idle_timeout.inc(),
+                    _ => {}
                 }
             }
             Ok(tried)
@@ -214,8 +218,8 @@ async fn acquire(
         if let Some(e) = body.broken() {
             return Poll::Ready(Err(exchange.client_failed(e)));
         }
-        if let Poll::Ready(reset) = exchange.answer.poll_gone(cx, exchange.body_done) {
-            return Poll::Ready(Err(Stop::Gone(reset)));
+        if let Poll::Ready(gone) = exchange.answer.poll_gone(cx, exchange.body_done) {
+            return Poll::Ready(Err(Stop::Gone(gone)));
         }
         match exchange.poll_deadline(cx) {
             Poll::Ready(Deadline::Global) => Poll::Ready(Ok(Acquire::TimedOut)),

@@ -1,7 +1,9 @@
 //! The request's body on its way up, over several tries.
 
+use crate::hcm::{Http, h2};
 use crate::stream::{BodyError, Frame, RecvBody};
 use bytes::Bytes;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 /// The request body over several tries: what was sent is kept while it may be needed again.
@@ -17,6 +19,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) received: u64,
     /// HTTP/1 trailers are dropped unless they are enabled.
     pub(super) drop_trailers: bool,
+    /// HTTP/2 trailers are held to the limits of heads.
+    pub(super) limits: Option<Rc<Http>>,
     /// Counts gRPC messages.
     pub(super) messages: Option<crate::hcm::encode::GrpcMessages>,
 }
@@ -32,7 +36,12 @@ impl Outgoing<'_> {
         }
         match self.rest.poll_frame(cx) {
             Poll::Ready(Some(Ok(Frame::Trailers(_)))) if self.drop_trailers => self.poll(cx),
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let (Frame::Trailers(fields), Some(http)) = (&mut frame, &self.limits)
+                    && let Err(details) = h2::check(http, fields)
+                {
+                    return Poll::Ready(Some(Err(BodyError::Refused(details))));
+                }
                 if let Frame::Data(data) = &frame {
                     self.received += data.len() as u64;
                     if let Some(messages) = &mut self.messages {
