@@ -30,7 +30,8 @@ fn main() {
     println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     let Some(out) = std::env::var_os("OUT_DIR").map(PathBuf::from) else { return };
     if stand_ins(&out) {
-        println!("cargo:rustc-link-search=native={}", out.display());
+        // For this program alone: as a search path of cargo's it would be every documentation test's, too.
+        println!("cargo:rustc-link-arg-bins=-L{}", out.display());
         println!("cargo:rustc-link-arg-bins=-static-pie");
     }
 }
