@@ -231,7 +231,7 @@ impl HealthCheckConfig {
     }
 }
 
-/// The files of `event_logger`, or else of the older `event_log_path`.
+/// The file of the older `event_log_path` and those of `event_logger`; Envoy writes to all of them.
 #[allow(deprecated)]
 fn event_logs(check: &pb::core::HealthCheck) -> Compiled<Vec<ArcStr>> {
     let old = Some(&check.event_log_path).filter(|path| !path.is_empty());

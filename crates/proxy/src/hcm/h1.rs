@@ -50,9 +50,7 @@ async fn close(http: &Http, conn: Shared, end: End) {
     match end {
         End::Clean => {
             if !conn.at_eof() {
-                http.stats.downstream_cx_destroy_local.inc();
-                // Nothing can be done about a peer that does not take the end.
-                let _ = tokio::time::timeout(Duration::from_secs(1), conn.io.shutdown()).await;
+                shut(http, &mut conn).await;
             }
         }
         End::Delayed => {
@@ -62,10 +60,7 @@ async fn close(http: &Http, conn: Shared, end: End) {
                 return;
             }
             let Some(wait) = http.config.delayed_close_timeout.filter(|wait| !wait.is_zero()) else {
-                http.stats.downstream_cx_destroy_local.inc();
-                // Nothing can be done about a peer that does not take the end.
-                let _ = tokio::time::timeout(Duration::from_secs(1), conn.io.shutdown()).await;
-                return;
+                return shut(http, &mut conn).await;
             };
             let drain = poll_fn(|cx| conn.poll_drain(cx));
             if tokio::time::timeout(wait, drain).await.is_err() {
@@ -76,6 +71,13 @@ async fn close(http: &Http, conn: Shared, end: End) {
             }
         }
     }
+}
+
+/// Ends the connection from this side.
+async fn shut(http: &Http, conn: &mut Conn) {
+    http.stats.downstream_cx_destroy_local.inc();
+    // Nothing can be done about a peer that does not take the end.
+    let _ = tokio::time::timeout(Duration::from_secs(1), conn.io.shutdown()).await;
 }
 
 async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
@@ -124,8 +126,8 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
             return if conn.borrow().at_eof() { End::Clean } else { End::Delayed };
         }
         if !keep.get() {
-            // While a listener or the connection drains, the answer says so, but the client may have sent its next request already: the
-            // end comes after the drain timeout (Envoy `ConnectionManagerImpl::startDrainSequence`).
+            // While a listener or the connection drains, the answer says so, but the client may have sent its next request
+            // already: the end comes after the drain timeout (Envoy `ConnectionManagerImpl::startDrainSequence`).
             if !(keep_alive && (http.drained.get() || http.ending.get().is_some())) {
                 return End::Clean;
             }
