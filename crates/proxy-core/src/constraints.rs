@@ -292,16 +292,28 @@ pub(crate) fn ext_authz(config: &pb::http_filter::ext_authz::v3::ExtAuthz) -> Co
         return Err(Invalid::new("transport_api_version", "V2 is no longer supported"));
     }
     if let Some(Services::HttpService(service)) = &config.services {
-        if !service.path_prefix.is_empty() && !service.path_prefix.starts_with('/') {
-            return Err(Invalid::new("http_service.path_prefix", "must begin with '/'"));
+        for (field, path) in
+            [("http_service.path_prefix", &service.path_prefix), ("http_service.path_override", &service.path_override)]
+        {
+            if !path.is_empty() && !path.starts_with('/') {
+                return Err(Invalid::new(field, "must begin with '/'"));
+            }
         }
-        timeout(service.server_uri.as_ref()).at("http_service.server_uri")?;
+        if !service.path_prefix.is_empty() && !service.path_override.is_empty() {
+            return Err(Invalid::new("http_service.path_override", "cannot stand beside path_prefix"));
+        }
+        http_uri(service.server_uri.as_ref()).at("http_service.server_uri")?;
+        let asked = service.authorization_request.as_ref().is_some_and(|request| request.allowed_headers.is_some());
+        if asked && config.allowed_headers.is_some() {
+            return Err(Invalid::new("allowed_headers", "cannot stand beside those of authorization_request"));
+        }
     }
     Ok(())
 }
 
-fn timeout(uri: Option<&pb::core::HttpUri>) -> Compiled<()> {
+fn http_uri(uri: Option<&pb::core::HttpUri>) -> Compiled<()> {
     match uri {
+        Some(uri) if uri.uri.is_empty() => Err(Invalid::new("uri", "is missing")),
         Some(uri) if uri.timeout.is_none() => Err(Invalid::new("timeout", "is missing")),
         _ => Ok(()),
     }
@@ -328,7 +340,18 @@ pub(crate) fn jwt_provider(provider: &pb::http_filter::jwt_authn::v3::JwtProvide
             }
             _ => Ok(()),
         },
-        Some(Source::RemoteJwks(remote)) => timeout(remote.http_uri.as_ref()).at("remote_jwks.http_uri"),
+        Some(Source::RemoteJwks(remote)) => {
+            http_uri(remote.http_uri.as_ref()).at("remote_jwks.http_uri")?;
+            let kept = |cache: &envoy_api::wkt::Duration| {
+                (cache.seconds > 0 || cache.nanos >= 1_000_000) && cache.seconds < 9_000_000_000
+            };
+            match &remote.cache_duration {
+                Some(cache) if !kept(cache) => {
+                    Err(Invalid::new("remote_jwks.cache_duration", "must be from 0.001s to 9000000000s"))
+                }
+                _ => Ok(()),
+            }
+        }
         _ => Ok(()),
     }
 }

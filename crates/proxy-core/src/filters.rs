@@ -262,7 +262,11 @@ impl PerFilter {
                 Some(settings) => Self::ExtAuthz(Arc::new(settings)),
             },
             "local_ratelimit.v3.LocalRateLimit" => {
-                Self::LocalRateLimit(Arc::new(LocalRateLimit::compile(&typed.decode()?, runtime)?))
+                let limit = LocalRateLimit::compile(&typed.decode()?, runtime)?;
+                if limit.bucket.is_none() {
+                    return Err(Invalid::new("token_bucket", "is missing"));
+                }
+                Self::LocalRateLimit(Arc::new(limit))
             }
             "buffer.v3.BufferPerRoute" => {
                 use http::buffer::v3::buffer_per_route::Override;

@@ -396,7 +396,7 @@ impl Headers {
             self.entries[at] = entry;
         }
         let tag = self.entries[at].tag;
-        if self.entries[at + 1..].iter().any(|e| e.tag == tag) {
+        if self.again & bit(tag) != 0 {
             let buffer = &self.buffer;
             let mut index = 0;
             self.entries.retain(|e| {
@@ -446,7 +446,7 @@ impl Headers {
     /// Removes this header and those of the same name behind it.
     fn remove_from(&mut self, first: usize) {
         let removed = self.entries.remove(first);
-        if self.entries[first..].iter().any(|e| e.tag == removed.tag) {
+        if self.again & bit(removed.tag) != 0 {
             let buffer = &self.buffer;
             self.entries.retain(|e| !e.is(removed.tag, removed.name(buffer), buffer));
         }

@@ -45,6 +45,15 @@ impl Metadata {
 
     /// Sets one field of a namespace.
     pub fn set(&mut self, namespace: &str, key: &str, mut value: Value) {
+        let fields = self.of(namespace);
+        // Protobuf prints the fields of a struct in order.
+        value.sort_all_objects();
+        fields.insert(key.to_owned(), value);
+        fields.sort_keys();
+    }
+
+    /// The fields of a namespace, which is made if there is none.
+    fn of(&mut self, namespace: &str) -> &mut Map<String, Value> {
         let at = match self.0.binary_search_by(|(name, _)| (**name).cmp(namespace)) {
             Ok(at) => at,
             Err(at) => {
@@ -52,11 +61,15 @@ impl Metadata {
                 at
             }
         };
-        let fields = &mut self.0[at].1;
-        // Protobuf prints the fields of a struct in order.
-        value.sort_all_objects();
-        fields.insert(key.to_owned(), value);
-        fields.sort_keys();
+        &mut self.0[at].1
+    }
+
+    /// Adds values to a namespace, which is there from then on.
+    pub fn merge(&mut self, namespace: &str, values: &Map<String, Value>) {
+        self.of(namespace);
+        for (key, value) in values {
+            self.set(namespace, key, value.clone());
+        }
     }
 
     /// Whether there is nothing in it.

@@ -23,6 +23,8 @@ pub struct Rbac {
     pub shadow_prefix: ArcStr,
     /// Prefix of statistics.
     pub stat_prefix: ArcStr,
+    /// Policies that match are counted, each.
+    pub tracks_policies: bool,
     /// Network filter: check on every read instead of once.
     pub continuous: bool,
     /// Network filter: close after this delay.
@@ -109,6 +111,7 @@ impl Rbac {
             shadow: config.shadow_rules.as_ref().map(|r| Rules::compile(r, true)).transpose().at("shadow_rules")?,
             shadow_prefix: config.shadow_rules_stat_prefix.as_str().into(),
             stat_prefix: config.rules_stat_prefix.as_str().into(),
+            tracks_policies: config.track_per_rule_stats,
             ..Self::default()
         })
     }
@@ -119,7 +122,8 @@ impl Rbac {
             rules: config.rules.as_ref().map(|r| Rules::compile(r, false)).transpose().at("rules")?,
             shadow: config.shadow_rules.as_ref().map(|r| Rules::compile(r, false)).transpose().at("shadow_rules")?,
             shadow_prefix: config.shadow_rules_stat_prefix.as_str().into(),
-            stat_prefix: config.stat_prefix.as_str().into(),
+            stat_prefix: crate::fields::required("stat_prefix", &config.stat_prefix)?,
+            tracks_policies: false,
             continuous: config.enforcement_type == 1,
             delay_deny: crate::fields::duration("delay_deny", config.delay_deny.as_ref())?,
         })

@@ -513,6 +513,13 @@ impl Matched {
             .or_else(|| self.table.per_filter.get(filter))
     }
 
+    /// Settings for a filter at all levels, the innermost first.
+    pub fn per_filters<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a PerFilter> {
+        let outer = [&self.route.per_filter, &self.vhost.per_filter, &self.table.per_filter];
+        let levels = self.weighted().map(|w| &w.per_filter).into_iter().chain(outer);
+        levels.filter_map(move |level| level.get(filter))
+    }
+
     /// Retries: the route's, else the virtual host's.
     pub fn retry_policy(&self) -> Option<&Arc<RetryPolicy>> {
         self.forward()?.retry.as_ref().or(self.vhost.retry.as_ref())

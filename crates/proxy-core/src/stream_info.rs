@@ -276,6 +276,7 @@ pub struct StreamInfo {
 
 impl StreamInfo {
     /// A stream that starts now on this connection.
+    #[inline]
     pub fn new(connection: Arc<ConnectionInfo>, start: SystemTime) -> Self {
         Self {
             remote: connection.remote.clone(),

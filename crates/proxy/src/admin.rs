@@ -375,7 +375,8 @@ impl Admin {
         }
         let mut entries = self.shared.registry.read_flushed(self.flushes());
         if query.has("usedonly") {
-            entries.retain(|e| e.sample.used());
+            let counted = stats::counted(&entries);
+            entries.retain(|e| e.is_used(&counted));
         }
         if let Some(filter) = filter {
             let invert = query.has("invert_filter");

@@ -65,8 +65,7 @@ async fn keep_resolved(entry: Weak<ClusterEntry>, config: DnsConfig, control: Ar
                     let addresses = |of: &Endpoints| of.hosts().map(|host| host.address.clone()).collect::<Vec<_>>();
                     match addresses(&previous) == addresses(&endpoints) {
                         true if !failed => stats.update_no_rebuild.inc(),
-                        true => {}
-                        false => stats.membership_change.inc(),
+                        _ => {}
                     }
                     cluster.set_endpoints(Arc::new(endpoints));
                     if !warm {

@@ -659,12 +659,13 @@ async fn run_chain(mut connection: Connection) {
         (Terminal::TcpProxy(proxy), Err(flags)) => tcp::refuse(&connection, proxy, flags),
         (_, Err(_)) => StreamInfo::new(info, start),
         (Terminal::Http(http), Ok(passed)) => {
+            let mut stream = StreamInfo::new(info, start);
             if pass_gates(&mut connection, &passed.gates).await {
-                Box::pin(hcm::serve(connection, http.clone())).await;
+                (stream.protocol, stream.bytes_received) = Box::pin(hcm::serve(connection, http.clone())).await;
             } else {
                 worker.http_stats(&http.stat_prefix).downstream_cx_total.inc();
             }
-            StreamInfo::new(info, start)
+            stream
         }
         // It speaks first, so that nobody is asked.
         (Terminal::DirectResponse(bytes), Ok(_)) => {

@@ -34,6 +34,7 @@ use crate::stats::{HttpStats, ListenerHttpStats, Workload};
 use crate::worker::Worker;
 use proxy_core::filters::HttpFilter;
 use proxy_core::hcm::{Codec, HeadersWithUnderscores, HttpConnectionManager, Routes};
+use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{ConnectionInfo, Listener, RouteTable};
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -56,6 +57,8 @@ pub(crate) struct Http {
     routes: Option<Arc<RouteSlot>>,
     since: Instant,
     requests: Cell<u32>,
+    /// Bytes that an HTTP/1 client sent, once the connection has ended.
+    received: Cell<u64>,
     /// Requests that their client took back at once.
     premature_resets: Cell<u32>,
     /// Since when it says with each answer that it ends, because it idled, grew old or drains; it does after the drain timeout.
@@ -189,8 +192,9 @@ impl Drop for Http {
     }
 }
 
-/// Serves a connection whose chain ends in an HTTP connection manager.
-pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionManager>) {
+/// Serves a connection whose chain ends in an HTTP connection manager. What the listener's log says of it: the protocol, if
+/// there was a request, and the bytes received, of HTTP/1.
+pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionManager>) -> (Option<HttpProtocol>, u64) {
     let stats = connection.worker.http_stats(&config.stat_prefix);
     stats.downstream_cx_total.inc();
     stats.downstream_cx_active.inc();
@@ -213,6 +217,7 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         of_listener,
         since: Instant::now(),
         requests: Cell::new(0),
+        received: Cell::new(0),
         premature_resets: Cell::new(0),
         ending: Cell::new(None),
         drained: Cell::new(false),
@@ -233,15 +238,17 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
             Some(alpn) if alpn.contains("http/1") => false,
             _ => match sniff(&http, &mut io).await {
                 Some(is_h2) => is_h2,
-                None => return,
+                None => return (None, 0),
             },
         },
     };
+    let (served, protocol) = (http.clone(), if is_h2 { HttpProtocol::Http2 } else { HttpProtocol::Http11 });
     if is_h2 {
         Box::pin(h2::serve(http, io)).await;
     } else {
         h1::serve(http, io).await;
     }
+    ((served.requests.get() > 0).then_some(protocol), served.received.get())
 }
 
 /// Makes the counters of the filters exist, once per worker.
@@ -301,11 +308,18 @@ const PREFIX: usize = 12;
 
 /// Tells HTTP/2 by its preface, without taking bytes. `None`: closed or idle for too long.
 async fn sniff(http: &Rc<Http>, io: &mut Io) -> Option<bool> {
-    let Io::Raw(crate::io::Raw::Tcp(stream)) = io else {
-        return Some(false);
-    };
     let mut buf = [0u8; 24];
     let peek = async {
+        let stream = match io {
+            Io::Raw(crate::io::Raw::Tcp(stream)) => stream,
+            Io::Server(stream) => {
+                use tokio::io::AsyncBufReadExt as _;
+                // What was in one record; clients write the preface at once.
+                let seen = stream.fill_buf().await.ok().filter(|seen| !seen.is_empty())?;
+                return Some(crate::inspect::PREFACE.starts_with(&seen[..seen.len().min(PREFIX)]));
+            }
+            _ => return Some(false),
+        };
         loop {
             match stream.peek(&mut buf).await {
                 Ok(0) | Err(_) => return None,

@@ -13,7 +13,7 @@ use proxy_core::listener::{FilterChain, MetadataExchange, NetworkFilter, Termina
 use proxy_core::outlier::OutlierDetector;
 use proxy_core::runtime::Live;
 use proxy_core::{Cluster, Endpoints, Host, Listener, ListenerSet, RouteTable, Runtime};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -123,6 +123,8 @@ pub(crate) struct ClusterEntry {
     pub(crate) has_secrets: AtomicBool,
     /// A connection to one of its hosts was wanted.
     pub(crate) used: AtomicBool,
+    /// How often hosts came or went (`membership_change`), the first ones among them.
+    pub(crate) membership_changes: AtomicU64,
     /// Counts the times that a host was found to fail, where connections must end then.
     pub(crate) failures: Option<tokio::sync::watch::Sender<u64>>,
 }
@@ -158,6 +160,7 @@ impl ClusterEntry {
             checked: AtomicBool::new(cluster.health_checks.is_empty()),
             has_secrets: AtomicBool::new(false),
             used: AtomicBool::new(false),
+            membership_changes: AtomicU64::new(moved(&Endpoints::default(), &cluster.endpoints)),
             failures: cluster.close_on_failure.then(|| tokio::sync::watch::Sender::new(0)),
             cluster,
         });
@@ -211,9 +214,25 @@ impl ClusterEntry {
 
     /// Publishes new endpoints.
     pub(crate) fn set_endpoints(&self, endpoints: Arc<Endpoints>) {
+        let changes = moved(&self.endpoints.load(), &endpoints);
+        self.membership_changes.fetch_add(changes, Ordering::Relaxed);
         self.endpoints.store(endpoints);
         self.warm.store(true, Ordering::Release);
     }
+}
+
+/// In how many priorities there are other hosts than before (Envoy counts the callbacks of its priority sets).
+fn moved(before: &Endpoints, after: &Endpoints) -> u64 {
+    let hosts = |endpoints: &Endpoints| {
+        let mut by_priority: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+        for host in endpoints.hosts() {
+            by_priority.entry(host.priority).or_default().insert(host.address.to_string());
+        }
+        by_priority
+    };
+    let (before, after) = (hosts(before), hosts(after));
+    let priorities: BTreeSet<&u32> = before.keys().chain(after.keys()).collect();
+    priorities.into_iter().filter(|priority| before.get(priority) != after.get(priority)).count() as u64
 }
 
 /// Route tables by RDS name. Connection managers hold the slot, so a new table is used by the next request.

@@ -8,11 +8,11 @@ mod render;
 mod scopes;
 
 pub(crate) use istio::{ArcStrOrUnknown, Computed, Flags, IstioStats, Peer, RequestLabels, TcpLabels, Workload};
-pub(crate) use registry::{Entry, Kind, Registry, Sample, Scope};
+pub(crate) use registry::{Entry, Kind, Registry, Sample, Scope, counted};
 pub(crate) use render::{Buckets, json, prometheus, text};
 pub(crate) use scopes::{
-    ClusterStats, HTTP1_CODEC, HTTP2_CODEC, HttpStats, ListenerHttpStats, ListenerStats, Named, OfManager, OfThread,
-    PlainStats, TcpStats, ssl_zero,
+    ClusterStats, HTTP1_CODEC, HTTP2_CODEC, HTTP2_GAUGES, HttpStats, ListenerHttpStats, ListenerStats, Named,
+    OfManager, OfThread, PlainStats, TcpStats, ssl_zero,
 };
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -187,6 +187,50 @@ mod tests {
         assert!(all.contains_key("internal.upstream_rq_time"));
         assert!(!all.contains_key("external.upstream_rq_time"));
         assert!(!all.keys().any(|name| name.starts_with("ssl.")), "there is no TLS");
+    }
+
+    #[test]
+    fn gauges_at_zero_are_used_once_something_was_counted() {
+        let entry =
+            |name: &str, sample| Entry { kind: Kind::Cluster, scope: "a".into(), name: name.to_owned(), sample };
+        let entries = [
+            entry("upstream_cx_total", Sample::Counter(1)),
+            entry("upstream_cx_active", Sample::Gauge(0)),
+            entry("upstream_rq_total", Sample::Counter(0)),
+            entry("upstream_rq_active", Sample::Gauge(0)),
+            entry("membership_excluded", Sample::Gauge(0)),
+            entry("version", Sample::Gauge(0)),
+        ];
+        let counted = counted(&entries);
+        let used = entries.iter().filter(|e| e.is_used(&counted)).map(|e| &*e.name);
+        assert_eq!(used.collect::<Vec<_>>(), ["upstream_cx_total", "upstream_cx_active", "membership_excluded"]);
+    }
+
+    #[test]
+    fn parts_of_names_become_labels() {
+        let entry = |kind, scope: &str, name: &str| Entry {
+            kind,
+            scope: scope.into(),
+            name: name.to_owned(),
+            sample: Sample::Counter(1),
+        };
+        let entries = [
+            entry(Kind::Listener, "0.0.0.0_80", "http.a.b.downstream_rq_2xx"),
+            entry(Kind::Listener, "0.0.0.0_80", "ssl.ciphers.X-1"),
+            entry(Kind::Listener, "admin", "downstream_cx_total"),
+            entry(Kind::Plain, "", "server.worker_3.watchdog_miss"),
+        ];
+        let text = prometheus(&entries, false);
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            lines,
+            [
+                "envoy_listener_admin_downstream_cx_total{} 1",
+                "envoy_listener_http_downstream_rq_xx{envoy_response_code_class=\"2\",envoy_http_conn_manager_prefix=\"a.b\",envoy_listener_address=\"0.0.0.0_80\"} 1",
+                "envoy_listener_ssl_ciphers{envoy_ssl_cipher=\"X-1\",envoy_listener_address=\"0.0.0.0_80\"} 1",
+                "envoy_server_worker_watchdog_miss{envoy_worker_id=\"3\"} 1",
+            ]
+        );
     }
 
     #[test]

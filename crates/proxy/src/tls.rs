@@ -89,9 +89,43 @@ impl TlsError {
 
 /// The one crypto provider, with all suites Envoy enables by default.
 pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
-    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
-        LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        provider.cipher_suites.sort_by_key(|suite| SUITES.iter().position(|known| *known == suite.suite()));
+        Arc::new(provider)
+    });
     &PROVIDER
+}
+
+/// The suites in the order of Envoy's defaults (`DEFAULT_CIPHER_SUITES`; those of TLS 1.3 are BoringSSL's).
+const SUITES: [rustls::CipherSuite; 9] = [
+    rustls::CipherSuite::TLS13_AES_128_GCM_SHA256,
+    rustls::CipherSuite::TLS13_AES_256_GCM_SHA384,
+    rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+    rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    rustls::CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    rustls::CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    rustls::CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+];
+
+/// The signatures that peers may make, the best first: BoringSSL's order, which many peers follow.
+fn signature_schemes() -> Vec<rustls::SignatureScheme> {
+    use rustls::SignatureScheme as Scheme;
+    const ORDER: [rustls::SignatureScheme; 8] = [
+        Scheme::ECDSA_NISTP256_SHA256,
+        Scheme::RSA_PSS_SHA256,
+        Scheme::RSA_PKCS1_SHA256,
+        Scheme::ECDSA_NISTP384_SHA384,
+        Scheme::RSA_PSS_SHA384,
+        Scheme::RSA_PKCS1_SHA384,
+        Scheme::RSA_PSS_SHA512,
+        Scheme::RSA_PKCS1_SHA512,
+    ];
+    let mut schemes = provider().signature_verification_algorithms.supported_schemes();
+    schemes.sort_by_key(|scheme| ORDER.iter().position(|known| known == scheme).unwrap_or(ORDER.len()));
+    schemes
 }
 
 /// The provider with what a context allows: `cipher_suites` of TLS 1.2 (those of 1.3 are always on, as in BoringSSL) and
@@ -198,12 +232,32 @@ fn info(
     }
 }
 
+/// BoringSSL's name of the signature that the owner of a certificate makes. rustls does not tell; an elliptic curve leaves no
+/// choice, and of RSA's the first one offered is taken.
+fn signature_name(chain: &[rustls_pki_types::CertificateDer<'_>]) -> Option<&'static str> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let (_, certificate) = X509Certificate::from_der(chain.first()?).ok()?;
+    Some(match certificate.public_key().parsed().ok()? {
+        x509_parser::public_key::PublicKey::RSA(_) => "rsa_pss_rsae_sha256",
+        x509_parser::public_key::PublicKey::EC(point) => match point.key_size() {
+            256 => "ecdsa_secp256r1_sha256",
+            384 => "ecdsa_secp384r1_sha384",
+            521 => "ecdsa_secp521r1_sha512",
+            _ => return None,
+        },
+        _ => return None,
+    })
+}
+
 /// Counts what was agreed on in a handshake; true: an earlier session went on.
 pub(crate) fn count(common: &rustls::CommonState, info: &TlsInfo, stats: &Named) -> bool {
     stats.inc(&format!("ssl.versions.{}", info.version));
     stats.inc(&format!("ssl.ciphers.{}", info.cipher));
     if let Some(curve) = common.negotiated_key_exchange_group().and_then(|group| curve_name(group.name())) {
         stats.inc(&format!("ssl.curves.{curve}"));
+    }
+    if let Some(name) = common.peer_certificates().and_then(signature_name) {
+        stats.inc(&format!("ssl.sigalgs.{name}"));
     }
     common.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
 }

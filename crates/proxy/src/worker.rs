@@ -5,7 +5,7 @@ use crate::log::LogBuffers;
 use crate::runtime::{Clusters, Shared};
 use crate::socket::Bound;
 use crate::stats::{
-    ClusterStats, HttpStats, IstioStats, Kind, ListenerHttpStats, ListenerStats, Named, OfManager, OfThread,
+    ClusterStats, Gauge, HttpStats, IstioStats, Kind, ListenerHttpStats, ListenerStats, Named, OfManager, OfThread,
     PlainStats, Scope, TcpStats, Workload,
 };
 use crate::upstream::WorkerCluster;
@@ -41,7 +41,7 @@ pub(crate) struct Worker {
     table: RefCell<Arc<Clusters>>,
     /// Counts the changes of the table.
     pub(crate) table_changes: Cell<u64>,
-    clusters: RefCell<HashMap<ArcStr, Rc<WorkerCluster>>>,
+    clusters: RefCell<foldhash::HashMap<ArcStr, Rc<WorkerCluster>>>,
     http: RefCell<HashMap<ArcStr, Arc<HttpStats>>>,
     tcp: RefCell<HashMap<ArcStr, Arc<TcpStats>>>,
     listener: RefCell<HashMap<ArcStr, Arc<ListenerStats>>>,
@@ -204,6 +204,11 @@ impl Worker {
     /// Counters with names from configuration.
     pub(crate) fn named_stats(&self) -> &Named {
         &self.plain.other
+    }
+
+    /// Streams of clients (`http2.streams_active`).
+    pub(crate) fn h2_streams(&self) -> &Gauge {
+        &self.plain.http2_streams_active
     }
 
     fn set_clusters(&self, table: Arc<Clusters>) {

@@ -383,8 +383,11 @@ impl ExtAuthzOverride {
         let settings = match &config.r#override {
             Some(Override::Disabled(_)) => return Ok(None),
             Some(Override::CheckSettings(settings)) => settings.clone(),
-            None => Default::default(),
+            None => return Err(Invalid::new("override", "is missing")),
         };
+        if settings.disable_request_body_buffering && settings.with_request_body.is_some() {
+            return Err(Invalid::new("check_settings.with_request_body", "is there, but switched off"));
+        }
         refuse!("check_settings.service_override": settings.service_override.is_some());
         let mut context: Vec<(ArcStr, ArcStr)> =
             settings.context_extensions.iter().map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect();

@@ -21,6 +21,10 @@ pub struct Fault {
     headers: Box<[HeaderMatcher]>,
     downstream_nodes: Vec<ArcStr>,
     max_active: Live<u64>,
+    /// Written into dynamic metadata with every delay and abort.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// Faults are counted for each client that names itself, too.
+    pub counts_clients: bool,
     /// Body of an abort.
     pub abort_body: Option<Box<str>>,
 }
@@ -154,6 +158,8 @@ impl Fault {
                 &fault.max_active_faults_runtime,
                 "fault.http.max_active_faults",
             ),
+            metadata: fault.filter_metadata.as_ref().map(crate::json_object).unwrap_or_default(),
+            counts_clients: !fault.disable_downstream_cluster_stats,
             abort_body: body.map(Box::from),
         })
     }

@@ -162,7 +162,9 @@ impl JwtOverride {
         use pb::http_filter::jwt_authn::v3::per_route_config::RequirementSpecifier;
         match &config.requirement_specifier {
             Some(RequirementSpecifier::Disabled(true)) => Ok(Self::Disabled),
-            Some(RequirementSpecifier::RequirementName(name)) => Ok(Self::Named(name.as_str().into())),
+            Some(RequirementSpecifier::RequirementName(name)) if !name.is_empty() => {
+                Ok(Self::Named(name.as_str().into()))
+            }
             _ => Err(Invalid::new("requirement_specifier", "is missing")),
         }
     }
@@ -332,6 +334,9 @@ impl Requirement {
                 audiences: Some(both.audiences.iter().map(|a| a.as_str().into()).collect()),
             },
             Kind::RequiresAny(list) => Self::any(&list.requirements, providers).at("requires_any")?,
+            Kind::RequiresAll(list) if list.requirements.len() < 2 => {
+                return Err(Invalid::new("requires_all.requirements", "needs two at least"));
+            }
             Kind::RequiresAll(list) => Self::All(all(&list.requirements).at("requires_all")?),
             Kind::AllowMissing(_) => Self::AllowMissing(everybody()),
             Kind::AllowMissingOrFailed(_) => Self::AllowMissingOrFailed(everybody()),
@@ -477,7 +482,13 @@ impl JwtProvider {
             TokenPlace::Query(name) => {
                 let Some(path) = headers.path().map(str::to_owned) else { return };
                 let Some((before, query)) = path.split_once('?') else { return };
-                let kept: Vec<&str> = query.split('&').filter(|pair| pair.split('=').next() != Some(&**name)).collect();
+                // Envoy writes the others anew (`QueryParamsMulti`), sorted by name.
+                let pairs = query.split('&').filter(|pair| !pair.is_empty());
+                let mut kept: Vec<(&str, &str)> =
+                    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
+                kept.retain(|(key, _)| **key != **name);
+                kept.sort_by_key(|(key, _)| *key);
+                let kept: Vec<String> = kept.iter().map(|(key, value)| format!("{key}={value}")).collect();
                 let new = if kept.is_empty() { before.to_owned() } else { format!("{before}?{}", kept.join("&")) };
                 headers.set(":path", new.as_bytes());
             }

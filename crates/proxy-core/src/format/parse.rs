@@ -212,7 +212,7 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         // Only extensions set these, and there are none.
         "CUSTOM_FLAGS" => Command::Stream(F::Nothing),
         // Fingerprints are not taken; endpoints that are internal listeners do not exist.
-        "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => Command::Stream(F::Nothing),
+        "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => Command::Unmeasured,
         "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID" | "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID" => {
             Command::Stream(F::Nothing)
         }

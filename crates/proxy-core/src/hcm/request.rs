@@ -149,9 +149,10 @@ fn hop_by_hop(headers: &mut Headers) {
         headers.remove("connection");
         headers.remove("upgrade");
         if let Some(te) = headers.get_str("te") {
-            // One with a weight is not that one.
-            match te.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")) {
+            // One with a weight is not that one, nor one in other letters. One that says nothing stays.
+            match te.split(',').any(|t| t.trim() == "trailers") {
                 true => headers.set("te", b"trailers"),
+                false if te.is_empty() => {}
                 false => {
                     headers.remove("te");
                 }

@@ -17,7 +17,8 @@ pub(super) struct WithoutRouter(pub(super) Arc<HttpStats>);
 impl Scope for WithoutRouter {
     fn visit(&self, f: &mut dyn FnMut(&str, Sample)) {
         let of_router = |name: &str| {
-            name.starts_with("rq_") && name != "rq_overload_local_reply"
+            name.starts_with("rq_")
+                || name.starts_with("tracing.")
                 || name.starts_with("no_")
                 || name.starts_with("passthrough_")
         };

@@ -76,7 +76,10 @@ pub(super) fn cluster_gauges(entry: &ClusterEntry, workers: usize, f: &mut dyn F
     let made = subsets.subsets * (workers as u64 + 1);
     put("lb_subsets_active", Sample::Gauge(made));
     put("lb_subsets_created", Sample::Counter(made));
-    put("lb_subsets_single_host_per_subset_duplicate", Sample::Gauge(subsets.duplicates));
+    if entry.cluster.subsets.is_some() {
+        put("lb_subsets_single_host_per_subset_duplicate", Sample::Gauge(subsets.duplicates));
+    }
+    put("membership_change", Sample::Counter(entry.membership_changes.load(Relaxed)));
     for name in FEATURELESS {
         put(name, Sample::Counter(0));
     }

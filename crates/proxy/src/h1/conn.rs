@@ -89,7 +89,7 @@ impl Conn {
         &mut self,
         cx: &mut Context<'_>,
         limits: &Limits,
-    ) -> Poll<Result<Option<RequestHead>, ReadError>> {
+    ) -> Poll<Result<Option<Box<RequestHead>>, ReadError>> {
         loop {
             if !self.read.is_empty() {
                 if let Some((head, used)) = parse_request(&self.read, limits)? {

@@ -158,7 +158,7 @@ fn leading_blank(buf: &[u8]) -> usize {
 }
 
 /// A request head from the front of `buf`: the head and the number of bytes it took; `None` when more bytes are needed.
-pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(RequestHead, usize)>, HeadError> {
+pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Box<RequestHead>, usize)>, HeadError> {
     let Some(extent) = Extent::of(buf) else {
         if buf.len() - leading_blank(buf) > limits.bytes {
             return Err(TOO_LARGE);
@@ -243,19 +243,17 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Reque
         BodyLength::Close => BodyLength::None,
         other => other,
     };
-    Ok(Some((
-        RequestHead {
-            headers,
-            body,
-            http10,
-            keep_alive,
-            upgrade: facts.upgrade,
-            expect_continue: facts.expect_continue,
-            absolute,
-            dropped: facts.dropped,
-        },
-        end,
-    )))
+    let head = RequestHead {
+        headers,
+        body,
+        http10,
+        keep_alive,
+        upgrade: facts.upgrade,
+        expect_continue: facts.expect_continue,
+        absolute,
+        dropped: facts.dropped,
+    };
+    Ok(Some((Box::new(head), end)))
 }
 
 /// Fields named by `connection` belong to this hop only (RFC 9110, 7.6.1). Those that say how the message is framed stay.

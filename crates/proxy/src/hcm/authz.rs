@@ -27,15 +27,23 @@ pub(super) async fn ask(
     let Some(host) = host else { return Ok(None) };
     let protocol = Protocol::of(&cluster.config().protocol, None);
     let Some(pool) = cluster.pool(&worker, &host, &Variant { protocol, ..Variant::default() }) else { return Ok(None) };
-    let stats = cluster.stats.clone();
-    let work = async move {
+    let stats = &cluster.stats;
+    let work = async {
         let acquired = pool.acquire().await.ok()?;
         stats.upstream_rq_total.inc();
-        let answer = call(acquired, headers, body, limit).await.ok()?;
-        stats.charge(answer.0, false);
-        Some(answer)
+        call(acquired, headers, body, limit).await.ok()
     };
     let answer = exchange.wait(tokio::time::timeout(timeout, work)).await?;
+    if answer.is_err() {
+        stats.upstream_rq_timeout.inc();
+    }
+    // The router of Envoy's internal client answers, and is charged, where no upstream does.
+    let status = match &answer {
+        Ok(Some((status, ..))) => *status,
+        Ok(None) => 503,
+        Err(_) => 504,
+    };
+    stats.charge(status, true);
     Ok(answer.ok().flatten())
 }
 
@@ -85,6 +93,7 @@ impl Denied {
         let known = MESSAGES.iter().position(|m| *m == self.0);
         match self.0 {
             "Jwt verification fails" => 26,
+            "Jwks doesn't have key to match kid or alg from Jwt" => 32,
             _ => known.map_or(0, |at| at as u32),
         }
     }
@@ -125,6 +134,8 @@ pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Op
         keys[index] = keys_of(exchange, &config.providers[index]).await?;
     }
     let mut clear = false;
+    // Of the request as it came: good tokens are taken out of it.
+    let realm = realm(&exchange.request);
     let checked = check(exchange, config, &keys, requirement, &mut clear);
     if clear {
         exchange.clear_route();
@@ -136,7 +147,7 @@ pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Op
         }
         Err(denied) => {
             exchange.http.stats.other.inc("jwt_authn.denied");
-            Err(refuse(exchange, config, denied))
+            Err(refuse(realm, config, denied))
         }
     }
 }
@@ -158,21 +169,24 @@ fn wanted_providers(config: &JwtAuthn, requirement: &Requirement) -> Vec<usize> 
     }
 }
 
-fn refuse(exchange: &Exchange, config: &JwtAuthn, denied: Denied) -> Stop {
+/// The URL of a request, for `www-authenticate`.
+fn realm(request: &Headers) -> String {
+    let path = request.path().unwrap_or_default();
+    // Envoy cuts the path there. HTTP/2 paths may hold characters of several bytes.
+    format!(
+        "{}://{}{}",
+        request.get_str("x-forwarded-proto").unwrap_or("http"),
+        request.authority().unwrap_or_default(),
+        &path[..cut_at(path, MAX_REALM)]
+    )
+}
+
+fn refuse(realm: String, config: &JwtAuthn, denied: Denied) -> Stop {
     let status = if denied == AUDIENCE { 403 } else { 401 };
     let body = if config.strip_failure_response { "" } else { denied.0 };
     let details = format!("jwt_authn_access_denied{{{}}}", denied.0.replace(' ', "_"));
     let mut reply = LocalReply::new(status, body, details);
     if !config.strip_failure_response {
-        let request = &exchange.request;
-        let path = request.path().unwrap_or_default();
-        // Envoy cuts the path there. HTTP/2 paths may hold characters of several bytes.
-        let realm = format!(
-            "{}://{}{}",
-            request.get_str("x-forwarded-proto").unwrap_or("http"),
-            request.authority().unwrap_or_default(),
-            &path[..cut_at(path, MAX_REALM)]
-        );
         let error = if denied == MISSING { "" } else { ", error=\"invalid_token\"" };
         reply.headers.push(("www-authenticate".into(), format!("Bearer realm=\"{realm}\"{error}").into_bytes()));
     }
@@ -203,6 +217,10 @@ fn check(
         Requirement::Any(list) => {
             let mut worst = MISSING;
             for part in list {
+                // What allows tokens to be missing does so only if no provider found any.
+                if worst != MISSING && matches!(part, Requirement::AllowMissing(_)) {
+                    return Err(worst);
+                }
                 match check(exchange, config, keys, part, clear) {
                     Ok(()) => return Ok(()),
                     // A real fault says more than a missing or foreign token.
@@ -424,6 +442,7 @@ fn apply(exchange: &mut Exchange, provider: &JwtProvider, token: &Token, place: 
     for claim in &provider.claim_to_headers {
         let value = claim.claim.iter().try_fold(&token.payload, |value, key| value.get(&**key));
         let text = match value {
+            Some(Value::String(s)) if s.is_empty() => continue,
             Some(Value::String(s)) => s.clone(),
             Some(Value::Number(n)) => match n.as_u64() {
                 Some(n) => n.to_string(),

@@ -73,13 +73,13 @@ pub(super) fn head(exchange: &mut Exchange, headers: &mut Headers) {
     for entry in exchange.filters(&http.config).iter().rev() {
         match &entry.filter {
             HttpFilter::HeaderMutation(own) => {
-                let (enabled, per) = filters::settings(exchange, entry);
+                let (enabled, _) = filters::settings(exchange, entry);
                 if !enabled {
                     continue;
                 }
                 let cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
                 own.response.apply_to_response(headers, &cx);
-                if let Some(PerFilter::HeaderMutation(route)) = &per {
+                for route in filters::mutations(exchange.matched.as_deref(), &entry.name) {
                     route.response.apply_to_response(headers, &cx);
                 }
             }

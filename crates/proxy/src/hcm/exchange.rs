@@ -122,18 +122,17 @@ impl Exchange {
         }
         http.stats.downstream_rq_active.inc();
         http.active.set(http.active.get() + 1);
-        let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
-        info.protocol = Some(protocol);
-        info.downstream_header_bytes_received = header_bytes(&request, 3);
         let mut timers = Timers::default();
         timers.start();
         timers.set_idle(Deadline::Idle, http.config.stream_idle_timeout);
         timers.set(Deadline::Stream, http.config.max_stream_duration);
         timers.set(Deadline::Log, http.config.access_log_flush_interval);
         let grpc = is_grpc(&request);
-        Self {
+        let header_bytes = header_bytes(&request, 3);
+        // Made in its place: it is too large to be moved for every request.
+        let mut exchange = Self {
             http: http.clone(),
-            info,
+            info: StreamInfo::new(http.info.clone(), SystemTime::now()),
             request,
             response: None,
             trailers: None,
@@ -161,7 +160,10 @@ impl Exchange {
             upgraded: None,
             tunnel: None,
             redirect_to_tls: None,
-        }
+        };
+        exchange.info.protocol = Some(protocol);
+        exchange.info.downstream_header_bytes_received = header_bytes;
+        exchange
     }
 
     /// Time since the request began.
@@ -494,10 +496,10 @@ impl Exchange {
         self.find_route();
     }
 
-    /// Applies the route's response changes, if they are wanted.
-    pub(crate) fn add_route_headers(&mut self, headers: &mut Headers, wanted: bool) {
-        if let Some(matched) = self.matched.clone().filter(|_| wanted) {
-            if matched.vhost.include_attempt_count_in_response {
+    /// Applies the response changes of a route to a cluster; `routed`: the answer is the router's.
+    pub(crate) fn add_route_headers(&mut self, headers: &mut Headers, routed: bool) {
+        if let Some(matched) = self.matched.clone().filter(|matched| matched.forward().is_some()) {
+            if routed && matched.vhost.include_attempt_count_in_response {
                 headers.set_number("x-envoy-attempt-count", self.info.upstream.attempts.max(1).into());
             }
             let response = headers.clone();

@@ -170,7 +170,8 @@ pub(super) async fn run(
             count("denied");
             let mut reply = LocalReply::new(status, "", "ext_authz_denied").flagged(ResponseFlags::UNAUTHORIZED);
             reply.raw_body = Some(body);
-            reply.headers = headers.into_iter().filter(|(_, value)| !breaks_line(value)).collect();
+            reply.headers =
+                headers.into_iter().filter(|(name, value)| !name.starts_with(':') && !breaks_line(value)).collect();
             Err(reply.into())
         }
         Decision::Error => {
@@ -507,7 +508,8 @@ fn to_client(option: HeaderValueOption) -> Option<AddToAnswer> {
 
 fn grpc_decision(headers: &Headers, body: &[u8]) -> Decision {
     use auth::check_response::HttpResponse;
-    if headers.get_str("grpc-status").is_some_and(|s| s != "0") {
+    // A call that ends without a status has failed.
+    if headers.get_str("grpc-status") != Some("0") {
         return Decision::Error;
     }
     let Some(message) = body.get(5..) else { return Decision::Error };
@@ -534,7 +536,7 @@ fn grpc_decision(headers: &Headers, body: &[u8]) -> Decision {
     }
     match response.http_response {
         Some(HttpResponse::DeniedResponse(denied)) => Decision::Deny {
-            status: denied.status.map_or(403, |s| u16::try_from(s.code).unwrap_or(403)),
+            status: denied.status.and_then(|s| u16::try_from(s.code).ok()).filter(|code| *code > 0).unwrap_or(403),
             headers: fields(denied.headers.into_iter().filter(|o| appends(o) != Some(true)).collect()),
             body: denied.body.into(),
             metadata,

@@ -9,9 +9,10 @@ use bytes::Bytes;
 use proxy_core::cluster::Discovery;
 use proxy_core::endpoints::Health;
 use proxy_core::filters::{
-    Abort, CorsDecision, FilterStateValue, HealthCheckFilter, HttpFilter, HttpFilterEntry, PerFilter,
+    Abort, CorsDecision, FilterStateValue, HeaderMutation, HealthCheckFilter, HttpFilter, HttpFilterEntry, PerFilter,
 };
 use proxy_core::rbac::RbacInput;
+use proxy_core::route::Matched;
 use proxy_core::{FormatContext, ResponseFlags};
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -29,6 +30,14 @@ pub(super) fn settings(exchange: &Exchange, entry: &HttpFilterEntry) -> (bool, O
         None => !entry.disabled,
     };
     (enabled, per.and_then(PerFilter::settings).cloned())
+}
+
+/// The changes of headers that a route and the levels around it want, the innermost first: all of them are made.
+pub(super) fn mutations<'a>(matched: Option<&'a Matched>, name: &'a str) -> impl Iterator<Item = &'a HeaderMutation> {
+    matched.into_iter().flat_map(|m| m.per_filters(name)).filter_map(|per| match per.settings() {
+        Some(PerFilter::HeaderMutation(changes)) => Some(&**changes),
+        _ => None,
+    })
 }
 
 fn set_filter_state(exchange: &mut Exchange, values: &[FilterStateValue]) {
@@ -51,7 +60,7 @@ pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<
             continue;
         }
         exchange.decided = None;
-        let done = one(exchange, body, &entry.filter, per).await;
+        let done = one(exchange, body, entry, per).await;
         let at = exchange.elapsed();
         match &done {
             Ok(()) => match exchange.decided.take() {
@@ -72,7 +81,7 @@ pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<
 async fn one(
     exchange: &mut Exchange,
     body: &mut RecvBody,
-    filter: &HttpFilter,
+    HttpFilterEntry { name, filter, .. }: &HttpFilterEntry,
     per: Option<PerFilter>,
 ) -> Result<(), Stop> {
     match filter {
@@ -113,7 +122,7 @@ async fn one(
             let cx = FormatContext::new(&exchange.info, None, None);
             own.request.apply_to_request(&mut exchange.request, &cx);
             own.query.apply(&mut exchange.request, &cx);
-            if let Some(PerFilter::HeaderMutation(route)) = &per {
+            for route in mutations(exchange.matched.as_deref(), name) {
                 route.request.apply_to_request(&mut exchange.request, &cx);
                 route.query.apply(&mut exchange.request, &cx);
             }
@@ -206,6 +215,17 @@ async fn resolve(exchange: &mut Exchange) -> Result<(), Stop> {
     }
 }
 
+/// Namespace of the fault filter's dynamic metadata.
+const FAULT: &str = "envoy.filters.http.fault";
+
+/// Counts a fault for the client that the request names.
+fn fault_of_client(exchange: &Exchange, fault: &proxy_core::filters::Fault, what: &str) {
+    if let (true, Some(client)) = (fault.counts_clients, exchange.request.get_str("x-envoy-downstream-service-cluster"))
+    {
+        exchange.http.stats.other.inc(&format!("fault.{client}.{what}"));
+    }
+}
+
 async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fault>) -> Result<(), Stop> {
     let worker = exchange.http.worker.clone();
     let cluster = exchange.info.upstream.cluster.as_deref();
@@ -223,6 +243,8 @@ async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fau
     if let Some(delay) = decision.delay {
         exchange.decided = Some(format!("delayed by {delay:?}").into());
         exchange.http.stats.other.inc("fault.delays_injected");
+        fault_of_client(exchange, fault, "delays_injected");
+        exchange.info.dynamic_metadata.merge(FAULT, &fault.metadata);
         exchange.info.flags.insert(ResponseFlags::FAULT_DELAY);
         worker.active_faults.set(worker.active_faults.get() + 1);
         let waited = exchange.wait(Box::pin(tokio::time::sleep(delay))).await;
@@ -231,6 +253,8 @@ async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fau
     }
     if let Some(abort) = decision.abort {
         exchange.http.stats.other.inc("fault.aborts_injected");
+        fault_of_client(exchange, fault, "aborts_injected");
+        exchange.info.dynamic_metadata.merge(FAULT, &fault.metadata);
         let text = fault.abort_body.as_deref().unwrap_or("fault filter abort").to_owned();
         let mut reply = LocalReply::new(200, text, "fault_filter_abort").flagged(ResponseFlags::FAULT_ABORT);
         match abort {
@@ -305,6 +329,9 @@ fn run_rbac(exchange: &mut Exchange, rbac: &proxy_core::Rbac, filter: &proxy_cor
     if let Some(shadow) = &verdict.shadow {
         let what = if shadow.allowed { "shadow_allowed" } else { "shadow_denied" };
         stats.inc(&rbac_counter(&shadow_prefix, what));
+        if let (true, Some(policy)) = (filter.tracks_policies, &shadow.policy) {
+            stats.inc(&rbac_counter(&shadow_prefix, &format!("policy.{policy}.{what}")));
+        }
         record(&shadow_prefix, "shadow", shadow.allowed, shadow.policy.as_deref());
     }
     if let Some(enforced) = verdict.enforced {
@@ -320,7 +347,11 @@ fn run_rbac(exchange: &mut Exchange, rbac: &proxy_core::Rbac, filter: &proxy_cor
     };
     // Shadow rules alone allow nothing that would be counted.
     if let Some(allowed) = verdict.enforced {
-        stats.inc(&rbac_counter(&rbac.stat_prefix, if allowed { "allowed" } else { "denied" }));
+        let what = if allowed { "allowed" } else { "denied" };
+        stats.inc(&rbac_counter(&rbac.stat_prefix, what));
+        if let (true, Some(policy)) = (filter.tracks_policies, &verdict.policy) {
+            stats.inc(&rbac_counter(&rbac.stat_prefix, &format!("policy.{policy}.{what}")));
+        }
     }
     if verdict.allowed {
         return Ok(());
@@ -384,8 +415,10 @@ pub(super) async fn peek_body(
                     seen.extend_from_slice(data);
                 }
                 frames.push_back(frame);
-                if seen.len() > limit && !allow_partial {
+                // As Envoy, which is done with buffering when the end comes with the data.
+                if seen.len() > limit && !allow_partial && !body.is_over() {
                     exchange.info.bytes_received = seen.len() as u64;
+                    exchange.http.stats.downstream_rq_too_large.inc();
                     return Err(LocalReply::new(413, "Payload Too Large", "request_payload_too_large").into());
                 }
                 if seen.len() < limit || !allow_partial {

@@ -31,6 +31,7 @@ pub(super) async fn serve(http: Rc<Http>, io: Io) {
         let conn = conn.borrow();
         (conn.bytes_read, conn.bytes_written)
     };
+    http.received.set(read);
     http.stats.downstream_cx_rx_bytes_total.add(read);
     http.stats.downstream_cx_tx_bytes_total.add(written);
     close(&http, conn, end).await;
@@ -167,7 +168,7 @@ async fn next_head(
         },
     };
     match head {
-        Ok(Some(head)) => Next::Head(Box::new(head)),
+        Ok(Some(head)) => Next::Head(head),
         Ok(None) => {
             http.stats.downstream_cx_destroy_remote.inc();
             Next::End(End::Clean)

@@ -13,7 +13,7 @@ use crate::batch::Batch;
 use crate::h1::UnderscoreAction;
 use crate::io::Io;
 use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
-use crate::stats::{Counter, HTTP2_CODEC};
+use crate::stats::{Counter, HTTP2_CODEC, HTTP2_GAUGES};
 use crate::stream::{RecvBody, push_map};
 use bytes::Bytes;
 use guard::{Fault, Guard, Settings, Switch};
@@ -70,6 +70,7 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
     let stream_errors = options.stream_error_on_invalid_message || http.config.stream_error_on_invalid_message;
     let (io, outlet) = Batch::new(io, false);
     http.worker.named_stats().touch_all(&HTTP2_CODEC);
+    http.worker.named_stats().touch_gauges(&HTTP2_GAUGES);
     http.worker.named_stats().inc("http2.nghttp2_downstream_connections");
     let limits = flood::Limits::of(options);
     let guard = Guard::new(io, settings, limits, stream_errors, http.config.drain_timeout, Some(http.worker.clone()));
@@ -327,6 +328,8 @@ fn stream(
     };
     let verdict = check(http, &mut headers);
     let mut exchange = Exchange::new(http, HttpProtocol::Http2, headers, answer, hints);
+    let worker = http.worker.clone();
+    worker.h2_streams().inc();
     // In a box, for a task is moved several times until it runs, and once more when it is done.
     let work = Box::pin(async move {
         match verdict {
@@ -335,6 +338,7 @@ fn stream(
             }
             Err(detail) => exchange.reset(detail, h2::Reason::INTERNAL_ERROR),
         }
+        worker.h2_streams().dec();
     });
     // The stream ends with its exchange; the connection's end resets it, which the exchange notices.
     tokio::task::spawn_local(work);

@@ -51,6 +51,11 @@ impl LocalReply {
     pub(crate) fn render(self, exchange: &mut Exchange) -> (Headers, Bytes) {
         let mut headers = Headers::with_capacity(12, 512);
         headers.set_status(self.status);
+        // As Envoy, the route's changes first: what a filter says itself stands over them.
+        exchange.add_route_headers(&mut headers, self.finalize);
+        for (name, _) in &self.headers {
+            headers.remove(name);
+        }
         for (name, value) in &self.headers {
             headers.push(name.as_bytes(), value);
         }
@@ -72,11 +77,11 @@ impl LocalReply {
             if let Some(status) = rewritten.status {
                 headers.set_status(status);
             }
+            headers.remove("content-type");
             for (name, value) in &rewritten.headers {
                 headers.push(name.as_bytes(), value);
             }
             body = Bytes::from(rewritten.body);
-            headers.remove("content-type");
             content_type = rewritten.content_type.to_string().into();
         }
         let status = headers.status().unwrap_or(self.status);
@@ -88,7 +93,6 @@ impl LocalReply {
             if !body.is_empty() {
                 headers.set("grpc-message", percent_encode(&body).as_bytes());
             }
-            exchange.add_route_headers(&mut headers, self.finalize);
             return (headers, Bytes::new());
         }
         if !body.is_empty() {
@@ -98,8 +102,8 @@ impl LocalReply {
             }
         } else {
             headers.remove("content-length");
+            headers.remove("content-type");
         }
-        exchange.add_route_headers(&mut headers, self.finalize);
         (headers, body)
     }
 }

@@ -124,7 +124,7 @@ fn answer_text(host: Option<&Address>, status: u16) -> String {
 struct Record {
     /// Id, method, authority and path in one piece, with where each ends.
     text: Box<str>,
-    ends: [u16; 3],
+    ends: [u16; 4],
     start: SystemTime,
     connection: Arc<proxy_core::ConnectionInfo>,
     protocol: &'static str,
@@ -190,6 +190,7 @@ impl Rings {
 }
 
 impl Ring {
+    #[inline]
     fn push(&self, record: Record) {
         let mut records = lock(&self.records);
         let old = if records.len() >= self.size { records.pop_front() } else { None };
@@ -203,8 +204,7 @@ impl Ring {
 impl Record {
     fn part(&self, index: usize) -> &str {
         let start = if index == 0 { 0 } else { usize::from(self.ends[index - 1]) };
-        let end = self.ends.get(index).map_or(self.text.len(), |end| usize::from(*end));
-        self.text.get(start..end).unwrap_or_default()
+        self.text.get(start..usize::from(self.ends[index])).unwrap_or_default()
     }
 
     fn json(&self) -> Value {
@@ -273,9 +273,8 @@ fn cut(text: &str) -> &str {
     &text[..end]
 }
 
-/// Remembers a request that is over.
+/// Remembers a request that is over, with what it has no more use for.
 pub(super) fn remember(exchange: &mut Exchange) {
-    let info = &exchange.info;
     let request = &exchange.request;
     let parts = [
         cut(request.get_str("x-request-id").unwrap_or_default()),
@@ -283,14 +282,15 @@ pub(super) fn remember(exchange: &mut Exchange) {
         cut(request.authority().unwrap_or_default()),
         cut(request.get_str("x-envoy-original-path").or(request.path()).unwrap_or_default()),
     ];
-    let mut ends = [0u16; 3];
-    let mut length = 0;
-    for (end, part) in ends.iter_mut().zip(&parts) {
-        length += part.len();
-        *end = length as u16;
+    let mut text = String::with_capacity(parts.iter().map(|part| part.len()).sum());
+    let mut ends = [0u16; 4];
+    for (end, part) in ends.iter_mut().zip(parts) {
+        text.push_str(part);
+        *end = text.len() as u16;
     }
-    let record = Record {
-        text: parts.concat().into(),
+    let info = &mut exchange.info;
+    exchange.http.worker.ring.push(Record {
+        text: text.into(),
         ends,
         start: info.start,
         connection: info.connection.clone(),
@@ -298,19 +298,18 @@ pub(super) fn remember(exchange: &mut Exchange) {
         virtual_host: info.virtual_host.as_ref().map(|v| v.name.clone()),
         route: info.route.as_ref().map(|r| r.name.clone()),
         route_index: info.route.as_ref().and_then(|r| u32::try_from(r.index).ok()),
-        cluster: info.upstream.cluster.clone(),
+        cluster: info.upstream.cluster.take(),
         host: info.upstream.host.as_ref().map(|h| h.address.clone()),
-        trace: info.trace_id.clone(),
+        trace: info.trace_id.take(),
         attempts: info.upstream.attempts,
         code: info.response_code.unwrap_or(0),
         flags: info.flags,
-        details: info.response_code_details.clone(),
+        details: info.response_code_details.take(),
         received: info.bytes_received,
         sent: info.bytes_sent,
         duration: info.times.complete.unwrap_or_default(),
         steps: std::mem::take(&mut exchange.steps.0),
-    };
-    exchange.http.worker.ring.push(record);
+    });
 }
 
 #[cfg(test)]

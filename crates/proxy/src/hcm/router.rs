@@ -440,7 +440,7 @@ async fn tries(
                 }
                 let wanted = plan.router.is_some_and(|router| !router.upstream_log.is_empty());
                 let head = wanted.then(|| reply.headers.clone());
-                let outcome = pass_on(exchange, plan, outgoing, *reply, upstream, pump, sent).await;
+                let outcome = pass_on(exchange, plan, outgoing, reply, upstream, pump, sent).await;
                 if let Some(head) = head {
                     plan.log_try(exchange, Some(&head), ResponseFlags::NONE);
                 }

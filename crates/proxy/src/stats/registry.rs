@@ -2,11 +2,11 @@
 
 use super::HistogramSample;
 use mesh_types::ArcStr;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a scope counts; gives the prefix of its names and the Prometheus tag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
     Cluster,
     Http,
@@ -45,8 +45,8 @@ impl Sample {
         }
     }
 
-    /// Whether anything was ever counted (`usedonly`).
-    pub(crate) fn used(&self) -> bool {
+    /// Whether anything was ever counted.
+    fn used(&self) -> bool {
         match self {
             Sample::Counter(n) | Sample::Gauge(n) => *n != 0,
             Sample::Histogram(h) => h.count() != 0,
@@ -97,6 +97,57 @@ impl Entry {
             Kind::Plain => format!("{}.{}", self.scope, self.name),
             kind => format!("{}.{}.{}", kind.prefix(), self.scope, self.name),
         }
+    }
+}
+
+/// The counters that are not 0, by place and name.
+pub(crate) type Counted = HashSet<(Kind, ArcStr, String)>;
+
+/// What was counted among `entries`.
+pub(crate) fn counted(entries: &[Entry]) -> Counted {
+    let counters = entries.iter().filter(|entry| matches!(entry.sample, Sample::Counter(n) if n > 0));
+    counters.map(|entry| (entry.kind, entry.scope.clone(), entry.name.clone())).collect()
+}
+
+/// What Envoy sets when a cluster or the server is made.
+const SET_AT_START: [&str; 16] = [
+    "cluster_manager.warming_clusters",
+    "listener_manager.total_listeners_warming",
+    "membership_degraded",
+    "membership_excluded",
+    "membership_healthy",
+    "membership_total",
+    "runtime.num_keys",
+    "runtime.num_layers",
+    "server.compilation_settings.fips_mode",
+    "server.days_until_first_cert_expiring",
+    "server.dynamic_unknown_fields",
+    "server.state",
+    "server.static_unknown_fields",
+    "server.total_connections",
+    "server.wip_protos",
+    "warming_state",
+];
+
+impl Entry {
+    /// Whether it was written since the start (`usedonly`). A gauge that came down again was, too: it goes with a counter.
+    pub(crate) fn is_used(&self, counted: &Counted) -> bool {
+        if self.sample.used() || SET_AT_START.contains(&&*self.name) {
+            return true;
+        }
+        let counter = match &*self.name {
+            _ if !matches!(self.sample, Sample::Gauge(_)) => return false,
+            "downstream_pre_cx_active" => "downstream_cx_total".to_owned(),
+            "circuit_breakers.default.cx_open"
+            | "circuit_breakers.default.cx_pool_open"
+            | "circuit_breakers.default.rq_open"
+            | "circuit_breakers.default.rq_pending_open" => "upstream_cx_total".to_owned(),
+            name => match name.strip_suffix("_active") {
+                Some(stem) => format!("{stem}_total"),
+                None => return false,
+            },
+        };
+        counted.contains(&(self.kind, self.scope.clone(), counter))
     }
 }
 

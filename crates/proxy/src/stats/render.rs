@@ -127,8 +127,9 @@ pub(crate) fn prometheus(entries: &[Entry], used_only: bool) -> String {
     // By name: the type, and labels with values.
     type Family<'a> = (&'static str, Vec<(String, &'a Sample)>);
     let mut families: BTreeMap<String, Family<'_>> = BTreeMap::new();
+    let counted = super::counted(entries);
     for entry in entries {
-        if used_only && !entry.sample.used() {
+        if used_only && !entry.is_used(&counted) {
             continue;
         }
         let (name, labels) = prometheus_name(entry);
@@ -182,6 +183,15 @@ fn prometheus_name(entry: &Entry) -> (String, String) {
         }
         name = &shortened;
     }
+    let moved;
+    if let Some((rest, label, value)) = tagged(entry.kind, name) {
+        if !labels.is_empty() {
+            labels.push(',');
+        }
+        let _ = write!(labels, "{label}=\"{}\"", escape(value));
+        moved = rest;
+        name = &moved;
+    }
     let tag = match entry.kind {
         Kind::Cluster => "envoy_cluster_name",
         Kind::Http => "envoy_http_conn_manager_prefix",
@@ -190,7 +200,12 @@ fn prometheus_name(entry: &Entry) -> (String, String) {
         Kind::Plain => "",
     };
     let mut full = String::from("envoy_");
-    if entry.kind == Kind::Plain {
+    // The admin port has no address.
+    let admin = entry.kind == Kind::Listener && &*entry.scope == "admin";
+    if entry.kind == Kind::Plain || admin {
+        if admin {
+            full.push_str("listener_");
+        }
         if !entry.scope.is_empty() {
             sanitize(&mut full, &entry.scope);
             full.push('_');
@@ -205,6 +220,41 @@ fn prometheus_name(entry: &Entry) -> (String, String) {
     }
     sanitize(&mut full, name);
     (full, labels)
+}
+
+/// A part of a name that Envoy makes a label (`source/common/config/well_known_names.cc`): the name without it, the label and
+/// its value.
+fn tagged(kind: Kind, name: &str) -> Option<(String, &'static str, &str)> {
+    if let Some((what, value)) = name.strip_prefix("ssl.").and_then(|rest| rest.split_once('.')) {
+        let label = match (what, kind) {
+            // Envoy has two rules for these, of which the older one names clusters' only.
+            ("ciphers", Kind::Cluster) => "cipher_suite",
+            ("ciphers", _) => "envoy_ssl_cipher",
+            ("curves", _) => "envoy_ssl_curve",
+            ("sigalgs", _) => "envoy_ssl_sigalg",
+            ("versions", _) => "envoy_ssl_version",
+            _ => return None,
+        };
+        return Some((format!("ssl.{what}"), label, value));
+    }
+    if kind == Kind::Listener
+        && let Some((prefix, rest)) = name.strip_prefix("http.").and_then(|rest| rest.rsplit_once('.'))
+    {
+        return Some((format!("http.{rest}"), "envoy_http_conn_manager_prefix", prefix));
+    }
+    if let Some((before, after)) = name.split_once("worker_")
+        && matches!(before, "" | "server." | "thread_local_cluster_manager.")
+        && let Some((worker, rest)) = after.split_once('.')
+        && worker.bytes().all(|b| b.is_ascii_digit())
+    {
+        return Some((format!("{before}worker.{rest}"), "envoy_worker_id", worker));
+    }
+    if kind == Kind::Plain
+        && let Some((prefix, rest)) = name.split_once(".http_local_rate_limit.")
+    {
+        return Some((format!("http_local_rate_limit.{rest}"), "envoy_local_http_ratelimit_prefix", prefix));
+    }
+    None
 }
 
 /// Splits `upstream_rq_503` and `downstream_rq_2xx`.

@@ -22,7 +22,7 @@ macro_rules! scope {
         impl Scope for $name {
             fn visit(&self, f: &mut dyn FnMut(&str, Sample)) {
                 $(visit_counter(stringify!($c), self.$c.get(), f);)*
-                $(f(stringify!($g), Sample::Gauge(self.$g.get()));)*
+                $(visit_gauge(stringify!($g), self.$g.get(), f);)*
                 $(f(stringify!($h), Sample::Histogram(self.$h.read()));)*
                 $({
                     let sample = self.$late.read();
@@ -47,6 +47,15 @@ fn visit_counter(field: &'static str, value: u64, f: &mut dyn FnMut(&str, Sample
         Some(_) if value == 0 => {}
         Some(rest) => f(&format!("ssl.{rest}"), Sample::Counter(value)),
         None => f(field, Sample::Counter(value)),
+    }
+}
+
+/// Likewise `http2_streams_active`, of which [`HTTP2_GAUGES`] makes the one that is 0.
+fn visit_gauge(field: &'static str, value: u64, f: &mut dyn FnMut(&str, Sample)) {
+    match field.strip_prefix("http2_") {
+        Some(_) if value == 0 => {}
+        Some(rest) => f(&format!("http2.{rest}"), Sample::Gauge(value)),
+        None => f(field, Sample::Gauge(value)),
     }
 }
 
@@ -127,6 +136,14 @@ pub(crate) const HTTP2_CODEC: [&str; 25] = [
     "http2.tx_reset",
 ];
 
+/// Its gauges. What is queued in the crate is not known here.
+pub(crate) const HTTP2_GAUGES: [&str; 4] = [
+    "http2.outbound_control_frames_active",
+    "http2.outbound_frames_active",
+    "http2.pending_send_bytes",
+    "http2.streams_active",
+];
+
 /// Counters and gauges with names that come from configuration or requests (`fault.*`, `grpc.*`): few, made on first use.
 #[derive(Debug, Default)]
 pub(crate) struct Named {
@@ -168,6 +185,16 @@ impl Named {
         }
     }
 
+    /// Makes several gauges exist at 0.
+    pub(crate) fn touch_gauges(&self, names: &[&str]) {
+        let mut map = self.gauges.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for name in names {
+            if !map.contains_key(*name) {
+                map.insert((*name).to_owned(), 0);
+            }
+        }
+    }
+
     /// Moves a gauge up or down.
     pub(crate) fn shift(&self, name: &str, up: bool) {
         let mut map = self.gauges.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -190,7 +217,7 @@ scope! {
     ClusterStats {
         counters {
             assignment_stale, assignment_timeout_received, bind_errors, lb_healthy_panic, lb_recalculate_zone_structures,
-            lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_selected, membership_change, original_dst_host_invalid, retry_or_shadow_abandoned, update_attempt, update_empty,
+            lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_selected, original_dst_host_invalid, retry_or_shadow_abandoned, update_attempt, update_empty,
             update_failure, update_no_rebuild, update_success, upstream_cx_close_notify, upstream_cx_connect_attempts_exceeded,
             upstream_cx_connect_fail, upstream_cx_connect_timeout, upstream_cx_connect_with_0_rtt, upstream_cx_destroy,
             upstream_cx_destroy_local, upstream_cx_destroy_local_with_active_rq, upstream_cx_destroy_remote,
@@ -210,7 +237,7 @@ scope! {
             ssl_fail_verify_cert_hash, ssl_no_certificate, ssl_session_reused
         }
         gauges {
-            upstream_cx_active, upstream_cx_rx_bytes_buffered, upstream_cx_tx_bytes_buffered, upstream_rq_active,
+            http2_streams_active, upstream_cx_active, upstream_cx_rx_bytes_buffered, upstream_cx_tx_bytes_buffered, upstream_rq_active,
             upstream_rq_pending_active
         }
         histograms { upstream_cx_connect_ms, upstream_cx_length_ms, upstream_rq_per_cx }
@@ -283,7 +310,7 @@ scope! {
 
 scope! {
     /// Counters whose whole name comes from configuration.
-    PlainStats { counters {} gauges {} histograms {} late {} codes {} }
+    PlainStats { counters {} gauges { http2_streams_active } histograms {} late {} codes {} }
 }
 
 scope! {
@@ -317,13 +344,29 @@ impl More for HttpStats {
         for name in ["downstream_cx_http1_soft_drain", "downstream_cx_http3_active"] {
             f(name, Sample::Gauge(0));
         }
-        for name in ["downstream_cx_http3_total", "downstream_rq_http3_total", "rq_overload_local_reply"] {
+        for name in [
+            "downstream_cx_http3_total",
+            "downstream_rq_http3_total",
+            "rq_overload_local_reply",
+            "tracing.client_enabled",
+            "tracing.health_check",
+            "tracing.not_traceable",
+            "tracing.random_sampling",
+            "tracing.service_forced",
+        ] {
             f(name, Sample::Counter(0));
         }
     }
 }
 impl More for ListenerStats {}
-impl More for TcpStats {}
+impl More for TcpStats {
+    /// Likewise.
+    fn more(&self, f: &mut dyn FnMut(&str, Sample)) {
+        for name in ["downstream_cx_drain_close", "downstream_cx_overload_close", "route_delayed_total"] {
+            f(name, Sample::Counter(0));
+        }
+    }
+}
 impl More for PlainStats {}
 impl More for ListenerHttpStats {}
 

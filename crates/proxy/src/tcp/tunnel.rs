@@ -15,8 +15,8 @@ use tokio::io::AsyncWrite;
 
 /// A request whose body is the client's bytes, and whose answer's body goes to the client.
 pub(super) struct Tunnel {
-    pub(super) upstream: Upstream,
-    reply: Reply,
+    pub(super) upstream: Box<Upstream>,
+    reply: Box<Reply>,
 }
 
 /// Sends the request and waits for a 2xx.
@@ -25,7 +25,7 @@ pub(super) async fn open(pool: &Rc<Pool>, mut headers: Headers) -> Result<Tunnel
     let acquired = pool.acquire().await?;
     let failed = |reason: &str| AcquireError::Connect(ConnectError { timeout: false, reason: reason.to_owned() });
     let gone = |_: Failure| failed("tunnel_refused");
-    let mut upstream = Upstream::start(acquired, &mut headers, false, connect, false).await.map_err(gone)?;
+    let mut upstream = Upstream::start(acquired, &mut headers, false, connect, false).map_err(gone)?;
     let reply = poll_fn(|cx| {
         if let Poll::Ready(Err(e)) = upstream.send.poll_flush(cx) {
             return Poll::Ready(Err(Failure::from(e)));
@@ -42,7 +42,7 @@ pub(super) async fn open(pool: &Rc<Pool>, mut headers: Headers) -> Result<Tunnel
         Ok(Tunnel { upstream, reply })
     } else {
         upstream.send.reset(h2::Reason::CANCEL);
-        Err(failed(&format!("tunnel_response:_{}", reply.status)))
+        Err(failed(&format!("tunnel_response:{}", reply.status)))
     }
 }
 

@@ -49,6 +49,11 @@ impl ResolvesServerCert for Certificates {
     }
 }
 
+/// Whether a suite is one of TLS 1.3 (RFC 8446, B.4).
+fn is_of_13(suite: rustls::CipherSuite) -> bool {
+    u16::from(suite) >> 8 == 0x13
+}
+
 /// Sessions kept per context for resumption; each takes about a kilobyte.
 const SESSIONS: usize = 128;
 
@@ -102,6 +107,8 @@ impl ServerTls {
                 config.send_tls13_tickets = 0;
             }
         }
+        // Of the suites of TLS 1.2 the server's favourite is taken, as in BoringSSL.
+        config.ignore_client_order = versions(common).iter().all(|v| v.version == rustls::ProtocolVersion::TLSv1_2);
         let without_alpn = Arc::new(config.clone());
         config.alpn_protocols = if self.exchanges { common.alpn.clone() } else { super::spoken(&common.alpn) };
         Ok(Compiled { with_alpn: Arc::new(config), without_alpn, certificates, validates })
@@ -115,7 +122,14 @@ impl ServerTls {
             let hello = start.client_hello();
             let ours = &compiled.with_alpn.alpn_protocols;
             let shared = hello.alpn().is_none_or(|mut theirs| theirs.any(|p| ours.iter().any(|o| o == p)));
-            if shared { compiled.with_alpn.clone() } else { compiled.without_alpn.clone() }
+            let config = if shared { &compiled.with_alpn } else { &compiled.without_alpn };
+            if config.ignore_client_order || hello.cipher_suites().iter().any(|suite| is_of_13(*suite)) {
+                config.clone()
+            } else {
+                let mut config = (**config).clone();
+                config.ignore_client_order = true;
+                Arc::new(config)
+            }
         };
         let stream = Box::pin(start.into_stream(config)).await?;
         let (_, session) = stream.get_ref();

@@ -57,6 +57,10 @@ impl Checks {
         if v.san.is_empty() && v.hashes.is_empty() && v.spkis.is_empty() {
             return Ok(());
         }
+        // Then names and hashes do not matter, either (Envoy `DefaultCertValidator::verifyCertChain`).
+        if v.accept_untrusted {
+            return Ok(());
+        }
         let bad = || Error::InvalidCertificate(CertificateError::BadEncoding);
         let peer = peer_certificate(chain).ok_or_else(bad)?;
         if !v.san_ok(&peer) {
@@ -287,7 +291,7 @@ impl ClientCertVerifier for ClientVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        super::signature_schemes()
     }
 }
 
@@ -338,7 +342,8 @@ impl ServerCertVerifier for ServerVerifier {
             })?;
         }
         let chain = chain(end_entity, intermediates);
-        if self.match_server_name {
+        // Without a name to send there is none to look for.
+        if self.match_server_name && matches!(server_name, ServerName::DnsName(_)) {
             let wanted = server_name.to_str();
             let peer = peer_certificate(&chain);
             let ok = peer.is_some_and(|p| p.dns_sans.iter().any(|san| dns_match(san, &wanted)));
@@ -369,7 +374,7 @@ impl ServerCertVerifier for ServerVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        super::signature_schemes()
     }
 }
 

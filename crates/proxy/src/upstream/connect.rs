@@ -151,7 +151,10 @@ pub(crate) async fn open(
     }
     match variant.protocol {
         Protocol::Http2 => stats.upstream_cx_http2_total.inc(),
-        Protocol::Http1 => stats.upstream_cx_http1_total.inc(),
+        Protocol::Http1 => {
+            stats.upstream_cx_http1_total.inc();
+            stats.other.touch_all(&crate::stats::HTTP1_CODEC);
+        }
         Protocol::Auto | Protocol::Raw => {}
     }
     host.state.stats.cx_total.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -6,7 +6,7 @@ use super::pool::{Counted, Pool};
 use crate::batch::Batch;
 use crate::io::Io;
 use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
-use crate::stats::{ClusterStats, HTTP2_CODEC};
+use crate::stats::{ClusterStats, HTTP2_CODEC, HTTP2_GAUGES};
 use bytes::Bytes;
 use proxy_core::Host;
 use std::cell::{Cell, RefCell};
@@ -84,6 +84,7 @@ impl H2Connection {
             return None;
         }
         inner.streams.set(inner.streams.get() + 1);
+        inner.stats.http2_streams_active.inc();
         inner.requests.set(inner.requests.get() + 1);
         if let Some((pulse, idle)) = &inner.pulse {
             pulse.ask_after(*idle);
@@ -141,6 +142,7 @@ impl H2Connection {
 impl Drop for H2Connection {
     fn drop(&mut self) {
         self.inner.streams.set(self.inner.streams.get() - 1);
+        self.inner.stats.http2_streams_active.dec();
         self.inner.idle_since.set(Instant::now());
         if let Some(pool) = self.inner.pool.upgrade() {
             pool.serve();
@@ -203,6 +205,7 @@ impl H2Pool {
         });
         let stats = pool.cluster.stats.clone();
         stats.other.touch_all(&HTTP2_CODEC);
+        stats.other.touch_gauges(&HTTP2_GAUGES);
         stats.other.inc("http2.nghttp2_upstream_connections");
         let streams = Rc::new(Cell::new(0));
         let busy = streams.clone();

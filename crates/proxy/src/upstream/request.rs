@@ -97,17 +97,18 @@ pub(crate) struct Reply {
 
 impl Upstream {
     /// Writes the head (to the buffer; bytes leave with the first flush). `end`: there is no body.
-    pub(crate) async fn start(
+    pub(crate) fn start(
         acquired: Acquired,
         headers: &mut Headers,
         end: bool,
         upgrade: bool,
         enable_trailers: bool,
-    ) -> Result<Self, Failure> {
-        match acquired {
-            Acquired::H1(lease) => Ok(Self::start_h1(lease, headers, end, upgrade, enable_trailers)),
-            Acquired::H2(connection) => Self::start_h2(connection, headers, end),
-        }
+    ) -> Result<Box<Self>, Failure> {
+        let started = match acquired {
+            Acquired::H1(lease) => Self::start_h1(lease, headers, end, upgrade, enable_trailers),
+            Acquired::H2(connection) => Self::start_h2(connection, headers, end)?,
+        };
+        Ok(Box::new(started))
     }
 
     /// A raw connection that carries a terminated CONNECT.
@@ -204,6 +205,10 @@ pub(crate) fn h2_request(headers: &Headers) -> Option<http::Request<()>> {
     *request.version_mut() = http::Version::HTTP_2;
     *request.headers_mut() = to_map(headers);
     request.headers_mut().remove(http::header::CONNECTION);
+    // The crate refuses one that says nothing.
+    if request.headers().get(http::header::TE).is_some_and(http::HeaderValue::is_empty) {
+        request.headers_mut().remove(http::header::TE);
+    }
     Some(request)
 }
 
@@ -213,7 +218,7 @@ impl Response {
     }
 
     /// The next head.
-    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Reply, Failure>> {
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Box<Reply>, Failure>> {
         match self {
             Response::H1 { lease, head_request, keep_alive, limits, upgrade } => {
                 let conn = lease.conn().clone();
@@ -222,10 +227,13 @@ impl Response {
                     Err(ReadError::Syntax(e)) => return Poll::Ready(Err(Failure::Protocol(e.detail))),
                     Err(_) => return Poll::Ready(Err(Failure::Terminated)),
                 };
+                if head.status < 100 {
+                    return Poll::Ready(Err(Failure::Protocol("http1.codec_error")));
+                }
                 let interim = (100..200).contains(&head.status) && head.status != 101;
                 if interim {
                     let reply = Reply { status: head.status, headers: head.headers, body: RecvBody::Empty, interim };
-                    return Poll::Ready(Ok(reply));
+                    return Poll::Ready(Ok(Box::new(reply)));
                 }
                 *keep_alive = head.keep_alive;
                 if !head.keep_alive {
@@ -241,7 +249,7 @@ impl Response {
                 } else {
                     RecvBody::H1(conn.clone())
                 };
-                let reply = Reply { status: head.status, headers: head.headers, body, interim: false };
+                let reply = Box::new(Reply { status: head.status, headers: head.headers, body, interim: false });
                 let Response::H1 { lease, keep_alive, .. } = std::mem::replace(self, Response::taken()) else {
                     return Poll::Ready(Err(Failure::Terminated));
                 };
@@ -253,7 +261,8 @@ impl Response {
                     let mut headers = Headers::new();
                     push_map(&mut headers, interim.headers());
                     let status = interim.status().as_u16();
-                    return Poll::Ready(Ok(Reply { status, headers, body: RecvBody::Empty, interim: true }));
+                    let reply = Reply { status, headers, body: RecvBody::Empty, interim: true };
+                    return Poll::Ready(Ok(Box::new(reply)));
                 }
                 let response = match ready!(std::pin::Pin::new(future).poll(cx)) {
                     Ok(response) => response,
@@ -282,7 +291,7 @@ impl Response {
                 }
                 let bodiless = matches!(parts.status, http::StatusCode::NO_CONTENT | http::StatusCode::NOT_MODIFIED);
                 let body = if bodiless { RecvBody::h2_bodiless(body) } else { RecvBody::h2(body) };
-                let reply = Reply { status: parts.status.as_u16(), headers, body, interim: false };
+                let reply = Box::new(Reply { status: parts.status.as_u16(), headers, body, interim: false });
                 if let Response::H2 { connection, .. } = std::mem::replace(self, Response::taken()) {
                     *self = Response::Taken { lease: None, reusable: false, _h2: Some(connection) };
                 }
@@ -312,7 +321,7 @@ pub(crate) async fn call(
     body: Bytes,
     limit: usize,
 ) -> Result<(u16, Headers, Bytes), Failure> {
-    let mut upstream = Upstream::start(acquired, &mut headers, body.is_empty(), false, false).await?;
+    let mut upstream = Upstream::start(acquired, &mut headers, body.is_empty(), false, false)?;
     if !body.is_empty() {
         upstream.send.push(Frame::Data(body));
         upstream.send.end(false);

@@ -1,6 +1,6 @@
 use super::*;
 
-fn request(text: &str) -> Result<RequestHead, HeadError> {
+fn request(text: &str) -> Result<Box<RequestHead>, HeadError> {
     parse_request(text.as_bytes(), &Limits::default()).map(|r| r.expect("a complete head").0)
 }
 

@@ -21,13 +21,13 @@ pub(super) async fn pass_on(
     exchange: &mut Exchange,
     plan: &Plan<'_>,
     outgoing: &mut Outgoing<'_>,
-    reply: Reply,
+    reply: Box<Reply>,
     mut upstream: Box<Upstream>,
     mut up_pump: Pump,
     mut sent: bool,
 ) -> Result<Outcome, Stop> {
     let stats = &plan.cluster.stats;
-    let Reply { status, mut headers, mut body, .. } = reply;
+    let Reply { status, mut headers, mut body, .. } = *reply;
     let internal = is_internal(exchange);
     stats.charge(status, internal);
     if refuses_websocket(exchange, upstream.protocol, status) {
@@ -189,8 +189,8 @@ pub(super) async fn pass_on(
     exchange.info.times.upstream_last_rx = Some(elapsed);
     exchange.info.times.downstream_last_tx = Some(elapsed);
     stats.took(elapsed.as_millis() as u64, internal);
-    stats.upstream_cx_tx_bytes_total.add(up_pump.bytes + exchange.info.upstream.header_bytes_sent);
-    stats.upstream_cx_rx_bytes_total.add(down_pump.bytes + exchange.info.upstream.header_bytes_received);
+    stats.upstream_cx_tx_bytes_total.add(exchange.info.upstream.wire_bytes_sent);
+    stats.upstream_cx_rx_bytes_total.add(exchange.info.upstream.wire_bytes_received);
     if let Some(trailers) = trailers {
         exchange.note_grpc(&trailers);
         exchange.trailers = Some(trailers);
@@ -235,7 +235,10 @@ pub(super) async fn pass_on(
             let why = Why::Stream(failure);
             exchange.info.flags.insert(why.flags());
             exchange.info.response_code_details = Some(why.details("after").into());
-            exchange.http.stats.rq_reset_after_downstream_response_started.inc();
+            // Envoy counts those whose success was not certain with the head.
+            if super::super::exchange::is_grpc(&exchange.request) {
+                exchange.http.stats.rq_reset_after_downstream_response_started.inc();
+            }
             exchange.http.stats.downstream_rq_tx_reset.inc();
             // Envoy's callback for resets in any direction.
             exchange.http.stats.downstream_rq_rx_reset.inc();

@@ -68,7 +68,7 @@ pub(super) async fn one_try(
     prepare_head(exchange, plan, host);
     let end = outgoing.is_empty();
     let tunnel = exchange.hints.upgrade || exchange.hints.connect;
-    let started = Upstream::start(acquired, &mut exchange.request, end && !tunnel, tunnel, enable_trailers(plan)).await;
+    let started = Upstream::start(acquired, &mut exchange.request, end && !tunnel, tunnel, enable_trailers(plan));
     let mut upstream = match started {
         Ok(upstream) => upstream,
         Err(failure) => return Ok(Tried::Failed { why: Why::Stream(failure), started: false }),
@@ -96,7 +96,7 @@ pub(super) async fn one_try(
     let mut pump = Pump::new();
     let mut sent = false;
     let mut sink_failed = None;
-    let waited: Result<Result<Reply, Tried>, Stop> = poll_fn(|cx| {
+    let waited: Result<Result<Box<Reply>, Tried>, Stop> = poll_fn(|cx| {
         loop {
             if !sent && sink_failed.is_none() {
                 match pump.poll(cx, |cx| outgoing.poll(cx), &mut upstream.send) {
@@ -151,7 +151,7 @@ pub(super) async fn one_try(
     match waited {
         Ok(Ok(reply)) => {
             exchange.info.times.upstream_first_rx = Some(exchange.elapsed());
-            Ok(Tried::Answer(Box::new(reply), Box::new(upstream), pump, sent))
+            Ok(Tried::Answer(reply, upstream, pump, sent))
         }
         Ok(Err(tried)) => {
             upstream.count_wire(&mut exchange.info.upstream);
