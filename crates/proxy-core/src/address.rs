@@ -84,6 +84,7 @@ impl HostAddress {
         match kind {
             Kind::SocketAddress(socket) => socket_address(socket),
             Kind::Pipe(pipe) if pipe.path.is_empty() => Err(Invalid::new("pipe.path", "is empty")),
+            Kind::Pipe(pipe) if pipe.mode > 0o777 => Err(Invalid::new("pipe.mode", "has more than permissions")),
             Kind::Pipe(pipe) => Ok(Self::Literal(Address::Pipe(pipe.path.as_str().into()))),
             Kind::EnvoyInternalAddress(internal) => match &internal.address_name_specifier {
                 Some(pb::core::envoy_internal_address::AddressNameSpecifier::ServerListenerName(name)) => {

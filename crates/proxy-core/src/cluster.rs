@@ -19,9 +19,10 @@ pub use protocol::{HeaderCase, Http1Options, Http2Options, Keepalive, UpstreamPr
 pub use transport::{TransportMatch, TransportSocket, TransportSockets};
 
 use crate::circuit::BreakerLimits;
+use crate::constraints;
 use crate::endpoints::{Endpoints, Host};
 use crate::fields;
-use crate::health_check::HealthCheckConfig;
+use crate::health_check::{CheckKind, HealthCheckConfig};
 use crate::listener::{NetworkFilter, SocketOption, TcpKeepalive};
 use crate::metadata::Metadata;
 use crate::outlier::OutlierConfig;
@@ -137,6 +138,7 @@ impl Cluster {
                 .is_some_and(|o| o.set_local_interface_name_on_upstream_connections),
         }
         let name = fields::required("name", &cluster.name)?;
+        constraints::cluster(cluster)?;
         let discovery = Discovery::compile(cluster)?;
         let http = protocol::HttpOptions::compile(cluster, options)?;
         let common = cluster.common_lb_config.clone().unwrap_or_default();
@@ -209,6 +211,7 @@ impl Cluster {
             discovery,
             name,
         };
+        compiled.fits()?;
         match (&cluster.load_assignment, &compiled.discovery) {
             (Some(_), Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy(_)) => {
                 return Err(Invalid::new("load_assignment", "has no place in a cluster of this type"));
@@ -235,6 +238,23 @@ impl Cluster {
             (None, _) => {}
         }
         Ok(compiled)
+    }
+
+    /// What parts of the cluster ask of others.
+    fn fits(&self) -> Compiled<()> {
+        let provides = matches!(self.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy(_));
+        if self.lb == LbPolicy::ClusterProvided && !provides {
+            return Err(Invalid::new("lb_policy", "a cluster of this type provides none"));
+        }
+        let grpc = |check: &HealthCheckConfig| matches!(check.kind, CheckKind::Grpc { .. });
+        if self.protocol == UpstreamProtocol::Http1 && self.health_checks.iter().any(grpc) {
+            return Err(Invalid::new("health_checks", "a cluster must support HTTP/2 for gRPC healthchecking"));
+        }
+        let plain = |socket: &TransportSocket| socket.tls().is_none();
+        if self.protocol == UpstreamProtocol::Auto && plain(&self.transport.default) {
+            return Err(Invalid::new("auto_config", "needs a transport socket with ALPN"));
+        }
+        Ok(())
     }
 
     /// Equal numbers mean an unchanged cluster, however its maps are ordered: hosts and connections stay.

@@ -1,6 +1,10 @@
 //! What Envoy's API asks of fields by themselves (its validation rules): lengths, ranges, characters. What compiling finds
 //! out anyway is not repeated here.
 
+mod upstream;
+
+pub(crate) use upstream::{assignment, cluster, health_check, tls_common, validation};
+
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -36,6 +40,24 @@ fn number(field: &str, value: Option<&pb::UInt32Value>, allowed: RangeInclusive<
     }
 }
 
+/// An enum's value; there are as many as up to `last`.
+fn known(field: &str, value: i32, last: i32) -> Compiled<()> {
+    match (0..=last).contains(&value) {
+        true => Ok(()),
+        false => Err(Invalid::new(field, format!("{value} is no known value"))),
+    }
+}
+
+/// A share that the runtime may change has a default.
+fn runtime_share(field: &str, share: Option<&pb::core::RuntimeFractionalPercent>) -> Compiled<()> {
+    match share {
+        Some(share) if share.default_value.is_none() => {
+            Err(Invalid::new(format!("{field}.default_value"), "is missing"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn at_least(field: &str, value: Option<&pb::Duration>, least: Duration) -> Compiled<()> {
     match fields::duration(field, value)?.filter(|value| *value < least) {
         None => Ok(()),
@@ -56,6 +78,13 @@ fn distinct<'a>(field: &str, names: impl Iterator<Item = &'a str>) -> Compiled<(
 
 pub(crate) fn manager(hcm: &pb::hcm::HttpConnectionManager) -> Compiled<()> {
     use pb::hcm::http_connection_manager::StripPortMode;
+    known("codec_type", hcm.codec_type, 3)?;
+    if !hcm.original_ip_detection_extensions.is_empty()
+        && (hcm.xff_num_trusted_hops > 0 || hcm.use_remote_address.as_ref().is_some_and(|v| v.value))
+    {
+        let why = "cannot be set beside use_remote_address or xff_num_trusted_hops";
+        return Err(Invalid::new("original_ip_detection_extensions", why));
+    }
     header_text("server_name", &hcm.server_name)?;
     header_text("via", &hcm.via)?;
     let log = hcm.access_log_options.as_ref().and_then(|o| o.access_log_flush_interval.as_ref());
@@ -140,6 +169,8 @@ pub(crate) fn table(config: &pb::route::RouteConfiguration) -> Compiled<()> {
 
 pub(crate) fn virtual_host(host: &pb::route::VirtualHost) -> Compiled<()> {
     host.domains.iter().try_for_each(|domain| header_text("domains", domain))?;
+    host.request_headers_to_remove.iter().try_for_each(|name| header_text("request_headers_to_remove", name))?;
+    host.response_headers_to_remove.iter().try_for_each(|name| header_text("response_headers_to_remove", name))?;
     for cluster in &host.virtual_clusters {
         some_text("virtual_clusters.name", &cluster.name)?;
         count("virtual_clusters.headers", cluster.headers.len(), 1..=usize::MAX)?;
@@ -153,12 +184,7 @@ pub(crate) fn route_match(matcher: &pb::route::RouteMatch) -> Compiled<()> {
             return Err(Invalid::new("query_parameters.name", "is longer than 1024 bytes"));
         }
     }
-    match &matcher.runtime_fraction {
-        Some(fraction) if fraction.default_value.is_none() => {
-            Err(Invalid::new("runtime_fraction.default_value", "is missing"))
-        }
-        _ => Ok(()),
-    }
+    runtime_share("runtime_fraction", matcher.runtime_fraction.as_ref())
 }
 
 pub(crate) fn header_matcher(matcher: &pb::route::HeaderMatcher) -> Compiled<()> {
@@ -170,6 +196,22 @@ pub(crate) fn route_action(action: &pb::route::RouteAction) -> Compiled<()> {
     use pb::route::route_action::{ClusterSpecifier, HostRewriteSpecifier as Host};
     use pb::route::weighted_cluster::RandomValueSpecifier;
     header_text("prefix_rewrite", &action.prefix_rewrite)?;
+    known("priority", action.priority, 1)?;
+    known("cluster_not_found_response_code", action.cluster_not_found_response_code, 2)?;
+    if let Some(rewrite) = &action.regex_rewrite {
+        header_text("regex_rewrite.substitution", &rewrite.substitution)?;
+    }
+    if let Some(ClusterSpecifier::ClusterHeader(name)) = &action.cluster_specifier {
+        some_text("cluster_header", name)?;
+    }
+    if let Some(cors) = &action.cors {
+        use pb::route::cors_policy::EnabledSpecifier::FilterEnabled;
+        let enabled = cors.enabled_specifier.as_ref().map(|FilterEnabled(share)| share);
+        shares_of_cors(enabled, cors.shadow_enabled.as_ref()).at("cors")?;
+    }
+    if let Some(policy) = &action.internal_redirect_policy {
+        count("internal_redirect_policy.redirect_response_codes", policy.redirect_response_codes.len(), 0..=5)?;
+    }
     match &action.host_rewrite_specifier {
         Some(Host::HostRewriteLiteral(text)) => header_text("host_rewrite_literal", text)?,
         Some(Host::HostRewriteHeader(text)) => header_text("host_rewrite_header", text)?,
@@ -179,6 +221,13 @@ pub(crate) fn route_action(action: &pb::route::RouteAction) -> Compiled<()> {
         && let Some(RandomValueSpecifier::HeaderName(name)) = &weighted.random_value_specifier
     {
         header_text("weighted_clusters.header_name", name)?;
+    }
+    if let Some(ClusterSpecifier::WeightedClusters(weighted)) = &action.cluster_specifier {
+        use pb::route::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral;
+        for cluster in &weighted.clusters {
+            let Some(HostRewriteLiteral(text)) = &cluster.host_rewrite_specifier else { continue };
+            header_text("weighted_clusters.clusters.host_rewrite_literal", text)?;
+        }
     }
     for (i, policy) in action.hash_policy.iter().enumerate() {
         let check = match &policy.policy_specifier {
@@ -203,6 +252,27 @@ pub(crate) fn route_action(action: &pb::route::RouteAction) -> Compiled<()> {
     Ok(())
 }
 
+pub(crate) fn shares_of_cors(
+    enabled: Option<&pb::core::RuntimeFractionalPercent>,
+    shadow: Option<&pb::core::RuntimeFractionalPercent>,
+) -> Compiled<()> {
+    runtime_share("filter_enabled", enabled)?;
+    runtime_share("shadow_enabled", shadow)
+}
+
+pub(crate) fn mirror(policy: &pb::route::route_action::RequestMirrorPolicy) -> Compiled<()> {
+    runtime_share("runtime_fraction", policy.runtime_fraction.as_ref())
+}
+
+pub(crate) fn listener(listener: &pb::listener::Listener) -> Compiled<()> {
+    number(
+        "max_connections_to_accept_per_socket_event",
+        listener.max_connections_to_accept_per_socket_event.as_ref(),
+        1..=u32::MAX,
+    )?;
+    listener.socket_options.iter().try_for_each(|option| known("socket_options.state", option.state, 2))
+}
+
 pub(crate) fn redirect(redirect: &pb::route::RedirectAction) -> Compiled<()> {
     use pb::route::redirect_action::PathRewriteSpecifier as Path;
     header_text("host_redirect", &redirect.host_redirect)?;
@@ -222,6 +292,10 @@ pub(crate) fn retry(policy: &pb::route::RetryPolicy) -> Compiled<()> {
         fields::positive("retry_back_off.max_interval", back_off.max_interval.as_ref(), Duration::MAX)?;
     }
     if let Some(back_off) = &policy.rate_limited_retry_back_off {
+        for header in &back_off.reset_headers {
+            some_text("rate_limited_retry_back_off.reset_headers.name", &header.name)?;
+            known("rate_limited_retry_back_off.reset_headers.format", header.format, 1)?;
+        }
         count("rate_limited_retry_back_off.reset_headers", back_off.reset_headers.len(), 1..=usize::MAX)?;
     }
     Ok(())
@@ -249,9 +323,7 @@ pub(crate) fn rate_limit(limit: &pb::route::RateLimit) -> Compiled<()> {
 
 pub(crate) fn local_rate_limit(config: &pb::http_filter::local_ratelimit::v3::LocalRateLimit) -> Compiled<()> {
     for (field, share) in [("filter_enabled", &config.filter_enabled), ("filter_enforced", &config.filter_enforced)] {
-        if share.as_ref().is_some_and(|share| share.default_value.is_none()) {
-            return Err(Invalid::new(format!("{field}.default_value"), "is missing"));
-        }
+        runtime_share(field, share.as_ref())?;
     }
     count("response_headers_to_add", config.response_headers_to_add.len(), 0..=10)?;
     count("request_headers_to_add_when_not_enforced", config.request_headers_to_add_when_not_enforced.len(), 0..=10)?;
@@ -288,7 +360,13 @@ pub(crate) fn ext_authz(config: &pb::http_filter::ext_authz::v3::ExtAuthz) -> Co
     if config.with_request_body.as_ref().is_some_and(|body| body.max_request_bytes == 0) {
         return Err(Invalid::new("with_request_body.max_request_bytes", "must be greater than 0"));
     }
-    if config.transport_api_version == 1 {
+    if let Some(status) = &config.status_on_error
+        && pb::kind::StatusCode::try_from(status.code).is_err()
+    {
+        return Err(Invalid::new("status_on_error.code", format!("{} is no known value", status.code)));
+    }
+    // Nobody looks at it with an HTTP service.
+    if config.transport_api_version == 1 && !matches!(config.services, Some(Services::HttpService(_))) {
         return Err(Invalid::new("transport_api_version", "V2 is no longer supported"));
     }
     if let Some(Services::HttpService(service)) = &config.services {
@@ -362,6 +440,10 @@ pub(crate) fn log_filter(filter: &pb::accesslog::AccessLogFilter) -> Compiled<()
         Some(Kind::AndFilter(f)) => count("and_filter.filters", f.filters.len(), 2..=usize::MAX),
         Some(Kind::OrFilter(f)) => count("or_filter.filters", f.filters.len(), 2..=usize::MAX),
         Some(Kind::RuntimeFilter(f)) => some_text("runtime_filter.runtime_key", &f.runtime_key),
+        Some(Kind::GrpcStatusFilter(f)) => {
+            f.statuses.iter().try_for_each(|status| known("grpc_status_filter.statuses", *status, 16))
+        }
+        Some(Kind::LogTypeFilter(f)) => f.types.iter().try_for_each(|kind| known("log_type_filter.types", *kind, 12)),
         _ => Ok(()),
     }
 }

@@ -154,6 +154,7 @@ impl<'a> Builder<'a> {
     fn all(&self, assignment: &pb::endpoint::ClusterLoadAssignment) -> Compiled<Endpoints> {
         let policy = assignment.policy.clone().unwrap_or_default();
         refuse!("policy.endpoint_stale_after": policy.endpoint_stale_after.is_some());
+        crate::constraints::assignment(assignment)?;
         let mut priorities: Vec<PrioritySet> = Vec::new();
         let mut seen: HashMap<Address, ()> = HashMap::new();
         for (i, locality) in assignment.endpoints.iter().enumerate() {
@@ -166,9 +167,6 @@ impl<'a> Builder<'a> {
             }
             let set = self.locality(locality, &mut seen).at_index("endpoints", i)?;
             priorities[priority].localities.push(set);
-        }
-        if let Some(gap) = priorities.iter().position(|p| p.localities.is_empty()) {
-            return Err(Invalid::new("endpoints", format!("priority {gap} is missing")));
         }
         Ok(Endpoints {
             priorities,

@@ -486,6 +486,9 @@ impl Routes {
     ) -> Compiled<Self> {
         use pb::hcm::http_connection_manager::RouteSpecifier;
         match specifier {
+            Some(RouteSpecifier::Rds(rds)) if rds.config_source.is_none() => {
+                Err(Invalid::new("rds.config_source", "is missing"))
+            }
             Some(RouteSpecifier::Rds(rds)) => Ok(Self::Rds {
                 name: fields::required("rds.route_config_name", &rds.route_config_name)?,
                 source: ConfigSource::compile(rds.config_source.as_ref()).at("rds.config_source")?,

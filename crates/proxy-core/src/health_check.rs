@@ -150,6 +150,7 @@ impl HealthCheckConfig {
             "transport_socket_match_criteria": check.transport_socket_match_criteria.is_some(),
             "event_service": check.event_service.is_some(),
         }
+        crate::constraints::health_check(check)?;
         let required = |field: &str, value: &Option<pb::Duration>| {
             if value.is_none() {
                 Err(Invalid::new(field, "is missing"))

@@ -210,6 +210,7 @@ impl Listener {
             "per_connection_buffer_high_watermark_timeout":
                 listener.per_connection_buffer_high_watermark_timeout.is_some(),
         }
+        crate::constraints::listener(listener)?;
         let mut chains = Vec::with_capacity(listener.filter_chains.len());
         for (i, chain) in listener.filter_chains.iter().enumerate() {
             chains.push(Arc::new(FilterChain::compile(chain, options).at_index("filter_chains", i)?));

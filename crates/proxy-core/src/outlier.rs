@@ -143,6 +143,12 @@ impl OutlierConfig {
         let uint = |key: &str, value: &Option<pb::UInt32Value>, default: u32| {
             live(key, fields::uint(value.as_ref(), default).into())
         };
+        let (base, most) = (config.base_ejection_time.as_ref(), config.max_ejection_time.as_ref());
+        if let (Some(base), Some(most)) = (base, most)
+            && (most.seconds, most.nanos) < (base.seconds, base.nanos)
+        {
+            return Err(Invalid::new("max_ejection_time", "is less than base_ejection_time"));
+        }
         let percent =
             |key: &str, value: &Option<pb::UInt32Value>, default: u32| match fields::uint(value.as_ref(), default) {
                 p if p <= 100 => Ok(live(key, p.into())),

@@ -426,10 +426,13 @@ impl Route {
             matcher: RouteMatcher::compile(matcher, &options.runtime).at("match")?,
             action: Action::compile(route, body_limit, options)?,
             metadata: Metadata::compile(route.metadata.as_ref()),
-            decorator: route.decorator.as_ref().map(|d| Decorator {
-                operation: d.operation.as_str().into(),
-                propagate: fields::flag(d.propagate.as_ref(), true),
-            }),
+            decorator: match &route.decorator {
+                None => None,
+                Some(decorator) => Some(Decorator {
+                    operation: fields::required("decorator.operation", &decorator.operation)?,
+                    propagate: fields::flag(decorator.propagate.as_ref(), true),
+                }),
+            },
             tracing: match &route.tracing {
                 None => None,
                 Some(tracing) => Some(RouteTracing {

@@ -198,6 +198,10 @@ impl DownstreamTls {
         }
         let common =
             TlsCommon::compile(context.common_tls_context.as_ref(), TlsVersion::V13).at("common_tls_context")?;
+        let by_name = |source: &CertificateSource| matches!(source, CertificateSource::Sds(_));
+        if common.certificates.iter().any(by_name) && !common.certificates.iter().all(by_name) {
+            return Err(Invalid::new("common_tls_context", "SDS and non-SDS TLS certificates may not be mixed"));
+        }
         if common.certificates.is_empty() {
             return Err(Invalid::new("common_tls_context", "no TLS certificates found for server context"));
         }
@@ -220,6 +224,13 @@ impl UpstreamTls {
         refuse!("allow_renegotiation": context.allow_renegotiation);
         if context.sni.len() > 255 {
             return Err(Invalid::new("sni", "is longer than 255 bytes"));
+        }
+        let certificates = context.common_tls_context.as_ref().map_or(0, |common| common.tls_certificates.len());
+        if certificates > 1 {
+            return Err(Invalid::new("common_tls_context.tls_certificates", "a client has one certificate"));
+        }
+        if context.sni.contains('\0') {
+            return Err(Invalid::new("sni", "contains NUL"));
         }
         Ok(Self {
             // Envoy's clients offer at most TLS 1.2 by default (`TLS_AUTO` of an upstream context), but 1.3 when allowed.
@@ -245,6 +256,7 @@ impl TlsCommon {
             "tls_certificate_certificate_provider_instance": common.tls_certificate_certificate_provider_instance.is_some(),
             "key_log": common.key_log.is_some(),
         }
+        crate::constraints::tls_common(common)?;
         let params = common.tls_params.clone().unwrap_or_default();
         refuse! {
             "tls_params.signature_algorithms": !params.signature_algorithms.is_empty(),
@@ -345,7 +357,6 @@ fn validation(common: &pb::tls::CommonTlsContext) -> Compiled<Validation> {
 
 impl Validation {
     pub(crate) fn compile(context: &pb::tls::CertificateValidationContext) -> Compiled<Self> {
-        use pb::tls::subject_alt_name_matcher::SanType;
         refuse! {
             "ca_certificate_provider_instance": context.ca_certificate_provider_instance.is_some(),
             "custom_validator_config": context.custom_validator_config.is_some(),
@@ -354,18 +365,10 @@ impl Validation {
             "require_signed_certificate_timestamp":
                 fields::flag(context.require_signed_certificate_timestamp.as_ref(), false),
         }
+        crate::constraints::validation(context)?;
         let mut san = Vec::new();
         for (i, matcher) in context.match_typed_subject_alt_names.iter().enumerate() {
-            let kind = match SanType::try_from(matcher.san_type) {
-                Ok(SanType::Email) => SanKind::Email,
-                Ok(SanType::Dns) => SanKind::Dns,
-                Ok(SanType::Uri) => SanKind::Uri,
-                Ok(SanType::IpAddress) => SanKind::Ip,
-                _ => return Err(Invalid::unsupported(format!("match_typed_subject_alt_names[{i}].san_type"))),
-            };
-            let matcher = matcher.matcher.clone().unwrap_or_default();
-            let matcher = StringMatcher::compile(&matcher).at_index("match_typed_subject_alt_names", i)?;
-            san.push(SanMatcher { kind, matcher });
+            san.push(SanMatcher::compile(matcher).at_index("match_typed_subject_alt_names", i)?);
         }
         for (i, matcher) in context.match_subject_alt_names.iter().enumerate() {
             let matcher = StringMatcher::compile(matcher).at_index("match_subject_alt_names", i)?;
@@ -417,7 +420,20 @@ impl Validation {
 }
 
 impl SanMatcher {
-    fn matches(&self, certificate: &PeerCertificate) -> bool {
+    pub(crate) fn compile(matcher: &pb::tls::SubjectAltNameMatcher) -> Compiled<Self> {
+        use pb::tls::subject_alt_name_matcher::SanType;
+        let kind = match SanType::try_from(matcher.san_type) {
+            Ok(SanType::Email) => SanKind::Email,
+            Ok(SanType::Dns) => SanKind::Dns,
+            Ok(SanType::Uri) => SanKind::Uri,
+            Ok(SanType::IpAddress) => SanKind::Ip,
+            _ => return Err(Invalid::unsupported("san_type")),
+        };
+        let matcher = StringMatcher::compile(&matcher.matcher.clone().unwrap_or_default())?;
+        Ok(Self { kind, matcher })
+    }
+
+    pub(crate) fn matches(&self, certificate: &PeerCertificate) -> bool {
         let any = |names: &[ArcStr]| names.iter().any(|n| self.matcher.matches(n.as_bytes()));
         let dns = || certificate.dns_sans.iter().any(|name| self.dns_matches(name));
         match self.kind {

@@ -9,6 +9,7 @@ use crate::runtime::{ClusterEntry, ListenerEntry, Listeners, Shared};
 use crate::socket::{self, BindOptions, Bound};
 use crate::sources::Demand;
 use crate::stats::Kind;
+use crate::tls;
 use crate::worker::Command;
 use ads::client::{Subscriptions, Wanted};
 use bytes::Bytes;
@@ -570,7 +571,7 @@ impl Control {
             tls_of(&listener.listener).for_each(|common| sds_refs(common, &mut secrets));
         }
         for secret in secrets {
-            if !(self.own_certificate && crate::tls::is_workload(&secret.name)) {
+            if !(self.own_certificate && tls::is_workload(&secret.name)) {
                 want(type_url::SECRET, &secret.name, &secret.source);
             }
         }
@@ -643,6 +644,29 @@ impl Control {
             }
         }
         None
+    }
+
+    /// The first static TLS context that nothing can be done with, as Envoy reads its files at start. A secret that has
+    /// yet to come does not count.
+    pub(crate) fn unusable_tls(&self) -> Option<String> {
+        let listeners = self.listeners.values().chain(self.warming_listeners.values());
+        let chains = listeners.flat_map(|l| l.listener.all_chains()).filter_map(|chain| chain.tls.as_ref());
+        let clusters = self.clusters.values().chain(self.warming.values());
+        let contexts = clusters.flat_map(|c| c.cluster.transport.tls_contexts());
+        let mut all = chains.map(|tls| &tls.common).chain(contexts.map(|tls| &tls.common));
+        all.find_map(|common| tls::check(common, &self.shared.secrets).err().map(|e| format!("TLS context: {e}")))
+    }
+
+    /// A listener with an address that another one has, too.
+    pub(crate) fn duplicate_address(&self) -> Option<String> {
+        let mut seen = std::collections::HashSet::new();
+        let mut bound = self.listeners.values().chain(self.warming_listeners.values());
+        let twice = bound.find(|entry| {
+            let listener = &entry.listener;
+            let any_port = listener.address.socket().is_some_and(|socket| socket.port() == 0);
+            listener.bind_to_port && !any_port && !seen.insert(&listener.address)
+        });
+        twice.map(|entry| format!("error adding listener: '{}' has duplicate address", entry.listener.name))
     }
 
     fn has_cluster(&self, name: &ArcStr) -> bool {

@@ -314,9 +314,9 @@ async fn sniff(http: &Rc<Http>, io: &mut Io) -> Option<bool> {
             Io::Raw(crate::io::Raw::Tcp(stream)) => stream,
             Io::Server(stream) => {
                 use tokio::io::AsyncBufReadExt as _;
-                // What was in one record; clients write the preface at once.
+                // What was in one record: clients write the preface at once, and who writes less speaks HTTP/1.
                 let seen = stream.fill_buf().await.ok().filter(|seen| !seen.is_empty())?;
-                return Some(crate::inspect::PREFACE.starts_with(&seen[..seen.len().min(PREFIX)]));
+                return Some(seen.get(..PREFIX).is_some_and(|start| crate::inspect::PREFACE.starts_with(start)));
             }
             _ => return Some(false),
         };

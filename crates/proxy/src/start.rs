@@ -259,12 +259,21 @@ fn incoming(body: &Bytes) -> Result<Incoming, InvalidBootstrap> {
     Ok(Incoming { name: named.name.into(), version: "".into(), body: body.clone() })
 }
 
+/// A name that stands there twice.
+fn twice(all: &[Incoming]) -> Option<&mesh_types::ArcStr> {
+    let mut seen = std::collections::HashSet::new();
+    all.iter().map(|incoming| &incoming.name).find(|name| !seen.insert(*name))
+}
+
 /// Secrets, clusters, listeners of the bootstrap; any refused one stops the start, as in Envoy.
 fn load_static(control: &mut Control, bootstrap: &Parts) -> Result<(), InvalidBootstrap> {
     let resources = &bootstrap.resources;
     let secrets = resources.secrets.iter().map(incoming).collect::<Result<_, _>>()?;
     refuse(control.update_secrets(&Origin::Static, secrets, &[]))?;
-    let clusters = resources.clusters.iter().map(incoming).collect::<Result<_, _>>()?;
+    let clusters = resources.clusters.iter().map(incoming).collect::<Result<Vec<_>, _>>()?;
+    if let Some(twice) = twice(&clusters) {
+        return Err(InvalidBootstrap::Refused(format!("cluster manager: duplicate cluster '{twice}'")));
+    }
     refuse(control.update_clusters(clusters, &[], false))?;
     let mut listeners = resources.listeners.iter().map(incoming).collect::<Result<Vec<_>, _>>()?;
     for (i, listener) in listeners.iter_mut().enumerate().filter(|(_, l)| l.name.is_empty()) {
@@ -275,7 +284,9 @@ fn load_static(control: &mut Control, bootstrap: &Parts) -> Result<(), InvalidBo
         listener.name = named.name.into();
     }
     refuse(control.update_listeners(listeners, &[], false))?;
-    if let Some(problem) = control.unknown_clusters() {
+    if let Some(problem) =
+        control.unknown_clusters().or_else(|| control.duplicate_address()).or_else(|| control.unusable_tls())
+    {
         return Err(InvalidBootstrap::Refused(problem));
     }
     Ok(())

@@ -158,6 +158,25 @@ fn provider_for(common: &proxy_core::tls::TlsCommon) -> Result<Arc<CryptoProvide
     Ok(Arc::new(own))
 }
 
+/// Whether a context can be used: its files are there and fit, its suites and groups are known.
+pub(crate) fn check(common: &proxy_core::tls::TlsCommon, secrets: &SecretStore) -> Result<(), TlsError> {
+    use proxy_core::config_source::Origin;
+    use proxy_core::tls::CertificateSource;
+    // What others bring under a name may still come.
+    let later = |source: &CertificateSource| match source {
+        CertificateSource::Sds(sds) => sds.source.origin != Origin::Static || is_workload(&sds.name),
+        CertificateSource::Local { .. } => false,
+    };
+    if !common.certificates.iter().any(later) {
+        secrets.certificates(common)?;
+    }
+    if common.validation.sds.is_none() {
+        secrets.validation(common)?;
+        verify::crls(&common.validation)?;
+    }
+    provider_for(common).map(drop)
+}
+
 /// BoringSSL's name of a key exchange.
 fn curve_name(group: rustls::NamedGroup) -> Option<&'static str> {
     Some(match group {

@@ -66,9 +66,8 @@ fn comparison(
         3 => Comparison::NotEqual,
         other => return Err(Invalid::new("comparison.op", format!("{other} is no known value"))),
     };
-    let value = filter.value.as_ref();
-    let key = value.map(|v| v.runtime_key.as_str()).unwrap_or_default();
-    Ok((how, runtime.live(key, value.map_or(0, |v| v.default_value.into()))))
+    let value = filter.value.as_ref().ok_or_else(|| Invalid::new("comparison.value", "is missing"))?;
+    Ok((how, runtime.live(&value.runtime_key, value.default_value.into())))
 }
 
 impl Comparison {

@@ -380,12 +380,13 @@ impl SubsetSelector {
             keys.sort();
             keys
         };
-        Ok(Self {
-            keys: sorted(keys),
-            fallback: SubsetFallback::of_selector(fallback)?,
-            fallback_keys: sorted(fallback_keys),
-            single_host: false,
-        })
+        let fallback = SubsetFallback::of_selector(fallback)?;
+        if fallback == Some(SubsetFallback::Keys)
+            && (fallback_keys.is_empty() || !fallback_keys.iter().all(|key| keys.contains(key)))
+        {
+            return Err(Invalid::new("fallback_keys_subset", "must be some of the selector's keys"));
+        }
+        Ok(Self { keys: sorted(keys), fallback, fallback_keys: sorted(fallback_keys), single_host: false })
     }
 }
 

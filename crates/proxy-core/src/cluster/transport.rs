@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::any::Typed;
 use crate::metadata::{self, Metadata};
 use crate::pb;
-use crate::rejected::{At, Compiled, refuse};
+use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::tls::UpstreamTls;
 
 /// How bytes travel to a host.
@@ -97,6 +97,9 @@ impl TransportSocket {
                 refuse! {
                     "allow_unspecified_address": config.allow_unspecified_address,
                     "tlv_as_pool_key": config.tlv_as_pool_key,
+                }
+                if config.transport_socket.is_none() {
+                    return Err(Invalid::new("transport_socket", "is missing"));
                 }
                 let header = config.config.clone().unwrap_or_default();
                 refuse! {

@@ -42,6 +42,7 @@ pub enum CorsDecision {
 
 impl CorsPolicy {
     pub(super) fn compile(policy: &pb::http_filter::cors::v3::CorsPolicy, runtime: &Runtime) -> Compiled<Self> {
+        crate::constraints::shares_of_cors(policy.filter_enabled.as_ref(), policy.shadow_enabled.as_ref())?;
         Ok(Self {
             origins: StringMatcher::compile_list(&policy.allow_origin_string_match).at("allow_origin_string_match")?,
             methods: policy.allow_methods.as_str().into(),
@@ -124,13 +125,10 @@ pub fn cors_decide(policies: &[&CorsPolicy], request: &Headers) -> CorsDecision 
     add("access-control-allow-methods", &asked("access-control-request-method", said(|p| &p.methods)));
     add("access-control-allow-headers", &asked("access-control-request-headers", said(|p| &p.headers)));
     add("access-control-max-age", said(|p| &p.max_age));
-    if !allowed {
-        return CorsDecision::Refused(headers);
-    }
     if switch(|p| p.private_network) && request.get("access-control-request-private-network") == Some(b"true") {
         add("access-control-allow-private-network", "true");
     }
-    CorsDecision::Preflight(headers)
+    if allowed { CorsDecision::Preflight(headers) } else { CorsDecision::Refused(headers) }
 }
 
 #[cfg(test)]

@@ -67,6 +67,8 @@ pub struct FaultDecision {
     pub abort: Option<Abort>,
     /// Send the response no faster than so many KiB a second.
     pub rate_limit_kib: Option<u64>,
+    /// Faults that do not happen because there are too many under way.
+    pub overflow: u64,
 }
 
 impl Fault {
@@ -180,7 +182,7 @@ impl Fault {
     }
 
     /// Whether there are as many faults under way as there may be.
-    pub fn is_full(&self, active: u64) -> bool {
+    fn is_full(&self, active: u64) -> bool {
         active >= self.max_active.get()
     }
 
@@ -195,7 +197,7 @@ impl Fault {
 
     /// Decides for a request that goes to `cluster` (Envoy `FaultFilter::decodeHeaders`). `active`: faults under way.
     pub fn decide(&self, headers: &Headers, cluster: Option<&str>, random: &mut Random, active: u64) -> FaultDecision {
-        if !self.touches(headers, cluster) || self.is_full(active) {
+        if !self.touches(headers, cluster) {
             return FaultDecision::default();
         }
         let number = |name: &str| headers.get_str(name).and_then(|v| v.trim().parse::<u64>().ok());
@@ -237,7 +239,11 @@ impl Fault {
                 share(fraction, "x-envoy-fault-throughput-response-percentage").hit(random).then_some(limit)
             }
         });
-        FaultDecision { delay, abort, rate_limit_kib }
+        if self.is_full(active) {
+            let faults = [delay.is_some(), abort.is_some(), rate_limit_kib.is_some()];
+            return FaultDecision { overflow: faults.into_iter().map(u64::from).sum(), ..FaultDecision::default() };
+        }
+        FaultDecision { delay, abort, rate_limit_kib, overflow: 0 }
     }
 }
 

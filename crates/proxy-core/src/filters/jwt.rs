@@ -468,11 +468,6 @@ impl JwtProvider {
         })
     }
 
-    /// Whether a request has anything where this provider looks.
-    pub fn has_token(&self, headers: &Headers) -> bool {
-        self.places.iter().any(|place| !place.tokens(headers).is_empty())
-    }
-
     /// Removes this token from the request, so that it is not forwarded.
     pub fn remove(&self, token: &Token, headers: &mut Headers) {
         match &token.place {

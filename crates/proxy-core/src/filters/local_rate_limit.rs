@@ -114,9 +114,6 @@ impl TokenBucketConfig {
         let interval = fields::duration("token_bucket.fill_interval", bucket.fill_interval.as_ref())?;
         // Envoy `LocalRateLimiterImpl`: shorter intervals are refused.
         let interval = interval.filter(|i| *i >= Duration::from_millis(50));
-        if bucket.max_tokens == 0 {
-            return Err(Invalid::new("token_bucket.max_tokens", "must be greater than 0"));
-        }
         Ok(Self {
             max_tokens: bucket.max_tokens,
             tokens_per_fill: fields::uint(bucket.tokens_per_fill.as_ref(), 1).max(1),

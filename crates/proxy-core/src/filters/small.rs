@@ -248,14 +248,14 @@ impl HealthCheckFilter {
         if time.is_some() && !pass_through {
             return Err(Invalid::new("cache_time", "must not be set without pass_through_mode"));
         }
-        if pass_through && !check.cluster_min_healthy_percentages.is_empty() {
-            return Err(Invalid::new("cluster_min_healthy_percentages", "must not be set with pass_through_mode"));
-        }
         let mut minimum: Vec<_> = check
             .cluster_min_healthy_percentages
             .iter()
-            .map(|(cluster, percent)| (ArcStr::from(cluster.as_str()), percent.value))
-            .collect();
+            .map(|(cluster, percent)| {
+                let percent = fields::percent("cluster_min_healthy_percentages", Some(percent), 0.0)?;
+                Ok((ArcStr::from(cluster.as_str()), percent))
+            })
+            .collect::<Compiled<_>>()?;
         minimum.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(Self {
             pass_through,

@@ -44,7 +44,8 @@ pub(super) fn object(fields: &Map<String, Value>, out: &mut Vec<u8>) {
 /// All numbers of a protobuf struct are floating: the shorter of plain and scientific digits, as C++'s `to_chars`.
 fn number(of: &Number, out: &mut Vec<u8>) {
     let Some(float) = of.as_f64() else { return };
-    let plain = of.to_string();
+    // Whole numbers to their last digit, though a float does not hold it.
+    let plain = if float.fract() == 0.0 { format!("{float:.0}") } else { of.to_string() };
     let scientific = format!("{float:e}");
     let scientific = match scientific.split_once('e') {
         // At least two digits of exponent, with a sign.
@@ -72,6 +73,7 @@ mod tests {
         };
         assert_eq!(of("1600000000"), "1.6e+09");
         assert_eq!(of("4102444800"), "4102444800");
+        assert_eq!(of("12345678901234567890"), "12345678901234567168");
         assert_eq!(of("[1,10000,100000,-3,1.5,0.00001,0]"), "[1,10000,1e+05,-3,1.5,1e-05,0]");
     }
 }

@@ -25,7 +25,7 @@ impl Regex {
 
     /// Compiles, or says why it cannot.
     pub fn new(source: &str) -> Result<Self, String> {
-        let engine = build(&format!(r"\A(?:{source})\z"), source)?;
+        let engine = build(&format!(r"\A(?:{})\z", translated(source)?), source)?;
         Ok(Self { source: source.into(), engine })
     }
 
@@ -54,6 +54,108 @@ fn build(pattern: &str, source: &str) -> Result<meta::Regex, String> {
     with(false).or_else(|_| with(true))
 }
 
+/// Most repetitions that RE2 takes (`kMaxRepeat`).
+const MOST_REPETITIONS: u32 = 1000;
+
+/// The same expression in this engine's syntax, where that differs from RE2's; what RE2 refuses is refused.
+fn translated(pattern: &str) -> Result<String, String> {
+    let mut out = String::with_capacity(pattern.len());
+    let mut rest = pattern;
+    let (mut in_class, mut after_repetition) = (false, false);
+    while let Some(c) = rest.chars().next() {
+        let (mut taken, mut repetition) = (c.len_utf8(), false);
+        match c {
+            '\\' if !in_class && rest.starts_with("\\Q") => {
+                let (literal, behind) = rest[2..].split_once("\\E").unwrap_or((&rest[2..], ""));
+                literal.chars().for_each(|c| push_literal(&mut out, c));
+                taken = rest.len() - behind.len();
+            }
+            '\\' if !in_class && rest.starts_with("\\C") => {
+                out.push_str("(?s-u:.)");
+                taken = 2;
+            }
+            '\\' => {
+                taken += rest[1..].chars().next().map_or(0, char::len_utf8);
+                // `\p{Greek}` and `\x{41}`.
+                if matches!(rest.as_bytes(), [_, b'p' | b'P' | b'x', b'{', ..]) {
+                    taken = rest.find('}').map_or(rest.len(), |end| end + 1);
+                }
+                out.push_str(&rest[..taken]);
+            }
+            // Inside a class these are operators of this engine only.
+            '[' if in_class && !rest.starts_with("[:") => out.push_str("\\["),
+            '[' if in_class => {
+                taken = rest.find(":]").map_or(1, |end| end + 2);
+                out.push_str(&rest[..taken]);
+            }
+            '&' | '~' if in_class => push_literal(&mut out, c),
+            '[' => {
+                in_class = true;
+                // A bracket that comes first is a member.
+                taken =
+                    ["[^]", "[]", "[^"].iter().find(|start| rest.starts_with(**start)).map_or(1, |start| start.len());
+                out.push_str(&rest[..taken].replace(']', "\\]"));
+            }
+            ']' if in_class => {
+                in_class = false;
+                out.push(c);
+            }
+            _ if in_class => out.push(c),
+            '(' if rest.starts_with("(?") => {
+                let flags = rest[2..].split([':', ')', '<', '>', '=', '!']).next().unwrap_or_default();
+                if flags.contains(['x', 'u', 'R']) {
+                    return Err(format!("invalid perl operator: (?{flags}"));
+                }
+                taken = 2;
+                out.push_str("(?");
+            }
+            '{' => match counted(rest) {
+                Some((len, most)) if most <= MOST_REPETITIONS => {
+                    (taken, repetition) = (len, true);
+                    out.push_str(&rest[..len]);
+                }
+                Some((len, _)) => return Err(format!("invalid repetition size: {}", &rest[..len])),
+                None => out.push_str("\\{"),
+            },
+            '*' | '+' | '?' => {
+                repetition = true;
+                out.push(c);
+            }
+            _ => out.push(c),
+        }
+        if repetition && after_repetition {
+            return Err(format!("bad repetition operator: {}", &rest[..taken]));
+        }
+        rest = &rest[taken..];
+        if repetition && rest.starts_with('?') {
+            out.push('?');
+            rest = &rest[1..];
+        }
+        after_repetition = repetition;
+    }
+    Ok(out)
+}
+
+fn push_literal(out: &mut String, c: char) {
+    if c.is_ascii_punctuation() {
+        out.push('\\');
+    }
+    out.push(c);
+}
+
+/// The length of a counted repetition (`{2}`, `{2,}`, `{2,3}`) and its largest number; anything else is text.
+fn counted(text: &str) -> Option<(usize, u32)> {
+    let inner = text[1..].split_once('}')?.0;
+    let (low, high) = inner.split_once(',').unwrap_or((inner, ""));
+    let number = |digits: &str| match !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
+        true => Some(digits.parse().unwrap_or(u32::MAX)),
+        false => None,
+    };
+    let low = number(low)?;
+    let high = if high.is_empty() { low } else { number(high)? };
+    Some((inner.len() + 2, low.max(high)))
+}
+
 /// A regular expression, searched for anywhere, and what to put in the place of each match
 /// (`RegexMatchAndSubstitute`; `\0` is the match, `\1`… the groups).
 #[derive(Clone, Debug)]
@@ -72,7 +174,8 @@ enum Part {
 impl Substitution {
     pub(crate) fn compile(rule: &pb::matcher::RegexMatchAndSubstitute) -> Compiled<Self> {
         let pattern = rule.pattern.as_ref().ok_or_else(|| Invalid::new("pattern", "is missing"))?;
-        let engine = build(&pattern.regex, &pattern.regex).map_err(|r| Invalid::new("regex", r)).at("pattern")?;
+        let engine = translated(&pattern.regex).and_then(|translated| build(&translated, &pattern.regex));
+        let engine = engine.map_err(|r| Invalid::new("regex", r)).at("pattern")?;
         let parts = parts(&rule.substitution, engine.captures_len());
         Ok(Self { engine, parts })
     }
@@ -151,6 +254,30 @@ mod tests {
         assert!(Regex::new(".*").unwrap().matches(b"\xff\xfe"));
         assert!(!Regex::new(r"\d").unwrap().matches("٣".as_bytes()));
         assert!(Regex::new(r"\pL").unwrap().matches("é".as_bytes()));
+    }
+
+    #[test]
+    fn what_re2_reads_in_another_way() {
+        for (source, text) in [
+            ("a{,3}", "a{,3}"),
+            ("{", "{"),
+            (r"\Qa.b\E+", "a.bb"),
+            (r"\Qa)", "a)"),
+            (r"a\Cb", "a\nb"),
+            ("[[a]", "["),
+            ("[]a]+", "a]"),
+            ("[a&&b]+", "a&b"),
+            ("[[:alpha:]]", "x"),
+            ("a+?b{1000}?", &format!("aa{}", "b".repeat(1000))),
+            (r"\p{Greek}{2}", "αβ"),
+            (r"\x{41}[\]{2}]{2}", "A]{"),
+            ("(?P<n>a)(?i:B)", "ab"),
+        ] {
+            assert!(Regex::new(source).unwrap().matches(text.as_bytes()), "{source}");
+        }
+        for source in ["a++", "a**", "a??+", "a{2}{3}", "a{1001}", "(?x)a", "(?u:a)"] {
+            assert!(Regex::new(source).is_err(), "{source}");
+        }
     }
 
     #[test]

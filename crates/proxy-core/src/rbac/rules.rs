@@ -8,6 +8,7 @@ use crate::pb;
 use crate::rbac::RbacInput;
 use crate::rejected::{At, Compiled, Invalid};
 use crate::route::template_regex;
+use crate::tls::SanMatcher;
 
 /// A condition on what is asked for.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub(super) enum Principal {
     Not(Box<Principal>),
     /// `None`: any valid client certificate.
     Authenticated(Option<StringMatcher>),
+    /// A client certificate that was verified, with such a name.
+    MutualTls(Option<SanMatcher>),
     DirectRemote(Cidr),
     /// The connection's remote address: the direct one unless PROXY protocol changed it, never `x-forwarded-for`.
     ConnectionRemote(Cidr),
@@ -54,6 +57,11 @@ fn path_matcher(path: &pb::matcher::PathMatcher) -> Compiled<StringMatcher> {
         Some(pb::matcher::path_matcher::Rule::Path(matcher)) => StringMatcher::compile(matcher).at("path"),
         None => Err(Invalid::new("rule", "is missing")),
     }
+}
+
+/// Envoy's network filter knows no headers.
+fn no_headers() -> Invalid {
+    Invalid::new("header", "is not supported by the network filter")
 }
 
 /// Which metadata, and the condition on it.
@@ -77,10 +85,8 @@ impl Permission {
             Rule::AndRules(rules) => Self::All(set(rules).at("and_rules")?),
             Rule::OrRules(rules) => Self::OneOf(set(rules).at("or_rules")?),
             Rule::NotRule(rule) => Self::Not(Box::new(Self::compile(rule, http).at("not_rule")?)),
-            Rule::Header(header) => {
-                let matcher = HeaderMatcher::compile(header).at("header")?;
-                if http { Self::Header(matcher) } else { Self::Never }
-            }
+            Rule::Header(_) if !http => return Err(no_headers()),
+            Rule::Header(header) => Self::Header(HeaderMatcher::compile(header).at("header")?),
             Rule::UrlPath(path) => {
                 let matcher = path_matcher(path).at("url_path")?;
                 if http { Self::Path(matcher) } else { Self::Never }
@@ -160,10 +166,8 @@ impl Principal {
             Identifier::SourceIp(range) => Self::ConnectionRemote(Cidr::compile(range).at("source_ip")?),
             Identifier::DirectRemoteIp(range) => Self::DirectRemote(Cidr::compile(range).at("direct_remote_ip")?),
             Identifier::RemoteIp(range) => Self::Remote(Cidr::compile(range).at("remote_ip")?),
-            Identifier::Header(header) => {
-                let matcher = HeaderMatcher::compile(header).at("header")?;
-                if http { Self::Header(matcher) } else { Self::Never }
-            }
+            Identifier::Header(_) if !http => return Err(no_headers()),
+            Identifier::Header(header) => Self::Header(HeaderMatcher::compile(header).at("header")?),
             Identifier::UrlPath(path) => {
                 let matcher = path_matcher(path).at("url_path")?;
                 if http { Self::Path(matcher) } else { Self::Never }
@@ -177,7 +181,16 @@ impl Principal {
                 (matcher, false) => Self::Metadata(matcher),
             },
             Identifier::Custom(extension) => {
-                return Err(Invalid::new("custom", format!("{} is not supported", extension.name)));
+                let typed = Typed::open(extension.typed_config.as_ref()).at("custom")?;
+                if typed.name != "envoy.extensions.rbac.principals.mtls_authenticated.v3.Config" {
+                    return Err(typed.unknown()).at("custom");
+                }
+                let config: pb::ext::rbac::principals::mtls_authenticated::v3::Config = typed.decode()?;
+                if config.san_matcher.is_none() && !config.any_validated_client_certificate {
+                    return Err(Invalid::new("custom", "says nothing of the certificate"));
+                }
+                let san = config.san_matcher.as_ref().map(SanMatcher::compile).transpose();
+                Self::MutualTls(san.at("custom.san_matcher")?)
             }
         })
     }
@@ -190,6 +203,10 @@ impl Principal {
             Self::OneOf(any) => any.iter().any(|p| p.matches(input)),
             Self::Not(inner) => !inner.matches(input),
             Self::Authenticated(name) => authenticated(name.as_ref(), input),
+            Self::MutualTls(san) => {
+                let peer = input.connection.tls.as_ref().and_then(|tls| tls.peer.as_ref()).filter(|p| p.validated);
+                peer.is_some_and(|peer| san.as_ref().is_none_or(|san| san.matches(peer)))
+            }
             Self::DirectRemote(range) => input.connection.direct_remote.ip().is_some_and(|ip| range.contains(ip)),
             Self::ConnectionRemote(range) => input.connection.remote.ip().is_some_and(|ip| range.contains(ip)),
             Self::Remote(range) => input.remote.ip().is_some_and(|ip| range.contains(ip)),
@@ -206,15 +223,11 @@ fn path_of<'a>(input: &RbacInput<'a>) -> Option<&'a str> {
     input.headers.and_then(Headers::path).map(path_without_query)
 }
 
-/// Envoy `AuthenticatedMatcher`: without a name any TLS connection will do; else URI SANs if there are any, else DNS
-/// SANs, else the subject.
+/// Envoy `AuthenticatedMatcher`: without a name any TLS connection will do; else a URI SAN, a DNS SAN or the subject.
 fn authenticated(name: Option<&StringMatcher>, input: &RbacInput<'_>) -> bool {
     let Some(tls) = &input.connection.tls else { return false };
     let Some(name) = name else { return true };
     let Some(peer) = &tls.peer else { return name.matches(b"") };
-    let names = if !peer.uri_sans.is_empty() { &peer.uri_sans } else { &peer.dns_sans };
-    if names.is_empty() {
-        return name.matches(peer.subject.as_bytes());
-    }
-    names.iter().any(|san| name.matches(san.as_bytes()))
+    let mut names = peer.uri_sans.iter().chain(&peer.dns_sans).chain([&peer.subject]);
+    names.any(|own| name.matches(own.as_bytes()))
 }

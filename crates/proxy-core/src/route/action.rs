@@ -138,6 +138,7 @@ impl Mirror {
 
     fn compile(policy: &pb::route::route_action::RequestMirrorPolicy, options: &Options) -> Compiled<Self> {
         refuse!("request_headers_mutations": !policy.request_headers_mutations.is_empty());
+        constraints::mirror(policy)?;
         let some = |text: &str| (!text.is_empty()).then(|| text.into());
         if policy.cluster.is_empty() == policy.cluster_header.is_empty() {
             return Err(Invalid::new("cluster", "exactly one of cluster and cluster_header must be given"));

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use proxy_core::filters::{JwksSource, JwtAuthn, JwtProvider, Needs, PerFilter, Requirement, Token as Place};
 use proxy_core::{Headers, PickContext};
 use serde_json::Value;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,25 +25,25 @@ pub(super) async fn ask(
     let worker = exchange.http.worker.clone();
     let Some(cluster) = worker.cluster(cluster) else { return Ok(None) };
     let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut());
-    let Some(host) = host else { return Ok(None) };
+    let Some(host) = host else {
+        cluster.stats.charge(503, true);
+        return Ok(None);
+    };
     let protocol = Protocol::of(&cluster.config().protocol, None);
     let Some(pool) = cluster.pool(&worker, &host, &Variant { protocol, ..Variant::default() }) else { return Ok(None) };
     let stats = &cluster.stats;
+    let head = Cell::new(None);
     let work = async {
         let acquired = pool.acquire().await.ok()?;
         stats.upstream_rq_total.inc();
-        call(acquired, headers, body, limit).await.ok()
+        call(acquired, headers, body, limit, |status| head.set(Some(status))).await.ok()
     };
     let answer = exchange.wait(tokio::time::timeout(timeout, work)).await?;
     if answer.is_err() {
         stats.upstream_rq_timeout.inc();
     }
     // The router of Envoy's internal client answers, and is charged, where no upstream does.
-    let status = match &answer {
-        Ok(Some((status, ..))) => *status,
-        Ok(None) => 503,
-        Err(_) => 504,
-    };
+    let status = head.get().unwrap_or(if answer.is_ok() { 503 } else { 504 });
     stats.charge(status, true);
     Ok(answer.ok().flatten())
 }
@@ -103,12 +104,8 @@ impl Denied {
 pub(crate) type KeyCache = std::collections::HashMap<usize, (Option<Instant>, Arc<Jwks>)>;
 
 pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Option<&PerFilter>) -> Result<(), Stop> {
-    for provider in &config.providers {
-        // What the filter writes may not be forged by clients.
-        for name in provider.payload_header.iter().chain(provider.claim_to_headers.iter().map(|c| &c.header)) {
-            exchange.request.remove(name);
-        }
-    }
+    // What the filter writes may not be forged by clients.
+    config.providers.iter().for_each(|provider| sanitize(exchange, provider));
     let over = match per {
         Some(PerFilter::Jwt(over)) => Some(over),
         _ => None,
@@ -130,8 +127,17 @@ pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Op
         }
     };
     let mut keys = vec![None; config.providers.len()];
+    let audiences = match requirement {
+        Requirement::Provider { audiences, .. } => Some(audiences.as_deref()),
+        _ => None,
+    };
     for index in wanted_providers(config, requirement) {
-        keys[index] = keys_of(exchange, &config.providers[index]).await?;
+        let provider = &config.providers[index];
+        // A client without a token that may turn out to be good must not make us fetch keys.
+        let tokens = config.tokens(&[index], &exchange.request);
+        if tokens.iter().any(|(place, _)| may_be_good(provider, audiences, &place.text)) {
+            keys[index] = keys_of(exchange, provider).await?;
+        }
     }
     let mut clear = false;
     // Of the request as it came: good tokens are taken out of it.
@@ -149,6 +155,13 @@ pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Op
             exchange.http.stats.other.inc("jwt_authn.denied");
             Err(refuse(realm, config, denied))
         }
+    }
+}
+
+/// Takes away the headers that are written for a provider's tokens.
+fn sanitize(exchange: &mut Exchange, provider: &JwtProvider) {
+    for name in provider.payload_header.iter().chain(provider.claim_to_headers.iter().map(|c| &c.header)) {
+        exchange.request.remove(name);
     }
 }
 
@@ -221,6 +234,10 @@ fn check(
                 if worst != MISSING && matches!(part, Requirement::AllowMissing(_)) {
                     return Err(worst);
                 }
+                // What allows tokens to fail looks at none that the others have seen.
+                if list.len() > 1 && matches!(part, Requirement::AllowMissingOrFailed(_)) {
+                    return Ok(());
+                }
                 match check(exchange, config, keys, part, clear) {
                     Ok(()) => return Ok(()),
                     // A real fault says more than a missing or foreign token.
@@ -255,11 +272,13 @@ fn any_tokens(
     clear: &mut bool,
 ) -> Result<(), Denied> {
     let mut result = Ok(());
+    // What an earlier requirement wrote does not outlive this one, as in Envoy.
+    used.iter().filter_map(|at| config.providers.get(*at)).for_each(|provider| sanitize(exchange, provider));
     for (place, owners) in config.tokens(used, &exchange.request).into_iter().rev() {
         let issues = |issuer: &str| {
             owners.iter().any(|at| config.providers[*at].issuer.is_empty() || *config.providers[*at].issuer == *issuer)
         };
-        let mut owner = owners.first().copied();
+        let mut owner = None;
         result = Token::parse(&place.text).map_err(Denied).and_then(|token| {
             let found = config.of_issuer(token.issuer()).filter(|_| issues(token.issuer())).ok_or(UNKNOWN_ISSUER)?;
             owner = Some(found);
@@ -285,6 +304,7 @@ fn all_tokens(
     clear: &mut bool,
 ) -> Result<(), Denied> {
     let Some(provider) = config.providers.get(at) else { return Err(MISSING) };
+    sanitize(exchange, provider);
     if tokens.is_empty() {
         return Err(MISSING);
     }
@@ -312,12 +332,24 @@ fn failed(exchange: &mut Exchange, provider: &JwtProvider, denied: Denied) {
     exchange.info.dynamic_metadata.set(NAMESPACE, key, value);
 }
 
+/// Whether only a token's signature is left to be checked. `audiences`: those of the requirement; without any, any will do.
+fn may_be_good(provider: &JwtProvider, audiences: Option<Option<&[mesh_types::ArcStr]>>, text: &str) -> bool {
+    Token::parse(text).is_ok_and(|token| check_claims(provider, audiences.unwrap_or(Some(&[])), &token).is_ok())
+}
+
 fn verify(
     provider: &JwtProvider,
     keys: Option<&Arc<Jwks>>,
     audiences: Option<&[mesh_types::ArcStr]>,
     token: &Token,
 ) -> Result<(), Denied> {
+    check_claims(provider, audiences, token)?;
+    let Some(keys) = keys else { return Err(Denied("Jwks remote fetch is failed")) };
+    keys.verify(token).map_err(Denied)
+}
+
+/// All but the signature.
+fn check_claims(provider: &JwtProvider, audiences: Option<&[mesh_types::ArcStr]>, token: &Token) -> Result<(), Denied> {
     if !provider.issuer.is_empty() && *provider.issuer != *token.issuer() {
         return Err(UNKNOWN_ISSUER);
     }
@@ -339,8 +371,7 @@ fn verify(
     if lives_long || (provider.require_expiration && left.is_none()) {
         return Err(UNVERIFIED);
     }
-    let Some(keys) = keys else { return Err(Denied("Jwks remote fetch is failed")) };
-    keys.verify(token).map_err(Denied)
+    Ok(())
 }
 
 /// Envoy compares audiences without scheme and trailing slash.
@@ -370,10 +401,6 @@ async fn keys_of(exchange: &mut Exchange, provider: &Arc<JwtProvider>) -> Result
     let (text, stale) = match &provider.jwks {
         JwksSource::Local(source) => (crate::tls::read_source(source).ok().map(Bytes::from), None),
         JwksSource::Remote { uri, cluster, timeout, cache, retries, .. } => {
-            // A client without a token must not make us fetch keys.
-            if !provider.has_token(&exchange.request) {
-                return Ok(None);
-            }
             let rest = uri.split_once("://").map_or(&**uri, |(_, rest)| rest);
             let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
             let mut headers = Headers::of([(":method", "GET"), (":scheme", "http"), (":authority", host)]);
@@ -425,7 +452,7 @@ async fn fetch(
     Ok(None)
 }
 
-/// Writes what a good token says into headers and metadata; true when the route must be looked up again.
+/// Writes what a good token says (beside what another one said) into headers and metadata; true when the route must be looked up again.
 fn apply(exchange: &mut Exchange, provider: &JwtProvider, token: &Token, place: &Place) -> bool {
     if !provider.forward {
         provider.remove(place, &mut exchange.request);
@@ -437,17 +464,18 @@ fn apply(exchange: &mut Exchange, provider: &JwtProvider, token: &Token, place: 
                 text.push('=');
             }
         }
-        exchange.request.set(name, text.as_bytes());
+        exchange.request.push(name.as_bytes(), text.as_bytes());
     }
     for claim in &provider.claim_to_headers {
         let value = claim.claim.iter().try_fold(&token.payload, |value, key| value.get(&**key));
         let text = match value {
             Some(Value::String(s)) if s.is_empty() => continue,
             Some(Value::String(s)) => s.clone(),
-            Some(Value::Number(n)) => match n.as_u64() {
-                Some(n) => n.to_string(),
+            // Floating, as in a protobuf struct.
+            Some(Value::Number(n)) => match n.as_f64().unwrap_or_default() {
+                n if n >= 0.0 && n.fract() == 0.0 && n < u64::MAX as f64 => (n as u64).to_string(),
                 // As printf's `%f`.
-                None => format!("{:.6}", n.as_f64().unwrap_or_default()),
+                n => format!("{n:.6}"),
             },
             Some(Value::Bool(b)) => b.to_string(),
             // Lists and objects go as base64 of their JSON, whose members are sorted.
@@ -458,7 +486,7 @@ fn apply(exchange: &mut Exchange, provider: &JwtProvider, token: &Token, place: 
             }
             _ => continue,
         };
-        exchange.request.set(&claim.header, text.as_bytes());
+        exchange.request.push(claim.header.as_bytes(), text.as_bytes());
     }
     if let Some(key) = &provider.payload_in_metadata {
         let mut payload = token.payload.clone();

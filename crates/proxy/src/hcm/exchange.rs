@@ -273,6 +273,7 @@ impl Exchange {
         };
         let mut reply = LocalReply::new(status, body, detail);
         reply.flags = flags;
+        reply.flagged_late = protocol;
         self.answered_early();
         let outcome = self.reply(reply).await;
         self.finish(outcome);
@@ -645,20 +646,27 @@ impl Exchange {
         let body = self.answer.head(status, &mut headers, end, tunnel, http.config.http1.enable_trailers);
         self.info.downstream_header_bytes_sent = header_bytes(&headers, 4);
         self.response = Some(headers);
-        self.http.stats.downstream_rq.inc(status);
-        self.http.of_listener.downstream_rq.inc(status);
+        // As Envoy, health checks say nothing of the service.
+        if !self.info.health_check {
+            self.http.stats.downstream_rq.inc(status);
+            self.http.of_listener.downstream_rq.inc(status);
+        }
         body
     }
 
     /// Sends an answer of the proxy itself.
     pub(crate) async fn reply(&mut self, reply: LocalReply) -> Outcome {
-        self.info.flags.insert(reply.flags);
+        let flags = reply.flags;
+        if !reply.flagged_late {
+            self.info.flags.insert(flags);
+        }
         self.info.response_code_details = Some(reply.details.clone());
         // Of a bad request nobody knows where it ends (Envoy `ActiveStream::sendLocalReply`).
         if reply.close || (reply.status == 400 && !self.only_stream_ends()) {
             self.answer.close_after();
         }
         let (headers, body) = reply.render(self);
+        self.info.flags.insert(flags);
         let body = if self.request.method() == Some("HEAD") { Default::default() } else { body };
         let sink = self.send_head(headers, body.is_empty(), false);
         self.info.bytes_sent = body.len() as u64;

@@ -21,7 +21,7 @@ use std::time::{Instant, SystemTime};
 const AUTHZ: &str = "envoy.filters.http.ext_authz";
 
 /// Counters of the filter below `http.PREFIX.ext_authz`.
-pub(super) const COUNTERS: [&str; 8] = [
+pub(super) const COUNTERS: [&str; 10] = [
     "ok",
     "denied",
     "error",
@@ -30,6 +30,8 @@ pub(super) const COUNTERS: [&str; 8] = [
     "invalid",
     "ignored_dynamic_metadata",
     "omitted_response_headers",
+    "filter_state_name_collision",
+    "request_header_limits_reached",
 ];
 
 /// The name of one of them; the configuration may put a prefix in between.
@@ -179,7 +181,7 @@ pub(super) async fn run(
             if config.failure_mode_allow {
                 count("failure_mode_allowed");
                 if config.failure_mode_allow_header {
-                    exchange.request.set("x-envoy-auth-failure-mode-allowed", b"true");
+                    exchange.request.push(b"x-envoy-auth-failure-mode-allowed", b"true");
                 }
                 return Ok(());
             }
@@ -506,15 +508,40 @@ fn to_client(option: HeaderValueOption) -> Option<AddToAnswer> {
     (!breaks_line(&value)).then_some(AddToAnswer { name, value, how })
 }
 
+/// The last whole message of a gRPC body: as Envoy, which takes an answer of several.
+fn last_message(mut body: &[u8]) -> Option<&[u8]> {
+    let mut last = None;
+    while let Some((head, rest)) = body.split_first_chunk::<5>() {
+        let [_, length @ ..] = head;
+        let length = u32::from_be_bytes(*length) as usize;
+        let Some(message) = rest.get(..length) else { break };
+        (last, body) = (Some(message), &rest[length..]);
+    }
+    last
+}
+
+#[expect(deprecated, reason = "services still set it")]
+fn old_metadata(response: &auth::CheckResponse) -> Option<envoy_api::wkt::Struct> {
+    match &response.http_response {
+        Some(auth::check_response::HttpResponse::OkResponse(ok)) => ok.dynamic_metadata.clone(),
+        _ => None,
+    }
+}
+
 fn grpc_decision(headers: &Headers, body: &[u8]) -> Decision {
     use auth::check_response::HttpResponse;
     // A call that ends without a status has failed.
     if headers.get_str("grpc-status") != Some("0") {
         return Decision::Error;
     }
-    let Some(message) = body.get(5..) else { return Decision::Error };
-    let Ok(response) = auth::CheckResponse::decode(message) else { return Decision::Error };
-    let metadata = response.dynamic_metadata.as_ref().map(proxy_core::json_object).unwrap_or_default();
+    let Some(message) = last_message(body) else { return Decision::Error };
+    let Ok(mut response) = auth::CheckResponse::decode(message) else { return Decision::Error };
+    let mut metadata = response.dynamic_metadata.take();
+    if let Some(old) = old_metadata(&response) {
+        // Where services of old put it; it stands over the newer field.
+        metadata = Some(old);
+    }
+    let metadata = metadata.as_ref().map(proxy_core::json_object).unwrap_or_default();
     let fields =
         |list: Vec<HeaderValueOption>| -> Vec<Field> { list.into_iter().filter_map(|o| o.header).map(field).collect() };
     if response.status.as_ref().is_none_or(|s| s.code == 0) {
@@ -556,6 +583,13 @@ mod tests {
         assert_eq!(with_query("/p?q=1&gone=2&r=3&r=4", set(&[("q", "n"), ("z", "a")]), &gone), "/p?q=n&r=3&r=4&z=a");
         assert_eq!(with_query("/p?gone=2", Vec::new(), &gone), "/p");
         assert_eq!(with_query("/p", set(&[("a", "b")]), &[]), "/p?a=b");
+    }
+
+    #[test]
+    fn the_last_whole_message_counts() {
+        assert_eq!(last_message(b"\0\0\0\0\x01a\0\0\0\0\x01b"), Some(b"b".as_slice()));
+        assert_eq!(last_message(b"\0\0\0\0\x01a\0\0\0\0\x02b"), Some(b"a".as_slice()));
+        assert_eq!(last_message(b"\0\xff\xff\xff\xff"), None);
     }
 
     #[test]

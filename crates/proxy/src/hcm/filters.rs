@@ -182,7 +182,9 @@ async fn health_check(
     let Some(answer) = check.answer(failed, Instant::now(), members) else { return Ok(()) };
     // As Envoy: answered once the whole request is there.
     while let Some(frame) = poll_fn(|cx| exchange.poll_with(cx, |cx| body.poll_frame(cx).map(Ok))).await? {
-        frame.map_err(|e| exchange.client_failed(e))?;
+        if let Frame::Data(data) = frame.map_err(|e| exchange.client_failed(e))? {
+            exchange.info.bytes_received += data.len() as u64;
+        }
     }
     exchange.request_complete();
     let mut reply = LocalReply::new(answer.status, "", answer.details);
@@ -233,9 +235,7 @@ async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fau
         fault.decide(&exchange.request, cluster, &mut worker.random.borrow_mut(), worker.active_faults.get());
     let http = exchange.http.clone();
     let stats = &http.stats;
-    if fault.is_full(worker.active_faults.get()) && fault.touches(&exchange.request, cluster) {
-        stats.other.inc("fault.faults_overflow");
-    }
+    (0..decision.overflow).for_each(|_| stats.other.inc("fault.faults_overflow"));
     if let Some(kib) = decision.rate_limit_kib {
         stats.other.inc("fault.response_rl_injected");
         exchange.throttle = Some(Throttle::new(kib));

@@ -14,6 +14,8 @@ pub(crate) struct LocalReply {
     /// Envoy's response code details.
     pub(crate) details: Cow<'static, str>,
     pub(crate) flags: ResponseFlags,
+    /// The flags show in logs only: Envoy knows of them once the answer is made.
+    pub(crate) flagged_late: bool,
     pub(crate) headers: Vec<(String, Vec<u8>)>,
     pub(crate) grpc_status: Option<u32>,
     /// Close the connection afterwards (HTTP/1).
@@ -33,6 +35,7 @@ impl LocalReply {
             body: body.into(),
             details: details.into(),
             flags: ResponseFlags::NONE,
+            flagged_late: false,
             headers: Vec::new(),
             grpc_status: None,
             close: false,
@@ -90,8 +93,10 @@ impl LocalReply {
             headers.set("content-type", b"application/grpc");
             let code = self.grpc_status.unwrap_or_else(|| grpc_status_of_http(status));
             headers.set("grpc-status", code.to_string().as_bytes());
-            if !body.is_empty() {
-                headers.set("grpc-message", percent_encode(&body).as_bytes());
+            // A format of JSON ends with a line's end, which is none of the message.
+            let message = body.strip_suffix(b"\n").filter(|_| content_type == "application/json").unwrap_or(&body);
+            if !message.is_empty() {
+                headers.set("grpc-message", percent_encode(message).as_bytes());
             }
             return (headers, Bytes::new());
         }
@@ -121,6 +126,7 @@ impl Exchange {
                 let mut reply = LocalReply::new(status, crate::h1::reason_phrase(status), detail)
                     .flagged(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
                 reply.close = true;
+                reply.flagged_late = true;
                 reply.into()
             }
             e => Stop::Gone(Gone::from(&e)),

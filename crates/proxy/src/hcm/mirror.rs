@@ -82,7 +82,7 @@ pub(super) fn send(exchange: &Exchange, copies: Vec<Copy>, body: Vec<Frame>) {
                 if !body.is_empty() && !headers.contains("content-length") {
                     headers.remove("transfer-encoding");
                 }
-                call(acquired, headers, body, MAX_ANSWER).await.ok().map(|(status, ..)| status)
+                call(acquired, headers, body, MAX_ANSWER, |_| ()).await.ok().map(|(status, ..)| status)
             };
             let status = match timeout {
                 Some(timeout) => tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {

@@ -47,7 +47,7 @@ async fn ask(connection: &Connection, config: &ExtAuthz) -> Option<bool> {
     let request = grpc_frame(&connection_attributes(config, &connection.info));
     let asked = async {
         let acquired = pool.acquire().await.ok()?;
-        call(acquired, headers, request, 1 << 20).await.ok()
+        call(acquired, headers, request, 1 << 20, |_| ()).await.ok()
     };
     let (_, headers, body) = tokio::time::timeout(*timeout, asked).await.ok()??;
     is_allowed(&headers, &body)

@@ -96,7 +96,7 @@ fn chain<'a>(leaf: &CertificateDer<'a>, rest: &[CertificateDer<'a>]) -> Vec<Cert
     std::iter::once(leaf).chain(rest).cloned().collect()
 }
 
-fn crls(validation: &Validation) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+pub(super) fn crls(validation: &Validation) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
     use rustls_pki_types::pem::PemObject;
     let Some(source) = &validation.crl else { return Ok(Vec::new()) };
     let pem = super::secrets::read(source)?;
