@@ -133,10 +133,13 @@ pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Op
     };
     for index in wanted_providers(config, requirement) {
         let provider = &config.providers[index];
-        // A client without a token that may turn out to be good must not make us fetch keys.
-        let tokens = config.tokens(&[index], &exchange.request);
-        if tokens.iter().any(|(place, _)| may_be_good(provider, audiences, &place.text)) {
-            keys[index] = keys_of(exchange, provider).await?;
+        keys[index] = kept_keys(exchange, provider);
+        if keys[index].is_none() {
+            // A client without a token that may turn out to be good must not make us fetch keys.
+            let tokens = config.tokens(&[index], &exchange.request);
+            if tokens.iter().any(|(place, _)| may_be_good(provider, audiences, &place.text)) {
+                keys[index] = new_keys(exchange, provider).await?;
+            }
         }
     }
     let mut clear = false;
@@ -389,15 +392,17 @@ pub(super) fn as_internal(exchange: &Exchange, headers: &mut Headers, timeout: D
     headers.set("x-envoy-expected-rq-timeout-ms", timeout.as_millis().to_string().as_bytes());
 }
 
-/// A provider's keys: out of the configuration, or fetched and kept.
-async fn keys_of(exchange: &mut Exchange, provider: &Arc<JwtProvider>) -> Result<Option<Arc<Jwks>>, Stop> {
+/// A provider's keys, if they were kept and are not stale.
+fn kept_keys(exchange: &Exchange, provider: &Arc<JwtProvider>) -> Option<Arc<Jwks>> {
+    let kept = exchange.http.worker.keys.borrow();
+    let (stale, keys) = kept.get(&(Arc::as_ptr(provider) as usize))?;
+    stale.is_none_or(|at| Instant::now() < at).then(|| keys.clone())
+}
+
+/// A provider's keys: out of the configuration, or fetched; they are kept.
+async fn new_keys(exchange: &mut Exchange, provider: &Arc<JwtProvider>) -> Result<Option<Arc<Jwks>>, Stop> {
     let worker = exchange.http.worker.clone();
     let key = Arc::as_ptr(provider) as usize;
-    if let Some((stale, keys)) = worker.keys.borrow().get(&key)
-        && stale.is_none_or(|at| Instant::now() < at)
-    {
-        return Ok(Some(keys.clone()));
-    }
     let (text, stale) = match &provider.jwks {
         JwksSource::Local(source) => (crate::tls::read_source(source).ok().map(Bytes::from), None),
         JwksSource::Remote { uri, cluster, timeout, cache, retries, .. } => {
