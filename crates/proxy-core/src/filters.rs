@@ -29,7 +29,7 @@ pub use small::{FilterStateValue, HeaderMutation, HealthAnswer, HealthCheckFilte
 use crate::any::Typed;
 use crate::pb;
 use crate::rbac::Rbac;
-use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::rejected::{At, Compiled, Invalid};
 use crate::{Options, Runtime, fields};
 
 /// One entry of the filter list.
@@ -187,8 +187,10 @@ impl HttpFilter {
             }
             "header_mutation.v3.HeaderMutation" => {
                 let config: http::header_mutation::v3::HeaderMutation = typed.decode()?;
-                refuse!("most_specific_header_mutations_wins": config.most_specific_header_mutations_wins);
-                Self::HeaderMutation(Arc::new(HeaderMutation::compile(config.mutations.as_ref())?))
+                Self::HeaderMutation(Arc::new(HeaderMutation {
+                    most_specific_wins: config.most_specific_header_mutations_wins,
+                    ..HeaderMutation::compile(config.mutations.as_ref())?
+                }))
             }
             "header_to_metadata.v3.Config" => {
                 Self::HeaderToMetadata(Arc::new(HeaderToMetadata::compile(&typed.decode()?)?))

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 pub use command::{Command, MetadataSource};
 pub use time::TimeFormat;
+pub(crate) use write::percent_decode;
 
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, Rejected};

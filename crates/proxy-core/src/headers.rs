@@ -1,3 +1,5 @@
+use crate::text::Digits;
+
 /// A message head: pseudo headers (`:method`, `:path`, `:status`, …) and headers, in order, as Envoy keeps them.
 ///
 /// Names are lower case. All bytes lie in one buffer with an index beside it, so that building a head costs no
@@ -359,7 +361,8 @@ impl Headers {
     /// All values under this name, in order.
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
         let tag = tag(name.as_bytes());
-        self.entries.iter().filter(move |e| e.is(tag, name.as_bytes(), &self.buffer)).map(|e| e.value(&self.buffer))
+        let entries = if self.names & bit(tag) == 0 { &[] } else { &self.entries[..] };
+        entries.iter().filter(move |e| e.is(tag, name.as_bytes(), &self.buffer)).map(|e| e.value(&self.buffer))
     }
 
     /// All values under this name joined by commas, as header matchers and formats see them
@@ -508,17 +511,8 @@ impl Headers {
     }
 
     /// As [`set`](Headers::set), in decimal.
-    pub fn set_number(&mut self, name: &str, mut value: u64) {
-        let mut digits = [b'0'; 20];
-        let mut first = digits.len();
-        loop {
-            first -= 1;
-            digits[first] = b'0' + (value % 10) as u8;
-            value /= 10;
-            if value == 0 {
-                return self.set(name, &digits[first..]);
-            }
-        }
+    pub fn set_number(&mut self, name: &str, value: u64) {
+        self.set(name, Digits::of(value).as_bytes());
     }
 
     /// A head of these headers; for tests and fixed answers.

@@ -25,6 +25,7 @@ mod pb;
 mod percent;
 mod random;
 mod rejected;
+mod text;
 
 pub mod access_log;
 pub mod balance;

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use mesh_types::ArcStr;
 use serde_json::{Map, Number, Value};
@@ -7,9 +8,10 @@ use crate::pb;
 
 /// Structured facts by namespace: of a route, a cluster, an endpoint, or written by filters during a request.
 ///
-/// Few namespaces, but thousands of clusters and hosts with some: a list, sorted.
+/// Few namespaces, but thousands of clusters and hosts with some: a list, sorted. Fields that are the same for many requests
+/// are shared by them.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Metadata(Vec<(ArcStr, Map<String, Value>)>);
+pub struct Metadata(Vec<(ArcStr, Arc<Map<String, Value>>)>);
 
 /// Facts by name that filters of one connection or request hand to each other; text is all that is needed here.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,19 +20,22 @@ pub struct FilterState(pub BTreeMap<ArcStr, ArcStr>);
 impl Metadata {
     pub(crate) fn compile(metadata: Option<&pb::core::Metadata>) -> Self {
         let Some(metadata) = metadata else { return Self::default() };
-        let mut all: Vec<(ArcStr, _)> =
-            metadata.filter_metadata.iter().map(|(name, fields)| (name.as_str().into(), object(fields))).collect();
+        let mut all: Vec<(ArcStr, _)> = metadata
+            .filter_metadata
+            .iter()
+            .map(|(name, fields)| (name.as_str().into(), Arc::new(object(fields))))
+            .collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         Self(all)
     }
 
     /// All namespaces with their fields.
     pub fn iter(&self) -> impl Iterator<Item = (&ArcStr, &Map<String, Value>)> {
-        self.0.iter().map(|(name, fields)| (name, fields))
+        self.0.iter().map(|(name, fields)| (name, &**fields))
     }
 
     pub(crate) fn namespace(&self, name: &str) -> Option<&Map<String, Value>> {
-        self.0.iter().find(|(known, _)| **known == *name).map(|(_, fields)| fields)
+        self.0.iter().find(|(known, _)| **known == *name).map(|(_, fields)| &**fields)
     }
 
     /// The value at a path in a namespace.
@@ -57,11 +62,20 @@ impl Metadata {
         let at = match self.0.binary_search_by(|(name, _)| (**name).cmp(namespace)) {
             Ok(at) => at,
             Err(at) => {
-                self.0.insert(at, (namespace.into(), Map::new()));
+                self.0.insert(at, (namespace.into(), Arc::default()));
                 at
             }
         };
-        &mut self.0[at].1
+        Arc::make_mut(&mut self.0[at].1)
+    }
+
+    /// As [`merge`](Metadata::merge), without a copy where all fields of the namespace are set. The values are in order.
+    pub fn share(&mut self, namespace: &ArcStr, values: &Arc<Map<String, Value>>) {
+        match self.0.binary_search_by(|(name, _)| (**name).cmp(namespace)) {
+            Ok(at) if self.0[at].1.keys().all(|key| values.contains_key(key)) => self.0[at].1 = values.clone(),
+            Ok(_) => self.merge(namespace, values),
+            Err(at) => self.0.insert(at, (namespace.clone(), values.clone())),
+        }
     }
 
     /// Adds values to a namespace, which is there from then on.

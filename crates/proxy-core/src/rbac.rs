@@ -2,7 +2,10 @@
 
 mod rules;
 
+use std::sync::{Arc, LazyLock};
+
 use mesh_types::ArcStr;
+use serde_json::{Map, Value};
 
 use crate::address::Address;
 use crate::headers::Headers;
@@ -36,6 +39,27 @@ struct Rules {
     action: Action,
     /// Sorted by name: Envoy keeps policies in a sorted map and takes the first that matches.
     policies: Box<[Policy]>,
+    /// What is noted of a request that none of them matches.
+    unmatched: Note,
+}
+
+/// What is written into a request's metadata about a decision, under the filter's name.
+pub type Note = Arc<Map<String, Value>>;
+
+/// Namespace of the metadata that the HTTP filter writes (Envoy `HttpFilterNames::Rbac`).
+pub static HTTP_NAMESPACE: LazyLock<ArcStr> = LazyLock::new(|| "envoy.filters.http.rbac".into());
+
+/// Namespace of the metadata that the network filter writes.
+pub static NETWORK_NAMESPACE: LazyLock<ArcStr> = LazyLock::new(|| "envoy.filters.network.rbac".into());
+
+/// The note of a decision: `PREFIXenforced_engine_result` and, if a policy matched, `PREFIXenforced_effective_policy_id`;
+/// with `shadow` in their names for shadow rules (Envoy `DynamicMetadataKeys`).
+pub fn note(prefix: &str, shadow: bool, allowed: bool, policy: Option<&str>) -> Note {
+    let kind = if shadow { "shadow" } else { "enforced" };
+    let policy = policy.map(|policy| (format!("{prefix}{kind}_effective_policy_id"), policy));
+    let result = (format!("{prefix}{kind}_engine_result"), if allowed { "allowed" } else { "denied" });
+    let fields = policy.into_iter().chain([result]);
+    Arc::new(fields.map(|(name, value)| (name, value.into())).collect())
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -45,9 +69,20 @@ enum Action {
     Log,
 }
 
+impl Action {
+    fn allows(self, matched: bool) -> bool {
+        match self {
+            Action::Allow => matched,
+            Action::Deny => !matched,
+            Action::Log => true,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Policy {
     name: ArcStr,
+    note: Note,
     permissions: Box<[Permission]>,
     principals: Box<[Principal]>,
 }
@@ -80,6 +115,8 @@ pub struct RbacVerdict {
     pub shadow: Option<ShadowVerdict>,
     /// What the enforced rules said; `None`: there are none.
     pub enforced: Option<bool>,
+    /// What is noted of that.
+    pub note: Option<Note>,
     /// The rules only mark requests for the log: `envoy.common`/`access_log_hint` is to be set to this.
     pub log_hint: Option<bool>,
 }
@@ -92,6 +129,8 @@ pub struct ShadowVerdict {
     pub allowed: bool,
     /// The policy that matched, if one did.
     pub policy: Option<ArcStr>,
+    /// What is noted of that.
+    pub note: Note,
 }
 
 impl RbacVerdict {
@@ -106,9 +145,10 @@ impl RbacVerdict {
 impl Rbac {
     pub(crate) fn compile_http(config: &pb::http_filter::rbac::v3::Rbac) -> Compiled<Self> {
         refuse!("matcher": config.matcher.is_some(), "shadow_matcher": config.shadow_matcher.is_some());
+        let rules = |rules, shadow, prefix| Rules::compile_some(rules, true, shadow, prefix);
         Ok(Self {
-            rules: config.rules.as_ref().map(|r| Rules::compile(r, true)).transpose().at("rules")?,
-            shadow: config.shadow_rules.as_ref().map(|r| Rules::compile(r, true)).transpose().at("shadow_rules")?,
+            rules: rules(config.rules.as_ref(), false, &config.rules_stat_prefix)?,
+            shadow: rules(config.shadow_rules.as_ref(), true, &config.shadow_rules_stat_prefix)?,
             shadow_prefix: config.shadow_rules_stat_prefix.as_str().into(),
             stat_prefix: config.rules_stat_prefix.as_str().into(),
             tracks_policies: config.track_per_rule_stats,
@@ -118,9 +158,10 @@ impl Rbac {
 
     pub(crate) fn compile_network(config: &pb::network_filter::rbac::v3::Rbac) -> Compiled<Self> {
         refuse!("matcher": config.matcher.is_some(), "shadow_matcher": config.shadow_matcher.is_some());
+        let rules = |rules, shadow, prefix| Rules::compile_some(rules, false, shadow, prefix);
         Ok(Self {
-            rules: config.rules.as_ref().map(|r| Rules::compile(r, false)).transpose().at("rules")?,
-            shadow: config.shadow_rules.as_ref().map(|r| Rules::compile(r, false)).transpose().at("shadow_rules")?,
+            rules: rules(config.rules.as_ref(), false, "")?,
+            shadow: rules(config.shadow_rules.as_ref(), true, &config.shadow_rules_stat_prefix)?,
             shadow_prefix: config.shadow_rules_stat_prefix.as_str().into(),
             stat_prefix: crate::fields::required("stat_prefix", &config.stat_prefix)?,
             tracks_policies: false,
@@ -144,20 +185,26 @@ impl Rbac {
     /// Decides.
     pub fn check(&self, input: &RbacInput<'_>) -> RbacVerdict {
         let shadow = self.shadow.as_ref().map(|rules| {
-            let (allowed, policy) = rules.check(input);
-            ShadowVerdict { allowed, policy: policy.cloned() }
+            let (allowed, policy, note) = rules.check(input);
+            ShadowVerdict { allowed, policy: policy.cloned(), note: note.clone() }
         });
         let Some(rules) = &self.rules else {
-            return RbacVerdict { allowed: true, policy: None, shadow, enforced: None, log_hint: None };
+            return RbacVerdict { allowed: true, policy: None, shadow, enforced: None, note: None, log_hint: None };
         };
-        let (allowed, policy) = rules.check(input);
+        let (allowed, policy, note) = rules.check(input);
         let log_hint = (rules.action == Action::Log).then_some(policy.is_some());
-        RbacVerdict { allowed, policy: policy.cloned(), shadow, enforced: Some(allowed), log_hint }
+        let (policy, note) = (policy.cloned(), Some(note.clone()));
+        RbacVerdict { allowed, policy, shadow, enforced: Some(allowed), note, log_hint }
     }
 }
 
 impl Rules {
-    fn compile(rules: &pb::rbac::Rbac, http: bool) -> Compiled<Self> {
+    fn compile_some(rules: Option<&pb::rbac::Rbac>, http: bool, shadow: bool, prefix: &str) -> Compiled<Option<Self>> {
+        let field = if shadow { "shadow_rules" } else { "rules" };
+        rules.map(|rules| Self::compile(rules, http, shadow, prefix)).transpose().at(field)
+    }
+
+    fn compile(rules: &pb::rbac::Rbac, http: bool, shadow: bool, prefix: &str) -> Compiled<Self> {
         // Istio sets no audit loggers; they would have to be called.
         refuse!("audit_logging_options": rules.audit_logging_options.as_ref().is_some_and(|a| a.audit_condition != 0));
         let action = match rules.action {
@@ -168,26 +215,23 @@ impl Rules {
         };
         let mut policies = Vec::with_capacity(rules.policies.len());
         for (name, policy) in &rules.policies {
-            policies.push(Policy::compile(name, policy, http).at_key("policies", name)?);
+            let note = note(prefix, shadow, action.allows(true), Some(name));
+            policies.push(Policy::compile(name, policy, note, http).at_key("policies", name)?);
         }
         policies.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Self { action, policies: policies.into() })
+        let unmatched = note(prefix, shadow, action.allows(false), None);
+        Ok(Self { action, policies: policies.into(), unmatched })
     }
 
     /// Envoy `RoleBasedAccessControlEngineImpl::handleAction`.
-    fn check(&self, input: &RbacInput<'_>) -> (bool, Option<&ArcStr>) {
-        let policy = self.policies.iter().find(|p| p.matches(input)).map(|p| &p.name);
-        let allowed = match self.action {
-            Action::Allow => policy.is_some(),
-            Action::Deny => policy.is_none(),
-            Action::Log => true,
-        };
-        (allowed, policy)
+    fn check(&self, input: &RbacInput<'_>) -> (bool, Option<&ArcStr>, &Note) {
+        let policy = self.policies.iter().find(|p| p.matches(input));
+        (self.action.allows(policy.is_some()), policy.map(|p| &p.name), policy.map_or(&self.unmatched, |p| &p.note))
     }
 }
 
 impl Policy {
-    fn compile(name: &str, policy: &pb::rbac::Policy, http: bool) -> Compiled<Self> {
+    fn compile(name: &str, policy: &pb::rbac::Policy, note: Note, http: bool) -> Compiled<Self> {
         refuse! {
             "condition": policy.condition.is_some(),
             "checked_condition": policy.checked_condition.is_some(),
@@ -196,6 +240,7 @@ impl Policy {
         let principals = policy.principals.iter().enumerate();
         let policy = Self {
             name: name.into(),
+            note,
             permissions: permissions
                 .map(|(i, p)| Permission::compile(p, http).at_index("permissions", i))
                 .collect::<Compiled<_>>()?,

@@ -24,6 +24,7 @@ pub use hashing::{HashContext, HashPolicy, SetCookie};
 pub use header_ops::HeaderOps;
 pub use internal_redirect::{Hop, InternalRedirect, NotFollowed, PreviousRoutes};
 pub use matching::RouteMatcher;
+pub(crate) use matching::is_grpc;
 pub use redirect::{Redirect, own_location};
 pub(crate) use template::template_regex;
 pub use timeouts::{Timeouts, grpc_timeout};
@@ -123,7 +124,19 @@ pub struct VirtualHost {
     pub rate_limits: Vec<RateLimitRule>,
     /// Metadata.
     pub metadata: Metadata,
-    virtual_clusters: Vec<(ArcStr, Box<[HeaderMatcher]>)>,
+    virtual_clusters: Box<[VirtualCluster]>,
+    /// What requests of no virtual cluster count under; `None`: there are no virtual clusters.
+    other_requests: Option<ArcStr>,
+}
+
+/// Requests of a virtual host that are named and counted by themselves.
+#[derive(Debug)]
+pub struct VirtualCluster {
+    /// Its name.
+    pub name: ArcStr,
+    /// Its place among the statistics: `VHOST.vcluster.NAME`.
+    pub stat_name: ArcStr,
+    headers: Box<[HeaderMatcher]>,
 }
 
 /// A compiled route.
@@ -151,8 +164,8 @@ pub struct Route {
     pub per_filter: PerFilterTable,
     /// Bytes of a request that are kept for retries.
     pub request_body_buffer_limit: Option<u64>,
-    /// Statistics of this route.
-    pub stat_prefix: Option<ArcStr>,
+    /// Its place among the statistics, if it has one: `VHOST.route.PREFIX`.
+    pub stat_name: Option<ArcStr>,
 }
 
 /// Names spans.
@@ -281,6 +294,11 @@ impl RouteTable {
         let Some(vhost) = self.virtual_host(authority.unwrap_or_default()) else {
             return RouteResult::NoVirtualHost;
         };
+        // To Envoy, who does not know how the client came gets no route (`VirtualHostImpl::getRouteFromEntries`).
+        let mut schemes = input.headers.get_all("x-forwarded-proto");
+        if schemes.next().is_some_and(<[u8]>::is_empty) && schemes.next().is_none() {
+            return RouteResult::NoRoute(Arc::clone(vhost));
+        }
         if vhost.wants_tls(input.headers) {
             let location = redirect::tls_location(input.headers);
             return RouteResult::RedirectToTls(Arc::clone(vhost), location);
@@ -306,6 +324,11 @@ impl RouteTable {
     /// Why a route of this table does not apply to a request, in words; `None` if it does.
     pub fn mismatch(&self, route: &Route, input: &RouteInput<'_>) -> Option<String> {
         route.matcher.mismatch(input, self.ignore_path_parameters)
+    }
+
+    /// All names under which requests count besides their clusters.
+    pub fn stat_names(&self) -> impl Iterator<Item = &ArcStr> {
+        self.hosts.iter().flat_map(|host| host.stat_names())
     }
 
     /// Names of all clusters that its routes may go to, for validation and dumps.
@@ -354,13 +377,18 @@ impl VirtualHost {
         }
         let mut routes = Vec::with_capacity(host.routes.len());
         for (index, route) in host.routes.iter().enumerate() {
-            routes.push(Arc::new(Route::compile(route, index, body_limit, options).at_index("routes", index)?));
+            let compiled = Route::compile(route, &host.name, index, body_limit, options);
+            routes.push(Arc::new(compiled.at_index("routes", index)?));
         }
         let mirrors = Mirror::compile_all(&host.request_mirror_policies, options)?;
-        let mut virtual_clusters = Vec::new();
+        let stat_name = |cluster: &str| ArcStr::from(format!("{}.vcluster.{cluster}", host.name));
+        let mut virtual_clusters = Vec::with_capacity(host.virtual_clusters.len());
         for (i, cluster) in host.virtual_clusters.iter().enumerate() {
-            let matchers = header_matchers("headers", &cluster.headers).at_index("virtual_clusters", i)?;
-            virtual_clusters.push((cluster.name.as_str().into(), matchers));
+            virtual_clusters.push(VirtualCluster {
+                name: cluster.name.as_str().into(),
+                stat_name: stat_name(&cluster.name),
+                headers: header_matchers("headers", &cluster.headers).at_index("virtual_clusters", i)?,
+            });
         }
         Ok(Self {
             name: fields::required("name", &host.name)?,
@@ -389,7 +417,8 @@ impl VirtualHost {
             ),
             rate_limits: RateLimitRule::compile_all(&host.rate_limits)?,
             metadata: Metadata::compile(host.metadata.as_ref()),
-            virtual_clusters,
+            other_requests: (!virtual_clusters.is_empty()).then(|| stat_name("other")),
+            virtual_clusters: virtual_clusters.into(),
         })
     }
 
@@ -403,9 +432,19 @@ impl VirtualHost {
     }
 
     /// The first virtual cluster whose conditions the request fulfils.
-    pub fn virtual_cluster(&self, headers: &Headers) -> Option<ArcStr> {
-        let found = self.virtual_clusters.iter().find(|(_, matchers)| matchers.iter().all(|m| m.matches(headers)));
-        found.map(|(name, _)| name.clone())
+    pub fn virtual_cluster(&self, headers: &Headers) -> Option<&VirtualCluster> {
+        self.virtual_clusters.iter().find(|cluster| cluster.headers.iter().all(|m| m.matches(headers)))
+    }
+
+    /// Under which name a request counts besides its cluster: that of its virtual cluster, or `VHOST.vcluster.other`.
+    pub fn stat_name<'a>(&'a self, cluster: Option<&'a VirtualCluster>) -> Option<&'a ArcStr> {
+        cluster.map(|cluster| &cluster.stat_name).or(self.other_requests.as_ref())
+    }
+
+    /// All names under which requests count besides their clusters, those of routes included.
+    pub fn stat_names(&self) -> impl Iterator<Item = &ArcStr> {
+        let clusters = self.virtual_clusters.iter().map(|cluster| &cluster.stat_name).chain(&self.other_requests);
+        clusters.chain(self.routes.iter().filter_map(|route| route.stat_name.as_ref()))
     }
 }
 
@@ -414,7 +453,13 @@ fn body_buffer(limit: Option<u64>, old: Option<&pb::UInt32Value>) -> Option<u64>
 }
 
 impl Route {
-    fn compile(route: &pb::route::Route, index: usize, body_limit: usize, options: &Options) -> Compiled<Self> {
+    fn compile(
+        route: &pb::route::Route,
+        vhost: &str,
+        index: usize,
+        body_limit: usize,
+        options: &Options,
+    ) -> Compiled<Self> {
         refuse!("route_specifiers": !route.route_specifiers.is_empty());
         let matcher = route.r#match.as_ref().ok_or_else(|| Invalid::new("match", "is missing"))?;
         let share = |fraction: &Option<pb::kind::FractionalPercent>, key| {
@@ -450,7 +495,7 @@ impl Route {
                 route.request_body_buffer_limit.as_ref().map(|v| v.value),
                 route.per_request_buffer_limit_bytes.as_ref(),
             ),
-            stat_prefix: (!route.stat_prefix.is_empty()).then(|| route.stat_prefix.as_str().into()),
+            stat_name: (!route.stat_prefix.is_empty()).then(|| format!("{vhost}.route.{}", route.stat_prefix).into()),
         })
     }
 

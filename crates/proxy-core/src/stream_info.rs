@@ -102,6 +102,17 @@ pub struct TlsInfo {
     pub local: Option<PeerCertificate>,
 }
 
+/// What is said of all certificates that a peer showed, its own first.
+#[derive(Clone, Debug, Default)]
+pub struct PeerChain {
+    /// As [`PeerCertificate::sha256`].
+    pub sha256: Vec<ArcStr>,
+    /// As [`PeerCertificate::sha1`].
+    pub sha1: Vec<ArcStr>,
+    /// As [`PeerCertificate::serial`].
+    pub serials: Vec<ArcStr>,
+}
+
 /// The parts of a certificate that policies, headers and logs use. Parsed by the proxy.
 #[derive(Clone, Debug, Default)]
 pub struct PeerCertificate {
@@ -123,6 +134,8 @@ pub struct PeerCertificate {
     pub serial: ArcStr,
     /// Lower-case hex of the SHA-256 of the DER form.
     pub sha256: ArcStr,
+    /// It and those that came with it.
+    pub chain: PeerChain,
     /// Lower-case hex of the SHA-1 of the DER form.
     pub sha1: ArcStr,
     /// URL-encoded PEM of the certificate.

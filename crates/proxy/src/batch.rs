@@ -80,6 +80,23 @@ impl Outlet {
     }
 }
 
+impl Outlet {
+    /// After the connection's end: writes the rest and drops what still comes, until the peer closes.
+    pub(crate) fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.0.borrow_mut();
+        // A peer that takes nothing more is found by the read.
+        let _ = state.poll_out(cx);
+        let mut dropped = [0; 4096];
+        loop {
+            let mut buf = ReadBuf::new(&mut dropped);
+            match ready!(Pin::new(&mut state.io).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
 impl State {
     fn waiting(&self) -> usize {
         self.out.len() - self.written

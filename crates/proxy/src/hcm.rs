@@ -20,7 +20,6 @@ mod span;
 mod timers;
 
 pub(crate) use authz::KeyCache;
-pub(crate) use date::civil_date;
 pub(crate) use exchange::Exchange;
 pub(crate) use ext_authz::{check_head, connection_attributes, grpc_frame, is_allowed};
 pub(crate) use h2::Late;
@@ -174,6 +173,7 @@ impl Http {
                 HeadersWithUnderscores::Reject => crate::h1::UnderscoreAction::Reject,
                 HeadersWithUnderscores::Drop => crate::h1::UnderscoreAction::Drop,
             },
+            https_url: self.info.tls.is_some() || !config.use_remote_address || config.xff_num_trusted_hops > 0,
             ..crate::h1::Limits::of(&config.http1, config.max_request_headers_bytes, config.max_headers_count)
         }
     }

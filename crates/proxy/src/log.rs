@@ -105,7 +105,7 @@ const FLUSH_EVERY: std::time::Duration = std::time::Duration::from_millis(250);
 /// A worker's log buffers.
 pub(crate) struct LogBuffers {
     shared: Arc<crate::runtime::Shared>,
-    buffers: RefCell<HashMap<ArcStr, Buffer>>,
+    buffers: RefCell<foldhash::HashMap<ArcStr, Buffer>>,
     scheduled: std::cell::Cell<bool>,
 }
 
@@ -121,20 +121,24 @@ impl LogBuffers {
 
     /// Lets `write` append one record for `sink`.
     fn record(&self, sink: &LogSink, write: impl FnOnce(&mut Vec<u8>) -> bool) {
-        let path: ArcStr = match sink {
-            LogSink::File(path) => path.clone(),
-            LogSink::Stdout => "/dev/stdout".into(),
-            LogSink::Stderr => "/dev/stderr".into(),
+        let path = match sink {
+            LogSink::File(path) => path,
+            LogSink::Stdout => "/dev/stdout",
+            LogSink::Stderr => "/dev/stderr",
             _ => return,
         };
         let mut buffers = self.buffers.borrow_mut();
-        let buffer = buffers.entry(path).or_insert_with_key(|path| {
-            let file = self.shared.logs.open(path);
-            if let Err(e) = &file {
-                tracing::error!(%path, error = %e, "cannot open the access log");
+        let buffer = match buffers.get_mut(path) {
+            Some(buffer) => buffer,
+            None => {
+                let path = ArcStr::from(path);
+                let file = self.shared.logs.open(&path);
+                if let Err(e) = &file {
+                    tracing::error!(%path, error = %e, "cannot open the access log");
+                }
+                buffers.entry(path).or_insert(Buffer { file: file.ok(), bytes: Vec::new() })
             }
-            Buffer { file: file.ok(), bytes: Vec::new() }
-        });
+        };
         if write(&mut buffer.bytes) && buffer.bytes.len() >= FLUSH_AT {
             buffer.flush();
         }

@@ -11,8 +11,8 @@ pub(crate) use istio::{ArcStrOrUnknown, Computed, Flags, IstioStats, Peer, Reque
 pub(crate) use registry::{Entry, Kind, Registry, Sample, Scope, counted};
 pub(crate) use render::{Buckets, json, prometheus, text};
 pub(crate) use scopes::{
-    ClusterStats, HTTP1_CODEC, HTTP2_CODEC, HTTP2_GAUGES, HttpStats, ListenerHttpStats, ListenerStats, Named,
-    OfManager, OfThread, PlainStats, TcpStats, ssl_zero,
+    Answers, ClusterStats, HTTP1_CODEC, HTTP2_CODEC, HTTP2_GAUGES, HttpStats, ListenerHttpStats, ListenerStats, Named,
+    OfManager, OfThread, PlainStats, RequestStats, TcpStats, ssl_zero,
 };
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -219,6 +219,9 @@ mod tests {
             entry(Kind::Listener, "0.0.0.0_80", "ssl.ciphers.X-1"),
             entry(Kind::Listener, "admin", "downstream_cx_total"),
             entry(Kind::Plain, "", "server.worker_3.watchdog_miss"),
+            entry(Kind::VirtualHost, "v.vcluster.get", "upstream_rq_2xx"),
+            entry(Kind::VirtualHost, "v.route.r.x", "upstream_rq_total"),
+            entry(Kind::VirtualHost, "a.b:80.vcluster.other", "upstream_rq_total"),
         ];
         let text = prometheus(&entries, false);
         let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
@@ -229,6 +232,9 @@ mod tests {
                 "envoy_listener_http_downstream_rq_xx{envoy_response_code_class=\"2\",envoy_http_conn_manager_prefix=\"a.b\",envoy_listener_address=\"0.0.0.0_80\"} 1",
                 "envoy_listener_ssl_ciphers{envoy_ssl_cipher=\"X-1\",envoy_listener_address=\"0.0.0.0_80\"} 1",
                 "envoy_server_worker_watchdog_miss{envoy_worker_id=\"3\"} 1",
+                "envoy_vhost_b_80_vcluster_other_upstream_rq_total{envoy_virtual_host=\"a\"} 1",
+                "envoy_vhost_route_x_upstream_rq_total{envoy_virtual_host=\"v\",envoy_route=\"r\"} 1",
+                "envoy_vhost_vcluster_upstream_rq_xx{envoy_response_code_class=\"2\",envoy_virtual_cluster=\"get\",envoy_virtual_host=\"v\"} 1",
             ]
         );
     }

@@ -209,7 +209,7 @@ pub(crate) enum SendBody {
     H2(H2Send),
     /// Kept in memory.
     Late(Late),
-    /// Swallows everything (mirrored requests' answers).
+    /// Swallows everything: nobody is there to take it.
     Discard,
 }
 

@@ -17,7 +17,7 @@ use copy::{Side, Transfer};
 use mesh_types::ArcStr;
 use proxy_core::circuit::Resource;
 use proxy_core::listener::{Direction, NetworkFilter, NetworkLocalRateLimit, TcpProxy};
-use proxy_core::rbac::{Rbac, RbacInput};
+use proxy_core::rbac::{NETWORK_NAMESPACE, Rbac, RbacInput};
 use proxy_core::route::Priority;
 use proxy_core::{AccessLog, ConnectionInfo, FormatContext, Host, Metadata, PickContext, ResponseFlags, StreamInfo};
 use std::cell::{Cell, RefCell};
@@ -274,7 +274,10 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
         match way {
             Way::Plain(mut up, counted) => {
                 let ended = copy::both(&mut down, &mut up, &transfer, gate).await;
-                counted.ended_by_peer(matches!(ended, copy::Ended::Complete | copy::Ended::Failed(Side::Upstream)));
+                let by_peer =
+                    copy::Ended::Complete(Side::Upstream) == ended || copy::Ended::Failed(Side::Upstream) == ended;
+                // Who says last that it ends is who ends it, as Envoy sees it.
+                counted.ended_by_peer(by_peer);
                 if let Some(delay) = delay.get() {
                     linger(&mut down, delay).await;
                 }
@@ -299,7 +302,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     let ended = loop {
         tokio::select! {
             ended = &mut moving => break ended,
-            () = &mut failed => break copy::Ended::Complete,
+            () = &mut failed => break copy::Ended::Complete(Side::Downstream),
             _ = records.tick(), if proxy.access_log_flush_interval.is_some() => {
                 (info.bytes_received, info.bytes_sent) = (transfer.received.get(), transfer.sent.get());
                 (info.downstream_wire_bytes_received, info.downstream_wire_bytes_sent) =
@@ -346,7 +349,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
             info.local_close_reason = Some("max_connection_duration_reached".into());
         }
         copy::Ended::Failed(Side::Downstream) => info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION),
-        copy::Ended::Failed(Side::Upstream) | copy::Ended::Complete | copy::Ended::Drained => {}
+        copy::Ended::Failed(Side::Upstream) | copy::Ended::Complete(_) | copy::Ended::Drained => {}
     }
 }
 
@@ -421,13 +424,7 @@ pub(crate) fn check_rbac(
     }
     if let Some(shadow) = &verdict.shadow {
         stats.inc(&rbac_counter(rbac, true, if shadow.allowed { "shadow_allowed" } else { "shadow_denied" }));
-        const NAMESPACE: &str = "envoy.filters.network.rbac";
-        let prefix = &rbac.shadow_prefix;
-        let result = if shadow.allowed { "allowed" } else { "denied" };
-        metadata.set(NAMESPACE, &format!("{prefix}shadow_engine_result"), result.into());
-        if let Some(policy) = &shadow.policy {
-            metadata.set(NAMESPACE, &format!("{prefix}shadow_effective_policy_id"), (&**policy).into());
-        }
+        metadata.share(&NETWORK_NAMESPACE, &shadow.note);
     }
     if let Some(hint) = verdict.log_hint {
         metadata.set("envoy.common", "access_log_hint", hint.into());

@@ -5,8 +5,8 @@ use crate::log::LogBuffers;
 use crate::runtime::{Clusters, Shared};
 use crate::socket::Bound;
 use crate::stats::{
-    ClusterStats, Gauge, HttpStats, IstioStats, Kind, ListenerHttpStats, ListenerStats, Named, OfManager, OfThread,
-    PlainStats, Scope, TcpStats, Workload,
+    Answers, ClusterStats, Gauge, HttpStats, IstioStats, Kind, ListenerHttpStats, ListenerStats, Named, OfManager,
+    OfThread, PlainStats, RequestStats, Scope, TcpStats, Workload,
 };
 use crate::upstream::WorkerCluster;
 use mesh_types::ArcStr;
@@ -47,6 +47,8 @@ pub(crate) struct Worker {
     listener: RefCell<HashMap<ArcStr, Arc<ListenerStats>>>,
     listener_http: RefCell<HashMap<(ArcStr, ArcStr), Arc<ListenerHttpStats>>>,
     cluster_stats: RefCell<HashMap<ArcStr, Arc<ClusterStats>>>,
+    requests: RefCell<HashMap<ArcStr, Arc<RequestStats>>>,
+    answers: RefCell<HashMap<(ArcStr, String), Arc<Answers>>>,
     plain: Arc<PlainStats>,
     pub(crate) istio: Rc<IstioStats>,
     pub(crate) logs: LogBuffers,
@@ -86,6 +88,8 @@ impl Worker {
             listener: RefCell::default(),
             listener_http: RefCell::default(),
             cluster_stats: RefCell::default(),
+            requests: RefCell::default(),
+            answers: RefCell::default(),
             istio: IstioStats::new(shared.registry.clone()),
             logs: LogBuffers::new(shared.clone()),
             buckets: RefCell::default(),
@@ -133,6 +137,23 @@ impl Worker {
         self.shared.registry.add(kind, name.clone(), stats.clone());
         map.borrow_mut().insert(name.clone(), stats.clone());
         stats
+    }
+
+    /// Requests of a virtual cluster or a route, by its place among the statistics.
+    pub(crate) fn request_stats(&self, name: &ArcStr) -> Arc<RequestStats> {
+        self.stats(&self.requests, Kind::VirtualHost, name)
+    }
+
+    /// A cluster's answers that count once more with this in front of their names.
+    pub(crate) fn answers(&self, cluster: &ArcStr, prefix: String) -> Arc<Answers> {
+        let mut all = self.answers.borrow_mut();
+        let entry = all.entry((cluster.clone(), prefix));
+        let make = |(cluster, prefix): &(ArcStr, String)| {
+            let answers = Arc::new(Answers::new(prefix));
+            self.shared.registry.add(Kind::Cluster, cluster.clone(), answers.clone());
+            answers
+        };
+        entry.or_insert_with_key(make).clone()
     }
 
     pub(crate) fn http_stats(&self, prefix: &ArcStr) -> Arc<HttpStats> {
@@ -221,6 +242,10 @@ impl Worker {
             keep
         });
         self.cluster_stats.borrow_mut().retain(|_, s| Arc::strong_count(s) > 0);
+        // Those of a cluster that comes back are made again.
+        let is_gone =
+            |name: &ArcStr| gone.iter().any(|cluster: &Rc<WorkerCluster>| cluster.config().stat_name == *name);
+        self.answers.borrow_mut().retain(|(name, _), _| !is_gone(name));
         *self.table.borrow_mut() = table;
         self.table_changes.set(self.table_changes.get() + 1);
         for cluster in gone {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use mesh_types::ArcStr;
 
 use crate::fields;
+use crate::format::percent_decode;
 use crate::headers::Headers;
 use crate::matchers::{StringMatcher, canonical_name, cookie, first_query_value};
 use crate::metadata::FilterState;
@@ -303,7 +304,12 @@ impl TokenPlace {
                 values.filter_map(|text| behind(prefix, text)).map(of).collect()
             }
             Self::Query(name) => {
-                headers.path().and_then(|path| first_query_value(path, name)).map(of).into_iter().collect()
+                let mut text = Vec::new();
+                let Some(value) = headers.path().and_then(|path| first_query_value(path, name)) else {
+                    return Vec::new();
+                };
+                percent_decode(value, &mut text);
+                vec![of(&String::from_utf8_lossy(&text))]
             }
             Self::Cookie(name) => {
                 let text = cookie(headers, name).and_then(|v| std::str::from_utf8(v).ok());

@@ -12,7 +12,7 @@ use crate::matchers::{HeaderMatcher, header_matchers};
 use crate::metadata::FilterState;
 use crate::pb;
 use crate::pb::core::key_value_append::KeyValueAppendAction;
-use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::rejected::{At, Compiled, Invalid};
 use crate::retry::RetryRuntime;
 use crate::route::HeaderOps;
 use crate::runtime::Runtime;
@@ -93,6 +93,12 @@ pub struct HeaderMutation {
     pub response: HeaderChanges,
     /// Of the request's query.
     pub query: QueryChanges,
+    /// Of the request's trailers, if it has some.
+    pub request_trailers: HeaderChanges,
+    /// Of the response's trailers, if it has some.
+    pub response_trailers: HeaderChanges,
+    /// Of the levels around a route, the innermost comes last, so that its word stands.
+    pub most_specific_wins: bool,
 }
 
 /// Changes of query parameters.
@@ -185,6 +191,13 @@ impl HeaderChanges {
         }
     }
 
+    /// Changes trailers.
+    pub fn apply_to_trailers(&self, trailers: &mut Headers, cx: &FormatContext<'_>) {
+        for ops in &self.0 {
+            ops.apply(trailers, cx);
+        }
+    }
+
     /// Changes a response; formats see it as it is then.
     pub fn apply_to_response(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
         for ops in &self.0 {
@@ -196,16 +209,14 @@ impl HeaderChanges {
 impl HeaderMutation {
     pub(super) fn compile(mutations: Option<&pb::http_filter::header_mutation::v3::Mutations>) -> Compiled<Self> {
         let Some(mutations) = mutations else { return Ok(Self::default()) };
-        refuse! {
-            "request_trailers_mutations": !mutations.request_trailers_mutations.is_empty(),
-            "response_trailers_mutations": !mutations.response_trailers_mutations.is_empty(),
-        }
+        let changes = |field, mutations: &[_]| Ok(HeaderChanges(HeaderOps::compile_mutations(mutations).at(field)?));
         Ok(Self {
             query: QueryChanges::compile(&mutations.query_parameter_mutations)?,
-            request: HeaderChanges(HeaderOps::compile_mutations(&mutations.request_mutations).at("request_mutations")?),
-            response: HeaderChanges(
-                HeaderOps::compile_mutations(&mutations.response_mutations).at("response_mutations")?,
-            ),
+            request: changes("request_mutations", &mutations.request_mutations)?,
+            response: changes("response_mutations", &mutations.response_mutations)?,
+            request_trailers: changes("request_trailers_mutations", &mutations.request_trailers_mutations)?,
+            response_trailers: changes("response_trailers_mutations", &mutations.response_trailers_mutations)?,
+            most_specific_wins: false,
         })
     }
 }
@@ -220,7 +231,7 @@ pub struct HealthCheckFilter {
     cache: Option<CachedChecks>,
 }
 
-/// The last answer of the application, which stands for others for some time.
+/// The last answer, which stands for others for some time.
 #[derive(Debug)]
 struct CachedChecks {
     time: Duration,
@@ -303,7 +314,7 @@ impl HealthCheckFilter {
         answer(200, details)
     }
 
-    /// Keeps what the application answered to a check.
+    /// Keeps what was answered to a check.
     pub fn remember(&self, status: u16, degraded: bool, now: Instant) {
         if let Some(cache) = &self.cache {
             *cache.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, status, degraded));

@@ -32,8 +32,8 @@ pub enum Command {
     Tls(End, TlsField),
     /// Begin (true) or end of the validity of the peer's certificate.
     Validity(End, bool, TimeFormat),
-    /// The path: which, and whether with its query.
-    Path(PathSource, bool),
+    /// The path: which, whether with its query, and how much of it at most.
+    Path(PathSource, bool, Option<usize>),
     /// Bytes of a head or of trailers, as Envoy's `HeaderMap` counts them.
     HeadBytes(Head),
     /// Anything else of the stream.
@@ -52,6 +52,8 @@ pub enum Command {
     Cel(Box<Expression>),
     /// This machine's name.
     Hostname,
+    /// The first of these that has a value, each with how much of it at most (`COALESCE`).
+    FirstOf(Box<[(Command, Option<usize>)]>),
     /// Facts of the socket that nobody measures here: always missing.
     Unmeasured,
 }
@@ -92,6 +94,8 @@ pub enum Count {
     DownstreamWireReceived,
     DownstreamHeadersSent,
     DownstreamHeadersReceived,
+    /// What only QUIC counts: 0.
+    Retransmitted,
 }
 
 /// Whose address.
@@ -136,6 +140,9 @@ pub enum TlsField {
     PeerSha256,
     PeerSha1,
     PeerCert,
+    PeerChainSha256,
+    PeerChainSha1,
+    PeerChainSerials,
     LocalUriSan,
     LocalDnsSan,
     LocalIpSan,

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::format::Item;
 use crate::format::command::{
     AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, MetadataSource, PathSource, Point, Side, TlsField,
@@ -216,7 +218,9 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID" | "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID" => {
             Command::Stream(F::Nothing)
         }
-        "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" | "ROUNDTRIP_DURATION" => Command::Unmeasured,
+        "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" => Command::Count(Retransmitted),
+        "ROUNDTRIP_DURATION" => Command::Unmeasured,
+        "COALESCE" => first_of(needs()?)?,
         other => address(other, argument)?
             .or_else(|| tls(other))
             .ok_or_else(|| Invalid::new("format", format!("not supported: {other}")))?,
@@ -230,9 +234,25 @@ fn validity_time(argument: Option<&str>) -> TimeFormat {
     TimeFormat::parse(argument.filter(|a| !a.is_empty()).unwrap_or("%Y-%m-%dT%H:%M:%E3SZ"))
 }
 
-/// `[WQ|NQ][:PATH|ORIG|ORIG_OR_PATH]`
+/// `{"operators":["NAME", {"command": "NAME", "param": "ARGUMENT", "max_length": N}]}` (Envoy `CoalesceFormatter`).
+fn first_of(argument: &str) -> Compiled<Command> {
+    let bad = |what: &str| Invalid::new("format", format!("COALESCE: {what} in {argument:?}"));
+    let value: Value = serde_json::from_str(argument).map_err(|e| bad(&e.to_string()))?;
+    let operators = value.get("operators").and_then(Value::as_array).filter(|list| !list.is_empty());
+    let operators = operators.ok_or_else(|| bad("no list of operators"))?;
+    let one = |operator: &Value| {
+        let name = operator.as_str().or_else(|| operator.get("command")?.as_str()).filter(|name| !name.is_empty());
+        let parameter = operator.get("param").and_then(Value::as_str);
+        let limit = operator.get("max_length").and_then(Value::as_u64);
+        Ok((named(name.ok_or_else(|| bad("an operator without a command"))?, parameter)?, limit.map(|n| n as usize)))
+    };
+    Ok(Command::FirstOf(operators.iter().map(one).collect::<Compiled<_>>()?))
+}
+
+/// `[WQ|NQ][:PATH|ORIG|ORIG_OR_PATH][:LENGTH]`
 fn path(argument: &str) -> Compiled<Command> {
     let (query, source) = argument.split_once(':').unwrap_or((argument, ""));
+    let (source, length) = source.split_once(':').map_or((source, None), |(source, length)| (source, Some(length)));
     let unknown = |what: &str| Invalid::new("format", format!("PATH: {what} is unknown"));
     let query = match query {
         "" | "WQ" => true,
@@ -245,7 +265,8 @@ fn path(argument: &str) -> Compiled<Command> {
         "PATH" => PathSource::Current,
         other => return Err(unknown(other)),
     };
-    Ok(Command::Path(source, query))
+    let length = length.map(|length| length.parse().map_err(|_| unknown(length))).transpose()?;
+    Ok(Command::Path(source, query, length))
 }
 
 fn header(argument: &str, make: fn(Box<str>, Option<Box<str>>) -> Command) -> Compiled<Command> {
@@ -372,6 +393,9 @@ fn tls(name: &str) -> Option<Command> {
         "PEER_FINGERPRINT_256" => TlsField::PeerSha256,
         "PEER_FINGERPRINT_1" => TlsField::PeerSha1,
         "PEER_CERT" => TlsField::PeerCert,
+        "PEER_CHAIN_FINGERPRINTS_256" if end == End::Downstream => TlsField::PeerChainSha256,
+        "PEER_CHAIN_FINGERPRINTS_1" if end == End::Downstream => TlsField::PeerChainSha1,
+        "PEER_CHAIN_SERIALS" if end == End::Downstream => TlsField::PeerChainSerials,
         "LOCAL_URI_SAN" => TlsField::LocalUriSan,
         "LOCAL_DNS_SAN" => TlsField::LocalDnsSan,
         "LOCAL_IP_SAN" => TlsField::LocalIpSan,

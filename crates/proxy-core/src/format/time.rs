@@ -1,5 +1,6 @@
-use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::text::padded;
 
 /// How a moment prints (Envoy `DateFormatter`: strftime with fractions), in UTC.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -72,34 +73,33 @@ impl TimeFormat {
         let second = since.as_secs() % 86_400;
         let date = civil(days);
         for part in &self.0 {
-            // Writing into a vector does not fail.
-            let _ = match part {
-                Part::Text(text) => out.write_all(text.as_bytes()),
+            match part {
+                Part::Text(text) => out.extend_from_slice(text.as_bytes()),
                 Part::Field(letter) => field(*letter, date, days, second, out),
                 Part::Fraction(digits) => fraction(since, *digits, out),
                 Part::SecondsWithFraction(digits) => {
-                    let _ = write!(out, "{:02}", second % 60);
+                    padded(out, second % 60, 2);
                     if *digits > 0 {
                         out.push(b'.');
                     }
-                    fraction(since, *digits, out)
+                    fraction(since, *digits, out);
                 }
                 Part::Epoch(digits) => {
-                    let _ = write!(out, "{}", since.as_secs());
-                    fraction(since, *digits, out)
+                    padded(out, since.as_secs(), 1);
+                    fraction(since, *digits, out);
                 }
-            };
+            }
         }
     }
 }
 
-fn fraction(since: Duration, digits: u8, out: &mut Vec<u8>) -> std::io::Result<()> {
+fn fraction(since: Duration, digits: u8, out: &mut Vec<u8>) {
     let digits = digits.min(9);
     if digits == 0 {
-        return Ok(());
+        return;
     }
     let cut = since.subsec_nanos() / 10u32.pow(9 - u32::from(digits));
-    write!(out, "{cut:0width$}", width = usize::from(digits))
+    padded(out, cut.into(), digits.into());
 }
 
 const MONTHS: [&str; 12] = [
@@ -118,32 +118,64 @@ const MONTHS: [&str; 12] = [
 ];
 const WEEKDAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
-fn field(letter: char, (year, month, day): Date, days: i64, second: u64, out: &mut Vec<u8>) -> std::io::Result<()> {
-    let (hour, minute) = (second / 3600, second / 60 % 60);
-    let month_name = MONTHS[month as usize - 1];
-    let weekday = WEEKDAYS[days.rem_euclid(7) as usize];
+/// Two digits at least, behind something.
+fn two(out: &mut Vec<u8>, before: &[u8], n: u64) {
+    out.extend_from_slice(before);
+    padded(out, n, 2);
+}
+
+fn field(letter: char, (year, month, day): Date, days: i64, second: u64, out: &mut Vec<u8>) {
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let year = year.unsigned_abs();
+    let month_name = MONTHS[month as usize - 1].as_bytes();
+    let weekday = WEEKDAYS[days.rem_euclid(7) as usize].as_bytes();
+    let (month, day) = (u64::from(month), u64::from(day));
     match letter {
-        'Y' => write!(out, "{year}"),
-        'y' => write!(out, "{:02}", year % 100),
-        'm' => write!(out, "{month:02}"),
-        'd' => write!(out, "{day:02}"),
-        'e' => write!(out, "{day:2}"),
-        'H' => write!(out, "{hour:02}"),
-        'I' => write!(out, "{:02}", (hour + 11) % 12 + 1),
-        'p' => write!(out, "{}", if hour < 12 { "AM" } else { "PM" }),
-        'M' => write!(out, "{minute:02}"),
-        'S' => write!(out, "{:02}", second % 60),
-        'b' | 'h' => write!(out, "{}", &month_name[..3]),
-        'B' => write!(out, "{month_name}"),
-        'a' => write!(out, "{}", &weekday[..3]),
-        'A' => write!(out, "{weekday}"),
-        'F' => write!(out, "{year}-{month:02}-{day:02}"),
-        'T' => write!(out, "{hour:02}:{minute:02}:{:02}", second % 60),
-        'R' => write!(out, "{hour:02}:{minute:02}"),
-        'D' => write!(out, "{month:02}/{day:02}/{:02}", year % 100),
-        'z' => write!(out, "+0000"),
-        'Z' => write!(out, "UTC"),
-        other => write!(out, "%{other}"),
+        'Y' => padded(out, year, 1),
+        'y' => two(out, b"", year % 100),
+        'm' => two(out, b"", month),
+        'd' => two(out, b"", day),
+        'e' => {
+            if day < 10 {
+                out.push(b' ');
+            }
+            padded(out, day, 1);
+        }
+        'H' => two(out, b"", hour),
+        'I' => two(out, b"", (hour + 11) % 12 + 1),
+        'p' => out.extend_from_slice(if hour < 12 { b"AM" } else { b"PM" }),
+        'M' => two(out, b"", minute),
+        'S' => two(out, b"", second),
+        'b' | 'h' => out.extend_from_slice(&month_name[..3]),
+        'B' => out.extend_from_slice(month_name),
+        'a' => out.extend_from_slice(&weekday[..3]),
+        'A' => out.extend_from_slice(weekday),
+        'F' => {
+            padded(out, year, 1);
+            two(out, b"-", month);
+            two(out, b"-", day);
+        }
+        'T' => {
+            two(out, b"", hour);
+            two(out, b":", minute);
+            two(out, b":", second);
+        }
+        'R' => {
+            two(out, b"", hour);
+            two(out, b":", minute);
+        }
+        'D' => {
+            two(out, b"", month);
+            two(out, b"/", day);
+            two(out, b"/", year % 100);
+        }
+        'z' => out.extend_from_slice(b"+0000"),
+        'Z' => out.extend_from_slice(b"UTC"),
+        other => {
+            let mut text = [0; 4];
+            out.push(b'%');
+            out.extend_from_slice(other.encode_utf8(&mut text).as_bytes());
+        }
     }
 }
 

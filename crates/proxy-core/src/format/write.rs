@@ -53,7 +53,12 @@ impl Command {
                 _ => Written::Missing,
             },
             Command::Validity(end, begin, format) => validity(cx.info, *end, *begin, format, out),
-            Command::Path(source, query) => path(cx, *source, *query, out),
+            Command::Path(source, query, limit) => {
+                let start = out.len();
+                let written = path(cx, *source, *query, out);
+                cut(out, start, *limit);
+                written
+            }
             Command::HeadBytes(which) => {
                 let head = match which {
                     Head::Request => cx.request,
@@ -91,14 +96,33 @@ impl Command {
                 Written::Text
             }
             Command::Cel(expression) => text(expression.text(cx).as_deref(), out),
+            Command::FirstOf(commands) => {
+                let start = out.len();
+                for (command, limit) in commands {
+                    let written = command.write(cx, out);
+                    if written != Written::Missing {
+                        cut(out, start, *limit);
+                        return written;
+                    }
+                    out.truncate(start);
+                }
+                Written::Missing
+            }
             Command::Hostname => text(Some(&cx.info.connection.hostname), out),
             Command::Unmeasured => Written::Missing,
         }
     }
 }
 
+/// Leaves so many bytes of what was written.
+fn cut(out: &mut Vec<u8>, start: usize, limit: Option<usize>) {
+    if let Some(limit) = limit {
+        out.truncate(start.saturating_add(limit));
+    }
+}
+
 /// Bytes that were written as `%` and two digits are themselves again.
-fn percent_decode(text: &str, out: &mut Vec<u8>) {
+pub(crate) fn percent_decode(text: &str, out: &mut Vec<u8>) {
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
         let code = after.get(..2).filter(|_| *first == b'%').and_then(|two| std::str::from_utf8(two).ok());
@@ -122,8 +146,7 @@ fn text(value: Option<&str>, out: &mut Vec<u8>) -> Written {
 }
 
 fn number(n: u64, out: &mut Vec<u8>) -> Written {
-    // Writing into a vector does not fail.
-    let _ = write!(out, "{n}");
+    crate::text::number(out, n);
     Written::Number
 }
 
@@ -171,6 +194,7 @@ impl Count {
             Count::DownstreamWireReceived => Some(info.downstream_wire_bytes_received),
             Count::DownstreamHeadersSent => Some(info.downstream_header_bytes_sent),
             Count::DownstreamHeadersReceived => Some(info.downstream_header_bytes_received),
+            Count::Retransmitted => Some(0),
         }
     }
 }
@@ -185,17 +209,17 @@ fn address(info: &StreamInfo, side: Side, part: AddressPart, out: &mut Vec<u8>) 
         Side::UpstreamLocal => info.upstream.local.as_ref(),
     };
     let Some(address) = address else { return Written::Missing };
-    // Writing into a vector does not fail.
-    let _ = match (&part, address) {
-        (AddressPart::WithoutPort, Address::Ip(ip)) => write!(out, "{}", ip.ip()),
+    match (&part, address) {
+        (AddressPart::WithoutPort, Address::Ip(ip)) => crate::text::ip(out, ip.ip()),
         (AddressPart::Range(length), Address::Ip(ip)) => match Cidr::of(ip.ip(), *length) {
-            Some(range) => write!(out, "{range}"),
+            // Writing into a vector does not fail.
+            Some(range) => drop(write!(out, "{range}")),
             None => return Written::Missing,
         },
         (AddressPart::Port, Address::Ip(ip)) => return number(u64::from(ip.port()), out),
         (AddressPart::Port, _) => return Written::Missing,
-        (_, address) => write!(out, "{address}"),
-    };
+        (_, address) => crate::text::address(out, address),
+    }
     Written::Text
 }
 
@@ -241,6 +265,9 @@ fn tls(info: &StreamInfo, end: End, field: TlsField, out: &mut Vec<u8>) -> Writt
         TlsField::PeerSha256 => text(Some(&certificate.sha256), out),
         TlsField::PeerSha1 => text(Some(&certificate.sha1), out),
         TlsField::PeerCert => text(Some(&certificate.pem_url_encoded), out),
+        TlsField::PeerChainSha256 => list(&certificate.chain.sha256, out),
+        TlsField::PeerChainSha1 => list(&certificate.chain.sha1, out),
+        TlsField::PeerChainSerials => list(&certificate.chain.serials, out),
         TlsField::Version | TlsField::Cipher | TlsField::SessionId => Written::Missing,
     }
 }
@@ -271,10 +298,10 @@ fn path(cx: &FormatContext<'_>, source: PathSource, query: bool, out: &mut Vec<u
 /// The host's name, or its address where it has none.
 fn host_name(host: &crate::Host, port: bool, out: &mut Vec<u8>) -> Written {
     if host.hostname.is_empty() {
-        let _ = match (&host.address, port) {
-            (Address::Ip(ip), false) => write!(out, "{}", ip.ip()),
-            (address, _) => write!(out, "{address}"),
-        };
+        match (&host.address, port) {
+            (Address::Ip(ip), false) => crate::text::ip(out, ip.ip()),
+            (address, _) => crate::text::address(out, address),
+        }
         return Written::Text;
     }
     let name = &*host.hostname;
@@ -320,7 +347,11 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
         }
         Field::ConnectionTerminationDetails => text(info.connection_termination_details.as_deref(), out),
         Field::ResponseFlags => {
-            let _ = write!(out, "{}", info.flags);
+            match info.flags.is_empty() {
+                true => out.push(b'-'),
+                // Writing into a vector does not fail.
+                false => drop(write!(out, "{}", info.flags)),
+            }
             Written::Text
         }
         Field::ResponseFlagsLong => text(Some(&info.flags.long()), out),
@@ -418,7 +449,7 @@ fn metadata(
 /// Name and snake name of each gRPC status, by number.
 const GRPC_STATUS: [(&str, &str); 17] = [
     ("OK", "OK"),
-    ("Canceled", "CANCELED"),
+    ("Canceled", "CANCELLED"),
     ("Unknown", "UNKNOWN"),
     ("InvalidArgument", "INVALID_ARGUMENT"),
     ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
@@ -438,12 +469,19 @@ const GRPC_STATUS: [(&str, &str); 17] = [
 
 fn grpc_status(cx: &FormatContext<'_>, style: GrpcStatusStyle, out: &mut Vec<u8>) -> Written {
     // Only for gRPC requests, as Envoy's formatter since 1.2x.
-    if !cx.request.and_then(|r| r.get_str("content-type")).is_some_and(|t| t.starts_with("application/grpc")) {
+    if !cx.request.is_some_and(crate::route::is_grpc) {
         return Written::Missing;
     }
     let status = [cx.trailers, cx.response].into_iter().flatten().find_map(|h| h.get_str("grpc-status"));
     let code: Option<u64> = match status {
-        Some(status) => status.parse().ok(),
+        Some(status) => match status.parse() {
+            Ok(code) => Some(code),
+            Err(_) => {
+                // Envoy's `InvalidCode`.
+                out.extend_from_slice(b"-1");
+                return Written::Number;
+            }
+        },
         None => cx.info.response_code.map(|http| u64::from(crate::retry::grpc_status_of_http(http))),
     };
     let Some(code) = code else { return Written::Missing };

@@ -5,6 +5,7 @@ use crate::hcm::{ForwardClientCert, HttpConnectionManager, StripPort};
 use crate::headers::Headers;
 use crate::route::without_port;
 use crate::stream_info::ConnectionInfo;
+use crate::text::IpText;
 
 /// Who a request is from.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -323,64 +324,5 @@ fn client_cert(config: &HttpConnectionManager, headers: &mut Headers, connection
         headers.append(NAME, element.as_bytes(), ",");
     } else {
         headers.set(NAME, element.as_bytes());
-    }
-}
-
-/// An address as text, without an allocation and, for IPv4, without the cost of formatting.
-struct IpText {
-    bytes: [u8; IpText::MAX],
-    len: usize,
-}
-
-impl IpText {
-    /// The longest IPv6 address has 39 characters.
-    const MAX: usize = 40;
-
-    fn of(ip: IpAddr) -> Self {
-        let mut text = Self { bytes: [0; Self::MAX], len: 0 };
-        match ip {
-            IpAddr::V4(v4) => {
-                for (index, octet) in v4.octets().into_iter().enumerate() {
-                    if index > 0 {
-                        text.push(b'.');
-                    }
-                    if octet >= 100 {
-                        text.push(b'0' + octet / 100);
-                    }
-                    if octet >= 10 {
-                        text.push(b'0' + octet / 10 % 10);
-                    }
-                    text.push(b'0' + octet % 10);
-                }
-            }
-            IpAddr::V6(v6) => v6.to_string().bytes().for_each(|b| text.push(b)),
-        }
-        text
-    }
-
-    fn push(&mut self, byte: u8) {
-        if let Some(free) = self.bytes.get_mut(self.len) {
-            *free = byte;
-            self.len += 1;
-        }
-    }
-
-    fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_written_as_the_standard_library_writes_them() {
-        for text in
-            ["0.0.0.0", "10.9.100.255", "127.0.0.1", "::", "2001:db8::17", "1111:2222:3333:4444:5555:6666:7777:8888"]
-        {
-            let ip: IpAddr = text.parse().unwrap();
-            assert_eq!(IpText::of(ip).as_bytes(), text.as_bytes());
-        }
     }
 }

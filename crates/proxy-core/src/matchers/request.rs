@@ -81,17 +81,15 @@ impl HeaderMatcher {
     /// Envoy `HeaderUtility::HeaderData::matchesHeaders`: a missing header fulfils no condition on its value, inverted or
     /// not. Of several values each is looked at for itself (`match_headers_individually`, Envoy 1.39 and later).
     pub fn matches(&self, headers: &Headers) -> bool {
-        let present = headers.contains(&self.name) || self.missing_is_empty;
+        let mut values = headers.get_all(&self.name);
+        let first = values.next();
         if let Condition::Present(wanted) = self.condition {
-            return (present == wanted) != self.invert;
+            return ((first.is_some() || self.missing_is_empty) == wanted) != self.invert;
         }
-        if !present {
-            return false;
-        }
-        let mut values = headers.get_all(&self.name).peekable();
-        let holds = match values.peek() {
+        let holds = match first {
+            None if !self.missing_is_empty => return false,
             None => self.condition.holds(b""),
-            Some(_) => values.any(|value| self.condition.holds(value)),
+            Some(first) => self.condition.holds(first) || values.any(|value| self.condition.holds(value)),
         };
         holds != self.invert
     }

@@ -7,7 +7,7 @@ use mesh_types::ArcStr;
 
 use super::internal_redirect::InternalRedirect;
 use crate::filters::{CorsPolicy, RateLimitRule};
-use crate::format::FormatString;
+use crate::format::{FormatContext, FormatString};
 use crate::headers::Headers;
 use crate::matchers::{Substitution, canonical_name, path_without_query};
 use crate::metadata::MetadataMatch;
@@ -125,6 +125,8 @@ pub struct Mirror {
     pub host_rewrite: Option<Box<str>>,
     /// Trace copies.
     pub trace_sampled: Option<bool>,
+    /// Changes of the copy's headers alone.
+    header_ops: Arc<[HeaderOps]>,
 }
 
 impl Mirror {
@@ -137,7 +139,6 @@ impl Mirror {
     }
 
     fn compile(policy: &pb::route::route_action::RequestMirrorPolicy, options: &Options) -> Compiled<Self> {
-        refuse!("request_headers_mutations": !policy.request_headers_mutations.is_empty());
         constraints::mirror(policy)?;
         let some = |text: &str| (!text.is_empty()).then(|| text.into());
         if policy.cluster.is_empty() == policy.cluster_header.is_empty() {
@@ -151,6 +152,9 @@ impl Mirror {
             shadow_suffix: !policy.disable_shadow_host_suffix_append,
             host_rewrite: some(&policy.host_rewrite_literal),
             trace_sampled: policy.trace_sampled.as_ref().map(|v| v.value),
+            header_ops: HeaderOps::compile_mutations(&policy.request_headers_mutations)
+                .at("request_headers_mutations")?
+                .into(),
         })
     }
 
@@ -165,7 +169,13 @@ impl Mirror {
         }
     }
 
-    /// The copy's host for the original's (Envoy `ShadowWriterImpl`: the suffix goes before the port).
+    /// Makes the changes of headers that are meant for the copy. `cx`: of the original.
+    pub fn change_headers(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
+        self.header_ops.iter().for_each(|ops| ops.apply(headers, cx));
+    }
+
+    /// The copy's host for the original's (Envoy `ShadowWriterImpl`: the suffix goes before the last colon, whatever
+    /// follows it, unless that is inside of brackets).
     pub fn authority<'a>(&'a self, authority: &'a str) -> Cow<'a, str> {
         if let Some(host) = &self.host_rewrite {
             return Cow::Borrowed(host);
@@ -173,8 +183,10 @@ impl Mirror {
         if !self.shadow_suffix {
             return Cow::Borrowed(authority);
         }
-        let host = super::without_port(authority);
-        Cow::Owned(format!("{host}-shadow{}", &authority[host.len()..]))
+        let closed = authority.rfind(']');
+        let at = authority.rfind(':').filter(|at| closed.is_none_or(|closed| closed < *at)).unwrap_or(authority.len());
+        let (host, port) = authority.split_at(at);
+        Cow::Owned(format!("{host}-shadow{port}"))
     }
 }
 

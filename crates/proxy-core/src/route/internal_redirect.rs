@@ -66,7 +66,7 @@ pub struct Hop<'a> {
 pub enum NotFollowed {
     /// There is no `location`.
     NoLocation,
-    /// `location` is no absolute http or https URL.
+    /// `location` is no absolute URL.
     BadLocation,
     /// It changes between http and https.
     UnsafeScheme,
@@ -115,22 +115,23 @@ impl InternalRedirect {
         let location = response.joined("location").ok_or(NotFollowed::NoLocation)?;
         let location = std::str::from_utf8(&location).map_err(|_| NotFollowed::BadLocation)?;
         let (scheme, rest) = location.split_once("://").ok_or(NotFollowed::BadLocation)?;
+        let is_scheme = !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphabetic());
+        if !is_scheme || rest.bytes().any(|b| b <= b' ' || b == 0x7f) {
+            return Err(NotFollowed::BadLocation);
+        }
+        let scheme = scheme.to_ascii_lowercase();
         // Whatever is not http counts as the other scheme.
-        let (scheme, secure) = match scheme.to_ascii_lowercase().as_str() {
-            "http" => ("http", false),
-            "https" => ("https", true),
-            _ if self.allow_cross_scheme => return Err(NotFollowed::BadLocation),
-            _ => return Err(NotFollowed::UnsafeScheme),
-        };
+        let secure = scheme != "http";
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (host, tail) = rest.split_at(end);
         // Who asks there is nobody's business (Envoy `Utility::Url`).
         let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-        if host.is_empty() || host.contains(' ') {
+        if host.is_empty() {
             return Err(NotFollowed::BadLocation);
         }
         let tail = tail.split('#').next().unwrap_or_default();
-        let path = if tail.starts_with('/') { tail.to_owned() } else { format!("/{tail}") };
+        // A query without a path stays one, which no usual route takes.
+        let path = if tail.is_empty() { "/" } else { tail };
         let was_secure = Self::is_https(request, tls);
         if !self.allow_cross_scheme && secure != was_secure {
             return Err(NotFollowed::UnsafeScheme);
@@ -236,8 +237,9 @@ mod tests {
                 false,
             )
         };
-        let next = to("http://o.test?q=1#f", 0).unwrap();
+        let next = to("http://o.test/?q=1#f", 0).unwrap();
         assert_eq!((next.path(), next.authority(), next.method()), (Some("/?q=1"), Some("o.test"), Some("GET")));
+        assert_eq!(to("http://o.test?q=1", 0).unwrap().path(), Some("?q=1"));
         assert_eq!(next.get_str("x-envoy-original-url"), Some("http://t/a"));
         assert_eq!((next.get_str("x-copy"), next.get_str("x-gone")), (Some("c"), None));
         assert_eq!(to("/relative", 0).unwrap_err(), NotFollowed::BadLocation);

@@ -27,7 +27,10 @@ impl Redirect {
         let some = |text: &str| (!text.is_empty()).then(|| text.into());
         let (path, rewrite) = match &redirect.path_rewrite_specifier {
             None => (None, None),
-            Some(Path::PathRedirect(path)) => (some(path), None),
+            Some(Path::PathRedirect(path)) if path.is_empty() || path.starts_with('/') => (some(path), None),
+            Some(Path::PathRedirect(path)) => (Some(format!("/{path}").into()), None),
+            // To Envoy, an empty one is none.
+            Some(Path::PrefixRewrite(prefix)) if prefix.is_empty() => (None, None),
             Some(Path::PrefixRewrite(prefix)) => (None, Some(PathRewrite::Prefix(prefix.as_str().into()))),
             Some(Path::RegexRewrite(rule)) => {
                 (None, Some(PathRewrite::Regex(Substitution::compile(rule).at("regex_rewrite")?)))

@@ -8,6 +8,7 @@ use lifecycle::http::{Response, with_type};
 use proxy_core::Cluster;
 use proxy_core::cluster::Discovery;
 use proxy_core::endpoints::{Health, LocalitySet};
+use proxy_core::format::TimeFormat;
 use proxy_core::hcm::Routes;
 use proxy_core::listener::Terminal;
 use regex_automata::meta::Regex;
@@ -456,14 +457,7 @@ fn to_the_second(time: SystemTime) -> String {
 
 /// RFC 3339 with milliseconds.
 pub(crate) fn timestamp(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (days, rest) = (since.as_secs() / 86400, since.as_secs() % 86400);
-    let (year, month, day) = crate::hcm::civil_date(days);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        rest / 3600,
-        rest / 60 % 60,
-        rest % 60,
-        since.subsec_millis()
-    )
+    let mut text = Vec::new();
+    TimeFormat::parse("").write(time, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
 }

@@ -5,9 +5,12 @@ use super::tables;
 use crate::control::Control;
 use crate::runtime::{ListenerEntry, Shared};
 use crate::stats::{
-    Computed, Entry, HttpStats, Kind, ListenerHttpStats, ListenerStats, Sample, Scope, TcpStats, ssl_zero,
+    Computed, Entry, HttpStats, Kind, ListenerHttpStats, ListenerStats, RequestStats, Sample, Scope, TcpStats, ssl_zero,
 };
+use mesh_types::ArcStr;
+use proxy_core::hcm::Routes;
 use proxy_core::listener::Terminal;
+use proxy_core::route::RouteTable;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -89,13 +92,26 @@ pub(super) fn register(shared: &Arc<Shared>, control: &Weak<Mutex<Control>>) {
         for entry in shared.listeners.load().by_name.values() {
             of_listener(entry, shared.concurrency, f);
         }
+        for (_, slot) in shared.routes.all() {
+            let Some(table) = slot.table.load_full() else { continue };
+            of_routes(&table, &mut |kind, scope, name, sample| {
+                f(Entry { kind, scope: scope.clone(), name: name.to_owned(), sample });
+            });
+        }
     }));
+}
+
+/// What virtual clusters and routes count, at zero.
+fn of_routes(table: &RouteTable, put: &mut dyn FnMut(Kind, &ArcStr, &str, Sample)) {
+    for name in table.stat_names() {
+        RequestStats::default().visit(&mut |stat, sample| put(Kind::VirtualHost, name, stat, sample));
+    }
 }
 
 /// What a listener and its chains count, at zero.
 fn of_listener(entry: &ListenerEntry, workers: usize, f: &mut dyn FnMut(Entry)) {
     let listener = &entry.listener;
-    let mut put = |kind: Kind, scope: &mesh_types::ArcStr, name: &str, sample: Sample| {
+    let mut put = |kind: Kind, scope: &ArcStr, name: &str, sample: Sample| {
         f(Entry { kind, scope: scope.clone(), name: name.to_owned(), sample });
     };
     let address = &listener.stat_prefix;
@@ -116,6 +132,9 @@ fn of_listener(entry: &ListenerEntry, workers: usize, f: &mut dyn FnMut(Entry)) 
     for chain in listener.all_chains() {
         match &chain.terminal {
             Terminal::Http(http) => {
+                if let Routes::Inline(table) = &http.routes {
+                    of_routes(table, &mut put);
+                }
                 HttpStats::default().visit(&mut |name, sample| put(Kind::Http, &http.stat_prefix, name, sample));
                 ListenerHttpStats::default().visit(&mut |name, sample| {
                     put(Kind::Listener, address, &format!("http.{}.{name}", http.stat_prefix), sample);

@@ -33,6 +33,8 @@ pub(crate) struct Limits {
     pub(crate) chunked_length: bool,
     /// `allow_absolute_url`: else a whole URL is taken for a path.
     pub(crate) absolute_url: bool,
+    /// A whole URL may say https. Envoy does not take that from clients of its own that come in plain text.
+    pub(crate) https_url: bool,
     /// `allow_custom_methods`.
     pub(crate) custom_methods: bool,
     /// Whether spellings of names are kept.
@@ -86,6 +88,7 @@ impl Default for Limits {
             underscores: UnderscoreAction::Allow,
             chunked_length: false,
             absolute_url: true,
+            https_url: true,
             custom_methods: false,
             case: HeaderCase::Lower,
         }
@@ -211,6 +214,9 @@ pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Box<R
         headers.push(b":path", target);
         None
     };
+    if absolute == Some("https") && !limits.https_url {
+        return Err(HeadError { status: 403, detail: "http1.https_url_on_plaintext_connection" });
+    }
     let mut facts = Facts { authority: absolute.is_some() || connect, ..Facts::default() };
     if !version.is_empty() {
         // HTTP/0.9 has no fields; what stands there is not looked at.

@@ -1,58 +1,36 @@
 //! Dates as answers carry them.
 
+use proxy_core::format::TimeFormat;
+use std::cell::RefCell;
 use std::time::SystemTime;
 
-/// `Sun, 06 Nov 1994 08:49:37 GMT`, made once a second.
-pub(super) fn http_date<T>(now: SystemTime, take: impl FnOnce(&str) -> T) -> T {
+/// The date of answers, as RFC 9110 wants it (`Sun, 06 Nov 1994 08:49:37 GMT`), made once a second.
+pub(super) fn http_date<T>(now: SystemTime, take: impl FnOnce(&[u8]) -> T) -> T {
     thread_local! {
-        static LAST: std::cell::RefCell<(u64, String)> = const { std::cell::RefCell::new((0, String::new())) };
+        static LAST: RefCell<(u64, Vec<u8>)> = const { RefCell::new((0, Vec::new())) };
     }
     let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     LAST.with_borrow_mut(|(at, text)| {
         if *at != seconds || text.is_empty() {
             *at = seconds;
-            *text = format_date(seconds);
+            text.clear();
+            TimeFormat::parse("%a, %d %b %Y %T GMT").write(now, text);
         }
         take(text)
     })
 }
 
-fn format_date(seconds: u64) -> String {
-    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let days = seconds / 86400;
-    let (year, month, day) = civil_date(days);
-    let rest = seconds % 86400;
-    format!(
-        "{}, {day:02} {} {year} {:02}:{:02}:{:02} GMT",
-        DAYS[(days % 7) as usize],
-        MONTHS[(month - 1) as usize],
-        rest / 3600,
-        rest / 60 % 60,
-        rest % 60
-    )
-}
-
-/// Year, month and day of a day since 1970 (Howard Hinnant's algorithm).
-pub(crate) fn civil_date(days: u64) -> (u64, u64, u64) {
-    let z = days + 719_468;
-    let era = z / 146_097;
-    let day_of_era = z % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn dates_are_rfc9110() {
-        assert_eq!(format_date(784_111_777), "Sun, 06 Nov 1994 08:49:37 GMT");
-        assert_eq!(format_date(1_709_164_800), "Thu, 29 Feb 2024 00:00:00 GMT");
+        for (at, text) in
+            [(784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"), (1_709_164_800, "Thu, 29 Feb 2024 00:00:00 GMT")]
+        {
+            http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(at), |date| assert_eq!(date, text.as_bytes()));
+        }
     }
 }

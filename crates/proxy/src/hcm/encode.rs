@@ -4,7 +4,7 @@ use super::exchange::Exchange;
 use super::filters;
 use crate::stream::{BodyError, Frame, RecvBody};
 use bytes::Bytes;
-use proxy_core::filters::{HealthCheckFilter, HttpFilter, PerFilter, StatefulSession};
+use proxy_core::filters::{HeaderMutation, HealthCheckFilter, HttpFilter, HttpFilterEntry, PerFilter, StatefulSession};
 use proxy_core::{FormatContext, Headers};
 use std::future::Future;
 use std::pin::Pin;
@@ -78,9 +78,8 @@ pub(super) fn head(exchange: &mut Exchange, headers: &mut Headers) {
                     continue;
                 }
                 let cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
-                own.response.apply_to_response(headers, &cx);
-                for route in filters::mutations(exchange.matched.as_deref(), &entry.name) {
-                    route.response.apply_to_response(headers, &cx);
+                for changes in filters::mutations(own, exchange.matched.as_deref(), &entry.name) {
+                    changes.response.apply_to_response(headers, &cx);
                 }
             }
             HttpFilter::HeaderToMetadata(own) => {
@@ -110,11 +109,36 @@ pub(super) fn head(exchange: &mut Exchange, headers: &mut Headers) {
     }
 }
 
+/// Lets the filters change the request's trailers.
+pub(super) fn request_trailers(exchange: &Exchange, trailers: &mut Headers) {
+    let cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
+    for entry in exchange.filters(&exchange.http.config) {
+        each_mutation(exchange, entry, |changes| changes.request_trailers.apply_to_trailers(trailers, &cx));
+    }
+}
+
+/// Lets the filters change the answer's trailers, the last one first.
+pub(super) fn response_trailers(exchange: &Exchange, trailers: &mut Headers) {
+    let cx = FormatContext::new(&exchange.info, Some(&exchange.request), exchange.response.as_ref());
+    for entry in exchange.filters(&exchange.http.config).iter().rev() {
+        each_mutation(exchange, entry, |changes| changes.response_trailers.apply_to_trailers(trailers, &cx));
+    }
+}
+
+fn each_mutation(exchange: &Exchange, entry: &HttpFilterEntry, change: impl FnMut(&HeaderMutation)) {
+    if let HttpFilter::HeaderMutation(own) = &entry.filter
+        && filters::settings(exchange, entry).0
+    {
+        filters::mutations(own, exchange.matched.as_deref(), &entry.name).for_each(change);
+    }
+}
+
 /// Tells who answered a health check, and others that this proxy wants no more traffic.
 fn health_check(exchange: &Exchange, check: &HealthCheckFilter, headers: &mut Headers) {
     let shared = &exchange.http.worker.shared;
     if exchange.info.health_check {
-        if exchange.info.response_code_details.as_deref() == Some("via_upstream") {
+        // What the proxy said itself stands for other checks, too.
+        if exchange.info.response_code_details.as_deref() != Some("health_check_cached") {
             check.remember(headers.status().unwrap_or(503), headers.contains("x-envoy-degraded"), Instant::now());
         }
         headers.set("x-envoy-upstream-healthchecked-cluster", shared.node.cluster.as_bytes());

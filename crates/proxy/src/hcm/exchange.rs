@@ -84,8 +84,6 @@ pub(crate) struct Exchange {
     pub(crate) add_to_response: Vec<encode::AddToAnswer>,
     /// The span, when requests are traced.
     pub(crate) span: Option<Box<super::span::Span>>,
-    /// What the filter that runs has to say for the record.
-    pub(crate) decided: Option<Cow<'static, str>>,
     /// What was decided so far.
     pub(crate) steps: Steps,
     /// The stateful session, when its filter ran.
@@ -145,8 +143,7 @@ impl Exchange {
             conformed: false,
             add_to_response: Vec::new(),
             span: None,
-            decided: None,
-            steps: Steps::default(),
+            steps: Steps::with_room_for(http.config.filters.len()),
             session: None,
             throttle: None,
             redirects: 0,
@@ -639,7 +636,7 @@ impl Exchange {
             self.answer.close_after();
         }
         if !headers.contains("date") {
-            http_date(self.info.start + self.elapsed(), |date| headers.push(b"date", date.as_bytes()));
+            http_date(self.info.start + self.elapsed(), |date| headers.push_lower("date", date));
         }
         self.info.response_code = Some(status);
         self.info.times.downstream_first_tx = Some(self.elapsed());
@@ -737,7 +734,9 @@ impl Exchange {
     /// `cluster.NAME.grpc.SERVICE.METHOD.STATUS`, for the grpc_stats filter.
     fn count_grpc(&self) {
         let wanted = self.grpc && self.http.config.filters.iter().any(|f| matches!(f.filter, HttpFilter::GrpcStats(_)));
-        let (true, Some(status)) = (wanted, self.grpc_status) else { return };
+        if !wanted {
+            return;
+        }
         let path = self.request.path().unwrap_or_default();
         let mut parts = path.trim_start_matches('/').splitn(2, '/');
         let (Some(service), Some(method)) = (parts.next(), parts.next()) else { return };
@@ -745,6 +744,14 @@ impl Exchange {
         let Some(cluster) = cluster else { return };
         let prefix = format!("grpc.{service}.{method}");
         let stats = &cluster.stats.other;
+        let Some(status) = self.grpc_status else {
+            // Envoy counts messages as they pass.
+            let counts = self.messages.iter().flat_map(|messages| messages.iter().zip(["request", "response"]));
+            for (messages, way) in counts.filter(|(messages, _)| messages.count > 0) {
+                stats.add(&format!("{prefix}.{way}_message_count"), messages.count);
+            }
+            return;
+        };
         if let Some(messages) = &self.messages {
             stats.add(&format!("{prefix}.request_message_count"), messages[0].count);
             stats.add(&format!("{prefix}.response_message_count"), messages[1].count);
@@ -909,11 +916,16 @@ fn uuid(random: &mut proxy_core::Random) -> [u8; 36] {
     let high = random.next() & !0xf000 | 0x4000;
     let low = random.next() & !(0b11 << 62) | 0b10 << 62;
     let mut text = [b'-'; 36];
-    let places = (0..36).filter(|at| !matches!(at, 8 | 13 | 18 | 23));
-    for (place, byte) in places.step_by(2).zip(high.to_be_bytes().into_iter().chain(low.to_be_bytes())) {
-        text[place] = DIGITS[usize::from(byte >> 4)];
-        text[place + 1] = DIGITS[usize::from(byte & 0xf)];
-    }
+    let mut group = |start: usize, digits: usize, bits: u64| {
+        for (index, place) in text[start..start + digits].iter_mut().rev().enumerate() {
+            *place = DIGITS[(bits >> (4 * index)) as usize & 0xf];
+        }
+    };
+    group(0, 8, high >> 32);
+    group(9, 4, high >> 16);
+    group(14, 4, high);
+    group(19, 4, low >> 48);
+    group(24, 12, low);
     text
 }
 

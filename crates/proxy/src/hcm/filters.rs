@@ -6,12 +6,13 @@ use super::local_reply::LocalReply;
 use super::{authz, ext_authz, limits};
 use crate::stream::{Frame, RecvBody};
 use bytes::Bytes;
+use mesh_types::ArcStr;
 use proxy_core::cluster::Discovery;
 use proxy_core::endpoints::Health;
 use proxy_core::filters::{
     Abort, CorsDecision, FilterStateValue, HeaderMutation, HealthCheckFilter, HttpFilter, HttpFilterEntry, PerFilter,
 };
-use proxy_core::rbac::RbacInput;
+use proxy_core::rbac::{HTTP_NAMESPACE, RbacInput, note};
 use proxy_core::route::Matched;
 use proxy_core::{FormatContext, ResponseFlags};
 use std::collections::VecDeque;
@@ -32,12 +33,21 @@ pub(super) fn settings(exchange: &Exchange, entry: &HttpFilterEntry) -> (bool, O
     (enabled, per.and_then(PerFilter::settings).cloned())
 }
 
-/// The changes of headers that a route and the levels around it want, the innermost first: all of them are made.
-pub(super) fn mutations<'a>(matched: Option<&'a Matched>, name: &'a str) -> impl Iterator<Item = &'a HeaderMutation> {
-    matched.into_iter().flat_map(|m| m.per_filters(name)).filter_map(|per| match per.settings() {
+/// The changes of headers that a filter, a route and the levels around it want, in the order in which they are made.
+pub(super) fn mutations<'a>(
+    own: &'a HeaderMutation,
+    matched: Option<&'a Matched>,
+    name: &'a str,
+) -> impl Iterator<Item = &'a HeaderMutation> {
+    let levels = matched.into_iter().flat_map(|m| m.per_filters(name)).filter_map(|per| match per.settings() {
         Some(PerFilter::HeaderMutation(changes)) => Some(&**changes),
         _ => None,
-    })
+    });
+    let mut levels: Vec<&HeaderMutation> = levels.collect();
+    if own.most_specific_wins {
+        levels.reverse();
+    }
+    std::iter::once(own).chain(levels)
 }
 
 fn set_filter_state(exchange: &mut Exchange, values: &[FilterStateValue]) {
@@ -59,14 +69,12 @@ pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<
         if !enabled {
             continue;
         }
-        exchange.decided = None;
+        let steps = exchange.steps.count();
         let done = one(exchange, body, entry, per).await;
         let at = exchange.elapsed();
         match &done {
-            Ok(()) => match exchange.decided.take() {
-                Some(decided) => exchange.steps.filter(at, &entry.name, decided),
-                None => exchange.steps.passed(at, &entry.name),
-            },
+            Ok(()) if exchange.steps.count() > steps => {}
+            Ok(()) => exchange.steps.passed(at, &entry.name),
             Err(Stop::Reply(reply)) => {
                 let text = format!("answered {}: {}", reply.status, reply.details);
                 exchange.steps.filter(at, &entry.name, text);
@@ -91,7 +99,7 @@ async fn one(
                 Some(PerFilter::Fault(own)) => own,
                 _ => fault,
             };
-            run_fault(exchange, fault).await?;
+            run_fault(exchange, name, fault).await?;
         }
         HttpFilter::Cors => cors(exchange)?,
         HttpFilter::Rbac(rbac) => {
@@ -99,7 +107,7 @@ async fn one(
                 Some(PerFilter::Rbac(own)) => own,
                 _ => rbac,
             };
-            run_rbac(exchange, own, rbac)?;
+            run_rbac(exchange, name, own, rbac)?;
         }
         HttpFilter::LocalRateLimit(limit) => {
             let limit = match &per {
@@ -120,11 +128,9 @@ async fn one(
         HttpFilter::ExtAuthz(config) => Box::pin(ext_authz::run(exchange, config, per.as_ref(), body)).await?,
         HttpFilter::HeaderMutation(own) => {
             let cx = FormatContext::new(&exchange.info, None, None);
-            own.request.apply_to_request(&mut exchange.request, &cx);
-            own.query.apply(&mut exchange.request, &cx);
-            for route in mutations(exchange.matched.as_deref(), name) {
-                route.request.apply_to_request(&mut exchange.request, &cx);
-                route.query.apply(&mut exchange.request, &cx);
+            for changes in mutations(own, exchange.matched.as_deref(), name) {
+                changes.request.apply_to_request(&mut exchange.request, &cx);
+                changes.query.apply(&mut exchange.request, &cx);
             }
         }
         HttpFilter::HeaderToMetadata(own) => {
@@ -228,7 +234,11 @@ fn fault_of_client(exchange: &Exchange, fault: &proxy_core::filters::Fault, what
     }
 }
 
-async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fault>) -> Result<(), Stop> {
+async fn run_fault(
+    exchange: &mut Exchange,
+    name: &ArcStr,
+    fault: &Arc<proxy_core::filters::Fault>,
+) -> Result<(), Stop> {
     let worker = exchange.http.worker.clone();
     let cluster = exchange.info.upstream.cluster.as_deref();
     let decision =
@@ -241,7 +251,6 @@ async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fau
         exchange.throttle = Some(Throttle::new(kib));
     }
     if let Some(delay) = decision.delay {
-        exchange.decided = Some(format!("delayed by {delay:?}").into());
         exchange.http.stats.other.inc("fault.delays_injected");
         fault_of_client(exchange, fault, "delays_injected");
         exchange.info.dynamic_metadata.merge(FAULT, &fault.metadata);
@@ -250,6 +259,7 @@ async fn run_fault(exchange: &mut Exchange, fault: &Arc<proxy_core::filters::Fau
         let waited = exchange.wait(Box::pin(tokio::time::sleep(delay))).await;
         worker.active_faults.set(worker.active_faults.get() - 1);
         waited?;
+        exchange.steps.filter(exchange.timers.elapsed(), name, format!("delayed by {delay:?}"));
     }
     if let Some(abort) = decision.abort {
         exchange.http.stats.other.inc("fault.aborts_injected");
@@ -300,7 +310,12 @@ pub(super) fn rbac_counter(prefix: &str, what: &str) -> String {
 }
 
 /// `filter`: the filter's own rules, whose prefixes hold for rules of a route that have none.
-fn run_rbac(exchange: &mut Exchange, rbac: &proxy_core::Rbac, filter: &proxy_core::Rbac) -> Result<(), Stop> {
+fn run_rbac(
+    exchange: &mut Exchange,
+    name: &ArcStr,
+    rbac: &proxy_core::Rbac,
+    filter: &proxy_core::Rbac,
+) -> Result<(), Stop> {
     if rbac.is_empty() {
         return Ok(());
     }
@@ -312,43 +327,42 @@ fn run_rbac(exchange: &mut Exchange, rbac: &proxy_core::Rbac, filter: &proxy_cor
         filter_state: &exchange.info.filter_state,
         route_metadata: exchange.matched.as_ref().map(|m| &m.route.metadata),
     });
-    const NAMESPACE: &str = "envoy.filters.http.rbac";
     let http = exchange.http.clone();
     let stats = &http.stats.other;
     let metadata = &mut exchange.info.dynamic_metadata;
-    let or = |own: &'_ str, outer: &'_ str| if own.is_empty() { outer.to_owned() } else { own.to_owned() };
-    let stat_prefix = or(&rbac.stat_prefix, &filter.stat_prefix);
-    let shadow_prefix = or(&rbac.shadow_prefix, &filter.shadow_prefix);
-    let mut record = |prefix: &str, kind: &str, allowed: bool, policy: Option<&str>| {
-        let result = if allowed { "allowed" } else { "denied" };
-        metadata.set(NAMESPACE, &format!("{prefix}{kind}_engine_result"), result.into());
-        if let Some(policy) = policy {
-            metadata.set(NAMESPACE, &format!("{prefix}{kind}_effective_policy_id"), policy.into());
-        }
-    };
     if let Some(shadow) = &verdict.shadow {
+        let prefix = if rbac.shadow_prefix.is_empty() { &filter.shadow_prefix } else { &rbac.shadow_prefix };
         let what = if shadow.allowed { "shadow_allowed" } else { "shadow_denied" };
-        stats.inc(&rbac_counter(&shadow_prefix, what));
+        stats.inc(&rbac_counter(prefix, what));
         if let (true, Some(policy)) = (filter.tracks_policies, &shadow.policy) {
-            stats.inc(&rbac_counter(&shadow_prefix, &format!("policy.{policy}.{what}")));
+            stats.inc(&rbac_counter(prefix, &format!("policy.{policy}.{what}")));
         }
-        record(&shadow_prefix, "shadow", shadow.allowed, shadow.policy.as_deref());
+        match *prefix == rbac.shadow_prefix {
+            true => metadata.share(&HTTP_NAMESPACE, &shadow.note),
+            false => metadata.share(&HTTP_NAMESPACE, &note(prefix, true, shadow.allowed, shadow.policy.as_deref())),
+        }
     }
-    if let Some(enforced) = verdict.enforced {
-        record(&stat_prefix, "enforced", enforced, verdict.policy.as_deref());
+    if let (Some(allowed), Some(own)) = (verdict.enforced, &verdict.note) {
+        let prefix = if rbac.stat_prefix.is_empty() { &filter.stat_prefix } else { &rbac.stat_prefix };
+        match *prefix == rbac.stat_prefix {
+            true => metadata.share(&HTTP_NAMESPACE, own),
+            false => metadata.share(&HTTP_NAMESPACE, &note(prefix, false, allowed, verdict.policy.as_deref())),
+        }
     }
     if let Some(hint) = verdict.log_hint {
         exchange.info.dynamic_metadata.set("envoy.common", "access_log_hint", hint.into());
     }
-    exchange.decided = match &verdict.policy {
-        Some(policy) if verdict.allowed => Some(format!("allowed by {policy}").into()),
-        None if verdict.allowed && verdict.enforced.is_some() => Some("allowed: no policy denies it".into()),
-        _ => None,
-    };
+    if verdict.allowed && verdict.enforced.is_some() {
+        exchange.steps.allowed(exchange.timers.elapsed(), name, verdict.policy.as_ref());
+    }
     // Shadow rules alone allow nothing that would be counted.
     if let Some(allowed) = verdict.enforced {
         let what = if allowed { "allowed" } else { "denied" };
-        stats.inc(&rbac_counter(&rbac.stat_prefix, what));
+        match &*rbac.stat_prefix {
+            // Nothing is put together for each request.
+            "" if allowed => stats.inc("rbac.allowed"),
+            prefix => stats.inc(&rbac_counter(prefix, what)),
+        }
         if let (true, Some(policy)) = (filter.tracks_policies, &verdict.policy) {
             stats.inc(&rbac_counter(&rbac.stat_prefix, &format!("policy.{policy}.{what}")));
         }

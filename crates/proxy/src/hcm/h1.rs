@@ -120,6 +120,11 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
         }
         let complete = conn.borrow().body_done();
         if outcome == exchange::Outcome::Tunnel {
+            if conn.borrow().at_eof() {
+                http.stats.downstream_cx_destroy_remote.inc();
+                http.stats.downstream_cx_destroy_active_rq.inc();
+                http.stats.downstream_cx_destroy_remote_active_rq.inc();
+            }
             return End::Clean;
         }
         // As Envoy: once the whole request was read, nothing can race with the end, and it need not wait.

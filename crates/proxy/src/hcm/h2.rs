@@ -9,7 +9,7 @@ mod late;
 use super::exchange::{self, Exchange};
 use super::respond::{Answer, H2Answer};
 use super::{End, Http};
-use crate::batch::Batch;
+use crate::batch::{Batch, Outlet};
 use crate::h1::UnderscoreAction;
 use crate::io::Io;
 use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
@@ -34,7 +34,22 @@ const MAX_RESETS: usize = 100;
 pub(super) async fn serve(http: Rc<Http>, io: Io) {
     http.stats.downstream_cx_http2_total.inc();
     http.stats.downstream_cx_http2_active.inc();
-    if requests(&http, io).await.is_by_peer() {
+    let (io, outlet) = Batch::new(io, false);
+    let switch = requests(&http, io, &outlet).await;
+    // As Envoy, a connection that ends here has time to hear of it.
+    let wait = http.config.delayed_close_timeout.filter(|wait| !wait.is_zero() && !switch.is_abrupt());
+    let by_peer = match wait {
+        _ if switch.is_by_peer() => true,
+        Some(wait) => {
+            let left = tokio::time::timeout(wait, std::future::poll_fn(|cx| outlet.poll_drain(cx))).await;
+            if left.is_err() {
+                http.stats.downstream_cx_delayed_close_timeout.inc();
+            }
+            left.is_ok()
+        }
+        None => false,
+    };
+    if by_peer {
         http.stats.downstream_cx_destroy_remote.inc();
     } else {
         http.stats.downstream_cx_destroy_local.inc();
@@ -46,7 +61,7 @@ pub(super) async fn serve(http: Rc<Http>, io: Io) {
 const INVALID_FIELD: &str = "http2.invalid.header.field";
 const VIOLATION: &str = "http2.violation.of.messaging.rule";
 
-async fn requests(http: &Rc<Http>, io: Io) -> Switch {
+async fn requests(http: &Rc<Http>, io: Batch, outlet: &Outlet) -> Switch {
     let options = &http.config.http2;
     let mut builder = h2::server::Builder::new();
     builder
@@ -68,12 +83,11 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
         window: options.initial_stream_window,
     };
     let stream_errors = options.stream_error_on_invalid_message || http.config.stream_error_on_invalid_message;
-    let (io, outlet) = Batch::new(io, false);
     http.worker.named_stats().touch_all(&HTTP2_CODEC);
     http.worker.named_stats().touch_gauges(&HTTP2_GAUGES);
     http.worker.named_stats().inc("http2.nghttp2_downstream_connections");
     let limits = flood::Limits::of(options);
-    let guard = Guard::new(io, settings, limits, stream_errors, http.config.drain_timeout, Some(http.worker.clone()));
+    let guard = Guard::new(io, settings, limits, stream_errors, http.config.drain_timeout, Some(http.clone()));
     let switch = guard.switch();
     let handshake = builder.handshake::<Guard, Bytes>(guard);
     let mut connection = match tokio::time::timeout(Duration::from_secs(10), handshake).await {
@@ -96,7 +110,7 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
     loop {
         if flood::is_rapid_reset(http.premature_resets.get(), http.requests.get()) {
             http.stats.downstream_rq_too_many_premature_resets.inc();
-            switch.cut();
+            switch.end_abruptly();
             return switch;
         }
         let busy = http.active.get() > 0;
@@ -177,7 +191,7 @@ async fn requests(http: &Rc<Http>, io: Io) -> Switch {
                     http.stats.downstream_cx_destroy_active_rq.inc();
                     http.stats.downstream_cx_destroy_local_active_rq.inc();
                 }
-                switch.cut();
+                switch.end_abruptly();
                 return switch;
             }
             (stream, details, counter) = late => {
@@ -358,7 +372,9 @@ fn fault(request: &http::Request<h2::RecvStream>) -> Option<&'static str> {
     let userinfo = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
     let twice = |name| headers.get_all(name).iter().nth(1).is_some();
     let no_length = headers.get("content-length").is_some_and(http::HeaderValue::is_empty);
-    (userinfo || no_length || twice("content-length") || twice("host")).then_some(INVALID_FIELD)
+    // The crate keeps no scheme that is empty.
+    let no_scheme = !connect && uri.authority().is_some() && uri.scheme().is_none();
+    (userinfo || no_length || no_scheme || twice("content-length") || twice("host")).then_some(INVALID_FIELD)
 }
 
 /// Limits and names that the codec of Envoy checks, of heads and trailers.

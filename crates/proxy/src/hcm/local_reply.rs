@@ -95,7 +95,7 @@ impl LocalReply {
             headers.set("grpc-status", code.to_string().as_bytes());
             // A format of JSON ends with a line's end, which is none of the message.
             let message = body.strip_suffix(b"\n").filter(|_| content_type == "application/json").unwrap_or(&body);
-            if !message.is_empty() {
+            if !message.is_empty() && exchange.request.method() != Some("HEAD") {
                 headers.set("grpc-message", percent_encode(message).as_bytes());
             }
             return (headers, Bytes::new());

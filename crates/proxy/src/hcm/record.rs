@@ -28,6 +28,10 @@ pub(crate) struct Step {
 enum What {
     Passed(ArcStr),
     Filter(Box<(ArcStr, Cow<'static, str>)>),
+    /// An RBAC filter that this policy satisfied.
+    AllowedBy(Box<(ArcStr, ArcStr)>),
+    /// An RBAC filter of which no policy denies it.
+    NotDenied(ArcStr),
     Own(Box<(&'static str, Cow<'static, str>)>),
     /// The virtual host and the route of the record.
     Route,
@@ -40,13 +44,31 @@ enum What {
 #[derive(Debug, Default)]
 pub(crate) struct Steps(Vec<Step>);
 
-/// Most requests have no more.
-const USUAL_STEPS: usize = 6;
-
 impl Steps {
+    /// Of a request that passes so many filters, finds its route and is answered.
+    pub(super) fn with_room_for(filters: usize) -> Self {
+        Self(Vec::with_capacity((filters + 2).min(MAX_STEPS)))
+    }
+
     /// A filter let the request through.
     pub(super) fn passed(&mut self, at: Duration, name: &ArcStr) {
         self.push(at, What::Passed(name.clone()));
+    }
+
+    /// An RBAC filter let the request through, because of a policy or because none denies it.
+    pub(super) fn allowed(&mut self, at: Duration, name: &ArcStr, policy: Option<&ArcStr>) {
+        self.push(
+            at,
+            match policy {
+                Some(policy) => What::AllowedBy(Box::new((name.clone(), policy.clone()))),
+                None => What::NotDenied(name.clone()),
+            },
+        );
+    }
+
+    /// So many decisions, of those that are kept.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// What a filter did.
@@ -93,9 +115,6 @@ impl Steps {
     }
 
     fn push(&mut self, at: Duration, what: What) {
-        if self.0.capacity() == 0 {
-            self.0.reserve_exact(USUAL_STEPS);
-        }
         if self.0.len() < MAX_STEPS {
             let at = u32::try_from(at.as_micros()).unwrap_or(u32::MAX);
             self.0.push(Step { at, what });
@@ -215,6 +234,8 @@ impl Record {
                 let (name, decision) = match &step.what {
                     What::Passed(name) => (name.to_string(), "passed".into()),
                     What::Filter(filter) => (filter.0.to_string(), filter.1.clone()),
+                    What::AllowedBy(by) => (by.0.to_string(), format!("allowed by {}", by.1).into()),
+                    What::NotDenied(name) => (name.to_string(), "allowed: no policy denies it".into()),
                     What::Own(own) => (own.0.to_owned(), own.1.clone()),
                     What::Route => {
                         let route = self.route.as_deref().zip(self.route_index.map(|index| index as usize));

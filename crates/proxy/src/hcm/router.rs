@@ -2,20 +2,21 @@
 
 mod answer;
 mod attempt;
+mod counted;
 mod outgoing;
 mod why;
-
-pub(super) use outgoing::joined;
 
 use super::encode::AddToAnswer;
 use super::exchange::{Exchange, Outcome, Stop};
 use super::local_reply::LocalReply;
+use super::mirror::Copy;
 use super::timers::Deadline;
 use crate::stats::ClusterStats;
 use crate::stream::{Pump, RecvBody};
 use crate::upstream::{Failure, Reply, Upstream, WorkerCluster};
 use answer::pass_on;
 use attempt::one_try;
+use counted::{Counted, Told};
 use outgoing::Outgoing;
 use proxy_core::circuit::Resource;
 use proxy_core::cluster::Discovery;
@@ -25,6 +26,7 @@ use proxy_core::retry::{ResetReason, RetryRuntime, RetryVerdict};
 use proxy_core::route::{Action, Forward, HashContext, Matched, Timeouts, own_location};
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{FormatContext, Headers, Host, PickContext, ResponseFlags, RetryState};
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -130,9 +132,18 @@ struct Plan<'a> {
     /// When the router got the request.
     began: Instant,
     router: Option<&'a RouterConfig>,
+    /// Copies that leave with the first try.
+    mirrors: RefCell<Vec<Copy>>,
+    /// Where it counts besides its cluster.
+    counted: Counted,
 }
 
 impl Plan<'_> {
+    /// Counts an answer that the proxy gives in the cluster's place.
+    fn charge(&self, exchange: &Exchange, status: u16) {
+        self.counted.answer(exchange, &self.cluster, status, Told::own(exchange));
+    }
+
     /// Writes the record of a try that is over: what the upstream answered, or what went wrong.
     fn log_try(&self, exchange: &mut Exchange, response: Option<&Headers>, flags: ResponseFlags) {
         let logs = self.router.map(|router| &router.upstream_log[..]).unwrap_or_default();
@@ -183,11 +194,12 @@ async fn forward_request(
     };
     exchange.name_cluster(&cluster);
     exchange.info.upstream.cluster_metadata = Some(cluster.config().metadata.clone());
-    exchange.info.virtual_cluster = matched.vhost.virtual_cluster(&exchange.request);
+    let dynamic = router.is_none_or(|router| router.dynamic_stats);
+    let counted = Counted::of(exchange, matched, dynamic);
     let suppress = router.is_some_and(|r| r.suppress_envoy_headers);
     let closed = in_maintenance(&cluster, &http.worker, suppress).or_else(|| drop_overload(&cluster, &http.worker));
     if let Some(reply) = closed {
-        cluster.stats.charge(503, is_internal(exchange));
+        counted.answer(exchange, &cluster, 503, Told::own(exchange));
         return Err(reply.into());
     }
     let respect = router.is_some_and(|r| r.respect_expected_rq_timeout);
@@ -230,11 +242,12 @@ async fn forward_request(
         at: 0,
         size: 0,
         limit: limit as usize,
-        keeping: (retries.is_some() || !mirrors.is_empty() || forward.internal_redirect.is_some()) && !tunnel,
+        keeping: (retries.is_some() || forward.internal_redirect.is_some()) && !tunnel,
         ended,
         received: 0,
         drop_trailers: exchange.answer.is_h1() && !http.config.http1.enable_trailers,
         limits: (!exchange.answer.is_h1()).then(|| http.clone()),
+        feeds: Vec::new(),
         messages: exchange.messages.is_some().then(Default::default),
     };
     let plan = Plan {
@@ -247,6 +260,8 @@ async fn forward_request(
         alpn,
         began: exchange.timers.now(),
         router: router.map(|router| &**router),
+        mirrors: RefCell::new(mirrors),
+        counted,
     };
     if exchange.body_done {
         exchange.timers.set(Deadline::Global, plan.timeouts.global);
@@ -258,13 +273,6 @@ async fn forward_request(
     };
     if let (Some(all), Some(messages)) = (&mut exchange.messages, outgoing.messages.take()) {
         all[0] = messages;
-    }
-    if !mirrors.is_empty() {
-        if outgoing.keeping && outgoing.ended {
-            super::mirror::send(exchange, mirrors, std::mem::take(&mut outgoing.kept));
-        } else {
-            plan.cluster.stats.retry_or_shadow_abandoned.inc();
-        }
     }
     result
 }
@@ -292,7 +300,7 @@ async fn tries(
                 stats.original_dst_host_invalid.inc();
             }
             exchange.info.upstream.host = None;
-            stats.charge(503, is_internal(exchange));
+            plan.charge(exchange, 503);
             return Err(no_host().into());
         };
         exchange.info.upstream.host = Some(host.clone());
@@ -377,6 +385,7 @@ async fn tries(
         let over = matches!(tried, Tried::PerTryTimeout(Deadline::Global | Deadline::UpstreamStream));
         if retried && retries.is_some() && verdict == RetryVerdict::No && !over {
             stats.upstream_rq_retry_success.inc();
+            plan.counted.each(|stats| stats.upstream_rq_retry_success.inc());
         }
         match verdict {
             RetryVerdict::Retry { .. }
@@ -386,12 +395,13 @@ async fn tries(
                 match breaker.acquire(Resource::Retries) {
                     Some(permit) => {
                         if let Tried::Answer(reply, mut upstream, ..) = tried {
-                            upstream.count_wire(&mut exchange.info.upstream);
+                            upstream.count_wire(&mut exchange.info.upstream, stats);
                             stats.retry_rq.inc(reply.status);
                             plan.log_try(exchange, Some(&reply.headers), ResponseFlags::NONE);
                             discard(&reply, &mut upstream);
                         }
                         stats.upstream_rq_retry.inc();
+                        plan.counted.each(|stats| stats.upstream_rq_retry.inc());
                         match asked {
                             true => stats.upstream_rq_retry_backoff_ratelimited.inc(),
                             false => stats.upstream_rq_retry_backoff_exponential.inc(),
@@ -415,6 +425,7 @@ async fn tries(
                     }
                     None => {
                         stats.upstream_rq_retry_overflow.inc();
+                        plan.counted.each(|stats| stats.upstream_rq_retry_overflow.inc());
                         exchange.steps.own(exchange.elapsed(), "retry", "too many retries at once");
                         exchange.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
                     }
@@ -423,6 +434,7 @@ async fn tries(
             RetryVerdict::Retry { .. } => stats.retry_or_shadow_abandoned.inc(),
             RetryVerdict::LimitExceeded => {
                 stats.upstream_rq_retry_limit_exceeded.inc();
+                plan.counted.each(|stats| stats.upstream_rq_retry_limit_exceeded.inc());
                 exchange.steps.own(exchange.elapsed(), "retry", "no try is left");
                 exchange.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT);
             }
@@ -457,7 +469,7 @@ async fn tries(
                     exchange.info.upstream.local = None;
                 }
                 let reply = why.reply(retried);
-                stats.charge(reply.status, is_internal(exchange));
+                plan.charge(exchange, reply.status);
                 Err(reply.into())
             }
             Tried::PerTryTimeout(deadline) => Err(timed_out(exchange, plan, deadline)),
@@ -548,11 +560,6 @@ fn drop_overload(cluster: &WorkerCluster, worker: &crate::worker::Worker) -> Opt
     Some(reply)
 }
 
-/// Whether the request came from inside, which cluster statistics tell apart.
-fn is_internal(exchange: &Exchange) -> bool {
-    exchange.request.get("x-envoy-internal").is_some_and(|value| value == b"true")
-}
-
 fn no_host() -> LocalReply {
     LocalReply::new(503, "no healthy upstream", "no_healthy_upstream").flagged(ResponseFlags::NO_HEALTHY_UPSTREAM)
 }
@@ -599,6 +606,7 @@ fn timed_out(exchange: &Exchange, plan: &Plan<'_>, deadline: Deadline) -> Stop {
         }
         _ => {
             stats.upstream_rq_timeout.inc();
+            plan.counted.each(|stats| stats.upstream_rq_timeout.inc());
             "response_timeout"
         }
     };
@@ -612,7 +620,7 @@ fn timed_out(exchange: &Exchange, plan: &Plan<'_>, deadline: Deadline) -> Stop {
         // Which Envoy does not count among the cluster's answers.
         504
     } else {
-        stats.charge(plan.timeouts.status, is_internal(exchange));
+        plan.charge(exchange, plan.timeouts.status);
         plan.timeouts.status
     };
     let body = if status == 204 { "" } else { body };
@@ -620,7 +628,7 @@ fn timed_out(exchange: &Exchange, plan: &Plan<'_>, deadline: Deadline) -> Stop {
 }
 
 /// Gives a request up: a reset on HTTP/2 (Envoy names no other reason), the end of the connection on HTTP/1.
-fn cancel(stats: &ClusterStats, upstream: &mut Upstream) {
+pub(super) fn cancel(stats: &ClusterStats, upstream: &mut Upstream) {
     if upstream.protocol == HttpProtocol::Http2 {
         stats.upstream_rq_tx_reset.inc();
     }

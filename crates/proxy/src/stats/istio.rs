@@ -5,10 +5,11 @@
 use super::registry::{Sample, Scope};
 use super::render;
 use super::{Counter, Histogram};
+use foldhash::HashMap;
 use mesh_types::ArcStr;
 use proxy_core::ResponseFlags;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
@@ -172,16 +173,16 @@ impl IstioStats {
     /// Counts one finished request; sizes include heads, as Istio's.
     pub(crate) fn request(&self, labels: RequestLabels, duration_ms: u64, request_bytes: u64, response_bytes: u64) {
         let mut map = self.http.borrow_mut();
-        if !map.contains_key(&labels) {
-            if map.len() >= MAX_SERIES {
-                return;
+        let series = match map.get(&labels) {
+            Some(series) => series,
+            None if map.len() >= MAX_SERIES => return,
+            None => {
+                let series = Arc::new(HttpSeries::default());
+                let mut all = self.registry.istio.http.lock().unwrap_or_else(PoisonError::into_inner);
+                all.entry(labels.render()).or_default().push(series.clone());
+                map.entry(labels).or_insert(series)
             }
-            let series = Arc::new(HttpSeries::default());
-            let mut all = self.registry.istio.http.lock().unwrap_or_else(PoisonError::into_inner);
-            all.entry(labels.render()).or_default().push(series.clone());
-            map.insert(labels.clone(), series);
-        }
-        let Some(series) = map.get(&labels) else { return };
+        };
         series.requests.inc();
         series.duration.record(duration_ms);
         series.request_bytes.record(request_bytes);

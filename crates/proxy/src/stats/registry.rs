@@ -12,6 +12,9 @@ pub(crate) enum Kind {
     Http,
     Listener,
     Tcp,
+    /// Virtual clusters and routes that are counted by themselves; the scope is `VHOST.vcluster.NAME` or
+    /// `VHOST.route.NAME`.
+    VirtualHost,
     /// Names without a prefix that comes from configuration.
     Plain,
 }
@@ -23,6 +26,7 @@ impl Kind {
             Kind::Http => "http",
             Kind::Listener => "listener",
             Kind::Tcp => "tcp",
+            Kind::VirtualHost => "vhost",
             Kind::Plain => "",
         }
     }

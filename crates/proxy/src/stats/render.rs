@@ -197,12 +197,15 @@ fn prometheus_name(entry: &Entry) -> (String, String) {
         Kind::Http => "envoy_http_conn_manager_prefix",
         Kind::Listener => "envoy_listener_address",
         Kind::Tcp => "envoy_tcp_prefix",
-        Kind::Plain => "",
+        Kind::Plain | Kind::VirtualHost => "",
     };
     let mut full = String::from("envoy_");
     // The admin port has no address.
     let admin = entry.kind == Kind::Listener && &*entry.scope == "admin";
-    if entry.kind == Kind::Plain || admin {
+    if entry.kind == Kind::VirtualHost {
+        full.push_str("vhost_");
+        name_of_requests(&entry.scope, &mut full, &mut labels);
+    } else if entry.kind == Kind::Plain || admin {
         if admin {
             full.push_str("listener_");
         }
@@ -220,6 +223,30 @@ fn prometheus_name(entry: &Entry) -> (String, String) {
     }
     sanitize(&mut full, name);
     (full, labels)
+}
+
+/// `VHOST.vcluster.NAME` and `VHOST.route.NAME` as labels. Envoy's rules take one part between dots for each; what is left
+/// of longer ones stays in the name.
+fn name_of_requests(scope: &str, full: &mut String, labels: &mut String) {
+    let mut parts = scope.split('.');
+    let vhost = parts.next().unwrap_or_default();
+    let mut tags = vec![("envoy_virtual_host", vhost)];
+    let kind = parts.next().unwrap_or_default();
+    sanitize(full, kind);
+    full.push('_');
+    match kind {
+        "vcluster" => tags.insert(0, ("envoy_virtual_cluster", parts.next().unwrap_or_default())),
+        "route" => tags.push(("envoy_route", parts.next().unwrap_or_default())),
+        _ => {}
+    }
+    for part in parts {
+        sanitize(full, part);
+        full.push('_');
+    }
+    for (tag, value) in tags {
+        let separator = if labels.is_empty() { "" } else { "," };
+        let _ = write!(labels, "{separator}{tag}=\"{}\"", escape(value));
+    }
 }
 
 /// A part of a name that Envoy makes a label (`source/common/config/well_known_names.cc`): the name without it, the label and

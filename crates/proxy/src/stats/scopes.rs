@@ -405,3 +405,74 @@ impl ClusterStats {
         }
     }
 }
+
+/// Answers of a cluster that count once more by another name (Envoy `CodeStatsImpl::chargeResponseStat`).
+#[derive(Debug)]
+pub(crate) struct Answers {
+    /// What stands in front of their names; ends in a dot.
+    prefix: String,
+    codes: Codes,
+    time: Histogram,
+}
+
+impl Answers {
+    pub(crate) fn new(prefix: &str) -> Self {
+        Self { prefix: format!("{prefix}."), codes: Codes::default(), time: Histogram::default() }
+    }
+
+    pub(crate) fn charge(&self, status: u16) {
+        self.codes.inc(status);
+    }
+
+    pub(crate) fn took(&self, millis: u64) {
+        self.time.record(millis);
+    }
+}
+
+impl Scope for Answers {
+    fn visit(&self, f: &mut dyn FnMut(&str, Sample)) {
+        visit_answers(&self.prefix, &self.codes, &self.time, f);
+    }
+}
+
+/// Codes and times that exist once something was counted.
+fn visit_answers(prefix: &str, codes: &Codes, time: &Histogram, f: &mut dyn FnMut(&str, Sample)) {
+    visit_codes("upstream_rq", codes, &mut |name, sample| {
+        if sample != Sample::Counter(0) {
+            f(&format!("{prefix}{name}"), sample);
+        }
+    });
+    let time = time.read();
+    if time.count() > 0 {
+        f(&format!("{prefix}upstream_rq_time"), Sample::Histogram(time));
+    }
+}
+
+/// Requests of a virtual cluster, or of a route with a name for statistics.
+#[derive(Debug, Default)]
+pub(crate) struct RequestStats {
+    pub(crate) upstream_rq_retry: Counter,
+    pub(crate) upstream_rq_retry_limit_exceeded: Counter,
+    pub(crate) upstream_rq_retry_overflow: Counter,
+    pub(crate) upstream_rq_retry_success: Counter,
+    pub(crate) upstream_rq_timeout: Counter,
+    pub(crate) upstream_rq_total: Counter,
+    pub(crate) codes: Codes,
+    pub(crate) time: Histogram,
+}
+
+impl Scope for RequestStats {
+    fn visit(&self, f: &mut dyn FnMut(&str, Sample)) {
+        for (name, counter) in [
+            ("upstream_rq_retry", &self.upstream_rq_retry),
+            ("upstream_rq_retry_limit_exceeded", &self.upstream_rq_retry_limit_exceeded),
+            ("upstream_rq_retry_overflow", &self.upstream_rq_retry_overflow),
+            ("upstream_rq_retry_success", &self.upstream_rq_retry_success),
+            ("upstream_rq_timeout", &self.upstream_rq_timeout),
+            ("upstream_rq_total", &self.upstream_rq_total),
+        ] {
+            f(name, Sample::Counter(counter.get()));
+        }
+        visit_answers("", &self.codes, &self.time, f);
+    }
+}

@@ -37,8 +37,8 @@ pub(super) enum Side {
 pub(super) enum Ended {
     /// A policy refused the client; says which.
     Denied(String),
-    /// Both sides closed.
-    Complete,
+    /// Both sides closed, this one last.
+    Complete(Side),
     Idle,
     /// The connection lasted too long.
     TooOld,
@@ -264,6 +264,7 @@ pub(super) async fn both(
             }
         }
         let a = if passed { there.poll(cx, down, up) } else { Poll::Pending };
+        let last = if there.done() && !back.done() { Side::Upstream } else { Side::Downstream };
         let b = back.poll(cx, up, down);
         transfer.received.set(there.moved);
         transfer.sent.set(back.moved);
@@ -274,7 +275,7 @@ pub(super) async fn both(
             (_, Poll::Ready(Err(read))) => {
                 Poll::Ready(Ended::Failed(if *read { Side::Upstream } else { Side::Downstream }))
             }
-            _ if there.done() && back.done() => Poll::Ready(Ended::Complete),
+            _ if there.done() && back.done() => Poll::Ready(Ended::Complete(last)),
             _ => Poll::Pending,
         }
     })

@@ -92,7 +92,7 @@ impl Tunnel {
                     Poll::Pending => {}
                 }
             }
-            if there_done && back_done { Poll::Ready(Ended::Complete) } else { Poll::Pending }
+            if there_done && back_done { Poll::Ready(Ended::Complete(Side::Upstream)) } else { Poll::Pending }
         })
         .await
     }

@@ -3,7 +3,7 @@
 use aws_lc_rs::digest;
 use base64::Engine as _;
 use mesh_types::ArcStr;
-use proxy_core::stream_info::PeerCertificate;
+use proxy_core::stream_info::{PeerCertificate, PeerChain};
 use rustls_pki_types::CertificateDer;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -39,12 +39,18 @@ pub(crate) fn peer_certificate(chain: &[CertificateDer<'_>]) -> Option<PeerCerti
 fn read(chain: &[CertificateDer<'_>]) -> Option<PeerCertificate> {
     let leaf = chain.first()?;
     let (_, cert) = X509Certificate::from_der(leaf).ok()?;
+    let all = PeerChain {
+        sha256: chain.iter().map(|c| fingerprint(&digest::SHA256, c)).collect(),
+        sha1: chain.iter().map(|c| fingerprint(&digest::SHA1_FOR_LEGACY_USE_ONLY, c)).collect(),
+        serials: chain.iter().filter_map(|c| Some(serial(&X509Certificate::from_der(c).ok()?.1))).collect(),
+    };
     let mut out = PeerCertificate {
         subject: rfc2253(cert.subject()).into(),
         issuer: rfc2253(cert.issuer()).into(),
-        serial: hex(strip_zeros(cert.raw_serial())).into(),
-        sha256: hex(digest::digest(&digest::SHA256, leaf).as_ref()).into(),
-        sha1: hex(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, leaf).as_ref()).into(),
+        serial: serial(&cert),
+        sha256: fingerprint(&digest::SHA256, leaf),
+        sha1: fingerprint(&digest::SHA1_FOR_LEGACY_USE_ONLY, leaf),
+        chain: all,
         pem_url_encoded: url_encoded_pem(leaf).into(),
         chain_url_encoded: chain.iter().map(|c| url_encoded_pem(c)).collect::<String>().into(),
         not_before: time(cert.validity().not_before.timestamp()),
@@ -70,6 +76,14 @@ fn read(chain: &[CertificateDer<'_>]) -> Option<PeerCertificate> {
         }
     }
     Some(out)
+}
+
+fn fingerprint(algorithm: &'static digest::Algorithm, certificate: &CertificateDer<'_>) -> ArcStr {
+    hex(digest::digest(algorithm, certificate).as_ref()).into()
+}
+
+fn serial(certificate: &X509Certificate<'_>) -> ArcStr {
+    hex(strip_zeros(certificate.raw_serial())).into()
 }
 
 fn time(seconds: i64) -> Option<SystemTime> {

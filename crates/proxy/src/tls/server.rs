@@ -77,10 +77,8 @@ impl ServerTls {
                 .collect(),
         ));
         let (validation, roots) = secrets.validation(common)?;
-        let asks = self.context.require_client_certificate
-            || !roots.is_empty()
-            || !validation.hashes.is_empty()
-            || !validation.spkis.is_empty();
+        // To require a certificate without a word about which is nothing to Envoy: it does not even ask for one.
+        let asks = !roots.is_empty() || !validation.hashes.is_empty() || !validation.spkis.is_empty();
         let builder =
             ServerConfig::builder_with_provider(provider_for(common)?).with_protocol_versions(versions(common))?;
         let validates = !roots.is_empty();

@@ -163,11 +163,14 @@ impl Upstream {
     }
 
     /// Adds the bytes that this request put on the wire and took from it; HTTP/2 does not tell.
-    pub(crate) fn count_wire(&self, info: &mut UpstreamInfo) {
+    pub(crate) fn count_wire(&self, info: &mut UpstreamInfo, stats: &crate::stats::ClusterStats) {
         if let SendBody::H1 { conn, .. } = &self.send {
             let (read, written) = conn.borrow().wire();
-            info.wire_bytes_received += read - self.before.0;
-            info.wire_bytes_sent += written - self.before.1;
+            let (read, written) = (read - self.before.0, written - self.before.1);
+            info.wire_bytes_received += read;
+            info.wire_bytes_sent += written;
+            stats.upstream_cx_rx_bytes_total.add(read);
+            stats.upstream_cx_tx_bytes_total.add(written);
         }
     }
 
@@ -314,7 +317,7 @@ impl Response {
     }
 }
 
-/// A whole request and answer in memory, for what the proxy asks itself (JWKS, ext_authz, mirrors). `limit` bounds the answer's body.
+/// A whole request and answer in memory, for what the proxy asks itself (JWKS, ext_authz). `limit` bounds the answer's body.
 /// `on_head` is told the answer's status, whatever becomes of its body.
 pub(crate) async fn call(
     acquired: Acquired,

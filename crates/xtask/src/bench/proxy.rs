@@ -20,22 +20,20 @@ struct Scenario {
     asks: &'static [(&'static str, f64)],
     /// Latency is what the proxy adds: the same load without a proxy is taken off first.
     added: bool,
+    /// With the policies, metrics and log of a sidecar, see `sidecar.py`.
+    sidecar: bool,
 }
 
-const SCENARIOS: [Scenario; 9] = [
-    Scenario {
-        name: "h1 1 KB, saturated",
-        case: "h1",
-        flags: &["--kind", "sat"],
-        asks: &[("cpu", 0.30)],
-        added: false,
-    },
+const PLAIN: Scenario = Scenario { name: "", case: "h1", flags: &[], asks: &[], added: false, sidecar: false };
+
+const SCENARIOS: [Scenario; 11] = [
+    Scenario { name: "h1 1 KB, saturated", case: "h1", flags: &["--kind", "sat"], asks: &[("cpu", 0.30)], ..PLAIN },
     Scenario {
         name: "h1 64 KB, saturated",
         case: "h1",
         flags: &["--kind", "sat", "--path", "/64k"],
         asks: &[("cpu", 0.50)],
-        added: false,
+        ..PLAIN
     },
     Scenario {
         name: "h1 1 KB, 1000 a second",
@@ -43,43 +41,41 @@ const SCENARIOS: [Scenario; 9] = [
         flags: &["--kind", "rate", "--rt"],
         asks: &[("cpu", 0.32), ("p50", 0.35), ("p99", 0.35)],
         added: true,
+        ..PLAIN
     },
-    Scenario { name: "mTLS pair 1 KB", case: "mtls", flags: &["--kind", "sat"], asks: &[("cpu", 0.25)], added: false },
     Scenario {
-        name: "h2 1 KB, saturated",
-        case: "h2",
+        name: "sidecar 1 KB, saturated",
         flags: &["--kind", "sat"],
-        asks: &[("cpu", 0.50)],
-        added: false,
+        asks: &[("cpu", 0.30)],
+        sidecar: true,
+        ..PLAIN
     },
+    Scenario {
+        name: "sidecar 1 KB, 1000/s",
+        flags: &["--kind", "rate", "--rt"],
+        asks: &[("cpu", 0.32), ("p50", 0.35), ("p99", 0.35)],
+        added: true,
+        sidecar: true,
+        ..PLAIN
+    },
+    Scenario { name: "mTLS pair 1 KB", case: "mtls", flags: &["--kind", "sat"], asks: &[("cpu", 0.25)], ..PLAIN },
+    Scenario { name: "h2 1 KB, saturated", case: "h2", flags: &["--kind", "sat"], asks: &[("cpu", 0.50)], ..PLAIN },
     Scenario {
         name: "h2 64 KB, saturated",
         case: "h2",
         flags: &["--kind", "sat", "--path", "/64k"],
         asks: &[("cpu", 0.75)],
-        added: false,
+        ..PLAIN
     },
-    Scenario {
-        name: "TCP bulk, per GB",
-        case: "tcp",
-        flags: &["--kind", "bulk"],
-        asks: &[("cpu", 0.40)],
-        added: false,
-    },
+    Scenario { name: "TCP bulk, per GB", case: "tcp", flags: &["--kind", "bulk"], asks: &[("cpu", 0.40)], ..PLAIN },
     Scenario {
         name: "TCP short connections",
         case: "tcp",
         flags: &["--kind", "conn"],
         asks: &[("cpu", 0.60)],
-        added: false,
+        ..PLAIN
     },
-    Scenario {
-        name: "new mTLS connection",
-        case: "hs",
-        flags: &["--kind", "hs"],
-        asks: &[("cpu", 0.55)],
-        added: false,
-    },
+    Scenario { name: "new mTLS connection", case: "hs", flags: &["--kind", "hs"], asks: &[("cpu", 0.55)], ..PLAIN },
 ];
 
 /// Runs every scenario `rounds` times against each proxy, `seconds` each; `only`: those whose name contains it.
@@ -109,7 +105,10 @@ pub(super) fn fortio() -> anyhow::Result<PathBuf> {
 }
 
 struct Bench {
+    /// The reference's tools, compiled.
     folder: PathBuf,
+    /// The same, with the configuration of a sidecar.
+    sidecar: PathBuf,
     envoy: PathBuf,
     outrigger: PathBuf,
     fortio: PathBuf,
@@ -136,15 +135,21 @@ impl Bench {
         }
         let envoy = setup::envoy().context("there is no Envoy: run `cargo xtask setup` first")?;
         let fortio = fortio()?;
-        let folder = build_folder().join("dataplane");
-        must(Command::new("sh").arg(reference.join("setup.sh")).arg(&folder).stderr(Stdio::null()))?;
-        Ok(Bench { folder, envoy: envoy.canonicalize()?, outrigger, fortio })
+        let prepared = |name: &str| {
+            let folder = build_folder().join(name);
+            must(Command::new("sh").arg(reference.join("setup.sh")).arg(&folder).stderr(Stdio::null()))?;
+            anyhow::Ok(folder)
+        };
+        let (folder, sidecar) = (prepared("dataplane")?, prepared("dataplane-sidecar")?);
+        std::fs::rename(sidecar.join("gen_envoy.py"), sidecar.join("plain.py"))?;
+        std::fs::write(sidecar.join("gen_envoy.py"), include_str!("sidecar.py"))?;
+        Ok(Bench { folder, sidecar, envoy: envoy.canonicalize()?, outrigger, fortio })
     }
 
     fn scenario(&self, scenario: &Scenario, rounds: u32, seconds: u32, port: usize) -> anyhow::Result<()> {
         let proxies = if scenario.added { "envoy-c1,outrigger-c1,direct" } else { "envoy-c1,outrigger-c1" };
         let output = Command::new("python3")
-            .current_dir(&self.folder)
+            .current_dir(if scenario.sidecar { &self.sidecar } else { &self.folder })
             .args(["bench.py", scenario.case, proxies])
             .args(scenario.flags)
             .args(["--rounds", &rounds.to_string(), "--secs", &seconds.to_string(), "--base", &port.to_string()])

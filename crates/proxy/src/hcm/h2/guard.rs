@@ -11,7 +11,7 @@ use crate::frames::{
     ACK, CONTINUATION, DATA, END_HEADERS, Frames, GOAWAY, HEADERS, Head, PING, PRIORITY, RST_STREAM, SETTINGS,
     WINDOW_UPDATE, written_of,
 };
-use crate::worker::Worker;
+use crate::hcm::Http;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -141,6 +141,7 @@ struct Ending {
     cut: Cell<bool>,
     fault: Cell<Option<Fault>>,
     by_peer: Cell<bool>,
+    abrupt: Cell<bool>,
     /// The stream whose head is not complete, and since when.
     head: Cell<Option<(u32, Instant)>>,
     /// Frames for streams that the crate does not know of.
@@ -163,7 +164,17 @@ impl Switch {
         self.0.cut.get()
     }
 
-    /// The same, for what the peer did.
+    /// The same, and nobody waits for the peer.
+    pub(super) fn end_abruptly(&self) {
+        self.0.abrupt.set(true);
+        self.cut();
+    }
+
+    pub(super) fn is_abrupt(&self) -> bool {
+        self.0.abrupt.get()
+    }
+
+    /// As [`Self::cut`], for what the peer did.
     pub(super) fn blame(&self, fault: Fault) {
         self.0.fault.set(Some(fault));
         self.cut();
@@ -250,8 +261,8 @@ pub(super) struct Guard {
     stream_errors: bool,
     switch: Switch,
     drain_timeout: Duration,
-    /// Where resets and floods are counted (`http2.*`).
-    worker: Option<Rc<Worker>>,
+    /// Where bytes, resets and floods are counted.
+    http: Option<Rc<Http>>,
     /// The answer to the crate's ping, and when it gets it.
     pong: Option<(Pin<Box<Sleep>>, Vec<u8>)>,
 }
@@ -278,7 +289,7 @@ impl Guard {
         limits: Limits,
         stream_errors: bool,
         drain_timeout: Duration,
-        worker: Option<Rc<Worker>>,
+        http: Option<Rc<Http>>,
     ) -> Self {
         Self {
             io,
@@ -295,7 +306,7 @@ impl Guard {
             stream_errors,
             switch: Switch::default(),
             drain_timeout,
-            worker,
+            http,
             pong: None,
         }
     }
@@ -307,7 +318,10 @@ impl Guard {
     /// Takes note of what was written.
     fn wrote(&mut self, bytes: &[u8]) {
         let (flood, seen, ending) = (&mut self.flood, &self.seen, &self.switch.0);
-        let (logs, worker) = (self.stream_errors, &self.worker);
+        if let Some(http) = &self.http {
+            http.stats.downstream_cx_tx_bytes_total.add(bytes.len() as u64);
+        }
+        let (logs, worker) = (self.stream_errors, &self.http);
         let (out_block, leaving) = (&mut self.out_block, &mut self.leaving);
         self.outgoing.look(bytes, |head, body| {
             flood.sent(head);
@@ -468,9 +482,9 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-fn count(worker: &Option<Rc<Worker>>, name: &str) {
-    if let Some(worker) = worker {
-        worker.named_stats().inc(name);
+fn count(http: &Option<Rc<Http>>, name: &str) {
+    if let Some(http) = http {
+        http.worker.named_stats().inc(name);
     }
 }
 
@@ -502,10 +516,14 @@ impl AsyncRead for Guard {
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
         match &polled {
             Poll::Pending => this.flood.rests(),
-            Poll::Ready(Ok(())) if buf.filled().len() > before => {}
+            Poll::Ready(Ok(())) if buf.filled().len() > before => {
+                if let Some(http) = &this.http {
+                    http.stats.downstream_cx_rx_bytes_total.add((buf.filled().len() - before) as u64);
+                }
+            }
             Poll::Ready(_) => this.switch.0.by_peer.set(true),
         }
-        let (seen, flood, worker) = (&mut this.seen, &mut this.flood, &this.worker);
+        let (seen, flood, worker) = (&mut this.seen, &mut this.flood, &this.http);
         let (mut flooded, mut calm) = (None, 0);
         this.incoming.look(&buf.filled()[before..], |head, body| {
             if head.kind == HEADERS && !seen.in_block && !seen.opens(head) {
@@ -590,8 +608,9 @@ impl AsyncWrite for Guard {
         Pin::new(&mut this.io).poll_flush(cx)
     }
 
+    /// The end is said once the peer has gone or had its time: see [`super::serve`].
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Passing an answer on to the client.
 
+use super::counted::Told;
 use super::outgoing::Outgoing;
 use super::why::Why;
-use super::{Plan, cancel, is_internal};
+use super::{Plan, cancel};
+use crate::hcm::encode;
 use crate::hcm::exchange::{Exchange, Outcome, Stop};
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
@@ -28,8 +30,8 @@ pub(super) async fn pass_on(
 ) -> Result<Outcome, Stop> {
     let stats = &plan.cluster.stats;
     let Reply { status, mut headers, mut body, .. } = *reply;
-    let internal = is_internal(exchange);
-    stats.charge(status, internal);
+    let told = Told::of(exchange, &headers);
+    plan.counted.answer(exchange, &plan.cluster, status, told);
     if refuses_websocket(exchange, upstream.protocol, status) {
         // The body would be no handshake's (Envoy `UpstreamCodecFilter::CodecBridge::decodeHeaders`).
         let mut reply = LocalReply::new(status, "", "websocket_handshake_unsuccessful");
@@ -45,8 +47,7 @@ pub(super) async fn pass_on(
         headers.remove("upgrade");
     }
     // Envoy measures from the end of the request, so an early answer has no such time.
-    let measurable = exchange.body_done && !exchange.hints.upgrade && !exchange.hints.connect;
-    if !plan.suppress_envoy_headers && measurable {
+    if !plan.suppress_envoy_headers && exchange.body_done {
         headers.set_number("x-envoy-upstream-service-time", service_time.as_millis() as u64);
     }
     if plan.matched.vhost.include_attempt_count_in_response {
@@ -87,7 +88,7 @@ pub(super) async fn pass_on(
         let mut moved = false;
         if !sent {
             let before = up_pump.bytes;
-            match up_pump.poll(cx, |cx| outgoing.poll(cx), &mut upstream.send) {
+            match up_pump.poll(cx, |cx| outgoing.poll_changed(cx, exchange), &mut upstream.send) {
                 // On HTTP/2 a client that has said all still listens.
                 Poll::Ready(Ok(())) if tunnel && exchange.answer.is_h1() => {
                     return Poll::Ready(Err(Broken::Client(Gone::Closed)));
@@ -122,7 +123,8 @@ pub(super) async fn pass_on(
                 }
                 match frame {
                     Poll::Ready(Some(Ok(Frame::Trailers(_)))) if drop_trailers => body.poll_frame(cx),
-                    Poll::Ready(Some(Ok(Frame::Trailers(t)))) => {
+                    Poll::Ready(Some(Ok(Frame::Trailers(mut t)))) => {
+                        encode::response_trailers(exchange, &mut t);
                         trailers = Some(t.clone());
                         Poll::Ready(Some(Ok(Frame::Trailers(t))))
                     }
@@ -177,20 +179,20 @@ pub(super) async fn pass_on(
     })
     .await;
     exchange.messages = messages;
-    upstream.count_wire(&mut exchange.info.upstream);
+    upstream.count_wire(&mut exchange.info.upstream, stats);
     if upstream.protocol == HttpProtocol::Http2 {
         // Frames are not counted, only what is in them.
         let info = &mut exchange.info.upstream;
         info.wire_bytes_sent = info.header_bytes_sent + up_pump.bytes;
         info.wire_bytes_received = info.header_bytes_received + down_pump.bytes;
+        stats.upstream_cx_tx_bytes_total.add(info.wire_bytes_sent);
+        stats.upstream_cx_rx_bytes_total.add(info.wire_bytes_received);
     }
     exchange.info.bytes_sent = down_pump.bytes;
     let elapsed = exchange.elapsed();
     exchange.info.times.upstream_last_rx = Some(elapsed);
     exchange.info.times.downstream_last_tx = Some(elapsed);
-    stats.took(elapsed.as_millis() as u64, internal);
-    stats.upstream_cx_tx_bytes_total.add(exchange.info.upstream.wire_bytes_sent);
-    stats.upstream_cx_rx_bytes_total.add(exchange.info.upstream.wire_bytes_received);
+    plan.counted.took(exchange, &plan.cluster, elapsed.as_millis() as u64, told);
     if let Some(trailers) = trailers {
         exchange.note_grpc(&trailers);
         exchange.trailers = Some(trailers);
@@ -249,9 +251,7 @@ pub(super) async fn pass_on(
         Err(Broken::Client(gone)) => {
             cancel(stats, &mut upstream);
             if tunnel && matches!(gone, Gone::Closed) {
-                if !exchange.answer.is_h1() {
-                    exchange.http.stats.downstream_rq_rx_reset.inc();
-                }
+                exchange.http.stats.downstream_rq_rx_reset.inc();
                 exchange.info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
                 exchange.info.response_code_details = Some("downstream_remote_disconnect".into());
                 return Ok(Outcome::Tunnel);
@@ -279,6 +279,7 @@ pub(super) async fn pass_on(
                 }
                 _ => {
                     stats.upstream_rq_timeout.inc();
+                    plan.counted.each(|stats| stats.upstream_rq_timeout.inc());
                     (ResponseFlags::UPSTREAM_TIMEOUT, "response_timeout")
                 }
             };

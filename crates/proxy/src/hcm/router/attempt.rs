@@ -2,8 +2,9 @@
 
 use super::outgoing::Outgoing;
 use super::why::Why;
-use super::{Plan, Tried, cancel, is_internal, no_host};
+use super::{Plan, Tried, cancel, no_host};
 use crate::hcm::exchange::{Exchange, Stop, header_bytes};
+use crate::hcm::mirror;
 use crate::hcm::timers::Deadline;
 use crate::stream::{Pump, PumpError, RecvBody, SendBody};
 use crate::upstream::{
@@ -33,9 +34,14 @@ pub(super) async fn one_try(
     let Some(pool) = plan.cluster.pool(&worker, host, &variant) else {
         // One pool too many is, to Envoy, a host too few.
         exchange.info.upstream.host = None;
-        stats.charge(503, is_internal(exchange));
+        plan.charge(exchange, 503);
         return Err(no_host().into());
     };
+    let copies = plan.mirrors.take();
+    if !copies.is_empty() {
+        let empty = outgoing.is_empty();
+        outgoing.feeds = mirror::start(exchange, plan.matched, copies, &plan.timeouts, empty);
+    }
     let breaker = plan.cluster.entry.breakers.get(plan.forward.priority);
     if let Some(connect) = plan.forward.terminates(exchange.request.method().unwrap_or_default()) {
         return Box::pin(dial_tunnel(exchange, plan, &pool, connect)).await;
@@ -65,6 +71,7 @@ pub(super) async fn one_try(
     };
     let _active = Active::new(plan.cluster.clone(), host.clone());
     stats.upstream_rq_total.inc();
+    plan.counted.each(|stats| stats.upstream_rq_total.inc());
     prepare_head(exchange, plan, host);
     let end = outgoing.is_empty();
     let tunnel = exchange.hints.upgrade || exchange.hints.connect;
@@ -99,7 +106,7 @@ pub(super) async fn one_try(
     let waited: Result<Result<Box<Reply>, Tried>, Stop> = poll_fn(|cx| {
         loop {
             if !sent && sink_failed.is_none() {
-                match pump.poll(cx, |cx| outgoing.poll(cx), &mut upstream.send) {
+                match pump.poll(cx, |cx| outgoing.poll_changed(cx, exchange), &mut upstream.send) {
                     Poll::Ready(Ok(())) => {
                         sent = true;
                         exchange.info.times.upstream_last_tx = Some(exchange.elapsed());
@@ -154,7 +161,7 @@ pub(super) async fn one_try(
             Ok(Tried::Answer(reply, upstream, pump, sent))
         }
         Ok(Err(tried)) => {
-            upstream.count_wire(&mut exchange.info.upstream);
+            upstream.count_wire(&mut exchange.info.upstream, stats);
             if let Tried::PerTryTimeout(deadline) = &tried {
                 cancel(stats, &mut upstream);
                 match deadline {
@@ -166,7 +173,7 @@ pub(super) async fn one_try(
             Ok(tried)
         }
         Err(stop) => {
-            upstream.count_wire(&mut exchange.info.upstream);
+            upstream.count_wire(&mut exchange.info.upstream, stats);
             cancel(stats, &mut upstream);
             Err(stop)
         }
@@ -187,6 +194,7 @@ async fn dial_tunnel(
         Err(AcquireError::Overflow) => return Ok(Tried::Failed { why: Why::Overflow, started: false }),
     };
     plan.cluster.stats.upstream_rq_total.inc();
+    plan.counted.each(|stats| stats.upstream_rq_total.inc());
     exchange.tunnel = Some(counted);
     exchange.info.upstream.local = facts.local.clone();
     let (upstream, reply) = Upstream::tunnel(io, facts);

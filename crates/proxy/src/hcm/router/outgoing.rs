@@ -1,8 +1,10 @@
 //! The request's body on its way up, over several tries.
 
+use crate::hcm::encode;
+use crate::hcm::exchange::Exchange;
+use crate::hcm::mirror::Feed;
 use crate::hcm::{Http, h2};
 use crate::stream::{BodyError, Frame, RecvBody};
-use bytes::Bytes;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -21,11 +23,26 @@ pub(super) struct Outgoing<'a> {
     pub(super) drop_trailers: bool,
     /// HTTP/2 trailers are held to the limits of heads.
     pub(super) limits: Option<Rc<Http>>,
+    /// Copies of the request, which get the body as well.
+    pub(super) feeds: Vec<Feed>,
     /// Counts gRPC messages.
-    pub(super) messages: Option<crate::hcm::encode::GrpcMessages>,
+    pub(super) messages: Option<encode::GrpcMessages>,
 }
 
 impl Outgoing<'_> {
+    /// As [`Self::poll`], with the trailers as the filters want them; kept ones stay as they came.
+    pub(super) fn poll_changed(
+        &mut self,
+        cx: &mut Context<'_>,
+        exchange: &Exchange,
+    ) -> Poll<Option<Result<Frame, BodyError>>> {
+        let mut polled = self.poll(cx);
+        if let Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) = &mut polled {
+            encode::request_trailers(exchange, trailers);
+        }
+        polled
+    }
+
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         if let Some(frame) = self.kept.get(self.at) {
             self.at += 1;
@@ -33,6 +50,9 @@ impl Outgoing<'_> {
         }
         if self.ended {
             return Poll::Ready(None);
+        }
+        for feed in &self.feeds {
+            std::task::ready!(feed.poll_room(cx));
         }
         match self.rest.poll_frame(cx) {
             Poll::Ready(Some(Ok(Frame::Trailers(_)))) if self.drop_trailers => self.poll(cx),
@@ -58,10 +78,14 @@ impl Outgoing<'_> {
                     self.kept.push(frame.clone());
                     self.at += 1;
                 }
+                for feed in &self.feeds {
+                    feed.push(frame.clone());
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(None) => {
                 self.ended = true;
+                self.feeds.iter().for_each(Feed::end);
                 Poll::Ready(None)
             }
             other => other,
@@ -80,15 +104,4 @@ impl Outgoing<'_> {
     pub(super) fn is_empty(&self) -> bool {
         self.ended && self.kept.is_empty()
     }
-}
-
-/// The bytes of a body that was kept.
-pub(in crate::hcm) fn joined(frames: &[Frame]) -> Bytes {
-    let mut all = Vec::new();
-    for frame in frames {
-        if let Frame::Data(data) = frame {
-            all.extend_from_slice(data);
-        }
-    }
-    all.into()
 }
