@@ -78,9 +78,7 @@ impl Outlet {
             cx.waker().wake_by_ref();
         }
     }
-}
 
-impl Outlet {
     /// After the connection's end: writes the rest and drops what still comes, until the peer closes.
     pub(crate) fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.0.borrow_mut();
@@ -94,6 +92,11 @@ impl Outlet {
                 _ => return Poll::Ready(()),
             }
         }
+    }
+
+    /// Says the end of what is written, over TLS with an alert.
+    pub(crate) fn poll_end(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().poll_end(cx)
     }
 }
 
@@ -125,6 +128,11 @@ impl State {
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_out(cx))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
     /// Makes room for a write.
@@ -195,9 +203,7 @@ impl AsyncWrite for Batch {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.0.borrow_mut();
-        ready!(state.poll_out(cx))?;
-        Pin::new(&mut state.io).poll_shutdown(cx)
+        self.0.borrow_mut().poll_end(cx)
     }
 }
 

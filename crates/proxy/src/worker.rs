@@ -32,6 +32,12 @@ pub(crate) enum Command {
     Shutdown,
 }
 
+/// Names that requests may give to statistics, and bytes that one may have: a peer must not fill the memory.
+///
+/// DIFFERS: Envoy knows no limit.
+const MOST_ANSWERS: usize = 1000;
+const LONGEST_ANSWERS: usize = 256;
+
 /// The state of a worker, on its thread only.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
@@ -144,16 +150,21 @@ impl Worker {
         self.stats(&self.requests, Kind::VirtualHost, name)
     }
 
-    /// A cluster's answers that count once more with this in front of their names.
-    pub(crate) fn answers(&self, cluster: &ArcStr, prefix: String) -> Arc<Answers> {
+    /// A cluster's answers that count once more with this in front of their names. `None`: requests name these, and have named
+    /// too many, or one that is too long.
+    pub(crate) fn answers(&self, cluster: &ArcStr, prefix: String) -> Option<Arc<Answers>> {
         let mut all = self.answers.borrow_mut();
-        let entry = all.entry((cluster.clone(), prefix));
-        let make = |(cluster, prefix): &(ArcStr, String)| {
-            let answers = Arc::new(Answers::new(prefix));
-            self.shared.registry.add(Kind::Cluster, cluster.clone(), answers.clone());
-            answers
-        };
-        entry.or_insert_with_key(make).clone()
+        let key = (cluster.clone(), prefix);
+        if let Some(answers) = all.get(&key) {
+            return Some(answers.clone());
+        }
+        if all.len() >= MOST_ANSWERS || key.1.len() > LONGEST_ANSWERS {
+            return None;
+        }
+        let answers = Arc::new(Answers::new(&key.1));
+        self.shared.registry.add(Kind::Cluster, key.0.clone(), answers.clone());
+        all.insert(key, answers.clone());
+        Some(answers)
     }
 
     pub(crate) fn http_stats(&self, prefix: &ArcStr) -> Arc<HttpStats> {

@@ -53,6 +53,10 @@ pub(super) async fn serve(http: Rc<Http>, io: Io) {
         http.stats.downstream_cx_destroy_remote.inc();
     } else {
         http.stats.downstream_cx_destroy_local.inc();
+        if !switch.is_abrupt() {
+            // Nothing can be done about a peer that does not take the end.
+            let _ = tokio::time::timeout(Duration::from_secs(1), std::future::poll_fn(|cx| outlet.poll_end(cx))).await;
+        }
     }
     http.stats.downstream_cx_http2_active.dec();
 }

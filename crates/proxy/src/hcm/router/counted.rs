@@ -88,7 +88,11 @@ impl Counted {
             return;
         }
         let name = &cluster.config().stat_name;
-        let once = |prefix: String| count(&exchange.http.worker.answers(name, prefix));
+        let once = |prefix: String| {
+            if let Some(answers) = exchange.http.worker.answers(name, prefix) {
+                count(&answers);
+            }
+        };
         if told.canary {
             once("canary".to_owned());
         }
