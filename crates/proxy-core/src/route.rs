@@ -562,7 +562,7 @@ impl Matched {
     }
 
     /// Settings for a filter at all levels, the innermost first.
-    pub fn per_filters<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a PerFilter> {
+    pub fn per_filters<'a>(&'a self, filter: &'a str) -> impl DoubleEndedIterator<Item = &'a PerFilter> {
         let outer = [&self.route.per_filter, &self.vhost.per_filter, &self.table.per_filter];
         let levels = self.weighted().map(|w| &w.per_filter).into_iter().chain(outer);
         levels.filter_map(move |level| level.get(filter))

@@ -39,15 +39,12 @@ pub(super) fn mutations<'a>(
     matched: Option<&'a Matched>,
     name: &'a str,
 ) -> impl Iterator<Item = &'a HeaderMutation> {
-    let levels = matched.into_iter().flat_map(|m| m.per_filters(name)).filter_map(|per| match per.settings() {
+    let mut levels = matched.into_iter().flat_map(|m| m.per_filters(name)).filter_map(|per| match per.settings() {
         Some(PerFilter::HeaderMutation(changes)) => Some(&**changes),
         _ => None,
     });
-    let mut levels: Vec<&HeaderMutation> = levels.collect();
-    if own.most_specific_wins {
-        levels.reverse();
-    }
-    std::iter::once(own).chain(levels)
+    let next = move || if own.most_specific_wins { levels.next_back() } else { levels.next() };
+    std::iter::once(own).chain(std::iter::from_fn(next))
 }
 
 fn set_filter_state(exchange: &mut Exchange, values: &[FilterStateValue]) {

@@ -47,9 +47,10 @@ fn read(chain: &[CertificateDer<'_>]) -> Option<PeerCertificate> {
     let mut out = PeerCertificate {
         subject: rfc2253(cert.subject()).into(),
         issuer: rfc2253(cert.issuer()).into(),
-        serial: serial(&cert),
-        sha256: fingerprint(&digest::SHA256, leaf),
-        sha1: fingerprint(&digest::SHA1_FOR_LEGACY_USE_ONLY, leaf),
+        // The chain begins with the leaf.
+        serial: all.serials.first().cloned()?,
+        sha256: all.sha256.first().cloned()?,
+        sha1: all.sha1.first().cloned()?,
         chain: all,
         pem_url_encoded: url_encoded_pem(leaf).into(),
         chain_url_encoded: chain.iter().map(|c| url_encoded_pem(c)).collect::<String>().into(),

@@ -321,16 +321,16 @@ impl Guard {
         if let Some(http) = &self.http {
             http.stats.downstream_cx_tx_bytes_total.add(bytes.len() as u64);
         }
-        let (logs, worker) = (self.stream_errors, &self.http);
+        let (logs, http) = (self.stream_errors, &self.http);
         let (out_block, leaving) = (&mut self.out_block, &mut self.leaving);
         self.outgoing.look(bytes, |head, body| {
             flood.sent(head);
             match head.kind {
                 HEADERS | CONTINUATION => *out_block = head.flags & END_HEADERS == 0,
                 RST_STREAM => {
-                    count(worker, "http2.tx_reset");
+                    count(http, "http2.tx_reset");
                     match word(bytes, body) {
-                        Some(REFUSED_STREAM) => count(worker, "http2.stream_refused_errors"),
+                        Some(REFUSED_STREAM) => count(http, "http2.stream_refused_errors"),
                         Some(PROTOCOL_ERROR) if logs => {
                             let known = ending.reasons.borrow_mut().pop_front();
                             if known.is_some() || seen.closes_instead(PROTOCOL_ERROR, head.stream) {
@@ -344,7 +344,7 @@ impl Guard {
                     // Only the second one, with the last stream's number, is counted.
                     match word(bytes, body) {
                         Some(MAX_STREAM) => *leaving = true,
-                        _ => count(worker, "http2.goaway_sent"),
+                        _ => count(http, "http2.goaway_sent"),
                     }
                 }
                 _ => {}
@@ -523,11 +523,11 @@ impl AsyncRead for Guard {
             }
             Poll::Ready(_) => this.switch.0.by_peer.set(true),
         }
-        let (seen, flood, worker) = (&mut this.seen, &mut this.flood, &this.http);
+        let (seen, flood, http) = (&mut this.seen, &mut this.flood, &this.http);
         let (mut flooded, mut calm) = (None, 0);
         this.incoming.look(&buf.filled()[before..], |head, body| {
             if head.kind == HEADERS && !seen.in_block && !seen.opens(head) {
-                count(worker, "http2.trailers");
+                count(http, "http2.trailers");
             }
             seen.note(head);
             flooded = flood.received(head).err();
@@ -542,7 +542,7 @@ impl AsyncRead for Guard {
         }
         if let Some(flooded) = flooded {
             if let Some(counter) = flooded.counter() {
-                count(worker, counter);
+                count(http, counter);
             }
             // As Envoy: no more than what came before is read, and nothing is said.
             this.flooded = Some(flooded);
