@@ -311,6 +311,11 @@ pub(crate) fn rate_limit(limit: &pb::route::RateLimit) -> Compiled<()> {
             Some(Kind::RequestHeaders(a)) => some_text("request_headers.header_name", &a.header_name)
                 .and_then(|()| some_text("request_headers.descriptor_key", &a.descriptor_key)),
             Some(Kind::HeaderValueMatch(a)) => count("header_value_match.headers", a.headers.len(), 1..=usize::MAX),
+            Some(Kind::MaskedRemoteAddress(a)) => {
+                number("masked_remote_address.v4_prefix_mask_len", a.v4_prefix_mask_len.as_ref(), 0..=32).and_then(
+                    |()| number("masked_remote_address.v6_prefix_mask_len", a.v6_prefix_mask_len.as_ref(), 0..=128),
+                )
+            }
             Some(Kind::QueryParameterValueMatch(a)) => {
                 count("query_parameter_value_match.query_parameters", a.query_parameters.len(), 1..=usize::MAX)
             }

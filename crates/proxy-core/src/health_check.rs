@@ -165,7 +165,7 @@ impl HealthCheckConfig {
         let unhealthy = interval("unhealthy_interval", &check.unhealthy_interval, usual)?;
         let no_traffic = interval("no_traffic_interval", &check.no_traffic_interval, Duration::from_secs(60))?;
         let threshold = |field: &str, value: &Option<pb::UInt32Value>| {
-            value.as_ref().map(|v| v.value).filter(|v| *v > 0).ok_or_else(|| Invalid::new(field, "is missing"))
+            value.as_ref().map(|v| v.value).ok_or_else(|| Invalid::new(field, "is missing"))
         };
         Ok(Self {
             kind: match &check.health_checker {

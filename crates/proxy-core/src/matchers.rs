@@ -4,7 +4,7 @@ mod regex;
 mod request;
 mod value;
 
-pub use regex::{Regex, Substitution};
+pub use regex::{Regex, Substitution, searched};
 pub use request::{CookieMatcher, HeaderMatcher, QueryMatcher, first_query_value, path_without_query};
 pub(crate) use request::{canonical_name, cookie, header_matchers};
 pub use value::{FilterStateMatcher, MetadataMatcher, ValueMatcher};

@@ -65,6 +65,9 @@ impl RetryPolicy {
         let mut omit_canary_hosts = false;
         let mut omit_metadata = Vec::new();
         for (i, predicate) in policy.retry_host_predicate.iter().enumerate() {
+            if predicate.name.is_empty() {
+                return Err(Invalid::new(format!("retry_host_predicate[{i}].name"), "is empty"));
+            }
             let any = predicate.config_type.as_ref().map(|retry_host_predicate::ConfigType::TypedConfig(any)| any);
             let name = match any {
                 Some(any) => Typed::open(Some(any))?.name,

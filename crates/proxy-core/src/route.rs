@@ -291,6 +291,10 @@ impl RouteTable {
             Some(name) => input.headers.get_str(name),
             None => input.headers.authority(),
         };
+        // Not even the host of all domains is for who does not say one where another header does.
+        if authority.is_none() && self.host_header.is_some() {
+            return RouteResult::NoVirtualHost;
+        }
         let Some(vhost) = self.virtual_host(authority.unwrap_or_default()) else {
             return RouteResult::NoVirtualHost;
         };
@@ -333,7 +337,13 @@ impl RouteTable {
 
     /// Names of all clusters that its routes may go to, for validation and dumps.
     pub fn cluster_names(&self) -> impl Iterator<Item = &ArcStr> {
-        self.hosts.iter().flat_map(|host| &host.routes).filter_map(|r| r.forward()).flat_map(Forward::cluster_names)
+        self.hosts.iter().flat_map(|host| {
+            let forwards = || host.routes.iter().filter_map(|route| route.forward());
+            // What routes without mirrors of their own inherit.
+            let inherit = forwards().any(|forward| forward.mirrors.is_empty());
+            let inherited = host.mirrors.iter().filter(move |mirror| inherit && mirror.header.is_none());
+            forwards().flat_map(Forward::cluster_names).chain(inherited.map(|mirror| &mirror.cluster))
+        })
     }
 }
 
@@ -583,6 +593,10 @@ impl Matched {
         let policies: Vec<&CorsPolicy> = levels
             .filter_map(|settings| match settings {
                 PerFilter::Cors(policy) => Some(&**policy),
+                PerFilter::Enabled(Some(inner)) => match &**inner {
+                    PerFilter::Cors(policy) => Some(&**policy),
+                    _ => None,
+                },
                 _ => None,
             })
             .collect();

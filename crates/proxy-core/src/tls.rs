@@ -232,6 +232,11 @@ impl UpstreamTls {
         if context.sni.contains('\0') {
             return Err(Invalid::new("sni", "contains NUL"));
         }
+        let validates =
+            context.common_tls_context.as_ref().is_some_and(|common| common.validation_context_type.is_some());
+        if context.auto_sni_san_validation && !validates {
+            return Err(Invalid::new("auto_sni_san_validation", "needs a validation context"));
+        }
         Ok(Self {
             // Envoy's clients offer at most TLS 1.2 by default (`TLS_AUTO` of an upstream context), but 1.3 when allowed.
             common: TlsCommon::compile(context.common_tls_context.as_ref(), TlsVersion::V12)

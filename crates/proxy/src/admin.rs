@@ -11,6 +11,7 @@ use crate::control::Control;
 use crate::drain::DrainStrategy;
 use crate::runtime::Shared;
 use crate::socket::{self, BindOptions, Bound};
+use crate::start::Options;
 use crate::stats::{self, Buckets, HttpStats, Kind, ListenerHttpStats, ListenerStats, OfManager, OfThread, Sample};
 use lifecycle::http::{Handler, Request, Response, with_type};
 use proxy_core::Address;
@@ -114,6 +115,8 @@ pub(crate) struct Admin {
     /// By logger.
     levels: Mutex<[&'static str; LOGGERS.len()]>,
     log_level: String,
+    /// What the command line says, where `/server_info` shows it.
+    given: Vec<(&'static str, Value)>,
     quit: Notify,
 }
 
@@ -143,12 +146,26 @@ impl Handler for Served {
     fn handle(&self, request: Request) -> Pin<Box<dyn Future<Output = Response> + Send + '_>> {
         let admin = self.0.clone();
         Box::pin(async move {
-            admin.listener.downstream_cx_total.inc();
-            admin.stats.downstream_rq_total.inc();
+            // Hardly anybody asks twice on a connection: each request counts as one.
+            let (of_listener, of_http) = (&admin.listener, &admin.stats);
+            of_listener.downstream_cx_total.inc();
+            of_http.downstream_cx_total.inc();
+            of_http.downstream_cx_http1_total.inc();
+            of_http.downstream_rq_total.inc();
+            of_http.downstream_rq_http1_total.inc();
+            of_listener.downstream_cx_active.inc();
+            let gauges =
+                [&of_http.downstream_cx_active, &of_http.downstream_cx_http1_active, &of_http.downstream_rq_active];
+            gauges.iter().for_each(|gauge| gauge.inc());
             let query = request.uri().query().unwrap_or_default().to_owned();
             let path = request.uri().path().to_owned();
             let answer = admin.answer(&path, &query, request.method());
-            admin.stats.downstream_rq.inc(answer.status().as_u16());
+            gauges.iter().for_each(|gauge| gauge.dec());
+            of_listener.downstream_cx_active.dec();
+            of_listener.downstream_cx_destroy.inc();
+            of_http.downstream_cx_destroy.inc();
+            of_http.downstream_cx_destroy_local.inc();
+            of_http.downstream_rq.inc(answer.status().as_u16());
             admin.answers.downstream_rq.inc(answer.status().as_u16());
             answer
         })
@@ -173,6 +190,11 @@ impl Query {
 
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
+    /// A parameter's value; Envoy takes an empty one for none.
+    pub(crate) fn given(&self, key: &str) -> Option<&str> {
+        self.get(key).filter(|value| !value.is_empty())
     }
 
     fn has(&self, key: &str) -> bool {
@@ -216,7 +238,7 @@ impl Admin {
         shared: Arc<Shared>,
         control: Arc<Mutex<Control>>,
         bootstrap: Arc<Parts>,
-        log_level: String,
+        options: &Options,
     ) -> Arc<Self> {
         let stats = Arc::new(HttpStats::default());
         let listener = Arc::new(ListenerStats::default());
@@ -237,8 +259,9 @@ impl Admin {
             stats,
             answers,
             listener,
-            log_level,
-            levels: Mutex::new(["warning"; LOGGERS.len()]),
+            levels: Mutex::new([level_name(&options.log_level); LOGGERS.len()]),
+            log_level: options.log_level.clone(),
+            given: options.given.clone(),
             quit: Notify::new(),
         })
     }
@@ -272,8 +295,7 @@ impl Admin {
                 let state = self.state();
                 text(if state == "LIVE" { 200 } else { 503 }, format!("{state}\n"))
             }
-            "/stats" => self.stats(&query),
-            "/stats/prometheus" => text(200, self.prometheus(query.has("usedonly"), query.get("filter"))),
+            "/stats" | "/stats/prometheus" => self.stats(&query, path == "/stats/prometheus"),
             "/server_info" => pretty(&self.server_info()),
             "/requests" => {
                 let number = |key: &str| query.get(key).and_then(|n| n.parse::<u64>().ok());
@@ -282,8 +304,7 @@ impl Admin {
                 pretty(&self.shared.rings.read(query.get("id"), query.get("cluster"), code, limit))
             }
             "/clusters" => {
-                let pattern = query.get("filter").unwrap_or_default();
-                let Ok(wanted) = Some(pattern).filter(|f| !f.is_empty()).map(Regex::new).transpose() else {
+                let Ok(wanted) = query.given("filter").map(search).transpose() else {
                     return text(400, "Invalid re2 regex".to_owned());
                 };
                 match query.get("format") {
@@ -340,12 +361,14 @@ impl Admin {
             "/stats/recentlookups/enable" | "/stats/recentlookups/disable" | "/stats/recentlookups/clear" => {
                 text(200, "OK\n".to_owned())
             }
-            "/cpuprofiler" => match query.get("enable") {
+            // DIFFERS: no profile is taken.
+            "/cpuprofiler" | "/allocprofiler" => match query.get("enable") {
                 Some("y" | "n") => text(200, "OK\n".to_owned()),
                 _ => text(400, "?enable=<y|n>\n".to_owned()),
             },
             "/heapprofiler" => text(501, "The current build does not support heap profiler".to_owned()),
-            "/heap_dump" => text(200, "not supported\n".to_owned()),
+            // DIFFERS: there is no such profile.
+            "/heap_dump" | "/peak_heap_dump" | "/memory/tcmalloc" => text(200, "not supported\n".to_owned()),
             "/hot_restart_version" => text(200, "disabled".to_owned()),
             "/init_dump" => pretty(&self.init_dump()),
             "/help" => text(200, HELP.to_owned()),
@@ -354,47 +377,75 @@ impl Admin {
         }
     }
 
-    fn stats(&self, query: &Query) -> Response {
-        let filter = match query.get("filter").filter(|f| !f.is_empty()).map(Regex::new) {
-            None => None,
-            Some(Ok(regex)) => Some(regex),
-            Some(Err(_)) => {
-                return text(400, format!("Invalid re2 regex: {}", re2_error(query.get("filter").unwrap_or_default())));
-            }
+    /// Envoy `StatsHandler`. `always_prometheus`: whatever the format that is asked for.
+    fn stats(&self, query: &Query, always_prometheus: bool) -> Response {
+        let filter = match query.given("filter").map(search).transpose() {
+            Ok(filter) => filter,
+            Err(why) => return text(400, format!("Invalid re2 regex: {why}")),
         };
         if query.get("histogram_buckets").is_some_and(|mode| !BUCKETS.contains(&mode)) {
-            return text(400, format!("usage: /stats?histogram_buckets=({})\n", BUCKETS[1..].join("|")));
+            return text(400, format!("usage: /stats?histogram_buckets=({})\n", BUCKETS[2..].join("|")));
         }
-        let buckets = match query.get("histogram_buckets") {
+        let kind: fn(&Sample) -> bool = match query.get("type") {
+            None | Some("" | "All") => |_| true,
+            Some("Counters") => |sample| matches!(sample, Sample::Counter(_)),
+            Some("Gauges") => |sample| matches!(sample, Sample::Gauge(_)),
+            Some("Histograms") => |sample| matches!(sample, Sample::Histogram(_)),
+            // There are none.
+            Some("TextReadouts") => |_| false,
+            Some(_) => return text(400, "invalid &type= param".to_owned()),
+        };
+        let mode = query.given("histogram_buckets");
+        let prometheus = match query.given("format") {
+            _ if always_prometheus => true,
+            None | Some("text" | "json" | "html" | "active-html") => false,
+            Some("prometheus") => true,
+            Some(_) => {
+                return text(400, "usage: /stats?format=(html|active-html|json|prometheus|text)\n\n".to_owned());
+            }
+        };
+        let buckets = match mode {
+            Some("detailed" | "disjoint") if prometheus => {
+                return text(400, "unsupported prometheus histogram bucket mode".to_owned());
+            }
+            Some("prometheusnative") if prometheus => {
+                let why = "unsupported prometheusnative histogram type when not using protobuf exposition format";
+                return text(400, why.to_owned());
+            }
+            Some("prometheusnative") => {
+                return text(400, "Invalid histogram_buckets type for non prometheus stats type".to_owned());
+            }
+            None if prometheus => Buckets::Cumulative,
             Some("cumulative") => Buckets::Cumulative,
             Some("disjoint") => Buckets::Disjoint,
+            Some("detailed") => Buckets::Detailed,
             _ => Buckets::Quantiles,
         };
-        if query.get("format") == Some("prometheus") {
-            return text(200, self.prometheus(query.has("usedonly"), query.get("filter")));
-        }
+        let wanted =
+            |name: &str| filter.as_ref().is_none_or(|f| f.is_match(name.as_bytes()) != query.has("invert_filter"));
         let mut entries = self.shared.registry.read_flushed(self.flushes());
         if query.has("usedonly") {
             let counted = stats::counted(&entries);
             entries.retain(|e| e.is_used(&counted));
         }
-        if let Some(filter) = filter {
-            let invert = query.has("invert_filter");
-            entries.retain(|e| filter.is_match(e.full_name().as_bytes()) != invert);
+        entries.retain(|e| (prometheus || kind(&e.sample)) && wanted(&e.full_name()));
+        if prometheus {
+            let mut out = self.shared.registry.istio.render(&wanted);
+            out.push_str(&stats::prometheus(&entries, buckets));
+            return text(200, out);
         }
-        match query.get("type") {
-            None | Some("" | "All") => {}
-            Some("Counters") => entries.retain(|e| matches!(e.sample, Sample::Counter(_))),
-            Some("Gauges") => entries.retain(|e| matches!(e.sample, Sample::Gauge(_))),
-            Some("Histograms") => entries.retain(|e| matches!(e.sample, Sample::Histogram(_))),
-            // There are none.
-            Some("TextReadouts") => entries.clear(),
-            Some(_) => return text(400, "invalid &type= param".to_owned()),
-        }
-        match query.get("format") {
+        match query.given("format") {
             Some("json") => with_type(200, JSON, stats::json(&entries, buckets).to_string()),
-            None | Some("" | "text") => text(200, stats::text(&entries, buckets)),
-            Some(_) => text(400, "usage: /stats?format=(html|active-html|json|prometheus|text)\n\n".to_owned()),
+            None | Some("text") => text(200, stats::text(&entries, buckets)),
+            // DIFFERS: Envoy's pages have forms.
+            Some(_) => {
+                let all = stats::text(&entries, buckets);
+                with_type(
+                    200,
+                    "text/html; charset=UTF-8",
+                    format!("<!DOCTYPE html>\n<html lang='en'>\n<pre>\n{all}</pre>"),
+                )
+            }
         }
     }
 
@@ -404,13 +455,14 @@ impl Admin {
     }
 
     /// Envoy's and Istio's metrics.
-    pub(crate) fn prometheus(&self, used_only: bool, filter: Option<&str>) -> String {
+    pub(crate) fn prometheus(&self, used_only: bool) -> String {
         let mut entries = self.shared.registry.read_flushed(self.flushes());
-        if let Some(filter) = filter.and_then(|f| Regex::new(f).ok()) {
-            entries.retain(|e| filter.is_match(e.full_name().as_bytes()));
+        if used_only {
+            let counted = stats::counted(&entries);
+            entries.retain(|e| e.is_used(&counted));
         }
-        let mut out = self.shared.registry.istio.render();
-        out.push_str(&stats::prometheus(&entries, used_only));
+        let mut out = self.shared.registry.istio.render(&|_| true);
+        out.push_str(&stats::prometheus(&entries, Buckets::Cumulative));
         out
     }
 
@@ -472,8 +524,8 @@ impl Admin {
 
     /// `envoy.admin.v3.CommandLineOptions`: those that this proxy has, and Envoy's defaults of all others.
     fn options(&self) -> Value {
-        let (shared, node) = (&self.shared, &self.shared.node);
-        json!({
+        let shared = &self.shared;
+        let mut options = json!({
             "base_id": "0",
             "concurrency": shared.concurrency,
             "config_path": "",
@@ -485,8 +537,8 @@ impl Admin {
             "component_log_level": "",
             "log_format": "[%Y-%m-%d %T.%e][%t][%l][%n] [%g:%#] %v",
             "log_path": "",
-            "service_cluster": node.cluster,
-            "service_node": node.id,
+            "service_cluster": "",
+            "service_node": "",
             "service_zone": "",
             "file_flush_interval": "10s",
             "drain_time": format!("{}s", shared.drain_time.as_secs()),
@@ -516,16 +568,38 @@ impl Admin {
             "skip_deprecated_logs": false,
             "file_flush_min_size": 0,
             "log_stacktrace_single_entry": false,
-        })
+        });
+        for (name, value) in &self.given {
+            options[*name] = value.clone();
+        }
+        options
     }
 
     fn server_info(&self) -> Value {
         let uptime = format!("{}s", self.shared.started.elapsed().as_secs());
-        let node = envoy_api::json::to_json(
+        let mut node = envoy_api::json::to_json(
             "type.googleapis.com/envoy.config.core.v3.Node",
             &envoy_api::Message::encode_to_vec(&self.shared.node.message),
         )
         .unwrap_or_default();
+        node["user_agent_name"] = json!("envoy");
+        // Whose 1.40 this is compatible with. DIFFERS: the list of extensions is left out.
+        node["user_agent_build_version"] =
+            json!({"version": {"major_number": 1, "minor_number": 40, "patch": 0}, "metadata": {}});
+        for (list, empty) in [
+            ("client_features", json!([])),
+            ("extensions", json!([])),
+            ("dynamic_parameters", json!({})),
+            ("listening_addresses", json!([])),
+        ] {
+            node[list] = empty;
+        }
+        if let Some(locality) = node.get_mut("locality") {
+            for part in ["region", "zone", "sub_zone"] {
+                let known = locality.get(part).cloned();
+                locality[part] = known.unwrap_or_else(|| json!(""));
+            }
+        }
         json!({
             "version": concat!("outrigger/", env!("CARGO_PKG_VERSION"), "/Clean/RELEASE/rustls"),
             "state": self.state(),
@@ -539,8 +613,8 @@ impl Admin {
     }
 }
 
-/// How histograms may be shown; the first says nothing.
-const BUCKETS: [&str; 6] = ["", "cumulative", "disjoint", "detailed", "summary", "prometheusnative"];
+/// How histograms may be shown; the first two say nothing.
+const BUCKETS: [&str; 7] = ["", "none", "cumulative", "disjoint", "detailed", "summary", "prometheusnative"];
 const RUNTIME_USAGE: &str = "usage: /runtime_modify?key1=value1&key2=value2&keyN=valueN\n       or send the parameters as form values\nuse an empty value to remove a previously added override";
 const LOGGING_USAGE: &str = "usage: /logging?<name>=<level> (change single level)
 usage: /logging?paths=name1:level1,name2:level2,... (change multiple levels)
@@ -559,46 +633,63 @@ fn active(levels: &Levels) -> String {
     out
 }
 
+const KNOWN: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
+
 /// The levels after such a request.
 fn changed(query: &[(String, String)], mut levels: Levels) -> Result<Levels, &'static str> {
-    const KNOWN: [&str; 7] = ["trace", "debug", "info", "warning", "error", "critical", "off"];
-    let level = |name: &str| match name {
-        "warn" => Ok("warning"),
-        name => KNOWN.into_iter().find(|known| *known == name).ok_or("unknown logger level"),
-    };
+    let level = |name: &str| KNOWN.into_iter().find(|known| *known == name).ok_or("unknown logger level");
     let mut set = |name: &str, to: &str| {
-        if name.is_empty() || to.is_empty() {
-            return Err("empty logger name or empty logger level");
-        }
         let to = level(to)?;
         let at = LOGGERS.iter().position(|known| *known == name).ok_or("unknown logger name")?;
         levels[at] = to;
-        Ok(())
+        Ok::<_, &'static str>(())
     };
-    match query {
+    // Nothing to set is nothing said; of one said twice the first counts.
+    let mut said: Vec<(&str, &str)> = Vec::new();
+    for (key, value) in query.iter().filter(|(_, value)| !value.is_empty()) {
+        if said.iter().all(|(known, _)| known != key) {
+            said.push((key, value));
+        }
+    }
+    match said[..] {
         [] => {}
-        [(key, value)] if key == "paths" => {
-            for pair in value.split(',') {
-                let (name, to) = pair.split_once(':').unwrap_or((pair, ""));
-                set(name, to)?;
+        [("paths", value)] => {
+            for pair in value.split(',').filter(|pair| !pair.is_empty()) {
+                match pair.split_once(':') {
+                    Some((name, to)) if !name.is_empty() && !to.is_empty() => set(name, to)?,
+                    _ => return Err("empty logger name or empty logger level"),
+                }
             }
         }
-        [(key, value)] if key == "group" => {
-            let (name, to) = value.split_once(':').unwrap_or((value, ""));
-            set(name, to)?;
-        }
-        // Nothing to set changes nothing.
-        [(_, value)] if value.is_empty() => {}
-        [(key, value)] if key == "level" => levels = [level(value)?; LOGGERS.len()],
+        [("group", _)] => return Err("group parameter requires fine-grain logging to be enabled"),
+        [("level", value)] => levels = [level(value)?; LOGGERS.len()],
         [(name, value)] => set(name, value)?,
         _ => return Err("invalid number of parameters"),
     }
     Ok(levels)
 }
 
+/// As the command line may say it; what is unknown is the default's.
+fn level_name(said: &str) -> &'static str {
+    KNOWN.into_iter().find(|known| *known == said).unwrap_or("warning")
+}
+
+/// An expression to be found anywhere in a text, or what RE2 says against it.
+fn search(pattern: &str) -> Result<Regex, String> {
+    proxy_core::matchers::searched(pattern).map_err(|why| re2_error(pattern, why))
+}
+
+/// An expression that must match a whole text.
+fn whole(pattern: &str) -> Result<proxy_core::matchers::Regex, String> {
+    proxy_core::matchers::Regex::new(pattern).map_err(|why| re2_error(pattern, why))
+}
+
 /// RE2 words its errors in its own way; the common ones are imitated.
-fn re2_error(pattern: &str) -> String {
+fn re2_error(pattern: &str, why: String) -> String {
     let count = |c: char| pattern.matches(c).count();
+    if !why.starts_with("invalid regex") && !why.starts_with("regex ") {
+        return why;
+    }
     if let Some(at) = pattern.rfind('[').filter(|at| !pattern[*at..].contains(']')) {
         return format!("missing ]: {}", &pattern[at..]);
     }
@@ -607,6 +698,15 @@ fn re2_error(pattern: &str) -> String {
     }
     if pattern.ends_with('\\') {
         return "trailing \\".to_owned();
+    }
+    if let Some(range) = pattern.as_bytes().windows(3).position(|w| w[1] == b'-' && w[0] > w[2]) {
+        return format!("invalid character class range: {}", pattern.get(range..range + 3).unwrap_or_default());
+    }
+    if let Some(at) = pattern.find("\\").filter(|at| pattern[at + 1..].starts_with(|c: char| c.is_ascii_lowercase())) {
+        return format!("invalid escape sequence: {}", &pattern[at..at + 2]);
+    }
+    if let Some(at) = ["(?=", "(?!"].iter().find_map(|operator| pattern.find(operator)) {
+        return format!("invalid perl operator: {}", &pattern[at..at + 3]);
     }
     match count('(').cmp(&count(')')) {
         std::cmp::Ordering::Greater => format!("missing ): {pattern}"),

@@ -4,6 +4,7 @@ use crate::drain::DrainStrategy;
 use crate::start::{Options, start_parts};
 use anyhow::Context as _;
 use clap::Parser;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -107,6 +108,15 @@ pub struct Args {
     /// Accepted for compatibility.
     #[arg(long)]
     log_format_escaped: bool,
+    /// Accepted for compatibility.
+    #[arg(long)]
+    enable_core_dump: bool,
+    /// Accepted for compatibility: there is no hot restart.
+    #[arg(long)]
+    socket_path: Option<String>,
+    /// Accepted for compatibility: there is no hot restart.
+    #[arg(long)]
+    socket_mode: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -133,6 +143,63 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
+impl Args {
+    /// What `/server_info` shows besides what has an effect.
+    fn shown(&self) -> Vec<(&'static str, Value)> {
+        let path = |path: &Option<PathBuf>| json!(path.as_ref().map_or(String::new(), |p| p.display().to_string()));
+        let text = |text: &Option<String>| json!(text.as_deref().unwrap_or_default());
+        let mut shown = vec![
+            ("base_id", json!(self.base_id.to_string())),
+            ("config_path", path(&self.config_path)),
+            ("config_yaml", text(&self.config_yaml)),
+            ("allow_unknown_static_fields", json!(self.allow_unknown_static_fields)),
+            ("admin_address_path", path(&self.admin_address_path)),
+            ("component_log_level", text(&self.component_log_level)),
+            ("log_path", path(&self.log_path)),
+            ("service_cluster", text(&self.service_cluster)),
+            ("service_node", text(&self.service_node)),
+            ("service_zone", text(&self.service_zone)),
+            ("parent_shutdown_time", json!(format!("{}s", self.parent_shutdown_time_s))),
+            ("enable_mutex_tracing", json!(self.enable_mutex_tracing)),
+            ("restart_epoch", json!(self.restart_epoch)),
+            ("cpuset_threads", json!(self.cpuset_threads)),
+            ("reject_unknown_dynamic_fields", json!(self.reject_unknown_dynamic_fields)),
+            ("log_format_escaped", json!(self.log_format_escaped)),
+            ("ignore_unknown_dynamic_fields", json!(self.ignore_unknown_dynamic_fields)),
+            ("use_dynamic_base_id", json!(self.use_dynamic_base_id)),
+            ("enable_fine_grain_logging", json!(self.enable_fine_grain_logging)),
+            ("skip_hot_restart_on_no_parent", json!(self.skip_hot_restart_on_no_parent)),
+            ("skip_hot_restart_parent_stats", json!(self.skip_hot_restart_parent_stats)),
+            ("skip_deprecated_logs", json!(self.skip_deprecated_logs)),
+        ];
+        shown.push(("enable_core_dump", json!(self.enable_core_dump)));
+        if let Some(path) = &self.socket_path {
+            shown.push(("socket_path", json!(path)));
+        }
+        if let Some(mode) = self.socket_mode {
+            shown.push(("socket_mode", json!(mode)));
+        }
+        if let Some(format) = &self.log_format {
+            shown.push(("log_format", json!(format)));
+        }
+        if let Some(version) = &self.local_address_ip_version {
+            shown.push(("local_address_ip_version", json!(version)));
+        }
+        if let Some(interval) = self.file_flush_interval_msec {
+            shown.push(("file_flush_interval", json!(duration_text(interval))));
+        }
+        shown
+    }
+}
+
+/// As protobuf prints durations: whole seconds, or three digits behind the point.
+fn duration_text(milliseconds: u64) -> String {
+    match (milliseconds / 1000, milliseconds % 1000) {
+        (seconds, 0) => format!("{seconds}s"),
+        (seconds, rest) => format!("{seconds}.{rest:03}s"),
+    }
+}
+
 fn init_logging(args: &Args) {
     let level = match args.log_level.as_str() {
         "trace" => "trace",
@@ -153,6 +220,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
         args.config_path.is_some() || args.config_yaml.is_some(),
         "at least one of --config-path or --config-yaml must be given"
     );
+    let given = args.shown();
     let mut bootstrap = crate::bootstrap::read(args.config_path.as_deref(), args.config_yaml.as_deref())?;
     let node = bootstrap.head.node.get_or_insert_default();
     if let Some(id) = args.service_node {
@@ -176,6 +244,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
         },
         validate: args.mode == Mode::Validate,
         log_level: args.log_level.clone(),
+        given,
         ..Options::default()
     };
     runtime.block_on(async {

@@ -13,6 +13,7 @@ use proxy_core::cluster::Discovery;
 use proxy_core::listener::{ChainInput, NetworkFilter, Place, Terminal};
 use proxy_core::rbac::Rbac;
 use proxy_core::{Address, ConnectionInfo, FormatContext, Listener, Metadata, ResponseFlags, StreamInfo};
+use std::cell::OnceCell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -75,37 +76,47 @@ async fn accept_failed(e: &io::Error) {
 }
 
 fn accepted(worker: &Rc<Worker>, name: &ArcStr, raw: Raw, peer: Option<SocketAddr>) {
+    let Some(entry) = worker.shared.listeners.load().by_name.get(name).cloned() else { return };
+    let stats = worker.listener_stats(&entry.listener.stat_prefix);
+    let admitted = overload::admit(&worker.shared, &entry.listener, &stats, &mut worker.random.borrow_mut());
+    let Some(admitted) = admitted else { return };
+    worker.connections.set(worker.connections.get() + 1);
+    worker.tick();
+    let open = Open { worker: worker.clone(), stats: OnceCell::new(), since: std::time::Instant::now() };
     let worker = worker.clone();
-    let name = name.clone();
     // A connection is its own owner; it ends with its peer, its timeouts, or the worker's runtime.
     tokio::task::spawn_local(async move {
-        let Some(entry) = worker.shared.listeners.load().by_name.get(&name).cloned() else { return };
-        let stats = worker.listener_stats(&entry.listener.stat_prefix);
-        let admitted = overload::admit(&worker.shared, &entry.listener, &stats, &mut worker.random.borrow_mut());
-        let Some(_admitted) = admitted else { return };
-        stats.downstream_cx_total.inc();
-        stats.downstream_cx_active.inc();
-        worker.connections.set(worker.connections.get() + 1);
-        worker.tick();
-        let _open = Open { worker: worker.clone(), stats: stats.clone(), since: std::time::Instant::now() };
+        let _admitted = admitted;
         // Each phase is in a box of its own: a connection has memory for the one that it is in.
-        if let Some(connection) = Box::pin(establish(worker, entry, stats, raw, peer)).await {
-            run_chain(connection).await;
-        }
+        let establishing = Box::pin(establish(worker, entry, stats, raw, peer, &open));
+        let Some(connection) = establishing.await else { return };
+        run_chain(connection).await;
     });
 }
 
 struct Open {
     worker: Rc<Worker>,
-    stats: Arc<ListenerStats>,
+    /// Where it counts.
+    stats: OnceCell<Arc<ListenerStats>>,
     since: std::time::Instant,
+}
+
+impl Open {
+    /// The connection has a filter chain: only then it counts (Envoy `ActiveTcpListener::newConnection`).
+    fn count(&self, stats: &Arc<ListenerStats>) {
+        let stats = self.stats.get_or_init(|| stats.clone());
+        stats.downstream_cx_total.inc();
+        stats.downstream_cx_active.inc();
+    }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.stats.downstream_cx_active.dec();
-        self.stats.downstream_cx_destroy.inc();
-        self.stats.downstream_cx_length_ms.record(self.since.elapsed().as_millis() as u64);
+        if let Some(stats) = self.stats.get() {
+            stats.downstream_cx_active.dec();
+            stats.downstream_cx_destroy.inc();
+            stats.downstream_cx_length_ms.record(self.since.elapsed().as_millis() as u64);
+        }
         self.worker.connections.set(self.worker.connections.get() - 1);
     }
 }
@@ -127,6 +138,7 @@ async fn establish(
     stats: Arc<ListenerStats>,
     mut raw: Raw,
     peer: Option<SocketAddr>,
+    open: &Open,
 ) -> Option<Connection> {
     let worker = &worker;
     let local = match &raw {
@@ -136,10 +148,6 @@ async fn establish(
         },
         Raw::Unix(_) => entry.listener.address.clone(),
     };
-    if let Raw::Tcp(stream) = &raw {
-        // Fails only on a connection that is gone already.
-        let _ = stream.set_nodelay(true);
-    }
     let mut facts = Facts {
         remote: peer.map_or_else(|| Address::Pipe("".into()), |p| Address::Ip(unmapped(p))),
         direct_remote: Address::Pipe("".into()),
@@ -179,6 +187,7 @@ async fn establish(
         log_no_chain(worker, &entry.listener, info);
         return None;
     };
+    open.count(&stats);
     let original_dst = facts.original_dst;
     let (io, tls) = match secure(worker, &chain, &stats, raw).await {
         Ok(secured) => secured,
@@ -446,9 +455,12 @@ async fn secure(
 ) -> Result<(Io, Option<proxy_core::TlsInfo>), ArcStr> {
     let Some(tls) = &chain.tls else { return Ok((Io::Raw(raw), None)) };
     let handshake = async {
-        match looks_like_tls(&raw).await {
-            true => tls.accept(raw, &worker.shared.secrets).await.map_err(Some),
-            false => Err(None),
+        match refusal(&raw).await {
+            None => tls.accept(raw, &worker.shared.secrets).await.map_err(Ok),
+            Some(refusal) => {
+                refusal.tell(&raw);
+                Err(Err(refusal))
+            }
         }
     };
     let result = match chain.chain.transport_socket_connect_timeout {
@@ -472,21 +484,25 @@ async fn secure(
             }
             Ok((Io::Server(stream), Some(info)))
         }
-        Err(None) => {
-            // As Envoy: plain text on a TLS port is closed without an alert.
+        Err(Err(refusal)) => {
+            if refusal.reason.is_empty() {
+                return Err("".into());
+            }
             stats.ssl_connection_error.inc();
-            Err(tls_error("268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER"))
+            Err(tls_error(refusal.reason))
         }
-        Err(Some(e)) if TlsError::is_missing_secret(&e) => {
+        Err(Ok(e)) if TlsError::is_missing_secret(&e) => {
             stats.other.inc("server_ssl_socket_factory.downstream_context_secrets_not_ready");
             Err("TLS_error:_Secret_is_not_supplied_by_SDS".into())
         }
-        Err(Some(e)) => {
+        Err(Ok(e)) => {
             match Failure::of(&e) {
                 Failure::San => stats.ssl_fail_verify_san.inc(),
                 Failure::Hash => stats.ssl_fail_verify_cert_hash.inc(),
                 Failure::Chain => stats.ssl_fail_verify_error.inc(),
                 Failure::NoCertificate => stats.ssl_fail_verify_no_cert.inc(),
+                // Who hangs up without a word makes no error.
+                Failure::Other if e.kind() == io::ErrorKind::UnexpectedEof => {}
                 Failure::Other => stats.ssl_connection_error.inc(),
             }
             tracing::debug!(error = %e, "downstream TLS handshake failed");
@@ -499,7 +515,7 @@ async fn secure(
                 }
                 // The peer hanging up without a reason has none in Envoy either.
                 (_, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => "".into(),
-                (Failure::Other, _) => tls_error(&e.to_string().replace(' ', "_")),
+                (Failure::Other, _) => tls_error(&crate::tls::in_boring_words(&e)),
             })
         }
     }
@@ -510,15 +526,57 @@ fn tls_error(what: &str) -> ArcStr {
     format!("TLS_error:|{what}:TLS_error_end").into()
 }
 
-/// Whether the first byte, which is waited for, starts a TLS handshake record. An end before it is the handshake's problem.
-async fn looks_like_tls(raw: &Raw) -> bool {
-    let Raw::Tcp(stream) = raw else { return true };
-    let mut first = [0];
-    match stream.peek(&mut first).await {
-        Ok(1) => first[0] == 22,
-        _ => true,
+/// Why a connection is not shaken hands on, in BoringSSL's words, and the alert that says so.
+#[derive(Clone, Copy, Debug)]
+struct Refusal {
+    /// Empty: the client left.
+    reason: &'static str,
+    alert: Option<u8>,
+}
+
+impl Refusal {
+    /// Sends the alert. What the client has sent is taken: what is not read when a connection ends takes along what was
+    /// written last.
+    fn tell(self, raw: &Raw) {
+        let (Raw::Tcp(stream), Some(alert)) = (raw, self.alert) else { return };
+        let mut bytes = [0; 1024];
+        while stream.try_read(&mut bytes).is_ok_and(|n| n > 0) {}
+        // A fatal alert in a record of TLS 1.0, as no version was agreed on. Nobody can do anything for a client that is gone.
+        let _ = stream.try_write(&[21, 3, 1, 0, 2, 2, alert]);
     }
 }
+
+/// Looks at the first bytes, which are waited for, as BoringSSL does (`tls_open_handshake`, `tls_open_record`): `None` when
+/// they start a record, or when the end before them is the handshake's problem.
+async fn refusal(raw: &Raw) -> Option<Refusal> {
+    const PROTOCOL_VERSION: u8 = 70;
+    const UNEXPECTED_MESSAGE: u8 = 10;
+    let Raw::Tcp(stream) = raw else { return None };
+    let mut seen = [0; 5];
+    loop {
+        match stream.peek(&mut seen).await {
+            Ok(5) => break,
+            Ok(n) if n > 0 && socket::peer_is_done(stream) => return Some(Refusal { reason: "", alert: None }),
+            // A peek leaves the bytes, so the socket stays readable.
+            Ok(n) if n > 0 => tokio::time::sleep(HEADER_AGAIN).await,
+            _ => return None,
+        }
+    }
+    let (reason, alert) = match &seen {
+        [b'G', b'E', b'T', b' ', _] | [b'P', b'U', b'T', b' ', _] | b"POST " | b"HEAD " => {
+            ("268435612:SSL_routines:OPENSSL_internal:HTTP_REQUEST", None)
+        }
+        b"CONNE" => ("268435611:SSL_routines:OPENSSL_internal:HTTPS_PROXY_REQUEST", None),
+        // Handshakes and alerts.
+        [21 | 22, 3, ..] => return None,
+        [_, 3, ..] => ("268435681:SSL_routines:OPENSSL_internal:UNEXPECTED_RECORD", Some(UNEXPECTED_MESSAGE)),
+        _ => ("268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER", Some(PROTOCOL_VERSION)),
+    };
+    Some(Refusal { reason, alert })
+}
+
+/// A header of a record that comes in pieces is looked at again after this.
+const HEADER_AGAIN: Duration = Duration::from_millis(10);
 
 /// The one cluster that a TCP chain leads to.
 fn forward_cluster(connection: &Connection) -> Option<Rc<crate::upstream::WorkerCluster>> {
@@ -643,48 +701,53 @@ async fn pass_gates(connection: &mut Connection, gates: &[Arc<Rbac>]) -> bool {
     true
 }
 
-async fn run_chain(mut connection: Connection) {
+/// Serves a connection by its chain, then logs it.
+// Not an `async fn`, which has memory for two of its argument as long as the connection lives; for the same reason what the log
+// says is put together at the end.
+fn run_chain(mut connection: Connection) -> impl Future<Output = ()> {
     let chain = connection.chain.clone();
     let listener = connection.listener.clone();
     let worker = connection.worker.clone();
     let start = SystemTime::now();
-    let passed = Box::pin(pass_filters(&mut connection)).await;
-    let info = connection.info.clone();
-    let mut stream = match (&chain.chain.terminal, passed) {
-        (Terminal::TcpProxy(proxy), Ok(Passed { cluster, gates, places, gauges })) => {
-            let stream = Box::pin(tcp::serve(connection, proxy.clone(), cluster, gates)).await;
-            drop((places, gauges));
-            stream
-        }
-        (Terminal::TcpProxy(proxy), Err(flags)) => tcp::refuse(&connection, proxy, flags),
-        (_, Err(_)) => StreamInfo::new(info, start),
-        (Terminal::Http(http), Ok(passed)) => {
-            let mut stream = StreamInfo::new(info, start);
-            if pass_gates(&mut connection, &passed.gates).await {
-                (stream.protocol, stream.bytes_received) = Box::pin(hcm::serve(connection, http.clone())).await;
-            } else {
-                worker.http_stats(&http.stat_prefix).downstream_cx_total.inc();
+    async move {
+        let passed = Box::pin(pass_filters(&mut connection)).await;
+        let info = connection.info.clone();
+        let mut stream = match (&chain.chain.terminal, passed) {
+            (Terminal::TcpProxy(proxy), Ok(Passed { cluster, gates, places, gauges })) => {
+                let stream = Box::pin(tcp::serve(connection, proxy.clone(), cluster, gates)).await;
+                drop((places, gauges));
+                stream
             }
-            stream
-        }
-        // It speaks first, so that nobody is asked.
-        (Terminal::DirectResponse(bytes), Ok(_)) => {
-            let mut stream = StreamInfo::new(info, start);
-            stream.response_code_details = Some("direct_response".into());
-            stream.bytes_sent = bytes.len() as u64;
-            Box::pin(tcp::respond(connection, bytes.clone())).await;
-            stream
-        }
-        (Terminal::Echo, Ok(passed)) => {
-            if pass_gates(&mut connection, &passed.gates).await {
-                Box::pin(tcp::echo(connection)).await;
+            (Terminal::TcpProxy(proxy), Err(flags)) => tcp::refuse(&connection, proxy, flags),
+            (_, Err(_)) => StreamInfo::new(info, start),
+            (Terminal::Http(http), Ok(passed)) => {
+                let (protocol, bytes_received, bytes_sent) = if pass_gates(&mut connection, &passed.gates).await {
+                    Box::pin(hcm::serve(connection, http.clone())).await
+                } else {
+                    worker.http_stats(&http.stat_prefix).downstream_cx_total.inc();
+                    (None, 0, 0)
+                };
+                StreamInfo { protocol, bytes_received, bytes_sent, ..StreamInfo::new(info, start) }
             }
-            StreamInfo::new(info, start)
+            // It speaks first, so that nobody is asked.
+            (Terminal::DirectResponse(bytes), Ok(_)) => {
+                Box::pin(tcp::respond(connection, bytes.clone())).await;
+                let mut stream = StreamInfo::new(info, start);
+                stream.response_code_details = Some("direct_response".into());
+                stream.bytes_sent = bytes.len() as u64;
+                stream
+            }
+            (Terminal::Echo, Ok(passed)) => {
+                if pass_gates(&mut connection, &passed.gates).await {
+                    Box::pin(tcp::echo(connection)).await;
+                }
+                StreamInfo::new(info, start)
+            }
+            (Terminal::Close, Ok(_)) => StreamInfo::new(info, start),
+        };
+        if !listener.access_log.is_empty() {
+            stream.times.complete = start.elapsed().ok();
+            crate::log::write(&worker, &listener.access_log, &FormatContext::new(&stream, None, None));
         }
-        (Terminal::Close, Ok(_)) => StreamInfo::new(info, start),
-    };
-    if !listener.access_log.is_empty() {
-        stream.times.complete = start.elapsed().ok();
-        crate::log::write(&worker, &listener.access_log, &FormatContext::new(&stream, None, None));
     }
 }

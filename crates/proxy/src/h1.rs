@@ -6,9 +6,9 @@ mod conn;
 mod fuzz;
 mod head;
 mod scan;
+mod write;
 
 pub(crate) use body::Frame;
 pub(crate) use conn::{Conn, ReadError, Shared};
-pub(crate) use head::{
-    HeadError, Limits, RequestHead, Style, UnderscoreAction, reason_phrase, write_request, write_response,
-};
+pub(crate) use head::{HeadError, Limits, RequestHead, UnderscoreAction};
+pub(crate) use write::{Style, reason_phrase, write_request, write_response};

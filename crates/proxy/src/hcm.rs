@@ -56,8 +56,10 @@ pub(crate) struct Http {
     routes: Option<Arc<RouteSlot>>,
     since: Instant,
     requests: Cell<u32>,
-    /// Bytes that an HTTP/1 client sent, once the connection has ended.
+    /// Bytes read from the connection; of HTTP/1 once it has ended.
     received: Cell<u64>,
+    /// Bytes written to it.
+    sent: Cell<u64>,
     /// Requests that their client took back at once.
     premature_resets: Cell<u32>,
     /// Since when it says with each answer that it ends, because it idled, grew old or drains; it does after the drain timeout.
@@ -193,8 +195,12 @@ impl Drop for Http {
 }
 
 /// Serves a connection whose chain ends in an HTTP connection manager. What the listener's log says of it: the protocol, if
-/// there was a request, and the bytes received, of HTTP/1.
-pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionManager>) -> (Option<HttpProtocol>, u64) {
+/// there was a request, and the bytes received and sent.
+// Not an `async fn`, which would have memory for its arguments as long as the connection lives.
+pub(crate) fn serve(
+    connection: Connection,
+    config: Arc<HttpConnectionManager>,
+) -> impl Future<Output = (Option<HttpProtocol>, u64, u64)> {
     let stats = connection.worker.http_stats(&config.stat_prefix);
     stats.downstream_cx_total.inc();
     stats.downstream_cx_active.inc();
@@ -218,6 +224,7 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         since: Instant::now(),
         requests: Cell::new(0),
         received: Cell::new(0),
+        sent: Cell::new(0),
         premature_resets: Cell::new(0),
         ending: Cell::new(None),
         drained: Cell::new(false),
@@ -230,25 +237,25 @@ pub(crate) async fn serve(connection: Connection, config: Arc<HttpConnectionMana
         announced: RefCell::default(),
     });
     let mut io = connection.io;
-    let is_h2 = match http.config.codec {
-        Codec::Http1 => false,
-        Codec::Http2 => true,
-        Codec::Auto => match http.info.tls.as_ref().and_then(|t| t.alpn.as_deref()) {
-            Some(alpn) if alpn.ends_with("h2") => true,
-            Some(alpn) if alpn.contains("http/1") => false,
-            _ => match sniff(&http, &mut io).await {
-                Some(is_h2) => is_h2,
-                None => return (None, 0),
+    async move {
+        let known = match http.config.codec {
+            Codec::Http1 => Some(false),
+            Codec::Http2 => Some(true),
+            Codec::Auto => match http.info.tls.as_ref().and_then(|t| t.alpn.as_deref()) {
+                Some(alpn) if alpn.ends_with("h2") => Some(true),
+                Some(alpn) if alpn.contains("http/1") => Some(false),
+                _ => None,
             },
-        },
-    };
-    let (served, protocol) = (http.clone(), if is_h2 { HttpProtocol::Http2 } else { HttpProtocol::Http11 });
-    if is_h2 {
-        Box::pin(h2::serve(http, io)).await;
-    } else {
-        h1::serve(http, io).await;
+        };
+        let Some(is_h2) = sniff(&http, &mut io, known).await else { return (None, 0, 0) };
+        let protocol = if is_h2 { HttpProtocol::Http2 } else { HttpProtocol::Http11 };
+        if is_h2 {
+            Box::pin(h2::serve(http.clone(), io)).await;
+        } else {
+            h1::serve(http.clone(), io).await;
+        }
+        ((http.requests.get() > 0).then_some(protocol), http.received.get(), http.sent.get())
     }
-    ((served.requests.get() > 0).then_some(protocol), served.received.get())
 }
 
 /// Makes the counters of the filters exist, once per worker.
@@ -306,8 +313,9 @@ fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &
 /// So many bytes of the preface tell (`PRI * HTTP/2`, as Envoy's).
 const PREFIX: usize = 12;
 
-/// Tells HTTP/2 by its preface, without taking bytes. `None`: closed or idle for too long.
-async fn sniff(http: &Rc<Http>, io: &mut Io) -> Option<bool> {
+/// Tells HTTP/2 by its preface, without taking bytes. `known`: which it is, once something comes. `None`: closed or idle for
+/// too long.
+async fn sniff(http: &Rc<Http>, io: &mut Io, known: Option<bool>) -> Option<bool> {
     let mut buf = [0u8; 24];
     let peek = async {
         let stream = match io {
@@ -316,13 +324,16 @@ async fn sniff(http: &Rc<Http>, io: &mut Io) -> Option<bool> {
                 use tokio::io::AsyncBufReadExt as _;
                 // What was in one record: clients write the preface at once, and who writes less speaks HTTP/1.
                 let seen = stream.fill_buf().await.ok().filter(|seen| !seen.is_empty())?;
-                return Some(seen.get(..PREFIX).is_some_and(|start| crate::inspect::PREFACE.starts_with(start)));
+                return known.or_else(|| {
+                    Some(seen.get(..PREFIX).is_some_and(|start| crate::inspect::PREFACE.starts_with(start)))
+                });
             }
-            _ => return Some(false),
+            _ => return known.or(Some(false)),
         };
         loop {
             match stream.peek(&mut buf).await {
                 Ok(0) | Err(_) => return None,
+                Ok(_) if known.is_some() => return known,
                 Ok(n) => {
                     let seen = &buf[..n.min(PREFIX)];
                     if !crate::inspect::PREFACE.starts_with(seen) {

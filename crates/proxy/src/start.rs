@@ -37,6 +37,8 @@ pub struct Options {
     pub drain_strategy: DrainStrategy,
     /// The log level as it was asked for, shown by `/server_info`.
     pub log_level: String,
+    /// What else `/server_info` shows of the command line, by the names of `envoy.admin.v3.CommandLineOptions`.
+    pub given: Vec<(&'static str, serde_json::Value)>,
     /// Only check the configuration: nothing is bound, nothing started.
     pub validate: bool,
 }
@@ -53,6 +55,7 @@ impl Default for Options {
             drain_time: Duration::from_secs(600),
             drain_strategy: DrainStrategy::default(),
             log_level: "warning".to_owned(),
+            given: Vec::new(),
             validate: false,
         }
     }
@@ -94,7 +97,7 @@ impl Handle {
 
     /// All counters in Prometheus' text format, Istio's included. `used_only`: those that were never touched left out.
     pub fn stats_prometheus(&self, used_only: bool) -> String {
-        self.admin.prometheus(used_only, None)
+        self.admin.prometheus(used_only)
     }
 
     /// Envoy's `/config_dump`.
@@ -195,7 +198,7 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
     let (demands, wanted_secrets) = (control.demands.subscribe(), control.demands.subscribe());
     let control = Arc::new(Mutex::new(control));
     let bootstrap = Arc::new(bootstrap);
-    let admin = admin::Admin::new(shared.clone(), control.clone(), bootstrap.clone(), options.log_level.clone());
+    let admin = admin::Admin::new(shared.clone(), control.clone(), bootstrap.clone(), &options);
     let mut tasks = JoinSet::new();
     if !options.validate {
         if let Some(address) = admin_address {

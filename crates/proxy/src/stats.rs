@@ -223,7 +223,7 @@ mod tests {
             entry(Kind::VirtualHost, "v.route.r.x", "upstream_rq_total"),
             entry(Kind::VirtualHost, "a.b:80.vcluster.other", "upstream_rq_total"),
         ];
-        let text = prometheus(&entries, false);
+        let text = prometheus(&entries, Buckets::Cumulative);
         let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
             lines,

@@ -184,6 +184,13 @@ pub(crate) fn to_map(headers: &Headers) -> http::HeaderMap {
     map
 }
 
+/// Bytes of a head's fields as Envoy's codec counts them: names, values, and so many each. The request line and the status
+/// line do not count.
+pub(crate) fn header_bytes(headers: &Headers, each: u64) -> u64 {
+    let (count, bytes) = headers.line_sizes();
+    count as u64 * each + bytes as u64
+}
+
 /// How a body is written on HTTP/1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
@@ -222,6 +229,8 @@ pub(crate) struct H2Send {
     ended: bool,
     /// Its head waits for the connection's task, and it gets no capacity before.
     opening: bool,
+    /// The end is said in a frame of its own.
+    ends_apart: bool,
 }
 
 impl SendBody {
@@ -295,6 +304,13 @@ impl SendBody {
         }
     }
 
+    /// What comes is of HTTP/1: of that Envoy's codec sees the end after all data, and says so in an empty frame.
+    pub(crate) fn end_apart(&mut self) {
+        if let SendBody::H2(h2) = self {
+            h2.ends_apart = true;
+        }
+    }
+
     pub(crate) fn is_h2(&self) -> bool {
         matches!(self, SendBody::H2(_))
     }
@@ -339,7 +355,16 @@ impl SendBody {
 
 impl H2Send {
     fn new(stream: h2::SendStream<Bytes>) -> Self {
-        Self { stream, pending: VecDeque::new(), len: 0, trailers: None, ending: false, ended: false, opening: false }
+        Self {
+            stream,
+            pending: VecDeque::new(),
+            len: 0,
+            trailers: None,
+            ending: false,
+            ended: false,
+            opening: false,
+            ends_apart: false,
+        }
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
@@ -371,7 +396,7 @@ impl H2Send {
                 piece
             };
             self.len -= piece.len();
-            let last = self.len == 0 && self.ending && self.trailers.is_none();
+            let last = self.len == 0 && self.ending && self.trailers.is_none() && !self.ends_apart;
             self.stream.send_data(piece, last).map_err(BodyError::from)?;
             self.ended |= last;
         }

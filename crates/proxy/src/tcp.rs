@@ -270,6 +270,8 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
         })
     };
     let gate: Option<&mut dyn FnMut() -> Result<(), String>> = if gates.is_empty() { None } else { Some(&mut gate) };
+    // Without TLS a connection that fails was reset.
+    let raw = matches!(&way, Way::Plain(up, _) if matches!(**up, Io::Raw(_)));
     let moving = async {
         match way {
             Way::Plain(mut up, counted) => {
@@ -349,6 +351,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
             info.local_close_reason = Some("max_connection_duration_reached".into());
         }
         copy::Ended::Failed(Side::Downstream) => info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION),
+        copy::Ended::Failed(Side::Upstream) if raw => info.flags.insert(ResponseFlags::UPSTREAM_RESET),
         copy::Ended::Failed(Side::Upstream) | copy::Ended::Complete(_) | copy::Ended::Drained => {}
     }
 }

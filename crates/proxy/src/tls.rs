@@ -16,7 +16,7 @@ pub(crate) use client::ClientTls;
 pub(crate) use files::{follow as follow_files, is_file};
 pub(crate) use secrets::{SecretStore, is_workload, named_by, read as read_source};
 pub(crate) use server::ServerTls;
-pub(crate) use verify::Failure;
+pub(crate) use verify::{Failure, in_boring_words};
 
 use crate::stats::Named;
 use arc_swap::ArcSwapOption;
@@ -137,7 +137,12 @@ fn provider_for(common: &proxy_core::tls::TlsCommon) -> Result<Arc<CryptoProvide
     let mut own = (**provider()).clone();
     if !common.ciphers.is_empty() {
         // `[A|B]` is a group of equal rank.
-        let names = || common.ciphers.iter().flat_map(|group| group.split(['[', ']', '|'])).filter(|n| !n.is_empty());
+        let parts = common.ciphers.iter().flat_map(|group| group.split(['[', ']', '|', ':']));
+        let names = || parts.clone().filter(|n| !n.is_empty());
+        // BoringSSL has no choice among those of TLS 1.3, and no lists by name.
+        if let Some(name) = names().find(|name| name.starts_with("TLS_") || *name == "DEFAULT") {
+            return Err(TlsError::Verifier(format!("{name} is no cipher suite that can be chosen")));
+        }
         let (newer, older): (Vec<_>, Vec<_>) =
             own.cipher_suites.iter().copied().partition(|suite| suite.tls13().is_some());
         let allowed = names().filter_map(|name| older.iter().copied().find(|s| *cipher_name(s.suite()) == *name));
@@ -150,7 +155,12 @@ fn provider_for(common: &proxy_core::tls::TlsCommon) -> Result<Arc<CryptoProvide
     if !common.curves.is_empty() {
         let known = std::mem::take(&mut own.kx_groups);
         let named = |curve: &str| known.iter().copied().find(|group| curve_name(group.name()) == Some(curve));
-        own.kx_groups = common.curves.iter().filter_map(|curve| named(curve)).collect();
+        let alias = |curve: &str| match curve {
+            "prime256v1" => named("P-256"),
+            "secp384r1" => named("P-384"),
+            other => named(other),
+        };
+        own.kx_groups = common.curves.iter().filter_map(|curve| alias(curve)).collect();
         if own.kx_groups.is_empty() {
             return Err(TlsError::Verifier(format!("none of the curves {} is known", common.curves.join(" "))));
         }

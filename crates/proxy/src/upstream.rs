@@ -9,7 +9,7 @@ mod waiting;
 
 pub(crate) use connect::{Announced, ConnectError, Protocol, Source, Variant, server_name};
 pub(crate) use pool::{AcquireError, Acquired, Counted, Pool};
-pub(crate) use request::{Failure, Reply, Upstream, call, h2_request};
+pub(crate) use request::{Failure, Reply, Tunnel, Upstream, call, h2_request};
 
 use crate::events::HealthEvent;
 use crate::peer;

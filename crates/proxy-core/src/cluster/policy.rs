@@ -143,7 +143,9 @@ impl Balancing {
                 )?,
             ),
             fail_on_panic: matches!(&common.locality_config_specifier,
-                Some(Locality::ZoneAwareLbConfig(zone)) if zone.fail_traffic_on_panic),
+                Some(Locality::ZoneAwareLbConfig(zone)) if zone.fail_traffic_on_panic)
+                // Hashing knows no zones.
+                && !matches!(cluster.lb_policy(), pb::cluster::cluster::LbPolicy::RingHash | pb::cluster::cluster::LbPolicy::Maglev),
             subsets: cluster.lb_subset_config.as_ref().map(SubsetConfig::compile).transpose().at("lb_subset_config")?,
             hash_policies: Box::default(),
         };
@@ -343,12 +345,9 @@ fn slow_start(
     runtime: &Runtime,
 ) -> Compiled<Option<SlowStart>> {
     let Some((window, aggression, min_weight)) = config else { return Ok(None) };
+    let min_weight = fields::percent("min_weight_percent", min_weight, 10.0)? / 100.0;
     let Some(window) = fields::duration_or_off("slow_start_window", window, None)? else { return Ok(None) };
-    Ok(Some(SlowStart {
-        window,
-        aggression: runtime.double(aggression, 1.0),
-        min_weight: fields::percent("min_weight_percent", min_weight, 10.0)? / 100.0,
-    }))
+    Ok(Some(SlowStart { window, aggression: runtime.double(aggression, 1.0), min_weight }))
 }
 
 impl SubsetFallback {

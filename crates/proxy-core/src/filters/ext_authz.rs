@@ -31,6 +31,8 @@ pub struct ExtAuthz {
     pub clear_route_cache: bool,
     /// Prefix of its statistics.
     pub stat_prefix: ArcStr,
+    /// Denials count among the answers of the route's cluster.
+    pub charges_cluster: bool,
     /// Send the client's certificate.
     pub include_peer_certificate: bool,
     /// Send the SNI.
@@ -273,6 +275,7 @@ impl ExtAuthz {
             body: config.with_request_body.as_ref().map(BodyBuffer::compile),
             clear_route_cache: config.clear_route_cache,
             stat_prefix: config.stat_prefix.as_str().into(),
+            charges_cluster: config.charge_cluster_response_stats.as_ref().is_none_or(|v| v.value),
             include_peer_certificate: config.include_peer_certificate,
             include_tls_session: config.include_tls_session,
             metadata_namespaces: names(&config.metadata_context_namespaces),
@@ -310,6 +313,7 @@ impl ExtAuthz {
             body: None,
             clear_route_cache: false,
             stat_prefix: config.stat_prefix.as_str().into(),
+            charges_cluster: false,
             include_peer_certificate: config.include_peer_certificate,
             include_tls_session: config.include_tls_session,
             metadata_namespaces: names(&config.metadata_context_namespaces),

@@ -207,6 +207,7 @@ impl JwtAuthn {
         }
         let mut by_state = None;
         if let Some(rule) = &config.filter_state_rules {
+            fields::required("filter_state_rules.name", &rule.name)?;
             let mut all = HashMap::new();
             for (name, requirement) in &rule.requires {
                 let compiled =
@@ -234,8 +235,9 @@ impl JwtAuthn {
     ) -> Result<Needs<'_>, String> {
         let preflight = || {
             headers.method() == Some("OPTIONS")
-                && headers.contains("origin")
-                && headers.contains("access-control-request-method")
+                && ["origin", "access-control-request-method"]
+                    .iter()
+                    .all(|name| headers.get(name).is_some_and(|value| !value.is_empty()))
         };
         if self.bypass_cors_preflight && preflight() {
             return Ok(Needs::Preflight);
@@ -415,7 +417,13 @@ impl JwtProvider {
                 JwksSource::Remote {
                     uri: fields::required("remote_jwks.http_uri.uri", &uri.uri)?,
                     cluster,
-                    timeout: fields::duration("timeout", uri.timeout.as_ref())?.unwrap_or(Duration::from_secs(5)),
+                    timeout: fields::duration("timeout", uri.timeout.as_ref())?.map_or(
+                        Ok(Duration::from_secs(5)),
+                        |timeout| match timeout.as_secs() >> 32 {
+                            0 => Ok(timeout),
+                            _ => Err(Invalid::new("timeout", "must be less than 2^32 seconds")),
+                        },
+                    )?,
                     // Whole seconds count.
                     cache: fields::duration("cache_duration", remote.cache_duration.as_ref())?
                         .map_or(Duration::from_secs(600), |cache| Duration::from_secs(cache.as_secs())),

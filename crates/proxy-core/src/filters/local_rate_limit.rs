@@ -190,7 +190,13 @@ impl LocalRateLimit {
         refuse!("local_cluster_rate_limit": limit.local_cluster_rate_limit.is_some());
         crate::constraints::local_rate_limit(limit)?;
         let mut descriptors = Vec::new();
+        if !(0..=1).contains(&limit.enable_x_ratelimit_headers) {
+            return Err(Invalid::new("enable_x_ratelimit_headers", "is no known value"));
+        }
         for (i, descriptor) in limit.descriptors.iter().enumerate() {
+            for entry in &descriptor.entries {
+                fields::required("key", &entry.key).at_index("descriptors", i)?;
+            }
             descriptors.push(Descriptor {
                 entries: descriptor.entries.iter().map(|e| (e.key.as_str().into(), e.value.as_str().into())).collect(),
                 bucket: TokenBucketConfig::compile(descriptor.token_bucket.as_ref()).at_index("descriptors", i)?,

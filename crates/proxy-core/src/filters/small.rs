@@ -341,6 +341,11 @@ impl FilterStateValue {
                 let Some(Key::ObjectKey(key)) = &value.key else {
                     return Err(Invalid::new("object_key", "is missing"));
                 };
+                // Envoy looks for a factory of that name, of which extensions have more than are known here.
+                let factory = if value.factory_key.is_empty() { key } else { &value.factory_key };
+                if !["envoy.", "io.istio.", "istio."].iter().any(|start| factory.starts_with(start)) {
+                    return Err(Invalid::new("object_key", format!("{factory:?} does not have an object factory")));
+                }
                 let Some(Value::FormatString(format)) = &value.value else {
                     return Err(Invalid::new("format_string", "is missing"));
                 };

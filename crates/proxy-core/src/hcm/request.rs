@@ -141,12 +141,7 @@ pub(super) fn is_upgrade(headers: &Headers) -> bool {
 }
 
 fn hop_by_hop(headers: &mut Headers) {
-    if is_upgrade(headers) {
-        // Without a length an HTTP/1 request has no body; that must stay so once the framing is made anew.
-        if !headers.contains("transfer-encoding") && !headers.contains("content-length") {
-            headers.set("content-length", b"0");
-        }
-    } else {
+    if !is_upgrade(headers) {
         headers.remove("connection");
         headers.remove("upgrade");
         if let Some(te) = headers.get_str("te") {

@@ -5,13 +5,12 @@ use crate::headers::Headers;
 /// Brings a response head into the form that clients get (Envoy `ConnectionManagerUtility::mutateResponseHeaders` and
 /// `ConnectionManagerImpl::ActiveStream::encodeHeaders`): hop-by-hop headers, `server`, `via`, request id.
 ///
-/// `tunnel`: the response accepts an upgrade, so its connection headers stay. The date is the caller's part.
-pub fn conform_response(config: &HttpConnectionManager, headers: &mut Headers, request: &Headers, tunnel: bool) {
-    let upgraded = tunnel || (is_upgrade(request) && is_upgrade(headers));
-    if upgraded {
+/// The connection headers of a response that accepts an upgrade stay. The date is the caller's part.
+pub fn conform_response(config: &HttpConnectionManager, headers: &mut Headers, request: &Headers) {
+    if is_upgrade(request) && is_upgrade(headers) {
         let unframed = !headers.contains("transfer-encoding") && !headers.contains("content-length");
         // 1xx responses must not have a length.
-        if unframed && headers.status().is_none_or(|s| s >= 200) && !tunnel {
+        if unframed && headers.status().is_none_or(|s| s >= 200) {
             headers.set("content-length", b"0");
         }
     } else {

@@ -40,6 +40,11 @@ impl Regex {
     }
 }
 
+/// A regular expression of RE2's syntax that is looked for anywhere in a text; in an error, what RE2 says if that is known.
+pub fn searched(source: &str) -> Result<meta::Regex, String> {
+    build(&translated(source)?, source)
+}
+
 /// RE2's `\d`, `\w`, `\s` and `\b` are ASCII, so Unicode is tried only where the expression needs it.
 fn build(pattern: &str, source: &str) -> Result<meta::Regex, String> {
     let config =
@@ -61,7 +66,9 @@ const MOST_REPETITIONS: u32 = 1000;
 fn translated(pattern: &str) -> Result<String, String> {
     let mut out = String::with_capacity(pattern.len());
     let mut rest = pattern;
-    let (mut in_class, mut after_repetition) = (false, false);
+    let mut in_class = false;
+    // Where the repetition starts that has just ended.
+    let mut after_repetition = None;
     while let Some(c) = rest.chars().next() {
         let (mut taken, mut repetition) = (c.len_utf8(), false);
         match c {
@@ -123,15 +130,16 @@ fn translated(pattern: &str) -> Result<String, String> {
             }
             _ => out.push(c),
         }
-        if repetition && after_repetition {
-            return Err(format!("bad repetition operator: {}", &rest[..taken]));
+        let at = pattern.len() - rest.len();
+        if let Some(start) = after_repetition.filter(|_| repetition) {
+            return Err(format!("bad repetition operator: {}", &pattern[start..at + taken]));
         }
         rest = &rest[taken..];
         if repetition && rest.starts_with('?') {
             out.push('?');
             rest = &rest[1..];
         }
-        after_repetition = repetition;
+        after_repetition = repetition.then_some(at);
     }
     Ok(out)
 }

@@ -76,6 +76,10 @@ impl HeaderOps {
             .enumerate()
             .map(|(i, mutation)| match &mutation.action {
                 Some(Action::Append(add)) => Self::compile(std::slice::from_ref(add), &[]).at_index("mutations", i),
+                // No field of a request has such a name; the filter takes them, unlike routes.
+                Some(Action::Remove(name)) if name.is_empty() || name.eq_ignore_ascii_case("host") => {
+                    Ok(Self::default())
+                }
                 Some(Action::Remove(name)) => Self::compile(&[], std::slice::from_ref(name)).at_index("mutations", i),
                 Some(Action::RemoveOnMatch(matching)) => {
                     let matcher =

@@ -120,16 +120,13 @@ impl RouteMatcher {
             && self.filter_state.iter().all(|m| m.matches(input.filter_state))
     }
 
-    /// Only the path's condition, and headers and query; for the rules of `jwt_authn`.
+    /// Only the conditions of path, headers and query: the rules of `jwt_authn` know no others (Envoy
+    /// `BaseMatcherImpl::matches`).
     pub(crate) fn matches_head(&self, headers: &Headers) -> bool {
-        let input = RouteInput {
-            headers,
-            metadata: &crate::Metadata::default(),
-            filter_state: &crate::FilterState::default(),
-            tls: None,
-            random: 0,
-        };
-        self.matches(&input, false)
+        let path = headers.path().unwrap_or_default();
+        self.path_matches(headers, false)
+            && self.headers.iter().all(|m| m.matches(headers))
+            && self.query.iter().all(|m| m.matches(path))
     }
 
     fn path_matches(&self, headers: &Headers, ignore_path_parameters: bool) -> bool {

@@ -1,7 +1,7 @@
 //! `/config_dump`, `/certs` and `/init_dump` in Envoy's shapes. JSON is made from the resources' own bytes, on request only.
 
 use super::{Admin, Query};
-use crate::runtime::{ClusterEntry, ListenerEntry};
+use crate::runtime::{ClusterEntry, ListenerEntry, Shared};
 use crate::tls::named_by;
 use envoy_api::type_url;
 use lifecycle::http::{Response, with_type};
@@ -11,7 +11,8 @@ use proxy_core::endpoints::{Health, LocalitySet};
 use proxy_core::format::TimeFormat;
 use proxy_core::hcm::Routes;
 use proxy_core::listener::Terminal;
-use regex_automata::meta::Regex;
+use proxy_core::matchers::Regex;
+use proxy_core::stream_info::PeerCertificate;
 use serde_json::{Map, Value, json};
 use std::time::SystemTime;
 
@@ -19,84 +20,60 @@ const PREFIX: &str = "type.googleapis.com/envoy.admin.v3.";
 
 impl Admin {
     pub(super) fn config_dump_answer(&self, query: &Query) -> Response {
-        let pattern = query.get("name_regex");
-        let Ok(regex) = pattern.map(Regex::new).transpose() else {
-            let pattern = pattern.unwrap_or_default();
-            let why = super::re2_error(pattern);
-            let text = format!("INVALID_ARGUMENT: Error while parsing name_regex from {pattern}: {why}");
-            return with_type(400, "text/plain", text);
+        let refused = |status: u16, why: String| with_type(status, "text/plain", why);
+        let pattern = query.given("name_regex");
+        let regex = match pattern.map(super::whole).transpose() {
+            Ok(regex) => regex,
+            Err(why) => {
+                let pattern = pattern.unwrap_or_default();
+                return refused(400, format!("INVALID_ARGUMENT: Error while parsing name_regex from {pattern}: {why}"));
+            }
         };
-        let mut dump = self.config_dump(if query.get("include_eds").is_some() { &["include_eds"] } else { &[] });
+        let mut dump = self.config_dump(if query.has("include_eds") { &["include_eds"] } else { &[] });
+        let Some(parts) = dump["configs"].as_array_mut() else { return super::pretty(&dump) };
         if let Some(regex) = &regex {
-            filter_names(&mut dump, regex);
+            filter_names(parts, regex);
         }
-        if let Some(resource) = query.get("resource") {
-            let parts = dump["configs"].as_array().cloned().unwrap_or_default();
-            let found = parts.iter().find_map(|part| {
-                let list = part.get(resource)?.as_array()?.clone();
-                let of = part.get("@type")?.as_str()?.to_owned();
-                Some((of, list))
-            });
-            let known = [
-                "static_clusters",
-                "dynamic_active_clusters",
-                "dynamic_warming_clusters",
-                "static_listeners",
-                "dynamic_listeners",
-                "static_route_configs",
-                "dynamic_route_configs",
-                "static_secrets",
-                "dynamic_active_secrets",
-                "static_endpoint_configs",
-                "dynamic_endpoint_configs",
-            ];
-            if parts.iter().any(|part| part.get(resource).is_some_and(Value::is_object)) {
-                let why = "is not a repeated field. Use";
-                let text = format!("{resource} {why} ?mask={resource} to get only this field");
-                return with_type(400, "text/plain", text);
-            }
-            let Some((of, mut list)) = found else {
-                if known.contains(&resource) {
-                    return super::pretty(&json!({}));
+        let mask = query.given("mask").map(Mask::parse);
+        if let Some(resource) = query.given("resource") {
+            let list = parts.iter().enumerate().find_map(|(i, part)| Some((i, list_of(part, resource)?)));
+            let (i, of) = match list {
+                None => return refused(404, format!("{resource} not found in config dump")),
+                Some((_, None)) => {
+                    let why = "is not a repeated field. Use";
+                    return refused(400, format!("{resource} {why} ?mask={resource} to get only this field"));
                 }
-                return with_type(404, "text/plain", format!("{resource} not found in config dump"));
+                Some((i, Some(of))) => (i, of),
             };
-            if let Some(mask) = query.get("mask") {
-                let paths: Vec<Vec<&str>> = mask.split(',').map(|path| path.split('.').collect()).collect();
-                let known = |path: &[&str]| list.iter().any(|entry| entry.get(path[0]).is_some());
-                if !list.is_empty() && !paths.iter().all(|path| known(path)) {
-                    let why = format!("FieldMask paths: {mask:?}\n could not be successfully used.");
-                    return with_type(400, "text/plain", why);
-                }
-                list.iter_mut().for_each(|entry| keep(entry, &paths));
-            }
-            let item = item_type(resource);
-            let list: Vec<Value> = list
-                .into_iter()
-                .map(|mut entry| {
-                    if let Value::Object(map) = &mut entry {
-                        let mut typed = Map::new();
-                        typed.insert("@type".to_owned(), json!(format!("{of}.{item}")));
-                        typed.append(map);
-                        return Value::Object(typed);
+            let mut found = Vec::new();
+            for entry in parts[i][resource].as_array_mut().into_iter().flatten() {
+                if let Some(mask) = &mask {
+                    if !mask.fits(&of, entry) {
+                        let why = "could not be successfully used.";
+                        return refused(400, format!("FieldMask paths: {:?}\n {why}", mask.text));
                     }
-                    entry
-                })
-                .collect();
-            return super::pretty(&json!({ "configs": list }));
-        }
-        if let Some(mask) = query.get("mask") {
-            let first = mask.split(['.', ',']).next().unwrap_or_default();
-            if let Some(parts) = dump["configs"].as_array_mut() {
-                parts.retain(|part| part.get(first).is_some());
-                if parts.is_empty() {
-                    let why = format!("FieldMask {mask} could not be successfully applied to any configs.");
-                    return with_type(400, "text/plain", why);
+                    keep(entry, &mask.paths);
                 }
-                for part in parts {
-                    keep(part, &mask.split(',').map(|path| path.split('.').collect()).collect::<Vec<_>>());
+                let mut typed = Map::new();
+                typed.insert("@type".to_owned(), json!(of));
+                if let Value::Object(fields) = entry {
+                    typed.append(fields);
                 }
+                found.push(Value::Object(typed));
             }
+            return match found.is_empty() {
+                true => super::pretty(&json!({})),
+                false => super::pretty(&json!({ "configs": found })),
+            };
+        }
+        if let Some(mask) = &mask {
+            let fits = |of: &str| mask.paths.iter().all(|path| names_field(of, path));
+            parts.retain(|part| part["@type"].as_str().is_some_and(fits));
+            if parts.is_empty() {
+                let why = "could not be successfully applied to any configs.";
+                return refused(400, format!("FieldMask {} {why}", mask.text));
+            }
+            parts.iter_mut().for_each(|part| keep(part, &mask.paths));
         }
         super::pretty(&dump)
     }
@@ -111,12 +88,15 @@ impl Admin {
         configs.push(json!({"@type": format!("{PREFIX}ScopedRoutesConfigDump")}));
         configs.push(self.routes_dump());
         configs.push(self.secrets_dump());
-        json!({ "configs": configs })
+        let mut dump = json!({ "configs": configs });
+        redact(&mut dump);
+        dump
     }
 
     fn bootstrap_dump(&self) -> Value {
         let of = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
-        let bootstrap = envoy_api::json::to_json(of, &self.bootstrap.encode()).unwrap_or_default();
+        let mut bootstrap = envoy_api::json::to_json(of, &self.bootstrap.encode()).unwrap_or_default();
+        bootstrap["node"]["user_agent_name"] = json!("envoy");
         json!({
             "@type": format!("{PREFIX}BootstrapConfigDump"),
             "bootstrap": bootstrap,
@@ -142,9 +122,7 @@ impl Admin {
     }
 
     fn listeners_dump(&self) -> Value {
-        let listeners = self.shared.listeners.load();
-        let mut entries: Vec<_> = listeners.by_name.values().cloned().collect();
-        entries.sort_by(|a, b| a.listener.name.cmp(&b.listener.name));
+        let entries = self.listeners_in_order();
         let mut out = typed("ListenersConfigDump");
         if let Some(state) = self.control().types.get(type_url::LISTENER) {
             out.insert("version_info".to_owned(), json!(&*state.version.0));
@@ -167,11 +145,8 @@ impl Admin {
     }
 
     fn routes_dump(&self) -> Value {
-        let listeners = self.shared.listeners.load();
         let mut stat = Vec::new();
-        let mut entries: Vec<_> = listeners.by_name.values().cloned().collect();
-        entries.sort_by(|a, b| a.listener.name.cmp(&b.listener.name));
-        for entry in entries {
+        for entry in self.listeners_in_order() {
             for chain in entry.listener.all_chains() {
                 if let Terminal::Http(hcm) = &chain.terminal
                     && let Routes::Inline(table) = &hcm.routes
@@ -220,7 +195,7 @@ impl Admin {
                 "endpoints": localities,
                 "policy": {"overprovisioning_factor": endpoints.overprovisioning},
             }});
-            if entry.cluster.eds_name().is_some() { dynamic.push(config) } else { stat.push(config) }
+            if entry.dynamic { dynamic.push(config) } else { stat.push(config) }
         }
         let mut out = typed("EndpointsConfigDump");
         put(&mut out, "static_endpoint_configs", stat);
@@ -230,8 +205,11 @@ impl Admin {
 
     /// Names and public parts only: keys never leave the process.
     fn secrets_dump(&self) -> Value {
+        let written = self.bootstrap.resources.secrets.iter().map(|body| with_at_type(type_url::SECRET, body));
+        let written: Vec<Value> = written.collect();
+        let is_static = |name: &str| written.iter().any(|secret| secret["name"] == name);
         let mut dynamic = Vec::new();
-        for name in self.shared.secrets.names() {
+        for name in self.shared.secrets.names().into_iter().filter(|name| !is_static(name)) {
             let Some(chain) = self.shared.secrets.public_pem(&name) else { continue };
             let field = if chain.0 { "tls_certificate" } else { "validation_context" };
             let part = if chain.0 { "certificate_chain" } else { "trusted_ca" };
@@ -240,13 +218,15 @@ impl Admin {
             let encoded = base64::engine::general_purpose::STANDARD.encode(chain.1);
             secret[field] = json!({part: {"inline_bytes": encoded}});
             if chain.0 {
-                secret[field]["private_key"] = json!({"inline_bytes": "W3JlZGFjdGVkXQ=="});
+                secret[field]["private_key"] = json!({"inline_bytes": REDACTED_BYTES});
             }
             dynamic.push(json!({
                 "name": &*name, "version_info": "", "last_updated": timestamp(self.shared.started_at), "secret": secret,
             }));
         }
+        let stat = written.iter().map(|secret| json!({"name": secret["name"], "secret": secret})).collect();
         let mut out = typed("SecretsConfigDump");
+        put(&mut out, "static_secrets", stat);
         put(&mut out, "dynamic_active_secrets", dynamic);
         Value::Object(out)
     }
@@ -255,7 +235,7 @@ impl Admin {
         let mut certificates = Vec::new();
         for name in self.shared.secrets.names() {
             let Some(entry) = self.shared.secrets.details(&name) else { continue };
-            let list = |certs: Vec<proxy_core::stream_info::PeerCertificate>| -> Vec<Value> {
+            let list = |certs: Vec<PeerCertificate>| -> Vec<Value> {
                 certs.into_iter().map(|c| certificate_json(&c, "<inline>")).collect()
             };
             certificates.push(json!({"ca_cert": list(entry.1), "cert_chain": list(entry.0)}));
@@ -280,6 +260,26 @@ impl Admin {
             Err(what) => json!({"unready_targets_dumps": [{"name": "init manager", "target_names": [what]}]}),
         }
     }
+}
+
+/// Whole days until the first of all certificates ends; Envoy's number where there is none.
+pub(super) fn days_until_first_expires(shared: &Shared) -> u64 {
+    let secrets = shared.secrets.names().into_iter().filter_map(|name| shared.secrets.details(&name));
+    let mut certs: Vec<_> = secrets.flat_map(|(chain, roots)| [chain, roots]).flatten().collect();
+    let listeners = shared.listeners.load();
+    for chain in listeners.by_name.values().flat_map(|entry| entry.listener.all_chains()) {
+        let own = chain.tls.iter().flat_map(|tls| named_by(&tls.common));
+        certs.extend(own.flatten().flat_map(|(certs, _)| certs));
+    }
+    for entry in shared.clusters.load().values() {
+        let own = entry.cluster.transport.tls_contexts().flat_map(|tls| named_by(&tls.common));
+        certs.extend(own.flatten().flat_map(|(certs, _)| certs));
+    }
+    certs.iter().map(days_left).min().unwrap_or(u64::from(u32::MAX))
+}
+
+fn days_left(c: &PeerCertificate) -> u64 {
+    c.not_after.and_then(|t| t.duration_since(SystemTime::now()).ok()).map_or(0, |d| d.as_secs() / 86400)
 }
 
 /// Leaves of a message only the fields on these paths, and its type. Below lists nothing is left out.
@@ -334,10 +334,10 @@ fn locality_json(set: &LocalitySet, priority: usize, cluster: &Cluster) -> Value
     out
 }
 
-fn certificate_json(c: &proxy_core::stream_info::PeerCertificate, path: &str) -> Value {
+fn certificate_json(c: &PeerCertificate, path: &str) -> Value {
     let mut names: Vec<Value> = c.uri_sans.iter().map(|u| json!({"uri": &**u})).collect();
     names.extend(c.dns_sans.iter().map(|d| json!({"dns": &**d})));
-    let days = c.not_after.and_then(|t| t.duration_since(SystemTime::now()).ok()).map_or(0, |d| d.as_secs() / 86400);
+    let days = days_left(c);
     json!({
         "path": path,
         "serial_number": &*c.serial,
@@ -348,20 +348,87 @@ fn certificate_json(c: &proxy_core::stream_info::PeerCertificate, path: &str) ->
     })
 }
 
-fn item_type(resource: &str) -> &'static str {
-    match resource {
-        "static_clusters" => "StaticCluster",
-        "dynamic_active_clusters" | "dynamic_warming_clusters" => "DynamicCluster",
-        "static_listeners" => "StaticListener",
-        "dynamic_listeners" => "DynamicListener",
-        "static_route_configs" => "StaticRouteConfig",
-        "dynamic_route_configs" => "DynamicRouteConfig",
-        "static_secrets" => "StaticSecret",
-        "static_endpoint_configs" => "StaticEndpointConfig",
-        "dynamic_endpoint_configs" => "DynamicEndpointConfig",
-        _ => "DynamicSecret",
+/// Whether a path names a field of messages of that type: it must not go on below a list.
+fn names_field(of: &str, path: &[&str]) -> bool {
+    let Ok(mut message) = envoy_api::json::descriptor(of) else { return false };
+    for (i, name) in path.iter().enumerate() {
+        let Some(field) = message.get_field_by_name(name) else { return false };
+        if i + 1 == path.len() {
+            return true;
+        }
+        match field.kind().as_message() {
+            Some(inner) if !field.is_list() => message = inner.clone(),
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// The type of what is in a list of a part of the dump; `None` in one of a field that is no list.
+fn list_of(part: &Value, field: &str) -> Option<Option<String>> {
+    let part = envoy_api::json::descriptor(part["@type"].as_str()?).ok()?;
+    let field = part.get_field_by_name(field)?;
+    let kind = field.kind();
+    Some(kind.as_message().filter(|_| field.is_list()).map(|of| format!("type.googleapis.com/{}", of.full_name())))
+}
+
+/// A `google.protobuf.FieldMask` in a request.
+struct Mask<'a> {
+    text: &'a str,
+    paths: Vec<Vec<&'a str>>,
+}
+
+impl<'a> Mask<'a> {
+    fn parse(text: &'a str) -> Self {
+        Self { text, paths: text.split(',').map(|path| path.split('.').collect()).collect() }
+    }
+
+    /// Whether all of it can be applied to a message of that type. A resource in an `Any` of it is there to be asked.
+    fn fits(&self, of: &str, message: &Value) -> bool {
+        self.paths.iter().all(|path| {
+            let Some((name, rest)) = path.split_first() else { return false };
+            match message[*name]["@type"].as_str() {
+                Some(inner) => names_field(inner, rest),
+                None => names_field(of, path),
+            }
+        })
     }
 }
+
+/// Leaves nothing of keys, passwords and other secrets, as Envoy, which marks such fields in their definition.
+fn redact(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                match name.as_str() {
+                    "private_key" | "password" | "secret" if field.get("@type").is_none() => hide(field),
+                    "session_ticket_keys" => {
+                        let keys = field.get_mut("keys").and_then(Value::as_array_mut);
+                        keys.into_iter().flatten().for_each(hide);
+                    }
+                    _ => redact(field),
+                }
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(redact),
+        _ => {}
+    }
+}
+
+/// Replaces all that a `core.v3.DataSource` says.
+fn hide(source: &mut Value) {
+    let Value::Object(fields) = source else { return };
+    for (name, field) in fields {
+        match name.as_str() {
+            "inline_bytes" => *field = json!(REDACTED_BYTES),
+            "filename" | "inline_string" | "environment_variable" => *field = json!("[redacted]"),
+            _ => {}
+        }
+    }
+}
+
+/// `[redacted]` in base64.
+const REDACTED_BYTES: &str = "W3JlZGFjdGVkXQ==";
 
 fn typed(name: &str) -> Map<String, Value> {
     let mut map = Map::new();
@@ -431,9 +498,8 @@ fn inline_routes(entry: &ListenerEntry, name: &str) -> Value {
     Value::Object(out)
 }
 
-/// Keeps the entries whose resource's name matches.
-fn filter_names(dump: &mut Value, regex: &Regex) {
-    let Some(parts) = dump["configs"].as_array_mut() else { return };
+/// Keeps the entries whose resource's name matches as a whole.
+fn filter_names(parts: &mut [Value], regex: &Regex) {
     for part in parts {
         let Value::Object(map) = part else { continue };
         for list in map.values_mut() {
@@ -442,7 +508,7 @@ fn filter_names(dump: &mut Value, regex: &Regex) {
                     let inner = ["cluster", "listener", "route_config", "endpoint_config", "secret"];
                     let found = inner.iter().find_map(|k| entry.get(k)).unwrap_or(entry);
                     let name = found.get("name").or_else(|| found.get("cluster_name")).and_then(Value::as_str);
-                    name.is_some_and(|n| regex.is_match(n.as_bytes()))
+                    name.is_some_and(|n| regex.matches(n.as_bytes()))
                 });
             }
         }

@@ -197,7 +197,15 @@ fn of_server(shared: &Shared, control: &Weak<Mutex<Control>>, f: &mut dyn FnMut(
     f("server.memory_allocated", Sample::Gauge(bytes("allocated")));
     f("server.memory_heap_size", Sample::Gauge(bytes("heap_size")));
     f("server.memory_physical_size", Sample::Gauge(bytes("total_physical_bytes")));
-    f("filesystem.write_completed", Sample::Counter(0));
+    f("server.days_until_first_cert_expiring", Sample::Gauge(super::dump::days_until_first_expires(shared)));
+    for name in [
+        "filesystem.write_buffered",
+        "filesystem.write_completed",
+        "envoy.overload_actions.reset_high_memory_stream.count",
+    ] {
+        f(name, Sample::Counter(0));
+    }
+    f("filesystem.write_total_buffered", Sample::Gauge(0));
     let Some(control) = control.upgrade() else { return };
     let control = control.lock().unwrap_or_else(PoisonError::into_inner);
     let runtime = control.runtime().counts();

@@ -147,6 +147,9 @@ impl Admin {
                 let _ = writeln!(out, "{name}::{label}_priority::max_retries::{}", limits.retries);
             }
             let _ = writeln!(out, "{name}::added_via_api::{}", entry.dynamic);
+            if let Some(service) = entry.cluster.eds_name() {
+                let _ = writeln!(out, "{name}::eds_service_name::{service}");
+            }
             for host in entry.endpoints.load().hosts() {
                 let prefix = format!("{name}::{}", host.address);
                 let stats = &host.state.stats;
@@ -221,7 +224,10 @@ impl Admin {
                 status
             })
             .collect();
-        json!({ "cluster_statuses": statuses })
+        match statuses.is_empty() {
+            true => json!({}),
+            false => json!({ "cluster_statuses": statuses }),
+        }
     }
 
     pub(super) fn listeners_text(&self) -> String {
@@ -254,7 +260,7 @@ impl Admin {
 
 impl Admin {
     /// As they came.
-    fn listeners_in_order(&self) -> Vec<Arc<ListenerEntry>> {
+    pub(super) fn listeners_in_order(&self) -> Vec<Arc<ListenerEntry>> {
         let mut all: Vec<_> = self.shared.listeners.load().by_name.values().cloned().collect();
         all.sort_by(|a, b| (a.updated, &a.listener.name).cmp(&(b.updated, &b.listener.name)));
         all

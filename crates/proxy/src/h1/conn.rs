@@ -1,7 +1,8 @@
 //! One HTTP/1 connection, server or client side: read buffer, write buffer, and the body being read.
 
 use super::body::{Decoder, Frame, Step};
-use super::head::{BodyLength, HeadError, Limits, RequestHead, ResponseHead, Style, parse_request, parse_response};
+use super::head::{BodyLength, HeadError, Limits, RequestHead, ResponseHead, parse_request, parse_response};
+use super::write::Style;
 use crate::io::{self as buffers, Io, Out};
 use bytes::{Buf, BytesMut};
 use std::cell::RefCell;
@@ -61,17 +62,23 @@ impl Conn {
         }
     }
 
-    /// Reads once into the buffer; 0 is the end of the stream.
+    /// Reads once into the buffer; 0 is the end of the stream. Who waits, for whatever it is, has no buffer.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.eof {
             return Poll::Ready(Ok(0));
         }
         let want = self.decoder.expects().max(self.read_size);
-        let n = match ready!(self.io.poll_read_into(cx, &mut self.read, want)) {
-            Ok(n) => n,
-            Err(e) => {
+        let n = match self.io.poll_read_into(cx, &mut self.read, want) {
+            Poll::Ready(Ok(n)) => n,
+            Poll::Ready(Err(e)) => {
                 self.eof = true;
                 return Poll::Ready(Err(e));
+            }
+            Poll::Pending => {
+                if self.read.is_empty() {
+                    buffers::give_back(&mut self.read);
+                }
+                return Poll::Pending;
             }
         };
         if n >= self.read_size {
@@ -91,18 +98,14 @@ impl Conn {
         limits: &Limits,
     ) -> Poll<Result<Option<Box<RequestHead>>, ReadError>> {
         loop {
-            if !self.read.is_empty() {
-                if let Some((head, used)) = parse_request(&self.read, limits)? {
-                    self.read.advance(used);
-                    self.decoder = Decoder::new(head.body, limits);
-                    self.decoder.look(&self.read);
-                    self.read_size = FIRST_READ;
-                    return Poll::Ready(Ok(Some(head)));
-                }
-            } else {
-                // Idle: nothing is kept until bytes arrive.
-                buffers::give_back(&mut self.read);
-                self.out.shrink();
+            if !self.read.is_empty()
+                && let Some((head, used)) = parse_request(&self.read, limits)?
+            {
+                self.read.advance(used);
+                self.decoder = Decoder::new(head.body, limits);
+                self.decoder.look(&self.read);
+                self.read_size = FIRST_READ;
+                return Poll::Ready(Ok(Some(head)));
             }
             match ready!(self.poll_fill(cx)) {
                 Ok(0) if self.read.is_empty() => return Poll::Ready(Ok(None)),
@@ -201,8 +204,6 @@ impl Conn {
         if self.eof || !self.read.is_empty() {
             return Poll::Ready(());
         }
-        buffers::give_back(&mut self.read);
-        self.out.shrink();
         // An error shows again when the head is read.
         self.poll_fill(cx).map(|_| ())
     }
@@ -220,7 +221,9 @@ impl Conn {
         if self.out.is_empty() && matches!(self.io, Io::Raw(_)) {
             return Poll::Ready(Ok(()));
         }
-        self.out.poll_flush(cx, &mut self.io, &mut self.bytes_written)
+        ready!(self.out.poll_flush(cx, &mut self.io, &mut self.bytes_written))?;
+        self.out.shrink();
+        Poll::Ready(Ok(()))
     }
 
     /// Bytes taken from the wire for messages so far, and bytes written for messages.
@@ -228,12 +231,11 @@ impl Conn {
         (self.bytes_read - self.read.len() as u64, self.bytes_written + self.out.len() as u64)
     }
 
-    /// Releases buffers of a connection that goes to the pool.
+    /// Releases the buffer of a connection that goes to the pool.
     pub(crate) fn rest(&mut self) {
         if self.read.is_empty() {
             buffers::give_back(&mut self.read);
         }
-        self.out.shrink();
     }
 }
 

@@ -2,7 +2,8 @@
 //! be read in another way by the next hop.
 
 use super::body::{Decoder, Frame, Step};
-use super::head::{BodyLength, Limits, Style, parse_request, parse_response, write_request};
+use super::head::{BodyLength, Limits, parse_request, parse_response};
+use super::write::{Style, write_request};
 use bytes::BytesMut;
 use proxy_core::Headers;
 

@@ -10,8 +10,8 @@ use super::timers::{Deadline, Timers};
 use super::{End, Http, filters, router};
 use crate::h1;
 use crate::peer;
-use crate::stream::{BodyError, Frame, Gone, Pump, RecvBody, SendBody};
-use crate::upstream::WorkerCluster;
+use crate::stream::{BodyError, Frame, Gone, Pump, RecvBody, SendBody, header_bytes};
+use crate::upstream::{Tunnel, WorkerCluster};
 use mesh_types::ArcStr;
 use proxy_core::filters::{HttpFilter, HttpFilterEntry};
 use proxy_core::hcm::{self, PathVerdict};
@@ -33,6 +33,16 @@ pub(crate) struct Hints {
     pub(crate) expect_continue: bool,
     /// Scheme of an absolute request target.
     pub(crate) absolute: Option<&'static str>,
+}
+
+impl Hints {
+    pub(crate) fn tunnel(&self) -> Tunnel {
+        match (self.upgrade, self.connect) {
+            (true, _) => Tunnel::Upgrade,
+            (_, true) => Tunnel::Connect,
+            _ => Tunnel::No,
+        }
+    }
 }
 
 /// A request that its client takes back earlier counts as an attack (Envoy's
@@ -102,8 +112,8 @@ pub(crate) struct Exchange {
     pub(crate) grpc: bool,
     pub(crate) grpc_status: Option<u32>,
     pub(crate) body_done: bool,
-    /// A filter waited for something.
-    waited: bool,
+    /// A filter or the router waited for something.
+    pub(crate) waited: bool,
     /// An upgrade or CONNECT was let through; with the place of its own filters in the configuration, if it has some.
     pub(crate) upgraded: Option<Option<usize>>,
     /// Keeps a tunnel's upstream connection counted.
@@ -218,7 +228,7 @@ impl Exchange {
         outcome
     }
 
-    /// While a filter waited, Envoy would have read on: a request that is all there by now is complete.
+    /// During a wait Envoy would have read on: a request that is all there by now is complete.
     fn take_what_came(&mut self, body: &mut RecvBody) {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut size = 0;
@@ -631,7 +641,7 @@ impl Exchange {
             encode::head(self, &mut headers);
             super::span::answer_head(self, &mut headers);
         }
-        hcm::conform_response(&http.config, &mut headers, &self.request, tunnel);
+        hcm::conform_response(&http.config, &mut headers, &self.request);
         if http.closing() || http.too_old() || self.ends_for_overload() {
             self.answer.close_after();
         }
@@ -640,8 +650,8 @@ impl Exchange {
         }
         self.info.response_code = Some(status);
         self.info.times.downstream_first_tx = Some(self.elapsed());
-        let body = self.answer.head(status, &mut headers, end, tunnel, http.config.http1.enable_trailers);
-        self.info.downstream_header_bytes_sent = header_bytes(&headers, 4);
+        let (body, bytes) = self.answer.head(status, &mut headers, end, tunnel, http.config.http1.enable_trailers);
+        self.info.downstream_header_bytes_sent = bytes;
         self.response = Some(headers);
         // As Envoy, health checks say nothing of the service.
         if !self.info.health_check {
@@ -669,7 +679,24 @@ impl Exchange {
         self.info.bytes_sent = body.len() as u64;
         let mut source =
             RecvBody::Memory(if body.is_empty() { Default::default() } else { [Frame::Data(body)].into() });
-        self.send_rest(&mut source, sink).await
+        let outcome = self.send_rest(&mut source, sink).await;
+        if !self.body_done
+            && !self.answer.is_h1()
+            && let Some(reason) = self.why_reset()
+        {
+            // First the connection writes the answer, which a reset would take back.
+            tokio::task::yield_now().await;
+            self.answer.reset(reason);
+        }
+        outcome
+    }
+
+    /// The code of the reset of a stream whose request is given up, if it says more than that (Envoy
+    /// `ConnectionManagerImpl::doEndStream`).
+    fn why_reset(&self) -> Option<h2::Reason> {
+        let lost = [ResponseFlags::UPSTREAM_CONNECTION_FAILURE, ResponseFlags::UPSTREAM_TERMINATION];
+        let lost = self.hints.tunnel() != Tunnel::No && lost.iter().any(|flag| self.info.flags.contains(*flag));
+        lost.then_some(h2::Reason::CONNECT_ERROR)
     }
 
     /// Has the rest of an answer written that is over as far as the request is concerned (HTTP/2): a client that makes no
@@ -848,13 +875,6 @@ pub(super) async fn serve(
     body: RecvBody,
 ) -> Outcome {
     Exchange::new(&http, protocol, request, answer, hints).run(body).await
-}
-
-/// Bytes of a head's fields as Envoy's codec counts them: names, values, and so many each. The request line and the status
-/// line do not count.
-pub(crate) fn header_bytes(headers: &Headers, each: u64) -> u64 {
-    let (count, bytes) = headers.line_sizes();
-    count as u64 * each + bytes as u64
 }
 
 /// Whether the `grpc_stats` filter is there.

@@ -87,6 +87,10 @@ pub(super) async fn run(
     per: Option<&PerFilter>,
     body: &mut RecvBody,
 ) -> Result<(), Stop> {
+    // Envoy does not ask where there is no route.
+    if exchange.matched.is_none() {
+        return Ok(());
+    }
     let worker = exchange.http.worker.clone();
     let asked = config.is_asked(&exchange.info.dynamic_metadata, &mut worker.random.borrow_mut());
     if asked != Asked::Yes {
@@ -170,10 +174,23 @@ pub(super) async fn run(
                 return Err(refuse(500, "ext_authz_invalid"));
             }
             count("denied");
+            if let Some(cluster) = cluster.as_ref().filter(|_| config.charges_cluster) {
+                cluster.stats.charge(status, true);
+            }
             let mut reply = LocalReply::new(status, "", "ext_authz_denied").flagged(ResponseFlags::UNAUTHORIZED);
             reply.raw_body = Some(body);
-            reply.headers =
-                headers.into_iter().filter(|(name, value)| !name.starts_with(':') && !breaks_line(value)).collect();
+            let grpc = super::exchange::is_grpc(&exchange.request);
+            for (name, value) in headers {
+                // What it is in a gRPC status has no length.
+                if name.starts_with(':') || breaks_line(&value) || grpc && name == "content-length" {
+                    continue;
+                }
+                match reply.headers.iter_mut().find(|(known, _)| *known == name && name == "content-type") {
+                    // One of a kind: Envoy joins them.
+                    Some((_, known)) => *known = [known, &b","[..], &value].concat(),
+                    None => reply.headers.push((name, value)),
+                }
+            }
             Err(reply.into())
         }
         Decision::Error => {

@@ -303,6 +303,8 @@ fn cors(exchange: &mut Exchange) -> Result<(), Stop> {
 /// The name of a counter of the RBAC filter. `joinPrefix` of Envoy puts a dot behind the prefix of statistics, but not of
 /// metadata.
 pub(super) fn rbac_counter(prefix: &str, what: &str) -> String {
+    // A name has no empty parts.
+    let prefix = prefix.trim_end_matches('.');
     if prefix.is_empty() { format!("rbac.{what}") } else { format!("rbac.{prefix}.{what}") }
 }
 
@@ -355,13 +357,14 @@ fn run_rbac(
     // Shadow rules alone allow nothing that would be counted.
     if let Some(allowed) = verdict.enforced {
         let what = if allowed { "allowed" } else { "denied" };
-        match &*rbac.stat_prefix {
+        let prefix = if rbac.stat_prefix.is_empty() { &filter.stat_prefix } else { &rbac.stat_prefix };
+        match &**prefix {
             // Nothing is put together for each request.
             "" if allowed => stats.inc("rbac.allowed"),
             prefix => stats.inc(&rbac_counter(prefix, what)),
         }
         if let (true, Some(policy)) = (filter.tracks_policies, &verdict.policy) {
-            stats.inc(&rbac_counter(&rbac.stat_prefix, &format!("policy.{policy}.{what}")));
+            stats.inc(&rbac_counter(prefix, &format!("policy.{policy}.{what}")));
         }
     }
     if verdict.allowed {

@@ -32,6 +32,7 @@ pub(super) async fn serve(http: Rc<Http>, io: Io) {
         (conn.bytes_read, conn.bytes_written)
     };
     http.received.set(read);
+    http.sent.set(written);
     http.stats.downstream_cx_rx_bytes_total.add(read);
     http.stats.downstream_cx_tx_bytes_total.add(written);
     close(&http, conn, end).await;
@@ -124,8 +125,9 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
                 http.stats.downstream_cx_destroy_remote.inc();
                 http.stats.downstream_cx_destroy_active_rq.inc();
                 http.stats.downstream_cx_destroy_remote_active_rq.inc();
+                return End::Clean;
             }
-            return End::Clean;
+            return End::Delayed;
         }
         // As Envoy: once the whole request was read, nothing can race with the end, and it need not wait.
         if !complete {

@@ -389,7 +389,8 @@ pub(super) fn check(http: &Http, headers: &mut Headers) -> Result<(), &'static s
         stats.inc("http2.header_list_size_too_large");
         return Err("http2.header_list_size_too_large");
     }
-    if headers.iter_regular().count() > limits.fields {
+    // Which counts the pseudo-headers.
+    if headers.len() > limits.fields {
         stats.inc("http2.header_overflow");
         return Err("http2.too_many_headers");
     }

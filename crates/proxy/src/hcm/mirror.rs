@@ -8,7 +8,7 @@ pub(super) use feed::Feed;
 use super::exchange::Exchange;
 use crate::stream::{BodyError, Pump, PumpError};
 use crate::upstream::{
-    AcquireError, Acquired, Active, Failure, Protocol, Reply, Upstream, Variant, WorkerCluster, server_name,
+    AcquireError, Acquired, Active, Failure, Protocol, Reply, Tunnel, Upstream, Variant, WorkerCluster, server_name,
 };
 use feed::Tap;
 use mesh_types::ArcStr;
@@ -82,7 +82,7 @@ pub(super) fn start(
             headers: copy.headers,
             timeout: timeouts.global,
             empty,
-            tunnel: exchange.hints.upgrade || exchange.hints.connect,
+            tunnel: exchange.hints.tunnel(),
             downstream: exchange.info.protocol,
             tap,
         };
@@ -102,7 +102,7 @@ struct Sending {
     headers: Headers,
     timeout: Option<Duration>,
     empty: bool,
-    tunnel: bool,
+    tunnel: Tunnel,
     downstream: Option<HttpProtocol>,
     tap: Tap,
 }
@@ -194,7 +194,7 @@ impl Sending {
         let _active = Active::new(self.cluster.clone(), host.clone());
         stats.upstream_rq_total.inc();
         let began = Instant::now();
-        let end = self.empty && !self.tunnel;
+        let end = self.empty && self.tunnel == Tunnel::No;
         let trailers = self.cluster.config().http1.enable_trailers;
         let failed = |_: Failure| Lost::Failed(Health::Reset);
         let mut upstream = Upstream::start(acquired, &mut self.headers, end, self.tunnel, trailers).map_err(failed)?;
@@ -202,7 +202,7 @@ impl Sending {
         let mut sent = end;
         let mut reply: Option<Box<Reply>> = None;
         let (tap, timeout, cluster, worker) = (&mut self.tap, self.timeout, &self.cluster, &self.worker);
-        let tunnel = self.tunnel;
+        let tunnel = self.tunnel != Tunnel::No;
         let result = poll_fn(|cx| {
             if !sent {
                 let source = |cx: &mut std::task::Context<'_>| match tap.poll(cx) {

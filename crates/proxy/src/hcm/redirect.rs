@@ -4,6 +4,7 @@ use super::exchange::Exchange;
 use crate::stream::{Frame, RecvBody};
 use mesh_types::ArcStr;
 use proxy_core::route::{Forward, Hop, InternalRedirect, NotFollowed, RouteInput, RouteResult};
+use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{Headers, StreamInfo};
 use std::time::SystemTime;
 
@@ -118,6 +119,10 @@ impl Exchange {
         self.log("DownstreamEnd");
         super::record::remember(self);
         self.http.stats.downstream_rq_total.inc();
+        match self.info.protocol {
+            Some(HttpProtocol::Http2) => self.http.stats.downstream_rq_http2_total.inc(),
+            _ => self.http.stats.downstream_rq_http1_total.inc(),
+        }
         let mut info = StreamInfo::new(self.http.info.clone(), SystemTime::now());
         info.protocol = self.info.protocol;
         info.remote = self.info.remote.clone();

@@ -2,7 +2,7 @@
 
 use super::h2::Late;
 use crate::h1;
-use crate::stream::{Framing, Gone, SendBody, to_map};
+use crate::stream::{Framing, Gone, SendBody, header_bytes, to_map};
 use bytes::Bytes;
 use proxy_core::Headers;
 use std::cell::Cell;
@@ -80,6 +80,7 @@ impl Answer {
     }
 
     /// Sends the head; framing and connection headers are set here. `end`: no body follows. `tunnel`: raw bytes follow.
+    /// With how many bytes its fields have on the wire, see [`header_bytes`].
     pub(crate) fn head(
         &mut self,
         status: u16,
@@ -87,14 +88,14 @@ impl Answer {
         end: bool,
         tunnel: bool,
         trailers: bool,
-    ) -> SendBody {
+    ) -> (SendBody, u64) {
         match self {
             Answer::H1(h1) => h1.head(status, headers, end, tunnel, trailers),
             Answer::H2(h2) => {
                 headers.remove("transfer-encoding");
                 headers.remove("connection");
                 headers.remove("upgrade");
-                if status == 204 {
+                if status == 204 || (tunnel && headers.get("content-length") == Some(b"0")) {
                     headers.remove("content-length");
                 }
                 // The answer to an extended CONNECT (RFC 8441) is 200.
@@ -103,16 +104,17 @@ impl Answer {
                 *response.status_mut() =
                     http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
                 *response.headers_mut() = to_map(headers);
-                match h2.answer.send_response(response, end) {
+                let body = match h2.answer.send_response(response, end) {
                     Ok(stream) if end => SendBody::h2_ended(stream),
                     Ok(stream) => SendBody::h2(stream),
                     // The client reset the stream; writing on goes nowhere.
                     Err(_) => SendBody::Discard,
-                }
+                };
+                (body, header_bytes(headers, 4))
             }
             Answer::Late(late) => {
                 late.head(status, headers);
-                SendBody::Late(late.clone())
+                (SendBody::Late(late.clone()), header_bytes(headers, 4))
             }
         }
     }
@@ -146,37 +148,36 @@ impl Answer {
 }
 
 impl H1Answer {
-    fn head(&mut self, status: u16, headers: &mut Headers, end: bool, tunnel: bool, trailers: bool) -> SendBody {
+    fn head(&mut self, status: u16, headers: &mut Headers, end: bool, tunnel: bool, trailers: bool) -> (SendBody, u64) {
         // RFC 9110, 8.6: these have no length.
         let no_length = status < 200 || status == 204;
         let bodiless_status = no_length || status == 304;
-        let framing = if tunnel {
-            Framing::Raw
-        } else if self.head_request || bodiless_status {
-            if bodiless_status {
-                headers.remove("transfer-encoding");
-                if no_length {
-                    headers.remove("content-length");
-                }
-            } else if !headers.contains("content-length") {
-                headers.set("transfer-encoding", b"chunked");
-            }
-            Framing::None
-        } else if headers.contains("content-length") {
-            headers.remove("transfer-encoding");
-            if end { Framing::None } else { Framing::Length }
-        } else if end {
-            headers.remove("transfer-encoding");
-            headers.push(b"content-length", b"0");
-            Framing::None
-        } else if self.http10 {
-            headers.remove("transfer-encoding");
+        headers.remove("transfer-encoding");
+        const CHUNKED: (&str, &str) = ("transfer-encoding", "chunked");
+        if self.http10 && !tunnel && !headers.contains("content-length") {
             self.keep.set(false);
-            Framing::Raw
+        }
+        // What the framing adds is of this hop: it is written, but it is no field of the answer that logs show.
+        let (framing, added) = if tunnel {
+            (Framing::Raw, None)
+        } else if self.head_request || bodiless_status {
+            if no_length {
+                headers.remove("content-length");
+            }
+            let chunked = !bodiless_status && !self.http10 && !headers.contains("content-length");
+            (Framing::None, chunked.then_some(CHUNKED))
+        } else if headers.contains("content-length") {
+            (if end { Framing::None } else { Framing::Length }, None)
+        } else if end {
+            (Framing::None, Some(("content-length", "0")))
+        } else if self.http10 {
+            (Framing::Raw, None)
         } else {
-            headers.set("transfer-encoding", b"chunked");
-            Framing::Chunked { trailers }
+            (Framing::Chunked { trailers }, Some(CHUNKED))
         };
+        if let Some((name, value)) = added {
+            headers.push(name.as_bytes(), value.as_bytes());
+        }
         if tunnel {
             self.keep.set(false);
         } else if !self.keep.get() {
@@ -189,6 +190,10 @@ impl H1Answer {
             let conn = &mut *self.conn.borrow_mut();
             conn.out.write(|out| h1::write_response(out, status, http10, headers, conn.style));
         }
-        SendBody::H1 { conn: self.conn.clone(), framing }
+        let bytes = header_bytes(headers, 4);
+        if let Some((name, _)) = added {
+            headers.remove(name);
+        }
+        (SendBody::H1 { conn: self.conn.clone(), framing }, bytes)
     }
 }

@@ -13,7 +13,7 @@ use super::mirror::Copy;
 use super::timers::Deadline;
 use crate::stats::ClusterStats;
 use crate::stream::{Pump, RecvBody};
-use crate::upstream::{Failure, Reply, Upstream, WorkerCluster};
+use crate::upstream::{Failure, Reply, Tunnel, Upstream, WorkerCluster};
 use answer::pass_on;
 use attempt::one_try;
 use counted::{Counted, Told};
@@ -81,7 +81,6 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
                     body.into()
                 }
             });
-            exchange.info.response_code = Some(answer.status);
             if let Some(format) = &answer.body_format {
                 let own = answer.content_type.as_deref();
                 let plain = if matches!(format, proxy_core::format::FormatString::Json(_)) {
@@ -235,7 +234,7 @@ async fn forward_request(
     let mirrors = super::mirror::chosen(exchange, matched);
     let limit = matched.body_buffer_limit().unwrap_or(u64::from(http.listener.per_connection_buffer_limit));
     let ended = body.is_empty();
-    let tunnel = exchange.hints.upgrade || exchange.hints.connect;
+    let tunnel = exchange.hints.tunnel() != Tunnel::No;
     let mut outgoing = Outgoing {
         rest: body,
         kept: Vec::new(),
@@ -243,6 +242,8 @@ async fn forward_request(
         size: 0,
         limit: limit as usize,
         keeping: (retries.is_some() || forward.internal_redirect.is_some()) && !tunnel,
+        paused: tunnel,
+        overflowed: false,
         ended,
         received: 0,
         drop_trailers: exchange.answer.is_h1() && !http.config.http1.enable_trailers,
@@ -263,10 +264,13 @@ async fn forward_request(
         mirrors: RefCell::new(mirrors),
         counted,
     };
-    if exchange.body_done {
+    if exchange.body_done || asks_for_websocket(exchange) {
         exchange.timers.set(Deadline::Global, plan.timeouts.global);
     }
     let result = tries(exchange, &plan, &mut outgoing, retries.as_mut()).await;
+    if outgoing.overflowed {
+        plan.cluster.stats.retry_or_shadow_abandoned.inc();
+    }
     exchange.info.bytes_received = match exchange.redirects {
         0 => exchange.info.bytes_received.max(outgoing.received),
         _ => exchange.info.bytes_received + outgoing.received,
@@ -330,7 +334,7 @@ async fn tries(
         let mut failure = None;
         let verdict = match &tried {
             Tried::Answer(reply, ..) => {
-                exchange.info.upstream.header_bytes_received += super::exchange::header_bytes(&reply.headers, 3);
+                exchange.info.upstream.header_bytes_received += crate::stream::header_bytes(&reply.headers, 3);
                 let checked = !plan.cluster.config().health_checks.is_empty();
                 if checked && reply.headers.contains("x-envoy-immediate-health-check-fail") {
                     plan.cluster.on_own_word(&host, &worker);
@@ -431,7 +435,8 @@ async fn tries(
                     }
                 }
             }
-            RetryVerdict::Retry { .. } => stats.retry_or_shadow_abandoned.inc(),
+            // It has become too long for that.
+            RetryVerdict::Retry { .. } => {}
             RetryVerdict::LimitExceeded => {
                 stats.upstream_rq_retry_limit_exceeded.inc();
                 plan.counted.each(|stats| stats.upstream_rq_retry_limit_exceeded.inc());
@@ -486,6 +491,13 @@ fn outlier_status(reply: &Reply) -> u16 {
         Some(4) => 504,
         _ => reply.status,
     }
+}
+
+/// Whether a request is a WebSocket's handshake: then the answer's timeouts run although the request is not over (Envoy
+/// `Filter::decodeHeaders`).
+fn asks_for_websocket(exchange: &Exchange) -> bool {
+    exchange.hints.upgrade
+        && exchange.request.get("upgrade").is_some_and(|kind| kind.eq_ignore_ascii_case(b"websocket"))
 }
 
 enum Paused {

@@ -269,8 +269,8 @@ impl RequestLabels {
 }
 
 impl Series {
-    /// Prometheus text of all series.
-    pub(crate) fn render(&self) -> String {
+    /// Prometheus text of all series of the metrics that are wanted by name.
+    pub(crate) fn render(&self, wanted: &dyn Fn(&str) -> bool) -> String {
         let http: Vec<(String, Vec<Arc<HttpSeries>>)> = {
             let map = self.http.lock().unwrap_or_else(PoisonError::into_inner);
             map.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
@@ -281,10 +281,12 @@ impl Series {
         };
         let mut out = String::new();
         if !http.is_empty() {
-            out.push_str("# TYPE istio_requests_total counter\n");
-            for (labels, parts) in &http {
-                let n: u64 = parts.iter().map(|p| p.requests.get()).sum();
-                let _ = writeln!(out, "istio_requests_total{{{labels}}} {n}");
+            if wanted("istio_requests_total") {
+                out.push_str("# TYPE istio_requests_total counter\n");
+                for (labels, parts) in &http {
+                    let n: u64 = parts.iter().map(|p| p.requests.get()).sum();
+                    let _ = writeln!(out, "istio_requests_total{{{labels}}} {n}");
+                }
             }
             type Pick = fn(&HttpSeries) -> &Histogram;
             let histograms: [(&str, Pick); 3] = [
@@ -292,7 +294,7 @@ impl Series {
                 ("istio_request_bytes", |s| &s.request_bytes),
                 ("istio_response_bytes", |s| &s.response_bytes),
             ];
-            for (name, pick) in histograms {
+            for (name, pick) in histograms.into_iter().filter(|(name, _)| wanted(name)) {
                 let _ = writeln!(out, "# TYPE {name} histogram");
                 for (labels, parts) in &http {
                     let mut sample = super::HistogramSample::default();
@@ -310,7 +312,7 @@ impl Series {
             ("istio_tcp_sent_bytes_total", |s| &s.sent),
             ("istio_tcp_received_bytes_total", |s| &s.received),
         ];
-        for (name, pick) in counters {
+        for (name, pick) in counters.into_iter().filter(|(name, _)| wanted(name)) {
             if tcp.is_empty() {
                 break;
             }

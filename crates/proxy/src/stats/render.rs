@@ -14,6 +14,8 @@ pub(crate) enum Buckets {
     Cumulative,
     /// Each bucket for itself.
     Disjoint,
+    /// Buckets and quantiles.
+    Detailed,
 }
 
 impl Buckets {
@@ -24,7 +26,7 @@ impl Buckets {
             sum += n;
             (*bound, if self == Self::Cumulative { sum } else { n })
         });
-        (self != Self::Quantiles).then(|| counts.collect())
+        matches!(self, Self::Cumulative | Self::Disjoint).then(|| counts.collect())
     }
 }
 
@@ -83,76 +85,112 @@ impl HistogramSample {
     }
 }
 
+/// A number as Envoy writes it: without a fraction where there is none.
+fn number(n: f64) -> serde_json::Value {
+    if n.fract() == 0.0 && n.abs() < 1e15 { serde_json::json!(n as i64) } else { serde_json::json!(n) }
+}
+
 /// `{"stats":[…]}`, histograms last, as Envoy.
 pub(crate) fn json(entries: &[Entry], buckets: Buckets) -> serde_json::Value {
+    use serde_json::json;
     let mut stats: BTreeMap<String, serde_json::Value> = BTreeMap::new();
     let mut histograms = Vec::new();
     for entry in entries {
-        match &entry.sample {
+        let h = match &entry.sample {
             Sample::Counter(n) | Sample::Gauge(n) => {
                 let name = entry.full_name();
-                stats.insert(name.clone(), serde_json::json!({"name": name, "value": n}));
+                stats.insert(name.clone(), json!({"name": name, "value": n}));
+                continue;
             }
-            Sample::Histogram(h) if buckets != Buckets::Quantiles => {
-                let counts = buckets.counts(h).unwrap_or_default();
-                let counts = counts
-                    .iter()
-                    .map(|(bound, n)| serde_json::json!({"upper_bound": bound, "interval": n, "cumulative": n}));
-                let counts: Vec<_> = counts.collect();
-                histograms.push(serde_json::json!({"name": entry.full_name(), "buckets": counts}));
-            }
-            Sample::Histogram(h) => {
-                let quantile = |q: f64| (h.count() > 0).then(|| h.quantile(q));
-                let values: Vec<_> = QUANTILES
-                    .iter()
-                    .map(|q| serde_json::json!({"interval": quantile(*q), "cumulative": quantile(*q)}))
-                    .collect();
-                histograms.push(serde_json::json!({"name": entry.full_name(), "values": values}));
-            }
-        }
-    }
-    let mut list: Vec<_> = stats.into_values().collect();
-    if buckets != Buckets::Quantiles {
-        list.push(serde_json::json!({ "histograms": histograms }));
-    } else if !histograms.is_empty() {
-        list.push(serde_json::json!({
-            "histograms": {"supported_quantiles": QUANTILES, "computed_quantiles": histograms}
-        }));
-    }
-    serde_json::json!({ "stats": list })
-}
-
-/// Prometheus text format with the tags Envoy extracts from names.
-pub(crate) fn prometheus(entries: &[Entry], used_only: bool) -> String {
-    // By name: the type, and labels with values.
-    type Family<'a> = (&'static str, Vec<(String, &'a Sample)>);
-    let mut families: BTreeMap<String, Family<'_>> = BTreeMap::new();
-    let counted = super::counted(entries);
-    for entry in entries {
-        if used_only && !entry.is_used(&counted) {
+            Sample::Histogram(h) => h,
+        };
+        if let Some(counts) = buckets.counts(h) {
+            let counts = counts
+                .into_iter()
+                .map(|(bound, n)| json!({"upper_bound": number(bound), "interval": n, "cumulative": n}));
+            histograms.push(json!({"name": entry.full_name(), "buckets": counts.collect::<Vec<_>>()}));
             continue;
         }
+        let values = QUANTILES.iter().map(|q| {
+            let value = (h.count() > 0).then(|| number(h.quantile(*q)));
+            json!({"cumulative": value, "interval": value})
+        });
+        let values: Vec<_> = values.collect();
+        histograms.push(match buckets {
+            Buckets::Detailed => {
+                let lower = std::iter::once(0.0).chain(BOUNDS);
+                let full = lower.zip(BOUNDS).zip(h.buckets).filter(|(_, n)| *n > 0).map(
+                    |((low, high), n)| json!({"lower_bound": number(low), "width": number(high - low), "count": n}),
+                );
+                let full: Vec<_> = full.collect();
+                json!({"name": entry.full_name(), "totals": full, "intervals": full, "percentiles": values})
+            }
+            _ => json!({"name": entry.full_name(), "values": values}),
+        });
+    }
+    let mut list: Vec<_> = stats.into_values().collect();
+    let quantiles = || QUANTILES.map(number);
+    if !histograms.is_empty() {
+        list.push(match buckets {
+            Buckets::Detailed => {
+                json!({"histograms": {"supported_percentiles": quantiles(), "details": histograms}})
+            }
+            Buckets::Quantiles => {
+                json!({"histograms": {"supported_quantiles": quantiles(), "computed_quantiles": histograms}})
+            }
+            Buckets::Cumulative | Buckets::Disjoint => json!({ "histograms": histograms }),
+        });
+    }
+    json!({ "stats": list })
+}
+
+/// Prometheus text format with the tags Envoy extracts from names: counters, gauges and histograms in turn.
+pub(crate) fn prometheus(entries: &[Entry], buckets: Buckets) -> String {
+    type Family<'a> = BTreeMap<String, Vec<(String, &'a Sample)>>;
+    let mut kinds: [(&str, Family<'_>); 3] =
+        ["counter", "gauge", if buckets == Buckets::Quantiles { "summary" } else { "histogram" }]
+            .map(|kind| (kind, BTreeMap::new()));
+    for entry in entries {
         let (name, labels) = prometheus_name(entry);
         let kind = match entry.sample {
-            Sample::Counter(_) => "counter",
-            Sample::Gauge(_) => "gauge",
-            Sample::Histogram(_) => "histogram",
+            Sample::Counter(_) => 0,
+            Sample::Gauge(_) => 1,
+            Sample::Histogram(_) => 2,
         };
-        families.entry(name).or_insert_with(|| (kind, Vec::new())).1.push((labels, &entry.sample));
+        kinds[kind].1.entry(name).or_default().push((labels, &entry.sample));
     }
     let mut out = String::new();
-    for (name, (kind, samples)) in families {
-        let _ = writeln!(out, "# TYPE {name} {kind}");
-        for (labels, sample) in samples {
-            match sample {
-                Sample::Counter(n) | Sample::Gauge(n) => {
-                    let _ = writeln!(out, "{name}{{{labels}}} {n}");
+    for (kind, families) in kinds {
+        // Envoy sorts by the names that still have their dots.
+        for (dotted, samples) in families {
+            let mut name = String::from("envoy_");
+            sanitize(&mut name, &dotted);
+            let _ = writeln!(out, "# TYPE {name} {kind}");
+            for (labels, sample) in samples {
+                match sample {
+                    Sample::Counter(n) | Sample::Gauge(n) => {
+                        let _ = writeln!(out, "{name}{{{labels}}} {n}");
+                    }
+                    Sample::Histogram(h) if buckets == Buckets::Quantiles => summary(&mut out, &name, &labels, h),
+                    Sample::Histogram(h) => histogram(&mut out, &name, &labels, h),
                 }
-                Sample::Histogram(h) => histogram(&mut out, &name, &labels, h),
             }
         }
     }
     out
+}
+
+/// The quantiles of one histogram, `_sum` and `_count`.
+fn summary(out: &mut String, name: &str, labels: &str, sample: &HistogramSample) {
+    let separator = if labels.is_empty() { "" } else { "," };
+    for quantile in QUANTILES {
+        let value = if sample.count() == 0 { "nan".to_owned() } else { sample.quantile(quantile).to_string() };
+        let share = format!("{:.3}", quantile / 100.0);
+        let share = share.trim_end_matches('0').trim_end_matches('.');
+        let _ = writeln!(out, "{name}{{{labels}{separator}quantile=\"{share}\"}} {value}");
+    }
+    let _ = writeln!(out, "{name}_sum{{{labels}}} {}", sample.sum);
+    let _ = writeln!(out, "{name}_count{{{labels}}} {}", sample.count());
 }
 
 /// The `_bucket`, `_sum` and `_count` lines of one histogram.
@@ -169,6 +207,7 @@ pub(crate) fn histogram(out: &mut String, name: &str, labels: &str, sample: &His
     let _ = writeln!(out, "{name}_count{{{labels}}} {total}");
 }
 
+/// The name with its dots and without what became labels, and these.
 fn prometheus_name(entry: &Entry) -> (String, String) {
     let mut labels = String::new();
     let mut name = entry.name.as_str();
@@ -199,29 +238,29 @@ fn prometheus_name(entry: &Entry) -> (String, String) {
         Kind::Tcp => "envoy_tcp_prefix",
         Kind::Plain | Kind::VirtualHost => "",
     };
-    let mut full = String::from("envoy_");
+    let mut full = String::new();
     // The admin port has no address.
     let admin = entry.kind == Kind::Listener && &*entry.scope == "admin";
     if entry.kind == Kind::VirtualHost {
-        full.push_str("vhost_");
+        full.push_str("vhost.");
         name_of_requests(&entry.scope, &mut full, &mut labels);
     } else if entry.kind == Kind::Plain || admin {
         if admin {
-            full.push_str("listener_");
+            full.push_str("listener.");
         }
         if !entry.scope.is_empty() {
-            sanitize(&mut full, &entry.scope);
-            full.push('_');
+            full.push_str(&entry.scope);
+            full.push('.');
         }
     } else {
         full.push_str(entry.kind.prefix());
-        full.push('_');
+        full.push('.');
         if !labels.is_empty() {
             labels.push(',');
         }
         let _ = write!(labels, "{tag}=\"{}\"", escape(&entry.scope));
     }
-    sanitize(&mut full, name);
+    full.push_str(name);
     (full, labels)
 }
 
@@ -232,16 +271,16 @@ fn name_of_requests(scope: &str, full: &mut String, labels: &mut String) {
     let vhost = parts.next().unwrap_or_default();
     let mut tags = vec![("envoy_virtual_host", vhost)];
     let kind = parts.next().unwrap_or_default();
-    sanitize(full, kind);
-    full.push('_');
+    full.push_str(kind);
+    full.push('.');
     match kind {
         "vcluster" => tags.insert(0, ("envoy_virtual_cluster", parts.next().unwrap_or_default())),
         "route" => tags.push(("envoy_route", parts.next().unwrap_or_default())),
         _ => {}
     }
     for part in parts {
-        sanitize(full, part);
-        full.push('_');
+        full.push_str(part);
+        full.push('.');
     }
     for (tag, value) in tags {
         let separator = if labels.is_empty() { "" } else { "," };

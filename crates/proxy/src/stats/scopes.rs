@@ -82,20 +82,31 @@ pub(crate) fn ssl_zero(f: &mut dyn FnMut(&str, Sample)) {
 /// `PREFIX_503` and `PREFIX_5xx` from one table.
 fn visit_codes(prefix: &str, codes: &Codes, f: &mut dyn FnMut(&str, Sample)) {
     let mut classes = [0u64; 6];
+    let (mut unknown, mut all) = (0, 0);
     codes.each(|code, n| {
-        classes[usize::from(code / 100).min(5)] += n;
-        if prefix != "downstream_rq" {
-            f(&format!("{prefix}_{code}"), Sample::Counter(n));
+        all += n;
+        match classes.get_mut(usize::from(code / 100)) {
+            Some(class) if code >= 100 => {
+                *class += n;
+                if prefix != "downstream_rq" {
+                    f(&format!("{prefix}_{code}"), Sample::Counter(n));
+                }
+            }
+            // No class of answers that HTTP knows (Envoy `CodeStatsImpl::upstreamRqStatName`).
+            _ => unknown += n,
         }
     });
+    if unknown > 0 && prefix != "downstream_rq" {
+        f(&format!("{prefix}_unknown"), Sample::Counter(unknown));
+    }
     for (class, n) in classes.iter().enumerate().skip(1) {
         // Envoy creates a cluster's classes when first counted, a connection manager's at once.
         if *n > 0 || prefix == "downstream_rq" {
             f(&format!("{prefix}_{class}xx"), Sample::Counter(*n));
         }
     }
-    if classes.iter().sum::<u64>() > 0 || matches!(prefix, "downstream_rq" | "upstream_rq") {
-        f(&format!("{prefix}_completed"), Sample::Counter(classes.iter().sum()));
+    if all > 0 || matches!(prefix, "downstream_rq" | "upstream_rq") {
+        f(&format!("{prefix}_completed"), Sample::Counter(all));
     }
 }
 

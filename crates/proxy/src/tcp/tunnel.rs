@@ -4,7 +4,7 @@ use super::copy::{Ended, Side, Transfer, watched};
 use crate::h1;
 use crate::io::Io;
 use crate::stream::{BodyError, Framing, Pump, PumpError, RecvBody, SendBody};
-use crate::upstream::{AcquireError, ConnectError, Failure, Pool, Reply, Upstream};
+use crate::upstream::{self, AcquireError, ConnectError, Failure, Pool, Reply, Upstream};
 use proxy_core::Headers;
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -21,7 +21,10 @@ pub(super) struct Tunnel {
 
 /// Sends the request and waits for a 2xx.
 pub(super) async fn open(pool: &Rc<Pool>, mut headers: Headers) -> Result<Tunnel, AcquireError> {
-    let connect = headers.method() == Some("CONNECT");
+    let connect = match headers.method() {
+        Some("CONNECT") => upstream::Tunnel::Connect,
+        _ => upstream::Tunnel::No,
+    };
     let acquired = pool.acquire().await?;
     let failed = |reason: &str| AcquireError::Connect(ConnectError { timeout: false, reason: reason.to_owned() });
     let gone = |_: Failure| failed("tunnel_refused");

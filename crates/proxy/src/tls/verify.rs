@@ -41,6 +41,54 @@ impl Failure {
     }
 }
 
+/// What went wrong in a handshake: BoringSSL's code and name where there is one, because people search for them.
+pub(crate) fn in_boring_words(error: &std::io::Error) -> String {
+    use rustls::PeerIncompatible::{NoCipherSuitesInCommon, NoKxGroupsInCommon};
+    let (reason, name) = match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+        Some(Error::PeerIncompatible(NoCipherSuitesInCommon)) => (184, "NO_SHARED_CIPHER"),
+        Some(Error::PeerIncompatible(NoKxGroupsInCommon)) => (266, "NO_SHARED_GROUP"),
+        Some(Error::PeerIncompatible(_)) => (240, "UNSUPPORTED_PROTOCOL"),
+        Some(Error::InvalidMessage(_)) => (137, "DECODE_ERROR"),
+        Some(Error::InappropriateHandshakeMessage { .. } | Error::InappropriateMessage { .. }) => {
+            (223, "UNEXPECTED_MESSAGE")
+        }
+        Some(Error::AlertReceived(alert)) => {
+            let alert = u8::from(*alert);
+            (1000 + u32::from(alert), alert_name(alert))
+        }
+        _ => return error.to_string().replace(' ', "_"),
+    };
+    // The library's number, and the reason's.
+    format!("{}:SSL_routines:OPENSSL_internal:{name}", 16 << 24 | reason)
+}
+
+/// Alerts as BoringSSL's errors name them.
+fn alert_name(alert: u8) -> &'static str {
+    match alert {
+        10 => "SSLV3_ALERT_UNEXPECTED_MESSAGE",
+        20 => "SSLV3_ALERT_BAD_RECORD_MAC",
+        40 => "SSLV3_ALERT_HANDSHAKE_FAILURE",
+        42 => "SSLV3_ALERT_BAD_CERTIFICATE",
+        43 => "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        44 => "SSLV3_ALERT_CERTIFICATE_REVOKED",
+        45 => "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        46 => "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+        47 => "SSLV3_ALERT_ILLEGAL_PARAMETER",
+        48 => "TLSV1_ALERT_UNKNOWN_CA",
+        49 => "TLSV1_ALERT_ACCESS_DENIED",
+        50 => "TLSV1_ALERT_DECODE_ERROR",
+        51 => "TLSV1_ALERT_DECRYPT_ERROR",
+        70 => "TLSV1_ALERT_PROTOCOL_VERSION",
+        71 => "TLSV1_ALERT_INSUFFICIENT_SECURITY",
+        80 => "TLSV1_ALERT_INTERNAL_ERROR",
+        90 => "TLSV1_ALERT_USER_CANCELLED",
+        112 => "TLSV1_ALERT_UNRECOGNIZED_NAME",
+        116 => "TLSV1_ALERT_CERTIFICATE_REQUIRED",
+        120 => "TLSV1_ALERT_NO_APPLICATION_PROTOCOL",
+        _ => "TLSV1_ALERT_UNKNOWN",
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("certificate hash or public key does not match")]
 struct HashMismatch;

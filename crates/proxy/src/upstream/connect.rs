@@ -281,6 +281,7 @@ fn connect_reason(e: &io::Error) -> String {
         io::ErrorKind::HostUnreachable => "No route to host",
         io::ErrorKind::NetworkUnreachable => "Network is unreachable",
         io::ErrorKind::TimedOut => "Connection timed out",
+        io::ErrorKind::ConnectionReset => "Connection reset by peer",
         io::ErrorKind::NotFound => "No such file or directory",
         _ => return String::new(),
     };

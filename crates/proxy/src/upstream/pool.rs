@@ -116,6 +116,12 @@ impl Counted {
         }
     }
 
+    /// The peer ended the connection, and nothing was left to do on it.
+    pub(crate) fn left(&self) {
+        self.by_peer.set(true);
+        self.busy.set(false);
+    }
+
     /// Who ended a TCP connection.
     pub(crate) fn ended_by_peer(&self, by_peer: bool) {
         self.by_peer.set(by_peer);
@@ -398,7 +404,8 @@ impl Pool {
         if self.variant.announced.is_some() || self.variant.source.is_some() {
             self.cluster.sweep();
         }
-        let opened = open(&self.cluster, &self.host, self.tls.as_deref(), &self.variant, &self.worker.shared).await;
+        let variant = Variant { protocol: Protocol::Raw, ..self.variant.clone() };
+        let opened = open(&self.cluster, &self.host, self.tls.as_deref(), &variant, &self.worker.shared).await;
         let opened = opened.inspect_err(|e| {
             stats.upstream_rq_pending_failure_eject.inc();
             counted.by_peer.set(!e.timeout);

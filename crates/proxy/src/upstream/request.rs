@@ -4,7 +4,7 @@ use super::connect::ConnectionFacts;
 use super::h2_pool::H2Connection;
 use super::pool::{Acquired, Lease};
 use crate::h1::{self, Limits, ReadError};
-use crate::stream::{BodyError, Frame, Framing, RecvBody, SendBody, push_map, to_map};
+use crate::stream::{BodyError, Frame, Framing, RecvBody, SendBody, header_bytes, push_map, to_map};
 use bytes::Bytes;
 use proxy_core::Headers;
 use proxy_core::stream_info::{HttpProtocol, UpstreamInfo};
@@ -55,12 +55,23 @@ fn h2_failure(e: &h2::Error) -> Failure {
     }
 }
 
+/// What a request asks for beside an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tunnel {
+    No,
+    /// `upgrade` and `connection: upgrade`.
+    Upgrade,
+    Connect,
+}
+
 /// An upstream request under way.
 pub(crate) struct Upstream {
     pub(crate) send: SendBody,
     pub(crate) response: Response,
     pub(crate) facts: Rc<ConnectionFacts>,
     pub(crate) protocol: HttpProtocol,
+    /// Of the request's fields on the wire, see [`header_bytes`].
+    pub(crate) head_bytes: u64,
     /// What the connection had read and written before this request.
     before: (u64, u64),
 }
@@ -72,11 +83,14 @@ pub(crate) enum Response {
         head_request: bool,
         keep_alive: bool,
         limits: Limits,
-        upgrade: bool,
+        tunnel: Tunnel,
     },
     H2 {
         future: h2::client::ResponseFuture,
         connection: H2Connection,
+        tunnel: Tunnel,
+        /// What an extended CONNECT asks for.
+        upgrade: Option<Box<[u8]>>,
     },
     /// The head was taken; what keeps the connection alive.
     Taken {
@@ -93,6 +107,14 @@ pub(crate) struct Reply {
     pub(crate) body: RecvBody,
     /// 1xx but not 101: another head follows.
     pub(crate) interim: bool,
+    /// The tunnel that was asked for is there: `body` is what comes out of it.
+    pub(crate) tunnel: bool,
+}
+
+impl Reply {
+    fn interim(status: u16, headers: Headers) -> Self {
+        Self { status, headers, body: RecvBody::Empty, interim: true, tunnel: false }
+    }
 }
 
 impl Upstream {
@@ -101,12 +123,12 @@ impl Upstream {
         acquired: Acquired,
         headers: &mut Headers,
         end: bool,
-        upgrade: bool,
+        tunnel: Tunnel,
         enable_trailers: bool,
     ) -> Result<Box<Self>, Failure> {
         let started = match acquired {
-            Acquired::H1(lease) => Self::start_h1(lease, headers, end, upgrade, enable_trailers),
-            Acquired::H2(connection) => Self::start_h2(connection, headers, end)?,
+            Acquired::H1(lease) => Self::start_h1(lease, headers, end, tunnel, enable_trailers),
+            Acquired::H2(connection) => Self::start_h2(connection, headers, end, tunnel)?,
         };
         Ok(Box::new(started))
     }
@@ -118,32 +140,38 @@ impl Upstream {
         let conn: h1::Shared = Rc::new(std::cell::RefCell::new(inner));
         let mut headers = Headers::new();
         headers.set_status(200);
-        let reply = Reply { status: 200, headers, body: RecvBody::H1(conn.clone()), interim: false };
+        let reply = Reply { status: 200, headers, body: RecvBody::H1(conn.clone()), interim: false, tunnel: true };
         let send = SendBody::H1 { conn, framing: Framing::Raw };
-        let before = (0, 0);
-        (Self { send, response: Response::taken(), facts, protocol: HttpProtocol::Http11, before }, reply)
+        let tunnel = Self {
+            send,
+            response: Response::taken(),
+            facts,
+            protocol: HttpProtocol::Http11,
+            head_bytes: 0,
+            before: (0, 0),
+        };
+        (tunnel, reply)
     }
 
-    fn start_h1(lease: Lease, headers: &mut Headers, end: bool, upgrade: bool, enable_trailers: bool) -> Self {
+    fn start_h1(lease: Lease, headers: &mut Headers, end: bool, tunnel: Tunnel, enable_trailers: bool) -> Self {
         let method = headers.get(":method").unwrap_or_default();
         let head_request = method == b"HEAD";
         // Methods without a defined body get no "content-length: 0" (Envoy HeaderUtility::requestShouldHaveNoBody).
         let bodiless = matches!(method, b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT");
         headers.remove("transfer-encoding");
-        let framing = if upgrade {
-            headers.remove("content-length");
-            Framing::Raw
+        // What the framing adds is of this hop: it is written, but it is no field of the request that logs show.
+        let (framing, added) = if tunnel != Tunnel::No {
+            (Framing::Raw, None)
         } else if headers.contains("content-length") {
-            if end { Framing::None } else { Framing::Length }
+            (if end { Framing::None } else { Framing::Length }, None)
         } else if end {
-            if !bodiless {
-                headers.push(b"content-length", b"0");
-            }
-            Framing::None
+            (Framing::None, (!bodiless).then_some(("content-length", "0")))
         } else {
-            headers.push(b"transfer-encoding", b"chunked");
-            Framing::Chunked { trailers: enable_trailers }
+            (Framing::Chunked { trailers: enable_trailers }, Some(("transfer-encoding", "chunked")))
         };
+        if let Some((name, value)) = added {
+            headers.push(name.as_bytes(), value.as_bytes());
+        }
         let conn = lease.conn().clone();
         let before = {
             let conn = &mut *conn.borrow_mut();
@@ -151,13 +179,18 @@ impl Upstream {
             conn.out.write(|out| h1::write_request(out, headers, conn.style));
             before
         };
+        let head_bytes = header_bytes(headers, 4);
+        if let Some((name, _)) = added {
+            headers.remove(name);
+        }
         let facts = lease.facts().clone();
         let limits = lease.limits();
         Self {
             send: SendBody::H1 { conn, framing },
-            response: Response::H1 { lease, head_request, keep_alive: true, limits, upgrade },
+            response: Response::H1 { lease, head_request, keep_alive: true, limits, tunnel },
             facts,
             protocol: HttpProtocol::Http11,
+            head_bytes,
             before,
         }
     }
@@ -174,18 +207,25 @@ impl Upstream {
         }
     }
 
-    fn start_h2(mut connection: H2Connection, headers: &Headers, end: bool) -> Result<Self, Failure> {
-        let request = h2_request(headers).ok_or(Failure::Protocol("http2.invalid_request"))?;
+    fn start_h2(mut connection: H2Connection, headers: &Headers, end: bool, tunnel: Tunnel) -> Result<Self, Failure> {
+        let mut request = h2_request(headers).ok_or(Failure::Protocol("http2.invalid_request"))?;
+        let upgrade = (tunnel == Tunnel::Upgrade).then(|| extended_connect(&mut request));
         let (future, stream) = connection.send(request, end).map_err(|e| h2_failure(&e))?;
         let facts = connection.facts().clone();
         Ok(Self {
             send: if end { SendBody::h2_ended(stream) } else { SendBody::h2_opening(stream) },
-            response: Response::H2 { future, connection },
+            response: Response::H2 { future, connection, tunnel, upgrade },
             facts,
             protocol: HttpProtocol::Http2,
+            head_bytes: header_bytes(headers, 4),
             before: (0, 0),
         })
     }
+}
+
+/// Whether the upgrade is the one to HTTP/2, which nobody here takes.
+fn is_h2c(headers: &Headers) -> bool {
+    headers.get("upgrade").is_some_and(|kind| kind.eq_ignore_ascii_case(b"h2c"))
 }
 
 /// The head as the h2 crate wants it; `None` when it is no request.
@@ -215,6 +255,20 @@ pub(crate) fn h2_request(headers: &Headers) -> Option<http::Request<()>> {
     Some(request)
 }
 
+/// Makes the upgrade of HTTP/1 the one of HTTP/2 (RFC 8441), and returns what is asked for (Envoy
+/// `Utility::transformUpgradeRequestFromH1toH2`). Like Envoy, this does not look at whether the peer announced it.
+fn extended_connect(request: &mut http::Request<()>) -> Box<[u8]> {
+    *request.method_mut() = http::Method::CONNECT;
+    let upgrade = request.headers_mut().remove(http::header::UPGRADE);
+    let upgrade = upgrade.as_ref().map(http::HeaderValue::as_bytes).unwrap_or_default();
+    let protocol = h2::ext::Protocol::from(&*String::from_utf8_lossy(upgrade));
+    request.extensions_mut().insert(protocol);
+    if request.headers().get(http::header::CONTENT_LENGTH).is_some_and(|length| length == "0") {
+        request.headers_mut().remove(http::header::CONTENT_LENGTH);
+    }
+    upgrade.into()
+}
+
 impl Response {
     fn taken() -> Self {
         Response::Taken { lease: None, reusable: false, _h2: None }
@@ -223,9 +277,9 @@ impl Response {
     /// The next head.
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Box<Reply>, Failure>> {
         match self {
-            Response::H1 { lease, head_request, keep_alive, limits, upgrade } => {
+            Response::H1 { lease, head_request, keep_alive, limits, tunnel } => {
                 let conn = lease.conn().clone();
-                let head = match ready!(conn.borrow_mut().poll_response(cx, limits, *head_request)) {
+                let mut head = match ready!(conn.borrow_mut().poll_response(cx, limits, *head_request)) {
                     Ok(head) => head,
                     Err(ReadError::Syntax(e)) => return Poll::Ready(Err(Failure::Protocol(e.detail))),
                     Err(_) => return Poll::Ready(Err(Failure::Terminated)),
@@ -235,15 +289,24 @@ impl Response {
                 }
                 let interim = (100..200).contains(&head.status) && head.status != 101;
                 if interim {
-                    let reply = Reply { status: head.status, headers: head.headers, body: RecvBody::Empty, interim };
-                    return Poll::Ready(Ok(Box::new(reply)));
+                    return Poll::Ready(Ok(Box::new(Reply::interim(head.status, head.headers))));
                 }
                 *keep_alive = head.keep_alive;
-                if !head.keep_alive {
+                if head.ends {
                     lease.announced_end();
                 }
-                let switched = *upgrade && (head.status == 101 || head.status == 200);
-                let body = if switched {
+                // Whatever the status is: what says that it upgrades does (Envoy `ConnectionImpl::onHeadersCompleteImpl`).
+                let tunnel = match tunnel {
+                    Tunnel::No => false,
+                    Tunnel::Connect => (200..300).contains(&head.status),
+                    Tunnel::Upgrade if head.upgrade && is_h2c(&head.headers) => {
+                        head.headers.remove("upgrade");
+                        head.headers.remove("connection");
+                        false
+                    }
+                    Tunnel::Upgrade => head.upgrade,
+                };
+                let body = if tunnel {
                     *keep_alive = false;
                     conn.borrow_mut().switch_to_raw();
                     RecvBody::H1(conn.clone())
@@ -252,20 +315,20 @@ impl Response {
                 } else {
                     RecvBody::H1(conn.clone())
                 };
-                let reply = Box::new(Reply { status: head.status, headers: head.headers, body, interim: false });
+                let reply =
+                    Box::new(Reply { status: head.status, headers: head.headers, body, interim: false, tunnel });
                 let Response::H1 { lease, keep_alive, .. } = std::mem::replace(self, Response::taken()) else {
                     return Poll::Ready(Err(Failure::Terminated));
                 };
                 *self = Response::Taken { reusable: keep_alive, lease: Some(lease), _h2: None };
                 Poll::Ready(Ok(reply))
             }
-            Response::H2 { future, connection } => {
+            Response::H2 { future, connection, tunnel, upgrade } => {
                 if let Poll::Ready(Some(Ok(interim))) = future.poll_informational(cx) {
                     let mut headers = Headers::new();
                     push_map(&mut headers, interim.headers());
                     let status = interim.status().as_u16();
-                    let reply = Reply { status, headers, body: RecvBody::Empty, interim: true };
-                    return Poll::Ready(Ok(Box::new(reply)));
+                    return Poll::Ready(Ok(Box::new(Reply::interim(status, headers))));
                 }
                 let response = match ready!(std::pin::Pin::new(future).poll(cx)) {
                     Ok(response) => response,
@@ -285,7 +348,21 @@ impl Response {
                 }
                 let (parts, body) = response.into_parts();
                 let mut headers = Headers::with_capacity(parts.headers.len() + 1, 512);
-                headers.set_status(parts.status.as_u16());
+                let mut status = parts.status.as_u16();
+                let tunnel = match tunnel {
+                    Tunnel::No => false,
+                    Tunnel::Connect => parts.status.is_success(),
+                    Tunnel::Upgrade => status == 200,
+                };
+                let upgrade = upgrade.take().filter(|_| tunnel);
+                if upgrade.is_some() {
+                    status = 101;
+                }
+                headers.set_status(status);
+                if let Some(upgrade) = upgrade {
+                    headers.push(b"upgrade", &upgrade);
+                    headers.push(b"connection", b"upgrade");
+                }
                 push_map(&mut headers, &parts.headers);
                 headers.join_single();
                 if !connection.accepts(&headers) {
@@ -294,7 +371,7 @@ impl Response {
                 }
                 let bodiless = matches!(parts.status, http::StatusCode::NO_CONTENT | http::StatusCode::NOT_MODIFIED);
                 let body = if bodiless { RecvBody::h2_bodiless(body) } else { RecvBody::h2(body) };
-                let reply = Box::new(Reply { status: parts.status.as_u16(), headers, body, interim: false });
+                let reply = Box::new(Reply { status, headers, body, interim: false, tunnel });
                 if let Response::H2 { connection, .. } = std::mem::replace(self, Response::taken()) {
                     *self = Response::Taken { lease: None, reusable: false, _h2: Some(connection) };
                 }
@@ -326,7 +403,7 @@ pub(crate) async fn call(
     limit: usize,
     on_head: impl FnOnce(u16),
 ) -> Result<(u16, Headers, Bytes), Failure> {
-    let mut upstream = Upstream::start(acquired, &mut headers, body.is_empty(), false, false)?;
+    let mut upstream = Upstream::start(acquired, &mut headers, body.is_empty(), Tunnel::No, false)?;
     if !body.is_empty() {
         upstream.send.push(Frame::Data(body));
         upstream.send.end(false);

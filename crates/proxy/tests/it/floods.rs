@@ -1,7 +1,8 @@
 //! Clients that cost more than they send: each ends like with Envoy, and the proxy keeps serving others.
 
-use crate::fixture::{bootstrap, connect, free_port, http_manager, listener};
+use crate::fixture::{self, bootstrap, cluster, connect, free_port, http_manager, listener};
 use serde_json::json;
+use std::collections::HashSet;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -177,5 +178,34 @@ async fn slow_and_silent_clients_do_not_keep_others_waiting() {
         assert!(is_served(port).await);
     }
     drop(held);
+    handle.shutdown();
+}
+
+/// `x-envoy-upstream-alt-stat-name` of an internal client makes statistics, so many and no more.
+#[tokio::test]
+async fn requests_give_only_so_many_names_to_statistics() {
+    // With `.internal` after it each name counts twice.
+    const MOST: usize = 500;
+    let (port, up) = (free_port(), crate::library::upstream().await);
+    let routes = json!([{"match": {"prefix": "/"}, "route": {"cluster": "c"}}]);
+    let internal = json!({
+        "use_remote_address": true,
+        "internal_address_config": {"cidr_ranges": [{"address_prefix": "127.0.0.0", "prefix_len": 8}]}
+    });
+    let chain = json!({"filters": [http_manager(routes, internal)]});
+    let handle = fixture::start(json!([listener("in", port, chain)]), json!([cluster("c", &[up], json!({}))]));
+    let mut stream = connect(port).await;
+    let too_long = "n".repeat(257);
+    for name in std::iter::once(too_long.clone()).chain((0..MOST + 50).map(|n| format!("alt{n}"))) {
+        let request = format!("GET / HTTP/1.1\r\nhost: t\r\nx-envoy-upstream-alt-stat-name: {name}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("the proxy reads");
+        assert!(fixture::head(&mut stream).await.starts_with("HTTP/1.1 200 OK"));
+        assert_eq!(stream.read_u16().await.expect("the body"), u16::from_be_bytes(*b"ok"));
+    }
+    let stats = handle.stats_prometheus(true);
+    let made: HashSet<_> =
+        stats.lines().filter_map(|line| Some(line.split_once("envoy_cluster_alt")?.1.split('_').next())).collect();
+    assert_eq!(made.len(), MOST);
+    assert!(!stats.contains(&too_long));
     handle.shutdown();
 }

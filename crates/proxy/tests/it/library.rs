@@ -214,7 +214,7 @@ async fn a_rotated_certificate_is_used_and_open_connections_stay() {
 }
 
 /// Answers every request with 200 until the test ends.
-async fn upstream() -> u16 {
+pub(crate) async fn upstream() -> u16 {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback works");
     let port = listener.local_addr().expect("bound").port();
     tokio::spawn(async move {

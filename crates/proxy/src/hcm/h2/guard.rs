@@ -12,6 +12,7 @@ use crate::frames::{
     WINDOW_UPDATE, written_of,
 };
 use crate::hcm::Http;
+use crate::inspect::PREFACE;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -29,6 +30,10 @@ const STREAM_CLOSED: u32 = 5;
 const FRAME_SIZE_ERROR: u32 = 6;
 const REFUSED_STREAM: u32 = 7;
 
+/// Flags of frames (RFC 9113, 6.2).
+const PADDED: u8 = 0x8;
+const WITH_PRIORITY: u8 = 0x20;
+
 /// The last stream that there can be, which the first of two GOAWAYs names.
 const MAX_STREAM: u32 = 0x7fff_ffff;
 
@@ -44,6 +49,7 @@ impl Head {
             SETTINGS if self.flags & ACK != 0 => self.length != 0,
             SETTINGS => !self.length.is_multiple_of(6),
             PING => self.length != 8,
+            HEADERS if self.flags & WITH_PRIORITY != 0 => self.length < 5,
             _ => false,
         }
     }
@@ -63,13 +69,18 @@ struct Seen {
     fresh: bool,
     /// A frame of a length that its kind cannot have.
     bad_size: bool,
+    /// A frame with more padding than it has room for.
+    bad_padding: bool,
     /// Streams with DATA, the last few.
     with_data: [u32; 32],
     next: usize,
 }
 
 impl Seen {
-    fn note(&mut self, head: Head) {
+    /// `first`: of the frame's payload, if it has come with its head.
+    fn note(&mut self, head: Head, first: Option<u8>) {
+        let padded = matches!(head.kind, DATA | HEADERS) && head.flags & PADDED != 0;
+        self.bad_padding |= padded && first.map_or(head.length == 0, |padding| usize::from(padding) >= head.length);
         self.last = Some(head.kind);
         self.fresh = self.opens(head) && head.stream % 2 == 1;
         self.bad_size |= head.has_bad_size();
@@ -109,6 +120,7 @@ impl Seen {
             && !told
             && !self.in_block
             && !self.bad_size
+            && !self.bad_padding
             && !matches!(self.last, Some(DATA | CONTINUATION))
     }
 
@@ -253,8 +265,10 @@ pub(super) struct Guard {
     seen: Seen,
     flood: Flood,
     settings: Option<Settings>,
-    /// Our SETTINGS, as far as they are not written.
+    /// Our SETTINGS, as far as they are not written. They wait for the client's first word.
     pending: Vec<u8>,
+    /// How much of the preface has come.
+    greeted: usize,
     /// Bytes of the crate's own SETTINGS that are not to be written.
     drop: usize,
     /// Malformed messages end their stream only.
@@ -302,6 +316,7 @@ impl Guard {
             flood: Flood::new(limits),
             settings: Some(settings),
             pending: Vec::new(),
+            greeted: 0,
             drop: 0,
             stream_errors,
             switch: Switch::default(),
@@ -320,6 +335,7 @@ impl Guard {
         let (flood, seen, ending) = (&mut self.flood, &self.seen, &self.switch.0);
         if let Some(http) = &self.http {
             http.stats.downstream_cx_tx_bytes_total.add(bytes.len() as u64);
+            http.sent.set(http.sent.get() + bytes.len() as u64);
         }
         let (logs, http) = (self.stream_errors, &self.http);
         let (out_block, leaving) = (&mut self.out_block, &mut self.leaving);
@@ -454,6 +470,30 @@ impl Guard {
         }
     }
 
+    fn poll_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.pending.is_empty() {
+            let n = std::task::ready!(Pin::new(&mut self.io).poll_write(cx, &self.pending))?;
+            self.pending.drain(..n);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Looks at what came of the preface. Envoy says nothing to who speaks something else.
+    fn greet(&mut self, cx: &mut Context<'_>, came: &[u8]) -> io::Result<()> {
+        let rest = &PREFACE[self.greeted..];
+        let length = came.len().min(rest.len());
+        if came[..length] != rest[..length] {
+            self.switch.cut();
+            return Ok(());
+        }
+        self.greeted += length;
+        match self.poll_pending(cx) {
+            Poll::Ready(done) => done,
+            // The rest leaves with what is written next.
+            Poll::Pending => Ok(()),
+        }
+    }
+
     /// Writes our SETTINGS in the place of the crate's. Ready when nothing is left of them.
     fn poll_settings(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if let Some(settings) = self.settings
@@ -463,11 +503,8 @@ impl Guard {
             self.pending = settings.frame();
             self.drop = 9 + (usize::from(bytes[1]) << 8 | usize::from(bytes[2]));
         }
-        while !self.pending.is_empty() {
-            match Pin::new(&mut self.io).poll_write(cx, &self.pending) {
-                Poll::Ready(Ok(n)) => drop(self.pending.drain(..n)),
-                other => return other,
-            }
+        if self.greeted > 0 {
+            std::task::ready!(self.poll_pending(cx))?;
         }
         // What the crate wrote counts as written.
         let n = self.drop.min(bytes.len());
@@ -518,18 +555,28 @@ impl AsyncRead for Guard {
             Poll::Pending => this.flood.rests(),
             Poll::Ready(Ok(())) if buf.filled().len() > before => {
                 if let Some(http) = &this.http {
-                    http.stats.downstream_cx_rx_bytes_total.add((buf.filled().len() - before) as u64);
+                    let came = (buf.filled().len() - before) as u64;
+                    http.stats.downstream_cx_rx_bytes_total.add(came);
+                    http.received.set(http.received.get() + came);
                 }
             }
             Poll::Ready(_) => this.switch.0.by_peer.set(true),
         }
+        if this.greeted < PREFACE.len() && polled.is_ready() {
+            this.greet(cx, &buf.filled()[before..])?;
+            if this.switch.is_cut() {
+                buf.set_filled(before);
+                return polled;
+            }
+        }
         let (seen, flood, http) = (&mut this.seen, &mut this.flood, &this.http);
         let (mut flooded, mut calm) = (None, 0);
-        this.incoming.look(&buf.filled()[before..], |head, body| {
+        let came = &buf.filled()[before..];
+        this.incoming.look(came, |head, body| {
             if head.kind == HEADERS && !seen.in_block && !seen.opens(head) {
                 count(http, "http2.trailers");
             }
-            seen.note(head);
+            seen.note(head, came.get(body).copied());
             flooded = flood.received(head).err();
             calm = body.saturating_sub(9);
             flooded.is_none()
@@ -621,17 +668,28 @@ mod tests {
     #[test]
     fn malformed_messages_close_but_bad_bodies_reset() {
         let mut seen = Seen::default();
-        seen.note(Head { length: 1, kind: HEADERS, flags: 5, stream: 1 });
+        seen.note(Head { length: 1, kind: HEADERS, flags: 5, stream: 1 }, None);
         assert!(seen.closes_instead(PROTOCOL_ERROR, 1) && seen.hides_goaway(PROTOCOL_ERROR));
-        seen.note(Head { length: 1, kind: DATA, flags: 1, stream: 1 });
+        seen.note(Head { length: 1, kind: DATA, flags: 1, stream: 1 }, None);
         assert!(!seen.closes_instead(PROTOCOL_ERROR, 1) && !seen.hides_goaway(PROTOCOL_ERROR));
-        seen.note(Head { length: 1, kind: HEADERS, flags: 0, stream: 3 });
+        seen.note(Head { length: 1, kind: HEADERS, flags: 0, stream: 3 }, None);
         assert!(!seen.hides_goaway(PROTOCOL_ERROR), "a header block was interrupted");
         assert_eq!(seen.head, Some(3));
-        seen.note(Head { length: 1, kind: CONTINUATION, flags: END_HEADERS, stream: 3 });
+        seen.note(Head { length: 1, kind: CONTINUATION, flags: END_HEADERS, stream: 3 }, None);
         assert_eq!(seen.head, None, "the head is there");
-        seen.note(Head { length: 1, kind: HEADERS, flags: 1, stream: 3 });
+        seen.note(Head { length: 1, kind: HEADERS, flags: 1, stream: 3 }, None);
         assert!(seen.in_block && seen.head.is_none(), "trailers");
+    }
+
+    #[test]
+    fn bad_padding_is_told() {
+        let head = Head { length: 3, kind: HEADERS, flags: PADDED | END_HEADERS, stream: 1 };
+        let hides = |first| {
+            let mut seen = Seen::default();
+            seen.note(head, Some(first));
+            seen.hides_goaway(PROTOCOL_ERROR)
+        };
+        assert!(hides(2) && !hides(3));
     }
 
     #[test]

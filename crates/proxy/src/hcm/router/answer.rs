@@ -3,13 +3,13 @@
 use super::counted::Told;
 use super::outgoing::Outgoing;
 use super::why::Why;
-use super::{Plan, cancel};
+use super::{Plan, asks_for_websocket, cancel};
 use crate::hcm::encode;
 use crate::hcm::exchange::{Exchange, Outcome, Stop};
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
 use crate::stream::{BodyError, Frame, Gone, Pump, PumpError, SendBody};
-use crate::upstream::{Failure, Reply, Upstream};
+use crate::upstream::{Failure, Reply, Tunnel, Upstream};
 use proxy_core::route::Matched;
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{FormatContext, ResponseFlags};
@@ -29,9 +29,8 @@ pub(super) async fn pass_on(
     mut sent: bool,
 ) -> Result<Outcome, Stop> {
     let stats = &plan.cluster.stats;
-    let Reply { status, mut headers, mut body, .. } = *reply;
+    let Reply { status, mut headers, mut body, tunnel: accepted, .. } = *reply;
     let told = Told::of(exchange, &headers);
-    plan.counted.answer(exchange, &plan.cluster, status, told);
     if refuses_websocket(exchange, upstream.protocol, status) {
         // The body would be no handshake's (Envoy `UpstreamCodecFilter::CodecBridge::decodeHeaders`).
         let mut reply = LocalReply::new(status, "", "websocket_handshake_unsuccessful");
@@ -39,13 +38,16 @@ pub(super) async fn pass_on(
             headers.iter_regular().map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.to_vec())).collect();
         return Err(reply.into());
     }
+    plan.counted.answer(exchange, &plan.cluster, status, told);
 
-    let tunnel = (exchange.hints.upgrade && status == 101) || (exchange.hints.connect && (200..300).contains(&status));
+    // A POST can open a connection, too, but its answer is framed as any other.
+    let tunnel = accepted && (exchange.hints.upgrade || exchange.hints.connect);
+    outgoing.paused &= match exchange.hints.tunnel() {
+        Tunnel::No => !accepted,
+        Tunnel::Upgrade => status != 101,
+        Tunnel::Connect => !(200..300).contains(&status),
+    };
     let service_time = exchange.elapsed().saturating_sub(exchange.info.times.upstream_first_tx.unwrap_or_default());
-    if !tunnel && !exchange.hints.connect {
-        headers.remove("connection");
-        headers.remove("upgrade");
-    }
     // Envoy measures from the end of the request, so an early answer has no such time.
     if !plan.suppress_envoy_headers && exchange.body_done {
         headers.set_number("x-envoy-upstream-service-time", service_time.as_millis() as u64);
@@ -73,11 +75,21 @@ pub(super) async fn pass_on(
         exchange.answer.close_after();
     }
     exchange.timers.clear(Deadline::PerTry);
+    exchange.timers.clear(Deadline::Request);
+    if tunnel {
+        exchange.timers.clear(Deadline::Global);
+        exchange.timers.clear(Deadline::PerTryIdle);
+    }
     let mut sink = exchange.send_head(headers, end, tunnel);
+    if upstream.protocol != HttpProtocol::Http2 {
+        sink.end_apart();
+    }
     let mut down_pump = Pump::new();
     let drop_trailers = upstream.protocol != HttpProtocol::Http2 && !plan.cluster.config().http1.enable_trailers;
     let connected = exchange.hints.connect;
     let raw = exchange.tunnel.is_some() && !tunnel;
+    // The upstream that leaves such a tunnel leaves, to Envoy's codec, an answer that is not complete.
+    let endless = tunnel && upstream.protocol != HttpProtocol::Http2 && exchange.tunnel.is_none();
     let mut throttle = exchange.throttle.take();
     let mut messages = exchange.messages.take();
     let mut trailers = None;
@@ -106,6 +118,9 @@ pub(super) async fn pass_on(
                 }
                 // The answer decides.
                 Poll::Ready(Err(PumpError::Sink(_))) => sent = true,
+                Poll::Pending if outgoing.paused && outgoing.ended && exchange.answer.is_h1() => {
+                    return Poll::Ready(Err(Broken::Client(Gone::Closed)));
+                }
                 Poll::Pending => {}
             }
             moved |= before != up_pump.bytes;
@@ -128,6 +143,7 @@ pub(super) async fn pass_on(
                         trailers = Some(t.clone());
                         Poll::Ready(Some(Ok(Frame::Trailers(t))))
                     }
+                    Poll::Ready(None) if endless => Poll::Ready(Some(Err(BodyError::Closed))),
                     other => other,
                 }
             },
@@ -135,14 +151,7 @@ pub(super) async fn pass_on(
         );
         moved |= before != down_pump.bytes;
         match polled {
-            Poll::Ready(Ok(())) => {
-                if !tunnel || upstream.protocol == HttpProtocol::Http2 || connected {
-                    return Poll::Ready(Ok(()));
-                }
-                // The upstream left an upgraded connection: for Envoy's codec its answer is not complete.
-                upstream_failed = Some(BodyError::Closed);
-                return Poll::Ready(Err(Broken::Upstream));
-            }
+            Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
             Poll::Ready(Err(PumpError::Source(e))) => {
                 upstream_failed = Some(e);
                 return Poll::Ready(Err(Broken::Upstream));
@@ -199,12 +208,21 @@ pub(super) async fn pass_on(
     }
     match ended {
         Ok(()) => {
+            if let Some(counted) = exchange.tunnel.as_ref().filter(|_| sent) {
+                counted.left();
+            }
             if later {
                 exchange.flush_later(sink);
             }
             if sent {
                 upstream.response.finish();
             } else {
+                if let SendBody::H1 { conn, .. } = &upstream.send
+                    && !tunnel
+                    && conn.borrow().has_more()
+                {
+                    stats.upstream_cx_protocol_error.inc();
+                }
                 upstream.send.reset(h2::Reason::NO_ERROR);
                 if upstream.protocol == HttpProtocol::Http2 {
                     stats.upstream_rq_tx_reset.inc();
@@ -228,6 +246,8 @@ pub(super) async fn pass_on(
                     stats.upstream_rq_tx_reset.inc();
                 }
                 Failure::Protocol(_) => stats.upstream_cx_protocol_error.inc(),
+                // To Envoy's codec that is no reset.
+                Failure::Terminated if endless => {}
                 Failure::Terminated if upstream.protocol == HttpProtocol::Http2 => {
                     stats.upstream_rq_pending_failure_eject.inc();
                 }
@@ -295,11 +315,7 @@ pub(super) async fn pass_on(
 
 /// Whether the answer to a WebSocket handshake is one that neither accepts it nor says that it failed.
 fn refuses_websocket(exchange: &Exchange, protocol: HttpProtocol, status: u16) -> bool {
-    exchange.hints.upgrade
-        && protocol == HttpProtocol::Http11
-        && status != 101
-        && status < 400
-        && exchange.request.get("upgrade").is_some_and(|kind| kind.eq_ignore_ascii_case(b"websocket"))
+    protocol == HttpProtocol::Http11 && status != 101 && status < 400 && asks_for_websocket(exchange)
 }
 
 /// Whether any level changes response headers.

@@ -1,14 +1,15 @@
 //! One try: a connection, the request, and the wait for an answer's head.
 
+use super::counted::Told;
 use super::outgoing::Outgoing;
 use super::why::Why;
-use super::{Plan, Tried, cancel, no_host};
-use crate::hcm::exchange::{Exchange, Stop, header_bytes};
+use super::{Plan, Tried, asks_for_websocket, cancel, no_host};
+use crate::hcm::exchange::{Exchange, Stop};
 use crate::hcm::mirror;
 use crate::hcm::timers::Deadline;
-use crate::stream::{Pump, PumpError, RecvBody, SendBody};
+use crate::stream::{Gone, Pump, PumpError, RecvBody, SendBody};
 use crate::upstream::{
-    AcquireError, Acquired, Active, Announced, Pool, Protocol, Reply, Source, Upstream, Variant, server_name,
+    AcquireError, Acquired, Active, Announced, Pool, Protocol, Reply, Source, Tunnel, Upstream, Variant, server_name,
 };
 use proxy_core::Host;
 use proxy_core::circuit::Resource;
@@ -44,7 +45,7 @@ pub(super) async fn one_try(
     }
     let breaker = plan.cluster.entry.breakers.get(plan.forward.priority);
     if let Some(connect) = plan.forward.terminates(exchange.request.method().unwrap_or_default()) {
-        return Box::pin(dial_tunnel(exchange, plan, &pool, connect)).await;
+        return Box::pin(dial_tunnel(exchange, plan, outgoing, &pool, connect)).await;
     }
     let at_hand = pool.at_hand();
     let was_there = at_hand.is_some();
@@ -74,8 +75,9 @@ pub(super) async fn one_try(
     plan.counted.each(|stats| stats.upstream_rq_total.inc());
     prepare_head(exchange, plan, host);
     let end = outgoing.is_empty();
-    let tunnel = exchange.hints.upgrade || exchange.hints.connect;
-    let started = Upstream::start(acquired, &mut exchange.request, end && !tunnel, tunnel, enable_trailers(plan));
+    let kind = exchange.hints.tunnel();
+    let tunnel = kind != Tunnel::No;
+    let started = Upstream::start(acquired, &mut exchange.request, end, kind, enable_trailers(plan));
     let mut upstream = match started {
         Ok(upstream) => upstream,
         Err(failure) => return Ok(Tried::Failed { why: Why::Stream(failure), started: false }),
@@ -85,7 +87,7 @@ pub(super) async fn one_try(
     info.tls = upstream.facts.tls.clone();
     info.connection_id = Some(upstream.facts.id);
     info.protocol = Some(upstream.protocol);
-    info.header_bytes_sent += header_bytes(&exchange.request, 4);
+    info.header_bytes_sent += upstream.head_bytes;
     if upstream.protocol == HttpProtocol::Http2 {
         // There may have been no room for another stream.
         exchange.timers.waited();
@@ -94,7 +96,7 @@ pub(super) async fn one_try(
     if let Some(router) = plan.router.filter(|router| router.upstream_log_on_stream) {
         exchange.log_to(&router.upstream_log, "UpstreamPoolReady", None);
     }
-    if exchange.body_done {
+    if exchange.body_done || asks_for_websocket(exchange) {
         exchange.timers.set(Deadline::PerTry, plan.timeouts.per_try);
         exchange.timers.set_idle(Deadline::PerTryIdle, plan.timeouts.per_try_idle);
     }
@@ -123,6 +125,9 @@ pub(super) async fn one_try(
                     Poll::Pending => {}
                 }
                 if outgoing.ended && !exchange.body_done {
+                    if tunnel && exchange.answer.is_h1() {
+                        return Poll::Ready(Err(Stop::Gone(Gone::Closed)));
+                    }
                     exchange.request_complete();
                     exchange.timers.set(Deadline::Global, plan.timeouts.global);
                     exchange.timers.set(Deadline::PerTry, plan.timeouts.per_try);
@@ -131,6 +136,7 @@ pub(super) async fn one_try(
             }
             match upstream.response.poll_head(cx) {
                 Poll::Ready(Ok(reply)) if reply.interim => {
+                    plan.counted.answer(exchange, &plan.cluster, reply.status, Told::of(exchange, &reply.headers));
                     if exchange.http.config.proxy_100_continue {
                         exchange.answer.interim(reply.status, &reply.headers);
                     }
@@ -184,10 +190,28 @@ pub(super) async fn one_try(
 async fn dial_tunnel(
     exchange: &mut Exchange,
     plan: &Plan<'_>,
+    outgoing: &mut Outgoing<'_>,
     pool: &Rc<Pool>,
     connect: Connect,
 ) -> Result<Tried, Stop> {
-    let dialled = exchange.wait(pool.dial()).await?;
+    outgoing.paused = true;
+    let dialled = {
+        let mut dial = std::pin::pin!(pool.dial());
+        let dialled = poll_fn(|cx| {
+            // What is there by now is read: whether the request is over tells how it is answered.
+            if let Poll::Ready(Some(Err(e))) = outgoing.poll_paused(cx) {
+                return Poll::Ready(Err(exchange.client_failed(e)));
+            }
+            if outgoing.ended && exchange.hints.connect && exchange.answer.is_h1() {
+                return Poll::Ready(Err(Stop::Gone(Gone::Closed)));
+            }
+            exchange.poll_with(cx, |cx| dial.as_mut().poll(cx).map(Ok))
+        });
+        dialled.await?
+    };
+    if outgoing.ended {
+        exchange.request_complete();
+    }
     let (io, facts, counted) = match dialled {
         Ok(dialled) => dialled,
         Err(AcquireError::Connect(e)) => return Ok(Tried::Failed { why: Why::Connect(e), started: false }),
@@ -236,6 +260,9 @@ async fn acquire(
         }
     })
     .await;
+    // A host that refuses does so at once; frames of HTTP/2 mostly come after that.
+    let refused = matches!(&done, Ok(Acquire::Done(Err(AcquireError::Connect(e)))) if !e.timeout);
+    exchange.waited |= !refused || exchange.answer.is_h1();
     if !matches!(done, Ok(Acquire::Done(_))) {
         plan.cluster.stats.upstream_rq_cancelled.inc();
     }

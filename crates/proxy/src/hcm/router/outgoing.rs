@@ -16,6 +16,10 @@ pub(super) struct Outgoing<'a> {
     pub(super) size: usize,
     pub(super) limit: usize,
     pub(super) keeping: bool,
+    /// Nothing goes up before the tunnel is there, and what comes is kept.
+    pub(super) paused: bool,
+    /// It became too long to be sent again.
+    pub(super) overflowed: bool,
     pub(super) ended: bool,
     /// Body bytes of the client.
     pub(super) received: u64,
@@ -36,6 +40,9 @@ impl Outgoing<'_> {
         cx: &mut Context<'_>,
         exchange: &Exchange,
     ) -> Poll<Option<Result<Frame, BodyError>>> {
+        if self.paused {
+            return self.poll_paused(cx);
+        }
         let mut polled = self.poll(cx);
         if let Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) = &mut polled {
             encode::request_trailers(exchange, trailers);
@@ -51,11 +58,28 @@ impl Outgoing<'_> {
         if self.ended {
             return Poll::Ready(None);
         }
+        self.poll_rest(cx)
+    }
+
+    /// Takes what comes, as far as there is room for it. Only an error is ready.
+    pub(super) fn poll_paused(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        while !self.ended && self.size < self.limit {
+            match std::task::ready!(self.poll_rest(cx)) {
+                Some(Ok(frame)) => self.kept.push(frame),
+                Some(Err(e)) => return Poll::Ready(Some(Err(e))),
+                None => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    /// The next frame that has not been seen.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         for feed in &self.feeds {
             std::task::ready!(feed.poll_room(cx));
         }
         match self.rest.poll_frame(cx) {
-            Poll::Ready(Some(Ok(Frame::Trailers(_)))) if self.drop_trailers => self.poll(cx),
+            Poll::Ready(Some(Ok(Frame::Trailers(_)))) if self.drop_trailers => self.poll_rest(cx),
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let (Frame::Trailers(fields), Some(http)) = (&mut frame, &self.limits)
                     && let Err(details) = h2::check(http, fields)
@@ -71,6 +95,7 @@ impl Outgoing<'_> {
                 }
                 if self.keeping && self.size > self.limit {
                     self.keeping = false;
+                    self.overflowed = true;
                     self.kept = Vec::new();
                     self.at = 0;
                 }
@@ -98,7 +123,7 @@ impl Outgoing<'_> {
 
     /// Whether another try can send the same body.
     pub(super) fn repeatable(&self) -> bool {
-        self.keeping || self.received == 0
+        self.keeping || self.paused || self.received == 0
     }
 
     pub(super) fn is_empty(&self) -> bool {
