@@ -329,6 +329,8 @@ fn run_rbac(
     let http = exchange.http.clone();
     let stats = &http.stats.other;
     let metadata = &mut exchange.info.dynamic_metadata;
+    // A route's policies have the filter's prefixes unless they have their own.
+    let prefix = if rbac.stat_prefix.is_empty() { &filter.stat_prefix } else { &rbac.stat_prefix };
     if let Some(shadow) = &verdict.shadow {
         let prefix = if rbac.shadow_prefix.is_empty() { &filter.shadow_prefix } else { &rbac.shadow_prefix };
         let what = if shadow.allowed { "shadow_allowed" } else { "shadow_denied" };
@@ -342,7 +344,6 @@ fn run_rbac(
         }
     }
     if let (Some(allowed), Some(own)) = (verdict.enforced, &verdict.note) {
-        let prefix = if rbac.stat_prefix.is_empty() { &filter.stat_prefix } else { &rbac.stat_prefix };
         match *prefix == rbac.stat_prefix {
             true => metadata.share(&HTTP_NAMESPACE, own),
             false => metadata.share(&HTTP_NAMESPACE, &note(prefix, false, allowed, verdict.policy.as_deref())),
@@ -357,7 +358,6 @@ fn run_rbac(
     // Shadow rules alone allow nothing that would be counted.
     if let Some(allowed) = verdict.enforced {
         let what = if allowed { "allowed" } else { "denied" };
-        let prefix = if rbac.stat_prefix.is_empty() { &filter.stat_prefix } else { &rbac.stat_prefix };
         match &**prefix {
             // Nothing is put together for each request.
             "" if allowed => stats.inc("rbac.allowed"),
