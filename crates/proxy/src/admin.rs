@@ -423,23 +423,18 @@ impl Admin {
         };
         let wanted =
             |name: &str| filter.as_ref().is_none_or(|f| f.is_match(name.as_bytes()) != query.has("invert_filter"));
-        let mut entries = self.shared.registry.read_flushed(self.flushes());
-        if query.has("usedonly") {
-            let counted = stats::counted(&entries);
-            entries.retain(|e| e.is_used(&counted));
-        }
+        let mut entries = self.entries(query.has("usedonly"));
         entries.retain(|e| (prometheus || kind(&e.sample)) && wanted(&e.full_name()));
         if prometheus {
-            let mut out = self.shared.registry.istio.render(&wanted);
-            out.push_str(&stats::prometheus(&entries, buckets));
-            return text(200, out);
+            return text(200, self.exposition(&entries, buckets, &wanted));
         }
         match query.given("format") {
             Some("json") => with_type(200, JSON, stats::json(&entries, buckets).to_string()),
             None | Some("text") => text(200, stats::text(&entries, buckets)),
             // DIFFERS: Envoy's pages have forms.
             Some(_) => {
-                let all = stats::text(&entries, buckets);
+                // Requests can give names to statistics.
+                let all = stats::text(&entries, buckets).replace('&', "&amp;").replace('<', "&lt;");
                 with_type(
                     200,
                     "text/html; charset=UTF-8",
@@ -454,16 +449,26 @@ impl Admin {
         self.shared.started.elapsed().as_secs() / FLUSH_INTERVAL
     }
 
-    /// Envoy's and Istio's metrics.
-    pub(crate) fn prometheus(&self, used_only: bool) -> String {
+    /// All that is counted. `used_only`: without what was never touched.
+    fn entries(&self, used_only: bool) -> Vec<stats::Entry> {
         let mut entries = self.shared.registry.read_flushed(self.flushes());
         if used_only {
             let counted = stats::counted(&entries);
             entries.retain(|e| e.is_used(&counted));
         }
-        let mut out = self.shared.registry.istio.render(&|_| true);
-        out.push_str(&stats::prometheus(&entries, Buckets::Cumulative));
+        entries
+    }
+
+    /// Istio's metrics that are wanted by name, and Envoy's that are given.
+    fn exposition(&self, entries: &[stats::Entry], buckets: Buckets, wanted: &dyn Fn(&str) -> bool) -> String {
+        let mut out = self.shared.registry.istio.render(wanted);
+        out.push_str(&stats::prometheus(entries, buckets));
         out
+    }
+
+    /// Envoy's and Istio's metrics.
+    pub(crate) fn prometheus(&self, used_only: bool) -> String {
+        self.exposition(&self.entries(used_only), Buckets::Cumulative, &|_| true)
     }
 
     /// Open connections of all listeners but the admin's.

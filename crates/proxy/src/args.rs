@@ -171,8 +171,8 @@ impl Args {
             ("skip_hot_restart_on_no_parent", json!(self.skip_hot_restart_on_no_parent)),
             ("skip_hot_restart_parent_stats", json!(self.skip_hot_restart_parent_stats)),
             ("skip_deprecated_logs", json!(self.skip_deprecated_logs)),
+            ("enable_core_dump", json!(self.enable_core_dump)),
         ];
-        shown.push(("enable_core_dump", json!(self.enable_core_dump)));
         if let Some(path) = &self.socket_path {
             shown.push(("socket_path", json!(path)));
         }

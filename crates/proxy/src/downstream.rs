@@ -456,10 +456,10 @@ async fn secure(
     let Some(tls) = &chain.tls else { return Ok((Io::Raw(raw), None)) };
     let handshake = async {
         match refusal(&raw).await {
-            None => tls.accept(raw, &worker.shared.secrets).await.map_err(Ok),
+            None => tls.accept(raw, &worker.shared.secrets).await.map_err(Unsecured::Failed),
             Some(refusal) => {
                 refusal.tell(&raw);
-                Err(Err(refusal))
+                Err(Unsecured::Refused(refusal))
             }
         }
     };
@@ -484,18 +484,18 @@ async fn secure(
             }
             Ok((Io::Server(stream), Some(info)))
         }
-        Err(Err(refusal)) => {
+        Err(Unsecured::Refused(refusal)) => {
             if refusal.reason.is_empty() {
                 return Err("".into());
             }
             stats.ssl_connection_error.inc();
             Err(tls_error(refusal.reason))
         }
-        Err(Ok(e)) if TlsError::is_missing_secret(&e) => {
+        Err(Unsecured::Failed(e)) if TlsError::is_missing_secret(&e) => {
             stats.other.inc("server_ssl_socket_factory.downstream_context_secrets_not_ready");
             Err("TLS_error:_Secret_is_not_supplied_by_SDS".into())
         }
-        Err(Ok(e)) => {
+        Err(Unsecured::Failed(e)) => {
             match Failure::of(&e) {
                 Failure::San => stats.ssl_fail_verify_san.inc(),
                 Failure::Hash => stats.ssl_fail_verify_cert_hash.inc(),
@@ -524,6 +524,14 @@ async fn secure(
 /// A failed handshake in logs. The codes are BoringSSL's, because people search for them.
 fn tls_error(what: &str) -> ArcStr {
     format!("TLS_error:|{what}:TLS_error_end").into()
+}
+
+/// Why a connection is not secure.
+enum Unsecured {
+    /// It does not begin with TLS.
+    Refused(Refusal),
+    /// The handshake failed.
+    Failed(io::Error),
 }
 
 /// Why a connection is not shaken hands on, in BoringSSL's words, and the alert that says so.
