@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
@@ -127,24 +127,32 @@ impl Folder {
 
     fn lock(&self) -> Result<Option<File>, Error> {
         let parent = self.path.parent().ok_or(Error::NoRuntimeDir)?;
+        // Another mesh that ends takes the parent away while it is empty, which may be between any two steps.
+        let mut tries = 0..100;
+        let file = loop {
+            match self.open_lock(parent) {
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound && tries.next().is_some() => {
+                }
+                opened => break opened?,
+            }
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(self.io(error.into())),
+        }
+    }
+
+    fn open_lock(&self, parent: &Path) -> Result<File, Error> {
         DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(|e| self.io(e))?;
         let meta = fs::symlink_metadata(parent).map_err(|e| self.io(e))?;
         let me = rustix::process::geteuid().as_raw();
         if meta.uid() != me || !meta.is_dir() {
             return Err(Error::Stranger { path: parent.to_owned(), owner: meta.uid() });
         }
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(self.lock_file())
-            .map_err(|e| self.io(e))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(self.io(error.into())),
-        }
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        options.open(self.lock_file()).map_err(|e| self.io(e))
     }
 
     fn clear(&self) -> Result<(), Error> {
