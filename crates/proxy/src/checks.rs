@@ -370,7 +370,7 @@ fn http_head(cluster: &ClusterEntry, host: &Host, http: &HttpCheck) -> Headers {
 
 async fn over_h1(mut conn: Box<Conn>, head: &Headers, http: &HttpCheck) -> io::Result<(u16, Headers, Vec<u8>, Kept)> {
     conn.out.write(|out| {
-        h1::write_request(out, head, h1::Style::default());
+        h1::write_request(out, head, None, h1::Style::default());
         out.extend_from_slice(&http.send);
     });
     poll_fn(|cx| conn.poll_flush(cx)).await?;

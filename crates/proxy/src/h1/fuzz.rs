@@ -104,7 +104,7 @@ fn http1_requests() {
         }
         let way = (head.body, head.keep_alive, head.upgrade, head.absolute, head.headers.contains(":authority"));
         let mut written = Vec::new();
-        write_request(&mut written, &head.headers, Style::default());
+        write_request(&mut written, &head.headers, None, Style::default());
         // Ours may be longer where a host was empty or a line was folded; its own limit is not the point.
         let next = parse_request(&written, &Limits { bytes: 1 << 20, ..Limits::default() });
         let absolute = head.absolute.is_some() || head.headers.method() == Some("CONNECT");

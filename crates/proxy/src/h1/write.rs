@@ -3,6 +3,19 @@
 use proxy_core::cluster::{HeaderCase, Http1Options};
 use proxy_core::{Headers, WrittenNames};
 
+/// A field that the framing adds to a head: of this hop, so no field of the message that logs show.
+pub(crate) type FramingField = (&'static str, &'static str);
+
+/// The body comes in chunks.
+pub(crate) const CHUNKED: FramingField = ("transfer-encoding", "chunked");
+/// There is no body, where one could be.
+pub(crate) const EMPTY: FramingField = ("content-length", "0");
+
+/// Bytes of its line.
+pub(crate) fn framing_bytes(framing: Option<FramingField>) -> u64 {
+    framing.map_or(0, |(name, value)| (name.len() + value.len() + ": \r\n".len()) as u64)
+}
+
 /// How heads are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Style {
@@ -18,8 +31,8 @@ impl Style {
     }
 }
 
-/// Writes a request head; framing headers are in `headers` already.
-pub(crate) fn write_request(out: &mut Vec<u8>, headers: &Headers, style: Style) {
+/// Writes a request head.
+pub(crate) fn write_request(out: &mut Vec<u8>, headers: &Headers, framing: Option<FramingField>, style: Style) {
     let method = headers.get(":method").unwrap_or(b"GET");
     out.extend_from_slice(method);
     out.push(b' ');
@@ -36,11 +49,18 @@ pub(crate) fn write_request(out: &mut Vec<u8>, headers: &Headers, style: Style) 
     out.extend_from_slice(b": ");
     out.extend_from_slice(authority);
     out.extend_from_slice(b"\r\n");
-    write_fields(out, headers, style);
+    write_fields(out, headers, framing, style);
 }
 
-/// Writes a response head; framing headers are in `headers` already.
-pub(crate) fn write_response(out: &mut Vec<u8>, status: u16, http10: bool, headers: &Headers, style: Style) {
+/// Writes a response head.
+pub(crate) fn write_response(
+    out: &mut Vec<u8>,
+    status: u16,
+    http10: bool,
+    headers: &Headers,
+    framing: Option<FramingField>,
+    style: Style,
+) {
     out.extend_from_slice(if http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     match headers.get(":status") {
         // As it came.
@@ -54,7 +74,7 @@ pub(crate) fn write_response(out: &mut Vec<u8>, status: u16, http10: bool, heade
     let reason = headers.written().and_then(|written| written.reason.as_deref());
     out.extend_from_slice(reason.unwrap_or(reason_phrase(status)).as_bytes());
     out.extend_from_slice(b"\r\n");
-    write_fields(out, headers, style);
+    write_fields(out, headers, framing, style);
 }
 
 /// The name as the peer wrote it, with capitals, or as it is.
@@ -84,19 +104,25 @@ fn write_name(out: &mut Vec<u8>, name: &[u8], written: Option<&WrittenNames>, st
     }
 }
 
-fn write_fields(out: &mut Vec<u8>, headers: &Headers, style: Style) {
+fn write_fields(out: &mut Vec<u8>, headers: &Headers, framing: Option<FramingField>, style: Style) {
     let written = headers.written();
     if written.is_none() && !style.proper_case {
         headers.write_lines(out);
-        out.extend_from_slice(b"\r\n");
-        return;
+    } else {
+        for (name, value) in headers.iter_regular() {
+            write_field(out, name, value, written, style);
+        }
     }
-    for (name, value) in headers.iter_regular() {
-        write_name(out, name, written, style);
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value);
-        out.extend_from_slice(b"\r\n");
+    if let Some((name, value)) = framing {
+        write_field(out, name.as_bytes(), value.as_bytes(), written, style);
     }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8], written: Option<&WrittenNames>, style: Style) {
+    write_name(out, name, written, style);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
 }
 

@@ -1,6 +1,13 @@
 //! One request and its answer: preparation, filters, router, log and counters.
 
-use super::date::http_date;
+mod answer;
+mod grpc;
+mod prepare;
+mod unread;
+
+pub(crate) use grpc::is_grpc;
+pub(crate) use unread::{abandoned, malformed};
+
 use super::encode::{self, GrpcMessages, Session, Throttle};
 use super::local_reply::LocalReply;
 use super::record::{self, Steps};
@@ -10,11 +17,11 @@ use super::timers::{Deadline, Timers};
 use super::{End, Http, filters, router};
 use crate::h1;
 use crate::peer;
-use crate::stream::{BodyError, Frame, Gone, Pump, RecvBody, SendBody, header_bytes};
+use crate::stream::{Frame, Gone, RecvBody, header_bytes};
 use crate::upstream::{Tunnel, WorkerCluster};
 use mesh_types::ArcStr;
-use proxy_core::filters::{HttpFilter, HttpFilterEntry};
-use proxy_core::hcm::{self, PathVerdict};
+use proxy_core::filters::HttpFilterEntry;
+use proxy_core::hcm;
 use proxy_core::route::{HashContext, Matched, PreviousRoutes, RouteInput, RouteResult};
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{AccessLog, FormatContext, Headers, ResponseFlags, StreamInfo};
@@ -189,7 +196,7 @@ impl Exchange {
             true => Err(self.overloaded().into()),
             false => self.prepare(),
         };
-        if result.is_ok() && self.grpc && http_counts_messages(&self.http) {
+        if result.is_ok() && self.grpc && grpc::counts_messages(&self.http) {
             self.messages = Some(Box::default());
         }
         let outcome = loop {
@@ -224,7 +231,7 @@ impl Exchange {
             }
             Err(Stop::Redirect(..)) => Outcome::Aborted,
         };
-        self.finish(outcome);
+        self.finish();
         outcome
     }
 
@@ -282,8 +289,8 @@ impl Exchange {
         reply.flags = flags;
         reply.flagged_late = protocol;
         self.answered_early();
-        let outcome = self.reply(reply).await;
-        self.finish(outcome);
+        self.reply(reply).await;
+        self.finish();
     }
 
     /// Resets a stream that the codec refused (HTTP/2).
@@ -295,131 +302,7 @@ impl Exchange {
         self.http.stats.downstream_rq_rx_reset.inc();
         // Envoy logs these without the request.
         self.request = Headers::new();
-        self.finish(Outcome::Aborted);
-    }
-
-    /// A 400, which ends the connection unless only streams are to end.
-    fn malformed_request(&self, details: &'static str) -> Stop {
-        LocalReply::new(400, "", details).into()
-    }
-
-    /// Whether HTTP/1 connections go on after bad requests.
-    fn only_stream_ends(&self) -> bool {
-        let config = &self.http.config;
-        config.http1.stream_error_on_invalid_message.unwrap_or(config.stream_error_on_invalid_message)
-    }
-
-    /// Checks and completes the head, as `ConnectionManagerImpl::ActiveStream::decodeHeaders` does before the filters.
-    fn prepare(&mut self) -> Result<(), Stop> {
-        let http = self.http.clone();
-        let config = &http.config;
-        if self.info.protocol == Some(HttpProtocol::Http10)
-            && let Some(host) = &config.http1.default_host_for_http_10
-            && !self.request.contains(":authority")
-        {
-            self.request.set(":authority", host.as_bytes());
-        }
-        let authority = self.request.get(":authority");
-        if authority.is_none() {
-            return Err(self.malformed_request("missing_host_header"));
-        }
-        if let Some(scheme) = self.hints.absolute {
-            self.request.set(":scheme", scheme.as_bytes());
-        }
-        let path = self.request.get(":path").unwrap_or_default();
-        if path.is_empty() && !self.hints.connect {
-            return Err(LocalReply::new(404, "", "missing_path_rejected").into());
-        }
-        if !path.is_empty() && path[0] != b'/' && !self.hints.connect {
-            http.stats.downstream_rq_non_relative_path.inc();
-            return Err(LocalReply::new(404, "", "absolute_path_rejected").into());
-        }
-        if self.request.get(":method") == Some(b"QUERY") && !self.request.contains("content-type") {
-            return Err(self.malformed_request("query_missing_content_type"));
-        }
-        if self.hints.expect_continue && !config.proxy_100_continue {
-            self.request.remove("expect");
-            http.stats.downstream_rq.inc(100);
-            self.answer.interim(100, &Headers::new());
-        }
-        if self.request.get(":path").is_some_and(|p| p.contains(&b'#')) {
-            // RFC 3986 has no fragment in a request target.
-            http.stats.downstream_rq_failed_path_normalization.inc();
-            return Err(self.malformed_request("path_normalization_failed"));
-        }
-        match hcm::normalize(config, &mut self.request) {
-            PathVerdict::Ok => {}
-            PathVerdict::Reject(details) => {
-                http.stats.downstream_rq_failed_path_normalization.inc();
-                return Err(self.malformed_request(details));
-            }
-            // Clients of gRPC follow no redirects.
-            PathVerdict::Redirect(_) if self.grpc => {
-                http.stats.downstream_rq_failed_path_normalization.inc();
-                return Err(self.malformed_request("path_normalization_failed"));
-            }
-            PathVerdict::Redirect(location) => {
-                http.stats.downstream_rq_redirected_with_normalized_path.inc();
-                let mut reply = LocalReply::new(307, "", "path_normalization_failed");
-                reply.headers.push(("location".into(), location.into_bytes()));
-                return Err(reply.into());
-            }
-        }
-        self.peer.take_from(&mut self.request, &http);
-        let identity =
-            hcm::conform_request(config, &mut self.request, &http.info, || uuid(&mut http.worker.random.borrow_mut()));
-        self.conformed = true;
-        if let Some(status) = identity.refuse {
-            return Err(LocalReply::new(status, "", "rejecting_because_detection_failed").into());
-        }
-        self.info.remote = identity.remote;
-        if identity.edge
-            && let Some(table) = http.route_table()
-        {
-            for name in &table.common.internal_only_headers {
-                self.request.remove(name);
-            }
-        }
-        Ok(())
-    }
-
-    fn upgrade_kind(&self) -> String {
-        if self.hints.connect {
-            return "CONNECT".to_owned();
-        }
-        let value = self.request.get_str(":protocol").or_else(|| self.request.get_str("upgrade"));
-        value.unwrap_or_default().to_ascii_lowercase()
-    }
-
-    /// Route first, then the connection manager, says whether an upgrade or CONNECT passes, and the latter through
-    /// which filters (Envoy `HttpConnectionManagerConfig::createUpgradeFilterChain`).
-    fn check_upgrade(&mut self) -> Result<(), Stop> {
-        if !(self.hints.upgrade || self.hints.connect) || self.upgraded.is_some() {
-            return Ok(());
-        }
-        let kind = self.upgrade_kind();
-        let by_route =
-            self.matched.as_ref().and_then(|m| m.forward()).and_then(|f| f.upgrade(&kind.to_ascii_lowercase()));
-        let upgrades = &self.http.config.upgrades;
-        let own = upgrades.iter().position(|u| u.kind.eq_ignore_ascii_case(&kind));
-        if by_route.unwrap_or_else(|| own.is_some_and(|own| upgrades[own].enabled)) {
-            self.upgraded = Some(own.filter(|own| upgrades[*own].filters.is_some()));
-            self.http.stats.downstream_cx_upgrades_total.inc();
-            self.http.stats.downstream_cx_upgrades_active.inc();
-            return Ok(());
-        }
-        if self.matched.is_none() {
-            // There is no route to refuse it; that none was found is answered later.
-            return Ok(());
-        }
-        self.http.stats.downstream_rq_ws_on_non_ws_route.inc();
-        if !self.answer.is_h1() {
-            self.http.leave();
-        }
-        let mut reply = LocalReply::new(403, "", "upgrade_failed");
-        // What follows is not of HTTP, and must not be taken for it.
-        reply.close = true;
-        Err(reply.into())
+        self.finish();
     }
 
     /// The filters that this request passes.
@@ -502,27 +385,6 @@ impl Exchange {
         self.info.upstream.cluster = None;
         self.info.upstream.cluster_stat_name = None;
         self.find_route();
-    }
-
-    /// Applies the response changes of a route to a cluster; `routed`: the answer is the router's.
-    pub(crate) fn add_route_headers(&mut self, headers: &mut Headers, routed: bool) {
-        if let Some(matched) = self.matched.clone().filter(|matched| matched.forward().is_some()) {
-            if routed && matched.vhost.include_attempt_count_in_response {
-                headers.set_number("x-envoy-attempt-count", self.info.upstream.attempts.max(1).into());
-            }
-            let response = headers.clone();
-            let cx = FormatContext::new(&self.info, Some(&self.request), Some(&response));
-            matched.finalize_response(headers, &cx);
-        }
-    }
-
-    /// Remembers `grpc-status`, which is in the trailers or, without a body, in the head.
-    pub(crate) fn note_grpc(&mut self, headers: &Headers) {
-        if self.grpc
-            && let Some(status) = headers.get_str("grpc-status").and_then(|s| s.parse().ok())
-        {
-            self.grpc_status = Some(status);
-        }
     }
 
     /// The whole request was read.
@@ -629,181 +491,8 @@ impl Exchange {
         self.info.response_code_details = Some(details.into());
     }
 
-    /// Sends the head of an answer, with what the connection manager adds. `local`: the proxy's own answer.
-    pub(crate) fn send_head(&mut self, mut headers: Headers, end: bool, tunnel: bool) -> SendBody {
-        let http = self.http.clone();
-        let status = headers.status().unwrap_or(500);
-        for addition in self.add_to_response.drain(..) {
-            addition.apply(&mut headers);
-        }
-        self.info.response_code = Some(status);
-        if self.conformed {
-            encode::head(self, &mut headers);
-            super::span::answer_head(self, &mut headers);
-        }
-        hcm::conform_response(&http.config, &mut headers, &self.request);
-        if http.closing() || http.too_old() || self.ends_for_overload() {
-            self.answer.close_after();
-        }
-        if !headers.contains("date") {
-            http_date(self.info.start + self.elapsed(), |date| headers.push_lower("date", date));
-        }
-        self.info.response_code = Some(status);
-        self.info.times.downstream_first_tx = Some(self.elapsed());
-        let (body, bytes) = self.answer.head(status, &mut headers, end, tunnel, http.config.http1.enable_trailers);
-        self.info.downstream_header_bytes_sent = bytes;
-        self.response = Some(headers);
-        // As Envoy, health checks say nothing of the service.
-        if !self.info.health_check {
-            self.http.stats.downstream_rq.inc(status);
-            self.http.of_listener.downstream_rq.inc(status);
-        }
-        body
-    }
-
-    /// Sends an answer of the proxy itself.
-    pub(crate) async fn reply(&mut self, reply: LocalReply) -> Outcome {
-        let flags = reply.flags;
-        if !reply.flagged_late {
-            self.info.flags.insert(flags);
-        }
-        self.info.response_code_details = Some(reply.details.clone());
-        // Of a bad request nobody knows where it ends (Envoy `ActiveStream::sendLocalReply`).
-        if reply.close || (reply.status == 400 && !self.only_stream_ends()) {
-            self.answer.close_after();
-        }
-        let (headers, body) = reply.render(self);
-        self.info.flags.insert(flags);
-        let body = if self.request.method() == Some("HEAD") { Default::default() } else { body };
-        let sink = self.send_head(headers, body.is_empty(), false);
-        self.info.bytes_sent = body.len() as u64;
-        let mut source =
-            RecvBody::Memory(if body.is_empty() { Default::default() } else { [Frame::Data(body)].into() });
-        let outcome = self.send_rest(&mut source, sink).await;
-        if !self.body_done
-            && !self.answer.is_h1()
-            && let Some(reason) = self.why_reset()
-        {
-            // First the connection writes the answer, which a reset would take back.
-            tokio::task::yield_now().await;
-            self.answer.reset(reason);
-        }
-        outcome
-    }
-
-    /// The code of the reset of a stream whose request is given up, if it says more than that (Envoy
-    /// `ConnectionManagerImpl::doEndStream`).
-    fn why_reset(&self) -> Option<h2::Reason> {
-        let lost = [ResponseFlags::UPSTREAM_CONNECTION_FAILURE, ResponseFlags::UPSTREAM_TERMINATION];
-        let lost = self.hints.tunnel() != Tunnel::No && lost.iter().any(|flag| self.info.flags.contains(*flag));
-        lost.then_some(h2::Reason::CONNECT_ERROR)
-    }
-
-    /// Has the rest of an answer written that is over as far as the request is concerned (HTTP/2): a client that makes no
-    /// room for it loses it after the idle timeout (Envoy `ConnectionImpl::StreamImpl::onPendingFlushTimer`).
-    pub(crate) fn flush_later(&self, mut sink: SendBody) {
-        let timeout = self.timers.idle_for(Deadline::Idle);
-        let worker = self.http.worker.clone();
-        let work = async move {
-            let flush = std::future::poll_fn(|cx| sink.poll_flush(cx));
-            let flushed = match timeout {
-                Some(timeout) => tokio::time::timeout(timeout, flush).await,
-                None => Ok(flush.await),
-            };
-            match flushed {
-                Ok(Ok(())) => {}
-                Ok(Err(BodyError::Reset(_))) => worker.named_stats().inc("http2.rx_reset"),
-                // The connection is over.
-                Ok(Err(_)) => {}
-                Err(_) => {
-                    worker.named_stats().inc("http2.tx_flush_timeout");
-                    sink.reset(h2::Reason::INTERNAL_ERROR);
-                }
-            }
-        };
-        // It ends with its connection, or with the timeout.
-        tokio::task::spawn_local(Box::pin(work));
-    }
-
-    /// Sends a body that is at hand.
-    async fn send_rest(&mut self, source: &mut RecvBody, mut sink: SendBody) -> Outcome {
-        let mut pump = Pump::new();
-        let mut later = false;
-        // A client that does not read is given up after the idle timeout.
-        self.timers.clear(Deadline::Request);
-        self.timers.clear(Deadline::Global);
-        let result = std::future::poll_fn(|cx| {
-            if let Poll::Ready(done) = pump.poll(cx, |cx| source.poll_frame(cx), &mut sink) {
-                return Poll::Ready(done.is_ok());
-            }
-            if pump.has_read_all() && sink.is_h2() {
-                later = true;
-                return Poll::Ready(true);
-            }
-            match self.poll_deadline(cx) {
-                Poll::Ready(_) => Poll::Ready(false),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await;
-        if later {
-            self.flush_later(sink);
-        }
-        if result {
-            self.info.times.downstream_last_tx = Some(self.elapsed());
-            Outcome::Done
-        } else {
-            self.gone(Gone::Closed);
-            Outcome::Aborted
-        }
-    }
-
-    /// `cluster.NAME.grpc.SERVICE.METHOD.STATUS`, for the grpc_stats filter.
-    fn count_grpc(&self) {
-        let wanted = self.grpc && self.http.config.filters.iter().any(|f| matches!(f.filter, HttpFilter::GrpcStats(_)));
-        if !wanted {
-            return;
-        }
-        let path = self.request.path().unwrap_or_default();
-        let mut parts = path.trim_start_matches('/').splitn(2, '/');
-        let (Some(service), Some(method)) = (parts.next(), parts.next()) else { return };
-        let cluster = self.info.upstream.cluster.as_deref().and_then(|name| self.http.worker.cluster(name));
-        let Some(cluster) = cluster else { return };
-        let prefix = format!("grpc.{service}.{method}");
-        let stats = &cluster.stats.other;
-        let Some(status) = self.grpc_status else {
-            // Envoy counts messages as they pass.
-            let counts = self.messages.iter().flat_map(|messages| messages.iter().zip(["request", "response"]));
-            for (messages, way) in counts.filter(|(messages, _)| messages.count > 0) {
-                stats.add(&format!("{prefix}.{way}_message_count"), messages.count);
-            }
-            return;
-        };
-        if let Some(messages) = &self.messages {
-            stats.add(&format!("{prefix}.request_message_count"), messages[0].count);
-            stats.add(&format!("{prefix}.response_message_count"), messages[1].count);
-        }
-        stats.inc(&format!("{prefix}.{status}"));
-        stats.inc(&format!("{prefix}.{}", if status == 0 { "success" } else { "failure" }));
-        stats.inc(&format!("{prefix}.total"));
-    }
-
-    /// Filter state `envoy.filters.http.grpc_stats` (`emit_filter_state`).
-    fn tell_messages(&mut self) {
-        let emits = self.http.config.filters.iter().any(|f| matches!(f.filter, HttpFilter::GrpcStats(true)));
-        let Some(messages) = self.messages.as_ref().filter(|_| emits) else { return };
-        let fields: Vec<String> =
-            [("requestMessageCount", messages[0].count), ("responseMessageCount", messages[1].count)]
-                .into_iter()
-                .filter(|(_, n)| *n > 0)
-                .map(|(name, n)| format!("\"{name}\":\"{n}\""))
-                .collect();
-        let text = format!("{{{}}}", fields.join(","));
-        self.info.filter_state.0.insert("envoy.filters.http.grpc_stats".into(), text.into());
-    }
-
     /// Logs and counts.
-    fn finish(&mut self, _outcome: Outcome) {
+    fn finish(&mut self) {
         let http = self.http.clone();
         let elapsed = self.elapsed();
         self.info.times.complete = Some(elapsed);
@@ -875,97 +564,4 @@ pub(super) async fn serve(
     body: RecvBody,
 ) -> Outcome {
     Exchange::new(&http, protocol, request, answer, hints).run(body).await
-}
-
-/// Whether the `grpc_stats` filter is there.
-fn http_counts_messages(http: &Http) -> bool {
-    http.config.filters.iter().any(|f| matches!(f.filter, HttpFilter::GrpcStats(_)))
-}
-
-/// Logs an HTTP/2 message that the codec refused.
-pub(crate) fn malformed(http: &Rc<Http>, details: &'static str) {
-    let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
-    http.worker.named_stats().inc("http2.rx_messaging_error");
-    http.count_h2_request();
-    http.stats.downstream_rq_total.inc();
-    http.stats.downstream_rq_rx_reset.inc();
-    info.protocol = Some(HttpProtocol::Http2);
-    info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
-    info.response_code_details = Some(details.into());
-    log_without_request(http, info);
-}
-
-/// Logs a request of which not even the head arrived before its connection ended.
-pub(crate) fn abandoned(http: &Rc<Http>, protocol: HttpProtocol) {
-    let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
-    if protocol == HttpProtocol::Http2 {
-        http.count_h2_request();
-    }
-    http.stats.downstream_rq_total.inc();
-    http.stats.downstream_rq_rx_reset.inc();
-    info.protocol = Some(protocol);
-    let (flag, details) = match http.end.get() {
-        Some(End::Codec { details, blamed }) => {
-            (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, blamed.map_or(details, |(_, details)| details))
-        }
-        _ => (ResponseFlags::DOWNSTREAM_TERMINATION, "downstream_remote_disconnect"),
-    };
-    info.flags.insert(flag);
-    info.response_code_details = Some(details.into());
-    log_without_request(http, info);
-}
-
-fn log_without_request(http: &Rc<Http>, mut info: StreamInfo) {
-    info.times.complete = Some(Duration::ZERO);
-    let mut context = FormatContext::new(&info, None, None);
-    context.access_log_type = "DownstreamEnd";
-    crate::log::write(&http.worker, &http.config.access_log, &context);
-}
-
-/// `application/grpc` and its variants.
-pub(crate) fn is_grpc(headers: &Headers) -> bool {
-    headers.get("content-type").is_some_and(|v| {
-        v.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+')))
-    })
-}
-
-/// A random UUID (version 4).
-fn uuid(random: &mut proxy_core::Random) -> [u8; 36] {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    // Version 4, variant 1.
-    let high = random.next() & !0xf000 | 0x4000;
-    let low = random.next() & !(0b11 << 62) | 0b10 << 62;
-    let mut text = [b'-'; 36];
-    let mut group = |start: usize, digits: usize, bits: u64| {
-        for (index, place) in text[start..start + digits].iter_mut().rev().enumerate() {
-            *place = DIGITS[(bits >> (4 * index)) as usize & 0xf];
-        }
-    };
-    group(0, 8, high >> 32);
-    group(9, 4, high >> 16);
-    group(14, 4, high);
-    group(19, 4, low >> 48);
-    group(24, 12, low);
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn request_ids_are_random_uuids() {
-        let id = uuid(&mut proxy_core::Random::new(7));
-        let parts: Vec<&[u8]> = id.split(|b| *b == b'-').collect();
-        assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
-        assert!(parts.concat().iter().all(u8::is_ascii_hexdigit));
-        assert!(parts[2][0] == b'4' && b"89ab".contains(&parts[3][0]));
-        assert_eq!(uuid(&mut proxy_core::Random::new(7)), id);
-    }
-
-    #[test]
-    fn grpc_content_types() {
-        let of = |v: &str| is_grpc(&Headers::of([("content-type", v)]));
-        assert!(of("application/grpc") && of("application/grpc+proto") && !of("application/grpc-web"));
-    }
 }

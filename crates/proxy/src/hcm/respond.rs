@@ -63,7 +63,7 @@ impl Answer {
         match self {
             Answer::H1(h1) => {
                 let conn = &mut *h1.conn.borrow_mut();
-                conn.out.write(|out| h1::write_response(out, status, false, headers, conn.style));
+                conn.out.write(|out| h1::write_response(out, status, false, headers, None, conn.style));
             }
             Answer::H2(h2) => {
                 if let Ok(status) = http::StatusCode::from_u16(status) {
@@ -153,11 +153,9 @@ impl H1Answer {
         let no_length = status < 200 || status == 204;
         let bodiless_status = no_length || status == 304;
         headers.remove("transfer-encoding");
-        const CHUNKED: (&str, &str) = ("transfer-encoding", "chunked");
         if self.http10 && !tunnel && !headers.contains("content-length") {
             self.keep.set(false);
         }
-        // What the framing adds is of this hop: it is written, but it is no field of the answer that logs show.
         let (framing, added) = if tunnel {
             (Framing::Raw, None)
         } else if self.head_request || bodiless_status {
@@ -165,19 +163,16 @@ impl H1Answer {
                 headers.remove("content-length");
             }
             let chunked = !bodiless_status && !self.http10 && !headers.contains("content-length");
-            (Framing::None, chunked.then_some(CHUNKED))
+            (Framing::None, chunked.then_some(h1::CHUNKED))
         } else if headers.contains("content-length") {
             (if end { Framing::None } else { Framing::Length }, None)
         } else if end {
-            (Framing::None, Some(("content-length", "0")))
+            (Framing::None, Some(h1::EMPTY))
         } else if self.http10 {
             (Framing::Raw, None)
         } else {
-            (Framing::Chunked { trailers }, Some(CHUNKED))
+            (Framing::Chunked { trailers }, Some(h1::CHUNKED))
         };
-        if let Some((name, value)) = added {
-            headers.push(name.as_bytes(), value.as_bytes());
-        }
         if tunnel {
             self.keep.set(false);
         } else if !self.keep.get() {
@@ -188,12 +183,9 @@ impl H1Answer {
         let http10 = self.http10;
         {
             let conn = &mut *self.conn.borrow_mut();
-            conn.out.write(|out| h1::write_response(out, status, http10, headers, conn.style));
+            conn.out.write(|out| h1::write_response(out, status, http10, headers, added, conn.style));
         }
-        let bytes = header_bytes(headers, 4);
-        if let Some((name, _)) = added {
-            headers.remove(name);
-        }
+        let bytes = header_bytes(headers, 4) + h1::framing_bytes(added);
         (SendBody::H1 { conn: self.conn.clone(), framing }, bytes)
     }
 }

@@ -159,30 +159,23 @@ impl Upstream {
         // Methods without a defined body get no "content-length: 0" (Envoy HeaderUtility::requestShouldHaveNoBody).
         let bodiless = matches!(method, b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT");
         headers.remove("transfer-encoding");
-        // What the framing adds is of this hop: it is written, but it is no field of the request that logs show.
         let (framing, added) = if tunnel != Tunnel::No {
             (Framing::Raw, None)
         } else if headers.contains("content-length") {
             (if end { Framing::None } else { Framing::Length }, None)
         } else if end {
-            (Framing::None, (!bodiless).then_some(("content-length", "0")))
+            (Framing::None, (!bodiless).then_some(h1::EMPTY))
         } else {
-            (Framing::Chunked { trailers: enable_trailers }, Some(("transfer-encoding", "chunked")))
+            (Framing::Chunked { trailers: enable_trailers }, Some(h1::CHUNKED))
         };
-        if let Some((name, value)) = added {
-            headers.push(name.as_bytes(), value.as_bytes());
-        }
         let conn = lease.conn().clone();
         let before = {
             let conn = &mut *conn.borrow_mut();
             let before = conn.wire();
-            conn.out.write(|out| h1::write_request(out, headers, conn.style));
+            conn.out.write(|out| h1::write_request(out, headers, added, conn.style));
             before
         };
-        let head_bytes = header_bytes(headers, 4);
-        if let Some((name, _)) = added {
-            headers.remove(name);
-        }
+        let head_bytes = header_bytes(headers, 4) + h1::framing_bytes(added);
         let facts = lease.facts().clone();
         let limits = lease.limits();
         Self {

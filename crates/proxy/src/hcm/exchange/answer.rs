@@ -1,0 +1,160 @@
+//! Answers: what the connection manager adds to heads, and the proxy's own.
+
+use super::{Exchange, Outcome};
+use crate::hcm::date::http_date;
+use crate::hcm::encode;
+use crate::hcm::local_reply::LocalReply;
+use crate::hcm::timers::Deadline;
+use crate::stream::{BodyError, Frame, Gone, Pump, RecvBody, SendBody};
+use crate::upstream::Tunnel;
+use proxy_core::{FormatContext, Headers, ResponseFlags, hcm};
+use std::task::Poll;
+
+impl Exchange {
+    /// Whether HTTP/1 connections go on after bad requests.
+    fn only_stream_ends(&self) -> bool {
+        let config = &self.http.config;
+        config.http1.stream_error_on_invalid_message.unwrap_or(config.stream_error_on_invalid_message)
+    }
+
+    /// Applies the response changes of a route to a cluster; `routed`: the answer is the router's.
+    pub(crate) fn add_route_headers(&mut self, headers: &mut Headers, routed: bool) {
+        if let Some(matched) = self.matched.clone().filter(|matched| matched.forward().is_some()) {
+            if routed && matched.vhost.include_attempt_count_in_response {
+                headers.set_number("x-envoy-attempt-count", self.info.upstream.attempts.max(1).into());
+            }
+            let response = headers.clone();
+            let cx = FormatContext::new(&self.info, Some(&self.request), Some(&response));
+            matched.finalize_response(headers, &cx);
+        }
+    }
+
+    /// Sends the head of an answer, with what the connection manager adds.
+    pub(crate) fn send_head(&mut self, mut headers: Headers, end: bool, tunnel: bool) -> SendBody {
+        let http = self.http.clone();
+        let status = headers.status().unwrap_or(500);
+        for addition in self.add_to_response.drain(..) {
+            addition.apply(&mut headers);
+        }
+        self.info.response_code = Some(status);
+        if self.conformed {
+            encode::head(self, &mut headers);
+            crate::hcm::span::answer_head(self, &mut headers);
+        }
+        hcm::conform_response(&http.config, &mut headers, &self.request);
+        if http.closing() || http.too_old() || self.ends_for_overload() {
+            self.answer.close_after();
+        }
+        if !headers.contains("date") {
+            http_date(self.info.start + self.elapsed(), |date| headers.push_lower("date", date));
+        }
+        self.info.response_code = Some(status);
+        self.info.times.downstream_first_tx = Some(self.elapsed());
+        let (body, bytes) = self.answer.head(status, &mut headers, end, tunnel, http.config.http1.enable_trailers);
+        self.info.downstream_header_bytes_sent = bytes;
+        self.response = Some(headers);
+        // As Envoy, health checks say nothing of the service.
+        if !self.info.health_check {
+            self.http.stats.downstream_rq.inc(status);
+            self.http.of_listener.downstream_rq.inc(status);
+        }
+        body
+    }
+
+    /// Sends an answer of the proxy itself.
+    pub(crate) async fn reply(&mut self, reply: LocalReply) -> Outcome {
+        let flags = reply.flags;
+        if !reply.flagged_late {
+            self.info.flags.insert(flags);
+        }
+        self.info.response_code_details = Some(reply.details.clone());
+        // Of a bad request nobody knows where it ends (Envoy `ActiveStream::sendLocalReply`).
+        if reply.close || (reply.status == 400 && !self.only_stream_ends()) {
+            self.answer.close_after();
+        }
+        let (headers, body) = reply.render(self);
+        self.info.flags.insert(flags);
+        let body = if self.request.method() == Some("HEAD") { Default::default() } else { body };
+        let sink = self.send_head(headers, body.is_empty(), false);
+        self.info.bytes_sent = body.len() as u64;
+        let mut source =
+            RecvBody::Memory(if body.is_empty() { Default::default() } else { [Frame::Data(body)].into() });
+        let outcome = self.send_rest(&mut source, sink).await;
+        if !self.body_done
+            && !self.answer.is_h1()
+            && let Some(reason) = self.why_reset()
+        {
+            // First the connection writes the answer, which a reset would take back.
+            tokio::task::yield_now().await;
+            self.answer.reset(reason);
+        }
+        outcome
+    }
+
+    /// The code of the reset of a stream whose request is given up, if it says more than that (Envoy
+    /// `ConnectionManagerImpl::doEndStream`).
+    fn why_reset(&self) -> Option<h2::Reason> {
+        let lost = [ResponseFlags::UPSTREAM_CONNECTION_FAILURE, ResponseFlags::UPSTREAM_TERMINATION];
+        let lost = self.hints.tunnel() != Tunnel::No && lost.iter().any(|flag| self.info.flags.contains(*flag));
+        lost.then_some(h2::Reason::CONNECT_ERROR)
+    }
+
+    /// Has the rest of an answer written that is over as far as the request is concerned (HTTP/2): a client that makes no
+    /// room for it loses it after the idle timeout (Envoy `ConnectionImpl::StreamImpl::onPendingFlushTimer`).
+    pub(crate) fn flush_later(&self, mut sink: SendBody) {
+        let timeout = self.timers.idle_for(Deadline::Idle);
+        let worker = self.http.worker.clone();
+        let work = async move {
+            let flush = std::future::poll_fn(|cx| sink.poll_flush(cx));
+            let flushed = match timeout {
+                Some(timeout) => tokio::time::timeout(timeout, flush).await,
+                None => Ok(flush.await),
+            };
+            match flushed {
+                Ok(Ok(())) => {}
+                Ok(Err(BodyError::Reset(_))) => worker.named_stats().inc("http2.rx_reset"),
+                // The connection is over.
+                Ok(Err(_)) => {}
+                Err(_) => {
+                    worker.named_stats().inc("http2.tx_flush_timeout");
+                    sink.reset(h2::Reason::INTERNAL_ERROR);
+                }
+            }
+        };
+        // It ends with its connection, or with the timeout.
+        tokio::task::spawn_local(Box::pin(work));
+    }
+
+    /// Sends a body that is at hand.
+    async fn send_rest(&mut self, source: &mut RecvBody, mut sink: SendBody) -> Outcome {
+        let mut pump = Pump::new();
+        let mut later = false;
+        // A client that does not read is given up after the idle timeout.
+        self.timers.clear(Deadline::Request);
+        self.timers.clear(Deadline::Global);
+        let result = std::future::poll_fn(|cx| {
+            if let Poll::Ready(done) = pump.poll(cx, |cx| source.poll_frame(cx), &mut sink) {
+                return Poll::Ready(done.is_ok());
+            }
+            if pump.has_read_all() && sink.is_h2() {
+                later = true;
+                return Poll::Ready(true);
+            }
+            match self.poll_deadline(cx) {
+                Poll::Ready(_) => Poll::Ready(false),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        if later {
+            self.flush_later(sink);
+        }
+        if result {
+            self.info.times.downstream_last_tx = Some(self.elapsed());
+            Outcome::Done
+        } else {
+            self.gone(Gone::Closed);
+            Outcome::Aborted
+        }
+    }
+}
