@@ -44,6 +44,11 @@ pub trait Handler: Send {
     /// its former state.
     fn update(&mut self, type_url: &str, updated: Vec<Update>, removed: Vec<ArcStr>) -> Result<(), Rejected>;
 
+    /// A response of that type was refused before anything of it could be handed over.
+    fn refused(&mut self, type_url: &str) {
+        let _ = type_url;
+    }
+
     /// The stream came up or went down; for readiness and logs.
     fn status(&mut self, status: &ConnectionStatus) {
         let _ = status;
@@ -53,6 +58,10 @@ pub trait Handler: Send {
 impl Handler for Box<dyn Handler> {
     fn update(&mut self, type_url: &str, updated: Vec<Update>, removed: Vec<ArcStr>) -> Result<(), Rejected> {
         (**self).update(type_url, updated, removed)
+    }
+
+    fn refused(&mut self, type_url: &str) {
+        (**self).refused(type_url);
     }
 
     fn status(&mut self, status: &ConnectionStatus) {
@@ -247,13 +256,15 @@ pub struct Client<H> {
     connector: Connector,
     handler: H,
     session: Session,
+    /// Until when resources may be used that do not say so again.
+    leases: BTreeMap<(ArcStr, ArcStr), Instant>,
 }
 
 impl<H: Handler> Client<H> {
     /// A client for what `subscriptions` says now and later.
     pub fn new(config: Config, subscriptions: Subscriptions, connector: Connector, handler: H) -> Client<H> {
         let session = Session::new(config.protocol, config.node.clone());
-        Client { config, subscriptions, connector, handler, session }
+        Client { config, subscriptions, connector, handler, session, leases: BTreeMap::new() }
     }
 
     /// Keeps a stream up for ever. Drop the future to stop.
@@ -296,8 +307,8 @@ impl<H: Handler> Client<H> {
         };
         self.announce(&outbox);
         let request = authorized(tonic::Request::new(UnboundedReceiverStream::new(requests)), &connection)?;
-        let mut responses =
-            open::<_, discovery::DeltaDiscoveryResponse>(connection.channel, self.path(), request).await?;
+        let opening = open::<_, discovery::DeltaDiscoveryResponse>(connection.channel, self.path(), request);
+        let mut responses = self.opened(opening, &outbox).await?;
         self.handler.status(&ConnectionStatus::Connected);
         info!(protocol = %Protocol::Delta, "stream to the control plane is open");
         let subscriptions = self.subscriptions.clone();
@@ -311,6 +322,7 @@ impl<H: Handler> Client<H> {
                     None => return Ok(()),
                 },
                 () = subscriptions.0.changed.notified() => self.announce(&outbox),
+                () = lease_over(&self.leases) => self.expire(),
             }
         }
     }
@@ -324,7 +336,8 @@ impl<H: Handler> Client<H> {
         };
         self.announce(&outbox);
         let request = authorized(tonic::Request::new(UnboundedReceiverStream::new(requests)), &connection)?;
-        let mut responses = open::<_, discovery::DiscoveryResponse>(connection.channel, self.path(), request).await?;
+        let opening = open::<_, discovery::DiscoveryResponse>(connection.channel, self.path(), request);
+        let mut responses = self.opened(opening, &outbox).await?;
         self.handler.status(&ConnectionStatus::Connected);
         info!(protocol = %Protocol::StateOfTheWorld, "stream to the control plane is open");
         let subscriptions = self.subscriptions.clone();
@@ -338,6 +351,40 @@ impl<H: Handler> Client<H> {
                     None => return Ok(()),
                 },
                 () = subscriptions.0.changed.notified() => self.announce(&outbox),
+                () = lease_over(&self.leases) => self.expire(),
+            }
+        }
+    }
+
+    /// Waits until the server says that the stream is open, which some do with their first response only.
+    async fn opened<T>(
+        &mut self,
+        opening: impl Future<Output = Result<T, StreamError>>,
+        outbox: &impl Fn(Request),
+    ) -> Result<T, StreamError> {
+        let mut opening = std::pin::pin!(opening);
+        let subscriptions = self.subscriptions.clone();
+        loop {
+            tokio::select! {
+                opened = &mut opening => return opened,
+                () = subscriptions.0.changed.notified() => self.announce(outbox),
+                () = lease_over(&self.leases) => self.expire(),
+            }
+        }
+    }
+
+    /// Has the handler forget resources whose time is over.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let over: Vec<(ArcStr, ArcStr)> =
+            self.leases.iter().filter(|(_, until)| **until <= now).map(|(key, _)| key.clone()).collect();
+        for key in over {
+            self.leases.remove(&key);
+            let (type_url, name) = key;
+            info!(%type_url, %name, "the time of a resource is over");
+            self.session.on_expired(&type_url, &name);
+            if let Err(rejected) = self.handler.update(&type_url, Vec::new(), vec![name]) {
+                warn!(%type_url, %rejected, "cannot remove it");
             }
         }
     }
@@ -353,10 +400,30 @@ impl<H: Handler> Client<H> {
         self.session.on_said(&self.subscriptions.said()).into_iter().for_each(outbox);
     }
 
-    fn deliver(&mut self, received: session::Received, outbox: &impl Fn(Request)) {
+    fn deliver(&mut self, mut received: session::Received, outbox: &impl Fn(Request)) {
+        let unreadable = Rejected(std::mem::take(&mut received.unreadable)).into_result();
+        if unreadable.is_err() {
+            // What it says of all other resources, and of those that are not in it, cannot be relied on either.
+            received.updated.clear();
+            received.removed.clear();
+            received.leases.clear();
+        }
+        for (name, ttl) in std::mem::take(&mut received.leases) {
+            let key = (received.type_url.clone(), name);
+            match ttl {
+                Some(ttl) => self.leases.insert(key, Instant::now() + ttl),
+                None => self.leases.remove(&key),
+            };
+        }
         let (seen, updated, removed) = received.hand_over();
         debug!(type_url = %seen.type_url, updated = updated.len(), removed = removed.len(), "response");
-        let verdict = self.handler.update(&seen.type_url, updated, removed);
+        let verdict = match unreadable {
+            Ok(()) => self.handler.update(&seen.type_url, updated, removed),
+            Err(rejected) => {
+                self.handler.refused(&seen.type_url);
+                Err(rejected)
+            }
+        };
         if let Err(rejected) = &verdict {
             warn!(type_url = %seen.type_url, %rejected, "refused part of a response; what it replaced stays in use");
         }
@@ -387,6 +454,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn stream_error(status: Status) -> StreamError {
     StreamError::Stream(Box::new(status))
+}
+
+/// Resolves when the first lease ends.
+async fn lease_over(leases: &BTreeMap<(ArcStr, ArcStr), Instant>) {
+    match leases.values().min() {
+        Some(until) => tokio::time::sleep_until(*until).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Calls a method of streams in both directions.

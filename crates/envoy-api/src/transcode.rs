@@ -5,13 +5,13 @@
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::rc::Rc;
 
 use bytes::Bytes;
 use envoy_types::pb::google::protobuf::field_descriptor_proto::{Label, Type};
 use envoy_types::pb::google::protobuf::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto};
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};

@@ -11,7 +11,7 @@ use mesh_types::ArcStr;
 pub use filter::LogFilter;
 
 use crate::any::Typed;
-use crate::config_source::grpc_cluster;
+use crate::collector::GrpcCollector;
 use crate::format::{Format, FormatContext, FormatString};
 use crate::pb;
 use crate::random::Random;
@@ -47,8 +47,8 @@ pub enum LogSink {
 /// Records for an OpenTelemetry collector.
 #[derive(Debug)]
 pub struct OtlpLog {
-    /// The cluster of the collector.
-    pub cluster: ArcStr,
+    /// The collector.
+    pub service: Arc<GrpcCollector>,
     /// The log's name.
     pub name: ArcStr,
     /// The body of a record.
@@ -68,8 +68,8 @@ pub struct OtlpLog {
 /// Records for Envoy's access log service.
 #[derive(Debug)]
 pub struct AlsLog {
-    /// The cluster of the service.
-    pub cluster: ArcStr,
+    /// The service.
+    pub service: Arc<GrpcCollector>,
     /// The log's name.
     pub name: ArcStr,
     /// Records of requests rather than connections.
@@ -204,7 +204,7 @@ impl OtlpLog {
             return Err(Invalid::new("body", "only string_value is supported"));
         }
         Ok(Self {
-            cluster: grpc_cluster(service).at("grpc_service")?,
+            service: GrpcCollector::compile(service).at("grpc_service")?,
             name: name.as_str().into(),
             body: body.map(|b| Format::compile(&b, false)).transpose().at("body")?,
             attributes,
@@ -240,7 +240,7 @@ impl AlsLog {
         let service =
             config.grpc_service.as_ref().ok_or_else(|| Invalid::new("common_config.grpc_service", "is missing"))?;
         Ok(Self {
-            cluster: grpc_cluster(service).at("common_config.grpc_service")?,
+            service: GrpcCollector::compile(service).at("common_config.grpc_service")?,
             name: config.log_name.as_str().into(),
             http,
             filter_state: config.filter_state_objects_to_log.iter().map(|k| k.as_str().into()).collect(),

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::access_log::AccessLog;
 use crate::address::Address;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, DnsServers};
 use crate::config_source::{ConfigSource, GrpcSource};
 use crate::hcm::TracingProvider;
 use crate::listener::Listener;
@@ -166,6 +166,10 @@ impl Bootstrap {
             "listener_manager": bootstrap.listener_manager.is_some(),
             "dns_resolution_config": bootstrap.dns_resolution_config.as_ref().is_some_and(|c| !c.resolvers.is_empty()),
             "use_tcp_for_dns_lookups": bootstrap.use_tcp_for_dns_lookups,
+            "typed_dns_resolver_config": match &bootstrap.typed_dns_resolver_config {
+                Some(config) => DnsServers::typed(config).at("typed_dns_resolver_config")? != DnsServers::default(),
+                None => false,
+            },
             "admin.allow_paths": bootstrap.admin.as_ref().is_some_and(|admin| !admin.allow_paths.is_empty()),
         }
         let manager = bootstrap.cluster_manager.clone().unwrap_or_default();

@@ -161,15 +161,14 @@ impl Breakers {
         // Asked once, so that many clusters are not looked up in vain.
         let any = runtime.mentions(&format!("circuit_breakers.{cluster}."));
         for (breaker, priority) in self.priorities.iter().zip(["default", "high"]) {
+            let key = |name: &str| format!("circuit_breakers.{cluster}.{priority}.{name}");
             for ((slot, configured), name) in breaker.current.iter().zip(breaker.limits.numbers()).zip(NAMES) {
-                let of = || runtime.get::<u64>(&format!("circuit_breakers.{cluster}.{priority}.{name}"));
-                let limit = any.then(of).flatten();
+                let limit = any.then(|| runtime.get::<u64>(&key(name))).flatten();
                 let limit = limit.map_or(configured, |limit| u32::try_from(limit).unwrap_or(u32::MAX));
                 slot.store(limit, Ordering::Relaxed);
             }
-            let budget = format!("circuit_breakers.{cluster}.{priority}.retry_budget.");
-            let percent = || runtime.get::<f64>(&format!("{budget}budget_percent"));
-            let min = || runtime.get::<u64>(&format!("{budget}min_retry_concurrency"));
+            let percent = || runtime.get::<f64>(&key("retry_budget.budget_percent"));
+            let min = || runtime.get::<u64>(&key("retry_budget.min_retry_concurrency"));
             breaker.budget.set(any.then(percent).flatten(), any.then(min).flatten());
         }
     }

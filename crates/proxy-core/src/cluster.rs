@@ -1,6 +1,7 @@
 //! Clusters: how hosts are found, reached, chosen, limited and judged.
 
 mod discovery;
+mod dns;
 mod policy;
 mod protocol;
 mod transport;
@@ -13,7 +14,8 @@ use std::time::Duration;
 use mesh_types::ArcStr;
 use prost::Message;
 
-pub use discovery::{Discovery, DnsConfig, DnsFamily, OriginalDst};
+pub use discovery::{Discovery, OriginalDst};
+pub use dns::{DnsConfig, DnsFamily, DnsServers, NameCache};
 pub use policy::{HashFunction, LbPolicy, SlowStart, SubsetConfig, SubsetFallback, SubsetSelector};
 pub use protocol::{HeaderCase, Http1Options, Http2Options, Keepalive, UpstreamProtocol};
 pub use transport::{TransportMatch, TransportSocket, TransportSockets};
@@ -87,6 +89,8 @@ pub struct Cluster {
     pub pool_per_downstream: bool,
     /// TCP connections to a host end when it is found to fail.
     pub close_on_failure: bool,
+    /// When hosts come or go, new requests use new connections.
+    pub close_on_change: bool,
     /// Connections to a host for each request under way there, at least 1; more are made ahead.
     pub preconnect_ratio: f64,
     /// Connections in sum for each request under way, at least 1; more are made ahead, to the hosts that come next.
@@ -126,9 +130,6 @@ impl Cluster {
             "transport_socket_matcher": cluster.transport_socket_matcher.is_some(),
             "upstream_config": cluster.upstream_config.is_some(),
             "lrs_server": cluster.lrs_server.is_some(),
-            "dns_resolvers": !cluster.dns_resolvers.is_empty(),
-            "dns_resolution_config": cluster.dns_resolution_config.as_ref().is_some_and(|c| !c.resolvers.is_empty()),
-            "use_tcp_for_dns_lookups": cluster.use_tcp_for_dns_lookups,
             "queuing_policies": cluster.queuing_policies.is_some(),
             "per_connection_buffer_high_watermark_timeout": cluster.per_connection_buffer_high_watermark_timeout.is_some(),
             "stats_matcher": cluster.stats_matcher.is_some(),
@@ -141,10 +142,18 @@ impl Cluster {
         constraints::cluster(cluster)?;
         let discovery = Discovery::compile(cluster)?;
         let http = protocol::HttpOptions::compile(cluster, options)?;
+        if let Discovery::DynamicForwardProxy(cache) = &discovery
+            && http.names_in_tls
+            && !(cache.allow_insecure || (http.auto_sni && http.auto_san_validation))
+        {
+            return Err(Invalid::new(
+                "upstream_http_protocol_options",
+                "a dynamic forward proxy needs auto_sni and auto_san_validation, or allow_insecure_cluster_options",
+            ));
+        }
         let common = cluster.common_lb_config.clone().unwrap_or_default();
         let policy = policy::Balancing::compile(cluster, &common, &options.runtime)?;
         refuse! {
-            "common_lb_config.close_connections_on_host_set_change": common.close_connections_on_host_set_change,
             "common_lb_config.override_host_status": common.override_host_status.is_some(),
             "lb_subset_config.scale_locality_weight":
                 cluster.lb_subset_config.as_ref().is_some_and(|c| c.scale_locality_weight),
@@ -195,6 +204,7 @@ impl Cluster {
             ignore_new_hosts: common.ignore_new_hosts_until_first_hc,
             pool_per_downstream: cluster.connection_pool_per_downstream_connection,
             close_on_failure: cluster.close_connections_on_host_health_failure,
+            close_on_change: common.close_connections_on_host_set_change,
             preconnect_ratio: ahead.per_host,
             predictive_ratio: ahead.predictive,
             lb: policy.lb,

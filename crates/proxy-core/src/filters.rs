@@ -4,6 +4,7 @@ mod cors;
 mod descriptors;
 mod ext_authz;
 mod fault;
+mod grpc_stats;
 mod header_to_metadata;
 mod istio;
 mod jwt;
@@ -19,6 +20,7 @@ pub use cors::{CorsDecision, CorsPolicy, cors_decide};
 pub use descriptors::{RateLimitContext, RateLimitRule};
 pub use ext_authz::{Asked, AuthzService, BodyBuffer, ExtAuthz, ExtAuthzOverride, HttpAuthz};
 pub use fault::{Abort, Fault, FaultDecision};
+pub use grpc_stats::GrpcStats;
 pub use header_to_metadata::{HeaderToMetadata, MetadataRules};
 pub use istio::{AlpnOverride, IstioStats, MetricOverride, PeerMetadataConfig, PeerMethod, Reporter};
 pub use jwt::{ClaimToHeader, JwksSource, JwtAuthn, JwtOverride, JwtProvider, Needs, Requirement, Token, TokenPlace};
@@ -63,7 +65,7 @@ pub enum HttpFilter {
     /// Waits for the whole request, up to this many bytes.
     Buffer(u64),
     /// Counts gRPC messages; `true`: into filter state.
-    GrpcStats(bool),
+    GrpcStats(Arc<GrpcStats>),
     /// Chooses the ALPN of upstream connections.
     IstioAlpn(Arc<AlpnOverride>),
     /// Exchanges workload metadata with the peer by headers.
@@ -174,10 +176,7 @@ impl HttpFilter {
                 Self::LocalRateLimit(Arc::new(LocalRateLimit::compile(&typed.decode()?, runtime)?))
             }
             "buffer.v3.Buffer" => Self::Buffer(buffer_limit(&typed.decode()?)?),
-            "grpc_stats.v3.FilterConfig" => {
-                let config: http::grpc_stats::v3::FilterConfig = typed.decode()?;
-                Self::GrpcStats(config.emit_filter_state)
-            }
+            "grpc_stats.v3.FilterConfig" => Self::GrpcStats(Arc::new(GrpcStats::compile(&typed.decode()?))),
             "stateful_session.v3.StatefulSession" => {
                 Self::StatefulSession(Arc::new(StatefulSession::compile(&typed.decode()?)?))
             }
@@ -247,7 +246,10 @@ impl PerFilter {
                     Err(invalid) => return Err(invalid).at("config"),
                 },
             };
-            return Ok(Some(Self::Enabled(inner.map(Arc::new))));
+            return Ok(Some(match inner {
+                Some(Self::Disabled) => Self::Disabled,
+                inner => Self::Enabled(inner.map(Arc::new)),
+            }));
         }
         let short = typed.name.strip_prefix(PREFIX).unwrap_or(&typed.name);
         Ok(Some(match short {

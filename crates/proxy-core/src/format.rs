@@ -206,6 +206,7 @@ impl Node {
                 }
                 return some || !omit_empty;
             }
+            Node::Constant(Value::Null) if omit_empty => return false,
             Node::Constant(value) => {
                 let _ = serde_json::to_writer(out, value);
             }

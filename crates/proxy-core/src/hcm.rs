@@ -17,7 +17,7 @@ pub use local_reply::{LocalReply, Rewritten};
 pub use path::{PathVerdict, normalize};
 pub use request::{RequestIdentity, conform_request};
 pub use response::conform_response;
-pub use tracing::{CustomTag, TagSource, Tracing, TracingProvider};
+pub use tracing::{CustomTag, SpanService, TagSource, Tracing, TracingProvider};
 
 use crate::access_log::AccessLog;
 use crate::address::Address;
@@ -47,6 +47,8 @@ pub struct HttpConnectionManager {
     pub access_log_flush_interval: Option<Duration>,
     /// Write a record when a request comes.
     pub access_log_on_new_request: bool,
+    /// A record is written when an upgrade or CONNECT succeeded, too.
+    pub access_log_on_tunnel: bool,
     /// The `server` header.
     pub server_name: ArcStr,
     /// What happens to the upstream's `server` header.
@@ -312,6 +314,7 @@ impl HttpConnectionManager {
             access_log_flush_interval: duration("access_log_flush_interval", &flush, None)?,
             access_log_on_new_request: log.is_some_and(|o| o.flush_access_log_on_new_request)
                 || hcm.flush_access_log_on_new_request,
+            access_log_on_tunnel: log.is_some_and(|o| o.flush_log_on_tunnel_successfully_established),
             server_name: if hcm.server_name.is_empty() { "envoy".into() } else { hcm.server_name.as_str().into() },
             server_header: match hcm.server_header_transformation {
                 0 => ServerHeader::Overwrite,

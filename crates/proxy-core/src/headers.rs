@@ -67,63 +67,102 @@ const fn bit(tag: u32) -> u128 {
     1 << (tag.wrapping_mul(0x9e37_79b1) >> 25)
 }
 
-/// Envoy's inline headers, which exist once (`Http::Headers`, `INLINE_REQ_*`, `INLINE_RESP_*` and the custom ones). Sorted.
-const SINGLE: [&str; 55] = [
-    "accept",
-    "accept-encoding",
-    "access-control-allow-credentials",
-    "access-control-allow-headers",
-    "access-control-allow-methods",
-    "access-control-allow-origin",
-    "access-control-expose-headers",
-    "access-control-max-age",
-    "access-control-request-headers",
-    "access-control-request-method",
-    "authorization",
+/// Envoy's inline headers, which exist once, in requests and in responses (`INLINE_REQ_RESP_*` and custom ones). Sorted.
+const SINGLE: [&str; 14] = [
     "cache-control",
     "connection",
     "content-encoding",
     "content-length",
     "content-type",
-    "date",
-    "etag",
-    "expect",
-    "grpc-accept-encoding",
-    "grpc-message",
-    "grpc-status",
-    "grpc-timeout",
-    "host",
     "keep-alive",
-    "location",
-    "origin",
     "proxy-connection",
-    "referer",
-    "server",
-    "te",
+    "proxy-status",
     "transfer-encoding",
     "upgrade",
-    "user-agent",
-    "vary",
     "via",
-    "x-client-trace-id",
     "x-envoy-attempt-count",
     "x-envoy-decorator-operation",
+    "x-request-id",
+];
+
+/// Those of requests alone. Sorted.
+const SINGLE_IN_REQUESTS: [&str; 49] = [
+    "accept",
+    "accept-encoding",
+    "access-control-request-headers",
+    "access-control-request-method",
+    "access-control-request-private-network",
+    "authorization",
+    "cdn-loop",
+    "expect",
+    "grpc-accept-encoding",
+    "grpc-timeout",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "origin",
+    "pragma",
+    "referer",
+    "te",
+    "user-agent",
+    "x-client-trace-id",
     "x-envoy-downstream-service-cluster",
     "x-envoy-downstream-service-node",
     "x-envoy-expected-rq-timeout-ms",
     "x-envoy-external-address",
     "x-envoy-force-trace",
+    "x-envoy-hedge-on-per-try-timeout",
     "x-envoy-internal",
+    "x-envoy-ip-tags",
+    "x-envoy-is-timeout-retry",
     "x-envoy-max-retries",
+    "x-envoy-original-host",
     "x-envoy-original-path",
+    "x-envoy-original-url",
+    "x-envoy-retriable-header-names",
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retry-grpc-on",
     "x-envoy-retry-on",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-rq-timeout-alt-response",
     "x-envoy-upstream-rq-timeout-ms",
-    "x-envoy-upstream-service-time",
+    "x-envoy-upstream-stream-duration-ms",
     "x-forwarded-client-cert",
     "x-forwarded-for",
     "x-forwarded-host",
+    "x-forwarded-port",
     "x-forwarded-proto",
-    "x-request-id",
+];
+
+/// Those of responses alone. Sorted.
+const SINGLE_IN_RESPONSES: [&str; 23] = [
+    "access-control-allow-credentials",
+    "access-control-allow-headers",
+    "access-control-allow-methods",
+    "access-control-allow-origin",
+    "access-control-allow-private-network",
+    "access-control-expose-headers",
+    "access-control-max-age",
+    "age",
+    "date",
+    "etag",
+    "expires",
+    "grpc-message",
+    "grpc-status",
+    "last-modified",
+    "location",
+    "server",
+    "vary",
+    "x-envoy-degraded",
+    "x-envoy-immediate-health-check-fail",
+    "x-envoy-ratelimited",
+    "x-envoy-upstream-canary",
+    "x-envoy-upstream-healthchecked-cluster",
+    "x-envoy-upstream-service-time",
 ];
 
 /// Where a header's line is.
@@ -271,10 +310,26 @@ impl Headers {
         }
     }
 
+    /// So many of the headers are further ones of those that [`join_single`](Headers::join_single) makes one.
+    pub fn repeated_single(&self) -> usize {
+        let mut seen: Vec<&str> = Vec::new();
+        let again = self.entries.iter().filter(|e| self.again & bit(e.tag) != 0);
+        let names = again.filter_map(|e| std::str::from_utf8(e.name(&self.buffer)).ok());
+        names
+            .filter(|name| {
+                let repeated = seen.contains(name);
+                if !repeated && self.keeps_once(name) {
+                    seen.push(name);
+                }
+                repeated
+            })
+            .count()
+    }
+
     fn join_from(&mut self, at: usize) {
         let name = self.entries[at].name(&self.buffer).to_vec();
         let Ok(text) = std::str::from_utf8(&name) else { return };
-        if SINGLE.binary_search(&text).is_err() {
+        if !self.keeps_once(text) {
             return;
         }
         let values: Vec<&[u8]> = self.get_all(text).filter(|value| !value.is_empty()).collect();
@@ -426,12 +481,18 @@ impl Headers {
     }
 
     /// Adds a header as Envoy's `HeaderMap` does: headers that it keeps only once get the value appended with a comma,
-    /// all others get another line.
+    /// all others get another line. Those of requests are nothing special in a response, nor the other way round.
     pub fn add(&mut self, name: &str, value: &[u8]) {
-        match name {
-            _ if SINGLE.binary_search(&name).is_ok() => self.append(name, value, ","),
-            _ => self.push(name.as_bytes(), value),
+        match self.keeps_once(name) {
+            true => self.append(name, value, ","),
+            false => self.push(name.as_bytes(), value),
         }
+    }
+
+    /// Whether Envoy keeps a header only once in such a head.
+    fn keeps_once(&self, name: &str) -> bool {
+        let own: &[&str] = if self.contains(":status") { &SINGLE_IN_RESPONSES } else { &SINGLE_IN_REQUESTS };
+        SINGLE.binary_search(&name).is_ok() || own.binary_search(&name).is_ok()
     }
 
     /// Removes all values under the name; says whether there were any.
@@ -530,6 +591,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn fields_of_requests_are_many_in_responses() {
+        let added = |first: (&str, &str)| {
+            let mut headers = Headers::of([first]);
+            headers.add("x-forwarded-for", b"1");
+            headers.add("x-forwarded-for", b"2");
+            headers.get_all("x-forwarded-for").map(<[u8]>::to_vec).collect::<Vec<_>>()
+        };
+        assert_eq!(added((":method", "GET")), [b"1,2"]);
+        assert_eq!(added((":status", "200")), [b"1", b"2"]);
+    }
+
+    #[test]
     fn set_replaces_all_and_keeps_the_place() {
         let mut h = Headers::of([(":method", "GET"), ("X-A", "1"), ("b", "2"), ("x-a", "3")]);
         assert_eq!(h.get_all("x-a").collect::<Vec<_>>(), [b"1", b"3"]);
@@ -549,7 +622,7 @@ mod tests {
         h.add("cookie", b"a=1");
         h.add("cookie", b"b=2");
         assert_eq!((h.get("x-forwarded-for"), h.len()), (Some(&b"1.1.1.1,2.2.2.2"[..]), 5));
-        assert!(SINGLE.is_sorted());
+        assert!(SINGLE.is_sorted() && SINGLE_IN_REQUESTS.is_sorted() && SINGLE_IN_RESPONSES.is_sorted());
         h.clear();
         assert_eq!((h.len(), h.byte_size()), (0, 0));
     }
@@ -560,6 +633,15 @@ mod tests {
         h.join_single();
         let all: Vec<_> = h.iter_regular().collect();
         assert_eq!(all, [(&b"accept"[..], &b"a,c"[..]), (b"x-b", b"1"), (b"x-b", b"2")]);
+        // Which ones is another matter in requests than in responses.
+        let two = |head| {
+            let mut h = Headers::of([(head, "1"), ("etag", "a"), ("etag", "b"), ("pragma", "a"), ("pragma", "b")]);
+            h.join_single();
+            (h.get_all("etag").count(), h.get_all("pragma").count())
+        };
+        assert_eq!((two(":method"), two(":status")), ((2, 1), (1, 2)));
+        let h = Headers::of([("accept", "a"), ("x-b", "1"), ("x-b", "2"), ("accept", ""), ("accept", "c")]);
+        assert_eq!(h.repeated_single(), 2);
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub mod bootstrap;
 pub mod cel;
 pub mod circuit;
 pub mod cluster;
+pub mod collector;
 pub mod config_source;
 pub mod endpoints;
 pub mod filters;

@@ -63,7 +63,10 @@ pub struct Listener {
     pub ignore_connection_limit: bool,
     /// Its own limit of connections, which only the runtime sets.
     connection_limit: Live<u64>,
-    open: AtomicU64,
+    /// Shared by all states of the listener.
+    open: Arc<AtomicU64>,
+    /// Its connections go when it changes, not when the proxy's health checks are made to fail.
+    pub drains_when_modified_only: bool,
     /// It serves whatever runs short.
     pub bypass_overload: bool,
     /// IP_FREEBIND on the socket.
@@ -170,20 +173,28 @@ pub struct FilterChain {
 
 /// An open connection of a listener; it counts until it is dropped.
 #[derive(Debug)]
-pub struct OpenConnection(Arc<Listener>);
+pub struct OpenConnection(Arc<AtomicU64>);
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Listener {
     /// One more connection, unless there are as many as there may be.
-    pub fn open(self: &Arc<Self>) -> Option<OpenConnection> {
+    pub fn open(&self) -> Option<OpenConnection> {
         let most = self.connection_limit.get();
         let more = |open| (open < most).then_some(open + 1);
-        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok().then(|| OpenConnection(self.clone()))
+        self.open
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .is_ok()
+            .then(|| OpenConnection(self.open.clone()))
+    }
+
+    /// Takes over the connections of the state that it replaces: they count against its limit.
+    pub fn replaces(&mut self, previous: &Listener) {
+        self.open = previous.open.clone();
     }
 
     /// Compiles a `config.listener.v3.Listener`.
@@ -200,7 +211,6 @@ impl Listener {
             "udp_listener_config": listener.udp_listener_config.as_ref().is_some_and(|u| u.quic_options.is_some()),
             "filter_chain_matcher": listener.filter_chain_matcher.is_some(),
             "enable_mptcp": listener.enable_mptcp,
-            "drain_type": listener.drain_type != 0,
             "connection_balance_config": listener
                 .connection_balance_config
                 .as_ref()
@@ -243,7 +253,8 @@ impl Listener {
             connection_limit: options
                 .runtime
                 .live(&format!("envoy.resource_limits.listener.{}.connection_limit", listener.name), u64::MAX),
-            open: AtomicU64::new(0),
+            open: Arc::default(),
+            drains_when_modified_only: listener.drain_type != 0,
             ignore_connection_limit: listener.ignore_global_conn_limit,
             bypass_overload: listener.bypass_overload_manager,
             freebind: fields::flag(listener.freebind.as_ref(), false),

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mesh_types::ArcStr;
@@ -13,9 +13,10 @@ use crate::pb;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata(Vec<(ArcStr, Arc<Map<String, Value>>)>);
 
-/// Facts by name that filters of one connection or request hand to each other; text is all that is needed here.
+/// Facts by name that filters of one connection or request hand to each other; text is all that is needed here. And the names
+/// of those that hash policies may look at (Envoy's `Hashable`).
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct FilterState(pub BTreeMap<ArcStr, ArcStr>);
+pub struct FilterState(pub BTreeMap<ArcStr, ArcStr>, pub BTreeSet<ArcStr>);
 
 impl Metadata {
     pub(crate) fn compile(metadata: Option<&pb::core::Metadata>) -> Self {

@@ -25,7 +25,7 @@ pub use header_ops::HeaderOps;
 pub use internal_redirect::{Hop, InternalRedirect, NotFollowed, PreviousRoutes};
 pub use matching::RouteMatcher;
 pub(crate) use matching::is_grpc;
-pub use redirect::{Redirect, own_location};
+pub use redirect::{Redirect, own_location, tls_location};
 pub(crate) use template::template_regex;
 pub use timeouts::{Timeouts, grpc_timeout};
 
@@ -304,7 +304,7 @@ impl RouteTable {
             return RouteResult::NoRoute(Arc::clone(vhost));
         }
         if vhost.wants_tls(input.headers) {
-            let location = redirect::tls_location(input.headers);
+            let location = tls_location(input.headers);
             return RouteResult::RedirectToTls(Arc::clone(vhost), location);
         }
         match vhost.routes.iter().find(|route| route.matcher.matches(input, self.ignore_path_parameters)) {
@@ -347,15 +347,13 @@ impl RouteTable {
     }
 }
 
-/// The host without its port (Envoy `HeaderUtility::getPortStart`): the part behind the last colon must be a number.
+/// The host without its port (Envoy `HeaderUtility::getPortStart`): what stands behind the last colon, whatever it is.
 pub(crate) fn without_port(authority: &str) -> &str {
-    let Some(at) = authority.rfind(':') else { return authority };
-    // An IPv6 address needs its brackets before the port.
-    if authority[..at].contains(':') && !authority[..at].ends_with(']') {
-        return authority;
+    match authority.rfind(':') {
+        // An IPv6 address needs its brackets before the port.
+        Some(at) if authority.rfind(']').is_none_or(|end| end < at) => &authority[..at],
+        _ => authority,
     }
-    let port = &authority[at + 1..];
-    if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) { &authority[..at] } else { authority }
 }
 
 fn per_filter(configs: &HashMap<String, pb::Any>, options: &Options) -> Compiled<PerFilterTable> {
@@ -583,20 +581,19 @@ impl Matched {
         self.forward()?.retry.as_ref().or(self.vhost.retry.as_ref())
     }
 
-    /// CORS policies, the innermost first; those of the deprecated fields if there are no others. Only routes to clusters have some.
+    /// As [`cors_policies_of`](Matched::cors_policies_of) the filter with the usual name.
     pub fn cors_policies(&self) -> Vec<&CorsPolicy> {
-        const FILTER: &str = "envoy.filters.http.cors";
+        self.cors_policies_of("envoy.filters.http.cors")
+    }
+
+    /// CORS policies of the filter with this name, the innermost first; those of the deprecated fields if there are no others. Only
+    /// routes to clusters have some.
+    pub fn cors_policies_of<'a>(&'a self, filter: &'a str) -> Vec<&'a CorsPolicy> {
         let Some(forward) = self.forward() else { return Vec::new() };
-        let weighted = self.weighted().and_then(|w| w.per_filter.get(FILTER));
-        let outer = [&self.route.per_filter, &self.vhost.per_filter, &self.table.per_filter];
-        let levels = weighted.into_iter().chain(outer.into_iter().filter_map(|level| level.get(FILTER)));
-        let policies: Vec<&CorsPolicy> = levels
-            .filter_map(|settings| match settings {
-                PerFilter::Cors(policy) => Some(&**policy),
-                PerFilter::Enabled(Some(inner)) => match &**inner {
-                    PerFilter::Cors(policy) => Some(&**policy),
-                    _ => None,
-                },
+        let policies: Vec<_> = self
+            .per_filters(filter)
+            .filter_map(|per| match per.settings() {
+                Some(PerFilter::Cors(policy)) => Some(&**policy),
                 _ => None,
             })
             .collect();

@@ -10,6 +10,8 @@ pub enum Propagation {
     B3,
     /// `traceparent` and `tracestate`.
     W3c,
+    /// B3 or else W3C is read, and both are sent (`USE_B3_WITH_W3C_PROPAGATION`).
+    B3AndW3c,
 }
 
 /// The place of one span in a trace.
@@ -63,14 +65,14 @@ impl TraceContext {
                 }
             },
             Propagation::W3c => Self::from_traceparent(headers.get_str("traceparent")?),
+            Propagation::B3AndW3c => {
+                Self::extract(Propagation::B3, headers).or_else(|| Self::extract(Propagation::W3c, headers))
+            }
         }
     }
 
-    /// What a request without ids may still say: `x-b3-sampled`, `x-b3-flags` or a `b3` of one letter.
+    /// What a request without ids may still say: `x-b3-sampled` or a `b3` of one letter. As Envoy, `x-b3-flags` say nothing.
     pub fn b3_sampled(headers: &Headers) -> Option<bool> {
-        if headers.get_str("x-b3-flags") == Some("1") {
-            return Some(true);
-        }
         headers.get_str("x-b3-sampled").or(headers.get_str("b3")).and_then(b3_flag)
     }
 
@@ -116,7 +118,19 @@ impl TraceContext {
 
     /// Whether a request has a context that cannot be read; it is passed on as it is, and no span is made.
     pub fn is_broken(how: Propagation, headers: &Headers) -> bool {
-        how == Propagation::W3c && headers.contains("traceparent") && Self::extract(how, headers).is_none()
+        let is_there = match (how, headers.get_str("b3")) {
+            (Propagation::W3c, _) => headers.contains("traceparent"),
+            // One letter says whether, and not where.
+            (_, Some(single)) => b3_flag(single).is_none(),
+            (_, None) => {
+                let parent = headers.get_str("x-b3-parentspanid").filter(|parent| !parent.is_empty());
+                if parent.is_some_and(|parent| number(parent, 16).is_none()) {
+                    return true;
+                }
+                headers.contains("x-b3-traceid") && headers.contains("x-b3-spanid")
+            }
+        };
+        is_there && Self::extract(how, headers).is_none()
     }
 
     /// Writes the context into the request for the next hop.
@@ -142,6 +156,10 @@ impl TraceContext {
             Propagation::W3c => {
                 let text = format!("00-{:032x}-{:016x}-0{}", self.trace, self.span, u8::from(sampled));
                 headers.set("traceparent", text.as_bytes());
+            }
+            Propagation::B3AndW3c => {
+                self.inject(Propagation::B3, headers);
+                self.inject(Propagation::W3c, headers);
             }
         }
     }

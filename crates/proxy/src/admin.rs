@@ -278,10 +278,13 @@ impl Admin {
         // Listeners that drain do not count (Envoy `Utility::serverState`).
         if self.shared.health_failed.load(Ordering::Relaxed) {
             "DRAINING"
-        } else if self.control().ready().is_err() {
-            "INITIALIZING"
         } else {
-            "LIVE"
+            let control = self.control();
+            match (control.ready(), control.waits_for_clusters()) {
+                (Ok(()), _) => "LIVE",
+                (Err(_), true) => "PRE_INITIALIZING",
+                (Err(_), false) => "INITIALIZING",
+            }
         }
     }
 

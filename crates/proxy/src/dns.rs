@@ -1,15 +1,22 @@
 //! Hosts of STRICT_DNS and LOGICAL_DNS clusters: resolved, and resolved again.
 
+mod resolver;
+
+pub(crate) use resolver::Resolvers;
+
 use crate::control::Control;
 use crate::runtime::ClusterEntry;
 use crate::stats::{ClusterStats, Kind};
 use crate::worker::Worker;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use mesh_types::ArcStr;
 use proxy_core::Endpoints;
-use proxy_core::cluster::{Discovery, DnsConfig, DnsFamily};
-use std::collections::HashMap;
+use proxy_core::cluster::{Discovery, DnsConfig, NameCache};
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -24,71 +31,97 @@ pub(crate) async fn run(mut clusters: UnboundedReceiver<Arc<ClusterEntry>>, cont
     }
 }
 
+/// Asks for the cluster's names, each at its own time, and takes over what they mean.
 async fn keep_resolved(entry: Weak<ClusterEntry>, config: DnsConfig, control: Arc<Mutex<Control>>) {
-    let mut failures = 0u32;
+    let Some(cluster) = entry.upgrade() else { return };
+    // One host there is in any case: that its name means nothing now is no news.
+    let logical = matches!(cluster.cluster.discovery, Discovery::LogicalDns(_));
+    let shared = control.lock().unwrap_or_else(PoisonError::into_inner).shared.clone();
     let stats = Arc::new(ClusterStats::default());
-    if let Some(cluster) = entry.upgrade() {
-        let shared = control.lock().unwrap_or_else(PoisonError::into_inner).shared.clone();
-        shared.registry.add(Kind::Cluster, cluster.cluster.stat_name.clone(), stats.clone());
+    shared.registry.add(Kind::Cluster, cluster.cluster.stat_name.clone(), stats.clone());
+    let names = cluster.cluster.dns_names();
+    drop(cluster);
+    if names.is_empty() {
+        take_over(&entry, &control, &HashMap::new());
     }
-    loop {
-        let Some(cluster) = entry.upgrade() else { return };
-        let names = cluster.cluster.dns_names();
-        let mut found: HashMap<(ArcStr, u16), Vec<SocketAddr>> = HashMap::new();
-        let mut failed = false;
-        for (name, port) in names {
+
+    let ask = |index: usize, pause: Duration| {
+        let (resolvers, config, stats, name) = (&shared.resolvers, &config, &stats, &names[index].0);
+        async move {
+            tokio::time::sleep(pause).await;
             stats.update_attempt.inc();
-            match tokio::net::lookup_host((name.to_string(), port)).await {
-                Ok(addresses) => {
-                    stats.update_success.inc();
-                    let chosen = of_family(addresses.collect(), config.family);
-                    found.insert((name, port), chosen);
-                }
-                // The resolver knows that there is no such name: an answer, unless there must be an address.
-                Err(e) if is_unknown(&e) && matches!(cluster.cluster.discovery, Discovery::StrictDns(_)) => {
-                    stats.update_success.inc();
-                    found.insert((name, port), Vec::new());
-                }
-                Err(e) => {
-                    tracing::debug!(%name, error = %e, "cannot resolve");
-                    stats.update_failure.inc();
-                    failed = true;
-                }
-            }
+            (index, resolvers.resolve(&config.servers, config.family, name).await)
         }
-        let warm = cluster.warm.load(std::sync::atomic::Ordering::Acquire);
-        if !failed || !warm {
-            let previous = cluster.endpoints.load_full();
-            let resolve = |name: &str, port: u16| found.get(&(ArcStr::from(name), port)).cloned().unwrap_or_default();
-            match Endpoints::resolved(&cluster.cluster, &resolve, Some(&previous)) {
-                Ok(endpoints) => {
-                    let addresses = |of: &Endpoints| of.hosts().map(|host| host.address.clone()).collect::<Vec<_>>();
-                    match addresses(&previous) == addresses(&endpoints) {
-                        true if !failed => stats.update_no_rebuild.inc(),
-                        _ => {}
-                    }
-                    cluster.set_endpoints(Arc::new(endpoints));
-                    if !warm {
-                        control.lock().unwrap_or_else(PoisonError::into_inner).finish_warming();
-                    }
-                }
-                Err(e) => tracing::warn!(cluster = %cluster.cluster.name, error = %e, "cannot use resolved addresses"),
-            }
+    };
+    let mut asked: FuturesUnordered<_> = (0..names.len()).map(|index| ask(index, Duration::ZERO)).collect();
+    let mut known: HashMap<&(ArcStr, u16), Vec<SocketAddr>> = HashMap::new();
+    // Until all names were asked for, there is nothing to take over.
+    let mut unasked: HashSet<usize> = (0..names.len()).collect();
+    let mut failures = vec![0u32; names.len()];
+    while let Some((index, answer)) = asked.next().await {
+        if entry.strong_count() == 0 {
+            return;
         }
-        drop(cluster);
-        failures = if failed { failures + 1 } else { 0 };
-        let pause = match failures {
-            0 => config.refresh,
-            n => (config.failure_refresh.0 * 2u32.saturating_pow(n.min(10) - 1)).min(config.failure_refresh.1),
+        let name = &names[index];
+        let was_first = unasked.remove(&index);
+        let answer = answer.inspect_err(|error| tracing::debug!(name = %name.0, %error, "cannot resolve"));
+        let answer = answer.ok().filter(|answer| !(logical && answer.addresses.is_empty()));
+        let mut changed = false;
+        let pause = match answer {
+            Some(answer) => {
+                stats.update_success.inc();
+                failures[index] = 0;
+                let addresses = with_port(answer.addresses, name.1);
+                changed = known.get(name).map_or(&[][..], |known| known) != addresses;
+                if !changed {
+                    stats.update_no_rebuild.inc();
+                }
+                known.insert(name, addresses);
+                let ttl = answer.ttl.filter(|_| config.respect_ttl).map(|ttl| ttl.max(config.min_refresh));
+                ttl.unwrap_or(config.refresh) + at_random(config.jitter)
+            }
+            None => {
+                stats.update_failure.inc();
+                failures[index] = failures[index].saturating_add(1);
+                let (base, longest) = config.failure_refresh;
+                (base * 2u32.pow(failures[index].min(11) - 1)).min(longest)
+            }
         };
-        tokio::time::sleep(pause.max(Duration::from_millis(10)) + at_random(config.jitter)).await;
+        if unasked.is_empty() && (changed || was_first) {
+            take_over(&entry, &control, &known);
+        }
+        asked.push(ask(index, pause.max(Duration::from_millis(10))));
     }
 }
 
-/// Whether a name does not exist or has no address, by the words of the C library, which tells in no other way.
-fn is_unknown(e: &std::io::Error) -> bool {
-    let text = e.to_string();
-    ["Name or service not known", "No address associated with hostname"].iter().any(|known| text.contains(known))
+/// The cluster's hosts have these addresses now.
+fn take_over(entry: &Weak<ClusterEntry>, control: &Mutex<Control>, known: &HashMap<&(ArcStr, u16), Vec<SocketAddr>>) {
+    let Some(cluster) = entry.upgrade() else { return };
+    let previous = cluster.endpoints.load_full();
+    let resolve = |name: &str, port: u16| known.get(&(ArcStr::from(name), port)).cloned().unwrap_or_default();
+    match Endpoints::resolved(&cluster.cluster, &resolve, Some(&previous)) {
+        Ok(endpoints) => {
+            let was_warm = cluster.warm.load(Ordering::Acquire);
+            let mut control = control.lock().unwrap_or_else(PoisonError::into_inner);
+            control.put_endpoints(&cluster, endpoints);
+            if !was_warm {
+                control.finish_warming();
+            }
+        }
+        Err(error) => tracing::warn!(cluster = %cluster.cluster.name, %error, "cannot use resolved addresses"),
+    }
+}
+
+/// Each address once, as a socket's.
+fn with_port(addresses: Vec<IpAddr>, port: u16) -> Vec<SocketAddr> {
+    let mut all: Vec<SocketAddr> = Vec::with_capacity(addresses.len());
+    for ip in addresses {
+        let address = SocketAddr::new(ip, port);
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    all
 }
 
 /// Up to `most`, so that many proxies do not ask at once.
@@ -98,46 +131,38 @@ fn at_random(most: Duration) -> Duration {
     most.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
-/// What names of requests mean, and when that was found out.
-pub(crate) type Cache = HashMap<(String, u16), (SocketAddr, Instant)>;
-
-/// Names kept by a worker; clients choose them, so there must be an end.
-const MAX_NAMES: usize = 1024;
+/// What names of requests mean, and until when: by the name of their cache, name and port.
+pub(crate) type Cache = HashMap<(ArcStr, String, u16), (SocketAddr, Instant)>;
 
 /// The address behind a name that a request or a handshake brought, for a dynamic forward proxy.
-pub(crate) async fn resolve(worker: &Worker, config: &DnsConfig, name: &str, port: u16) -> Option<SocketAddr> {
+pub(crate) async fn resolve(worker: &Worker, cache: &NameCache, name: &str, port: u16) -> Option<SocketAddr> {
     let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
     if let Ok(ip) = bare.parse::<IpAddr>() {
         return Some(SocketAddr::new(ip, port));
     }
-    let key = (name.to_ascii_lowercase(), port);
-    if let Some((address, since)) = worker.names.borrow().get(&key)
-        && since.elapsed() < config.refresh
+    let key = (cache.name.clone(), name.to_ascii_lowercase(), port);
+    if let Some((address, until)) = worker.names.borrow().get(&key)
+        && Instant::now() < *until
     {
         return Some(*address);
     }
-    let found = tokio::net::lookup_host((key.0.as_str(), port)).await;
-    let found = found.inspect_err(|error| tracing::debug!(name, %error, "cannot resolve")).ok()?;
-    let address = of_family(found.collect(), config.family).into_iter().next()?;
+    let dns = &cache.dns;
+    let asked = worker.shared.resolvers.resolve(&dns.servers, dns.family, &key.1);
+    let answer = match cache.query_timeout {
+        Some(longest) => tokio::time::timeout(longest, asked).await,
+        None => Ok(asked.await),
+    };
+    let answer = answer.inspect_err(|_| tracing::debug!(name, "nobody says in time what it means")).ok()?;
+    let answer = answer.inspect_err(|error| tracing::debug!(name, %error, "cannot resolve")).ok()?;
+    let address = SocketAddr::new(*answer.addresses.first()?, port);
+    let now = Instant::now();
     let mut names = worker.names.borrow_mut();
-    if names.len() >= MAX_NAMES {
-        names.retain(|_, (_, since)| since.elapsed() < config.refresh);
+    if names.len() >= cache.max_names {
+        names.retain(|_, (_, until)| now < *until);
     }
-    if names.len() < MAX_NAMES {
-        names.insert(key, (address, Instant::now()));
+    // Clients choose the names: there must be an end.
+    if names.len() < cache.max_names {
+        names.insert(key, (address, now + answer.ttl.map_or(dns.refresh, |ttl| ttl.max(dns.min_refresh))));
     }
     Some(address)
-}
-
-fn of_family(addresses: Vec<SocketAddr>, family: DnsFamily) -> Vec<SocketAddr> {
-    let only = |v6: bool| addresses.iter().copied().filter(|a| a.is_ipv6() == v6).collect::<Vec<_>>();
-    let mut chosen = match family {
-        DnsFamily::V4Only => only(false),
-        DnsFamily::V6Only => only(true),
-        DnsFamily::All => addresses,
-        DnsFamily::Auto => Some(only(true)).filter(|l| !l.is_empty()).unwrap_or_else(|| only(false)),
-        DnsFamily::V4Preferred => Some(only(false)).filter(|l| !l.is_empty()).unwrap_or_else(|| only(true)),
-    };
-    chosen.dedup();
-    chosen
 }

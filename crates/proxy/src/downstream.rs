@@ -31,8 +31,8 @@ pub(crate) fn accept_on(worker: &Rc<Worker>, name: &ArcStr, bound: Bound) -> io:
         Bound::Tcp(listener) => {
             let listener = TcpListener::from_std(listener)?;
             tokio::task::spawn_local(async move {
-                let bypass = bypasses(&worker, &name);
                 loop {
+                    let bypass = bypasses(&worker, &name);
                     overload::may_accept(&worker.shared, bypass).await;
                     tokio::select! {
                         next = listener.accept() => match next {
@@ -47,8 +47,8 @@ pub(crate) fn accept_on(worker: &Rc<Worker>, name: &ArcStr, bound: Bound) -> io:
         Bound::Unix(listener) => {
             let listener = UnixListener::from_std(listener)?;
             tokio::task::spawn_local(async move {
-                let bypass = bypasses(&worker, &name);
                 loop {
+                    let bypass = bypasses(&worker, &name);
                     overload::may_accept(&worker.shared, bypass).await;
                     tokio::select! {
                         next = listener.accept() => match next {
@@ -64,9 +64,10 @@ pub(crate) fn accept_on(worker: &Rc<Worker>, name: &ArcStr, bound: Bound) -> io:
     Ok(task.abort_handle())
 }
 
-/// Whether a listener accepts connections whatever runs short.
+/// Whether a listener accepts connections whatever runs short, as it is now.
 fn bypasses(worker: &Worker, name: &ArcStr) -> bool {
-    worker.shared.listeners.load().by_name.get(name).is_some_and(|entry| entry.listener.bypass_overload)
+    worker.shared.overload.get().is_some()
+        && worker.shared.listeners.load().by_name.get(name).is_some_and(|entry| entry.listener.bypass_overload)
 }
 
 /// Out of descriptors or memory: accepting again at once would spin.
@@ -230,6 +231,8 @@ struct Facts {
     server_name: Option<ArcStr>,
     alpn: Vec<Vec<u8>>,
     tls: bool,
+    /// Why the first bytes are none of TLS, if that was asked.
+    no_tls: Option<&'static str>,
     original_dst: Option<SocketAddr>,
 }
 
@@ -242,6 +245,7 @@ impl Facts {
             server_name: None,
             alpn: Vec::new(),
             tls: false,
+            no_tls: None,
             original_dst: None,
         }
     }
@@ -255,11 +259,13 @@ impl Facts {
             server_name: self.server_name,
             transport_protocol: if self.tls { "tls" } else { "raw_buffer" },
             application_protocols: self.alpn,
+            transport_failure: self.no_tls.map(ArcStr::from),
             listener: listener.name.clone(),
             filter_chain: chain.map_or_else(|| "".into(), |c| c.chain.name.clone()),
             direction: listener.direction,
             listener_metadata: Some(listener.metadata.clone()).filter(|metadata| !metadata.is_empty()),
             filter_chain_metadata: chain.map(|c| c.chain.metadata.clone()).filter(|metadata| !metadata.is_empty()),
+            environment: |name| std::env::var(name).ok(),
             ..ConnectionInfo::default()
         }
     }
@@ -355,6 +361,7 @@ async fn look(stream: &TcpStream, mut tls: bool, http: bool, facts: &mut Facts, 
                 }
                 Look::No => {
                     stats.inc("tls_inspector.tls_not_found");
+                    facts.no_tls = Some(inspect::why_no_hello(&buf[..n]));
                     tls = false;
                 }
                 Look::More => {}
@@ -635,9 +642,9 @@ async fn pass_filters(connection: &mut Connection) -> Result<Passed, ResponseFla
             NetworkFilter::SniDynamicForwardProxy { port } => {
                 let Some(name) = connection.info.server_name.clone() else { continue };
                 let Some(forward) = forward_cluster(connection) else { continue };
-                let Discovery::DynamicForwardProxy(dns) = &forward.config().discovery else { continue };
+                let Discovery::DynamicForwardProxy(cache) = &forward.config().discovery else { continue };
                 let port = port.or_else(|| connection.info.local.port()).unwrap_or(443);
-                connection.original_dst = Box::pin(crate::dns::resolve(&worker, dns, &name, port)).await;
+                connection.original_dst = Box::pin(crate::dns::resolve(&worker, cache, &name, port)).await;
             }
             NetworkFilter::SniCluster => passed.cluster = connection.info.server_name.clone(),
             NetworkFilter::SetFilterState(values) => {
@@ -747,13 +754,17 @@ fn run_chain(mut connection: Connection) -> impl Future<Output = ()> {
             }
             (Terminal::Echo, Ok(passed)) => {
                 if pass_gates(&mut connection, &passed.gates).await {
-                    Box::pin(tcp::echo(connection)).await;
+                    tokio::select! {
+                        () = Box::pin(tcp::echo(connection)) => {}
+                        () = chain.cut() => {}
+                    }
                 }
                 StreamInfo::new(info, start)
             }
             (Terminal::Close, Ok(_)) => StreamInfo::new(info, start),
         };
         if !listener.access_log.is_empty() {
+            stream.local_close_reason = stream.local_close_reason.or_else(|| chain.cut_reason());
             stream.times.complete = start.elapsed().ok();
             crate::log::write(&worker, &listener.access_log, &FormatContext::new(&stream, None, None));
         }

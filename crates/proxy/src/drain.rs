@@ -15,6 +15,18 @@ pub enum DrainStrategy {
     Immediate,
 }
 
+/// How far a filter chain is with letting its connections go.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Drain {
+    /// It is in use.
+    #[default]
+    No,
+    /// It was removed or changed then, and so was its listener.
+    Since(Instant),
+    /// The drain time is over, or the proxy ends: connections are cut off.
+    Over,
+}
+
 /// What was begun to drain by `/drain_listeners` or by whoever runs the proxy.
 pub(crate) struct Draining {
     pub(crate) strategy: DrainStrategy,
@@ -37,7 +49,11 @@ impl Draining {
     /// Whether a connection is to end with its next answer (Envoy `DrainManagerImpl::drainClose`).
     pub(crate) fn ends(&self, direction: Direction, random: &mut Random) -> bool {
         let inbound = self.inbound.get().filter(|_| direction == Direction::Inbound);
-        let Some(began) = self.all.get().or(inbound) else { return false };
+        self.all.get().or(inbound).is_some_and(|began| self.is_due(*began, random))
+    }
+
+    /// Likewise of what began to drain then.
+    pub(crate) fn is_due(&self, began: Instant, random: &mut Random) -> bool {
         match self.strategy {
             DrainStrategy::Immediate => true,
             DrainStrategy::Gradual => {

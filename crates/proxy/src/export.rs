@@ -7,23 +7,26 @@ use bytes::Bytes;
 use envoy_api::pb::envoy::service::accesslog::v3 as als;
 use mesh_types::ArcStr;
 use prost::Message;
+use proxy_core::collector::{GrpcCollector, HttpCollector, about_process};
+use proxy_core::hcm::SpanService;
 use proxy_core::{Headers, PickContext};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where a batch goes, and as what.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Target {
-    /// JSON spans to Zipkin: cluster, host, path.
-    Zipkin { cluster: ArcStr, host: ArcStr, path: ArcStr },
-    /// Spans to an OpenTelemetry collector.
-    Spans { cluster: ArcStr, service: ArcStr },
+    /// JSON spans to Zipkin.
+    Zipkin(Arc<HttpCollector>),
+    /// Spans to an OpenTelemetry collector; with the name of the service, of which the environment may say more.
+    Spans { to: SpanService, service: ArcStr, detects_environment: bool },
     /// Log records to an OpenTelemetry collector, with the attributes of the resource.
-    Logs { cluster: ArcStr, resource: Vec<(ArcStr, ArcStr)> },
+    Logs { to: Arc<GrpcCollector>, resource: Vec<(ArcStr, ArcStr)> },
     /// Records to Envoy's access log service, under the log's name.
-    Als { cluster: ArcStr, log: ArcStr },
+    Als { to: Arc<GrpcCollector>, log: ArcStr },
 }
 
 /// One encoded span or record.
@@ -65,6 +68,9 @@ struct Batch {
     bytes: usize,
 }
 
+/// Who makes spans.
+const SDK: &str = "outrigger";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 const MAX_WAITING: usize = 4096;
 /// Zipkin's and OpenTelemetry's tracers of Envoy send from so many spans on…
 const SEND_AT: usize = 5;
@@ -107,14 +113,23 @@ fn flush(worker: &Rc<Worker>, target: &Target) {
     if items.is_empty() {
         return;
     }
-    let (cluster, headers, body) = request(target, items, &worker.shared.node.message);
+    let message = request(target, items, &worker.shared.node.message);
     let worker = worker.clone();
     // Nobody waits for telemetry.
     tokio::task::spawn_local(async move {
-        if tokio::time::timeout(TIMEOUT, post(&worker, &cluster, headers, body)).await.ok().flatten().is_none() {
+        let Outgoing { cluster, headers, body, timeout } = message;
+        if tokio::time::timeout(timeout, post(&worker, &cluster, headers, body)).await.ok().flatten().is_none() {
             tracing::debug!(%cluster, "a batch of telemetry was lost");
         }
     });
+}
+
+/// A batch on its way.
+struct Outgoing {
+    cluster: ArcStr,
+    headers: Headers,
+    body: Bytes,
+    timeout: Duration,
 }
 
 async fn post(worker: &Rc<Worker>, cluster: &str, headers: Headers, body: Bytes) -> Option<()> {
@@ -129,46 +144,76 @@ async fn post(worker: &Rc<Worker>, cluster: &str, headers: Headers, body: Bytes)
     Some(())
 }
 
-fn grpc(cluster: &ArcStr, path: &str, message: &impl Message) -> (ArcStr, Headers, Bytes) {
-    let headers = Headers::of([
+fn grpc(to: &GrpcCollector, path: &str, message: &impl Message) -> Outgoing {
+    let mut headers = Headers::of([
         (":method", "POST"),
         (":scheme", "http"),
         (":path", path),
-        (":authority", &**cluster),
+        (":authority", &*to.authority),
         ("te", "trailers"),
         ("content-type", "application/grpc"),
     ]);
+    to.metadata.iter().for_each(|(name, value)| headers.push_lower(name, value.as_bytes()));
     let mut body = vec![0u8; 5];
     body.extend_from_slice(&message.encode_to_vec());
     let length = u32::try_from(body.len() - 5).unwrap_or(u32::MAX);
     body[1..5].copy_from_slice(&length.to_be_bytes());
-    (cluster.clone(), headers, body.into())
+    Outgoing { cluster: to.cluster.clone(), headers, body: body.into(), timeout: TIMEOUT }
 }
 
-fn request(target: &Target, items: Vec<Item>, node: &envoy_api::core::Node) -> (ArcStr, Headers, Bytes) {
+fn http(to: &HttpCollector, kind: &str, body: Vec<u8>) -> Outgoing {
+    let mut headers = Headers::of([
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", &*to.path),
+        (":authority", &*to.host),
+        ("content-type", kind),
+    ]);
+    for (name, value) in &to.headers {
+        headers.set(name, &about_process(value, |name| std::env::var(name).ok()));
+    }
+    headers.set_number("content-length", body.len() as u64);
+    Outgoing { cluster: to.cluster.clone(), headers, body: body.into(), timeout: to.timeout }
+}
+
+/// `OTEL_RESOURCE_ATTRIBUTES`: names and values, `=` between them and `,` behind each but the last.
+fn environment() -> Vec<(String, String)> {
+    let text = std::env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+    text.split(',').filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+}
+
+fn request(target: &Target, items: Vec<Item>, node: &envoy_api::core::Node) -> Outgoing {
     match target {
-        Target::Zipkin { cluster, host, path } => {
+        Target::Zipkin(to) => {
             let spans: Vec<_> =
                 items.into_iter().filter_map(|i| if let Item::Json(v) = i { Some(v) } else { None }).collect();
-            let body = Bytes::from(serde_json::Value::Array(spans).to_string());
-            let mut headers = Headers::of([
-                (":method", "POST"),
-                (":scheme", "http"),
-                (":path", &**path),
-                (":authority", &**host),
-                ("content-type", "application/json"),
-            ]);
-            headers.push(b"content-length", body.len().to_string().as_bytes());
-            (cluster.clone(), headers, body)
+            http(to, "application/json", serde_json::Value::Array(spans).to_string().into_bytes())
         }
-        Target::Spans { cluster, service } => {
+        Target::Spans { to, service, detects_environment } => {
             let spans = items.into_iter().filter_map(|i| if let Item::Span(s) = i { Some(s) } else { None }).collect();
-            let resource = Some(otlp::Resource { attributes: vec![otlp::KeyValue::text("service.name", service)] });
-            let scope_spans = vec![otlp::ScopeSpans { spans }];
+            let own = [
+                ("service.name", &**service),
+                ("telemetry.sdk.name", SDK),
+                ("telemetry.sdk.language", "rust"),
+                ("telemetry.sdk.version", VERSION),
+            ];
+            let mut attributes: BTreeMap<_, _> = own.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+            if *detects_environment {
+                attributes.extend(environment());
+            }
+            let attributes = attributes.iter().map(|(k, v)| otlp::KeyValue::text(k, v)).collect();
+            let resource = Some(otlp::Resource { attributes });
+            let scope = Some(otlp::Scope { name: SDK.to_owned(), version: VERSION.to_owned() });
+            let scope_spans = vec![otlp::ScopeSpans { scope, spans }];
             let message = otlp::ExportSpans { resource_spans: vec![otlp::ResourceSpans { resource, scope_spans }] };
-            grpc(cluster, "/opentelemetry.proto.collector.trace.v1.TraceService/Export", &message)
+            match to {
+                SpanService::Grpc(to) => {
+                    grpc(to, "/opentelemetry.proto.collector.trace.v1.TraceService/Export", &message)
+                }
+                SpanService::Http(to) => http(to, "application/x-protobuf", message.encode_to_vec()),
+            }
         }
-        Target::Logs { cluster, resource } => {
+        Target::Logs { to, resource } => {
             let log_records =
                 items.into_iter().filter_map(|i| if let Item::Log(l) = i { Some(l) } else { None }).collect();
             let attributes = resource.iter().map(|(k, v)| otlp::KeyValue::text(k, v)).collect();
@@ -178,10 +223,10 @@ fn request(target: &Target, items: Vec<Item>, node: &envoy_api::core::Node) -> (
                     scope_logs: vec![otlp::ScopeLogs { log_records }],
                 }],
             };
-            grpc(cluster, "/opentelemetry.proto.collector.logs.v1.LogsService/Export", &message)
+            grpc(to, "/opentelemetry.proto.collector.logs.v1.LogsService/Export", &message)
         }
         // DIFFERS: Envoy keeps one stream open; a stream for each batch says the same.
-        Target::Als { cluster, log } => {
+        Target::Als { to, log } => {
             use als::stream_access_logs_message::{HttpAccessLogEntries, Identifier, LogEntries, TcpAccessLogEntries};
             let (mut http, mut tcp) = (Vec::new(), Vec::new());
             for item in items {
@@ -199,7 +244,7 @@ fn request(target: &Target, items: Vec<Item>, node: &envoy_api::core::Node) -> (
                 identifier: Some(Identifier { node: Some(node.clone()), log_name: log.to_string() }),
                 log_entries: Some(entries),
             };
-            grpc(cluster, "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs", &message)
+            grpc(to, "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs", &message)
         }
     }
 }
@@ -266,8 +311,19 @@ pub(crate) mod otlp {
         pub(crate) code: i32,
     }
 
+    /// `common.v1.InstrumentationScope`
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct Scope {
+        #[prost(string, tag = "1")]
+        pub(crate) name: String,
+        #[prost(string, tag = "2")]
+        pub(crate) version: String,
+    }
+
     #[derive(Clone, PartialEq, prost::Message)]
     pub(crate) struct ScopeSpans {
+        #[prost(message, optional, tag = "1")]
+        pub(crate) scope: Option<Scope>,
         #[prost(message, repeated, tag = "2")]
         pub(crate) spans: Vec<Span>,
     }

@@ -74,7 +74,7 @@ pub(crate) struct Http {
     aged: Cell<bool>,
     /// Requests under way.
     active: Cell<u32>,
-    /// The connection ends here (HTTP/2), and what its streams are to say.
+    /// The connection ends here, and what its streams are to say.
     end: Cell<Option<End>>,
     /// Buckets of local rate limits that count each connection by itself.
     limits: RefCell<std::collections::HashMap<usize, limits::Buckets>>,
@@ -82,13 +82,20 @@ pub(crate) struct Http {
     announced: RefCell<Option<(Vec<u8>, Arc<Workload>)>>,
 }
 
-/// Why the proxy ended a connection of HTTP/2 that had streams.
+/// Why the proxy ended a connection that had streams.
 #[derive(Clone, Copy, Debug)]
 enum End {
+    /// Its chain or the proxy is gone.
+    Cut,
     /// A PING was not answered.
     Unanswered,
     /// The peer broke the protocol: details of the log, other ones for the stream that did it.
     Codec { details: &'static str, blamed: Option<(u32, &'static str)> },
+}
+
+impl End {
+    /// What streams of a connection that is cut off say (Envoy `ActiveTcpConnection`, whose reason this is, word for word).
+    const CUT: &str = "downstream_local_disconnect(purging_socket_that_have_not_progressed_to_connections)";
 }
 
 impl Http {
@@ -116,10 +123,12 @@ impl Http {
     fn draining(&self) -> bool {
         // A proxy whose health checks are made to fail wants to be left, too (Envoy `DrainManagerImpl::drainClose`).
         let shared = &self.worker.shared;
+        let random = &mut *self.worker.random.borrow_mut();
         let ends = self.drained.get()
-            || *self.chain.drain.borrow()
-            || shared.health_failed.load(std::sync::atomic::Ordering::Relaxed)
-            || shared.draining.ends(self.listener.direction, &mut self.worker.random.borrow_mut());
+            || self.chain.lets_go(&shared.draining, random)
+            || !self.listener.drains_when_modified_only
+                && shared.health_failed.load(std::sync::atomic::Ordering::Relaxed)
+            || shared.draining.ends(self.listener.direction, random);
         if ends {
             self.drain();
         }
@@ -132,6 +141,26 @@ impl Http {
             self.stats.downstream_cx_drain_close.inc();
             self.leave();
         }
+    }
+
+    /// Whether the connection is cut off because its chain or the proxy is gone.
+    pub(crate) fn was_cut(&self) -> bool {
+        matches!(self.end.get(), Some(End::Cut))
+    }
+
+    /// Counts a connection that has come to its end while nothing was said to the peer.
+    fn count_end(&self) {
+        match self.was_cut() {
+            true => self.stats.downstream_cx_destroy_local.inc(),
+            false => self.stats.downstream_cx_destroy_remote.inc(),
+        }
+    }
+
+    /// Counts a connection that ended in the middle of a request.
+    fn count_end_of_active(&self) {
+        self.stats.downstream_cx_destroy_active_rq.inc();
+        // Envoy says so of connections that it cuts off as well.
+        self.stats.downstream_cx_destroy_remote_active_rq.inc();
     }
 
     /// Tells an HTTP/2 client to use another connection.
@@ -247,7 +276,14 @@ pub(crate) fn serve(
                 _ => None,
             },
         };
-        let Some(is_h2) = sniff(&http, &mut io, known).await else { return (None, 0, 0) };
+        let sniffed = tokio::select! {
+            sniffed = sniff(&http, &mut io, known) => sniffed,
+            () = http.chain.cut() => {
+                http.stats.downstream_cx_destroy_local.inc();
+                None
+            }
+        };
+        let Some(is_h2) = sniffed else { return (None, 0, 0) };
         let protocol = if is_h2 { HttpProtocol::Http2 } else { HttpProtocol::Http11 };
         if is_h2 {
             Box::pin(h2::serve(http.clone(), io)).await;
@@ -263,7 +299,7 @@ fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &
     if !worker.touched.borrow_mut().insert(Arc::as_ptr(config) as usize) {
         return;
     }
-    for name in redirect::COUNTERS {
+    for name in redirect::COUNTERS.iter().chain(&span::COUNTERS) {
         stats.other.touch(name);
     }
     for entry in &config.filters {
@@ -283,6 +319,7 @@ fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &
                 "fault.active_faults",
                 "fault.response_rl_injected",
             ],
+            HttpFilter::HealthCheck(_) => &filters::HEALTH_COUNTERS,
             HttpFilter::Cors => &["cors.origin_invalid", "cors.origin_valid"],
             HttpFilter::Rbac(rbac) => {
                 for (prefix, what) in [
@@ -369,12 +406,4 @@ async fn sniff(http: &Rc<Http>, io: &mut Io, known: Option<bool>) -> Option<bool
         stats.downstream_cx_destroy_remote.inc();
     }
     found
-}
-
-/// Resolves when the chain of this connection was removed or changed.
-async fn drained(http: &Http) {
-    let mut drain = http.chain.drain.subscribe();
-    if drain.wait_for(|d| *d).await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }

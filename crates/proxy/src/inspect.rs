@@ -39,6 +39,27 @@ pub(crate) const HTTP_COUNTERS: [&str; 5] = [
     "http_inspector.read_error",
 ];
 
+/// What TLS libraries say of bytes like those of [`client_hello`] that are no ClientHello, as in access logs
+/// (`DOWNSTREAM_TRANSPORT_FAILURE_REASON`).
+pub(crate) fn why_no_hello(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [b'G', b'E', b'T', b' ', ..] | [b'P', b'O', b'S', b'T', b' ', ..] => HTTP_REQUEST,
+        [b'H', b'E', b'A', b'D', b' ', ..] | [b'P', b'U', b'T', b' ', ..] => HTTP_REQUEST,
+        [b'C', b'O', b'N', b'N', b'E', ..] => {
+            "TLS_error|error:1000009b:SSL_routines:OPENSSL_internal:HTTPS_PROXY_REQUEST:TLS_error_end"
+        }
+        [22, 3, _, _, _, _, long @ ..]
+            if long.len() > 2 && u32::from_be_bytes([0, long[0], long[1], long[2]]) as usize > MAX_HELLO =>
+        {
+            "TLS_error|error:10000096:SSL_routines:OPENSSL_internal:EXCESSIVE_MESSAGE_SIZE:TLS_error_end"
+        }
+        [22, 3, ..] => "TLS_error|error:10000083:SSL_routines:OPENSSL_internal:CLIENTHELLO_PARSE_FAILED:TLS_error_end",
+        _ => "TLS_error|error:100000f7:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end",
+    }
+}
+
+const HTTP_REQUEST: &str = "TLS_error|error:1000009c:SSL_routines:OPENSSL_internal:HTTP_REQUEST:TLS_error_end";
+
 /// More than this is never a ClientHello worth waiting for (the inspector's max_client_hello_size).
 pub(crate) const MAX_HELLO: usize = 16 * 1024;
 
@@ -171,14 +192,18 @@ pub(crate) fn http(bytes: &[u8]) -> Look<HttpVersion> {
     }
     let end = memchr::memchr(b'\n', bytes);
     let line = &bytes[..end.unwrap_or(bytes.len())];
-    // The method must be a token; anything else is refused at once, so that other protocols do not wait.
+    // As Envoy, whose parser wants the whole line before it says anything, unless it begins with what no line begins with.
     let method = line.iter().take_while(|b| **b != b' ').count();
     let token = line[..method].iter().all(|b| b.is_ascii_uppercase() || *b == b'-');
-    if !token || method > MAX_METHOD || line.len() >= MAX_REQUEST_LINE {
+    let blank = bytes.first().is_some_and(|first| *first <= b' ' && !matches!(first, b'\r' | b'\n'));
+    if blank || line.len() >= MAX_REQUEST_LINE {
         return Look::No;
     }
     if end.is_none() {
         return Look::More;
+    }
+    if !token || method > MAX_METHOD {
+        return Look::No;
     }
     if method == 0 || method == line.len() {
         return Look::No;
@@ -267,6 +292,12 @@ mod tests {
         assert_eq!(http(PREFACE), Look::Found(HttpVersion::Http2));
         assert_eq!(http(b"PRI * HT"), Look::More);
         assert_eq!(http(b"GET /very/long"), Look::More);
+        assert_eq!(http(b"hello"), Look::More);
+        let why = |bytes: &[u8]| why_no_hello(bytes).split(':').nth(4).map(str::to_owned);
+        assert_eq!(why(b"GET / HTTP/1.1\r\n").as_deref(), Some("HTTP_REQUEST"));
+        assert_eq!(why(b"hello").as_deref(), Some("WRONG_VERSION_NUMBER"));
+        assert_eq!(why(b"\x16\x03\x01\x00\x05hello").as_deref(), Some("EXCESSIVE_MESSAGE_SIZE"));
+        assert_eq!(http(b"hello\n"), Look::No);
         assert_eq!(http(b"\x00\x01\x02"), Look::No);
         assert_eq!(http(b"*1\r\n$4\r\nPING\r\n"), Look::No);
     }

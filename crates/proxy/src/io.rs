@@ -136,6 +136,22 @@ impl AsyncWrite for Io {
     }
 }
 
+impl Io {
+    /// Ends the socket both ways at once: whoever reads finds the end, and so does the peer.
+    pub(crate) fn cut(&self) {
+        let raw = match self {
+            Io::Raw(raw) => raw,
+            Io::Server(stream) => stream.get_ref().0,
+            Io::Client(stream) => stream.get_ref().0,
+        };
+        // One that is not connected any more needs no end.
+        let _ = match raw {
+            Raw::Tcp(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Both),
+            Raw::Unix(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Both),
+        };
+    }
+}
+
 /// The first read of a connection or after idling; most heads fit.
 const FIRST_READ: usize = 4 * 1024;
 /// Reads grow up to this while they come in full.

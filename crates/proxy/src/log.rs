@@ -63,7 +63,7 @@ fn otlp_record(log: &OtlpLog, cx: &FormatContext<'_>, node: &crate::bootstrap::N
         body: log.body.as_ref().map(|body| otlp::AnyValue { text: Some(text(body)) }),
         attributes: log.attributes.iter().map(|(name, format)| otlp::KeyValue::text(name, &text(format))).collect(),
     };
-    (Target::Logs { cluster: log.cluster.clone(), resource }, Item::Log(record))
+    (Target::Logs { to: log.service.clone(), resource }, Item::Log(record))
 }
 
 /// Writes or sends a record to each of the logs that wants one.
@@ -81,7 +81,7 @@ pub(crate) fn write(worker: &Rc<crate::worker::Worker>, logs: &[Arc<AccessLog>],
             }
             LogSink::Als(service) => {
                 if log.wants(cx, &mut random.borrow_mut()) {
-                    let target = Target::Als { cluster: service.cluster.clone(), log: service.name.clone() };
+                    let target = Target::Als { to: service.service.clone(), log: service.name.clone() };
                     let when = When::Bytes { most: service.buffer_bytes, after: service.flush_interval };
                     export::send(worker, target, Item::Als(als::entry(service, cx)), when);
                 }

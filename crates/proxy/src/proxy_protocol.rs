@@ -8,6 +8,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+/// The part of a version 2 header before its addresses.
+const LEAST: usize = 16;
 /// The longest version 1 line.
 const MAX_LINE: usize = 107;
 
@@ -68,6 +70,10 @@ pub(crate) async fn read(
                 stats.inc(&format!("proxy_proto.versions.{version}.found"));
                 return Ok(());
             }
+            // As Envoy, which says so once a header of version 2 would be there.
+            Header::Absent if !optional && n < LEAST && !crate::socket::peer_is_done(stream) => {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
             Header::Absent if optional => {
                 stats.inc("proxy_proto.not_found_allowed");
                 return Ok(());
@@ -100,7 +106,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Header> {
         return if bytes.len() >= MAX_LINE { None } else { Some(Header::More) };
     };
     let line = std::str::from_utf8(&bytes[..end]).ok()?;
-    let mut words = line.split(' ').skip(1);
+    let mut words = line.trim_ascii_end().split(' ').skip(1);
     let addresses = match words.next()? {
         "UNKNOWN" => None,
         family @ ("TCP4" | "TCP6") => {
@@ -211,7 +217,10 @@ mod tests {
         };
         assert_eq!(parse(&padded(MAX_LINE)), Some(Header::Found(MAX_LINE, None)));
         assert_eq!(parse(&padded(MAX_LINE + 1)), None);
-        for line in ["TCP4 1.2.3.4 5.6.7.8 1 2 3", "TCP4 ::1 ::2 1 2", "TCP6 1.2.3.4 ::2 1 2"] {
+        assert!(parse(b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2 \r\n").is_some());
+        for line in
+            [" TCP4 1.2.3.4 5.6.7.8 1 2", "TCP4 1.2.3.4 5.6.7.8 1 2 3", "TCP4 ::1 ::2 1 2", "TCP6 1.2.3.4 ::2 1 2"]
+        {
             assert_eq!(parse(format!("PROXY {line}\r\n").as_bytes()), None, "{line}");
         }
     }

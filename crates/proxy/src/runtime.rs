@@ -1,6 +1,6 @@
 //! What all threads of the proxy share: tables published whole, secrets, counters. Nothing here is locked on the data path.
 
-use crate::drain::{DrainStrategy, Draining};
+use crate::drain::{Drain, DrainStrategy, Draining};
 use crate::log::LogFiles;
 use crate::stats::Registry;
 use crate::tls::{ClientTls, SecretStore, ServerTls};
@@ -12,8 +12,9 @@ use proxy_core::cluster::Discovery;
 use proxy_core::listener::{FilterChain, MetadataExchange, NetworkFilter, Terminal};
 use proxy_core::outlier::OutlierDetector;
 use proxy_core::runtime::Live;
-use proxy_core::{Cluster, Endpoints, Host, Listener, ListenerSet, RouteTable, Runtime};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use proxy_core::{Address, Cluster, Endpoints, Host, Listener, ListenerSet, RouteTable, Runtime};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) clusters: ArcSwap<Clusters>,
     pub(crate) listeners: ArcSwap<Listeners>,
     pub(crate) routes: RouteSlots,
+    pub(crate) resolvers: crate::dns::Resolvers,
     pub(crate) logs: LogFiles,
     pub(crate) identity: crate::peer::LocalIdentity,
     pub(crate) limits: crate::hcm::LocalLimits,
@@ -65,6 +67,7 @@ impl Shared {
         Arc::new(Self {
             registry: Arc::default(),
             secrets: SecretStore::default(),
+            resolvers: crate::dns::Resolvers::default(),
             clusters: ArcSwap::default(),
             listeners: ArcSwap::default(),
             routes: RouteSlots::default(),
@@ -212,25 +215,26 @@ impl ClusterEntry {
         }
     }
 
-    /// Publishes new endpoints.
-    pub(crate) fn set_endpoints(&self, endpoints: Arc<Endpoints>) {
+    /// Publishes new endpoints; whether there are other hosts now.
+    pub(crate) fn set_endpoints(&self, endpoints: Arc<Endpoints>) -> bool {
         let changes = moved(&self.endpoints.load(), &endpoints);
         self.membership_changes.fetch_add(changes, Ordering::Relaxed);
         self.endpoints.store(endpoints);
         self.warm.store(true, Ordering::Release);
+        changes > 0
     }
 }
 
 /// In how many priorities there are other hosts than before (Envoy counts the callbacks of its priority sets).
 fn moved(before: &Endpoints, after: &Endpoints) -> u64 {
-    let hosts = |endpoints: &Endpoints| {
-        let mut by_priority: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+    fn by_priority(endpoints: &Endpoints) -> BTreeMap<u32, HashSet<&Address>> {
+        let mut all: BTreeMap<u32, HashSet<&Address>> = BTreeMap::new();
         for host in endpoints.hosts() {
-            by_priority.entry(host.priority).or_default().insert(host.address.to_string());
+            all.entry(host.priority).or_default().insert(&host.address);
         }
-        by_priority
-    };
-    let (before, after) = (hosts(before), hosts(after));
+        all
+    }
+    let (before, after) = (by_priority(before), by_priority(after));
     let priorities: BTreeSet<&u32> = before.keys().chain(after.keys()).collect();
     priorities.into_iter().filter(|priority| before.get(priority) != after.get(priority)).count() as u64
 }
@@ -282,6 +286,10 @@ pub(crate) struct ListenerEntry {
     pub(crate) version: ArcStr,
     pub(crate) updated: SystemTime,
     pub(crate) dynamic: bool,
+    /// Nothing but its filter chains differs from what it replaced.
+    pub(crate) in_place: bool,
+    /// The addresses it listens on, once it does.
+    pub(crate) addresses: OnceLock<Vec<Address>>,
     /// Its routes, and its secrets, were waited for long enough.
     pub(crate) no_more_routes: AtomicBool,
     pub(crate) no_more_secrets: AtomicBool,
@@ -292,8 +300,8 @@ pub(crate) struct ChainEntry {
     pub(crate) chain: Arc<FilterChain>,
     pub(crate) tls: Option<ServerTls>,
     pub(crate) routes: Option<Arc<RouteSlot>>,
-    /// `true` when the chain was removed or changed.
-    pub(crate) drain: tokio::sync::watch::Sender<bool>,
+    /// Whether the chain was removed or changed.
+    pub(crate) drain: tokio::sync::watch::Sender<Drain>,
 }
 
 /// Istio's exchange of metadata, among network filters.
@@ -313,7 +321,7 @@ impl ListenerEntry {
         dynamic: bool,
         previous: Option<&ListenerEntry>,
         routes: &RouteSlots,
-    ) -> Arc<Self> {
+    ) -> Self {
         let chains = listener
             .all_chains()
             .map(|chain| {
@@ -325,16 +333,18 @@ impl ListenerEntry {
                 }
             })
             .collect();
-        Arc::new(Self {
+        Self {
             listener,
             chains,
             body,
             version,
             updated: SystemTime::now(),
             dynamic,
+            in_place: false,
+            addresses: OnceLock::new(),
             no_more_routes: AtomicBool::new(false),
             no_more_secrets: AtomicBool::new(false),
-        })
+        }
     }
 
     /// The run-time side of a chain that [`Listener::find_chain`] gave.
@@ -343,18 +353,44 @@ impl ListenerEntry {
         self.chains.get(at)
     }
 
-    /// Tells connections of chains that `next` does not have any more to end.
-    pub(crate) fn drain_missing(&self, next: Option<&ListenerEntry>) {
-        for chain in &self.chains {
-            let kept = next.is_some_and(|n| n.chains.iter().any(|c| Arc::ptr_eq(c, chain)));
-            if !kept {
-                chain.drain.send_replace(true);
-            }
-        }
+    /// Its addresses, with the ports that they really have.
+    pub(crate) fn addresses(&self) -> Vec<Address> {
+        let written = || std::iter::once(&self.listener.address).chain(&self.listener.additional_addresses).cloned();
+        self.addresses.get().cloned().unwrap_or_else(|| written().collect())
+    }
+
+    /// The chains that `next` does not have any more.
+    pub(crate) fn missing_in(&self, next: Option<&ListenerEntry>) -> Vec<Arc<ChainEntry>> {
+        let is_kept = |chain: &Arc<ChainEntry>| next.is_some_and(|n| n.chains.iter().any(|c| Arc::ptr_eq(c, chain)));
+        self.chains.iter().filter(|chain| !is_kept(chain)).cloned().collect()
     }
 }
 
 impl ChainEntry {
+    /// Whether a connection is to end with its next answer because the chain goes.
+    pub(crate) fn lets_go(&self, draining: &Draining, random: &mut proxy_core::Random) -> bool {
+        match *self.drain.borrow() {
+            Drain::No => false,
+            Drain::Since(began) => draining.is_due(began, random),
+            Drain::Over => true,
+        }
+    }
+
+    /// Why connections have ended that were cut off (Envoy's word for it: `ActiveTcpConnection`).
+    pub(crate) fn cut_reason(&self) -> Option<Cow<'static, str>> {
+        let over = *self.drain.borrow() == Drain::Over;
+        over.then_some(Cow::Borrowed("purging_socket_that_have_not_progressed_to_connections"))
+    }
+
+    /// Resolves when connections are to be cut off.
+    pub(crate) fn cut(&self) -> impl Future<Output = ()> + use<> {
+        let mut drain = self.drain.subscribe();
+        async move {
+            // A connection holds its chain, and so the sender.
+            let _ = drain.wait_for(|drain| *drain == Drain::Over).await;
+        }
+    }
+
     fn new(chain: Arc<FilterChain>, routes: &RouteSlots) -> Arc<Self> {
         let slot = match &chain.terminal {
             Terminal::Http(hcm) => hcm.rds_name().map(|name| routes.slot(name)),
@@ -362,6 +398,6 @@ impl ChainEntry {
         };
         let exchanges = exchange_of(&chain.filters).is_some() && matches!(chain.terminal, Terminal::TcpProxy(_));
         let tls = chain.tls.clone().map(|tls| ServerTls::new(tls, exchanges));
-        Arc::new(Self { chain, tls, routes: slot, drain: tokio::sync::watch::Sender::new(false) })
+        Arc::new(Self { chain, tls, routes: slot, drain: tokio::sync::watch::Sender::default() })
     }
 }

@@ -19,6 +19,16 @@ pub(crate) enum Bound {
     Unix(std::os::unix::net::UnixListener),
 }
 
+impl Bound {
+    /// Where a TCP socket listens.
+    pub(crate) fn address(&self) -> Option<Address> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok().map(Address::Ip),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
 /// What of a listener's configuration its sockets need.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BindOptions<'a> {

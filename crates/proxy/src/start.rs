@@ -8,8 +8,8 @@ use crate::runtime::Shared;
 use crate::{admin, dns, events, overload, sources, tls, worker, xds};
 use ads::client::{Connector, Handler, Subscriptions};
 use bytes::Bytes;
+use envoy_api::Message;
 use envoy_api::bootstrap::Bootstrap;
-use envoy_api::{Message, type_url};
 use identity::WorkloadCertificate;
 use proxy_core::config_source::Origin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -187,12 +187,9 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
     if let Some(certificates) = &options.certificates {
         take_certificate(&shared, certificates.borrow().as_deref());
     }
-    for (of, source) in [(type_url::CLUSTER, &settings.cds), (type_url::LISTENER, &settings.lds)] {
-        if let Some(source) = source {
-            control.follow_all(of, source);
-        }
-    }
+    control.follow_all(settings.cds.as_ref(), settings.lds.as_ref());
     load_static(&mut control, &bootstrap)?;
+    control.follow_listeners();
     control.subscribe();
     let admin_address = settings.admin.as_ref().map(|admin| admin.address.clone());
     let (demands, wanted_secrets) = (control.demands.subscribe(), control.demands.subscribe());
@@ -287,9 +284,7 @@ fn load_static(control: &mut Control, bootstrap: &Parts) -> Result<(), InvalidBo
         listener.name = named.name.into();
     }
     refuse(control.update_listeners(listeners, &[], false))?;
-    if let Some(problem) =
-        control.unknown_clusters().or_else(|| control.duplicate_address()).or_else(|| control.unusable_tls())
-    {
+    if let Some(problem) = control.unknown_clusters().or_else(|| control.unusable_tls()) {
         return Err(InvalidBootstrap::Refused(problem));
     }
     Ok(())

@@ -47,7 +47,13 @@ pub(crate) async fn serve(
     if proxy.access_log_on_start {
         write_logs(&worker, &proxy.access_log, &info, "TcpConnectionStart");
     }
-    run(connection, &proxy, &stats, &route, &mut info).await;
+    let cut = connection.chain.cut();
+    tokio::select! {
+        biased;
+        () = run(connection, &proxy, &stats, &route, &mut info) => {}
+        // Before it is connected: from then on that is seen to.
+        () = cut => {}
+    }
     info.times.complete = Some(began.elapsed());
     write_logs(&worker, &proxy.access_log, &info, "TcpConnectionEnd");
     info
@@ -255,8 +261,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
         received: Cell::new(0),
         sent: Cell::new(0),
         continuous: gates.iter().any(|rbac| rbac.continuous),
-        drain: connection.chain.drain.subscribe(),
-        drain_time: worker.shared.drain_time,
+        chain: connection.chain.clone(),
     };
     let mut reported = (0, 0);
     let mut down = connection.io;
@@ -350,9 +355,10 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
             info.flags.insert(ResponseFlags::DURATION_TIMEOUT);
             info.local_close_reason = Some("max_connection_duration_reached".into());
         }
-        copy::Ended::Failed(Side::Downstream) => info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION),
         copy::Ended::Failed(Side::Upstream) if raw => info.flags.insert(ResponseFlags::UPSTREAM_RESET),
-        copy::Ended::Failed(Side::Upstream) | copy::Ended::Complete(_) | copy::Ended::Drained => {}
+        // That the client was the one to go Envoy only says of those that are not connected yet.
+        copy::Ended::Failed(_) | copy::Ended::Complete(_) => {}
+        copy::Ended::Drained => info.local_close_reason = transfer.chain.cut_reason(),
     }
 }
 

@@ -92,6 +92,8 @@ pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         let mut provider = rustls::crypto::aws_lc_rs::default_provider();
         provider.cipher_suites.sort_by_key(|suite| SUITES.iter().position(|known| *known == suite.suite()));
+        // Envoy's `DEFAULT_CURVES` are without it.
+        provider.kx_groups.retain(|group| group.name() != rustls::NamedGroup::secp384r1);
         Arc::new(provider)
     });
     &PROVIDER
@@ -153,7 +155,7 @@ fn provider_for(common: &proxy_core::tls::TlsCommon) -> Result<Arc<CryptoProvide
         }
     }
     if !common.curves.is_empty() {
-        let known = std::mem::take(&mut own.kx_groups);
+        let known = rustls::crypto::aws_lc_rs::default_provider().kx_groups;
         let named = |curve: &str| known.iter().copied().find(|group| curve_name(group.name()) == Some(curve));
         let alias = |curve: &str| match curve {
             "prime256v1" => named("P-256"),

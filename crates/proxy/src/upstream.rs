@@ -40,6 +40,8 @@ pub(crate) struct WorkerCluster {
     /// By the host's address in memory: hosts live as long as their entry here.
     hosts: RefCell<HashMap<*const Host, Rc<HostPools>, ByAddress>>,
     sweeping: Cell<bool>,
+    /// Another one serves new requests: connections end with those that they have.
+    retired: Cell<bool>,
     /// The next choices, made already to connect to these hosts ahead.
     foreseen: RefCell<VecDeque<Arc<Host>>>,
     /// Who the hosts are, as far as their metadata says.
@@ -81,7 +83,7 @@ impl Hasher for AddressHasher {
 /// The pools of one host, one per way of connecting to it.
 pub(crate) struct HostPools {
     /// Keeps the host's address in memory its own, which is the key of the table.
-    _host: Arc<Host>,
+    host: Arc<Host>,
     pools: RefCell<Vec<(Variant, Rc<Pool>)>>,
 }
 
@@ -96,6 +98,7 @@ impl WorkerCluster {
             endpoints: RefCell::new(endpoints),
             hosts: RefCell::default(),
             sweeping: Cell::new(false),
+            retired: Cell::new(false),
             foreseen: RefCell::default(),
             workloads: RefCell::default(),
         })
@@ -187,14 +190,31 @@ impl WorkerCluster {
     /// Pools of hosts that are gone are dropped; what is in flight on them goes on.
     fn forget_removed(&self, endpoints: &Endpoints) {
         let present: std::collections::HashSet<*const Host> = endpoints.hosts().map(Arc::as_ptr).collect();
-        self.hosts.borrow_mut().retain(|ptr, pools| {
+        let mut hosts = self.hosts.borrow_mut();
+        let mut gone = Vec::new();
+        hosts.retain(|ptr, pools| {
             // Hosts that are made when needed are never listed; their pools end when idle.
             let keep = present.contains(ptr) || self.entry.makes_hosts();
             if !keep {
-                pools.close_idle();
+                gone.push(pools.clone());
             }
             keep
         });
+        if gone.is_empty() {
+            return;
+        }
+        let by_address: HashMap<_, &Arc<Host>> = endpoints.hosts().map(|host| (&host.address, host)).collect();
+        for pools in gone {
+            // One that only gets more or less than before keeps its connections.
+            let next = by_address.get(&pools.host.address).filter(|host| host.is_reached_as(&pools.host));
+            match next.filter(|host| !hosts.contains_key(&Arc::as_ptr(host))) {
+                Some(host) => {
+                    let kept = HostPools { host: (*host).clone(), pools: RefCell::new(pools.pools.take()) };
+                    hosts.insert(Arc::as_ptr(host), Rc::new(kept));
+                }
+                None => pools.close_idle(),
+            }
+        }
     }
 
     /// The workload behind a host of this cluster.
@@ -212,7 +232,7 @@ impl WorkerCluster {
         let key = Arc::as_ptr(host);
         let mut hosts = self.hosts.borrow_mut();
         let pools =
-            hosts.entry(key).or_insert_with(|| Rc::new(HostPools { _host: host.clone(), pools: RefCell::default() }));
+            hosts.entry(key).or_insert_with(|| Rc::new(HostPools { host: host.clone(), pools: RefCell::default() }));
         let mut list = pools.pools.borrow_mut();
         if let Some((_, pool)) = list.iter().find(|(v, _)| v == variant) {
             return Some(pool.clone());
@@ -279,8 +299,9 @@ impl WorkerCluster {
         left
     }
 
-    /// Closes what idles, for a drained or removed cluster.
-    pub(crate) fn close_idle(&self) {
+    /// Closes what idles now, and what is in use afterwards: the cluster was changed, removed or is drained.
+    pub(crate) fn retire(&self) {
+        self.retired.set(true);
         for pools in self.hosts.borrow().values() {
             pools.close_idle();
         }

@@ -28,6 +28,10 @@ pub(crate) enum Command {
     StopListening(ArcStr),
     /// The cluster table changed.
     Clusters(Arc<Clusters>),
+    /// Nobody counts there any more.
+    ForgetStats(Kind, ArcStr),
+    /// New requests to the cluster use new connections.
+    DrainCluster(ArcStr),
     /// Let everything go and end.
     Shutdown,
 }
@@ -252,7 +256,9 @@ impl Worker {
             }
             keep
         });
-        self.cluster_stats.borrow_mut().retain(|_, s| Arc::strong_count(s) > 0);
+        // The registry has forgotten them with the cluster.
+        let in_use: HashSet<&ArcStr> = table.values().map(|entry| &entry.cluster.stat_name).collect();
+        self.cluster_stats.borrow_mut().retain(|name, _| in_use.contains(name));
         // Those of a cluster that comes back are made again.
         let is_gone =
             |name: &ArcStr| gone.iter().any(|cluster: &Rc<WorkerCluster>| cluster.config().stat_name == *name);
@@ -260,7 +266,34 @@ impl Worker {
         *self.table.borrow_mut() = table;
         self.table_changes.set(self.table_changes.get() + 1);
         for cluster in gone {
-            cluster.close_idle();
+            cluster.retire();
+        }
+    }
+
+    /// The registry has forgotten them: who counts there again makes them anew.
+    fn forget_stats(&self, kind: Kind, name: &ArcStr) {
+        match kind {
+            Kind::Http => {
+                self.http.borrow_mut().remove(name);
+                // Its filters' counters are made with it.
+                self.touched.borrow_mut().clear();
+            }
+            Kind::Tcp => {
+                self.tcp.borrow_mut().remove(name);
+            }
+            _ => {
+                self.listener.borrow_mut().remove(name);
+                self.listener_http.borrow_mut().retain(|(listener, _), _| listener != name);
+            }
+        }
+    }
+
+    fn drain_cluster(&self, name: &ArcStr) {
+        // It is made again with the next request.
+        let cluster = self.clusters.borrow_mut().remove(name);
+        if let Some(cluster) = cluster {
+            self.table_changes.set(self.table_changes.get() + 1);
+            cluster.retire();
         }
     }
 
@@ -284,8 +317,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// Workloads a worker tells apart.
 const MAX_WORKLOADS: usize = 10_000;
 
-/// How long a worker waits for open requests when the process ends.
+/// How long a worker waits for connections to write their logs when the process ends, after they were cut off.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+const SOON: Duration = Duration::from_millis(1);
 
 /// Starts a worker's thread.
 pub(crate) fn spawn(
@@ -313,6 +347,8 @@ pub(crate) fn spawn(
                     Command::Listen(name, bound) => worker.listen(name, bound),
                     Command::StopListening(name) => worker.stop_listening(&name),
                     Command::Clusters(table) => worker.set_clusters(table),
+                    Command::ForgetStats(kind, name) => worker.forget_stats(kind, &name),
+                    Command::DrainCluster(name) => worker.drain_cluster(&name),
                     Command::Shutdown => break,
                 }
             }
@@ -320,8 +356,9 @@ pub(crate) fn spawn(
             for name in names {
                 worker.stop_listening(&name);
             }
-            if worker.connections.get() > 0 {
-                tokio::time::sleep(LAST_WORDS).await;
+            let last = tokio::time::Instant::now() + LAST_WORDS;
+            while worker.connections.get() > 0 && tokio::time::Instant::now() < last {
+                tokio::time::sleep(SOON).await;
             }
         });
         worker.logs.flush();

@@ -43,7 +43,18 @@ impl Handler for Dispatch {
         Rejected(control.update(&self.origin, type_url, updated, &removed)).into_result()
     }
 
+    fn refused(&mut self, type_url: &str) {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner).count_refused(type_url);
+    }
+
     fn status(&mut self, status: &ads::client::ConnectionStatus) {
+        if self.origin == Origin::Ads {
+            let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+            match status {
+                ads::client::ConnectionStatus::Connected => control.connected(),
+                ads::client::ConnectionStatus::Disconnected { .. } => control.disconnected(),
+            }
+        }
         for handler in self.extra.values_mut() {
             handler.status(status);
         }

@@ -1,8 +1,10 @@
 //! The client's side of one stream and what it remembers across streams. No I/O, no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
+use envoy_api::Message;
 use envoy_api::pb::envoy::config::core::v3::Node;
 use envoy_api::pb::envoy::service::discovery::v3 as discovery;
 use envoy_api::pb::google::rpc;
@@ -11,8 +13,11 @@ use mesh_types::ArcStr;
 use super::{Problem, Rejected, Update, Wanted};
 use crate::{Protocol, is_wildcard_type, rank};
 
-/// `google.rpc.Code.INVALID_ARGUMENT`, which Envoy puts into its NACKs.
-const INVALID_ARGUMENT: i32 = 3;
+/// `google.rpc.Code.INTERNAL`, which Envoy puts into its NACKs.
+const INTERNAL: i32 = 13;
+
+/// Resources may be wrapped, which gives them a name and a version of their own.
+const WRAPPED: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
 /// A message to the server.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +32,10 @@ pub(super) struct Received {
     pub(super) type_url: ArcStr,
     pub(super) updated: Vec<Update>,
     pub(super) removed: Vec<ArcStr>,
+    /// What cannot be understood at all: then nothing of the response is used.
+    pub(super) unreadable: Vec<(ArcStr, String)>,
+    /// How long resources may be used from now on; `None`: for ever.
+    pub(super) leases: Vec<(ArcStr, Option<Duration>)>,
     nonce: String,
     version: String,
 }
@@ -122,18 +131,19 @@ impl Session {
 
     /// Unpacks a delta response.
     pub(super) fn on_delta(&mut self, response: discovery::DeltaDiscoveryResponse) -> Received {
-        let update = |r: discovery::Resource| Update {
-            name: ArcStr::from(r.name),
-            version: ArcStr::from(r.version),
-            body: r.resource.map(|any| Bytes::from(any.value)).unwrap_or_default(),
-        };
-        Received {
+        let mut received = Received {
             type_url: ArcStr::from(response.type_url),
-            updated: response.resources.into_iter().map(update).collect(),
+            updated: Vec::with_capacity(response.resources.len()),
             removed: response.removed_resources.into_iter().map(ArcStr::from).collect(),
+            unreadable: Vec::new(),
+            leases: Vec::new(),
             nonce: response.nonce,
             version: String::new(),
+        };
+        for resource in response.resources {
+            received.take(resource);
         }
+        received
     }
 
     /// Unpacks a state-of-the-world response. `name_of` reads a resource's name out of its body, as this flavour carries none.
@@ -142,24 +152,60 @@ impl Session {
         response: discovery::DiscoveryResponse,
         name_of: impl Fn(&str, &[u8]) -> Option<ArcStr>,
     ) -> Received {
-        let type_url = ArcStr::from(response.type_url);
-        let version = ArcStr::from(response.version_info.as_str());
-        let update = |any: envoy_api::Any| {
-            let body = Bytes::from(any.value);
-            // Resources without a name of their own (the name table) come alone.
-            let name = name_of(&type_url, &body).unwrap_or_else(|| ArcStr::from(""));
-            Update { name, version: version.clone(), body }
+        let mut received = Received {
+            type_url: ArcStr::from(response.type_url),
+            updated: Vec::with_capacity(response.resources.len()),
+            removed: Vec::new(),
+            unreadable: Vec::new(),
+            leases: Vec::new(),
+            nonce: response.nonce,
+            version: response.version_info,
         };
-        let updated: Vec<Update> = response.resources.into_iter().map(update).collect();
-        let mut removed = Vec::new();
-        if is_wildcard_type(&type_url) {
-            let present: BTreeSet<&ArcStr> = updated.iter().map(|u| &u.name).collect();
-            let known = self.types.get(&(rank(&type_url), type_url.clone())).map(|kind| &kind.versions);
-            removed.extend(
-                known.into_iter().flat_map(|known| known.keys()).filter(|name| !present.contains(name)).cloned(),
-            );
+        for any in response.resources {
+            let mut resource = if any.type_url == WRAPPED {
+                match discovery::Resource::decode(&any.value[..]) {
+                    Ok(resource) => resource,
+                    Err(e) => {
+                        received.unreadable.push((ArcStr::from(""), format!("malformed: {e}")));
+                        continue;
+                    }
+                }
+            } else {
+                discovery::Resource { resource: Some(any), ..Default::default() }
+            };
+            if resource.version.is_empty() {
+                resource.version.clone_from(&received.version);
+            }
+            if let (true, Some(any)) = (resource.name.is_empty(), &resource.resource) {
+                // Resources without a name of their own (the name table) come alone.
+                match name_of(&received.type_url, &any.value) {
+                    Some(name) => resource.name = name.to_string(),
+                    None if !is_named(&received.type_url) => {}
+                    None => {
+                        received
+                            .unreadable
+                            .push((ArcStr::from(""), "malformed: it has no name that can be read".into()));
+                        continue;
+                    }
+                }
+            }
+            received.take(resource);
         }
-        Received { type_url, updated, removed, nonce: response.nonce, version: response.version_info }
+        if is_wildcard_type(&received.type_url) {
+            let present: BTreeSet<&ArcStr> = received.leases.iter().map(|(name, _)| name).collect();
+            let known =
+                self.types.get(&(rank(&received.type_url), received.type_url.clone())).map(|kind| &kind.versions);
+            let gone = known.into_iter().flat_map(|known| known.keys()).filter(|name| !present.contains(name));
+            received.removed = gone.cloned().collect();
+        }
+        received
+    }
+
+    /// The time of a resource is over, and nobody said that it may be used any longer.
+    pub(super) fn on_expired(&mut self, type_url: &ArcStr, name: &ArcStr) {
+        if let Some(kind) = self.types.get_mut(&(rank(type_url), type_url.clone())) {
+            kind.versions.remove(name);
+        }
     }
 
     /// The ACK or NACK that answers a response, once the handler has seen it. `None`: a type nobody asked for.
@@ -179,7 +225,7 @@ impl Session {
             kind.version.clone_from(&received.version);
         }
         let error_detail = verdict.err().map(|rejected| rpc::Status {
-            code: INVALID_ARGUMENT,
+            code: INTERNAL,
             message: rejected.to_string(),
             details: Vec::new(),
         });
@@ -206,6 +252,26 @@ pub(super) struct Seen {
 }
 
 impl Received {
+    fn take(&mut self, resource: discovery::Resource) {
+        let name = ArcStr::from(resource.name);
+        let ttl = resource.ttl.map(|ttl| {
+            Duration::from_secs(u64::try_from(ttl.seconds).unwrap_or(0))
+                + Duration::from_nanos(u64::try_from(ttl.nanos).unwrap_or(0))
+        });
+        match resource.resource {
+            Some(any) if any.type_url != *self.type_url => {
+                self.unreadable.push((name, format!("it is of the type {:?}", any.type_url)));
+            }
+            Some(any) => {
+                let version = ArcStr::from(resource.version);
+                self.leases.push((name.clone(), ttl));
+                self.updated.push(Update { name, version, body: Bytes::from(any.value) });
+            }
+            // A heartbeat: what is known may be used for so much longer.
+            None => self.leases.push((name, ttl)),
+        }
+    }
+
     /// Splits off what the handler gets.
     pub(super) fn hand_over(self) -> (Seen, Vec<Update>, Vec<ArcStr>) {
         let seen = Seen {
@@ -265,6 +331,11 @@ impl Type {
             ..Default::default()
         }
     }
+}
+
+/// Whether resources of a type have names.
+fn is_named(of: &str) -> bool {
+    of != envoy_api::type_url::NAME_TABLE
 }
 
 #[cfg(test)]

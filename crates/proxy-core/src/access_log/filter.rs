@@ -158,7 +158,10 @@ impl LogFilter {
         match self {
             Self::Status(how, value) => how.holds(info.response_code.unwrap_or(0).into(), value.get()),
             Self::Duration(how, value) => {
-                info.times.complete.is_some_and(|d| how.holds(d.as_millis() as u64, value.get()))
+                // Of a stream that goes on: how long it has lasted.
+                let so_far = || cx.now.duration_since(info.start).unwrap_or_default();
+                let lasted = info.times.complete.unwrap_or_else(so_far);
+                how.holds(lasted.as_millis() as u64, value.get())
             }
             Self::NotHealthCheck => !info.health_check,
             Self::Traced => info.traced,

@@ -51,7 +51,7 @@ pub(super) fn find(path: &[Box<str>], cx: &FormatContext<'_>) -> Option<Value> {
         ["request", "duration"] => milliseconds(info.times.complete),
         ["response", "code"] => int(u64::from(info.response_code?)),
         ["response", "code_details"] => text(info.response_code_details.as_deref()),
-        ["response", "flags"] => text(Some(&info.flags.to_string())),
+        ["response", "flags"] => int(info.flags.bits().into()),
         ["response", "size"] => int(info.bytes_sent),
         ["response", "total_size"] => int(info.bytes_sent + info.downstream_header_bytes_sent),
         ["response", "headers", name] => header(cx.response, name),

@@ -248,6 +248,8 @@ pub(super) struct HttpOptions {
     pub(super) protocol: UpstreamProtocol,
     pub(super) http1: Http1Options,
     pub(super) http2: Http2Options,
+    /// There are options about names in TLS.
+    pub(super) names_in_tls: bool,
     pub(super) auto_sni: bool,
     pub(super) auto_sni_header: Option<Box<str>>,
     pub(super) auto_san_validation: bool,
@@ -368,6 +370,7 @@ impl HttpOptions {
             protocol,
             http1,
             http2,
+            names_in_tls: sni.is_some(),
             auto_sni: sni.is_some_and(|s| s.auto_sni),
             auto_sni_header: sni
                 .map(|s| s.override_auto_sni_header.as_str())

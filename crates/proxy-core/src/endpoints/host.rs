@@ -52,13 +52,17 @@ impl Host {
     }
 
     pub(super) fn same_as(&self, other: &Host) -> bool {
-        self.additional_addresses == other.additional_addresses
+        self.weight == other.weight && self.priority == other.priority && self.is_reached_as(other)
+    }
+
+    /// Whether connections to the one may be used for the other: all but how much it gets is the same.
+    pub fn is_reached_as(&self, other: &Host) -> bool {
+        self.address == other.address
+            && self.additional_addresses == other.additional_addresses
             && self.hostname == other.hostname
             && self.metadata == other.metadata
             && self.locality_metadata == other.locality_metadata
-            && self.weight == other.weight
             && self.locality == other.locality
-            && self.priority == other.priority
             && self.health_check == other.health_check
     }
 

@@ -92,11 +92,9 @@ impl StatefulSession {
         }
     }
 
-    /// The response header that makes the client come back to `host`. `now`: seconds since 1970.
-    pub fn remember(&self, request: &Headers, host: &str, now: u64) -> Option<(ArcStr, String)> {
-        if !self.applies_to(request.path().unwrap_or_default()) {
-            return None;
-        }
+    /// The response header that makes the client come back to `host`, for a request that it [applies to](Self::applies_to).
+    /// `now`: seconds since 1970.
+    pub fn remember(&self, host: &str, now: u64) -> Option<(ArcStr, String)> {
         match self.kind.as_ref()? {
             SessionKind::Cookie { name, path, ttl, attributes } => {
                 let value = STANDARD.encode(encode_cookie(host, (!ttl.is_zero()).then(|| now + ttl.as_secs())));
@@ -120,8 +118,8 @@ impl StatefulSession {
         }
     }
 
-    /// Whether the session applies to requests of this path.
-    fn applies_to(&self, path: &str) -> bool {
+    /// Whether the session applies to requests of this path, as it was before it was rewritten.
+    pub fn applies_to(&self, path: &str) -> bool {
         let path = path_without_query(path);
         match &self.kind {
             Some(SessionKind::Cookie { path: scope, .. }) => match path.strip_prefix(&**scope) {
@@ -187,8 +185,8 @@ mod tests {
             }),
             strict: None,
         };
-        let request = Headers::of([(":path", "/a")]);
-        let (name, value) = session.remember(&request, "127.0.0.1:31710", 1_795_272_593).unwrap();
+        assert!(session.applies_to("/a") && session.applies_to("/"));
+        let (name, value) = session.remember("127.0.0.1:31710", 1_795_272_593).unwrap();
         assert_eq!(&*name, "set-cookie");
         assert!(value.ends_with("; Max-Age=120; Path=/; SameSite=Strict; HttpOnly"), "{value}");
         let cookie = value.split(';').next().unwrap().to_owned();

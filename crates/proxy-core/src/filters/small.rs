@@ -6,7 +6,7 @@ use mesh_types::ArcStr;
 
 use crate::access_log::AccessLog;
 use crate::fields;
-use crate::format::{Format, FormatContext, FormatString};
+use crate::format::{Format, FormatContext, FormatString, percent_decode};
 use crate::headers::Headers;
 use crate::matchers::{HeaderMatcher, header_matchers};
 use crate::metadata::FilterState;
@@ -137,7 +137,8 @@ impl QueryChanges {
         all.collect::<Compiled<_>>().map(Self)
     }
 
-    /// Changes a request's path. As Envoy, parameters are sorted by name then.
+    /// Changes a request's path. As in Envoy (`QueryParamsMulti`), parameters are sorted by name then, and those that were there are
+    /// decoded, while new values are encoded.
     pub fn apply(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
         if self.0.is_empty() {
             return;
@@ -145,9 +146,11 @@ impl QueryChanges {
         let Some(whole) = headers.path().map(str::to_owned) else { return };
         let (path, query) = whole.split_once('?').unwrap_or((&whole, ""));
         let mut parameters: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        // What is empty at the end is no parameter, unlike what is empty before others.
+        let parts = query.strip_suffix('&').unwrap_or(query).split('&');
+        for parameter in parts.filter(|_| !query.is_empty()) {
             let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-            parameters.entry(key.to_owned()).or_default().push(value.to_owned());
+            parameters.entry(decoded(key)).or_default().push(decoded(value));
         }
         for change in &self.0 {
             match change {
@@ -159,7 +162,7 @@ impl QueryChanges {
                     let cx = FormatContext { request: Some(headers), ..*cx };
                     let mut text = Vec::new();
                     value.write(&cx, &mut text);
-                    let value = String::from_utf8_lossy(&text).into_owned();
+                    let value = encoded(&text);
                     match action {
                         KeyValueAppendAction::AddIfAbsent if known => {}
                         KeyValueAppendAction::OverwriteIfExists if !known => {}
@@ -177,6 +180,26 @@ impl QueryChanges {
         let new = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
         headers.set(":path", new.as_bytes());
     }
+}
+
+/// Part of a query without its percent signs. What would not be text then stays as it is.
+fn decoded(part: &str) -> String {
+    let mut bytes = Vec::with_capacity(part.len());
+    percent_decode(part, &mut bytes);
+    String::from_utf8(bytes).unwrap_or_else(|_| part.to_owned())
+}
+
+/// A value as part of a query (Envoy `PercentEncoding::urlEncode`).
+fn encoded(value: &[u8]) -> String {
+    let mut out = String::with_capacity(value.len());
+    for byte in value {
+        match byte {
+            b'-' | b'_' | b'.' | b'~' => out.push(char::from(*byte)),
+            _ if byte.is_ascii_alphanumeric() => out.push(char::from(*byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
 }
 
 /// Changes that are made one after the other.
@@ -328,6 +351,7 @@ pub struct FilterStateValue {
     key: ArcStr,
     value: FormatString,
     skip_if_empty: bool,
+    hashable: bool,
 }
 
 impl FilterStateValue {
@@ -353,6 +377,7 @@ impl FilterStateValue {
                     key: key.as_str().into(),
                     value: FormatString::compile(format).at("format_string")?,
                     skip_if_empty: value.skip_if_empty,
+                    hashable: factory == "envoy.hashable_string",
                 })
             })
             .collect()
@@ -364,6 +389,10 @@ impl FilterStateValue {
         self.value.write(cx, &mut value);
         if !value.is_empty() || !self.skip_if_empty {
             state.0.insert(self.key.clone(), String::from_utf8_lossy(&value).into());
+            match self.hashable {
+                true => state.1.insert(self.key.clone()),
+                false => state.1.remove(&self.key),
+            };
         }
     }
 }
@@ -371,6 +400,28 @@ impl FilterStateValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn queries_are_decoded_and_new_values_encoded() {
+        use crate::stream_info::{ConnectionInfo, StreamInfo};
+        let changes = QueryChanges(Box::new([QueryChange::Add {
+            key: "a".into(),
+            value: Format::compile("x y&\u{e9}", true).unwrap(),
+            action: KeyValueAppendAction::AppendIfExistsOrAdd,
+        }]));
+        let info = StreamInfo::new(Arc::new(ConnectionInfo::default()), std::time::UNIX_EPOCH);
+        for (path, wanted) in [
+            ("/", "/?a=x%20y%26%C3%A9"),
+            ("/?", "/?a=x%20y%26%C3%A9"),
+            ("/?%61=%2B+%zz&b", "/?a=++%zz&a=x%20y%26%C3%A9&b="),
+            ("/?&&b=1&", "/?=&=&a=x%20y%26%C3%A9&b=1"),
+            ("/?b=%ff", "/?a=x%20y%26%C3%A9&b=%ff"),
+        ] {
+            let mut headers = Headers::of([(":path", path)]);
+            changes.apply(&mut headers, &FormatContext::new(&info, None, None));
+            assert_eq!(headers.path(), Some(wanted), "{path}");
+        }
+    }
 
     #[test]
     fn health_is_that_of_clusters_or_of_the_last_answer() {

@@ -32,8 +32,8 @@ pub enum Command {
     Tls(End, TlsField),
     /// Begin (true) or end of the validity of the peer's certificate.
     Validity(End, bool, TimeFormat),
-    /// The path: which, whether with its query, and how much of it at most.
-    Path(PathSource, bool, Option<usize>),
+    /// The path: which, and whether with its query.
+    Path(PathSource, bool),
     /// Bytes of a head or of trailers, as Envoy's `HeaderMap` counts them.
     HeadBytes(Head),
     /// Anything else of the stream.
@@ -42,7 +42,7 @@ pub enum Command {
     Metadata(MetadataSource, ArcStr, Box<[Box<str>]>),
     /// A filter state object; `true`: its text, else its JSON.
     FilterState(Box<str>, bool),
-    /// What is never there: a field of a filter state object, all of which are text.
+    /// What is never there: a field of a filter state object, all of which are text, and the upstream's state.
     Nothing,
     /// `GRPC_STATUS`, by number or one of two name styles.
     GrpcStatus(GrpcStatusStyle),
@@ -183,9 +183,9 @@ pub enum Field {
     SpanId,
     UniqueId,
     /// The SNI, else the host.
-    ServerNameFirst,
+    ServerNameFirst(HostSource),
     /// The host, else the SNI.
-    HostFirst,
+    HostFirst(HostSource),
     /// With its white space.
     RawResponseCodeDetails,
     UpstreamHostNameIfConnected,
@@ -202,6 +202,17 @@ pub enum Field {
 /// Which path.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum PathSource {
+    /// As it is now.
+    Current,
+    /// As it was before it was rewritten, if it was.
+    Original,
+    /// As it came.
+    OriginalOrCurrent,
+}
+
+/// Which host, with its port.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum HostSource {
     /// As it is now.
     Current,
     /// As it was before it was rewritten, if it was.

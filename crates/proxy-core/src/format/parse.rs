@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use crate::format::Item;
 use crate::format::command::{
-    AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, MetadataSource, PathSource, Point, Side, TlsField,
+    AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, HostSource, MetadataSource, PathSource, Point,
+    Side, TlsField,
 };
 use crate::format::time::TimeFormat;
 use crate::matchers::canonical_name;
@@ -160,11 +161,20 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "UPSTREAM_LOCALITY" => Command::Stream(F::UpstreamLocality),
         "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Command::Stream(F::DownstreamTransportFailure),
         "REQUESTED_SERVER_NAME" => {
-            Command::Stream(match argument.unwrap_or_default().split(':').next().unwrap_or_default() {
+            let argument = argument.unwrap_or_default();
+            let (order, host) = argument.split_once(':').unwrap_or((argument, ""));
+            let unknown = |what| Err(Invalid::new("format", format!("REQUESTED_SERVER_NAME: {what} is unknown")));
+            let host = match host {
+                "" | "ORIG_OR_HOST" => HostSource::OriginalOrCurrent,
+                "ORIG" => HostSource::Original,
+                "HOST" => HostSource::Current,
+                other => return unknown(other),
+            };
+            Command::Stream(match order {
                 "" | "SNI_ONLY" => F::RequestedServerName,
-                "SNI_FIRST" => F::ServerNameFirst,
-                "HOST_FIRST" => F::HostFirst,
-                other => return Err(Invalid::new("format", format!("REQUESTED_SERVER_NAME: {other} is unknown"))),
+                "SNI_FIRST" => F::ServerNameFirst(host),
+                "HOST_FIRST" => F::HostFirst(host),
+                other => return unknown(other),
             })
         }
         "FILTER_CHAIN_NAME" => Command::Stream(F::FilterChainName),
@@ -181,7 +191,12 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "CLUSTER_METADATA" => metadata(MetadataSource::Cluster, needs()?)?,
         "UPSTREAM_METADATA" => metadata(MetadataSource::UpstreamHost, needs()?)?,
         "METADATA" => sourced_metadata(needs()?)?,
-        "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
+        // No filter's state is of the upstream's connection.
+        "UPSTREAM_FILTER_STATE" => {
+            named("FILTER_STATE", argument)?;
+            Command::Nothing
+        }
+        "FILTER_STATE" => {
             let key = needs()?;
             let (key, form) = key.split_once(':').unwrap_or((key, "TYPED"));
             match form {
@@ -249,10 +264,10 @@ fn first_of(argument: &str) -> Compiled<Command> {
     Ok(Command::FirstOf(operators.iter().map(one).collect::<Compiled<_>>()?))
 }
 
-/// `[WQ|NQ][:PATH|ORIG|ORIG_OR_PATH][:LENGTH]`
+/// `[WQ|NQ][:PATH|ORIG|ORIG_OR_PATH]`; what comes behind is nothing to Envoy.
 fn path(argument: &str) -> Compiled<Command> {
     let (query, source) = argument.split_once(':').unwrap_or((argument, ""));
-    let (source, length) = source.split_once(':').map_or((source, None), |(source, length)| (source, Some(length)));
+    let source = source.split(':').next().unwrap_or_default();
     let unknown = |what: &str| Invalid::new("format", format!("PATH: {what} is unknown"));
     let query = match query {
         "" | "WQ" => true,
@@ -265,8 +280,7 @@ fn path(argument: &str) -> Compiled<Command> {
         "PATH" => PathSource::Current,
         other => return Err(unknown(other)),
     };
-    let length = length.map(|length| length.parse().map_err(|_| unknown(length))).transpose()?;
-    Ok(Command::Path(source, query, length))
+    Ok(Command::Path(source, query))
 }
 
 fn header(argument: &str, make: fn(Box<str>, Option<Box<str>>) -> Command) -> Compiled<Command> {

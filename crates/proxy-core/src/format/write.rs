@@ -8,13 +8,14 @@ use super::json;
 use crate::address::Address;
 use crate::cidr::Cidr;
 use crate::format::command::{
-    AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, MetadataSource, PathSource, Point, Side, TlsField,
+    AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, HostSource, MetadataSource, PathSource, Point,
+    Side, TlsField,
 };
 use crate::format::time::TimeFormat;
 use crate::format::{FormatContext, Written};
 use crate::headers::Headers;
 use crate::listener::Direction;
-use crate::matchers::{first_query_value, path_without_query};
+use crate::matchers::first_query_value;
 use crate::stream_info::{StreamInfo, TlsInfo};
 
 impl Command {
@@ -53,12 +54,7 @@ impl Command {
                 _ => Written::Missing,
             },
             Command::Validity(end, begin, format) => validity(cx.info, *end, *begin, format, out),
-            Command::Path(source, query, limit) => {
-                let start = out.len();
-                let written = path(cx, *source, *query, out);
-                cut(out, start, *limit);
-                written
-            }
+            Command::Path(source, query) => path(cx, *source, *query, out),
             Command::HeadBytes(which) => {
                 let head = match which {
                     Head::Request => cx.request,
@@ -84,7 +80,11 @@ impl Command {
                         out.extend_from_slice(Value::from(value).to_string().as_bytes());
                         Written::Json
                     }
-                    other => text(other, out),
+                    Some(value) => {
+                        out.extend_from_slice(value.as_bytes());
+                        Written::Text
+                    }
+                    None => Written::Missing,
                 }
             }
             Command::Nothing => Written::Missing,
@@ -95,7 +95,11 @@ impl Command {
                 out.extend_from_slice(value.as_deref().unwrap_or("-").as_bytes());
                 Written::Text
             }
-            Command::Cel(expression) => text(expression.text(cx).as_deref(), out),
+            // A text that says nothing is a value, too.
+            Command::Cel(expression) => expression.text(cx).map_or(Written::Missing, |value| {
+                out.extend_from_slice(value.as_bytes());
+                Written::Text
+            }),
             Command::FirstOf(commands) => {
                 let start = out.len();
                 for (command, limit) in commands {
@@ -125,7 +129,8 @@ fn cut(out: &mut Vec<u8>, start: usize, limit: Option<usize>) {
 pub(crate) fn percent_decode(text: &str, out: &mut Vec<u8>) {
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
-        let code = after.get(..2).filter(|_| *first == b'%').and_then(|two| std::str::from_utf8(two).ok());
+        let two = after.get(..2).filter(|two| *first == b'%' && two.iter().all(u8::is_ascii_hexdigit));
+        let code = two.and_then(|two| std::str::from_utf8(two).ok());
         match code.and_then(|two| u8::from_str_radix(two, 16).ok()) {
             Some(byte) => {
                 out.push(byte);
@@ -168,7 +173,8 @@ fn moment(info: &StreamInfo, point: Point) -> Option<Duration> {
         Point::UpstreamLastRx => times.upstream_last_rx,
         Point::DownstreamFirstTx => times.downstream_first_tx,
         Point::DownstreamLastTx => times.downstream_last_tx,
-        Point::Complete => times.complete,
+        // Of what is not over yet, so far.
+        Point::Complete => times.complete.or_else(|| info.start.elapsed().ok()),
         Point::HandshakeEnd => times.downstream_handshake,
         Point::UpstreamConnectBegin => times.upstream_connect.map(|(begin, _)| begin),
         Point::UpstreamConnectEnd => times.upstream_connect.map(|(_, end)| end),
@@ -292,7 +298,7 @@ fn path(cx: &FormatContext<'_>, source: PathSource, query: bool, out: &mut Vec<u
         PathSource::Original => original(),
         PathSource::OriginalOrCurrent => original().or_else(current),
     };
-    text(path.map(|path| if query { path } else { path_without_query(path) }), out)
+    text(path.map(|path| if query { path } else { path.split('?').next().unwrap_or_default() }), out)
 }
 
 /// The host's name, or its address where it has none.
@@ -327,7 +333,15 @@ fn unique_id(cx: &FormatContext<'_>) -> String {
 fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
     let info = cx.info;
     let path = || cx.request.and_then(Headers::path);
-    let host = || cx.request.and_then(Headers::authority).map(crate::route::without_port);
+    let host = |source| {
+        let original = || cx.request.and_then(|request| request.get_str("x-envoy-original-host"));
+        let current = || cx.request.and_then(Headers::authority);
+        match source {
+            HostSource::Current => current(),
+            HostSource::Original => original(),
+            HostSource::OriginalOrCurrent => original().or_else(current),
+        }
+    };
     let server_name = info.connection.server_name.as_deref();
     let upstream = info.upstream.host.as_deref();
     let connected = info.upstream.local.as_ref().and(upstream);
@@ -373,8 +387,8 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
         Field::Nothing => Written::Text,
         Field::SpanId => text(info.span_id.as_deref(), out),
         Field::UniqueId => text(Some(&unique_id(cx)), out),
-        Field::ServerNameFirst => text(server_name.or_else(host), out),
-        Field::HostFirst => text(host().or(server_name), out),
+        Field::ServerNameFirst(source) => text(server_name.or_else(|| host(source)), out),
+        Field::HostFirst(source) => text(host(source).or(server_name), out),
         Field::RawResponseCodeDetails => text(info.response_code_details.as_deref(), out),
         Field::UpstreamCluster => {
             let name = info.upstream.cluster_stat_name.as_deref().or(info.upstream.cluster.as_deref());
@@ -403,7 +417,12 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
         Field::StreamId => {
             text(info.stream_id.as_deref().or_else(|| cx.request.and_then(|r| r.get_str("x-request-id"))), out)
         }
-        Field::Query => text(path().and_then(|p| p.split_once('?')).map(|(_, q)| q), out),
+        Field::Query => {
+            // One that says nothing is there, too.
+            let Some((_, query)) = path().and_then(|path| path.split_once('?')) else { return Written::Missing };
+            out.extend_from_slice(query.as_bytes());
+            Written::Text
+        }
         Field::UpstreamLocality => {
             let Some(host) = &info.upstream.host else { return Written::Missing };
             text(Some(&host.locality.to_string()), out)

@@ -87,8 +87,9 @@ impl Detection {
             }
             Self::Forwarded { trusted: Trusted::Ranges(ranges), append } => {
                 let ours = |ip: IpAddr| ranges.iter().any(|range| range.contains(ip));
-                let address = peer.ip().filter(|ip| ours(*ip)).and_then(|_| last_foreign(headers, ours));
-                Detected { address, may_be_inside: false, append: *append, refuse: None }
+                let found = peer.ip().filter(|ip| ours(*ip)).and_then(|_| last_foreign(headers, ours));
+                let (address, may_be_inside) = found.map_or((None, false), |(address, only)| (Some(address), only));
+                Detected { address, may_be_inside, append: *append, refuse: None }
             }
             Self::Header { name, may_be_inside, refuse } => {
                 let ip = headers.get_str(name).and_then(|value| value.trim().parse().ok());
@@ -103,9 +104,9 @@ fn at(ip: IpAddr) -> Address {
     Address::Ip(SocketAddr::new(ip, 0))
 }
 
-/// The last address of `x-forwarded-for` that is not ours, else the first
+/// The last address of `x-forwarded-for` that is not ours, else the first, and whether it is the only one
 /// (Envoy `Http::Utility::getLastNonTrustedAddressFromXFF`).
-fn last_foreign(headers: &Headers, ours: impl Fn(IpAddr) -> bool) -> Option<Address> {
+fn last_foreign(headers: &Headers, ours: impl Fn(IpAddr) -> bool) -> Option<(Address, bool)> {
     let value = headers.joined("x-forwarded-for")?;
     let mut last = None;
     for text in std::str::from_utf8(&value).ok()?.rsplit(',') {
@@ -115,5 +116,5 @@ fn last_foreign(headers: &Headers, ours: impl Fn(IpAddr) -> bool) -> Option<Addr
             break;
         }
     }
-    last
+    last.map(|address| (address, !value.contains(&b',')))
 }

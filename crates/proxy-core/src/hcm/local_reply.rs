@@ -35,10 +35,6 @@ struct BodyFormat {
 /// An answer after its changes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rewritten {
-    /// Another status.
-    pub status: Option<u16>,
-    /// Added headers.
-    pub headers: Vec<(String, Vec<u8>)>,
     /// The body.
     pub body: Vec<u8>,
     /// The body's type.
@@ -76,33 +72,35 @@ impl LocalReply {
         })
     }
 
-    /// The answer by the first mapper that fits and by the body format; `None`: it stays as it is.
-    pub fn rewrite(&self, status: u16, body: &str, cx: &FormatContext<'_>) -> Option<Rewritten> {
+    /// The answer by the first mapper that fits and by the body format, with its head changed; `None`: it stays as it is.
+    pub fn rewrite(&self, status: u16, body: &str, headers: &mut Headers, cx: &FormatContext<'_>) -> Option<Rewritten> {
         // Shares make no sense here; the filter's randomness is fixed by the status.
         let mut random = Random::new(status.into());
-        let mapper = self.mappers.iter().find(|m| m.filter.matches(cx, &mut random));
+        let answered = FormatContext { response: Some(headers), ..*cx };
+        let mapper = self.mappers.iter().find(|m| m.filter.matches(&answered, &mut random));
         let format = mapper.and_then(|m| m.format.as_ref()).or(self.format.as_ref());
         if mapper.is_none() && format.is_none() {
             return None;
         }
         let mut rewritten = Rewritten {
-            status: mapper.and_then(|m| m.status),
-            headers: Vec::new(),
             body: mapper.and_then(|m| m.body.as_deref()).unwrap_or(body.as_bytes()).to_vec(),
             content_type: "text/plain".into(),
         };
+        headers.remove("content-type");
         if let Some(mapper) = mapper {
-            let mut headers = Headers::new();
-            mapper.headers.apply(&mut headers, cx);
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            rewritten.headers = headers.iter().map(|(name, value)| (text(name), value.to_vec())).collect();
+            mapper.headers.apply_to_response(headers, cx);
+        }
+        let changed = mapper.and_then(|m| m.status);
+        if let Some(status) = changed {
+            headers.set_status(status);
         }
         if let Some(format) = format {
             let body = String::from_utf8_lossy(&rewritten.body).into_owned();
             let mut info = cx.info.clone();
-            info.response_code = Some(rewritten.status.unwrap_or(status));
+            info.response_code = Some(changed.unwrap_or(status));
             let mut out = Vec::new();
-            format.format.write(&FormatContext { info: &info, local_reply_body: &body, ..*cx }, &mut out);
+            let cx = FormatContext { info: &info, local_reply_body: &body, response: Some(headers), ..*cx };
+            format.format.write(&cx, &mut out);
             rewritten.body = out;
             rewritten.content_type = format.content_type();
         }

@@ -98,7 +98,7 @@ pub fn conform_request<Id: AsRef<[u8]>>(
     }
     if config.generate_request_id {
         let replaced = edge && !config.preserve_external_request_id;
-        if replaced || !headers.contains("x-request-id") {
+        if replaced || headers.get("x-request-id").is_none_or(<[u8]>::is_empty) {
             headers.set("x-request-id", new_request_id().as_ref());
         }
     }
@@ -114,9 +114,10 @@ fn host(config: &HttpConnectionManager, headers: &mut Headers, connection: &Conn
     let Some(original) = headers.authority().map(str::to_owned) else { return };
     let mut authority = original.clone();
     if config.strip_trailing_host_dot {
-        let host = without_port(&authority).to_owned();
-        if let Some(host) = host.strip_suffix('.') {
-            authority = format!("{host}{}", &authority[host.len() + 1..]);
+        // The last dot goes, at the end or before a colon (Envoy `HeaderUtility::stripTrailingHostDot`).
+        let dot = authority.rfind('.').filter(|at| matches!(authority.as_bytes().get(at + 1), None | Some(b':')));
+        if let Some(at) = dot {
+            authority.remove(at);
         }
     }
     let host = without_port(&authority);
@@ -171,33 +172,14 @@ fn client_address(
 ) -> Result<(Option<Address>, bool), u16> {
     let hops = config.xff_num_trusted_hops as usize;
     if !config.use_remote_address {
+        let found = detected_address(config, headers, connection)?;
         if config.append_x_forwarded_port
             && !headers.contains("x-forwarded-port")
             && let Some(port) = connection.local.port()
         {
             headers.set("x-forwarded-port", port.to_string().as_bytes());
         }
-        if config.detections.is_empty() {
-            return Ok(last_forwarded(headers, hops));
-        }
-        let mut append = false;
-        for detection in &config.detections {
-            let found = detection.detect(headers, &connection.remote);
-            if let Some(status) = found.refuse {
-                return Err(status);
-            }
-            append |= found.append;
-            if found.address.is_some() {
-                if append {
-                    append_peer(config, headers, connection);
-                }
-                return Ok((found.address, found.may_be_inside));
-            }
-        }
-        if append {
-            append_peer(config, headers, connection);
-        }
-        return Ok((None, false));
+        return Ok(found);
     }
     let first_hop = !headers.contains("x-forwarded-for");
     let by_header = if hops > 0 { last_forwarded(headers, hops - 1).0 } else { None };
@@ -216,6 +198,34 @@ fn client_address(
         headers.set("x-forwarded-port", port.to_string().as_bytes());
     }
     Ok((Some(trusted), first_hop))
+}
+
+/// As [`client_address`], where the peer's own does not count.
+fn detected_address(
+    config: &HttpConnectionManager,
+    headers: &mut Headers,
+    connection: &ConnectionInfo,
+) -> Result<(Option<Address>, bool), u16> {
+    if config.detections.is_empty() {
+        return Ok(last_forwarded(headers, config.xff_num_trusted_hops as usize));
+    }
+    let mut append = false;
+    let mut found = (None, false);
+    for detection in &config.detections {
+        let detected = detection.detect(headers, &connection.remote);
+        if let Some(status) = detected.refuse {
+            return Err(status);
+        }
+        append |= detected.append;
+        if detected.address.is_some() {
+            found = (detected.address, detected.may_be_inside);
+            break;
+        }
+    }
+    if append {
+        append_peer(config, headers, connection);
+    }
+    Ok(found)
 }
 
 fn append_peer(config: &HttpConnectionManager, headers: &mut Headers, connection: &ConnectionInfo) {

@@ -169,12 +169,17 @@ fn local_replies_are_rewritten() {
     use crate::stream_info::StreamInfo;
     let hcm = hcm(json!({"local_reply_config": {
         "mappers": [{"filter": {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": 503}}}}, "status_code": 418,
-            "body": {"inline_string": "teapot"}, "headers_to_add": [{"header": {"key": "x-a", "value": "1"}}]}],
+            "body": {"inline_string": "teapot"}, "headers_to_add": [{"header": {"key": "x-a", "value": "1"}},
+                {"header": {"key": "x-b", "value": "2"}, "append_action": "ADD_IF_ABSENT"}]}],
         "body_format": {"json_format": {"code": "%RESPONSE_CODE%", "body": "%LOCAL_REPLY_BODY%"}}}}));
     let mut info = StreamInfo::new(Arc::new(ConnectionInfo::default()), std::time::UNIX_EPOCH);
     info.response_code = Some(503);
-    let rewritten = hcm.local_reply.rewrite(503, "old", &FormatContext::new(&info, None, None)).unwrap();
-    assert_eq!((rewritten.status, &*rewritten.content_type), (Some(418), "application/json"));
+    let mut headers = Headers::new();
+    headers.set_status(503);
+    headers.push(b"x-b", b"own");
+    let rewritten = hcm.local_reply.rewrite(503, "old", &mut headers, &FormatContext::new(&info, None, None)).unwrap();
+    assert_eq!((headers.status(), &*rewritten.content_type), (Some(418), "application/json"));
     assert_eq!(String::from_utf8(rewritten.body).unwrap().trim(), r#"{"body":"teapot","code":418}"#);
-    assert_eq!(rewritten.headers, [("x-a".to_owned(), b"1".to_vec())]);
+    // A header that is there already stays as it is, where only absent ones are added.
+    assert_eq!((headers.get_str("x-a"), headers.get_str("x-b")), (Some("1"), Some("own")));
 }

@@ -1,13 +1,17 @@
+use std::sync::Arc;
+use std::time::Duration;
+
 use mesh_types::ArcStr;
 
 use crate::any::Typed;
-use crate::config_source::grpc_cluster;
+use crate::collector::{GrpcCollector, HttpCollector};
 use crate::fields;
 use crate::matchers::canonical_name;
 use crate::pb;
 use crate::percent::Fraction;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::runtime::Runtime;
+use crate::trace::Propagation;
 
 /// Which requests are traced, and what spans say.
 #[derive(Clone, Debug)]
@@ -37,25 +41,37 @@ pub struct Tracing {
 pub enum TracingProvider {
     /// A Zipkin collector.
     Zipkin {
-        /// The cluster.
-        cluster: ArcStr,
-        /// The path.
-        endpoint: ArcStr,
-        /// The host to send; empty: the cluster's name.
-        hostname: ArcStr,
+        /// The collector.
+        collector: Arc<HttpCollector>,
         /// 128-bit trace ids.
         long_ids: bool,
         /// Client and server share a span.
         shared_span: bool,
+        /// The headers, a form of B3.
+        propagation: Propagation,
     },
-    /// An OpenTelemetry collector over gRPC.
+    /// An OpenTelemetry collector.
     OpenTelemetry {
-        /// The cluster.
-        cluster: ArcStr,
+        /// The collector; without one, spans go nowhere.
+        collector: Option<SpanService>,
         /// `service.name`.
         service: ArcStr,
+        /// The environment's `OTEL_RESOURCE_ATTRIBUTES` say more of the service.
+        detects_environment: bool,
     },
 }
+
+/// Who takes spans by OpenTelemetry's protocol.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum SpanService {
+    /// As gRPC.
+    Grpc(Arc<GrpcCollector>),
+    /// As HTTP requests.
+    Http(Arc<HttpCollector>),
+}
+
+/// A request to a Zipkin collector takes no longer (Envoy `tracing.zipkin.request_timeout`).
+const ZIPKIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A tag of spans.
 #[derive(Clone, Debug)]
@@ -103,33 +119,70 @@ impl Tracing {
 }
 
 impl TracingProvider {
+    /// How requests carry the context.
+    pub fn propagation(&self) -> Propagation {
+        match self {
+            Self::Zipkin { propagation, .. } => *propagation,
+            Self::OpenTelemetry { .. } => Propagation::W3c,
+        }
+    }
+
     pub(crate) fn compile(provider: &pb::trace::tracing::Http) -> Compiled<Self> {
         use pb::trace::tracing::http::ConfigType;
         let typed = Typed::open(provider.config_type.as_ref().map(|ConfigType::TypedConfig(any)| any))?;
         match typed.name.as_str() {
             "envoy.config.trace.v3.ZipkinConfig" => {
                 let config: pb::trace::ZipkinConfig = typed.decode()?;
-                use pb::trace::zipkin_config::CollectorEndpointVersion as Version;
+                use pb::trace::zipkin_config::{
+                    CollectorEndpointVersion as Version, TraceContextOption as ContextOption,
+                };
                 let protobuf = config.collector_endpoint_version == Version::HttpProto as i32;
-                refuse! {
-                    "collector_endpoint_version": protobuf,
-                    "collector_service": config.collector_service.is_some(),
-                }
+                refuse!("collector_endpoint_version": protobuf);
+                let collector = match &config.collector_service {
+                    Some(service) => HttpCollector::compile(service).at("collector_service")?,
+                    None => {
+                        let cluster: ArcStr = fields::required("collector_cluster", &config.collector_cluster)?;
+                        let host = match config.collector_hostname.as_str() {
+                            "" => cluster.clone(),
+                            host => host.into(),
+                        };
+                        let path = fields::required("collector_endpoint", &config.collector_endpoint)?;
+                        Arc::new(HttpCollector { cluster, host, path, headers: Vec::new(), timeout: ZIPKIN_TIMEOUT })
+                    }
+                };
                 Ok(Self::Zipkin {
-                    cluster: fields::required("collector_cluster", &config.collector_cluster)?,
-                    endpoint: fields::required("collector_endpoint", &config.collector_endpoint)?,
-                    hostname: config.collector_hostname.as_str().into(),
+                    collector,
                     long_ids: config.trace_id_128bit,
                     shared_span: fields::flag(config.shared_span_context.as_ref(), true),
+                    propagation: match config.trace_context_option {
+                        option if option == ContextOption::UseB3WithW3cPropagation as i32 => Propagation::B3AndW3c,
+                        _ => Propagation::B3,
+                    },
                 })
             }
             "envoy.config.trace.v3.OpenTelemetryConfig" => {
                 let config: pb::trace::OpenTelemetryConfig = typed.decode()?;
                 refuse!("exporter": config.exporter.is_some());
-                let service = config.grpc_service.as_ref().ok_or_else(|| Invalid::new("grpc_service", "is missing"))?;
+                let collector = match (&config.grpc_service, &config.http_service) {
+                    (Some(_), Some(_)) => {
+                        return Err(Invalid::new("http_service", "cannot stand beside grpc_service"));
+                    }
+                    (Some(grpc), None) => Some(SpanService::Grpc(GrpcCollector::compile(grpc).at("grpc_service")?)),
+                    (None, Some(http)) => Some(SpanService::Http(HttpCollector::compile(http).at("http_service")?)),
+                    (None, None) => None,
+                };
+                let of_environment = |detector: &pb::core::TypedExtensionConfig| {
+                    let url = detector.typed_config.as_ref().map(|any| any.type_url.as_str());
+                    url.is_some_and(|url| url.ends_with(".EnvironmentResourceDetectorConfig"))
+                };
                 Ok(Self::OpenTelemetry {
-                    cluster: grpc_cluster(service).at("grpc_service")?,
-                    service: config.service_name.as_str().into(),
+                    collector,
+                    service: match config.service_name.as_str() {
+                        "" => "unknown_service:envoy",
+                        name => name,
+                    }
+                    .into(),
+                    detects_environment: config.resource_detectors.iter().any(of_environment),
                 })
             }
             _ => Err(typed.unknown()),

@@ -88,14 +88,14 @@ impl HashPolicy {
     fn evaluate(&self, cx: &HashContext<'_>, set: &mut Option<SetCookie>) -> Option<u64> {
         match &self.source {
             Source::Header { name, rewrite } => {
-                // Sorted, so that the order of the values does not matter.
+                // Sorted, so that the order of the values does not matter. Each hash is the seed of the next.
                 let mut values: Vec<Vec<u8>> = cx
                     .headers
                     .get_all(name)
                     .map(|value| rewrite.as_ref().map_or_else(|| value.to_vec(), |r| r.apply(value)))
                     .collect();
                 values.sort();
-                (!values.is_empty()).then(|| xx64(&values.concat(), 0))
+                (!values.is_empty()).then(|| values.iter().fold(0, |seed, value| xx64(value, seed)))
             }
             Source::Cookie { name, path, ttl, attributes } => {
                 if let Some(value) = cookie(cx.headers, name).filter(|v| !v.is_empty()) {
@@ -109,7 +109,11 @@ impl HashPolicy {
             }
             Source::Address => cx.remote.ip().map(|ip| xx64(ip.to_string().as_bytes(), 0)),
             Source::Query(name) => first_query_value(cx.headers.path()?, name).map(|value| xx64(value.as_bytes(), 0)),
-            Source::FilterState(key) => cx.filter_state.0.get(key).map(|value| xx64(value.as_bytes(), 0)),
+            Source::FilterState(key) => {
+                let state = cx.filter_state;
+                let value = state.0.get(key).filter(|_| state.1.contains(key));
+                value.map(|value| xx64(value.as_bytes(), 0))
+            }
         }
     }
 }

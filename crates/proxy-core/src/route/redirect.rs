@@ -62,19 +62,17 @@ impl Redirect {
         })
     }
 
-    /// Status and `location` for a request (Envoy `Http::Utility::newUri`). The request's path is rewritten first where
-    /// the redirect says so, as Envoy does.
+    /// Status and `location` for a request, which stays as it is.
     pub fn location(&self, matcher: &RouteMatcher, headers: &Headers) -> (u16, String) {
-        let rewritten;
-        let headers = match &self.rewrite {
-            None => headers,
-            Some(rewrite) => {
-                let mut copy = headers.clone();
-                rewrite.apply(matcher, &mut copy, false);
-                rewritten = copy;
-                &rewritten
-            }
-        };
+        self.rewrite(matcher, &mut headers.clone(), false)
+    }
+
+    /// Status and `location` for a request (Envoy `Http::Utility::newUri`). The request's own path is rewritten first where the
+    /// redirect says so, as Envoy does (`RouteEntryImplBase::rewritePathHeader`), and left in `x-envoy-original-path` if `keep_original`.
+    pub fn rewrite(&self, matcher: &RouteMatcher, headers: &mut Headers, keep_original: bool) -> (u16, String) {
+        if let Some(rewrite) = &self.rewrite {
+            rewrite.apply(matcher, headers, keep_original);
+        }
         let scheme = self.scheme.as_deref().or_else(|| headers.scheme()).unwrap_or("http");
         let host = match &self.host {
             Some(host) => host,
@@ -90,6 +88,9 @@ impl Redirect {
                 None => Cow::Borrowed(path),
             },
         };
+        if !path.starts_with('/') {
+            path = Cow::Owned(format!("/{path}"));
+        }
         if self.strip_query && !has_query {
             let end = path.find('?').unwrap_or(path.len());
             path = Cow::Owned(path[..end].to_owned());
@@ -115,6 +116,6 @@ pub fn own_location(headers: &Headers) -> String {
 }
 
 /// The location of a request that must come over TLS (Envoy `SslRedirector::newUri`).
-pub(super) fn tls_location(headers: &Headers) -> String {
+pub fn tls_location(headers: &Headers) -> String {
     format!("https://{}{}", headers.authority().unwrap_or_default(), headers.path().unwrap_or_default())
 }

@@ -109,7 +109,7 @@ impl Forward {
         match duration.capped(headers) {
             // None at all is over at once.
             Some(asked) => {
-                let offset = duration.grpc_header_offset.filter(|offset| *offset < asked);
+                let offset = duration.grpc_header_offset.filter(|offset| *offset <= asked);
                 Some(asked - offset.unwrap_or_default())
             }
             None => match duration.max {

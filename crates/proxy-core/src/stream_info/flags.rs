@@ -57,6 +57,11 @@ flags! {
 }
 
 impl ResponseFlags {
+    /// One bit for each flag, as Envoy numbers them.
+    pub fn bits(self) -> u32 {
+        self.bits
+    }
+
     /// Adds flags, behind those that are set already.
     pub fn insert(&mut self, flags: Self) {
         for number in flags.numbers() {

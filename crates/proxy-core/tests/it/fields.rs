@@ -210,6 +210,19 @@ fn balancing(type_name: &'static str, base: Value) -> Root {
     Root { type_name, base, compile: inside(type_name, CLUSTER, &outer, put, cluster) }
 }
 
+/// A cluster type of its own; `fields` on top of the cluster.
+fn cluster_type(type_name: &'static str, base: Value, fields: Value) -> Root {
+    let mut outer = json!({"name": "c"});
+    for (name, value) in fields.as_object().into_iter().flatten() {
+        outer[name] = value.clone();
+    }
+    let put = move |cluster: &mut envoy_api::cluster::Cluster, any| {
+        let kind = envoy_api::cluster::cluster::CustomClusterType { name: "t".into(), typed_config: Some(any) };
+        cluster.cluster_discovery_type = Some(envoy_api::cluster::cluster::ClusterDiscoveryType::ClusterType(kind));
+    };
+    Root { type_name, base, compile: inside(type_name, CLUSTER, &outer, put, cluster) }
+}
+
 fn protocol_options(type_name: &'static str, base: Value) -> Root {
     let put = |cluster: &mut envoy_api::cluster::Cluster, any| {
         let name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned();
@@ -273,6 +286,16 @@ fn roots() -> Vec<Root> {
         cluster_with(json!({"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED",
             "original_dst_lb_config": {"use_http_header": true}})),
         cluster_with(json!({"type": "STRICT_DNS", "load_assignment": {"cluster_name": "c"}})),
+        cluster_type(
+            "envoy.extensions.clusters.dns.v3.DnsCluster",
+            json!({}),
+            json!({"load_assignment": {"cluster_name": "c"}}),
+        ),
+        cluster_type(
+            "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig",
+            json!({"dns_cache_config": {"name": "d"}}),
+            json!({"lb_policy": "CLUSTER_PROVIDED"}),
+        ),
         plain(ROUTES, base_routes(), routes),
         plain("envoy.config.endpoint.v3.ClusterLoadAssignment", json!({"cluster_name": "c"}), assignment),
         network_filter(
@@ -326,7 +349,7 @@ fn roots() -> Vec<Root> {
             json!({"stat_prefix": "l", "token_bucket": {"max_tokens": 3, "fill_interval": "1s"}}),
         ),
         http_filter("envoy.extensions.filters.http.buffer.v3.Buffer", json!({"max_request_bytes": 9})),
-        http_filter("envoy.extensions.filters.http.grpc_stats.v3.FilterConfig", json!({})),
+        http_filter("envoy.extensions.filters.http.grpc_stats.v3.FilterConfig", json!({"stats_for_all_methods": true})),
         http_filter("envoy.extensions.filters.http.header_mutation.v3.HeaderMutation", json!({})),
         http_filter(
             "envoy.extensions.filters.http.health_check.v3.HealthCheck",

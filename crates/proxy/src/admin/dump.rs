@@ -1,6 +1,7 @@
 //! `/config_dump`, `/certs` and `/init_dump` in Envoy's shapes. JSON is made from the resources' own bytes, on request only.
 
 use super::{Admin, Query};
+use crate::control::Failed;
 use crate::runtime::{ClusterEntry, ListenerEntry, Shared};
 use crate::tls::named_by;
 use envoy_api::type_url;
@@ -132,14 +133,27 @@ impl Admin {
             .filter(|e| !e.dynamic)
             .map(|e| json!({"listener": listener_json(e), "last_updated": timestamp(e.updated)}));
         put(&mut out, "static_listeners", stat.collect());
-        let mut dynamic: Vec<Value> = entries
-            .iter()
-            .filter(|e| e.dynamic)
-            .map(|e| json!({"name": &*e.listener.name, "active_state": listener_state(e)}))
-            .collect();
-        for entry in self.control().warming_listeners() {
-            dynamic.push(json!({"name": &*entry.listener.name, "warming_state": listener_state(entry)}));
+        let mut dynamic: Vec<Value> = Vec::new();
+        let mut state = |name: &str, field: &str, state: Value| {
+            let known = dynamic.iter_mut().find(|listener| listener["name"] == name);
+            match known {
+                Some(listener) => listener[field] = state,
+                None => dynamic.push(json!({"name": name, field: state})),
+            }
+        };
+        let control = self.control();
+        let active = entries.iter().filter(|e| e.dynamic).map(|e| ("active_state", e));
+        let warming = control.warming_listeners().map(|e| ("warming_state", e));
+        let leaving = control.leaving().iter().filter(|l| l.whole).map(|l| ("draining_state", &l.entry));
+        for (field, entry) in active.chain(warming).chain(leaving) {
+            state(&entry.listener.name, field, listener_state(entry));
         }
+        let (failed, last_failed) = control.failed_listeners();
+        for (name, failed) in failed {
+            state(name, "error_state", error_state(failed, true));
+        }
+        // Envoy names those of the last update once more, by nothing but what they hold.
+        dynamic.extend(last_failed.map(|failed| json!({"error_state": error_state(failed, false)})));
         put(&mut out, "dynamic_listeners", dynamic);
         Value::Object(out)
     }
@@ -220,8 +234,12 @@ impl Admin {
             if chain.0 {
                 secret[field]["private_key"] = json!({"inline_bytes": REDACTED_BYTES});
             }
+            let (version, updated) = match self.control().secret_versions.get(&name) {
+                Some((version, at)) => (version.to_string(), *at),
+                None => (String::new(), self.shared.started_at),
+            };
             dynamic.push(json!({
-                "name": &*name, "version_info": "", "last_updated": timestamp(self.shared.started_at), "secret": secret,
+                "name": &*name, "version_info": version, "last_updated": timestamp(updated), "secret": secret,
             }));
         }
         let stat = written.iter().map(|secret| json!({"name": secret["name"], "secret": secret})).collect();
@@ -472,6 +490,18 @@ fn listener_state(entry: &ListenerEntry) -> Value {
         "listener": listener_json(entry),
         "last_updated": timestamp(entry.updated),
     })
+}
+
+/// `admin.v3.UpdateFailureState`.
+fn error_state(failed: &Failed, with_time: bool) -> Value {
+    let mut out = json!({
+        "failed_configuration": with_at_type(type_url::LISTENER, &failed.body),
+        "details": failed.details,
+    });
+    if with_time {
+        out["last_update_attempt"] = json!(timestamp(failed.at));
+    }
+    out
 }
 
 /// The inline route configuration of that name, out of the listener's JSON.

@@ -34,7 +34,7 @@ impl Scope for WithoutRouter {
 }
 
 /// Counters of what the server does not do or never meets: hot restart, watchdogs, runtime from disk.
-const FEATURELESS: [&str; 25] = [
+const FEATURELESS: [&str; 23] = [
     "cluster_manager.cluster_updated",
     "cluster_manager.cluster_updated_via_merge",
     "cluster_manager.update_merge_cancelled",
@@ -42,8 +42,6 @@ const FEATURELESS: [&str; 25] = [
     "filesystem.flushed_by_timer",
     "filesystem.reopen_failed",
     "filesystem.write_failed",
-    "listener_manager.listener_in_place_updated",
-    "listener_manager.listener_stopped",
     "main_thread.watchdog_mega_miss",
     "main_thread.watchdog_miss",
     "runtime.deprecated_feature_use",
@@ -63,8 +61,7 @@ const FEATURELESS: [&str; 25] = [
 ];
 
 /// Likewise gauges.
-const FEATURELESS_GAUGES: [&str; 7] = [
-    "listener_manager.total_filter_chains_draining",
+const FEATURELESS_GAUGES: [&str; 6] = [
     "listener_manager.workers_pinned",
     "runtime.deprecated_feature_seen_since_process_start",
     "server.compilation_settings.fips_mode",
@@ -76,6 +73,12 @@ const FEATURELESS_GAUGES: [&str; 7] = [
 /// Makes them all known to the registry.
 pub(super) fn register(shared: &Arc<Shared>, control: &Weak<Mutex<Control>>) {
     let weak = Arc::downgrade(shared);
+    let subscribed = control.clone();
+    shared.registry.add_source(Box::new(move |f| {
+        if let Some(control) = subscribed.upgrade() {
+            control.lock().unwrap_or_else(PoisonError::into_inner).subscription_stats(f);
+        }
+    }));
     let control = control.clone();
     let plain = Computed(move |f: &mut dyn FnMut(&str, Sample)| {
         if let Some(shared) = weak.upgrade() {
@@ -161,11 +164,15 @@ fn of_listener(entry: &ListenerEntry, workers: usize, f: &mut dyn FnMut(Entry)) 
 
 fn of_server(shared: &Shared, control: &Weak<Mutex<Control>>, f: &mut dyn FnMut(&str, Sample)) {
     let failed = shared.health_failed.load(Ordering::Relaxed);
-    let ready = control.upgrade().is_some_and(|c| c.lock().unwrap_or_else(PoisonError::into_inner).ready().is_ok());
-    let state = match (failed, ready) {
-        (true, _) => 1,
-        (false, true) => 0,
-        (false, false) => 3,
+    let (ready, waits) = control.upgrade().map_or((false, false), |control| {
+        let control = control.lock().unwrap_or_else(PoisonError::into_inner);
+        (control.ready().is_ok(), control.waits_for_clusters())
+    });
+    let state = match (failed, ready, waits) {
+        (true, ..) => 1,
+        (false, true, _) => 0,
+        (false, false, true) => 2,
+        (false, false, false) => 3,
     };
     let clusters = shared.clusters.load();
     f("server.live", Sample::Gauge(u64::from(!failed && ready)));
@@ -217,19 +224,11 @@ fn of_server(shared: &Shared, control: &Weak<Mutex<Control>>, f: &mut dyn FnMut(
     f("runtime.admin_overrides_active", Sample::Gauge(runtime.overridden.into()));
     f("cluster_manager.warming_clusters", Sample::Gauge(control.warming_clusters().count() as u64));
     f("listener_manager.total_listeners_warming", Sample::Gauge(control.warming_listeners().count() as u64));
-    f("listener_manager.total_listeners_draining", Sample::Gauge(0));
+    let (listeners, chains) = control.leaving_counts();
+    f("listener_manager.total_listeners_draining", Sample::Gauge(listeners));
+    f("listener_manager.total_filter_chains_draining", Sample::Gauge(chains));
     for (name, count) in control.changes() {
         f(name, Sample::Counter(count));
-    }
-    for (of, state) in &control.types {
-        let prefix = match *of {
-            envoy_api::type_url::CLUSTER => "cluster_manager.cds",
-            envoy_api::type_url::LISTENER => "listener_manager.lds",
-            _ => continue,
-        };
-        f(&format!("{prefix}.update_success"), Sample::Counter(state.updates - state.rejected));
-        f(&format!("{prefix}.update_rejected"), Sample::Counter(state.rejected));
-        f(&format!("{prefix}.update_attempt"), Sample::Counter(state.updates));
     }
 }
 

@@ -233,7 +233,7 @@ impl Admin {
     pub(super) fn listeners_text(&self) -> String {
         let mut out = String::new();
         for entry in self.listeners_in_order() {
-            for address in std::iter::once(&entry.listener.address).chain(&entry.listener.additional_addresses) {
+            for address in entry.addresses() {
                 let _ = writeln!(out, "{}::{address}", entry.listener.name);
             }
         }
@@ -245,11 +245,11 @@ impl Admin {
             .listeners_in_order()
             .iter()
             .map(|entry| {
-                let listener = &entry.listener;
-                let mut status = json!({"name": &*listener.name, "local_address": address_json(&listener.address)});
-                if !listener.additional_addresses.is_empty() {
-                    let all: Vec<_> = listener.additional_addresses.iter().map(address_json).collect();
-                    status["additional_local_addresses"] = json!(all);
+                let mut addresses: Vec<Value> = entry.addresses().iter().map(address_json).collect();
+                let additional = addresses.split_off(1);
+                let mut status = json!({"name": &*entry.listener.name, "local_address": addresses[0]});
+                if !additional.is_empty() {
+                    status["additional_local_addresses"] = json!(additional);
                 }
                 status
             })

@@ -2,6 +2,7 @@
 
 use super::{Control, Refused, sds_refs};
 use crate::runtime::{ClusterEntry, ListenerEntry};
+use envoy_api::type_url;
 use mesh_types::ArcStr;
 use proxy_core::Listener;
 use proxy_core::config_source::ConfigSource;
@@ -27,6 +28,8 @@ pub(crate) enum Awaited {
     Routes(Weak<ListenerEntry>),
     /// A listener's secrets.
     Secrets(Weak<ListenerEntry>),
+    /// The end of a listener's connections.
+    Drained(Weak<ListenerEntry>),
 }
 
 /// Tells the control when the time of what it waits for is over.
@@ -65,7 +68,14 @@ impl Control {
             Awaited::Checks => self.finish_warming(),
             Awaited::Type(of) => {
                 if self.awaiting.remove(of) {
+                    self.count_timeout(of, &"".into());
                     tracing::warn!(type_url = of, "the first answer did not come in time; going on without it");
+                    self.follow_listeners();
+                }
+            }
+            Awaited::Drained(entry) => {
+                if let Some(entry) = entry.upgrade() {
+                    self.cut(&entry);
                 }
             }
             Awaited::Cluster(entry) => {
@@ -77,6 +87,9 @@ impl Control {
                         "endpoints did not come in time; going on without them"
                     );
                     entry.warm.store(true, Ordering::Release);
+                    if let Some(name) = entry.cluster.eds_name() {
+                        self.count_timeout(type_url::ENDPOINT, name);
+                    }
                     self.finish_warming();
                 }
             }
@@ -134,6 +147,8 @@ impl Control {
             }
         }
         self.publish_clusters();
+        // Endpoints of what these replace are wanted no more.
+        self.subscribe();
         if !self.waits_for_static_clusters() && !self.warming_listeners.is_empty() {
             self.start_listeners();
         }

@@ -1,6 +1,6 @@
 //! Body framing: a decoder that takes bytes from a read buffer and gives frames.
 
-use super::head::{BodyLength, CODEC, HeadError, INVALID_CHARACTERS, Limits, TOO_LARGE, TOO_MANY, find, is_token};
+use super::head::{BodyLength, CODEC, HeadError, Limits, TOO_LARGE, TOO_MANY, any_field, find, next_line};
 use bytes::{Bytes, BytesMut};
 use proxy_core::Headers;
 
@@ -93,6 +93,8 @@ pub(crate) struct Decoder {
     ahead: State,
     /// What is wrong with the chunks that have come.
     wrong: Option<HeadError>,
+    /// What is wrong with the trailers that have come: what is before them is good.
+    wrong_trailers: Option<HeadError>,
     trailers: Bounds,
 }
 
@@ -115,7 +117,7 @@ impl Decoder {
         };
         let fields = if limits.trailers { limits.fields } else { usize::MAX };
         let trailers = Bounds { bytes: limits.bytes, fields };
-        Self { state, ahead: state, wrong: None, trailers }
+        Self { state, ahead: state, wrong: None, wrong_trailers: None, trailers }
     }
 
     /// Nothing, or everything, is body.
@@ -146,6 +148,15 @@ impl Decoder {
                         }
                     }
                 }
+                State::Trailers => {
+                    if !bytes.starts_with(b"\n")
+                        && !bytes.starts_with(b"\r\n")
+                        && let Some(end) = trailers_end(bytes)
+                    {
+                        self.wrong_trailers = parse_trailers(&bytes[..end], self.trailers.fields).err();
+                    }
+                    return;
+                }
                 _ => return,
             }
         }
@@ -161,7 +172,7 @@ impl Decoder {
 
     /// What is wrong with what has come.
     pub(crate) fn wrong(&self) -> Option<HeadError> {
-        self.wrong
+        self.wrong.or(self.wrong_trailers)
     }
 
     /// True when the whole body was taken from the buffer.
@@ -175,6 +186,26 @@ impl Decoder {
             self.state = State::Done;
         }
         self.done()
+    }
+
+    /// `data` and that of the chunks behind it, as far as they are in `buf`.
+    pub(crate) fn join(&mut self, data: Bytes, buf: &mut BytesMut) -> Bytes {
+        let mut all = data;
+        while self.state == State::ChunkEnd && !buf.is_empty() {
+            match self.state.skip_framing(buf) {
+                Ok((state @ State::ChunkData(_), used)) if buf.len() > used => {
+                    let _ = buf.split_to(used);
+                    self.state = state;
+                }
+                // What stands there is for the next step.
+                _ => break,
+            }
+            let Ok(Step::Frame(Frame::Data(more))) = self.step(buf) else { break };
+            let mut joined = all.try_into_mut().unwrap_or_else(|data| BytesMut::from(&data[..]));
+            joined.extend_from_slice(&more);
+            all = joined.freeze();
+        }
+        all
     }
 
     /// Takes the next frame from `buf`.
@@ -230,8 +261,9 @@ impl Decoder {
                         return Err(TOO_LARGE);
                     }
                     let block = buf.split_to(end);
+                    let trailers = parse_trailers(&block, self.trailers.fields)?;
                     self.state = State::Done;
-                    return Ok(Step::Frame(Frame::Trailers(parse_trailers(&block, self.trailers.fields)?)));
+                    return Ok(Step::Frame(Frame::Trailers(trailers)));
                 }
             }
         }
@@ -252,23 +284,13 @@ fn trailers_end(buf: &[u8]) -> Option<usize> {
 
 fn parse_trailers(block: &[u8], most: usize) -> Result<Headers, HeadError> {
     let mut trailers = Headers::new();
-    for line in block.split(|b| *b == b'\n') {
-        let line = line.trim_ascii_end();
-        if line.is_empty() {
-            continue;
-        }
-        let colon = find(line, b':').ok_or(CODEC)?;
-        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
-        if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
-            return Err(CODEC);
-        }
-        if value.iter().any(|b| *b < 32 && *b != 9) {
-            return Err(INVALID_CHARACTERS);
-        }
+    let mut rest = block;
+    while let Some(line) = next_line(&mut rest)? {
+        let (colon, _, value) = any_field(line)?;
         if trailers.len() == most {
             return Err(TOO_MANY);
         }
-        trailers.push(name, value);
+        trailers.push(&line[..colon], &value);
     }
     Ok(trailers)
 }
@@ -319,5 +341,30 @@ mod tests {
         ] {
             assert!(decode(BodyLength::Chunked, input, 64).is_err(), "{input:?}");
         }
+    }
+
+    #[test]
+    fn chunks_of_one_read_are_one_piece() {
+        let mut decoder = Decoder::raw(BodyLength::Chunked);
+        let mut buf = BytesMut::from(&b"2\r\nab\r\n1;x\r\nc\r\n3\r\nde"[..]);
+        let Ok(Step::Frame(Frame::Data(first))) = decoder.step(&mut buf) else { panic!("no data") };
+        assert_eq!(decoder.join(first, &mut buf), &b"abcde"[..]);
+        buf.extend_from_slice(b"f\r\n0\r\nx-a: 1\r\n 2\r\n\r\n");
+        let Ok(Step::Frame(Frame::Data(rest))) = decoder.step(&mut buf) else { panic!("no data") };
+        assert_eq!(decoder.join(rest, &mut buf), &b"f"[..]);
+        let Ok(Step::Frame(Frame::Trailers(trailers))) = decoder.step(&mut buf) else { panic!("no trailers") };
+        assert_eq!(trailers.get("x-a"), Some(&b"1 2"[..]));
+        assert!(decoder.done());
+    }
+
+    #[test]
+    fn wrong_trailers_are_known_with_the_data_before_them() {
+        let input = b"1\r\na\r\n0\r\nbad\r\n\r\n";
+        let mut decoder = Decoder::raw(BodyLength::Chunked);
+        decoder.look(input);
+        assert!(decoder.wrong().is_some());
+        let mut buf = BytesMut::from(&input[..]);
+        assert!(matches!(decoder.step(&mut buf), Ok(Step::Frame(Frame::Data(_)))));
+        assert!(decoder.step(&mut buf).is_err() && !decoder.done());
     }
 }

@@ -28,6 +28,9 @@ pub(crate) type Shared = Rc<RefCell<Conn>>;
 /// While a response is awaited, at most this much of the next pipelined requests is read ahead.
 const READ_AHEAD: usize = 64 * 1024;
 
+/// Envoy calls half a head a protocol error, nothing at all a termination, however the connection ended.
+const HALF_A_HEAD: HeadError = HeadError::new(502, "http1.codec_error");
+
 /// The first read of a message.
 const FIRST_READ: usize = 4 * 1024;
 
@@ -39,10 +42,13 @@ pub(crate) struct Conn {
     eof: bool,
     /// What is asked for when nothing else is known.
     read_size: usize,
+    muted: bool,
     /// How heads are written.
     pub(crate) style: Style,
     /// Bytes read from the wire since the connection began.
     pub(crate) bytes_read: u64,
+    /// As many were there when the last message, or what has come of it, was looked at.
+    looked_at: u64,
     /// Bytes written to the wire since the connection began.
     pub(crate) bytes_written: u64,
 }
@@ -56,8 +62,10 @@ impl Conn {
             decoder: Decoder::raw(BodyLength::None),
             eof: false,
             read_size: FIRST_READ,
+            muted: false,
             style: Style::default(),
             bytes_read: 0,
+            looked_at: 0,
             bytes_written: 0,
         }
     }
@@ -98,6 +106,7 @@ impl Conn {
         limits: &Limits,
     ) -> Poll<Result<Option<Box<RequestHead>>, ReadError>> {
         loop {
+            self.looked_at = self.bytes_read;
             if !self.read.is_empty()
                 && let Some((head, used)) = parse_request(&self.read, limits)?
             {
@@ -124,6 +133,7 @@ impl Conn {
         head_request: bool,
     ) -> Poll<Result<ResponseHead, ReadError>> {
         loop {
+            self.looked_at = self.bytes_read;
             if !self.read.is_empty()
                 && let Some((head, used)) = parse_response(&self.read, limits, head_request)?
             {
@@ -134,29 +144,34 @@ impl Conn {
                 return Poll::Ready(Ok(head));
             }
             match ready!(self.poll_fill(cx)) {
-                // Envoy calls half a head a protocol error, nothing at all a termination.
-                Ok(0) if !self.read.is_empty() => {
-                    let error = HeadError { status: 502, detail: "http1.codec_error" };
-                    return Poll::Ready(Err(ReadError::Syntax(error)));
-                }
+                Ok(0) if !self.read.is_empty() => return Poll::Ready(Err(HALF_A_HEAD.into())),
                 Ok(0) => return Poll::Ready(Err(ReadError::Closed)),
                 Ok(_) => {}
+                Err(_) if !self.read.is_empty() => return Poll::Ready(Err(HALF_A_HEAD.into())),
                 Err(e) => return Poll::Ready(Err(ReadError::Io(e))),
             }
         }
     }
 
-    /// The next frame of the current body; `None` at its end.
+    /// The next frame of the current body; `None` at its end. As Envoy, whose codec passes on at once what a read brought, this
+    /// one makes one frame of the chunks that are there.
     pub(crate) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, ReadError>>> {
         loop {
+            if !self.decoder.done() {
+                self.looked_at = self.bytes_read;
+            }
             match self.decoder.step(&mut self.read) {
+                Ok(Step::Frame(Frame::Data(data))) => {
+                    return Poll::Ready(Some(Ok(Frame::Data(self.decoder.join(data, &mut self.read)))));
+                }
                 Ok(Step::Frame(frame)) => return Poll::Ready(Some(Ok(frame))),
                 Ok(Step::End) => return Poll::Ready(None),
                 Ok(Step::More) => {}
                 Err(e) => return Poll::Ready(Some(Err(e.into()))),
             }
             match ready!(self.poll_fill(cx)) {
-                Ok(0) if self.decoder.finish_on_close() => return Poll::Ready(None),
+                // However it ends: to Envoy's codec a reset is an end, too.
+                Ok(0) | Err(_) if self.decoder.finish_on_close() => return Poll::Ready(None),
                 Ok(0) => return Poll::Ready(Some(Err(ReadError::Closed))),
                 Ok(_) => {}
                 Err(e) => return Poll::Ready(Some(Err(ReadError::Io(e)))),
@@ -217,7 +232,16 @@ impl Conn {
         self.eof
     }
 
+    /// The peer has closed: what is written from now on goes nowhere.
+    pub(crate) fn mute(&mut self) {
+        self.muted = true;
+    }
+
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.muted {
+            self.bytes_written += std::mem::take(&mut self.out).len() as u64;
+            return Poll::Ready(Ok(()));
+        }
         if self.out.is_empty() && matches!(self.io, Io::Raw(_)) {
             return Poll::Ready(Ok(()));
         }
@@ -229,6 +253,13 @@ impl Conn {
     /// Bytes taken from the wire for messages so far, and bytes written for messages.
     pub(crate) fn wire(&self) -> (u64, u64) {
         (self.bytes_read - self.read.len() as u64, self.bytes_written + self.out.len() as u64)
+    }
+
+    /// Bytes read and written for a message that began at this [`Self::wire`]. As in Envoy, what a read brought of the
+    /// next message counts for this one, too.
+    pub(crate) fn wire_since(&self, before: (u64, u64)) -> (u64, u64) {
+        let written = self.bytes_written + self.out.len() as u64;
+        (self.looked_at.saturating_sub(before.0), written - before.1)
     }
 
     /// Releases the buffer of a connection that goes to the pool.

@@ -58,7 +58,7 @@ impl Limits {
     }
 
     fn knows_method(&self, method: &[u8]) -> bool {
-        known_method(method) || (self.custom_methods && method.iter().all(|b| is_token(*b)))
+        known_method(method) || (self.custom_methods && !method.is_empty() && method.iter().all(|b| is_token(*b)))
     }
 }
 
@@ -86,11 +86,24 @@ impl Default for Limits {
 pub(crate) struct HeadError {
     pub(crate) status: u16,
     pub(crate) detail: &'static str,
+    /// Bytes of the fields that were read before that, see [`FIELD_BYTES`].
+    pub(crate) fields: u64,
+    /// It is known, and accepted, that the client speaks HTTP/1.0.
+    pub(crate) http10: bool,
+}
+
+impl HeadError {
+    pub(crate) const fn new(status: u16, detail: &'static str) -> Self {
+        Self { status, detail, fields: 0, http10: false }
+    }
 }
 
 const fn bad(detail: &'static str) -> HeadError {
-    HeadError { status: 400, detail }
+    HeadError::new(400, detail)
 }
+
+/// What Envoy's codec counts of each field that it reads, besides name and value.
+const FIELD_BYTES: u64 = 3;
 
 /// Room for the fields of most messages and those that we add.
 const USUAL_FIELDS: usize = 32;
@@ -98,10 +111,10 @@ const ADDED: usize = 384;
 
 pub(super) const CODEC: HeadError = bad("http1.codec_error");
 pub(super) const INVALID_CHARACTERS: HeadError = bad("http1.invalid_characters");
-const INVALID_TE: HeadError = HeadError { status: 501, detail: "http1.invalid_transfer_encoding" };
-const LOW_VERSION: HeadError = HeadError { status: 426, detail: "low_version" };
-pub(super) const TOO_LARGE: HeadError = HeadError { status: 431, detail: "http1.headers_too_large" };
-pub(super) const TOO_MANY: HeadError = HeadError { status: 431, detail: "http1.too_many_headers" };
+const INVALID_TE: HeadError = HeadError::new(501, "http1.invalid_transfer_encoding");
+const LOW_VERSION: HeadError = HeadError::new(426, "low_version");
+pub(super) const TOO_LARGE: HeadError = HeadError::new(431, "http1.headers_too_large");
+pub(super) const TOO_MANY: HeadError = HeadError::new(431, "http1.too_many_headers");
 
 /// How the body of a message is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +139,8 @@ pub(crate) struct RequestHead {
     pub(crate) absolute: Option<&'static str>,
     /// So many fields were left out for the underscores in their names.
     pub(crate) dropped: u64,
+    /// Bytes of the fields as they came, see [`FIELD_BYTES`].
+    pub(crate) fields: u64,
 }
 
 #[derive(Debug)]
@@ -138,6 +153,8 @@ pub(crate) struct ResponseHead {
     pub(crate) ends: bool,
     /// `connection: upgrade` with an `upgrade`.
     pub(crate) upgrade: bool,
+    /// Bytes of the fields as they came, see [`FIELD_BYTES`].
+    pub(crate) fields: u64,
 }
 
 pub(super) fn find(buf: &[u8], byte: u8) -> Option<usize> {
@@ -151,104 +168,84 @@ fn leading_blank(buf: &[u8]) -> usize {
 
 /// A request head from the front of `buf`: the head and the number of bytes it took; `None` when more bytes are needed.
 pub(crate) fn parse_request(buf: &[u8], limits: &Limits) -> Result<Option<(Box<RequestHead>, usize)>, HeadError> {
-    let Some(extent) = Extent::of(buf) else {
-        if buf.len() - leading_blank(buf) > limits.bytes {
-            return Err(TOO_LARGE);
-        }
-        early_refusal(&buf[leading_blank(buf)..], limits)?;
-        return Ok(None);
-    };
+    let blank = leading_blank(buf);
+    let Some(extent) = Extent::of(buf) else { return early(buf, blank, limits) };
     let Extent { start, end, .. } = extent;
     if end - start > limits.bytes {
         return Err(TOO_LARGE);
     }
     let head = &buf[start..end];
     let line_end = find(head, b'\n').ok_or(CODEC)?;
-    let line = request_line(&head[..line_end])?;
-    let method = &head[line.method];
-    if !limits.knows_method(method) {
-        return Err(if method.iter().any(u8::is_ascii_control) { INVALID_CHARACTERS } else { CODEC });
-    }
-    let target = &head[line.target];
-    if target.contains(&b'\r') {
-        // To Envoy this ends a word of the line.
+    if head[0] <= b' ' {
         return Err(CODEC);
     }
-    if target.iter().any(u8::is_ascii_control) {
-        return Err(INVALID_CHARACTERS);
+    let line = request_line(&head[..line_end], limits).map_err(|e| match has_version(&head[..line_end]) {
+        true => blame(head, line_end, (e, 0)),
+        // What follows is another message.
+        false => e,
+    })?;
+    if line.version.is_empty() {
+        return line.alone(&head[..line_end], limits).map(|head| Some((head, start + line_end + 1)));
     }
-    let connect = method == b"CONNECT";
-    if !valid_target(target, connect) {
+    let mut facts = Facts::default();
+    let head = line.with_fields(head, line_end, extent.field_ends(), limits, &mut facts).map_err(|e| {
+        let failed = if e == TOO_MANY { limits.fields + 1 } else { facts.failed.unwrap_or(usize::MAX) };
+        blame(head, line_end, (e, failed))
+    })?;
+    Ok(Some((head, end)))
+}
+
+/// What can be said of a head that is not complete. A client that speaks something else would wait for ever for its end.
+fn early(buf: &[u8], blank: usize, limits: &Limits) -> Result<Option<(Box<RequestHead>, usize)>, HeadError> {
+    let head = &buf[blank..];
+    if head.first().is_some_and(|first| *first <= b' ') {
         return Err(CODEC);
     }
-    if target.first() == Some(&b'*') && (target.len() > 1 || method != b"OPTIONS") {
-        return Err(bad("http1.invalid_url"));
-    }
-    let version = &head[line.version];
-    let http10 = match version {
-        b"HTTP/1.1" => false,
-        // Without a version it is HTTP/0.9. Envoy takes that and every other version for 1.0.
-        b"" => true,
-        other if is_version(other) => true,
-        _ => return Err(CODEC),
-    };
-    if http10 && !limits.accept_http10 {
-        return Err(LOW_VERSION);
-    }
-    let mut headers = Headers::with_capacity(USUAL_FIELDS, end - start + ADDED);
-    headers.push(b":method", method);
-    let absolute = if limits.absolute_url || connect {
-        push_target(&mut headers, target, connect)?
-    } else {
-        headers.push(b":path", target);
-        None
-    };
-    if absolute == Some("https") && !limits.https_url {
-        return Err(HeadError { status: 403, detail: "http1.https_url_on_plaintext_connection" });
-    }
-    let mut facts = Facts { authority: absolute.is_some() || connect, ..Facts::default() };
-    if !version.is_empty() {
-        // HTTP/0.9 has no fields; what stands there is not looked at.
-        Fields::new(&mut headers, limits, &mut facts, true).read(head, line_end + 1, extent.field_ends())?;
-    }
-    if connect {
-        // What follows is not of HTTP (RFC 9110, 9.3.6).
-        match (facts.length, facts.chunked) {
-            (Some(1..), _) => return Err(bad("http1.body_disallowed")),
-            (_, true) => return Err(INVALID_TE),
-            (length, _) => facts.drop_length = length.is_some(),
+    if let Some(line_end) = find(head, b'\n') {
+        let line = request_line(&head[..line_end], limits)?;
+        if line.version.is_empty() {
+            return line.alone(&head[..line_end], limits).map(|head| Some((head, blank + line_end + 1)));
         }
     }
-    let body = facts.body_length(limits)?;
-    headers.join_single();
-    if facts.drop_length {
-        headers.remove("content-length");
+    if head.len() > limits.bytes { Err(TOO_LARGE) } else { Ok(None) }
+}
+
+/// Why a complete head is refused of which `error` was found first, in the field with this number. As in Envoy, whose framer
+/// goes through the whole head before the codec looks at single fields.
+#[cold]
+fn blame(head: &[u8], line_end: usize, (error, failed): (HeadError, usize)) -> HeadError {
+    let control = |b: &u8| b.is_ascii_control() && !matches!(b, b'\t' | b'\r' | b'\n');
+    if head.iter().any(control) {
+        return INVALID_CHARACTERS;
     }
-    if facts.upgrade && headers.get("upgrade").is_some_and(|name| name.eq_ignore_ascii_case(b"h2c")) {
-        // HTTP/2 is offered, and not taken (RFC 9110, 7.8): the request goes on as it is.
-        headers.remove("upgrade");
-        headers.remove("http2-settings");
-        facts.upgrade = false;
+    let mut framing = Facts::default();
+    let (mut rest, mut count, mut bytes) = (&head[line_end + 1..], 0, 0);
+    loop {
+        let line = match next_line(&mut rest) {
+            Ok(Some(line)) => line,
+            Ok(None) => break,
+            Err(e) => return e,
+        };
+        let (name, value) = match any_field(line) {
+            Ok((colon, _, value)) => (&line[..colon], value),
+            Err(e) => return e,
+        };
+        if let Err(e) = framing.frame(name, &value) {
+            return e;
+        }
+        // A field is judged when the name of the next one has come.
+        bytes += match count {
+            _ if count < failed => name.len() as u64 + value.len() as u64 + FIELD_BYTES,
+            _ if count == failed => name.len() as u64,
+            _ => 0,
+        };
+        count += 1;
     }
-    if facts.nominates && !facts.upgrade {
-        remove_nominated(&mut headers)?;
+    match framing.length {
+        Length::Wrong if !framing.chunked => CODEC,
+        _ if error == CODEC => CODEC,
+        _ => HeadError { fields: bytes, ..error },
     }
-    let keep_alive = facts.stays_open(http10);
-    let body = match body {
-        BodyLength::Close => BodyLength::None,
-        other => other,
-    };
-    let head = RequestHead {
-        headers,
-        body,
-        http10,
-        keep_alive,
-        upgrade: facts.upgrade,
-        expect_continue: facts.expect_continue,
-        absolute,
-        dropped: facts.dropped,
-    };
-    Ok(Some((Box::new(head), end)))
 }
 
 /// Fields named by `connection` belong to this hop only (RFC 9110, 7.6.1). Those that say how the message is framed stay.
@@ -279,27 +276,16 @@ fn remove_nominated(headers: &mut Headers) -> Result<(), HeadError> {
     Ok(())
 }
 
-/// Garbage is refused before its end is seen: a client that speaks something else would wait for ever.
-fn early_refusal(buf: &[u8], limits: &Limits) -> Result<(), HeadError> {
-    if buf.first().is_some_and(|first| *first <= b' ') {
-        return Err(CODEC);
-    }
-    if let Some(end) = find(buf, b'\n') {
-        let line = request_line(&buf[..end])?;
-        if !limits.knows_method(&buf[line.method]) {
-            return Err(CODEC);
-        }
-    }
-    Ok(())
-}
-
 struct RequestLine {
     method: Range<usize>,
     target: Range<usize>,
     version: Range<usize>,
+    connect: bool,
+    http10: bool,
 }
 
-fn request_line(line: &[u8]) -> Result<RequestLine, HeadError> {
+/// The first line of a request, without its LF.
+fn request_line(line: &[u8], limits: &Limits) -> Result<RequestLine, HeadError> {
     let blank = |b: &u8| *b == b' ' || *b == b'\t';
     let trimmed = line.len() - line.iter().rev().take_while(|b| blank(b) || **b == b'\r').count();
     let line = &line[..trimmed];
@@ -308,10 +294,99 @@ fn request_line(line: &[u8]) -> Result<RequestLine, HeadError> {
     let target = rest..rest + line[rest..].iter().position(blank).unwrap_or(line.len() - rest);
     let rest = target.end + line[target.end..].iter().take_while(|b| blank(b)).count();
     let version = rest..line.len();
-    if target.is_empty() {
+    if target.is_empty() || !limits.knows_method(&line[method.clone()]) {
         return Err(CODEC);
     }
-    Ok(RequestLine { method, target, version })
+    let connect = &line[method.clone()] == b"CONNECT";
+    let known = version.is_empty() || is_version(&line[version.clone()]);
+    if !known || !valid_target(&line[target.clone()], connect) {
+        return Err(CODEC);
+    }
+    // Envoy takes every other version, and none (HTTP/0.9), for 1.0. It looks at how the line ends.
+    Ok(RequestLine { method, target, version, connect, http10: !line.ends_with(b"HTTP/1.1") })
+}
+
+/// Whether there are three words in a request's line.
+fn has_version(line: &[u8]) -> bool {
+    line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).count() > 2
+}
+
+impl RequestLine {
+    /// A request of HTTP/0.9: it has no fields, and what follows is another message.
+    fn alone(&self, line: &[u8], limits: &Limits) -> Result<Box<RequestHead>, HeadError> {
+        self.with_fields(line, line.len(), Some(&[]), limits, &mut Facts::default())
+    }
+
+    /// The whole head, with the fields behind the line. The order of the checks is Envoy's
+    /// (`ServerConnectionImpl::onHeadersCompleteBase`).
+    fn with_fields(
+        &self,
+        head: &[u8],
+        line_end: usize,
+        ends: Option<&[u32]>,
+        limits: &Limits,
+        facts: &mut Facts,
+    ) -> Result<Box<RequestHead>, HeadError> {
+        let RequestLine { connect, http10, .. } = *self;
+        let (method, target) = (&head[self.method.clone()], &head[self.target.clone()]);
+        let mut headers = Headers::with_capacity(USUAL_FIELDS, head.len() + ADDED);
+        headers.push(b":method", method);
+        let absolute = if limits.absolute_url || connect {
+            push_target(&mut headers, target, connect)
+        } else {
+            headers.push(b":path", target);
+            Ok(None)
+        };
+        facts.authority = connect || matches!(absolute, Ok(Some(_)));
+        Fields::new(&mut headers, limits, facts, true).read(head, (line_end + 1).min(head.len()), ends)?;
+        let told = |e| HeadError { http10: http10 && limits.accept_http10, ..e };
+        if connect {
+            // What follows is not of HTTP (RFC 9110, 9.3.6).
+            match (facts.length, facts.te) {
+                (Length::Known(1..), _) => return Err(told(bad("http1.body_disallowed"))),
+                (_, true) => return Err(told(INVALID_TE)),
+                (length, _) => facts.drop_length = length != Length::Unsaid,
+            }
+        }
+        let body = facts.body_length(limits).map_err(told)?;
+        headers.join_single();
+        if facts.drop_length {
+            headers.remove("content-length");
+        }
+        if facts.upgrade && headers.get("upgrade").is_some_and(|name| name.eq_ignore_ascii_case(b"h2c")) {
+            // HTTP/2 is offered, and not taken (RFC 9110, 7.8): the request goes on as it is.
+            headers.remove("upgrade");
+            headers.remove("http2-settings");
+            facts.upgrade = false;
+        }
+        if facts.nominates && !facts.upgrade {
+            remove_nominated(&mut headers).map_err(told)?;
+        }
+        let absolute = absolute.map_err(told)?;
+        if target.first() == Some(&b'*') && (target.len() > 1 || method != b"OPTIONS") {
+            return Err(told(bad("http1.invalid_url")));
+        }
+        if absolute == Some("https") && !limits.https_url {
+            return Err(told(HeadError::new(403, "http1.https_url_on_plaintext_connection")));
+        }
+        if http10 && !limits.accept_http10 {
+            return Err(LOW_VERSION);
+        }
+        if headers.get(":authority").is_some_and(|value| !value.iter().all(|b| authority_char(*b))) {
+            return Err(told(bad("http.invalid_authority")));
+        }
+        Ok(Box::new(RequestHead {
+            headers,
+            body: if body == BodyLength::Close { BodyLength::None } else { body },
+            http10,
+            keep_alive: facts.stays_open(http10),
+            upgrade: facts.upgrade,
+            expect_continue: facts.expect_continue,
+            absolute,
+            dropped: facts.dropped,
+            fields: facts.bytes,
+        }))
+    }
 }
 
 /// `HTTP/` and two digits.
@@ -390,7 +465,7 @@ fn push_target(headers: &mut Headers, target: &[u8], connect: bool) -> Result<Op
         if matches!(target.first(), Some(b'/' | b'*')) || !ends_in_port(target) {
             return Err(bad("http1.invalid_url"));
         }
-        headers.push(b":authority", authority(target)?);
+        headers.push(b":authority", target);
         return Ok(None);
     }
     if matches!(target.first(), Some(b'/' | b'*')) {
@@ -417,7 +492,7 @@ fn push_target(headers: &mut Headers, target: &[u8], connect: bool) -> Result<Op
     if !bare && !ends_in_port(host) {
         return Err(bad("http1.invalid_url"));
     }
-    headers.push(b":authority", authority(host)?);
+    headers.push(b":authority", host);
     // A query without a path is no path: the connection manager refuses it.
     let path = &rest[host_len..];
     headers.push(b":path", if path.is_empty() { b"/" } else { path });
@@ -433,8 +508,12 @@ fn ends_in_port(host: &[u8]) -> bool {
 /// What the framing and connection headers of one head say.
 #[derive(Default)]
 struct Facts {
-    length: Option<u64>,
+    length: Length,
     chunked: bool,
+    /// There is a `transfer-encoding`.
+    te: bool,
+    /// It is another one than `chunked`.
+    odd_te: bool,
     close: bool,
     /// `proxy-connection: close`.
     proxy_close: bool,
@@ -450,26 +529,64 @@ struct Facts {
     /// It is what Host fields said; further ones are appended.
     host: bool,
     dropped: u64,
+    /// Of the fields, see [`FIELD_BYTES`].
+    bytes: u64,
+    /// The number of the field that was refused.
+    failed: Option<usize>,
+}
+
+/// What `content-length` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Length {
+    #[default]
+    Unsaid,
+    Known(u64),
+    Wrong,
 }
 
 impl Facts {
+    /// Takes a field that says how the message is framed.
+    fn frame(&mut self, name: &[u8], value: &[u8]) -> Result<(), HeadError> {
+        match name.len() {
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                if self.length != Length::Unsaid {
+                    return Err(CODEC);
+                }
+                self.length = parse_length(value).map_or(Length::Wrong, Length::Known);
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                self.chunked = value.eq_ignore_ascii_case(b"chunked");
+                self.odd_te |= self.te || !self.chunked;
+                self.te = true;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Envoy `HeaderUtility::shouldCloseConnection`.
     fn stays_open(&self, http10: bool) -> bool {
         !self.proxy_close && if http10 { self.keep_alive } else { !self.close }
     }
 
     fn body_length(&mut self, limits: &Limits) -> Result<BodyLength, HeadError> {
-        if self.chunked && self.length.is_some() {
-            if !limits.chunked_length {
+        if self.length == Length::Wrong && !self.chunked {
+            return Err(CODEC);
+        }
+        if self.te && self.length != Length::Unsaid {
+            if !self.chunked || !limits.chunked_length {
                 return Err(bad("http1.content_length_and_chunked_not_allowed"));
             }
             self.drop_length = true;
         }
+        if self.odd_te {
+            return Err(INVALID_TE);
+        }
         self.upgrade &= self.has_upgrade;
         Ok(match (self.chunked, self.length) {
             (true, _) => BodyLength::Chunked,
-            (_, Some(0)) => BodyLength::None,
-            (_, Some(n)) => BodyLength::Length(n),
+            (_, Length::Known(0)) => BodyLength::None,
+            (_, Length::Known(n)) => BodyLength::Length(n),
             _ => BodyLength::Close,
         })
     }
@@ -482,7 +599,7 @@ struct Fields<'a> {
     facts: &'a mut Facts,
     request: bool,
     count: usize,
-    te_seen: bool,
+    host_seen: bool,
     written: Option<WrittenNames>,
 }
 
@@ -492,7 +609,7 @@ impl<'a> Fields<'a> {
             HeaderCase::Preserve { proper_others, .. } => Some(WrittenNames::new(proper_others)),
             HeaderCase::Lower | HeaderCase::Proper => None,
         };
-        Self { headers, limits, facts, request, count: 0, te_seen: false, written }
+        Self { headers, limits, facts, request, count: 0, host_seen: false, written }
     }
 
     /// Reads the lines from `at` up to the empty line; `ends`: where they end, if that is known.
@@ -504,6 +621,15 @@ impl<'a> Fields<'a> {
         }
         if let Some(written) = self.written {
             self.headers.set_written(written);
+        }
+        if self.count == 0 {
+            // The end of the head is to Envoy's codec the end of a field.
+            self.facts.bytes = FIELD_BYTES;
+        }
+        // Those that exist once count once, and those that are left out not at all.
+        let most = self.limits.fields.saturating_add(self.facts.dropped as usize);
+        if self.count > most && self.count - self.headers.repeated_single() > most {
+            return Err(TOO_MANY);
         }
         Ok(())
     }
@@ -527,31 +653,17 @@ impl<'a> Fields<'a> {
 
     fn any(&mut self, mut rest: &[u8], block: usize) -> Result<(), HeadError> {
         let length = rest.len();
-        while !(rest.is_empty() || rest.starts_with(b"\n") || rest.starts_with(b"\r\n")) {
+        loop {
             let start = block + length - rest.len();
-            let mut end = find(rest, b'\n').ok_or(CODEC)?;
-            // A folded line belongs to the value before it (RFC 9112, 5.2).
-            while matches!(rest.get(end + 1), Some(b' ' | b'\t')) {
-                end = end + 1 + find(&rest[end + 1..], b'\n').ok_or(CODEC)?;
-            }
-            let line = &rest[..end];
-            rest = &rest[end + 1..];
-            let (colon, lower) = name_end(line);
-            if line.get(colon) == Some(&0) {
-                return Err(INVALID_CHARACTERS);
-            }
-            if colon == 0 || line.get(colon) != Some(&b':') {
-                return Err(CODEC);
-            }
-            let value = clean_value(&line[colon + 1..])?;
+            let Some(line) = next_line(&mut rest)? else { return Ok(()) };
+            let (colon, lower, value) = any_field(line)?;
             // One blank before the value and CR LF behind it.
             let usual = matches!(value, Cow::Borrowed(_))
-                && colon + 3 + value.len() == end
+                && colon + 3 + value.len() == line.len()
                 && line[colon + 1] == b' '
-                && line[end - 1] == b'\r';
+                && line.last() == Some(&b'\r');
             self.field(&line[..colon], lower, &value, usual.then_some(start))?;
         }
-        Ok(())
     }
 
     /// `start`: the line is in the block there, in the usual form. `lower`: the name has no capitals.
@@ -559,12 +671,13 @@ impl<'a> Fields<'a> {
     fn field(&mut self, name: &[u8], lower: bool, value: &[u8], start: Option<usize>) -> Result<(), HeadError> {
         let (limits, facts, headers) = (self.limits, &mut *self.facts, &mut *self.headers);
         self.count += 1;
-        if self.count > limits.fields {
-            return Err(TOO_MANY);
-        }
+        facts.bytes += name.len() as u64 + value.len() as u64 + FIELD_BYTES;
         if self.request && limits.underscores != UnderscoreAction::Allow && name.contains(&b'_') {
             match limits.underscores {
-                UnderscoreAction::Reject => return Err(bad("http1.unexpected_underscore")),
+                UnderscoreAction::Reject => {
+                    facts.failed = Some(self.count);
+                    return Err(bad("http1.unexpected_underscore"));
+                }
                 _ => {
                     facts.dropped += 1;
                     return Ok(());
@@ -575,19 +688,7 @@ impl<'a> Fields<'a> {
             written.remember(name);
         }
         match name.len() {
-            14 if name.eq_ignore_ascii_case(b"content-length") => {
-                if facts.length.is_some() {
-                    return Err(CODEC);
-                }
-                facts.length = Some(parse_length(value).ok_or(CODEC)?);
-            }
-            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-                if self.te_seen || !value.eq_ignore_ascii_case(b"chunked") {
-                    return Err(INVALID_TE);
-                }
-                self.te_seen = true;
-                facts.chunked = true;
-            }
+            14 | 17 => facts.frame(name, value)?,
             10 if name.eq_ignore_ascii_case(b"connection") => {
                 for token in value.split(|b| *b == b',').map(|t| t.trim_ascii()) {
                     facts.close |= token.eq_ignore_ascii_case(b"close");
@@ -607,7 +708,10 @@ impl<'a> Fields<'a> {
                 facts.expect_continue = value.eq_ignore_ascii_case(b"100-continue");
             }
             4 if self.request && name.eq_ignore_ascii_case(b"host") => {
-                let value = authority(value)?;
+                if self.host_seen {
+                    self.count -= 1;
+                }
+                self.host_seen = true;
                 if !facts.authority {
                     headers.push(b":authority", value);
                     facts.authority = true;
@@ -644,13 +748,36 @@ const fn alphanumeric_or(others: &[u8]) -> [bool; 256] {
 }
 
 /// What Envoy's `HeaderUtility::authorityIsValid` lets through.
-fn authority(value: &[u8]) -> Result<&[u8], HeadError> {
-    if value.iter().all(|b| authority_char(*b)) { Ok(value) } else { Err(bad("http.invalid_authority")) }
-}
-
 fn authority_char(b: u8) -> bool {
     static TABLE: [bool; 256] = alphanumeric_or(b"-._~!$&'()*+,;=:@[]%");
     TABLE[usize::from(b)]
+}
+
+/// The next field of a head in whatever form, with its continuation lines and without the last LF; `None` at the empty line.
+pub(super) fn next_line<'a>(rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>, HeadError> {
+    if rest.is_empty() || rest.starts_with(b"\n") || rest.starts_with(b"\r\n") {
+        return Ok(None);
+    }
+    let mut end = find(rest, b'\n').ok_or(CODEC)?;
+    // A folded line belongs to the value before it (RFC 9112, 5.2).
+    while matches!(rest.get(end + 1), Some(b' ' | b'\t')) {
+        end = end + 1 + find(&rest[end + 1..], b'\n').ok_or(CODEC)?;
+    }
+    let line = &rest[..end];
+    *rest = &rest[end + 1..];
+    Ok(Some(line))
+}
+
+/// Where the name of a field ends, whether that has no capital, and the value.
+pub(super) fn any_field(line: &[u8]) -> Result<(usize, bool, Cow<'_, [u8]>), HeadError> {
+    let (colon, lower) = name_end(line);
+    if line.get(colon) == Some(&0) {
+        return Err(INVALID_CHARACTERS);
+    }
+    if colon == 0 || line.get(colon) != Some(&b':') {
+        return Err(CODEC);
+    }
+    Ok((colon, lower, clean_value(&line[colon + 1..])?))
 }
 
 /// RFC 9110 token characters.
@@ -700,6 +827,9 @@ pub(crate) fn parse_response(
         if buf.len() > limits.bytes {
             return Err(TOO_LARGE);
         }
+        if let Some(line_end) = find(buf, b'\n') {
+            status_line(&buf[..line_end])?;
+        }
         return Ok(None);
     };
     let Extent { start, end, .. } = extent;
@@ -718,6 +848,9 @@ pub(crate) fn parse_response(
         headers.set_reason(reason(&head[..line_end]));
     }
     let mut body = facts.body_length(limits)?;
+    if facts.drop_length {
+        headers.remove("content-length");
+    }
     if status < 200 || status == 204 {
         if matches!(body, BodyLength::Chunked | BodyLength::Length(_)) {
             // RFC 9110, 8.6: who says so means another status, or another message.
@@ -730,11 +863,15 @@ pub(crate) fn parse_response(
     }
     let ends = !facts.stays_open(http10);
     let keep_alive = !ends && body != BodyLength::Close;
-    Ok(Some((ResponseHead { status, headers, body, keep_alive, ends, upgrade: facts.upgrade }, end)))
+    let fields = facts.bytes;
+    Ok(Some((ResponseHead { status, headers, body, keep_alive, ends, upgrade: facts.upgrade, fields }, end)))
 }
 
 /// Versions are as for requests. Like Envoy's parser, this one takes any number for a status.
 fn status_line(line: &[u8]) -> Result<(u16, bool), HeadError> {
+    if line.iter().any(|b| b.is_ascii_control() && !matches!(b, b'\t' | b'\r')) {
+        return Err(INVALID_CHARACTERS);
+    }
     let (version, rest) = line.split_at_checked(8).ok_or(CODEC)?;
     if !is_version(version) || !matches!(rest.first(), Some(b' ' | b'\t')) {
         return Err(CODEC);

@@ -187,11 +187,11 @@ fn wanted_providers(config: &JwtAuthn, requirement: &Requirement) -> Vec<usize> 
 
 /// The URL of a request, for `www-authenticate`.
 fn realm(request: &Headers) -> String {
-    let path = request.path().unwrap_or_default();
+    let path = request.get_str("x-envoy-original-path").or(request.path()).unwrap_or_default();
     // Envoy cuts the path there. HTTP/2 paths may hold characters of several bytes.
     format!(
         "{}://{}{}",
-        request.get_str("x-forwarded-proto").unwrap_or("http"),
+        request.scheme().unwrap_or("http"),
         request.authority().unwrap_or_default(),
         &path[..cut_at(path, MAX_REALM)]
     )

@@ -19,11 +19,17 @@ pub(crate) struct Session {
     pub(crate) config: Arc<StatefulSession>,
     /// The host it names.
     pub(crate) wanted: Option<String>,
+    /// Whether the answer names one.
+    applies: bool,
 }
 
 impl Session {
     pub(super) fn begin(config: &Arc<StatefulSession>, request: &Headers) -> Self {
-        Self { config: config.clone(), wanted: config.wanted(request, unix_seconds()) }
+        Self {
+            config: config.clone(),
+            wanted: config.wanted(request, unix_seconds()),
+            applies: config.applies_to(request.path().unwrap_or_default()),
+        }
     }
 }
 
@@ -92,11 +98,11 @@ pub(super) fn head(exchange: &mut Exchange, headers: &mut Headers) {
                 rules.apply(headers, &mut exchange.info.dynamic_metadata);
             }
             HttpFilter::StatefulSession(_) => {
-                let Some(session) = &exchange.session else { continue };
+                let Some(session) = exchange.session.as_ref().filter(|session| session.applies) else { continue };
                 let Some(host) = &exchange.info.upstream.host else { continue };
                 let host = host.address.to_string();
                 if session.wanted.as_deref() != Some(&*host)
-                    && let Some((name, value)) = session.config.remember(&exchange.request, &host, unix_seconds())
+                    && let Some((name, value)) = session.config.remember(&host, unix_seconds())
                 {
                     headers.push(name.as_bytes(), value.as_bytes());
                 }

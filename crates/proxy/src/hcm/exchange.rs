@@ -40,6 +40,8 @@ pub(crate) struct Hints {
     pub(crate) expect_continue: bool,
     /// Scheme of an absolute request target.
     pub(crate) absolute: Option<&'static str>,
+    /// Bytes of the fields as they came, see [`header_bytes`]; the codec of HTTP/2 does not tell.
+    pub(crate) header_bytes: Option<u64>,
 }
 
 impl Hints {
@@ -61,6 +63,9 @@ const PREMATURE: Duration = Duration::from_secs(1);
 pub(crate) enum Outcome {
     /// The answer is complete.
     Done,
+    /// It is, and came at once: an HTTP/1 connection that is to end does so after its delay, for to Envoy's codec the request
+    /// is not over yet.
+    AtOnce,
     /// The answer is not complete; an HTTP/1 connection ends after its delay.
     Aborted,
     /// The connection was a tunnel and is over.
@@ -99,6 +104,8 @@ pub(crate) struct Exchange {
     pub(crate) conformed: bool,
     /// Fields that filters want on the answer.
     pub(crate) add_to_response: Vec<encode::AddToAnswer>,
+    /// Why it is traced, if requests are (`4`: it is not).
+    pub(crate) trace_reason: char,
     /// The span, when requests are traced.
     pub(crate) span: Option<Box<super::span::Span>>,
     /// What was decided so far.
@@ -143,7 +150,7 @@ impl Exchange {
         timers.set(Deadline::Stream, http.config.max_stream_duration);
         timers.set(Deadline::Log, http.config.access_log_flush_interval);
         let grpc = is_grpc(&request);
-        let header_bytes = header_bytes(&request, 3);
+        let header_bytes = hints.header_bytes.unwrap_or_else(|| header_bytes(&request, 3));
         // Made in its place: it is too large to be moved for every request.
         let mut exchange = Self {
             http: http.clone(),
@@ -159,6 +166,7 @@ impl Exchange {
             timers,
             conformed: false,
             add_to_response: Vec::new(),
+            trace_reason: '4',
             span: None,
             steps: Steps::with_room_for(http.config.filters.len()),
             session: None,
@@ -196,9 +204,6 @@ impl Exchange {
             true => Err(self.overloaded().into()),
             false => self.prepare(),
         };
-        if result.is_ok() && self.grpc && grpc::counts_messages(&self.http) {
-            self.messages = Some(Box::default());
-        }
         let outcome = loop {
             let served = match result {
                 Ok(()) => self.serve(&mut body).await,
@@ -215,7 +220,8 @@ impl Exchange {
         let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(Stop::Reply(reply)) => {
-                if self.waited {
+                // What a filter held back was counted as it came.
+                if self.waited && !self.body_done {
                     self.take_what_came(&mut body);
                 }
                 if !self.body_done {
@@ -223,7 +229,10 @@ impl Exchange {
                     self.answer.close_after();
                     self.answered_early();
                 }
-                self.reply(*reply).await
+                match self.reply(*reply).await {
+                    Outcome::Done if !self.waited => Outcome::AtOnce,
+                    outcome => outcome,
+                }
             }
             Err(Stop::Gone(gone)) => {
                 self.gone(gone);
@@ -344,6 +353,7 @@ impl Exchange {
                 if let Some(cluster) = &cluster {
                     self.info.upstream.cluster = Some(cluster.config().name.clone());
                     self.info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
+                    self.info.upstream.cluster_metadata = Some(cluster.config().metadata.clone());
                 }
                 self.cluster = cluster.map(|cluster| (cluster, worker.table_changes.get()));
                 self.matched = Some(Rc::new(matched));
@@ -364,6 +374,7 @@ impl Exchange {
         if !info.cluster.as_ref().is_some_and(|known| Arc::ptr_eq(known, &config.name)) {
             info.cluster = Some(config.name.clone());
             info.cluster_stat_name = Some(config.stat_name.clone());
+            info.cluster_metadata = Some(config.metadata.clone());
         }
     }
 
@@ -384,6 +395,7 @@ impl Exchange {
         self.info.virtual_host = None;
         self.info.upstream.cluster = None;
         self.info.upstream.cluster_stat_name = None;
+        self.info.upstream.cluster_metadata = None;
         self.find_route();
     }
 
@@ -473,10 +485,15 @@ impl Exchange {
             (Gone::Reset(_), None) => (ResponseFlags::DOWNSTREAM_RESET, "http2.remote_reset"),
             (Gone::Closed, None) => {
                 if self.answer.is_h1() {
-                    stats.downstream_cx_destroy_active_rq.inc();
-                    stats.downstream_cx_destroy_remote_active_rq.inc();
+                    self.http.count_end_of_active();
                 }
                 (ResponseFlags::DOWNSTREAM_TERMINATION, "downstream_remote_disconnect")
+            }
+            (_, Some(End::Cut)) => {
+                if self.answer.is_h1() {
+                    self.http.count_end_of_active();
+                }
+                (ResponseFlags::DOWNSTREAM_TERMINATION, End::CUT)
             }
             // The crate calls the end of a connection a reset of its streams.
             (_, Some(End::Unanswered)) => {
@@ -504,6 +521,7 @@ impl Exchange {
         if self.upgraded.is_some() {
             http.stats.downstream_cx_upgrades_active.dec();
         }
+        super::span::count(self);
         if self.conformed {
             http.stats.downstream_rq_time.record(elapsed.as_millis() as u64);
         }

@@ -20,6 +20,19 @@ use std::time::{Instant, SystemTime};
 /// Namespace of the filter's dynamic metadata.
 const AUTHZ: &str = "envoy.filters.http.ext_authz";
 
+/// What of a request tells a router how to send it.
+const FOR_ROUTERS: [&str; 9] = [
+    "x-envoy-hedge-on-per-try-timeout",
+    "x-envoy-max-retries",
+    "x-envoy-retriable-header-names",
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-retry-on",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-rq-timeout-ms",
+];
+
 /// Counters of the filter below `http.PREFIX.ext_authz`.
 pub(super) const COUNTERS: [&str; 10] = [
     "ok",
@@ -87,8 +100,8 @@ pub(super) async fn run(
     per: Option<&PerFilter>,
     body: &mut RecvBody,
 ) -> Result<(), Stop> {
-    // Envoy does not ask where there is no route.
-    if exchange.matched.is_none() {
+    // Envoy does not ask where there is no route, other than the one to TLS.
+    if exchange.matched.is_none() && exchange.redirect_to_tls.is_none() {
         return Ok(());
     }
     let worker = exchange.http.worker.clone();
@@ -297,8 +310,16 @@ async fn by_http(
     headers.push(b":authority", request.get(":authority").unwrap_or_default());
     for (name, value) in config.sent(request) {
         if !name.starts_with(':') && name != "host" && name != "content-length" && name != "transfer-encoding" {
-            headers.push(name.as_bytes(), value);
+            // Fields of one name are one, as for gRPC.
+            match headers.get(name).map(|known| [known, b",", value].concat()) {
+                Some(joined) => headers.set(name, &joined),
+                None => headers.push(name.as_bytes(), value),
+            }
         }
+    }
+    // What says how to ask is for whoever asks, and goes no further (Envoy's own router sends the question).
+    for name in FOR_ROUTERS {
+        headers.remove(name);
     }
     http.headers_to_add.apply_to_request(&mut headers, &FormatContext::new(&exchange.info, None, None));
     headers.set("content-length", body.len().to_string().as_bytes());

@@ -98,7 +98,7 @@ async fn one(
             };
             run_fault(exchange, name, fault).await?;
         }
-        HttpFilter::Cors => cors(exchange)?,
+        HttpFilter::Cors => cors(exchange, name)?,
         HttpFilter::Rbac(rbac) => {
             let own = match &per {
                 Some(PerFilter::Rbac(own)) => own,
@@ -152,15 +152,31 @@ async fn one(
         }
         HttpFilter::HealthCheck(check) => Box::pin(health_check(exchange, body, check)).await?,
         HttpFilter::DynamicForwardProxy(_) => Box::pin(resolve(exchange)).await?,
+        HttpFilter::GrpcStats(_) => {
+            if exchange.grpc {
+                exchange.messages = Some(Box::default());
+            }
+        }
         // These act in the router (ALPN, sessions), at the end (metrics), or not at all.
-        HttpFilter::GrpcStats(_)
-        | HttpFilter::IstioAlpn(_)
+        HttpFilter::IstioAlpn(_)
         | HttpFilter::PeerMetadata(_)
         | HttpFilter::IstioStats(_)
         | HttpFilter::NoOp { .. } => {}
     }
     Ok(())
 }
+
+/// Counters of the health check filter.
+pub(super) const HEALTH_COUNTERS: [&str; 8] = [
+    "health_check.request_total",
+    "health_check.ok",
+    "health_check.failed",
+    "health_check.degraded",
+    "health_check.cached_response",
+    "health_check.failed_cluster_not_found",
+    "health_check.failed_cluster_empty",
+    "health_check.failed_cluster_unhealthy",
+];
 
 /// Answers a health check, or lets it through and marks it.
 async fn health_check(
@@ -172,6 +188,7 @@ async fn health_check(
         return Ok(());
     }
     exchange.info.health_check = true;
+    exchange.http.stats.other.inc(super::span::HEALTH_CHECK);
     if let Some(span) = &mut exchange.span {
         span.forget();
     }
@@ -191,7 +208,22 @@ async fn health_check(
     }
     exchange.request_complete();
     let mut reply = LocalReply::new(answer.status, "", answer.details);
-    if !(200..300).contains(&answer.status) {
+    let stats = &exchange.http.stats.other;
+    let passed = (200..300).contains(&answer.status);
+    let [total, ok, failed, degraded, cached, unknown, empty, unhealthy] = HEALTH_COUNTERS;
+    stats.inc(total);
+    stats.inc(if passed { ok } else { failed });
+    if answer.degraded {
+        stats.inc(degraded);
+    }
+    match answer.details {
+        "health_check_cached" => stats.inc(cached),
+        "health_check_failed_no_cluster_found" => stats.inc(unknown),
+        "health_check_failed_cluster_empty" => stats.inc(empty),
+        "health_check_failed_cluster_unhealthy" => stats.inc(unhealthy),
+        _ => {}
+    }
+    if !passed {
         reply.flags = ResponseFlags::LOCAL_HEALTH_CHECK_FAILED;
     }
     if answer.degraded {
@@ -205,12 +237,12 @@ async fn resolve(exchange: &mut Exchange) -> Result<(), Stop> {
     let worker = exchange.http.worker.clone();
     let name = exchange.matched.as_ref().and_then(|matched| matched.cluster(&exchange.request));
     let Some(cluster) = name.and_then(|name| worker.cluster(&name)) else { return Ok(()) };
-    let Discovery::DynamicForwardProxy(dns) = &cluster.config().discovery else { return Ok(()) };
+    let Discovery::DynamicForwardProxy(cache) = &cluster.config().discovery else { return Ok(()) };
     let authority = exchange.request.authority().unwrap_or_default().to_owned();
     let port = authority.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     let default = if cluster.config().transport.default.tls().is_some() { 443 } else { 80 };
     let (host, port) = port.unwrap_or((&authority, default));
-    exchange.forward_to = exchange.wait(crate::dns::resolve(&worker, dns, host, port)).await?;
+    exchange.forward_to = exchange.wait(crate::dns::resolve(&worker, cache, host, port)).await?;
     match exchange.forward_to {
         Some(_) => Ok(()),
         None => {
@@ -273,9 +305,9 @@ async fn run_fault(
     Ok(())
 }
 
-fn cors(exchange: &mut Exchange) -> Result<(), Stop> {
+fn cors(exchange: &mut Exchange, name: &str) -> Result<(), Stop> {
     let matched = exchange.matched.clone();
-    let policies = matched.as_ref().map(|m| m.cors_policies()).unwrap_or_default();
+    let policies = matched.as_ref().map(|m| m.cors_policies_of(name)).unwrap_or_default();
     let http = exchange.http.clone();
     let stats = &http.stats;
     match proxy_core::filters::cors_decide(&policies, &exchange.request) {
@@ -329,13 +361,13 @@ fn run_rbac(
     let http = exchange.http.clone();
     let stats = &http.stats.other;
     let metadata = &mut exchange.info.dynamic_metadata;
-    // A route's policies have the filter's prefixes unless they have their own.
-    let prefix = if rbac.stat_prefix.is_empty() { &filter.stat_prefix } else { &rbac.stat_prefix };
+    // A route's policies have the filter's prefixes, whatever they say themselves.
+    let prefix = &filter.stat_prefix;
     if let Some(shadow) = &verdict.shadow {
-        let prefix = if rbac.shadow_prefix.is_empty() { &filter.shadow_prefix } else { &rbac.shadow_prefix };
+        let prefix = &filter.shadow_prefix;
         let what = if shadow.allowed { "shadow_allowed" } else { "shadow_denied" };
         stats.inc(&rbac_counter(prefix, what));
-        if let (true, Some(policy)) = (filter.tracks_policies, &shadow.policy) {
+        if let (true, Some(policy)) = (rbac.tracks_policies, &shadow.policy) {
             stats.inc(&rbac_counter(prefix, &format!("policy.{policy}.{what}")));
         }
         match *prefix == rbac.shadow_prefix {
@@ -363,7 +395,7 @@ fn run_rbac(
             "" if allowed => stats.inc("rbac.allowed"),
             prefix => stats.inc(&rbac_counter(prefix, what)),
         }
-        if let (true, Some(policy)) = (filter.tracks_policies, &verdict.policy) {
+        if let (true, Some(policy)) = (rbac.tracks_policies, &verdict.policy) {
             stats.inc(&rbac_counter(prefix, &format!("policy.{policy}.{what}")));
         }
     }

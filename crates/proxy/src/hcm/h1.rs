@@ -12,7 +12,7 @@ use proxy_core::Headers;
 use proxy_core::stream_info::HttpProtocol;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -25,7 +25,18 @@ pub(super) async fn serve(http: Rc<Http>, io: Io) {
     let mut conn = Conn::new(io);
     conn.style = Style::of(&http.config.http1);
     let conn: Shared = Rc::new(RefCell::new(conn));
-    let end = requests(&http, &conn).await;
+    let end = {
+        let (mut requests, mut cut) = (pin!(requests(&http, &conn)), pin!(http.chain.cut()));
+        poll_fn(|cx| {
+            if http.end.get().is_none() && cut.as_mut().poll(cx).is_ready() {
+                // What is under way finds that nobody is there any more.
+                http.end.set(Some(super::End::Cut));
+                conn.borrow().io.cut();
+            }
+            requests.as_mut().poll(cx)
+        })
+        .await
+    };
     http.stats.downstream_cx_http1_active.dec();
     let (read, written) = {
         let conn = conn.borrow();
@@ -58,7 +69,7 @@ async fn close(http: &Http, conn: Shared, end: End) {
         End::Delayed => {
             // As Envoy: the end is only said after the peer closed, or after the timeout.
             if conn.at_eof() {
-                http.stats.downstream_cx_destroy_remote.inc();
+                http.count_end();
                 return;
             }
             let Some(wait) = http.config.delayed_close_timeout.filter(|wait| !wait.is_zero()) else {
@@ -85,17 +96,16 @@ async fn shut(http: &Http, conn: &mut Conn) {
 async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
     let limits = http.head_limits();
     // Made once for all requests: to set and unset timers for each costs more than to parse it.
-    let mut drained = Box::pin(drain_over(http));
     let mut timers = Timers::default();
     let keep = Rc::new(Cell::new(true));
     loop {
         let before = conn.borrow().wire();
-        let head = match next_head(http, conn, &limits, &mut timers, drained.as_mut()).await {
+        let head = match next_head(http, conn, before, &limits, &mut timers).await {
             Next::Head(head) => *head,
             Next::End(end) => return end,
         };
-        http.requests.set(http.requests.get() + 1);
-        let RequestHead { headers, keep_alive, http10, upgrade, expect_continue, absolute, dropped, .. } = head;
+        begin(http);
+        let RequestHead { headers, keep_alive, http10, upgrade, expect_continue, absolute, dropped, fields, .. } = head;
         if dropped > 0 {
             http.worker.named_stats().add("http1.dropped_headers_with_underscores", dropped);
         }
@@ -106,25 +116,22 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
             conn.borrow_mut().switch_to_raw();
         }
         let body = if conn.borrow().body_done() { RecvBody::Empty } else { RecvBody::H1(conn.clone()) };
-        if http.config.max_requests_per_connection.is_some_and(|max| http.requests.get() == max) {
-            http.stats.downstream_cx_max_requests_reached.inc();
-        }
         keep.set(keep_alive);
         let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request, http10, keep: keep.clone(), before });
         let protocol = if http10 { HttpProtocol::Http10 } else { HttpProtocol::Http11 };
-        let hints = exchange::Hints { upgrade, connect, expect_continue, absolute };
+        let header_bytes = Some(fields);
+        let hints = exchange::Hints { upgrade, connect, expect_continue, absolute, header_bytes };
         // In a box, so that a connection that waits for its next request has no memory for one, and all requests use the same.
         let outcome = Box::pin(exchange::serve(http.clone(), protocol, headers, answer, hints, body)).await;
         if outcome == exchange::Outcome::Aborted {
-            // To a peer that is gone nothing is said.
-            return End::Delayed;
+            // To a peer that is gone nothing is said. One that asked for the end has it.
+            return if !keep_alive && conn.borrow().body_done() { End::Clean } else { End::Delayed };
         }
         let complete = conn.borrow().body_done();
         if outcome == exchange::Outcome::Tunnel {
             if conn.borrow().at_eof() {
-                http.stats.downstream_cx_destroy_remote.inc();
-                http.stats.downstream_cx_destroy_active_rq.inc();
-                http.stats.downstream_cx_destroy_remote_active_rq.inc();
+                http.count_end();
+                http.count_end_of_active();
                 return End::Clean;
             }
             return End::Delayed;
@@ -137,7 +144,7 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
             // While a listener or the connection drains, the answer says so, but the client may have sent its next request
             // already: the end comes after the drain timeout (Envoy `ConnectionManagerImpl::startDrainSequence`).
             if !(keep_alive && (http.drained.get() || http.ending.get().is_some())) {
-                return End::Clean;
+                return if outcome == exchange::Outcome::AtOnce { End::Delayed } else { End::Clean };
             }
             http.ending.set(http.ending.get().or_else(|| Some(Instant::now())));
         }
@@ -153,11 +160,11 @@ enum Next {
 async fn next_head(
     http: &Rc<Http>,
     conn: &Shared,
+    before: (u64, u64),
     limits: &crate::h1::Limits,
     timers: &mut Timers,
-    drained: Pin<&mut impl Future<Output = ()>>,
 ) -> Next {
-    match wait_for_request(http, conn, timers, drained).await {
+    match wait_for_request(http, conn, timers).await {
         Waited::Bytes => {}
         Waited::End(end) => return Next::End(end),
     }
@@ -171,21 +178,23 @@ async fn next_head(
         Some(head) => head,
         None => match Box::pin(rest_of_head(http, read)).await {
             Ok(head) => head,
-            Err(error) => return Next::End(Box::pin(refuse(http, conn, error, false)).await),
+            Err(error) => return Next::End(Box::pin(refuse(http, conn, before, error, false)).await),
         },
     };
     match head {
         Ok(Some(head)) => Next::Head(head),
         Ok(None) => {
-            http.stats.downstream_cx_destroy_remote.inc();
+            http.count_end();
             Next::End(End::Clean)
         }
-        Err(ReadError::Syntax(error)) => Next::End(Box::pin(refuse(http, conn, error, true)).await),
+        Err(ReadError::Syntax(error)) => Next::End(Box::pin(refuse(http, conn, before, error, true)).await),
         Err(_) => {
-            http.stats.downstream_cx_destroy_remote.inc();
-            http.stats.downstream_cx_destroy_remote_active_rq.inc();
+            http.count_end();
+            http.count_end_of_active();
             http.stats.downstream_rq_http1_total.inc();
-            exchange::abandoned(http, HttpProtocol::Http11);
+            http.requests.set(http.requests.get() + 1);
+            let (received, _) = conn.borrow().wire_since(before);
+            exchange::abandoned(http, HttpProtocol::Http11, received);
             Next::End(End::Clean)
         }
     }
@@ -207,7 +216,7 @@ async fn rest_of_head<T>(http: &Http, read: impl Future<Output = T>) -> Result<T
     let Some((after, detail, counter)) = first else { return Ok(read.await) };
     tokio::time::timeout(after, read).await.map_err(|_| {
         counter.inc();
-        HeadError { status: 408, detail }
+        HeadError::new(408, detail)
     })
 }
 
@@ -218,12 +227,7 @@ enum Waited {
 
 /// Waits for the first byte of a request. A connection that idles or is too old ends at once before its first request,
 /// later after the drain timeout, in which it would serve one more (Envoy `ConnectionManagerImpl::onIdleTimeout`).
-async fn wait_for_request(
-    http: &Rc<Http>,
-    conn: &Shared,
-    timers: &mut Timers,
-    mut drained: Pin<&mut impl Future<Output = ()>>,
-) -> Waited {
+async fn wait_for_request(http: &Rc<Http>, conn: &Shared, timers: &mut Timers) -> Waited {
     let first = http.requests.get() == 0;
     timers.waited();
     timers.set(Deadline::Idle, http.config.idle_timeout);
@@ -237,7 +241,6 @@ async fn wait_for_request(
             biased;
             () = poll_fn(|cx| conn.borrow_mut().poll_news(cx)) => return Waited::Bytes,
             passed = poll_fn(|cx| timers.poll(cx)) => passed,
-            () = drained.as_mut(), if !first => return Waited::End(End::Clean),
         };
         match passed {
             Deadline::Idle => http.stats.downstream_cx_idle_timeout.inc(),
@@ -255,23 +258,32 @@ async fn wait_for_request(
     }
 }
 
-async fn drain_over(http: &Http) {
-    super::drained(http).await;
-    tokio::time::sleep(http.config.drain_timeout).await;
+/// Counts a request of the connection, whatever comes of it.
+fn begin(http: &Http) {
+    http.requests.set(http.requests.get() + 1);
+    if http.config.max_requests_per_connection == Some(http.requests.get()) {
+        http.stats.downstream_cx_max_requests_reached.inc();
+    }
 }
 
 /// Answers a head that was refused, and ends the connection.
-async fn refuse(http: &Rc<Http>, conn: &Shared, error: HeadError, protocol: bool) -> End {
+async fn refuse(http: &Rc<Http>, conn: &Shared, before: (u64, u64), error: HeadError, protocol: bool) -> End {
     if protocol {
         http.stats.downstream_cx_protocol_error.inc();
     }
     if error.detail == "http1.unexpected_underscore" {
         http.worker.named_stats().inc("http1.requests_rejected_with_underscores_in_headers");
     }
+    begin(http);
     let keep = Rc::new(Cell::new(false));
-    let before = conn.borrow().wire();
-    let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request: false, http10: false, keep, before });
-    let hints = exchange::Hints::default();
+    // To Envoy, an end that comes with the bytes comes before an answer to them.
+    let ended = poll_fn(|cx| Poll::Ready(conn.borrow_mut().poll_peer_closed(cx).is_ready())).await;
+    if ended {
+        conn.borrow_mut().mute();
+    }
+    let http10 = error.http10;
+    let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request: false, http10, keep, before });
+    let hints = exchange::Hints { header_bytes: Some(error.fields), ..exchange::Hints::default() };
     let exchange = Exchange::new(http, HttpProtocol::Http11, Headers::new(), answer, hints);
     exchange.refuse(error.status, error.detail, protocol).await;
     End::Delayed

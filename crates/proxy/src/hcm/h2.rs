@@ -111,6 +111,7 @@ async fn requests(http: &Rc<Http>, io: Batch, outlet: &Outlet) -> Switch {
     let draining = Cell::new(false);
     let idle = http.config.idle_timeout;
     let mut idle_since = Instant::now();
+    let mut cut = std::pin::pin!(http.chain.cut());
     loop {
         if flood::is_rapid_reset(http.premature_resets.get(), http.requests.get()) {
             http.stats.downstream_rq_too_many_premature_resets.inc();
@@ -214,7 +215,15 @@ async fn requests(http: &Rc<Http>, io: Batch, outlet: &Outlet) -> Switch {
                 connection.graceful_shutdown();
             }
             // Which is looked at with the next poll.
-            () = told_to_drain(http), if !draining.get() => {}
+            () = http.told.notified(), if !draining.get() => {}
+            () = cut.as_mut() => {
+                http.end.set(Some(End::Cut));
+                if http.active.get() > 0 {
+                    http.count_end_of_active();
+                }
+                switch.end_abruptly();
+                return switch;
+            }
         }
     }
 }
@@ -243,7 +252,7 @@ fn ended(http: &Rc<Http>, switch: &Switch, error: Option<&h2::Error>) {
         }
     }
     if headless {
-        exchange::abandoned(http, HttpProtocol::Http2);
+        exchange::abandoned(http, HttpProtocol::Http2, 0);
     }
     if headless || malformed || http.active.get() > 0 {
         stats.downstream_cx_destroy_active_rq.inc();
@@ -251,14 +260,6 @@ fn ended(http: &Rc<Http>, switch: &Switch, error: Option<&h2::Error>) {
             Some(_) => stats.downstream_cx_destroy_local_active_rq.inc(),
             None => stats.downstream_cx_destroy_remote_active_rq.inc(),
         }
-    }
-}
-
-/// Resolves when the client is to be told that the connection ends because its listener drains.
-async fn told_to_drain(http: &Http) {
-    tokio::select! {
-        () = super::drained(http) => http.drain(),
-        () = http.told.notified() => {}
     }
 }
 
@@ -343,6 +344,7 @@ fn stream(
         connect: connect && protocol.is_none(),
         expect_continue: headers.get("expect").is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue")),
         absolute: None,
+        header_bytes: None,
     };
     let verdict = check(http, &mut headers);
     let mut exchange = Exchange::new(http, HttpProtocol::Http2, headers, answer, hints);

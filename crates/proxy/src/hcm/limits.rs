@@ -179,6 +179,8 @@ pub(super) fn run(exchange: &mut Exchange, limit: &Arc<LocalRateLimit>) -> Resul
     stats.inc(&format!("{prefix}.enforced"));
     let mut reply =
         LocalReply::new(limit.status, "local_rate_limited", "local_rate_limited").flagged(ResponseFlags::RATE_LIMITED);
+    // As Envoy, which says so once the answer is made.
+    reply.flagged_late = true;
     if limit.resource_exhausted {
         reply.grpc_status = Some(8);
     }

@@ -72,18 +72,12 @@ impl LocalReply {
         // The mappers' filters look at the status; the route's formats must not see it yet.
         exchange.info.response_code = Some(self.status);
         let rewritten = {
-            let cx = FormatContext::new(&exchange.info, Some(&exchange.request), Some(&headers));
-            exchange.http.config.local_reply.rewrite(self.status, &text, &cx)
+            let mut cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
+            cx.now += exchange.elapsed();
+            exchange.http.config.local_reply.rewrite(self.status, &text, &mut headers, &cx)
         };
         exchange.info.response_code = None;
         if let Some(rewritten) = rewritten {
-            if let Some(status) = rewritten.status {
-                headers.set_status(status);
-            }
-            headers.remove("content-type");
-            for (name, value) in &rewritten.headers {
-                headers.push(name.as_bytes(), value);
-            }
             body = Bytes::from(rewritten.body);
             content_type = rewritten.content_type.to_string().into();
         }
@@ -91,8 +85,11 @@ impl LocalReply {
         if exchange.grpc && !self.direct {
             headers.set_status(200);
             headers.set("content-type", b"application/grpc");
-            let code = self.grpc_status.unwrap_or_else(|| grpc_status_of_http(status));
-            headers.set("grpc-status", code.to_string().as_bytes());
+            // What a mapper says stands.
+            if headers.get("grpc-status").is_none_or(<[u8]>::is_empty) {
+                let code = self.grpc_status.unwrap_or_else(|| grpc_status_of_http(status));
+                headers.set("grpc-status", code.to_string().as_bytes());
+            }
             // A format of JSON ends with a line's end, which is none of the message.
             let message = body.strip_suffix(b"\n").filter(|_| content_type == "application/json").unwrap_or(&body);
             if !message.is_empty() && exchange.request.method() != Some("HEAD") {

@@ -6,6 +6,7 @@ mod feed;
 pub(super) use feed::Feed;
 
 use super::exchange::Exchange;
+use super::router::is_canary;
 use crate::stream::{BodyError, Pump, PumpError};
 use crate::upstream::{
     AcquireError, Acquired, Active, Failure, Protocol, Reply, Tunnel, Upstream, Variant, WorkerCluster, server_name,
@@ -42,9 +43,6 @@ pub(super) fn chosen(exchange: &Exchange, matched: &Matched) -> Vec<Copy> {
 
 fn copied_head(exchange: &Exchange, mirror: &Mirror) -> Headers {
     let mut headers = exchange.request.clone();
-    if exchange.matched.as_ref().is_some_and(|matched| matched.vhost.include_request_attempt_count) {
-        headers.set("x-envoy-attempt-count", b"1");
-    }
     mirror.change_headers(&mut headers, &FormatContext::new(&exchange.info, Some(&exchange.request), None));
     let authority = headers.authority().unwrap_or_default().to_owned();
     let authority = mirror.authority(&authority).into_owned();
@@ -58,18 +56,19 @@ fn copied_head(exchange: &Exchange, mirror: &Mirror) -> Headers {
     headers
 }
 
-/// Sends the copies' heads; their bodies come through the feeds. `empty`: there is no body.
+/// Sends the copies' heads; their bodies come through the feeds. `tells`: Envoy's own headers are sent. `empty`: there is no body.
 pub(super) fn start(
     exchange: &Exchange,
     matched: &Matched,
     copies: Vec<Copy>,
     timeouts: &Timeouts,
+    tells: bool,
     empty: bool,
 ) -> Vec<Feed> {
     let mut feeds = Vec::new();
     for mut copy in copies {
         let Some(cluster) = exchange.http.worker.cluster(&copy.cluster) else { continue };
-        if let Some(timeout) = timeouts.global.or(timeouts.per_try) {
+        if let Some(timeout) = timeouts.global.or(timeouts.per_try).filter(|_| tells) {
             copy.headers.set("x-envoy-expected-rq-timeout-ms", timeout.as_millis().to_string().as_bytes());
         }
         let (feed, tap) = feed::new(empty);
@@ -233,6 +232,11 @@ impl Sending {
                         Poll::Ready(Ok(head)) => {
                             cluster.on_result(host, Some(Health::Status(head.status)), worker);
                             stats.charge(head.status, true);
+                            if is_canary(&head.headers, host)
+                                && let Some(answers) = worker.answers(&cluster.config().stat_name, "canary".to_owned())
+                            {
+                                answers.charge(head.status);
+                            }
                             reply = Some(head);
                         }
                         Poll::Ready(Err(_)) => return Poll::Ready(Err(Lost::Failed(Health::Reset))),

@@ -80,7 +80,11 @@ impl Exchange {
             tls: self.http.info.tls.as_deref(),
             random: 0,
         };
-        let found = table.find(&input);
+        // Without that field Envoy finds none; the route before may have removed it.
+        let found = match request.contains("x-forwarded-proto") {
+            true => table.find(&input),
+            false => RouteResult::NoVirtualHost,
+        };
         let cluster = match &found {
             RouteResult::Found(matched) => matched.cluster(request).and_then(|name| self.http.worker.cluster(&name)),
             _ => None,

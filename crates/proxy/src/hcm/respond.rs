@@ -39,8 +39,7 @@ impl Answer {
     /// Bytes read and written on the wire for this request; HTTP/2 does not tell.
     pub(crate) fn wire(&self) -> Option<(u64, u64)> {
         let Answer::H1(h1) = self else { return None };
-        let (read, written) = h1.conn.borrow().wire();
-        Some((read - h1.before.0, written - h1.before.1))
+        Some(h1.conn.borrow().wire_since(h1.before))
     }
 
     /// The connection closes after this answer (HTTP/1; HTTP/2 says GOAWAY on its own).
@@ -63,7 +62,7 @@ impl Answer {
         match self {
             Answer::H1(h1) => {
                 let conn = &mut *h1.conn.borrow_mut();
-                conn.out.write(|out| h1::write_response(out, status, false, headers, None, conn.style));
+                conn.out.write(|out| h1::write_response(out, status, h1.http10, headers, None, conn.style));
             }
             Answer::H2(h2) => {
                 if let Ok(status) = http::StatusCode::from_u16(status) {

@@ -16,14 +16,15 @@ use crate::stream::{Pump, RecvBody};
 use crate::upstream::{Failure, Reply, Tunnel, Upstream, WorkerCluster};
 use answer::pass_on;
 use attempt::one_try;
+pub(super) use counted::is_canary;
 use counted::{Counted, Told};
 use outgoing::Outgoing;
 use proxy_core::circuit::Resource;
 use proxy_core::cluster::Discovery;
-use proxy_core::filters::{HttpFilter, RouterConfig};
+use proxy_core::filters::{HttpFilter, HttpFilterEntry, RouterConfig};
 use proxy_core::outlier::Outcome as Health;
 use proxy_core::retry::{ResetReason, RetryRuntime, RetryVerdict};
-use proxy_core::route::{Action, Forward, HashContext, Matched, Timeouts, own_location};
+use proxy_core::route::{Action, Forward, HashContext, Matched, Timeouts, own_location, tls_location};
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{FormatContext, Headers, Host, PickContext, ResponseFlags, RetryState};
 use std::cell::RefCell;
@@ -39,8 +40,10 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
     let http = exchange.http.clone();
     let stats = &http.stats;
     stats.rq_total.inc();
-    if let Some(location) = exchange.redirect_to_tls.take() {
+    if exchange.redirect_to_tls.take().is_some() {
         stats.rq_direct_response.inc();
+        // Filters may have changed the path since.
+        let location = tls_location(&exchange.request);
         let mut reply = LocalReply::new(301, "", "direct_response");
         reply.headers.push(("location".into(), location.into_bytes()));
         return Err(reply.into());
@@ -53,13 +56,20 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
         Action::Forward(forward) => {
             let mut result = forward_request(exchange, body, &matched, forward).await;
             if let Err(Stop::Reply(reply)) = &mut result {
-                reply.finalize = true;
+                // These are found before there is a try to count.
+                let early = [ResponseFlags::NO_CLUSTER, ResponseFlags::INVALID_ENVOY_HEADERS];
+                reply.finalize = !early.iter().any(|flag| reply.flags.intersects(*flag));
             }
             result
         }
         Action::Redirect(redirect) => {
             stats.rq_direct_response.inc();
-            let (status, location) = redirect.location(&matched.route.matcher, &exchange.request);
+            let silent = |entry: &HttpFilterEntry| match &entry.filter {
+                HttpFilter::Router(router) => router.suppress_envoy_headers,
+                _ => false,
+            };
+            let keep = !exchange.filters(&http.config).iter().any(silent);
+            let (status, location) = redirect.rewrite(&matched.route.matcher, &mut exchange.request, keep);
             let mut reply = LocalReply::new(status, "", "direct_response");
             reply.headers.push(("location".into(), location.into_bytes()));
             Err(direct(exchange, &matched, reply))
@@ -102,6 +112,7 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
 /// An answer that the route gives by itself, with the route's header changes.
 fn direct(exchange: &Exchange, matched: &Matched, mut reply: LocalReply) -> Stop {
     let mut headers = Headers::new();
+    headers.set_status(reply.status);
     for (name, value) in &reply.headers {
         headers.push(name.as_bytes(), value);
     }
@@ -192,7 +203,6 @@ async fn forward_request(
         return Err(reply.into());
     };
     exchange.name_cluster(&cluster);
-    exchange.info.upstream.cluster_metadata = Some(cluster.config().metadata.clone());
     let dynamic = router.is_none_or(|router| router.dynamic_stats);
     let counted = Counted::of(exchange, matched, dynamic);
     let suppress = router.is_some_and(|r| r.suppress_envoy_headers);
@@ -204,9 +214,20 @@ async fn forward_request(
     let respect = router.is_some_and(|r| r.respect_expected_rq_timeout);
     let policy = matched.retry_policy();
     let timeouts = forward.timeouts(policy.map(Arc::as_ref), &mut exchange.request, respect, !suppress);
-    let unset = RetryRuntime::default();
-    let runtime = router.map_or(&unset, |router| &router.retries);
-    let mut retries = RetryState::new(policy, &mut exchange.request, runtime);
+    {
+        // The first try has its number before the route's changes, which may remove it.
+        if matched.vhost.include_request_attempt_count {
+            exchange.request.set("x-envoy-attempt-count", b"1");
+        }
+        // Formatters see the request as it was; the copy is only made when there are some.
+        let before = has_request_ops(matched).then(|| exchange.request.clone());
+        // The first try counts already.
+        let attempts = std::mem::replace(&mut exchange.info.upstream.attempts, 1);
+        let cx = FormatContext::new(&exchange.info, before.as_ref(), None);
+        matched.finalize_request(&mut exchange.request, &cx, !suppress);
+        exchange.info.upstream.attempts = attempts;
+    }
+    // A host is chosen by what the upstream gets.
     let (hash, cookie) = forward.hash(
         &cluster.config().hash_policies,
         &HashContext {
@@ -219,15 +240,10 @@ async fn forward_request(
     if let Some(cookie) = cookie {
         exchange.add_to_response.push(AddToAnswer::set("set-cookie", cookie.0));
     }
-    {
-        // Formatters see the request as it was; the copy is only made when there are some.
-        let before = has_request_ops(matched).then(|| exchange.request.clone());
-        // The first try counts already.
-        let attempts = std::mem::replace(&mut exchange.info.upstream.attempts, 1);
-        let cx = FormatContext::new(&exchange.info, before.as_ref(), None);
-        matched.finalize_request(&mut exchange.request, &cx, !suppress);
-        exchange.info.upstream.attempts = attempts;
-    }
+    let unset = RetryRuntime::default();
+    let runtime = router.map_or(&unset, |router| &router.retries);
+    // What the route adds to the request asks for retries, too.
+    let mut retries = RetryState::new(policy, &mut exchange.request, runtime);
     if exchange.request.get(":scheme").is_none() {
         exchange.request.set(":scheme", b"http");
     }
@@ -245,6 +261,8 @@ async fn forward_request(
         paused: tunnel,
         overflowed: false,
         ended,
+        bodiless: ended,
+        answered: false,
         received: 0,
         drop_trailers: exchange.answer.is_h1() && !http.config.http1.enable_trailers,
         limits: (!exchange.answer.is_h1()).then(|| http.clone()),
@@ -317,6 +335,9 @@ async fn tries(
             exchange.request.set("x-envoy-is-timeout-retry", value);
         }
         let tried = one_try(exchange, plan, outgoing, &host).await?;
+        if outgoing.answered {
+            retries = None;
+        }
         last_timed_out = Some(matches!(tried, Tried::PerTryTimeout(_)));
         let at = exchange.elapsed();
         let number = exchange.info.upstream.attempts;
@@ -334,7 +355,7 @@ async fn tries(
         let mut failure = None;
         let verdict = match &tried {
             Tried::Answer(reply, ..) => {
-                exchange.info.upstream.header_bytes_received += crate::stream::header_bytes(&reply.headers, 3);
+                exchange.info.upstream.header_bytes_received += reply.header_bytes;
                 let checked = !plan.cluster.config().health_checks.is_empty();
                 if checked && reply.headers.contains("x-envoy-immediate-health-check-fail") {
                     plan.cluster.on_own_word(&host, &worker);
@@ -473,7 +494,7 @@ async fn tries(
                 if matches!(why, Why::Connect(_)) {
                     exchange.info.upstream.local = None;
                 }
-                let reply = why.reply(retried);
+                let reply = why.reply(retried, outgoing.answered);
                 plan.charge(exchange, reply.status);
                 Err(reply.into())
             }

@@ -355,16 +355,7 @@ impl More for HttpStats {
         for name in ["downstream_cx_http1_soft_drain", "downstream_cx_http3_active"] {
             f(name, Sample::Gauge(0));
         }
-        for name in [
-            "downstream_cx_http3_total",
-            "downstream_rq_http3_total",
-            "rq_overload_local_reply",
-            "tracing.client_enabled",
-            "tracing.health_check",
-            "tracing.not_traceable",
-            "tracing.random_sampling",
-            "tracing.service_forced",
-        ] {
+        for name in ["downstream_cx_http3_total", "downstream_rq_http3_total", "rq_overload_local_reply"] {
             f(name, Sample::Counter(0));
         }
     }

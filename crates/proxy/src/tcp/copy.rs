@@ -2,11 +2,13 @@
 
 use super::spliceable;
 use crate::io::{Io, Raw};
+use crate::runtime::ChainEntry;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -22,8 +24,7 @@ pub(super) struct Transfer {
     pub(super) sent: Cell<u64>,
     /// The gate is asked each time that the client sends something, not only the first time.
     pub(super) continuous: bool,
-    pub(super) drain: tokio::sync::watch::Receiver<bool>,
-    pub(super) drain_time: Duration,
+    pub(super) chain: Arc<ChainEntry>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub(super) enum Ended {
     /// The connection lasted too long.
     TooOld,
     Failed(Side),
-    /// The listener went and its drain time is over.
+    /// The listener went and its drain time is over, or the proxy ends.
     Drained,
 }
 
@@ -284,14 +285,7 @@ pub(super) async fn both(
 
 /// Moves bytes (`step`, which counts them in `transfer`) until that is over or the connection's time is.
 pub(super) async fn watched(transfer: &Transfer, mut step: impl FnMut(&mut Context<'_>) -> Poll<Ended>) -> Ended {
-    let mut drain = transfer.drain.clone();
-    let drained = async {
-        if drain.wait_for(|d| *d).await.is_ok() {
-            tokio::time::sleep(transfer.drain_time).await;
-        } else {
-            std::future::pending::<()>().await;
-        }
-    };
+    let drained = transfer.chain.cut();
     tokio::pin!(drained);
     let idle = tokio::time::sleep(transfer.idle_timeout.unwrap_or(FAR));
     tokio::pin!(idle);

@@ -5,10 +5,12 @@ use super::{Current, SecretStore, TlsError, info, peer_certificate, provider_for
 use crate::io::Raw;
 use proxy_core::TlsInfo;
 use proxy_core::stream_info::PeerCertificate;
-use proxy_core::tls::DownstreamTls;
+use proxy_core::tls::{DownstreamTls, Validation};
 use rustls::ServerConfig;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls_pki_types::UnixTime;
 use std::io;
 use std::sync::Arc;
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
@@ -28,6 +30,8 @@ struct Compiled {
     without_alpn: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
     validates: bool,
+    /// Says whether a certificate is good that is accepted in any case.
+    afterwards: Option<Arc<ClientVerifier>>,
 }
 
 #[derive(Debug)]
@@ -82,8 +86,17 @@ impl ServerTls {
         let builder =
             ServerConfig::builder_with_provider(provider_for(common)?).with_protocol_versions(versions(common))?;
         let validates = !roots.is_empty();
+        // Who says which certificates it takes does not do without one (Envoy `DefaultCertValidator::initializeSslContexts`).
+        let picky = !validation.san.is_empty() || !validation.hashes.is_empty() || !validation.spkis.is_empty();
+        let required = self.context.require_client_certificate || (picky && !validation.accept_untrusted);
+        let afterwards = match validates && validation.accept_untrusted {
+            true => {
+                let strict = Validation { accept_untrusted: false, ..validation.clone() };
+                Some(ClientVerifier::new(strict, &roots, required)?)
+            }
+            false => None,
+        };
         let builder = if asks {
-            let required = self.context.require_client_certificate;
             builder.with_client_cert_verifier(ClientVerifier::new(validation, &roots, required)?)
         } else {
             builder.with_no_client_auth()
@@ -109,7 +122,7 @@ impl ServerTls {
         config.ignore_client_order = versions(common).iter().all(|v| v.version == rustls::ProtocolVersion::TLSv1_2);
         let without_alpn = Arc::new(config.clone());
         config.alpn_protocols = if self.exchanges { common.alpn.clone() } else { super::spoken(&common.alpn) };
-        Ok(Compiled { with_alpn: Arc::new(config), without_alpn, certificates, validates })
+        Ok(Compiled { with_alpn: Arc::new(config), without_alpn, certificates, validates, afterwards })
     }
 
     /// Shakes hands.
@@ -133,7 +146,11 @@ impl ServerTls {
         let (_, session) = stream.get_ref();
         let name = session.server_name().map(str::to_owned);
         let local = compiled.certificates.pick(name.as_deref()).and_then(|c| c.1.as_ref());
-        let info = info(session, name.as_deref(), local, compiled.validates);
+        let validated = match (&compiled.afterwards, session.peer_certificates().and_then(<[_]>::split_first)) {
+            (Some(verifier), Some((own, others))) => verifier.verify_client_cert(own, others, UnixTime::now()).is_ok(),
+            _ => compiled.validates,
+        };
+        let info = info(session, name.as_deref(), local, validated);
         Ok((Box::new(stream), info))
     }
 }

@@ -438,23 +438,18 @@ impl Pool {
         }
     }
 
-    fn give_back(self: &Rc<Self>, mut inner: PooledH1) {
-        inner.requests += 1;
+    fn give_back(self: &Rc<Self>, inner: PooledH1) {
         inner.counted.busy.set(false);
         let config = self.cluster.config();
         if inner.failures != self.host.state.failures() {
             return;
         }
-        if config.max_requests_per_connection.is_some_and(|max| inner.requests >= max) {
-            self.cluster.stats.upstream_cx_max_requests.inc();
-            return;
-        }
-        if self.is_too_old(&inner) {
-            return;
-        }
         if inner.conn.borrow().has_more() {
             // An answer that nobody asked for.
             self.cluster.stats.upstream_cx_protocol_error.inc();
+            return;
+        }
+        if config.max_requests_per_connection.is_some_and(|max| inner.requests >= max) || self.is_too_old(&inner) {
             return;
         }
         inner.conn.borrow_mut().rest();
@@ -470,6 +465,9 @@ impl Pool {
             return self.connect_for_waiting();
         };
         inner.counted.busy.set(false);
+        if self.cluster.retired.get() {
+            return;
+        }
         inner.since = Instant::now();
         self.idle.borrow_mut().push(inner);
         self.cluster.sweep();
@@ -550,6 +548,16 @@ impl Acquired {
 }
 
 impl Lease {
+    /// Another request is sent.
+    pub(super) fn begin(&mut self) {
+        self.inner.requests += 1;
+        let cluster = &self.pool.cluster;
+        // The last one counts, however it goes on (Envoy `ConnPoolImplBase::attachStreamToClient`).
+        if cluster.config().max_requests_per_connection == Some(self.inner.requests) {
+            cluster.stats.upstream_cx_max_requests.inc();
+        }
+    }
+
     pub(crate) fn conn(&self) -> &h1::Shared {
         &self.inner.conn
     }

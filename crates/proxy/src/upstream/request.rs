@@ -105,6 +105,8 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Headers,
     pub(crate) body: RecvBody,
+    /// Of its fields on the wire, see [`header_bytes`].
+    pub(crate) header_bytes: u64,
     /// 1xx but not 101: another head follows.
     pub(crate) interim: bool,
     /// The tunnel that was asked for is there: `body` is what comes out of it.
@@ -112,8 +114,8 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    fn interim(status: u16, headers: Headers) -> Self {
-        Self { status, headers, body: RecvBody::Empty, interim: true, tunnel: false }
+    fn interim(status: u16, headers: Headers, header_bytes: u64) -> Self {
+        Self { status, headers, body: RecvBody::Empty, header_bytes, interim: true, tunnel: false }
     }
 }
 
@@ -140,7 +142,8 @@ impl Upstream {
         let conn: h1::Shared = Rc::new(std::cell::RefCell::new(inner));
         let mut headers = Headers::new();
         headers.set_status(200);
-        let reply = Reply { status: 200, headers, body: RecvBody::H1(conn.clone()), interim: false, tunnel: true };
+        let body = RecvBody::H1(conn.clone());
+        let reply = Reply { status: 200, headers, body, header_bytes: 0, interim: false, tunnel: true };
         let send = SendBody::H1 { conn, framing: Framing::Raw };
         let tunnel = Self {
             send,
@@ -153,7 +156,8 @@ impl Upstream {
         (tunnel, reply)
     }
 
-    fn start_h1(lease: Lease, headers: &mut Headers, end: bool, tunnel: Tunnel, enable_trailers: bool) -> Self {
+    fn start_h1(mut lease: Lease, headers: &mut Headers, end: bool, tunnel: Tunnel, enable_trailers: bool) -> Self {
+        lease.begin();
         let method = headers.get(":method").unwrap_or_default();
         let head_request = method == b"HEAD";
         // Methods without a defined body get no "content-length: 0" (Envoy HeaderUtility::requestShouldHaveNoBody).
@@ -191,8 +195,7 @@ impl Upstream {
     /// Adds the bytes that this request put on the wire and took from it; HTTP/2 does not tell.
     pub(crate) fn count_wire(&self, info: &mut UpstreamInfo, stats: &crate::stats::ClusterStats) {
         if let SendBody::H1 { conn, .. } = &self.send {
-            let (read, written) = conn.borrow().wire();
-            let (read, written) = (read - self.before.0, written - self.before.1);
+            let (read, written) = conn.borrow().wire_since(self.before);
             info.wire_bytes_received += read;
             info.wire_bytes_sent += written;
             stats.upstream_cx_rx_bytes_total.add(read);
@@ -282,7 +285,7 @@ impl Response {
                 }
                 let interim = (100..200).contains(&head.status) && head.status != 101;
                 if interim {
-                    return Poll::Ready(Ok(Box::new(Reply::interim(head.status, head.headers))));
+                    return Poll::Ready(Ok(Box::new(Reply::interim(head.status, head.headers, head.fields))));
                 }
                 *keep_alive = head.keep_alive;
                 if head.ends {
@@ -308,8 +311,14 @@ impl Response {
                 } else {
                     RecvBody::H1(conn.clone())
                 };
-                let reply =
-                    Box::new(Reply { status: head.status, headers: head.headers, body, interim: false, tunnel });
+                let reply = Box::new(Reply {
+                    status: head.status,
+                    headers: head.headers,
+                    body,
+                    header_bytes: head.fields,
+                    interim: false,
+                    tunnel,
+                });
                 let Response::H1 { lease, keep_alive, .. } = std::mem::replace(self, Response::taken()) else {
                     return Poll::Ready(Err(Failure::Terminated));
                 };
@@ -321,7 +330,8 @@ impl Response {
                     let mut headers = Headers::new();
                     push_map(&mut headers, interim.headers());
                     let status = interim.status().as_u16();
-                    return Poll::Ready(Ok(Box::new(Reply::interim(status, headers))));
+                    let bytes = header_bytes(&headers, 3);
+                    return Poll::Ready(Ok(Box::new(Reply::interim(status, headers, bytes))));
                 }
                 let response = match ready!(std::pin::Pin::new(future).poll(cx)) {
                     Ok(response) => response,
@@ -364,7 +374,8 @@ impl Response {
                 }
                 let bodiless = matches!(parts.status, http::StatusCode::NO_CONTENT | http::StatusCode::NOT_MODIFIED);
                 let body = if bodiless { RecvBody::h2_bodiless(body) } else { RecvBody::h2(body) };
-                let reply = Box::new(Reply { status, headers, body, interim: false, tunnel });
+                let header_bytes = header_bytes(&headers, 3);
+                let reply = Box::new(Reply { status, headers, body, header_bytes, interim: false, tunnel });
                 if let Response::H2 { connection, .. } = std::mem::replace(self, Response::taken()) {
                     *self = Response::Taken { lease: None, reusable: false, _h2: Some(connection) };
                 }

@@ -1,7 +1,9 @@
 //! Tests of the proxy as a process and as a library.
 
 mod conformance;
+mod dns;
 mod draining;
+mod dynamic;
 mod fixture;
 mod floods;
 mod goaway;
@@ -11,4 +13,5 @@ mod logs;
 mod peers;
 mod recorded;
 mod sources;
+mod spans;
 mod tcp;

@@ -217,6 +217,12 @@ async fn secrets_over(source: impl Fn(&Path) -> (Value, Value)) {
     secrets.put(&third);
     let server = serve(&path, secrets.clone());
     served_with(port, &me, &third).await;
+
+    // The server has it no more, which changes nothing for who uses it.
+    secrets.bodies.lock().expect("not poisoned").clear();
+    secrets.revision.send_modify(|r| *r += 1);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    served_with(port, &me, &third).await;
     assert!(get(&mut old).await.ends_with("secret"));
     server.abort();
 }

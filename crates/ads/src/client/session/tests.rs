@@ -33,7 +33,7 @@ fn answer(
     let resource = |(name, version): &(&str, &str)| discovery::Resource {
         name: name.to_string(),
         version: version.to_string(),
-        resource: Some(Default::default()),
+        resource: Some(envoy_api::Any { type_url: type_url.to_owned(), value: Vec::new() }),
         ..Default::default()
     };
     discovery::DeltaDiscoveryResponse {
@@ -122,4 +122,37 @@ fn sotw_removals_are_worked_out_and_versions_kept() {
         ("1", "n2"),
         "a NACK keeps the accepted version"
     );
+}
+
+fn sotw(resources: Vec<envoy_api::Any>) -> discovery::DiscoveryResponse {
+    discovery::DiscoveryResponse { version_info: "2".into(), type_url: CLUSTER.into(), resources, ..Default::default() }
+}
+
+#[test]
+fn what_cannot_be_read_removes_nothing() {
+    let mut session = session(Protocol::StateOfTheWorld);
+    let of = |type_url: &str, value: &[u8]| envoy_api::Any { type_url: type_url.into(), value: value.into() };
+    let odd = session.on_sotw(sotw(vec![of(ENDPOINT, b"\x0a\x01a")]), crate::client::resource_name);
+    assert_eq!(odd.unreadable, [(ArcStr::from("a"), format!("it is of the type {ENDPOINT:?}"))]);
+    let broken = session.on_sotw(sotw(vec![of(CLUSTER, b"\xff")]), crate::client::resource_name);
+    assert_eq!((broken.unreadable.len(), broken.updated.len()), (1, 0));
+}
+
+#[test]
+fn wrapped_resources_have_names_versions_and_times() {
+    let mut session = session(Protocol::StateOfTheWorld);
+    let wrapped = discovery::Resource {
+        name: "a".into(),
+        version: "7".into(),
+        resource: Some(envoy_api::Any { type_url: CLUSTER.into(), value: b"body".to_vec() }),
+        ttl: Some(envoy_api::pb::google::protobuf::Duration { seconds: 1, nanos: 500_000_000 }),
+        ..Default::default()
+    };
+    let any = |of: &discovery::Resource| envoy_api::Any { type_url: WRAPPED.into(), value: of.encode_to_vec() };
+    let received = session.on_sotw(sotw(vec![any(&wrapped)]), crate::client::resource_name);
+    assert_eq!((&*received.updated[0].name, &*received.updated[0].version), ("a", "7"));
+    assert_eq!(received.leases, [(ArcStr::from("a"), Some(Duration::from_millis(1500)))]);
+    let heartbeat = discovery::Resource { resource: None, ..wrapped };
+    let received = session.on_sotw(sotw(vec![any(&heartbeat)]), crate::client::resource_name);
+    assert_eq!((received.updated.len(), received.unreadable.len(), received.leases.len()), (0, 0, 1));
 }

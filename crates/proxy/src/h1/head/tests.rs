@@ -95,7 +95,8 @@ fn odd_targets_and_versions() {
     for (line, host) in [("GET / HTTP/2.0", Some("t")), ("GET / HTTP/0.9", Some("t")), ("GET /", None)] {
         let text = format!("{line}\r\nhost: t\r\n\r\n");
         let (head, used) = parse_request(text.as_bytes(), &old).unwrap().unwrap();
-        assert!(head.http10 && used == text.len(), "{line}");
+        // Without a version the line is all there is.
+        assert!(head.http10 && used == if host.is_some() { text.len() } else { line.len() + 2 }, "{line}");
         assert_eq!(head.headers.authority(), host, "{line}");
     }
     // No method begins like that: there is no need to wait for the end of the line.
@@ -115,4 +116,41 @@ fn fields_of_this_hop() {
     let head = fields("connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk").unwrap();
     assert!(!head.upgrade && !head.headers.contains("upgrade") && !head.headers.contains("http2-settings"));
     assert!(fields("connection: upgrade\r\nupgrade: websocket").unwrap().upgrade);
+}
+
+/// Of several things that are wrong Envoy names the one that it meets first: its framer goes through the whole head, then the
+/// codec looks at one field after the other, then at all of them.
+#[test]
+fn what_is_told_of_several_wrong_things() {
+    let few = Limits { fields: 2, ..Limits::default() };
+    let told = |text: &str| parse_request(text.as_bytes(), &few).map_err(|e| (e.detail, e.fields));
+    let told = |text: &str| told(text).expect_err(text);
+    assert_eq!(told("GET / HTTP/1.1\r\nnocolon\r\nx-a: \x01\r\n\r\n"), ("http1.invalid_characters", 0));
+    assert_eq!(told("GET a HTTP/1.1\r\nx-a: \x01\r\n\r\n"), ("http1.invalid_characters", 0));
+    assert_eq!(told("GET a\r\nx-a: \x01\r\n\r\n"), ("http1.codec_error", 0));
+    assert_eq!(told("GET / HTTP/1.0\r\na: 1\r\nb: 2\r\nc: 3\r\ncontent-length: +1\r\n\r\n").0, "http1.codec_error");
+    // The name of the fourth field was read when the third one was too many.
+    assert_eq!(told("GET / HTTP/1.0\r\na: 1\r\nb: 2\r\nc: 3\r\ndd: 4\r\n\r\n"), ("http1.too_many_headers", 17));
+    assert_eq!(told("GET / HTTP/1.0\r\nhost: /\r\nte: x\r\nte: y\r\n\r\n").0, "low_version");
+    assert_eq!(told("GET http://:x/ HTTP/1.0\r\nhost: /\r\n\r\n").0, "http1.invalid_url");
+    assert_eq!(told("GET ftp://t/ HTTP/1.1\r\ntransfer-encoding: x\r\n\r\n").0, "http1.invalid_transfer_encoding");
+    assert_eq!(
+        told("GET / HTTP/1.1\r\ntransfer-encoding: x\r\ncontent-length: 1\r\n\r\n").0,
+        "http1.content_length_and_chunked_not_allowed"
+    );
+    // What comes before the end of the head is told at once.
+    assert_eq!(told("GET a HTTP/1.1\r\nx-a").0, "http1.codec_error");
+    assert!(parse_request(b"GET / HTTP/1.1\r\nhost: t\r\nx-a: 1\r\nte: x\r\nte: y\r\n\r\n", &few).is_err());
+    assert!(parse_request(b"GET / HTTP/1.1\r\nhost: t\r\nte: x\r\nte: y\r\n\r\n", &few).is_ok());
+    assert!(parse_request(b"GET / HTTP/1.1\r\nhost: t\r\nhost: u\r\nx-a: 1\r\n\r\n", &few).is_ok());
+}
+
+#[test]
+fn of_chunked_answers_the_length_does_not_go_on() {
+    let limits = Limits { chunked_length: true, ..Limits::default() };
+    let text = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n";
+    let (head, _) = parse_response(text, &limits, false).unwrap().unwrap();
+    assert!(head.body == BodyLength::Chunked && !head.headers.contains("content-length"));
+    // Refused as soon as the line is there.
+    assert!(parse_response(b"HTTP/1.1 2x0 OK\r\nx-a", &limits, false).is_err());
 }

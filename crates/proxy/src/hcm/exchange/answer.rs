@@ -37,26 +37,28 @@ impl Exchange {
             addition.apply(&mut headers);
         }
         self.info.response_code = Some(status);
-        if self.conformed {
-            encode::head(self, &mut headers);
-            crate::hcm::span::answer_head(self, &mut headers);
+        // Filters see the answers to bad heads, too.
+        encode::head(self, &mut headers);
+        crate::hcm::span::answer_head(self, &mut headers);
+        if !headers.contains("date") {
+            http_date(self.info.start + self.elapsed(), |date| headers.push_lower("date", date));
         }
         hcm::conform_response(&http.config, &mut headers, &self.request);
         if http.closing() || http.too_old() || self.ends_for_overload() {
             self.answer.close_after();
         }
-        if !headers.contains("date") {
-            http_date(self.info.start + self.elapsed(), |date| headers.push_lower("date", date));
-        }
         self.info.response_code = Some(status);
         self.info.times.downstream_first_tx = Some(self.elapsed());
         let (body, bytes) = self.answer.head(status, &mut headers, end, tunnel, http.config.http1.enable_trailers);
-        self.info.downstream_header_bytes_sent = bytes;
+        self.info.downstream_header_bytes_sent += bytes;
         self.response = Some(headers);
         // As Envoy, health checks say nothing of the service.
         if !self.info.health_check {
             self.http.stats.downstream_rq.inc(status);
             self.http.of_listener.downstream_rq.inc(status);
+        }
+        if tunnel && http.config.access_log_on_tunnel {
+            self.log("DownstreamTunnelSuccessfullyEstablished");
         }
         body
     }
@@ -73,6 +75,7 @@ impl Exchange {
             self.answer.close_after();
         }
         let (headers, body) = reply.render(self);
+        self.note_grpc(&headers);
         self.info.flags.insert(flags);
         let body = if self.request.method() == Some("HEAD") { Default::default() } else { body };
         let sink = self.send_head(headers, body.is_empty(), false);

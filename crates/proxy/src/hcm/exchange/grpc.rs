@@ -3,7 +3,7 @@
 use super::Exchange;
 use crate::hcm::Http;
 use proxy_core::Headers;
-use proxy_core::filters::HttpFilter;
+use proxy_core::filters::{GrpcStats, HttpFilter};
 
 impl Exchange {
     /// Remembers `grpc-status`, which is in the trailers or, without a body, in the head.
@@ -15,39 +15,28 @@ impl Exchange {
         }
     }
 
-    /// `cluster.NAME.grpc.SERVICE.METHOD.STATUS`, for the grpc_stats filter.
+    /// `cluster.NAME.grpc.…`, for the grpc_stats filter.
     pub(super) fn count_grpc(&self) {
-        let wanted = self.grpc && self.http.config.filters.iter().any(|f| matches!(f.filter, HttpFilter::GrpcStats(_)));
-        if !wanted {
-            return;
-        }
-        let path = self.request.path().unwrap_or_default();
-        let mut parts = path.trim_start_matches('/').splitn(2, '/');
-        let (Some(service), Some(method)) = (parts.next(), parts.next()) else { return };
+        // They are there when the filter ran.
+        let Some(messages) = &self.messages else { return };
+        let Some(filter) = grpc_stats(&self.http) else { return };
+        let Some(prefix) = filter.prefix(self.request.path().unwrap_or_default()) else { return };
         let cluster = self.info.upstream.cluster.as_deref().and_then(|name| self.http.worker.cluster(name));
         let Some(cluster) = cluster else { return };
-        let prefix = format!("grpc.{service}.{method}");
-        let stats = &cluster.stats.other;
-        let Some(status) = self.grpc_status else {
-            // Envoy counts messages as they pass.
-            let counts = self.messages.iter().flat_map(|messages| messages.iter().zip(["request", "response"]));
-            for (messages, way) in counts.filter(|(messages, _)| messages.count > 0) {
-                stats.add(&format!("{prefix}.{way}_message_count"), messages.count);
-            }
-            return;
-        };
-        if let Some(messages) = &self.messages {
-            stats.add(&format!("{prefix}.request_message_count"), messages[0].count);
-            stats.add(&format!("{prefix}.response_message_count"), messages[1].count);
+        let add = |what: &str, n| cluster.stats.other.add(&format!("{prefix}{what}"), n);
+        for (messages, way) in messages.iter().zip(["request", "response"]).filter(|(messages, _)| messages.count > 0) {
+            add(&format!("{way}_message_count"), messages.count);
         }
-        stats.inc(&format!("{prefix}.{status}"));
-        stats.inc(&format!("{prefix}.{}", if status == 0 { "success" } else { "failure" }));
-        stats.inc(&format!("{prefix}.total"));
+        if let Some(status) = self.grpc_status {
+            add(&status.to_string(), 1);
+            add(if status == 0 { "success" } else { "failure" }, 1);
+            add("total", 1);
+        }
     }
 
     /// Filter state `envoy.filters.http.grpc_stats` (`emit_filter_state`).
     pub(super) fn tell_messages(&mut self) {
-        let emits = self.http.config.filters.iter().any(|f| matches!(f.filter, HttpFilter::GrpcStats(true)));
+        let emits = grpc_stats(&self.http).is_some_and(|filter| filter.emit_filter_state);
         let Some(messages) = self.messages.as_ref().filter(|_| emits) else { return };
         let fields: Vec<String> =
             [("requestMessageCount", messages[0].count), ("responseMessageCount", messages[1].count)]
@@ -60,9 +49,12 @@ impl Exchange {
     }
 }
 
-/// Whether the `grpc_stats` filter is there.
-pub(super) fn counts_messages(http: &Http) -> bool {
-    http.config.filters.iter().any(|f| matches!(f.filter, HttpFilter::GrpcStats(_)))
+/// The `grpc_stats` filter, if there is one.
+fn grpc_stats(http: &Http) -> Option<&GrpcStats> {
+    http.config.filters.iter().find_map(|entry| match &entry.filter {
+        HttpFilter::GrpcStats(filter) => Some(&**filter),
+        _ => None,
+    })
 }
 
 /// `application/grpc` and its variants.

@@ -12,10 +12,34 @@ impl Exchange {
         LocalReply::new(400, "", details).into()
     }
 
-    /// Checks and completes the head, as `ConnectionManagerImpl::ActiveStream::decodeHeaders` does before the filters.
+    /// Checks and completes the head, as `ConnectionManagerImpl::ActiveStream::decodeHeaders` does before the filters. A refusal
+    /// gets what the head's route says, as far as there is one.
     pub(super) fn prepare(&mut self) -> Result<(), Stop> {
+        let completed = self.complete_head();
+        let said = |name| self.request.get_str(name).filter(|value| !value.is_empty());
+        if completed.is_err() {
+            // Without the protocol, which may not have been added yet, Envoy finds the virtual host alone.
+            match said("x-forwarded-proto") {
+                Some(_) => self.find_route(),
+                None => {
+                    let host = said(":authority").unwrap_or_default();
+                    let table = self.http.route_table();
+                    self.info.virtual_host = table.and_then(|table| table.virtual_host(host).cloned());
+                }
+            }
+        }
+        completed
+    }
+
+    fn complete_head(&mut self) -> Result<(), Stop> {
         let http = self.http.clone();
         let config = &http.config;
+        if self.hints.expect_continue && !config.proxy_100_continue {
+            self.request.remove("expect");
+            http.stats.downstream_rq.inc(100);
+            http.of_listener.downstream_rq.inc(100);
+            self.answer.interim(100, &Headers::new());
+        }
         if self.info.protocol == Some(HttpProtocol::Http10)
             && let Some(host) = &config.http1.default_host_for_http_10
             && !self.request.contains(":authority")
@@ -39,11 +63,6 @@ impl Exchange {
         }
         if self.request.get(":method") == Some(b"QUERY") && !self.request.contains("content-type") {
             return Err(self.malformed_request("query_missing_content_type"));
-        }
-        if self.hints.expect_continue && !config.proxy_100_continue {
-            self.request.remove("expect");
-            http.stats.downstream_rq.inc(100);
-            self.answer.interim(100, &Headers::new());
         }
         if self.request.get(":path").is_some_and(|p| p.contains(&b'#')) {
             // RFC 3986 has no fragment in a request target.
@@ -73,10 +92,11 @@ impl Exchange {
             hcm::conform_request(config, &mut self.request, &http.info, || uuid(&mut http.worker.random.borrow_mut()));
         self.conformed = true;
         if let Some(status) = identity.refuse {
+            http.stats.downstream_rq_rejected_via_ip_detection.inc();
             return Err(LocalReply::new(status, "", "rejecting_because_detection_failed").into());
         }
         self.info.remote = identity.remote;
-        if identity.edge
+        if !identity.internal
             && let Some(table) = http.route_table()
         {
             for name in &table.common.internal_only_headers {

@@ -19,9 +19,10 @@ pub(crate) fn malformed(http: &Rc<Http>, details: &'static str) {
     log_without_request(http, info);
 }
 
-/// Logs a request of which not even the head arrived before its connection ended.
-pub(crate) fn abandoned(http: &Rc<Http>, protocol: HttpProtocol) {
+/// Logs a request of which not even the head arrived before its connection ended, and of whose `received` bytes the wire tells.
+pub(crate) fn abandoned(http: &Rc<Http>, protocol: HttpProtocol, received: u64) {
     let mut info = StreamInfo::new(http.info.clone(), SystemTime::now());
+    info.downstream_wire_bytes_received = received;
     if protocol == HttpProtocol::Http2 {
         http.count_h2_request();
     }
@@ -32,6 +33,7 @@ pub(crate) fn abandoned(http: &Rc<Http>, protocol: HttpProtocol) {
         Some(End::Codec { details, blamed }) => {
             (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, blamed.map_or(details, |(_, details)| details))
         }
+        Some(End::Cut) => (ResponseFlags::DOWNSTREAM_TERMINATION, End::CUT),
         _ => (ResponseFlags::DOWNSTREAM_TERMINATION, "downstream_remote_disconnect"),
     };
     info.flags.insert(flag);

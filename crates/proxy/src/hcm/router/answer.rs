@@ -33,6 +33,7 @@ pub(super) async fn pass_on(
     let told = Told::of(exchange, &headers);
     if refuses_websocket(exchange, upstream.protocol, status) {
         // The body would be no handshake's (Envoy `UpstreamCodecFilter::CodecBridge::decodeHeaders`).
+        upstream.count_wire(&mut exchange.info.upstream, stats);
         let mut reply = LocalReply::new(status, "", "websocket_handshake_unsuccessful");
         reply.headers =
             headers.iter_regular().map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.to_vec())).collect();
@@ -200,7 +201,7 @@ pub(super) async fn pass_on(
     exchange.info.bytes_sent = down_pump.bytes;
     let elapsed = exchange.elapsed();
     exchange.info.times.upstream_last_rx = Some(elapsed);
-    exchange.info.times.downstream_last_tx = Some(elapsed);
+    exchange.info.times.downstream_last_tx = ended.is_ok().then_some(elapsed);
     plan.counted.took(exchange, &plan.cluster, elapsed.as_millis() as u64, told);
     if let Some(trailers) = trailers {
         exchange.note_grpc(&trailers);
@@ -223,7 +224,7 @@ pub(super) async fn pass_on(
                 {
                     stats.upstream_cx_protocol_error.inc();
                 }
-                upstream.send.reset(h2::Reason::NO_ERROR);
+                upstream.send.reset(h2::Reason::INTERNAL_ERROR);
                 if upstream.protocol == HttpProtocol::Http2 {
                     stats.upstream_rq_tx_reset.inc();
                 }
@@ -270,7 +271,7 @@ pub(super) async fn pass_on(
         }
         Err(Broken::Client(gone)) => {
             cancel(stats, &mut upstream);
-            if tunnel && matches!(gone, Gone::Closed) {
+            if tunnel && matches!(gone, Gone::Closed) && !exchange.http.was_cut() {
                 exchange.http.stats.downstream_rq_rx_reset.inc();
                 exchange.info.flags.insert(ResponseFlags::DOWNSTREAM_TERMINATION);
                 exchange.info.response_code_details = Some("downstream_remote_disconnect".into());

@@ -7,7 +7,7 @@ use super::{Plan, Tried, asks_for_websocket, cancel, no_host};
 use crate::hcm::exchange::{Exchange, Stop};
 use crate::hcm::mirror;
 use crate::hcm::timers::Deadline;
-use crate::stream::{Gone, Pump, PumpError, RecvBody, SendBody};
+use crate::stream::{Gone, Pump, PumpError, RecvBody, SendBody, header_bytes};
 use crate::upstream::{
     AcquireError, Acquired, Active, Announced, Pool, Protocol, Reply, Source, Tunnel, Upstream, Variant, server_name,
 };
@@ -41,7 +41,8 @@ pub(super) async fn one_try(
     let copies = plan.mirrors.take();
     if !copies.is_empty() {
         let empty = outgoing.is_empty();
-        outgoing.feeds = mirror::start(exchange, plan.matched, copies, &plan.timeouts, empty);
+        outgoing.feeds =
+            mirror::start(exchange, plan.matched, copies, &plan.timeouts, !plan.suppress_envoy_headers, empty);
     }
     let breaker = plan.cluster.entry.breakers.get(plan.forward.priority);
     if let Some(connect) = plan.forward.terminates(exchange.request.method().unwrap_or_default()) {
@@ -135,9 +136,15 @@ pub(super) async fn one_try(
                 }
             }
             match upstream.response.poll_head(cx) {
-                Poll::Ready(Ok(reply)) if reply.interim => {
+                Poll::Ready(Ok(mut reply)) if reply.interim => {
                     plan.counted.answer(exchange, &plan.cluster, reply.status, Told::of(exchange, &reply.headers));
+                    outgoing.answered = true;
+                    exchange.info.upstream.header_bytes_received += reply.header_bytes;
                     if exchange.http.config.proxy_100_continue {
+                        for of_this_hop in ["connection", "keep-alive", "proxy-connection", "te", "upgrade"] {
+                            reply.headers.remove(of_this_hop);
+                        }
+                        exchange.info.downstream_header_bytes_sent += header_bytes(&reply.headers, 4);
                         exchange.answer.interim(reply.status, &reply.headers);
                     }
                 }
@@ -161,6 +168,7 @@ pub(super) async fn one_try(
         }
     })
     .await;
+    exchange.waited = true;
     match waited {
         Ok(Ok(reply)) => {
             exchange.info.times.upstream_first_rx = Some(exchange.elapsed());
@@ -279,7 +287,7 @@ fn prepare_head(exchange: &mut Exchange, plan: &Plan<'_>, host: &Host) {
     let elapsed = if attempts > 1 { plan.began.elapsed() } else { std::time::Duration::ZERO };
     let request = &mut exchange.request;
     let tells_grpc = exchange.grpc && request.contains("grpc-timeout");
-    if plan.matched.vhost.include_request_attempt_count {
+    if plan.matched.vhost.include_request_attempt_count && attempts > 1 {
         request.set_number("x-envoy-attempt-count", attempts.into());
     }
     plan.timeouts.tell(elapsed, request, !plan.suppress_envoy_headers, tells_grpc);

@@ -3,8 +3,8 @@
 use crate::hcm::exchange::Exchange;
 use crate::stats::{Answers, RequestStats};
 use crate::upstream::WorkerCluster;
-use proxy_core::Headers;
 use proxy_core::route::Matched;
+use proxy_core::{Headers, Host};
 use std::sync::Arc;
 
 /// Envoy `Filter::chargeUpstreamCode`.
@@ -25,11 +25,15 @@ pub(super) struct Told {
     canary: bool,
 }
 
+/// Whether an answer of a host is part of a trial.
+pub(in crate::hcm) fn is_canary(answer: &Headers, host: &Host) -> bool {
+    answer.get("x-envoy-upstream-canary").is_some_and(|value| value == b"true") || host.is_canary()
+}
+
 impl Told {
     /// Of an answer of the upstream.
     pub(super) fn of(exchange: &Exchange, answer: &Headers) -> Self {
-        let canary = answer.get("x-envoy-upstream-canary").is_some_and(|value| value == b"true")
-            || exchange.info.upstream.host.as_ref().is_some_and(|host| host.is_canary());
+        let canary = exchange.info.upstream.host.as_ref().is_some_and(|host| is_canary(answer, host));
         Self { canary, ..Self::own(exchange) }
     }
 

@@ -5,6 +5,7 @@ use crate::hcm::exchange::Exchange;
 use crate::hcm::mirror::Feed;
 use crate::hcm::{Http, h2};
 use crate::stream::{BodyError, Frame, RecvBody};
+use bytes::BytesMut;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -21,6 +22,10 @@ pub(super) struct Outgoing<'a> {
     /// It became too long to be sent again.
     pub(super) overflowed: bool,
     pub(super) ended: bool,
+    /// There never was a body, be it an empty one.
+    pub(super) bodiless: bool,
+    /// There was an interim answer: no other try is made then (Envoy `Filter::onUpstream1xxHeaders`).
+    pub(super) answered: bool,
     /// Body bytes of the client.
     pub(super) received: u64,
     /// HTTP/1 trailers are dropped unless they are enabled.
@@ -117,8 +122,20 @@ impl Outgoing<'_> {
         }
     }
 
+    /// For another try, which gets what is there at once.
     pub(super) fn rewind(&mut self) {
         self.at = 0;
+        let data = |frame: &Frame| matches!(frame, Frame::Data(_));
+        let pieces = self.kept.iter().take_while(|frame| data(frame)).count();
+        if pieces > 1 {
+            let mut all = BytesMut::with_capacity(self.size);
+            for frame in self.kept.drain(..pieces) {
+                if let Frame::Data(piece) = frame {
+                    all.extend_from_slice(&piece);
+                }
+            }
+            self.kept.insert(0, Frame::Data(all.freeze()));
+        }
     }
 
     /// Whether another try can send the same body.
@@ -126,7 +143,8 @@ impl Outgoing<'_> {
         self.keeping || self.paused || self.received == 0
     }
 
+    /// Whether the head said that no body follows, as it says again on every try.
     pub(super) fn is_empty(&self) -> bool {
-        self.ended && self.kept.is_empty()
+        self.bodiless
     }
 }

@@ -60,14 +60,16 @@ impl Why {
         }
     }
 
-    pub(super) fn reply(&self, retried: bool) -> LocalReply {
+    /// `answered`: interim answers came.
+    pub(super) fn reply(&self, retried: bool, answered: bool) -> LocalReply {
         let retried = if retried { "retried and the latest " } else { "" };
         let body = format!(
             "upstream connect error or disconnect/reset before headers. {retried}reset reason: {}",
             self.text()
         );
         let status = if matches!(self, Why::Stream(Failure::Protocol(_) | Failure::Blamed)) { 502 } else { 503 };
-        let mut reply = LocalReply::new(status, body, self.details("before")).flagged(self.flags());
+        let mut reply = LocalReply::new(status, body, self.details(if answered { "after" } else { "before" }))
+            .flagged(self.flags());
         if matches!(self, Why::Overflow) {
             reply.headers.push(("x-envoy-overloaded".into(), b"true".to_vec()));
         }
