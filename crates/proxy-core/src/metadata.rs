@@ -13,10 +13,14 @@ use crate::pb;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata(Vec<(ArcStr, Arc<Map<String, Value>>)>);
 
-/// Facts by name that filters of one connection or request hand to each other; text is all that is needed here. And the names
-/// of those that hash policies may look at (Envoy's `Hashable`).
+/// Facts by name that filters of one connection or request hand to each other; text is all that is needed here.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct FilterState(pub BTreeMap<ArcStr, ArcStr>, pub BTreeSet<ArcStr>);
+pub struct FilterState {
+    /// The facts.
+    pub values: BTreeMap<ArcStr, ArcStr>,
+    /// The names of those that hash policies may look at (Envoy's `Hashable`).
+    pub hashable: BTreeSet<ArcStr>,
+}
 
 impl Metadata {
     pub(crate) fn compile(metadata: Option<&pb::core::Metadata>) -> Self {

@@ -2,31 +2,29 @@
 //!
 //! A resource that is refused leaves its former state in use; everything else of the same update is applied.
 
+mod clusters;
 mod leaving;
+mod listeners;
 mod updates;
 mod warming;
 
-use crate::runtime::{ClusterEntry, ListenerEntry, Listeners, Shared};
-use crate::socket::{self, BindOptions, Bound};
+use crate::runtime::{ClusterEntry, ListenerEntry, Shared};
 use crate::sources::Demand;
-use crate::stats::Kind;
 use crate::tls;
 use crate::worker::Command;
 use ads::client::{Subscriptions, Wanted};
 use bytes::Bytes;
 use envoy_api::{Message, pb, type_url};
 use mesh_types::ArcStr;
-use proxy_core::access_log::LogSink;
 use proxy_core::cluster::Discovery;
 use proxy_core::config_source::{ConfigSource, Origin};
 use proxy_core::hcm::Routes;
-use proxy_core::listener::{Direction, Terminal};
+use proxy_core::listener::Terminal;
 use proxy_core::tls::{CertificateSource, SdsRef, Secret, TlsCommon};
-use proxy_core::{Address, Cluster, Endpoints, Listener, ListenerSet, Options, RouteTable, Runtime};
+use proxy_core::{Address, Listener, Options, RouteTable, Runtime};
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -309,377 +307,11 @@ impl Control {
         changed
     }
 
-    pub(crate) fn warming_clusters(&self) -> impl Iterator<Item = &Arc<ClusterEntry>> {
-        self.warming.values()
-    }
-
-    pub(crate) fn warming_listeners(&self) -> impl Iterator<Item = &Arc<ListenerEntry>> {
-        self.warming_listeners.values()
-    }
-
-    /// Adds, changes and removes clusters.
-    pub(crate) fn update_clusters(&mut self, updated: Vec<Incoming>, removed: &[ArcStr], dynamic: bool) -> Refused {
-        let mut refused = Vec::new();
-        let mut seen = HashSet::new();
-        for incoming in updated {
-            let put = match seen.insert(incoming.name.clone()) {
-                true => self.put_cluster(&incoming, dynamic),
-                false => Err(format!("duplicate cluster {} found", incoming.name)),
-            };
-            if let Err(reason) = put {
-                refused.push((incoming.name, reason));
-            }
-        }
-        for name in removed {
-            if self.clusters.get(name).is_some_and(|c| c.dynamic)
-                && let Some(entry) = self.clusters.remove(name)
-            {
-                self.shared.registry.remove(Kind::Cluster, &entry.cluster.stat_name);
-                self.changes.clusters[REMOVED] += 1;
-            }
-            self.warming.remove(name);
-        }
-        self.publish_clusters();
-        self.subscribe();
-        refused
-    }
-
-    fn put_cluster(&mut self, incoming: &Incoming, dynamic: bool) -> Result<(), String> {
-        let newest = self.warming.get(&incoming.name).or_else(|| self.clusters.get(&incoming.name));
-        if newest.is_some_and(|newest| newest.body == incoming.body) {
-            return Ok(());
-        }
-        let decode = |body: &Bytes| pb::envoy::config::cluster::v3::Cluster::decode(body.clone());
-        let message = decode(&incoming.body).map_err(|e| format!("malformed: {e}"))?;
-        let cluster = Cluster::compile(&message, &self.options).map_err(|e| e.to_string())?;
-        let name = cluster.name.clone();
-        if dynamic {
-            self.check_tls(cluster.transport.tls_contexts().map(|tls| &tls.common))?;
-        }
-        if let Some(old) = self.clusters.get(&name) {
-            let fingerprint = Cluster::fingerprint(&message);
-            let same = decode(&old.body).is_ok_and(|old| Cluster::fingerprint(&old) == fingerprint);
-            if same && !self.warming.contains_key(&name) {
-                return Ok(());
-            }
-            if !old.dynamic && dynamic {
-                return Err("a static cluster of that name exists".into());
-            }
-        }
-        let known = self.clusters.contains_key(&name) || self.warming.contains_key(&name);
-        self.changes.clusters[if known { MODIFIED } else { ADDED }] += 1;
-        let (body, version) = (incoming.body.clone(), incoming.version.clone());
-        let entry = ClusterEntry::new(Arc::new(cluster), body, version, dynamic, &self.options.runtime);
-        if let Some(old) = self.clusters.get(&name) {
-            // To its statistics it is still the same cluster.
-            entry.membership_changes.fetch_add(old.membership_changes.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
-        crate::ejection::watch(&self.shared, &entry);
-        let patience = self.patience.clone();
-        crate::checks::watch(&self.shared, &entry, move || {
-            // The receiver lives as long as the proxy.
-            let _ = patience.send((Duration::ZERO, Awaited::Checks));
-        });
-        match &entry.cluster.discovery {
-            Discovery::Eds { service_name, .. } => {
-                if let Some(body) = self.assignments.get(service_name).cloned() {
-                    // Refused before: the same assignment is refused again, and EDS will say so.
-                    let _ = self.assign(&entry, &body);
-                }
-            }
-            Discovery::StrictDns(_) | Discovery::LogicalDns(_) => {
-                // The receiver lives as long as the proxy.
-                let _ = self.dns.send(entry.clone());
-            }
-            _ => {}
-        }
-        let secrets = self.missing_secrets(entry.cluster.transport.tls_contexts().map(|tls| &tls.common));
-        entry.has_secrets.store(secrets.is_empty(), Ordering::Release);
-        for secret in &secrets {
-            self.expect(&secret.source, Awaited::ClusterSecrets(Arc::downgrade(&entry)));
-        }
-        if entry.is_warm() {
-            self.warming.remove(&name);
-            self.clusters.insert(name, entry);
-        } else {
-            if let Discovery::Eds { source, .. } = &entry.cluster.discovery {
-                self.expect(source, Awaited::Cluster(Arc::downgrade(&entry)));
-            }
-            self.warming.insert(name, entry);
-        }
-        Ok(())
-    }
-
-    /// Puts a cluster's endpoints into use.
-    pub(crate) fn put_endpoints(&self, entry: &ClusterEntry, endpoints: Endpoints) {
-        if entry.set_endpoints(Arc::new(endpoints)) && entry.cluster.close_on_change {
-            self.tell(|| Command::DrainCluster(entry.cluster.name.clone()));
-        }
-    }
-
-    fn assign(&self, entry: &Arc<ClusterEntry>, body: &Bytes) -> Result<(), String> {
-        let message = pb::envoy::config::endpoint::v3::ClusterLoadAssignment::decode(body.clone())
-            .map_err(|e| format!("malformed: {e}"))?;
-        let previous = match entry.warm.load(Ordering::Acquire) {
-            true => Some(entry.endpoints.load_full()),
-            // A changed cluster keeps the hosts (and their health) of the one it replaces.
-            false => self.clusters.get(&entry.cluster.name).map(|c| c.endpoints.load_full()),
-        };
-        let endpoints = Endpoints::compile(&message, &entry.cluster, previous.as_deref()).map_err(|e| e.to_string())?;
-        self.put_endpoints(entry, endpoints);
-        Ok(())
-    }
-
-    /// Takes assignments for all clusters that use them.
-    fn update_endpoints(&mut self, updated: Vec<Incoming>, _removed: &[ArcStr]) -> Refused {
-        let mut refused = Vec::new();
-        for incoming in updated {
-            self.assignments.insert(incoming.name.clone(), incoming.body.clone());
-            let users: Vec<_> = self
-                .clusters
-                .values()
-                .chain(self.warming.values())
-                .filter(|c| c.cluster.eds_name() == Some(&incoming.name))
-                .cloned()
-                .collect();
-            for entry in users {
-                if let Err(reason) = self.assign(&entry, &incoming.body) {
-                    refused.push((incoming.name.clone(), reason));
-                }
-            }
-        }
-        self.finish_warming();
-        refused
-    }
-
-    fn publish_clusters(&mut self) {
-        let table: crate::runtime::Clusters = self.clusters.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-        let table = Arc::new(table);
-        self.shared.clusters.store(table.clone());
-        self.tell(|| Command::Clusters(table.clone()));
-        self.follow_listeners();
-    }
-
     fn tell(&self, command: impl Fn() -> Command) {
         for worker in &self.workers {
             // A worker that is gone takes the process with it.
             let _ = worker.send(command());
         }
-    }
-
-    /// Adds, changes and removes listeners.
-    pub(crate) fn update_listeners(&mut self, updated: Vec<Incoming>, removed: &[ArcStr], dynamic: bool) -> Refused {
-        let mut refused = Vec::new();
-        // First, because a new one may have the address of one that goes.
-        for name in removed {
-            self.warming_listeners.remove(name);
-            if self.listeners.get(name).is_some_and(|l| l.dynamic) {
-                self.drop_listener(name);
-            }
-        }
-        self.failed.clear();
-        self.last_failed.clear();
-        let mut seen = HashSet::new();
-        for incoming in updated {
-            let again = !seen.insert(incoming.name.clone());
-            let put = match again {
-                true => Err(format!("duplicate listener {} found", incoming.name)),
-                false => self.put_listener(&incoming, dynamic),
-            };
-            if let Err(reason) = put {
-                self.fail(&incoming.name, &incoming.body, &reason, !again);
-                refused.push((incoming.name, reason));
-            }
-        }
-        // Subscriptions first: a listener may wait for routes that nobody asked for yet.
-        self.subscribe();
-        refused.extend(self.finish_listeners());
-        self.publish_listeners();
-        refused
-    }
-
-    /// Takes note of a listener that was refused; `known`: under its name.
-    fn fail(&mut self, name: &ArcStr, body: &Bytes, details: &str, known: bool) {
-        let failed = Arc::new(Failed { body: body.clone(), details: details.to_owned(), at: SystemTime::now() });
-        if known {
-            self.failed.insert(name.clone(), failed.clone());
-        }
-        self.last_failed.push(failed);
-    }
-
-    /// Listeners whose last state was refused, and what was refused of the last update.
-    pub(crate) fn failed_listeners(&self) -> (impl Iterator<Item = (&ArcStr, &Failed)>, impl Iterator<Item = &Failed>) {
-        (self.failed.iter().map(|(name, failed)| (name, &**failed)), self.last_failed.iter().map(|failed| &**failed))
-    }
-
-    fn put_listener(&mut self, incoming: &Incoming, dynamic: bool) -> Result<(), String> {
-        let old = self.listeners.get(&incoming.name).cloned();
-        let newest = self.warming_listeners.get(&incoming.name).or(old.as_ref());
-        if newest.is_some_and(|newest| newest.body == incoming.body) {
-            return Ok(());
-        }
-        if dynamic && old.as_ref().is_some_and(|old| !old.dynamic) {
-            return Err("a static listener of that name exists".into());
-        }
-        let decode = |body: &Bytes| pb::envoy::config::listener::v3::Listener::decode(body.clone());
-        let message = decode(&incoming.body).map_err(|e| format!("malformed: {e}"))?;
-        let mut listener = Listener::compile(&message, &self.options).map_err(|e| e.to_string())?;
-        let name = listener.name.clone();
-        if self.is_stopped(&listener) {
-            tracing::debug!(listener = &*name, "not taken, as listeners of its direction were stopped");
-            return Ok(());
-        }
-        if let Some(old) = &old {
-            if old.listener.reuse_port != listener.reuse_port {
-                return Err("reuse port cannot be changed during an update".into());
-            }
-            listener.replaces(&old.listener);
-        }
-        if let Some(address) = self.address_in_use(&listener) {
-            return Err(format!(
-                "error adding listener: '{name}' has duplicate address '{address}' as existing listener"
-            ));
-        }
-        if dynamic {
-            if let Some(cluster) = self.unknown_cluster(&listener) {
-                return Err(format!("route: unknown cluster '{cluster}'"));
-            }
-            self.check_tls(tls_of(&listener))?;
-        }
-        for path in log_files(&listener) {
-            self.shared.logs.open(path).map_err(|e| format!("unable to open file '{path}': {e}"))?;
-        }
-        let known = old.is_some() || self.warming_listeners.contains_key(&name);
-        self.changes.listeners[if known { MODIFIED } else { ADDED }] += 1;
-        let in_place = old.as_ref().is_some_and(|old| decode(&old.body).is_ok_and(|old| same_but_chains(old, message)));
-        self.changes.in_place += u64::from(in_place);
-        let mut entry = ListenerEntry::new(
-            Arc::new(listener),
-            incoming.body.clone(),
-            incoming.version.clone(),
-            dynamic,
-            old.as_deref(),
-            &self.shared.routes,
-        );
-        entry.in_place = in_place;
-        let entry = Arc::new(entry);
-        for source in rds_sources(&entry.listener).map(|(_, source)| source) {
-            self.expect(source, Awaited::Routes(Arc::downgrade(&entry)));
-        }
-        for secret in self.missing_secrets(tls_of(&entry.listener)) {
-            self.expect(&secret.source, Awaited::Secrets(Arc::downgrade(&entry)));
-        }
-        self.warming_listeners.insert(name, entry);
-        Ok(())
-    }
-
-    /// Moves a listener into use.
-    fn start_listener(&mut self, name: ArcStr) -> Result<(), String> {
-        let Some(entry) = self.warming_listeners.remove(&name) else { return Ok(()) };
-        if let Err(reason) = self.bind(&entry) {
-            self.changes.refused_listeners += 1;
-            // It was counted when it came, and is not what it was counted for.
-            let known = self.listeners.contains_key(&name);
-            let counted = &mut self.changes.listeners[if known { MODIFIED } else { ADDED }];
-            *counted = counted.saturating_sub(1);
-            self.fail(&name, &entry.body, &reason, true);
-            return Err(reason);
-        }
-        if let Some(old) = self.listeners.insert(name, entry.clone()) {
-            self.let_go(old, Some(&entry));
-        }
-        Ok(())
-    }
-
-    fn drop_listener(&mut self, name: &ArcStr) {
-        if let Some(entry) = self.forget_listener(name) {
-            self.let_go(entry, None);
-        }
-    }
-
-    /// An address that another listener has already. Those that bind any port can have no conflict.
-    fn address_in_use(&self, listener: &Listener) -> Option<Address> {
-        let addresses =
-            |l: &Listener| std::iter::once(&l.address).chain(&l.additional_addresses).cloned().collect::<Vec<_>>();
-        let own = addresses(listener);
-        let all = self.listeners.values().chain(self.warming_listeners.values()).map(|entry| &entry.listener);
-        let others = all.filter(|other| other.name != listener.name && other.bind_to_port == listener.bind_to_port);
-        others.flat_map(|other| addresses(other)).find(|address| {
-            let any_port = address.socket().is_some_and(|socket| socket.port() == 0);
-            !(any_port && listener.bind_to_port) && own.contains(address)
-        })
-    }
-
-    /// Accepts no more connections of a listener.
-    fn forget_listener(&mut self, name: &ArcStr) -> Option<Arc<ListenerEntry>> {
-        let entry = self.listeners.remove(name)?;
-        self.changes.listeners[REMOVED] += 1;
-        if self.bound.remove(name).is_some() {
-            self.tell(|| Command::StopListening(name.clone()));
-        }
-        Some(entry)
-    }
-
-    /// Binds a listener's addresses on all workers, unless that was done.
-    fn bind(&mut self, entry: &ListenerEntry) -> Result<(), String> {
-        let listener = &entry.listener;
-        if !listener.bind_to_port || self.workers.is_empty() {
-            return Ok(());
-        }
-        let addresses: Vec<Address> =
-            std::iter::once(&listener.address).chain(&listener.additional_addresses).cloned().collect();
-        if self.bound.get(&listener.name) == Some(&addresses) {
-            if let Some(real) = self.listeners.get(&listener.name).and_then(|old| old.addresses.get()) {
-                // A state of a listener starts once.
-                let _ = entry.addresses.set(real.clone());
-            }
-            return Ok(());
-        }
-        let mut real = Vec::with_capacity(addresses.len());
-        let mut sockets: Vec<Vec<Bound>> = self.workers.iter().map(|_| Vec::new()).collect();
-        for address in &addresses {
-            let own_sockets = listener.reuse_port && matches!(address, Address::Ip(_));
-            let options = BindOptions {
-                transparent: listener.transparent,
-                freebind: listener.freebind,
-                reuse_port: own_sockets,
-                backlog: listener.tcp_backlog.map_or(4096, |b| i32::try_from(b).unwrap_or(i32::MAX)),
-                others: &listener.socket_options,
-            };
-            let fail = |e: std::io::Error| format!("cannot bind '{address}': {e}");
-            let first = socket::listen(address, options).map_err(fail)?;
-            // Port 0 is the same one for all workers.
-            let address = first.address().unwrap_or_else(|| address.clone());
-            for list in sockets.iter_mut().skip(1) {
-                let bound = match (&first, own_sockets) {
-                    (_, true) => socket::listen(&address, options).map_err(fail)?,
-                    (Bound::Tcp(s), false) => Bound::Tcp(s.try_clone().map_err(fail)?),
-                    (Bound::Unix(s), false) => Bound::Unix(s.try_clone().map_err(fail)?),
-                };
-                list.push(bound);
-            }
-            sockets[0].push(first);
-            real.push(address);
-        }
-        // As above.
-        let _ = entry.addresses.set(real);
-        if self.bound.insert(listener.name.clone(), addresses).is_some() {
-            self.tell(|| Command::StopListening(listener.name.clone()));
-        }
-        for (worker, list) in self.workers.iter().zip(sockets) {
-            for bound in list {
-                let _ = worker.send(Command::Listen(listener.name.clone(), bound));
-            }
-        }
-        Ok(())
-    }
-
-    fn publish_listeners(&mut self) {
-        let by_name: HashMap<_, _> = self.listeners.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-        let set = ListenerSet::new(self.listeners.values().map(|l| l.listener.clone()));
-        self.shared.listeners.store(Arc::new(Listeners { set, by_name }));
-        let rds: BTreeSet<ArcStr> = self.rds_names();
-        self.shared.routes.retain(|name| rds.contains(name));
     }
 
     fn rds_names(&self) -> BTreeSet<ArcStr> {
@@ -817,40 +449,6 @@ impl Control {
         });
     }
 
-    /// Tells inbound and outbound connections to end as soon as that loses nothing, all at once or one after the other.
-    pub(crate) fn drain(&mut self, inbound_only: bool) {
-        self.shared.draining.begin(inbound_only);
-    }
-
-    /// Stops accepting, for good (Envoy `ListenerManagerImpl::stopListeners`).
-    pub(crate) fn stop_listeners(&mut self, inbound_only: bool) {
-        if self.stops != Some(Stops::All) {
-            self.stops = Some(if inbound_only { Stops::Inbound } else { Stops::All });
-        }
-        let all = self.listeners.values().map(|entry| &entry.listener);
-        let stopped: Vec<ArcStr> = all.filter(|listener| self.is_stopped(listener)).map(|l| l.name.clone()).collect();
-        for name in stopped {
-            if self.bound.remove(&name).is_some() {
-                self.tell(|| Command::StopListening(name.clone()));
-            }
-            self.stopped.insert(name);
-        }
-    }
-
-    fn is_stopped(&self, listener: &Listener) -> bool {
-        match self.stops {
-            None => false,
-            Some(Stops::Inbound) => listener.direction == Direction::Inbound,
-            Some(Stops::All) => true,
-        }
-    }
-
-    /// Cuts all connections off and ends the workers.
-    pub(crate) fn shutdown(&self) {
-        self.cut_all();
-        self.tell(|| Command::Shutdown);
-    }
-
     /// A name in a static route of a cluster that does not exist, as Envoy checks them at start.
     pub(crate) fn unknown_clusters(&self) -> Option<String> {
         let all = self.listeners.values().chain(self.warming_listeners.values());
@@ -862,17 +460,6 @@ impl Control {
     fn unknown_in(&self, table: &RouteTable, default: bool) -> Option<ArcStr> {
         let looks = table.common.validate_clusters.unwrap_or(default);
         looks.then(|| table.cluster_names().find(|name| !self.has_cluster(name)).cloned()).flatten()
-    }
-
-    /// Likewise of one listener's inline routes.
-    fn unknown_cluster(&self, listener: &Listener) -> Option<ArcStr> {
-        listener.all_chains().find_map(|chain| match &chain.terminal {
-            Terminal::Http(hcm) => match &hcm.routes {
-                Routes::Inline(table) => self.unknown_in(table, true),
-                Routes::Rds { .. } => None,
-            },
-            Terminal::TcpProxy(_) | Terminal::DirectResponse(_) | Terminal::Echo | Terminal::Close => None,
-        })
     }
 
     /// The first static TLS context that nothing can be done with, as Envoy reads its files at start. A secret that has
@@ -896,31 +483,6 @@ impl Control {
     fn has_cluster(&self, name: &ArcStr) -> bool {
         self.clusters.contains_key(name) || self.warming.contains_key(name)
     }
-}
-
-/// Whether two states of a listener differ in their filter chains only.
-fn same_but_chains(
-    mut one: pb::envoy::config::listener::v3::Listener,
-    mut other: pb::envoy::config::listener::v3::Listener,
-) -> bool {
-    for listener in [&mut one, &mut other] {
-        listener.filter_chains.clear();
-        listener.default_filter_chain = None;
-    }
-    one == other
-}
-
-/// The files that a listener writes its records to.
-fn log_files(listener: &Listener) -> impl Iterator<Item = &ArcStr> {
-    let chains = listener.all_chains().flat_map(|chain| match &chain.terminal {
-        Terminal::Http(hcm) => &hcm.access_log[..],
-        Terminal::TcpProxy(proxy) => &proxy.access_log[..],
-        _ => &[],
-    });
-    listener.access_log.iter().chain(chains).filter_map(|log| match &log.sink {
-        LogSink::File(path) => Some(path),
-        _ => None,
-    })
 }
 
 /// The routes that a listener takes from RDS.

@@ -41,7 +41,7 @@ pub(crate) async fn serve(
     let began = Instant::now();
     let random = worker.random.borrow_mut().next();
     let (name, metadata_match) = proxy.cluster(random);
-    let chosen = cluster.or_else(|| info.filter_state.0.get("envoy.tcp_proxy.cluster").cloned());
+    let chosen = cluster.or_else(|| info.filter_state.values.get("envoy.tcp_proxy.cluster").cloned());
     let name = chosen.unwrap_or_else(|| name.clone());
     let route = Route { name: &name, metadata_match, gates: &gates };
     if proxy.access_log_on_start {
@@ -253,7 +253,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     }
     let labels = peer::tcp_labels(&worker, &connection.listener, info, &cluster, said);
     let report = labels.and_then(|l| worker.istio.tcp_opened(l));
-    let own_timeout = info.filter_state.0.get("envoy.tcp_proxy.per_connection_idle_timeout_ms");
+    let own_timeout = info.filter_state.values.get("envoy.tcp_proxy.per_connection_idle_timeout_ms");
     let own_timeout = own_timeout.and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
     let transfer = Transfer {
         idle_timeout: own_timeout.or(proxy.idle_timeout),

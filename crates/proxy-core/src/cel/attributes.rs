@@ -82,7 +82,7 @@ pub(super) fn find(path: &[Box<str>], cx: &FormatContext<'_>) -> Option<Value> {
         ["xds", "filter_chain_name"] => text(Some(&info.connection.filter_chain)),
         ["xds", "listener_direction"] => int(info.connection.direction as u64),
         ["metadata", "filter_metadata", namespace, rest @ ..] => json(info.dynamic_metadata.get(namespace, rest)?),
-        ["filter_state", key] => text(info.filter_state.0.get(*key).map(|v| &**v)),
+        ["filter_state", key] => text(info.filter_state.values.get(*key).map(|v| &**v)),
         _ => None,
     }
 }

@@ -253,7 +253,7 @@ impl JwtAuthn {
                 if let Some((_, requirement)) = self.rules.iter().find(|(m, _)| m.matches_head(headers)) {
                     return Ok(requirement.as_ref().map_or(Needs::Nothing, Needs::Token));
                 }
-                let named = self.by_state.as_ref().and_then(|(key, all)| all.get(state.0.get(key)?));
+                let named = self.by_state.as_ref().and_then(|(key, all)| all.get(state.values.get(key)?));
                 Ok(named.map_or(Needs::Nothing, Needs::Token))
             }
         }

@@ -388,10 +388,10 @@ impl FilterStateValue {
         let mut value = Vec::new();
         self.value.write(cx, &mut value);
         if !value.is_empty() || !self.skip_if_empty {
-            state.0.insert(self.key.clone(), String::from_utf8_lossy(&value).into());
+            state.values.insert(self.key.clone(), String::from_utf8_lossy(&value).into());
             match self.hashable {
-                true => state.1.insert(self.key.clone()),
-                false => state.1.remove(&self.key),
+                true => state.hashable.insert(self.key.clone()),
+                false => state.hashable.remove(&self.key),
             };
         }
     }

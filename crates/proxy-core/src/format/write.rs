@@ -69,7 +69,7 @@ impl Command {
             Command::Stream(field) => stream(cx, *field, out),
             Command::Metadata(source, namespace, path) => metadata(cx.info, *source, namespace, path, out),
             Command::FilterState(key, plain) => {
-                let value = cx.info.filter_state.0.get(&**key).map(|v| &**v);
+                let value = cx.info.filter_state.values.get(&**key).map(|v| &**v);
                 match value {
                     // Objects are kept as their JSON already.
                     Some(value) if !plain && value.starts_with('{') => {

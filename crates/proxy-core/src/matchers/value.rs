@@ -167,7 +167,7 @@ impl FilterStateMatcher {
 
     /// Whether the condition holds; an object that is not there fulfils none.
     pub fn matches(&self, state: &FilterState) -> bool {
-        let Some(value) = state.0.get(&self.key) else { return false };
+        let Some(value) = state.values.get(&self.key) else { return false };
         match &self.condition {
             StateCondition::Text(text) => text.matches(value.as_bytes()),
             StateCondition::Address { ranges, invert } => {

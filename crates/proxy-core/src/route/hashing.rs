@@ -111,7 +111,7 @@ impl HashPolicy {
             Source::Query(name) => first_query_value(cx.headers.path()?, name).map(|value| xx64(value.as_bytes(), 0)),
             Source::FilterState(key) => {
                 let state = cx.filter_state;
-                let value = state.0.get(key).filter(|_| state.1.contains(key));
+                let value = state.values.get(key).filter(|_| state.hashable.contains(key));
                 value.map(|value| xx64(value.as_bytes(), 0))
             }
         }

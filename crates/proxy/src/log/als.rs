@@ -73,7 +73,7 @@ fn common(log: &AlsLog, cx: &FormatContext<'_>) -> data::AccessLogCommon {
     let since = |time: Option<Duration>| time.map(duration);
     let start = info.start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let objects = log.filter_state.iter().filter_map(|key| {
-        let value = info.filter_state.0.get(key)?;
+        let value = info.filter_state.values.get(key)?;
         let any = envoy_api::Any {
             type_url: "type.googleapis.com/google.protobuf.StringValue".to_owned(),
             value: prost::Message::encode_to_vec(&value.to_string()),

@@ -45,7 +45,7 @@ impl Exchange {
                 .map(|(name, n)| format!("\"{name}\":\"{n}\""))
                 .collect();
         let text = format!("{{{}}}", fields.join(","));
-        self.info.filter_state.0.insert("envoy.filters.http.grpc_stats".into(), text.into());
+        self.info.filter_state.values.insert("envoy.filters.http.grpc_stats".into(), text.into());
     }
 }
 
