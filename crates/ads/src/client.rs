@@ -408,13 +408,7 @@ impl<H: Handler> Client<H> {
             received.removed.clear();
             received.leases.clear();
         }
-        for (name, ttl) in std::mem::take(&mut received.leases) {
-            let key = (received.type_url.clone(), name);
-            match ttl {
-                Some(ttl) => self.leases.insert(key, Instant::now() + ttl),
-                None => self.leases.remove(&key),
-            };
-        }
+        let leases = std::mem::take(&mut received.leases);
         let (seen, updated, removed) = received.hand_over();
         debug!(type_url = %seen.type_url, updated = updated.len(), removed = removed.len(), "response");
         let verdict = match unreadable {
@@ -426,6 +420,17 @@ impl<H: Handler> Client<H> {
         };
         if let Err(rejected) = &verdict {
             warn!(type_url = %seen.type_url, %rejected, "refused part of a response; what it replaced stays in use");
+        }
+        // What stays in use instead of a refused resource has the time that it had.
+        for (name, ttl) in leases {
+            if verdict.as_ref().is_err_and(|rejected| rejected.names(&name)) {
+                continue;
+            }
+            let key = (seen.type_url.clone(), name);
+            match ttl {
+                Some(ttl) => self.leases.insert(key, Instant::now() + ttl),
+                None => self.leases.remove(&key),
+            };
         }
         let answer = self.session.on_verdict(&seen, verdict);
         // Subscriptions first: a server that waits for the acknowledgement then already knows which endpoints are wanted.
