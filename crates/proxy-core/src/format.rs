@@ -6,7 +6,7 @@ mod parse;
 mod time;
 mod write;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
 
@@ -47,22 +47,22 @@ pub struct FormatContext<'a> {
     pub local_reply_body: &'a str,
     /// For instance `DownstreamEnd`, `TcpConnectionEnd`, `NotSet`.
     pub access_log_type: &'a str,
-    /// The moment of writing.
-    pub now: SystemTime,
 }
 
 impl<'a> FormatContext<'a> {
     /// The usual context while a request is processed.
     pub fn new(info: &'a StreamInfo, request: Option<&'a Headers>, response: Option<&'a Headers>) -> Self {
-        Self {
-            info,
-            request,
-            response,
-            trailers: None,
-            local_reply_body: "",
-            access_log_type: "NotSet",
-            now: info.start,
-        }
+        Self { info, request, response, trailers: None, local_reply_body: "", access_log_type: "NotSet" }
+    }
+
+    /// The moment of writing.
+    pub(crate) fn now(&self) -> SystemTime {
+        (self.info.connection.clock)()
+    }
+
+    /// How long the stream lasted, or has lasted until now.
+    pub(crate) fn lasted(&self) -> Option<Duration> {
+        self.info.times.complete.or_else(|| self.now().duration_since(self.info.start).ok())
     }
 }
 

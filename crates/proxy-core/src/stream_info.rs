@@ -54,6 +54,8 @@ pub struct ConnectionInfo {
     pub hostname: ArcStr,
     /// Reads the process's environment, for `%ENVIRONMENT()%`; this crate does not.
     pub environment: fn(&str) -> Option<String>,
+    /// Reads the clock, for commands about the moment of writing; this crate does not.
+    pub clock: fn() -> SystemTime,
 }
 
 impl Default for ConnectionInfo {
@@ -77,6 +79,7 @@ impl Default for ConnectionInfo {
             transport_failure: None,
             hostname: "".into(),
             environment: |_| None,
+            clock: || SystemTime::UNIX_EPOCH,
         }
     }
 }

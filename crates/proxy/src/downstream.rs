@@ -266,6 +266,7 @@ impl Facts {
             listener_metadata: Some(listener.metadata.clone()).filter(|metadata| !metadata.is_empty()),
             filter_chain_metadata: chain.map(|c| c.chain.metadata.clone()).filter(|metadata| !metadata.is_empty()),
             environment: |name| std::env::var(name).ok(),
+            clock: SystemTime::now,
             ..ConnectionInfo::default()
         }
     }

@@ -158,9 +158,7 @@ impl LogFilter {
         match self {
             Self::Status(how, value) => how.holds(info.response_code.unwrap_or(0).into(), value.get()),
             Self::Duration(how, value) => {
-                // Of a stream that goes on: how long it has lasted.
-                let so_far = || cx.now.duration_since(info.start).unwrap_or_default();
-                let lasted = info.times.complete.unwrap_or_else(so_far);
+                let lasted = cx.lasted().unwrap_or_default();
                 how.holds(lasted.as_millis() as u64, value.get())
             }
             Self::NotHealthCheck => !info.health_check,

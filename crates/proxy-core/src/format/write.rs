@@ -44,10 +44,10 @@ impl Command {
                 Written::Text
             }
             Command::EmitTime(format) => {
-                format.write(cx.now, out);
+                format.write(cx.now(), out);
                 Written::Text
             }
-            Command::Between(from, to, unit) => match (moment(cx.info, *from), moment(cx.info, *to)) {
+            Command::Between(from, to, unit) => match (moment(cx, *from), moment(cx, *to)) {
                 (Some(from), Some(to)) if from <= to => {
                     number((to.saturating_sub(from).as_nanos() / unit.as_nanos().max(1)) as u64, out)
                 }
@@ -162,8 +162,8 @@ fn header(headers: Option<&Headers>, name: &str, other: Option<&str>, out: &mut 
     Written::Text
 }
 
-fn moment(info: &StreamInfo, point: Point) -> Option<Duration> {
-    let times = &info.times;
+fn moment(cx: &FormatContext<'_>, point: Point) -> Option<Duration> {
+    let times = &cx.info.times;
     match point {
         Point::Start => Some(Duration::ZERO),
         Point::RequestReceived => times.request_received,
@@ -173,8 +173,7 @@ fn moment(info: &StreamInfo, point: Point) -> Option<Duration> {
         Point::UpstreamLastRx => times.upstream_last_rx,
         Point::DownstreamFirstTx => times.downstream_first_tx,
         Point::DownstreamLastTx => times.downstream_last_tx,
-        // Of what is not over yet, so far.
-        Point::Complete => times.complete.or_else(|| info.start.elapsed().ok()),
+        Point::Complete => cx.lasted(),
         Point::HandshakeEnd => times.downstream_handshake,
         Point::UpstreamConnectBegin => times.upstream_connect.map(|(begin, _)| begin),
         Point::UpstreamConnectEnd => times.upstream_connect.map(|(_, end)| end),
@@ -320,7 +319,7 @@ fn unique_id(cx: &FormatContext<'_>) -> String {
     let seed = [
         &cx.info.connection.id.to_be_bytes()[..],
         &since(cx.info.start).to_be_bytes(),
-        &since(cx.now).to_be_bytes(),
+        &since(cx.now()).to_be_bytes(),
         cx.access_log_type.as_bytes(),
     ]
     .concat();

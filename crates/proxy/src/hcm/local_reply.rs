@@ -72,8 +72,7 @@ impl LocalReply {
         // The mappers' filters look at the status; the route's formats must not see it yet.
         exchange.info.response_code = Some(self.status);
         let rewritten = {
-            let mut cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
-            cx.now += exchange.elapsed();
+            let cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
             exchange.http.config.local_reply.rewrite(self.status, &text, &mut headers, &cx)
         };
         exchange.info.response_code = None;
