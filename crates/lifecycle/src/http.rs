@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use http_body_util::{Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, unix};
 use tokio::sync::Semaphore;
 use tracing::debug;
 
@@ -43,6 +45,41 @@ pub async fn serve(listener: TcpListener, handler: Arc<dyn Handler>, drain: Watc
 
 /// The same with a handler chosen by the peer's address, for pages that only some may see.
 pub async fn serve_by_peer(listener: TcpListener, handler_for: impl Fn(SocketAddr) -> Arc<dyn Handler>, drain: Watch) {
+    serve_accepted(listener, handler_for, drain).await;
+}
+
+/// The same on a unix socket.
+pub async fn serve_unix(listener: UnixListener, handler: Arc<dyn Handler>, drain: Watch) {
+    serve_accepted(listener, move |_| handler.clone(), drain).await;
+}
+
+/// What both kinds of listeners do.
+trait Accepts {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    type Peer;
+
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer)>> + Send;
+}
+
+impl Accepts for TcpListener {
+    type Stream = TcpStream;
+    type Peer = SocketAddr;
+
+    fn next(&self) -> impl Future<Output = io::Result<(TcpStream, SocketAddr)>> + Send {
+        self.accept()
+    }
+}
+
+impl Accepts for UnixListener {
+    type Stream = UnixStream;
+    type Peer = unix::SocketAddr;
+
+    fn next(&self) -> impl Future<Output = io::Result<(UnixStream, unix::SocketAddr)>> + Send {
+        self.accept()
+    }
+}
+
+async fn serve_accepted<L: Accepts>(listener: L, handler_for: impl Fn(L::Peer) -> Arc<dyn Handler>, drain: Watch) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let permit = tokio::select! {
@@ -50,7 +87,7 @@ pub async fn serve_by_peer(listener: TcpListener, handler_for: impl Fn(SocketAdd
             () = drain.started() => return,
         };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listener.next() => accepted,
             () = drain.started() => return,
         };
         let (stream, peer) = match accepted {
@@ -125,7 +162,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (trigger, watch) = crate::drain::channel();
         let server = tokio::spawn(serve(listener, Arc::new(Echo), watch));
-        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"GET /hello HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let mut buffer = [0; 1024];
         let n = stream.read(&mut buffer).await.unwrap();
@@ -142,7 +179,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (_trigger, watch) = crate::drain::channel();
         tokio::spawn(serve(listener, Arc::new(Echo), watch));
-        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"\x16\x03\x01\x00garbage\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.unwrap();

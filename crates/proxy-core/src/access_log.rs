@@ -12,7 +12,7 @@ pub use filter::LogFilter;
 
 use crate::any::Typed;
 use crate::collector::GrpcCollector;
-use crate::format::{Format, FormatContext, FormatString};
+use crate::format::{Dialect, Format, FormatContext, FormatString};
 use crate::pb;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid};
@@ -192,11 +192,12 @@ impl OtlpLog {
         let service = config.grpc_service.as_ref().or(common.grpc_service.as_ref());
         let service = service.ok_or_else(|| Invalid::new("grpc_service", "is missing"))?;
         let name = if config.log_name.is_empty() { &common.log_name } else { &config.log_name };
+        let dialect = Dialect::of(&config.formatters)?;
         let mut attributes = Vec::new();
         for pair in config.attributes.iter().flat_map(|a| &a.values) {
             let text =
                 plain(pair.value.as_ref()).ok_or_else(|| Invalid::unsupported(format!("attributes.{}", pair.key)))?;
-            attributes.push((pair.key.as_str().into(), Format::compile(&text, false).at("attributes")?));
+            attributes.push((pair.key.as_str().into(), Format::in_dialect(&text, false, dialect).at("attributes")?));
         }
         let resource = config.resource_attributes.iter().flat_map(|a| &a.values);
         let body = config.body.as_ref().and_then(|b| plain(Some(b)));
@@ -206,7 +207,7 @@ impl OtlpLog {
         Ok(Self {
             service: GrpcCollector::compile(service).at("grpc_service")?,
             name: name.as_str().into(),
-            body: body.map(|b| Format::compile(&b, false)).transpose().at("body")?,
+            body: body.map(|b| Format::in_dialect(&b, false, dialect)).transpose().at("body")?,
             attributes,
             resource: resource
                 .filter_map(|pair| Some((pair.key.as_str().into(), plain(pair.value.as_ref())?.as_str().into())))

@@ -16,11 +16,12 @@ use std::time::Instant;
 
 use crate::address::Address;
 use crate::cluster::{Cluster, Discovery, LbPolicy, OriginalDst, SubsetConfig};
-use crate::endpoints::{Endpoints, Health, Host};
+use crate::endpoints::{Endpoints, Health, Host, LocalitySet, PrioritySet};
 use crate::headers::Headers;
 use crate::metadata::MetadataMatch;
 use crate::random::Random;
 use crate::retry::RetryPolicy;
+pub use consistent::TableSize;
 use priority::PriorityLoad;
 use schedule::HostGroup;
 use subset::Subsets;
@@ -98,6 +99,8 @@ struct PriorityGroups {
 /// Hosts in one group, or in one group a locality with weights.
 #[derive(Debug)]
 struct Localities {
+    /// All of them, also those in localities that get nothing.
+    hosts: Vec<Arc<Host>>,
     groups: Vec<HostGroup>,
     /// Which group next; `None`: there is only one.
     schedule: Option<schedule::Weighted>,
@@ -138,7 +141,7 @@ impl LoadBalancer {
 
     fn rebuild(&mut self) {
         self.epoch = self.endpoints.epoch.load(Ordering::Acquire);
-        self.all = Pool::new(&self.cluster, &self.endpoints, self.seed, |_| true);
+        self.all = Pool::new(&self.cluster, &self.endpoints, self.seed, Members::of_all(&self.cluster));
         self.subsets.clear();
     }
 
@@ -198,8 +201,21 @@ impl LoadBalancer {
             subset::Choice::Subset(pool) => pool,
             subset::Choice::Nothing => return None,
         };
-        self.subset_use = used;
-        pool.pick(cluster, cx, under_way, &mut self.panicked, random)
+        let host = pool.pick(cluster, cx, under_way, &mut self.panicked, random);
+        // A fallback that finds nobody does not count, and may be followed by another one.
+        if host.is_some() || used != SubsetUse::Fallback {
+            self.subset_use = used;
+            return host;
+        }
+        if !config.panic_mode_any {
+            return None;
+        }
+        let panicked = self.panicked;
+        let host = self.all.pick(cluster, cx, under_way, &mut self.panicked, random);
+        self.panicked |= panicked;
+        let host = host?;
+        self.subset_use = SubsetUse::FallbackPanic;
+        Some(host)
     }
 
     /// Whether a subset served the last choice, for statistics.
@@ -243,11 +259,11 @@ fn destination(config: &OriginalDst, cx: &PickContext<'_>) -> Option<SocketAddr>
 }
 
 impl Pool {
-    fn new(cluster: &Cluster, endpoints: &Endpoints, seed: u64, member: impl Fn(&Host) -> bool) -> Self {
+    fn new(cluster: &Cluster, endpoints: &Endpoints, seed: u64, members: Members<'_>) -> Self {
         let groups: Vec<PriorityGroups> = endpoints
             .priorities
             .iter()
-            .map(|set| PriorityGroups::new(cluster, endpoints, set, seed, &member))
+            .map(|set| PriorityGroups::new(cluster, endpoints, set, seed, members))
             .collect();
         let loads = priority::loads(cluster, endpoints, &groups);
         Self { loads, groups }
@@ -290,8 +306,9 @@ impl Pool {
         random: &mut Random,
     ) -> Option<Arc<Host>> {
         let draw = cx.hash.filter(|_| is_hashing(&cluster.lb)).unwrap_or_else(|| random.next());
-        // Only retries look at more than the loads of all.
-        let adjusted = cx.retry.and_then(|r| r.previous_priorities).filter(|_| !cx.previous.is_empty()).map(|every| {
+        // Only retries look at more than the loads of all, and hashing not even then.
+        let retry = cx.retry.filter(|_| !cx.previous.is_empty() && !is_hashing(&cluster.lb));
+        let adjusted = retry.and_then(|retry| retry.previous_priorities).map(|every| {
             let tried: Vec<u32> = cx.previous.iter().map(|host| host.priority).collect();
             priority::after_tries(&self.loads, &tried, every as usize)
         });
@@ -303,7 +320,8 @@ impl Pool {
         let group = match (panic, health) {
             (true, _) if cluster.fail_on_panic => return None,
             (true, _) => &mut groups.any,
-            (false, Health::Degraded) => &mut groups.degraded,
+            // Tables are made of healthy hosts (Envoy `ThreadAwareLoadBalancerBase::refresh`).
+            (false, Health::Degraded) if !is_hashing(&cluster.lb) => &mut groups.degraded,
             (false, _) => &mut groups.healthy,
         };
         group.pick(cluster, draw, attempt, under_way, cx, random)
@@ -318,28 +336,65 @@ fn is_unwanted(host: &Arc<Host>, cx: &PickContext<'_>) -> bool {
     cx.retry.is_some_and(|retry| retry.avoids(host, cx.previous))
 }
 
+/// Which hosts make a pool, and whether the weights of their localities count.
+#[derive(Clone, Copy)]
+struct Members<'a> {
+    fits: &'a dyn Fn(&Host) -> bool,
+    weights: LocalityWeights,
+}
+
+/// How much the localities of a pool weigh.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum LocalityWeights {
+    /// They are no more than their hosts.
+    Ignored,
+    /// What the configuration says.
+    Given,
+    /// The share of that which their hosts in the subset are.
+    Scaled,
+}
+
+impl LocalityWeights {
+    /// Of subsets, where they are asked for only (Envoy `PrioritySubsetImpl::determineLocalityWeights`).
+    fn of_subset(cluster: &Cluster, config: &SubsetConfig) -> Self {
+        match (cluster.locality_weighted && config.locality_weight_aware, config.scale_locality_weight) {
+            (false, _) => Self::Ignored,
+            (true, false) => Self::Given,
+            (true, true) => Self::Scaled,
+        }
+    }
+}
+
+impl Members<'_> {
+    fn of_all(cluster: &Cluster) -> Self {
+        let weights = if cluster.locality_weighted { LocalityWeights::Given } else { LocalityWeights::Ignored };
+        Self { fits: &|_| true, weights }
+    }
+
+    fn weight(&self, locality: &LocalitySet) -> f64 {
+        let given = f64::from(locality.weight);
+        match self.weights {
+            LocalityWeights::Ignored => 0.0,
+            LocalityWeights::Given => given,
+            LocalityWeights::Scaled => {
+                let here = locality.hosts.iter().filter(|host| (self.fits)(host)).count();
+                (given * here as f64 / locality.hosts.len().max(1) as f64).round()
+            }
+        }
+    }
+}
+
 impl PriorityGroups {
-    fn new(
-        cluster: &Cluster,
-        endpoints: &Endpoints,
-        set: &crate::endpoints::PrioritySet,
-        seed: u64,
-        member: &dyn Fn(&Host) -> bool,
-    ) -> Self {
-        let by_health = |health: Option<Health>| {
-            Localities::new(
-                cluster,
-                endpoints,
-                set,
-                seed,
-                &|host| member(host) && health.is_none_or(|wanted| host.health() == wanted),
-                member,
-            )
-        };
-        let any = by_health(None);
+    fn new(cluster: &Cluster, endpoints: &Endpoints, set: &PrioritySet, seed: u64, members: Members<'_>) -> Self {
+        let by_health =
+            |wanted: Health| Localities::new(cluster, endpoints, set, seed, members, &|host| host.health() == wanted);
+        // In panic only hashing knows localities (Envoy `ZoneAwareLoadBalancerBase::hostSourceToUse`).
+        let all =
+            if is_hashing(&cluster.lb) { members } else { Members { weights: LocalityWeights::Ignored, ..members } };
+        let any = Localities::new(cluster, endpoints, set, seed, all, &|_| true);
         let excluded = any.hosts().filter(|host| host.state.is_excluded());
         let excluded = excluded.fold((0, 0), |(count, weight), host| (count + 1, weight + u64::from(host.weight)));
-        Self { healthy: by_health(Some(Health::Healthy)), degraded: by_health(Some(Health::Degraded)), any, excluded }
+        Self { healthy: by_health(Health::Healthy), degraded: by_health(Health::Degraded), any, excluded }
     }
 }
 
@@ -347,41 +402,56 @@ impl Localities {
     fn new(
         cluster: &Cluster,
         endpoints: &Endpoints,
-        set: &crate::endpoints::PrioritySet,
+        set: &PrioritySet,
         seed: u64,
+        members: Members<'_>,
         chosen: &dyn Fn(&Host) -> bool,
-        member: &dyn Fn(&Host) -> bool,
     ) -> Self {
-        let pick = |hosts: &[Arc<Host>]| hosts.iter().filter(|h| chosen(h)).cloned().collect::<Vec<_>>();
-        let weighted = cluster.locality_weighted && set.localities.iter().any(|l| l.weight > 0);
+        let pick = |locality: &LocalitySet| {
+            let hosts = locality.hosts.iter().filter(|host| (members.fits)(host) && chosen(host));
+            hosts.cloned().collect::<Vec<_>>()
+        };
+        let hosts: Vec<_> = set.localities.iter().flat_map(pick).collect();
+        let group = |hosts| HostGroup::new(hosts, &cluster.lb, seed);
+        let hashing = is_hashing(&cluster.lb);
         let mut groups = Vec::new();
         let mut weights = Vec::new();
-        if weighted {
-            for locality in set.localities.iter().filter(|l| l.weight > 0) {
-                let hosts = pick(&locality.hosts);
-                let all = locality.hosts.iter().filter(|h| member(h)).count();
-                if hosts.is_empty() || all == 0 {
+        let mut total = 0.0;
+        if members.weights != LocalityWeights::Ignored {
+            for locality in set.localities.iter().filter(|locality| !locality.hosts.is_empty()) {
+                let weight = members.weight(locality);
+                total += weight;
+                let hosts = pick(locality);
+                if hosts.is_empty() || weight == 0.0 {
                     continue;
                 }
-                // Envoy `HostSetImpl::effectiveLocalityWeight`: sick localities lose weight once the reserve is used up.
-                let available = hosts.len() as f64 / all as f64 * f64::from(endpoints.overprovisioning) / 100.0;
-                weights.push(f64::from(locality.weight) * available.min(1.0));
-                groups.push(HostGroup::new(hosts, &cluster.lb, seed));
+                let counted = locality.hosts.iter().filter(|host| (members.fits)(host) && !host.state.is_excluded());
+                // Envoy `HostSetImpl::effectiveLocalityWeight`: sick localities lose weight once the reserve is used up,
+                // though not in the tables of hashing.
+                let reserve = f64::from(endpoints.overprovisioning) / 100.0;
+                let available = if hashing { 1.0 } else { hosts.len() as f64 / counted.count() as f64 * reserve };
+                weights.push(weight * available.min(1.0));
+                groups.push(group(hosts));
             }
-        } else {
-            let hosts: Vec<_> = set.localities.iter().flat_map(|l| pick(&l.hosts)).collect();
-            groups.push(HostGroup::new(hosts, &cluster.lb, seed));
         }
-        let hash = is_hashing(&cluster.lb).then(|| consistent::Table::new(&cluster.lb, &groups, &weights));
-        Self { schedule: weighted.then(|| schedule::Weighted::new(weights)), groups, hash }
+        // Without any weight localities are no more than their hosts, and hashing finds nobody.
+        let weighted = !weights.is_empty() || (hashing && members.weights != LocalityWeights::Ignored);
+        if !weighted {
+            groups.push(group(hosts.clone()));
+        }
+        if hashing {
+            weights.iter_mut().for_each(|weight| *weight /= total);
+        }
+        let hash = hashing.then(|| consistent::Table::new(&cluster.lb, &groups, &weights));
+        Self { hosts, schedule: weighted.then(|| schedule::Weighted::new(weights)), groups, hash }
     }
 
     fn count(&self) -> usize {
-        self.groups.iter().map(HostGroup::len).sum()
+        self.hosts.len()
     }
 
     fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
-        self.groups.iter().flat_map(HostGroup::hosts)
+        self.hosts.iter()
     }
 
     fn pick(

@@ -301,6 +301,19 @@ impl Admin {
     }
 }
 
+/// Envoy's own rule for a tag, where it is asked for by its name alone (`source/common/config/well_known_names.cc`).
+pub fn default_tag(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "envoy.cluster_name" => r"^cluster\.((.*?)\.)",
+        "envoy.http_conn_manager_prefix" => r"^http\.((.*?)\.)",
+        "envoy.listener_address" => r"^listener\.((.*?)\.)",
+        "envoy.response_code" => r"_rq(_(\d{3}))$",
+        "envoy.response_code_class" => r"_rq_((\d))xx$",
+        "envoy.tcp_prefix" => r"^tcp\.((.*?)\.)",
+        _ => return None,
+    })
+}
+
 impl StatsConfig {
     fn compile(config: Option<&pb::metrics::StatsConfig>) -> Compiled<Self> {
         use pb::metrics::stats_matcher::StatsMatcher as Kind;
@@ -309,14 +322,26 @@ impl StatsConfig {
         let mut tags = Vec::new();
         for (i, tag) in config.stats_tags.iter().enumerate() {
             let name: ArcStr = tag.tag_name.as_str().into();
+            if name.is_empty() {
+                return Err(Invalid::new(format!("stats_tags[{i}].tag_name"), "is empty"));
+            }
             tags.push(match &tag.tag_value {
                 Some(TagValue::Regex(regex)) => {
+                    // Envoy's expressions may look ahead; Istio's do so for a dot, behind which they ask for one anyway.
+                    let regex = &regex.replace(r"(?=\.)", "");
                     crate::matchers::Regex::new(regex)
                         .map_err(|r| Invalid::new(format!("stats_tags[{i}].regex"), r))?;
                     TagRule::Regex(name, regex.as_str().into())
                 }
                 Some(TagValue::FixedValue(value)) => TagRule::Fixed(name, value.as_str().into()),
-                None => TagRule::Default(name),
+                None => {
+                    let all = config.use_all_default_tags.as_ref().is_none_or(|all| all.value);
+                    let known = if all { name.starts_with("envoy.") } else { default_tag(&name).is_some() };
+                    if !known {
+                        return Err(Invalid::new(format!("stats_tags[{i}]"), format!("{name} alone is not supported")));
+                    }
+                    TagRule::Default(name)
+                }
             });
         }
         let names = match config.stats_matcher.as_ref().and_then(|m| m.stats_matcher.as_ref()) {

@@ -33,9 +33,11 @@ impl Cidr {
         Ok(Self(net.trunc()))
     }
 
-    /// The range of an address with so many fixed bits; `None`: more than it has.
-    pub(crate) fn of(ip: IpAddr, length: u8) -> Option<Self> {
-        Some(Self(IpNet::new(ip, length).ok()?.trunc()))
+    /// The range of an address with so many fixed bits, at most those it has.
+    pub(crate) fn of(ip: IpAddr, length: u32) -> Self {
+        let all = IpNet::from(ip);
+        let length = length.min(all.prefix_len().into());
+        Self(IpNet::new(ip, length as u8).unwrap_or(all).trunc())
     }
 
     /// Number of fixed bits.

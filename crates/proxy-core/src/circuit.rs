@@ -234,7 +234,8 @@ impl Budget {
 }
 
 impl Breaker {
-    fn limit(&self, resource: Resource) -> u32 {
+    /// What may be in use now.
+    pub fn limit(&self, resource: Resource) -> u32 {
         let budget = match resource {
             Resource::Retries => self.budget.over(self.limits.retry_budget),
             _ => None,

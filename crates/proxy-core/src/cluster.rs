@@ -89,6 +89,8 @@ pub struct Cluster {
     pub pool_per_downstream: bool,
     /// TCP connections to a host end when it is found to fail.
     pub close_on_failure: bool,
+    /// Each host has statistics.
+    pub endpoint_stats: bool,
     /// When hosts come or go, new requests use new connections.
     pub close_on_change: bool,
     /// Connections to a host for each request under way there, at least 1; more are made ahead.
@@ -153,11 +155,7 @@ impl Cluster {
         }
         let common = cluster.common_lb_config.clone().unwrap_or_default();
         let policy = policy::Balancing::compile(cluster, &common, &options.runtime)?;
-        refuse! {
-            "common_lb_config.override_host_status": common.override_host_status.is_some(),
-            "lb_subset_config.scale_locality_weight":
-                cluster.lb_subset_config.as_ref().is_some_and(|c| c.scale_locality_weight),
-        }
+        refuse!("common_lb_config.override_host_status": common.override_host_status.is_some());
         let keepalive = cluster.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
         let mut filters = Vec::new();
         for (i, filter) in cluster.filters.iter().enumerate() {
@@ -204,6 +202,7 @@ impl Cluster {
             ignore_new_hosts: common.ignore_new_hosts_until_first_hc,
             pool_per_downstream: cluster.connection_pool_per_downstream_connection,
             close_on_failure: cluster.close_connections_on_host_health_failure,
+            endpoint_stats: cluster.track_cluster_stats.as_ref().is_some_and(|track| track.per_endpoint_stats),
             close_on_change: common.close_connections_on_host_set_change,
             preconnect_ratio: ahead.per_host,
             predictive_ratio: ahead.predictive,
@@ -256,6 +255,10 @@ impl Cluster {
         if self.lb == LbPolicy::ClusterProvided && !provides {
             return Err(Invalid::new("lb_policy", "a cluster of this type provides none"));
         }
+        // Under subsets the policy is theirs.
+        if provides && (self.lb != LbPolicy::ClusterProvided || self.subsets.is_some()) {
+            return Err(Invalid::new("lb_policy", "a cluster of this type provides its own"));
+        }
         let grpc = |check: &HealthCheckConfig| matches!(check.kind, CheckKind::Grpc { .. });
         if self.protocol == UpstreamProtocol::Http1 && self.health_checks.iter().any(grpc) {
             return Err(Invalid::new("health_checks", "a cluster must support HTTP/2 for gRPC healthchecking"));
@@ -290,6 +293,18 @@ impl Cluster {
     /// The transport towards a host, with the name of the match that chose it.
     pub fn transport(&self, host: &Host) -> (&TransportSocket, Option<&ArcStr>) {
         self.transport.choose(&host.metadata, host.locality_metadata.as_deref())
+    }
+
+    /// The transport of active checks, which may ask for one by `criteria` in place of what the host says.
+    pub fn check_transport(
+        &self,
+        host: &Host,
+        criteria: Option<&serde_json::Map<String, serde_json::Value>>,
+    ) -> &TransportSocket {
+        match criteria {
+            None => self.transport(host).0,
+            Some(criteria) => self.transport.choose_by(|key| criteria.get(key)).0,
+        }
     }
 
     /// The name under which EDS serves it.

@@ -5,7 +5,7 @@ mod host;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mesh_types::ArcStr;
 
@@ -68,7 +68,7 @@ impl Default for Endpoints {
 pub type Resolve<'a> = &'a dyn Fn(&str, u16) -> Vec<SocketAddr>;
 
 impl Endpoints {
-    /// Compiles a `ClusterLoadAssignment`. Hosts of `previous` with the same address keep their state.
+    /// Compiles a `ClusterLoadAssignment`. Hosts of `previous` that are still the same keep their state.
     pub fn compile(
         assignment: &pb::endpoint::ClusterLoadAssignment,
         cluster: &Cluster,
@@ -101,6 +101,31 @@ impl Endpoints {
         self.priorities.iter().flat_map(|p| &p.localities).flat_map(|l| &l.hosts)
     }
 
+    /// Whether the same hosts get the same share of the traffic as with others: what else is said of them means nothing
+    /// to balancers (Envoy `EdsClusterImpl::updateHostsPerLocality`).
+    pub fn weighs_as(&self, other: &Self) -> bool {
+        let weights = |endpoints: &Self| {
+            let localities = endpoints.priorities.iter().enumerate();
+            let localities = localities.flat_map(|(priority, set)| set.localities.iter().map(move |l| (priority, l)));
+            let named = localities.map(|(priority, l)| ((priority, Arc::clone(&l.locality)), l.weight));
+            named.collect::<HashMap<_, _>>()
+        };
+        let hosts: HashMap<_, _> = self.hosts().map(|host| (Arc::as_ptr(&host.state), host)).collect();
+        let is_same = |host: &Arc<Host>| {
+            hosts.get(&Arc::as_ptr(&host.state)).is_some_and(|was| {
+                was.weight == host.weight
+                    && was.metadata == host.metadata
+                    && was.priority == host.priority
+                    && was.said == host.said
+            })
+        };
+        self.overprovisioning == other.overprovisioning
+            && self.weighted_priority_health == other.weighted_priority_health
+            && hosts.len() == other.hosts().count()
+            && other.hosts().all(is_same)
+            && weights(self) == weights(other)
+    }
+
     /// Whether there is no host.
     pub fn is_empty(&self) -> bool {
         self.hosts().next().is_none()
@@ -109,6 +134,11 @@ impl Endpoints {
     /// The host with this address.
     pub fn find(&self, address: &Address) -> Option<&Arc<Host>> {
         self.hosts().find(|host| host.address == *address)
+    }
+
+    /// Moves with each change of the health of a host.
+    pub fn health_changes(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
     }
 
     /// Whether all requests are dropped.
@@ -142,20 +172,23 @@ struct Builder<'a> {
     old: HashMap<&'a Address, &'a Arc<Host>>,
     resolve: Option<Resolve<'a>>,
     epoch: Arc<AtomicU64>,
+    /// So many there were.
+    priorities: usize,
 }
 
 impl<'a> Builder<'a> {
     fn new(cluster: &'a Cluster, previous: Option<&'a Endpoints>, resolve: Option<Resolve<'a>>) -> Self {
         let old = previous.map(|p| p.hosts().map(|h| (&h.address, h)).collect()).unwrap_or_default();
         let epoch = previous.unwrap_or(&cluster.endpoints).epoch.clone();
-        Self { cluster, old, resolve, epoch }
+        Self { cluster, old, resolve, epoch, priorities: previous.map_or(0, |p| p.priorities.len()) }
     }
 
     fn all(&self, assignment: &pb::endpoint::ClusterLoadAssignment) -> Compiled<Endpoints> {
         let policy = assignment.policy.clone().unwrap_or_default();
         refuse!("policy.endpoint_stale_after": policy.endpoint_stale_after.is_some());
         crate::constraints::assignment(assignment)?;
-        let mut priorities: Vec<PrioritySet> = Vec::new();
+        // A priority that was there once stays, if empty, as in Envoy.
+        let mut priorities: Vec<PrioritySet> = vec![PrioritySet::default(); self.priorities];
         let mut seen: HashMap<Address, ()> = HashMap::new();
         for (i, locality) in assignment.endpoints.iter().enumerate() {
             let priority = locality.priority as usize;
@@ -225,8 +258,9 @@ impl<'a> Builder<'a> {
                     continue;
                 }
                 let health_check = host::HealthCheckTarget::compile(endpoint.health_check_config.as_ref(), &address);
-                let host = Host {
-                    state: self.state(&address, entry.health_status, health_check.address.is_some()),
+                let mut host = Host {
+                    state: Arc::default(),
+                    said: entry.health_status,
                     additional_addresses: more.clone(),
                     hostname,
                     metadata: Arc::clone(&metadata),
@@ -237,10 +271,13 @@ impl<'a> Builder<'a> {
                     health_check,
                     address,
                 };
+                host.state = self.state(&host, entry.health_status);
                 hosts.push(self.kept(host));
             }
         }
-        Ok(LocalitySet { locality: place, weight: fields::uint(locality.load_balancing_weight.as_ref(), 0), hosts })
+        // Without a locality a weight means nothing (Envoy `PriorityStateManager::initializePriorityFor`).
+        let weight = locality.load_balancing_weight.as_ref().filter(|_| locality.locality.is_some());
+        Ok(LocalitySet { locality: place, weight: fields::uint(weight, 0), hosts })
     }
 
     /// The addresses of an endpoint with their host name.
@@ -265,19 +302,22 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn state(&self, address: &Address, health_status: i32, checkable: bool) -> Arc<HostState> {
+    fn state(&self, host: &Host, health_status: i32) -> Arc<HostState> {
         use pb::core::HealthStatus;
-        let state = match self.old.get(address) {
-            Some(old) => Arc::clone(&old.state),
-            None => {
+        let epoch = || Arc::clone(&self.epoch);
+        let checked = !self.cluster.health_checks.is_empty();
+        let checkable = checked && host.health_check.address.is_some();
+        let state = match self.old.get(&host.address) {
+            Some(old) if host.is_still(old, checked) => Arc::clone(&old.state),
+            Some(old) if checkable => Arc::new(HostState::succeeding(&old.state, epoch())),
+            _ => {
                 // With active checks a new host must prove itself first.
-                let checked = checkable && !self.cluster.health_checks.is_empty();
-                let flags: &[HealthFlag] = match (checked, self.cluster.ignore_new_hosts) {
+                let flags: &[HealthFlag] = match (checkable, self.cluster.ignore_new_hosts) {
                     (false, _) => &[],
                     (true, false) => &[HealthFlag::FailedActive],
                     (true, true) => &[HealthFlag::FailedActive, HealthFlag::PendingActive],
                 };
-                Arc::new(HostState::new(Arc::clone(&self.epoch), flags))
+                Arc::new(HostState::new(epoch(), flags))
             }
         };
         let status = HealthStatus::try_from(health_status).unwrap_or(HealthStatus::Unknown);

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value};
 
 pub use command::{Command, MetadataSource};
+pub(crate) use parse::Dialect;
 pub use time::TimeFormat;
 pub(crate) use write::percent_decode;
 
@@ -86,7 +87,11 @@ impl Format {
     }
 
     pub(crate) fn compile(text: &str, omit_empty: bool) -> Compiled<Self> {
-        Ok(Self { items: parse::items(text)?, omit_empty })
+        Self::in_dialect(text, omit_empty, Dialect::default())
+    }
+
+    pub(crate) fn in_dialect(text: &str, omit_empty: bool, dialect: Dialect) -> Compiled<Self> {
+        Ok(Self { items: parse::items(text, dialect)?, omit_empty })
     }
 
     /// Appends the text to `out`.
@@ -165,8 +170,8 @@ enum Node {
 }
 
 impl JsonFormat {
-    pub(crate) fn compile(fields: &pb::Struct, omit_empty: bool) -> Compiled<Self> {
-        Ok(Self { root: Node::object(&metadata::object(fields), omit_empty)?, omit_empty })
+    pub(crate) fn compile(fields: &pb::Struct, omit_empty: bool, dialect: Dialect) -> Compiled<Self> {
+        Ok(Self { root: Node::object(&metadata::object(fields), omit_empty, dialect)?, omit_empty })
     }
 
     /// Appends one JSON object, without a line break.
@@ -176,21 +181,21 @@ impl JsonFormat {
 }
 
 impl Node {
-    fn object(fields: &Map<String, Value>, omit_empty: bool) -> Compiled<Self> {
+    fn object(fields: &Map<String, Value>, omit_empty: bool, dialect: Dialect) -> Compiled<Self> {
         let mut all: Vec<(Box<str>, Node)> = Vec::with_capacity(fields.len());
         for (key, value) in fields {
-            all.push((key.as_str().into(), Self::compile(value, omit_empty).at_key("json_format", key)?));
+            all.push((key.as_str().into(), Self::compile(value, omit_empty, dialect).at_key("json_format", key)?));
         }
         all.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(Self::Object(all.into()))
     }
 
-    fn compile(value: &Value, omit_empty: bool) -> Compiled<Self> {
+    fn compile(value: &Value, omit_empty: bool, dialect: Dialect) -> Compiled<Self> {
         Ok(match value {
-            Value::String(text) => Self::Format(Format::compile(text, omit_empty)?),
-            Value::Object(fields) => Self::object(fields, omit_empty)?,
+            Value::String(text) => Self::Format(Format::in_dialect(text, omit_empty, dialect)?),
+            Value::Object(fields) => Self::object(fields, omit_empty, dialect)?,
             Value::Array(items) => {
-                Self::Array(items.iter().map(|i| Self::compile(i, omit_empty)).collect::<Compiled<_>>()?)
+                Self::Array(items.iter().map(|i| Self::compile(i, omit_empty, dialect)).collect::<Compiled<_>>()?)
             }
             other => Self::Constant(other.clone()),
         })
@@ -265,25 +270,19 @@ impl FormatString {
     pub(crate) fn compile(format: &pb::core::SubstitutionFormatString) -> Compiled<Self> {
         use pb::core::data_source::Specifier;
         use pb::core::substitution_format_string::Format as Kind;
-        for (i, formatter) in format.formatters.iter().enumerate() {
-            // These two only name commands that are built in here.
-            let known = ["envoy.formatter.metadata", "envoy.formatter.req_without_query"];
-            if !known.contains(&formatter.name.as_str()) {
-                return Err(Invalid::new(format!("formatters[{i}]"), format!("{} is not supported", formatter.name)));
-            }
-        }
+        let dialect = Dialect::of(&format.formatters)?;
         let omit = format.omit_empty_values;
         Ok(match &format.format {
-            Some(Kind::TextFormat(text)) => Self::Text(Format::compile(text, omit).at("text_format")?),
-            Some(Kind::JsonFormat(fields)) => Self::Json(JsonFormat::compile(fields, omit)?),
+            Some(Kind::TextFormat(text)) => Self::Text(Format::in_dialect(text, omit, dialect).at("text_format")?),
+            Some(Kind::JsonFormat(fields)) => Self::Json(JsonFormat::compile(fields, omit, dialect)?),
             Some(Kind::TextFormatSource(source)) => match &source.specifier {
                 Some(Specifier::InlineString(text)) => {
-                    Self::Text(Format::compile(text, omit).at("text_format_source")?)
+                    Self::Text(Format::in_dialect(text, omit, dialect).at("text_format_source")?)
                 }
                 Some(Specifier::InlineBytes(bytes)) => {
                     let text =
                         std::str::from_utf8(bytes).map_err(|e| Invalid::new("text_format_source", e.to_string()))?;
-                    Self::Text(Format::compile(text, omit).at("text_format_source")?)
+                    Self::Text(Format::in_dialect(text, omit, dialect).at("text_format_source")?)
                 }
                 _ => return Err(Invalid::unsupported("text_format_source")),
             },

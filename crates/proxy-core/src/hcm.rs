@@ -14,7 +14,7 @@ use std::time::Duration;
 use mesh_types::ArcStr;
 
 pub use local_reply::{LocalReply, Rewritten};
-pub use path::{PathVerdict, normalize};
+pub use path::{PathVerdict, connect_udp_target, normalize};
 pub use request::{RequestIdentity, conform_request};
 pub use response::conform_response;
 pub use tracing::{CustomTag, SpanService, TagSource, Tracing, TracingProvider};

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mesh_types::ArcStr;
+use serde_json::{Map, Value};
 
 use crate::any::Typed;
 use crate::endpoints::{HealthFlag, Host};
 use crate::fields;
 use crate::matchers::StringMatcher;
+use crate::metadata;
 use crate::pb;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid, refuse};
@@ -32,6 +34,8 @@ pub struct HealthCheckConfig {
     pub reuse_connection: bool,
     /// Another port.
     pub alt_port: Option<u16>,
+    /// The transport is chosen by this instead of by the host's metadata.
+    pub transport: Option<Map<String, Value>>,
     /// Application protocols of TLS connections for checks.
     pub alpn: Vec<Vec<u8>>,
     intervals: Intervals,
@@ -66,6 +70,8 @@ pub enum CheckKind {
         send: Bytes,
         /// To be found in the answer, in this order.
         receive: Vec<Bytes>,
+        /// A PROXY header of this version comes first.
+        announced: Option<u8>,
     },
     /// gRPC's health service.
     Grpc {
@@ -73,13 +79,15 @@ pub enum CheckKind {
         service: ArcStr,
         /// The authority to send; empty: the cluster's name.
         authority: ArcStr,
+        /// More headers.
+        headers: Box<HeaderOps>,
     },
 }
 
 /// An HTTP request as check.
 #[derive(Clone, Debug)]
 pub struct HttpCheck {
-    /// Host; empty: the endpoint's, else the cluster's name.
+    /// Host of endpoints that have none of their own for checks; empty: the cluster's name.
     pub host: ArcStr,
     /// Path.
     pub path: ArcStr,
@@ -147,7 +155,6 @@ impl HealthCheckConfig {
     fn compile(check: &pb::core::HealthCheck, runtime: &Runtime) -> Compiled<Self> {
         use pb::core::health_check::HealthChecker as Kind;
         refuse! {
-            "transport_socket_match_criteria": check.transport_socket_match_criteria.is_some(),
             "event_service": check.event_service.is_some(),
         }
         crate::constraints::health_check(check)?;
@@ -173,8 +180,15 @@ impl HealthCheckConfig {
                     CheckKind::Http(Box::new(http_check(http, runtime).at("http_health_check")?))
                 }
                 Some(Kind::TcpHealthCheck(tcp)) => {
-                    refuse!("tcp_health_check.proxy_protocol_config": tcp.proxy_protocol_config.is_some());
+                    let announced = tcp.proxy_protocol_config.as_ref().map(|header| header.version);
+                    if announced.is_some_and(|version| !(0..=1).contains(&version)) {
+                        return Err(Invalid::new(
+                            "tcp_health_check.proxy_protocol_config.version",
+                            "is no known value",
+                        ));
+                    }
                     CheckKind::Tcp {
+                        announced: announced.map(|version| if version == 1 { 2 } else { 1 }),
                         send: tcp
                             .send
                             .as_ref()
@@ -191,8 +205,9 @@ impl HealthCheckConfig {
                     }
                 }
                 Some(Kind::GrpcHealthCheck(grpc)) => {
-                    refuse!("grpc_health_check.initial_metadata": !grpc.initial_metadata.is_empty());
+                    let headers = HeaderOps::compile(&grpc.initial_metadata, &[]).at("grpc_health_check")?;
                     CheckKind::Grpc {
+                        headers: Box::new(headers),
                         service: grpc.service_name.as_str().into(),
                         authority: grpc.authority.as_str().into(),
                     }
@@ -208,6 +223,7 @@ impl HealthCheckConfig {
             log_successes: check.always_log_health_check_success,
             reuse_connection: fields::flag(check.reuse_connection.as_ref(), true),
             alt_port: check.alt_port.as_ref().and_then(|p| u16::try_from(p.value).ok()),
+            transport: check.transport_socket_match_criteria.as_ref().map(metadata::object),
             alpn: check.tls_options.iter().flat_map(|t| &t.alpn_protocols).map(|p| p.as_bytes().to_vec()).collect(),
             intervals: Intervals {
                 initial_jitter: fields::duration("initial_jitter", check.initial_jitter.as_ref())?.unwrap_or_default(),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::address::Address;
-use crate::endpoints::{Endpoints, HealthFlag, Host};
+use crate::endpoints::{Endpoints, HealthFlag, Host, HostState};
 use crate::fields;
 use crate::pb;
 use crate::random::Random;
@@ -143,12 +143,6 @@ impl OutlierConfig {
         let uint = |key: &str, value: &Option<pb::UInt32Value>, default: u32| {
             live(key, fields::uint(value.as_ref(), default).into())
         };
-        let (base, most) = (config.base_ejection_time.as_ref(), config.max_ejection_time.as_ref());
-        if let (Some(base), Some(most)) = (base, most)
-            && (most.seconds, most.nanos) < (base.seconds, base.nanos)
-        {
-            return Err(Invalid::new("max_ejection_time", "is less than base_ejection_time"));
-        }
         let percent =
             |key: &str, value: &Option<pb::UInt32Value>, default: u32| match fields::uint(value.as_ref(), default) {
                 p if p <= 100 => Ok(live(key, p.into())),
@@ -159,6 +153,10 @@ impl OutlierConfig {
             fields::positive("base_ejection_time", config.base_ejection_time.as_ref(), Duration::from_secs(30))?;
         let max_ejection = base_ejection.max(Duration::from_secs(300));
         let max_ejection = fields::positive("max_ejection_time", config.max_ejection_time.as_ref(), max_ejection)?;
+        // The default of the base counts, too.
+        if max_ejection < base_ejection {
+            return Err(Invalid::new("max_ejection_time", "is less than base_ejection_time"));
+        }
         let jitter = fields::duration("max_ejection_time_jitter", config.max_ejection_time_jitter.as_ref())?;
         let interval = fields::positive("interval", config.interval.as_ref(), Duration::from_secs(10))?;
         let uneject = fields::flag(config.successful_active_health_check_uneject_host.as_ref(), true);
@@ -290,7 +288,8 @@ fn reached(counter: &AtomicU32, threshold: &Live<u64>) -> bool {
 #[derive(Debug)]
 pub struct OutlierDetector {
     config: OutlierConfig,
-    monitors: HashMap<Address, Monitor>,
+    /// By where they are, with what is known of the host: one that is another now begins anew.
+    monitors: HashMap<Address, (Arc<HostState>, Monitor)>,
     next_tick: Instant,
     rates: [Option<RateLine>; 2],
 }
@@ -339,7 +338,7 @@ impl OutlierDetector {
 
     /// Hosts ejected now.
     pub fn ejections_active(&self) -> usize {
-        self.monitors.values().filter(|m| m.until.is_some()).count()
+        self.monitors.values().filter(|(_, monitor)| monitor.until.is_some()).count()
     }
 
     /// A worker saw a threshold reached.
@@ -373,6 +372,7 @@ impl OutlierDetector {
         now: Instant,
         random: &mut Random,
     ) -> Event {
+        self.forget_gone(endpoints);
         let hosts = endpoints.hosts().count().max(1);
         let active = self.ejections_active();
         let percent = 100.0 * (active + 1) as f64 / hosts as f64;
@@ -383,7 +383,8 @@ impl OutlierDetector {
         }
         let enforced = random.below(100) < self.config.enforcing(cause);
         if enforced {
-            let monitor = self.monitors.entry(host.address.clone()).or_default();
+            let new = || (Arc::clone(&host.state), Monitor::default());
+            let (_, monitor) = self.monitors.entry(host.address.clone()).or_insert_with(new);
             let (base, most) = (self.config.base_ejection.get(), self.config.max_ejection.get());
             if base.saturating_mul(monitor.backoff) < most {
                 monitor.backoff += 1;
@@ -396,17 +397,25 @@ impl OutlierDetector {
             host.state.set(HealthFlag::FailedOutlier, true);
         }
         let monitor = self.monitors.get(&host.address);
-        let history = monitor.map(|m| m.history(m.returned, now)).unwrap_or_default();
+        let history = monitor.map(|(_, m)| m.history(m.returned, now)).unwrap_or_default();
         Event::Ejected { host, cause, enforced, history }
+    }
+
+    fn forget_gone(&mut self, endpoints: &Endpoints) {
+        if self.monitors.is_empty() {
+            return;
+        }
+        let present: HashMap<&Address, &Arc<HostState>> = endpoints.hosts().map(|h| (&h.address, &h.state)).collect();
+        self.monitors.retain(|address, (state, _)| present.get(address).is_some_and(|now| Arc::ptr_eq(now, state)));
     }
 
     /// Lets hosts return and looks at the rates since the last time (Envoy `DetectorImpl::onIntervalTimer`).
     pub fn tick(&mut self, endpoints: &Endpoints, now: Instant, random: &mut Random) -> Vec<Event> {
         self.next_tick = now + self.config.interval();
         let mut events = Vec::new();
-        self.monitors.retain(|address, _| endpoints.hosts().any(|h| h.address == *address));
+        self.forget_gone(endpoints);
         for host in endpoints.hosts() {
-            let Some(monitor) = self.monitors.get_mut(&host.address) else { continue };
+            let Some((_, monitor)) = self.monitors.get_mut(&host.address) else { continue };
             match monitor.until {
                 Some(until) if until <= now => {
                     monitor.until = None;
@@ -482,7 +491,7 @@ impl OutlierDetector {
             return None;
         }
         let mut history = History::default();
-        if let Some(monitor) = self.monitors.get_mut(&host.address) {
+        if let Some((_, monitor)) = self.monitors.get_mut(&host.address) {
             monitor.until = None;
             monitor.returned = Some(now);
             history = monitor.history(monitor.ejected, now);

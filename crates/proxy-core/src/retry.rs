@@ -319,6 +319,24 @@ impl RetryState {
     }
 }
 
+/// The HTTP status that stands for one of gRPC; `None` and unknown ones are failures (Envoy `Grpc::Utility::grpcToHttpStatus`).
+pub fn http_status_of_grpc(status: Option<u32>) -> u16 {
+    match status {
+        Some(0) => 200,
+        Some(1) => 499,
+        Some(3 | 9 | 11) => 400,
+        Some(4) => 504,
+        Some(5) => 404,
+        Some(6 | 10) => 409,
+        Some(7) => 403,
+        Some(8) => 429,
+        Some(12) => 501,
+        Some(14) => 503,
+        Some(16) => 401,
+        _ => 500,
+    }
+}
+
 /// Envoy `Grpc::Utility::httpToGrpcStatus`.
 pub fn grpc_status_of_http(status: u16) -> u32 {
     match status {

@@ -91,6 +91,8 @@ pub struct TlsInfo {
     pub version: ArcStr,
     /// OpenSSL's name of the cipher suite, as Envoy prints it.
     pub cipher: ArcStr,
+    /// BoringSSL's name of the key exchange; empty if there was none, as in a session that went on.
+    pub group: &'static str,
     /// The number of the suite.
     pub cipher_id: u32,
     /// The negotiated application protocol.
@@ -129,6 +131,8 @@ pub struct PeerCertificate {
     pub ip_sans: Vec<ArcStr>,
     /// E-mail SANs in order.
     pub email_sans: Vec<ArcStr>,
+    /// Texts of other names among the SANs, in order.
+    pub other_sans: Vec<ArcStr>,
     /// RFC 2253.
     pub subject: ArcStr,
     /// RFC 2253.
@@ -145,6 +149,10 @@ pub struct PeerCertificate {
     pub pem_url_encoded: ArcStr,
     /// URL-encoded PEM of certificate and chain.
     pub chain_url_encoded: ArcStr,
+    /// As `sha256`, of who issued it; empty as long as it is not validated.
+    pub issuer_sha256: ArcStr,
+    /// As `serial`, likewise.
+    pub issuer_serial: ArcStr,
     /// Start of validity.
     pub not_before: Option<SystemTime>,
     /// End of validity.

@@ -43,6 +43,8 @@ pub struct UpstreamTls {
     pub auto_sni_san_validation: bool,
     /// Sessions kept for resumption; 0: none.
     pub max_session_keys: u32,
+    /// A server's RSA key must be allowed to sign, too (RFC 5280, 4.2.1.3), as other keys must.
+    pub enforce_rsa_key_usage: bool,
 }
 
 /// What both sides have.
@@ -154,8 +156,10 @@ pub struct Validation {
     pub hashes: Vec<ArcStr>,
     /// Base64 of SHA-256 of acceptable keys.
     pub spkis: Vec<ArcStr>,
-    /// Revocation list in PEM.
+    /// Revocation lists in PEM.
     pub crl: Option<DataSource>,
+    /// They are asked about the peer's certificate only, and not about those of its chain.
+    pub only_leaf_crl: bool,
     /// Connections of unverifiable peers are accepted, as not validated.
     pub accept_untrusted: bool,
     /// An expired certificate will do.
@@ -245,6 +249,7 @@ impl UpstreamTls {
             auto_host_sni: context.auto_host_sni,
             auto_sni_san_validation: context.auto_sni_san_validation,
             max_session_keys: fields::uint(context.max_session_keys.as_ref(), 1),
+            enforce_rsa_key_usage: fields::flag(context.enforce_rsa_key_usage.as_ref(), true),
         })
     }
 }
@@ -365,7 +370,6 @@ impl Validation {
         refuse! {
             "ca_certificate_provider_instance": context.ca_certificate_provider_instance.is_some(),
             "custom_validator_config": context.custom_validator_config.is_some(),
-            "only_verify_leaf_cert_crl": context.only_verify_leaf_cert_crl,
             "watched_directory": context.watched_directory.is_some(),
             "require_signed_certificate_timestamp":
                 fields::flag(context.require_signed_certificate_timestamp.as_ref(), false),
@@ -390,6 +394,7 @@ impl Validation {
             hashes: list(&context.verify_certificate_hash, |h| h.replace(':', "").to_ascii_lowercase()),
             spkis: list(&context.verify_certificate_spki, str::to_owned),
             crl: context.crl.as_ref().map(DataSource::compile).transpose().at("crl")?,
+            only_leaf_crl: context.only_verify_leaf_cert_crl,
             accept_untrusted: context.trust_chain_verification == 1,
             allow_expired: context.allow_expired_certificate,
             max_verify_depth: context.max_verify_depth.as_ref().map(|v| v.value),
@@ -410,6 +415,7 @@ impl Validation {
             accept_untrusted: self.accept_untrusted || secret.accept_untrusted,
             allow_expired: self.allow_expired || secret.allow_expired,
             max_verify_depth: secret.max_verify_depth.or(self.max_verify_depth),
+            only_leaf_crl: self.only_leaf_crl || secret.only_leaf_crl,
         }
     }
 

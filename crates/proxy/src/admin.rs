@@ -12,7 +12,9 @@ use crate::drain::DrainStrategy;
 use crate::runtime::Shared;
 use crate::socket::{self, BindOptions, Bound};
 use crate::start::Options;
-use crate::stats::{self, Buckets, HttpStats, Kind, ListenerHttpStats, ListenerStats, OfManager, OfThread, Sample};
+use crate::stats::{
+    self, Buckets, HttpStats, Kind, ListenerHttpStats, ListenerStats, Naming, OfManager, OfThread, Sample,
+};
 use lifecycle::http::{Handler, Request, Response, with_type};
 use proxy_core::Address;
 use regex_automata::meta::Regex;
@@ -117,6 +119,8 @@ pub(crate) struct Admin {
     log_level: String,
     /// What the command line says, where `/server_info` shows it.
     given: Vec<(&'static str, Value)>,
+    /// What the bootstrap says of statistics.
+    naming: Naming,
     quit: Notify,
 }
 
@@ -128,16 +132,27 @@ pub(crate) fn bind(address: &Address) -> io::Result<Bound> {
 
 /// Serves it.
 pub(crate) async fn serve(bound: Bound, admin: Arc<Admin>) {
-    let Bound::Tcp(listener) = bound else { return };
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(e) => {
-            tracing::error!(error = %e, "cannot serve the admin port");
-            return;
-        }
-    };
     let (_trigger, watch) = lifecycle::drain::channel();
-    lifecycle::http::serve(listener, Arc::new(Served(admin)), watch).await;
+    let served = Arc::new(Served(admin));
+    let result = match bound {
+        Bound::Tcp(listener) => match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => {
+                lifecycle::http::serve(listener, served, watch).await;
+                Ok(())
+            }
+            Err(e) => Err(e),
+        },
+        Bound::Unix(listener) => match tokio::net::UnixListener::from_std(listener) {
+            Ok(listener) => {
+                lifecycle::http::serve_unix(listener, served, watch).await;
+                Ok(())
+            }
+            Err(e) => Err(e),
+        },
+    };
+    if let Err(e) = result {
+        tracing::error!(error = %e, "cannot serve the admin port");
+    }
 }
 
 struct Served(Arc<Admin>);
@@ -159,7 +174,11 @@ impl Handler for Served {
             gauges.iter().for_each(|gauge| gauge.inc());
             let query = request.uri().query().unwrap_or_default().to_owned();
             let path = request.uri().path().to_owned();
-            let answer = admin.answer(&path, &query, request.method());
+            let mut answer = admin.answer(&path, &query, request.method());
+            // As Envoy's `Utility::populateFallbackResponseHeaders` has it.
+            let headers = answer.headers_mut();
+            headers.insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-cache, max-age=0"));
+            headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, http::HeaderValue::from_static("nosniff"));
             gauges.iter().for_each(|gauge| gauge.dec());
             of_listener.downstream_cx_active.dec();
             of_listener.downstream_cx_destroy.inc();
@@ -238,6 +257,7 @@ impl Admin {
         shared: Arc<Shared>,
         control: Arc<Mutex<Control>>,
         bootstrap: Arc<Parts>,
+        naming: Naming,
         options: &Options,
     ) -> Arc<Self> {
         let stats = Arc::new(HttpStats::default());
@@ -253,6 +273,7 @@ impl Admin {
         shared.registry.add(Kind::Listener, "admin".into(), Arc::new(OfManager(answers.clone(), "admin".into())));
         server_stats::register(&shared, &Arc::downgrade(&control));
         Arc::new(Self {
+            naming,
             shared,
             control,
             bootstrap,
@@ -394,8 +415,7 @@ impl Admin {
             Some("Counters") => |sample| matches!(sample, Sample::Counter(_)),
             Some("Gauges") => |sample| matches!(sample, Sample::Gauge(_)),
             Some("Histograms") => |sample| matches!(sample, Sample::Histogram(_)),
-            // There are none.
-            Some("TextReadouts") => |_| false,
+            Some("TextReadouts") => |sample| matches!(sample, Sample::Text(_)),
             Some(_) => return text(400, "invalid &type= param".to_owned()),
         };
         let mode = query.given("histogram_buckets");
@@ -427,17 +447,23 @@ impl Admin {
         let wanted =
             |name: &str| filter.as_ref().is_none_or(|f| f.is_match(name.as_bytes()) != query.has("invert_filter"));
         let mut entries = self.entries(query.has("usedonly"));
-        entries.retain(|e| (prometheus || kind(&e.sample)) && wanted(&e.full_name()));
+        // Prometheus has no type for texts, so that they are told to whoever asks for them only.
+        let texts = query.has("text_readouts");
+        let shown = |sample: &Sample| match prometheus {
+            true => texts || !matches!(sample, Sample::Text(_)),
+            false => kind(sample),
+        };
+        entries.retain(|e| shown(&e.sample) && wanted(&e.full_name()));
         if prometheus {
             return text(200, self.exposition(&entries, buckets, &wanted));
         }
         match query.given("format") {
-            Some("json") => with_type(200, JSON, stats::json(&entries, buckets).to_string()),
-            None | Some("text") => text(200, stats::text(&entries, buckets)),
+            Some("json") => with_type(200, JSON, stats::json(&entries, buckets, &self.naming).to_string()),
+            None | Some("text") => text(200, stats::text(&entries, buckets, &self.naming)),
             // DIFFERS: Envoy's pages have forms.
             Some(_) => {
                 // Requests can give names to statistics.
-                let all = stats::text(&entries, buckets).replace('&', "&amp;").replace('<', "&lt;");
+                let all = stats::text(&entries, buckets, &self.naming).replace('&', "&amp;").replace('<', "&lt;");
                 with_type(
                     200,
                     "text/html; charset=UTF-8",
@@ -455,6 +481,7 @@ impl Admin {
     /// All that is counted. `used_only`: without what was never touched.
     fn entries(&self, used_only: bool) -> Vec<stats::Entry> {
         let mut entries = self.shared.registry.read_flushed(self.flushes());
+        self.naming.choose(&mut entries);
         if used_only {
             let counted = stats::counted(&entries);
             entries.retain(|e| e.is_used(&counted));
@@ -465,13 +492,15 @@ impl Admin {
     /// Istio's metrics that are wanted by name, and Envoy's that are given.
     fn exposition(&self, entries: &[stats::Entry], buckets: Buckets, wanted: &dyn Fn(&str) -> bool) -> String {
         let mut out = self.shared.registry.istio.render(wanted);
-        out.push_str(&stats::prometheus(entries, buckets));
+        out.push_str(&stats::prometheus(entries, buckets, &self.naming));
         out
     }
 
     /// Envoy's and Istio's metrics.
     pub(crate) fn prometheus(&self, used_only: bool) -> String {
-        self.exposition(&self.entries(used_only), Buckets::Cumulative, &|_| true)
+        let mut entries = self.entries(used_only);
+        entries.retain(|e| !matches!(e.sample, Sample::Text(_)));
+        self.exposition(&entries, Buckets::Cumulative, &|_| true)
     }
 
     /// Open connections of all listeners but the admin's.
@@ -727,13 +756,18 @@ fn text(status: u16, body: String) -> Response {
     with_type(status, TEXT, body)
 }
 
-/// JSON as protobuf's printer writes it for Envoy: one space a level, and an end of line.
+/// JSON as protobuf's printer writes it for Envoy: one space a level, numbers without a fraction of 0, and an end of line.
 fn printed(value: &Value) -> String {
     let mut out = String::new();
     for line in serde_json::to_string_pretty(value).unwrap_or_default().lines() {
         let text = line.trim_start_matches(' ');
         out.extend(std::iter::repeat_n(' ', (line.len() - text.len()) / 2));
-        out.push_str(text);
+        // Lines of strings end with their quotes.
+        match (text.strip_suffix(".0"), text.strip_suffix(".0,")) {
+            (Some(number), _) => out.push_str(number),
+            (_, Some(number)) => out.extend([number, ","]),
+            _ => out.push_str(text),
+        }
         out.push('\n');
     }
     out

@@ -72,13 +72,13 @@ pub struct Args {
     /// Accepted for compatibility.
     #[arg(long)]
     reject_unknown_dynamic_fields: bool,
-    /// Accepted for compatibility.
+    /// A file that gets the admin port's address.
     #[arg(long)]
     admin_address_path: Option<PathBuf>,
     /// Accepted for compatibility.
     #[arg(long)]
     local_address_ip_version: Option<String>,
-    /// Accepted for compatibility.
+    /// Accepted for compatibility: access logs are written out four times a second.
     #[arg(long)]
     file_flush_interval_msec: Option<u64>,
     /// Accepted for compatibility: nothing is said about deprecated fields.
@@ -242,6 +242,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
             Strategy::Gradual => DrainStrategy::Gradual,
             Strategy::Immediate => DrainStrategy::Immediate,
         },
+        admin_address_path: args.admin_address_path.clone(),
         validate: args.mode == Mode::Validate,
         log_level: args.log_level.clone(),
         given,

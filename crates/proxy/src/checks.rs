@@ -2,20 +2,24 @@
 
 use crate::events::{self, HealthEvent};
 use crate::h1::{self, Conn, Limits};
-use crate::io::Io;
+use crate::io::{Io, Raw};
 use crate::runtime::{ClusterEntry, Shared};
 use crate::socket;
 use crate::stats::{ClusterStats, Kind};
+use crate::upstream::ServerNames;
 use bytes::Bytes;
 use mesh_types::ArcStr;
+use proxy_core::cluster::TransportSocket;
 use proxy_core::endpoints::HealthFlag;
 use proxy_core::health_check::{
     CheckKind, CheckResult, HealthCheckConfig, HostChecks, HttpCheck, Transition, contains_in_order,
 };
-use proxy_core::{Address, FormatContext, Headers, Host, Random, StreamInfo};
+use proxy_core::route::HeaderOps;
+use proxy_core::{Address, ConnectionInfo, FormatContext, Headers, Host, Random, StreamInfo};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::{Arc, PoisonError, Weak};
 use std::task::{Context, Waker};
@@ -56,7 +60,7 @@ async fn follow(
     while let Some(cluster) = entry.upgrade() {
         let endpoints = cluster.endpoints.load_full();
         running.retain(|address, (host, tasks)| {
-            let same = endpoints.find(address).is_some_and(|now| Arc::ptr_eq(now, host));
+            let same = endpoints.find(address).is_some_and(|now| Arc::ptr_eq(&now.state, &host.state));
             if !same {
                 tasks.iter().for_each(AbortHandle::abort);
             }
@@ -235,14 +239,27 @@ async fn connect(shared: &Shared, cluster: &ClusterEntry, host: &Host, config: &
     if let (Some(port), Address::Ip(socket)) = (config.alt_port, &mut address) {
         socket.set_port(port);
     }
-    let raw = socket::connect(&address, socket::ConnectOptions::default()).await?;
-    match cluster.client_tls(host) {
+    let mut raw = socket::connect(&address, socket::ConnectOptions::default()).await?;
+    let transport = cluster.cluster.check_transport(host, config.transport.as_ref());
+    if let TransportSocket::ProxyProtocol { version, .. } = transport {
+        raw.write_all(&announcement(&raw, *version)).await?;
+    }
+    match cluster.tls_of(transport) {
         Some(tls) => {
             let alpn = (!config.alpn.is_empty()).then_some(config.alpn.as_slice());
-            tls.connect(raw, &shared.secrets, None, &host.hostname, alpn).await.map(|(stream, _)| Io::Client(stream))
+            Ok(Io::Client(tls.connect(raw, &shared.secrets, &ServerNames::default(), &host.hostname, alpn).await?.0))
         }
         None => Ok(Io::Raw(raw)),
     }
+}
+
+/// A PROXY header: nobody is announced but the two ends of this connection, and in version 2 not even these.
+fn announcement(raw: &Raw, version: u8) -> Vec<u8> {
+    let (from, to) = match raw {
+        Raw::Tcp(stream) if version == 1 => (stream.local_addr().ok(), stream.peer_addr().ok()),
+        _ => (None, None),
+    };
+    crate::proxy_protocol::header(version, from, to)
 }
 
 async fn check(
@@ -255,10 +272,17 @@ async fn check(
 ) -> io::Result<(CheckResult, u16, Kept)> {
     let fresh = || connect(shared, cluster, host, config);
     match &config.kind {
-        CheckKind::Tcp { send, receive } => {
+        CheckKind::Tcp { send, receive, announced } => {
             let io = match kept {
                 Kept::Raw(io) => *io,
-                _ => fresh().await?,
+                _ => {
+                    let mut io = fresh().await?;
+                    if let (Some(version), Io::Raw(raw)) = (announced, &io) {
+                        let header = announcement(raw, *version);
+                        io.write_all(&header).await?;
+                    }
+                    io
+                }
             };
             tcp(io, send, receive).await.map(|(result, kept)| (result, 0, kept))
         }
@@ -274,7 +298,10 @@ async fn check(
             } else {
                 let conn = match kept.quiet_h1() {
                     Some(conn) => conn,
-                    None => Box::new(Conn::new(fresh().await?)),
+                    None => {
+                        stats.other.touch_all(&crate::stats::HTTP1_CODEC);
+                        Box::new(Conn::new(fresh().await?))
+                    }
                 };
                 over_h1(conn, &head, http).await?
             };
@@ -286,21 +313,20 @@ async fn check(
             }
             Ok((result, status, kept))
         }
-        CheckKind::Grpc { service, authority } => {
-            let authority = match authority.is_empty() {
-                true => authority_of(cluster, host),
-                false => authority,
-            };
+        CheckKind::Grpc { service, authority, headers } => {
+            let authority = authority_of(cluster, host, authority);
             let scheme = scheme_of(cluster, host);
-            let head = Headers::of([
+            let mut head = Headers::of([
                 (":method", "POST"),
                 (":scheme", scheme),
                 (":authority", &**authority),
                 (":path", "/grpc.health.v1.Health/Check"),
                 ("te", "trailers"),
+                ("grpc-timeout", &*grpc_timeout(config.timeout)),
                 ("content-type", "application/grpc"),
                 ("user-agent", "Envoy/HC"),
             ]);
+            add_headers(headers, &mut head);
             // HealthCheckRequest { service = 1 }, framed.
             let mut message = vec![0, 0, 0, 0, 0];
             if !service.is_empty() {
@@ -341,10 +367,24 @@ fn judge(http: &HttpCheck, status: u16, headers: &Headers, body: &[u8], stats: &
     if headers.contains("x-envoy-degraded") { CheckResult::Degraded } else { CheckResult::Passed }
 }
 
-/// The name a host is asked by, unless the check has one.
-fn authority_of<'a>(cluster: &'a ClusterEntry, host: &'a Host) -> &'a ArcStr {
-    let names = [&host.health_check.hostname, &host.hostname];
+/// The name a host is asked by: its own for checks, that of the check, or the cluster's (Envoy
+/// `HealthCheckerFactory::getHostname`).
+fn authority_of<'a>(cluster: &'a ClusterEntry, host: &'a Host, of_check: &'a ArcStr) -> &'a ArcStr {
+    let names = [&host.health_check.hostname, of_check];
     names.into_iter().find(|name| !name.is_empty()).unwrap_or(&cluster.cluster.name)
+}
+
+/// At most eight digits, in the smallest unit that they are enough for (Envoy `Grpc::Common::toGrpcTimeout`).
+fn grpc_timeout(timeout: Duration) -> String {
+    const MOST: u128 = 99_999_999;
+    let mut time = timeout.as_millis();
+    for (unit, size) in [("m", 1000), ("S", 60), ("M", 60)] {
+        if time <= MOST {
+            return format!("{time}{unit}");
+        }
+        time /= size;
+    }
+    format!("{}H", time.min(MOST))
 }
 
 fn scheme_of(cluster: &ClusterEntry, host: &Host) -> &'static str {
@@ -352,7 +392,7 @@ fn scheme_of(cluster: &ClusterEntry, host: &Host) -> &'static str {
 }
 
 fn http_head(cluster: &ClusterEntry, host: &Host, http: &HttpCheck) -> Headers {
-    let authority = if http.host.is_empty() { authority_of(cluster, host) } else { &http.host };
+    let authority = authority_of(cluster, host, &http.host);
     let mut headers = Headers::of([
         (":method", http.method),
         (":scheme", scheme_of(cluster, host)),
@@ -360,17 +400,27 @@ fn http_head(cluster: &ClusterEntry, host: &Host, http: &HttpCheck) -> Headers {
         (":path", &*http.path),
         ("user-agent", "Envoy/HC"),
     ]);
-    let info = StreamInfo::new(Arc::default(), SystemTime::now());
-    http.headers.apply(&mut headers, &FormatContext::new(&info, None, None));
+    add_headers(&http.headers, &mut headers);
     if !http.send.is_empty() {
         headers.set_number("content-length", http.send.len() as u64);
     }
     headers
 }
 
+/// What the check adds itself.
+fn add_headers(ops: &HeaderOps, headers: &mut Headers) {
+    // There is nobody downstream.
+    let nobody = Address::Ip((Ipv4Addr::LOCALHOST, 0).into());
+    let info =
+        ConnectionInfo { local: nobody.clone(), remote: nobody.clone(), direct_remote: nobody, ..Default::default() };
+    let info = StreamInfo::new(Arc::new(info), SystemTime::now());
+    ops.apply(headers, &FormatContext::new(&info, None, None));
+}
+
 async fn over_h1(mut conn: Box<Conn>, head: &Headers, http: &HttpCheck) -> io::Result<(u16, Headers, Vec<u8>, Kept)> {
+    let says_empty = http.send.is_empty() && !h1::is_bodiless(http.method.as_bytes());
     conn.out.write(|out| {
-        h1::write_request(out, head, None, h1::Style::default());
+        h1::write_request(out, head, says_empty.then_some(h1::EMPTY), h1::Style::default());
         out.extend_from_slice(&http.send);
     });
     poll_fn(|cx| conn.poll_flush(cx)).await?;

@@ -25,10 +25,11 @@ use proxy_core::{Address, Listener, Options, RouteTable, Runtime};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc::UnboundedSender;
 
 pub(crate) use leaving::Leaving;
+use updates::Taken;
 pub(crate) use warming::{Awaited, lose_patience};
 use warming::{has_routes, tls_of};
 
@@ -126,6 +127,8 @@ pub(crate) struct Control {
     pub(crate) types: BTreeMap<&'static str, TypeState>,
     /// What came of each subscription.
     updates: updates::Subscribed,
+    /// The types of which all resources are asked for, and of whom.
+    all_of: Vec<(&'static str, Origin)>,
     /// The stream to the control plane is open.
     connected: bool,
     /// The versions of secrets, and when they came.
@@ -171,6 +174,7 @@ impl Control {
             subscriptions: Subscriptions::new(),
             types: BTreeMap::new(),
             updates: BTreeMap::new(),
+            all_of: Vec::new(),
             connected: false,
             secret_versions: BTreeMap::new(),
             awaiting: BTreeSet::new(),
@@ -188,7 +192,7 @@ impl Control {
         for (of, source) in [(type_url::CLUSTER, clusters), (type_url::LISTENER, listeners)] {
             let Some(source) = source.filter(|source| source.origin != Origin::Static) else { continue };
             self.awaiting.insert(of);
-            self.updates.entry((of, "".into())).or_default();
+            self.all_of.push((of, source.origin.clone()));
             match of {
                 type_url::LISTENER => self.listeners_later = Some(source.clone()),
                 _ => self.follow(of, source),
@@ -225,6 +229,7 @@ impl Control {
     pub(crate) fn update(&mut self, origin: &Origin, of: &str, updated: Vec<Incoming>, removed: &[ArcStr]) -> Refused {
         let version = updated.last().map(|u| u.version.clone());
         let names: Vec<ArcStr> = updated.iter().map(|u| u.name.clone()).collect();
+        let began = Instant::now();
         let before = self.changes.of(of);
         let (key, refused) = match of {
             type_url::CLUSTER => (type_url::CLUSTER, self.update_clusters(updated, removed, true)),
@@ -236,15 +241,16 @@ impl Control {
         };
         // Of an update that is refused as a whole there is no version.
         let applied = refused.is_empty() || self.changes.of(of) > before;
+        let taken = Taken { version: version.clone().unwrap_or_else(|| "".into()), took: began.elapsed() };
         if let Some(version) = version.filter(|_| applied) {
             self.types.entry(key).or_default().version = ArcStrOrEmpty(version);
         }
         if matches!(key, type_url::CLUSTER | type_url::LISTENER) {
-            self.updates.entry((key, "".into())).or_default().count(refused.is_empty());
+            self.updates.entry((key, "".into())).or_default().count(refused.is_empty().then_some(taken));
         } else {
             for name in names {
                 let accepted = refused.iter().all(|(refused, _)| *refused != name);
-                self.updates.entry((key, name)).or_default().count(accepted);
+                self.updates.entry((key, name)).or_default().count(accepted.then(|| taken.clone()));
             }
         }
         self.awaiting.remove(key);
@@ -407,8 +413,8 @@ impl Control {
         (certificates, validations)
     }
 
-    /// Tells the control plane, and whoever else is asked, which named resources are wanted now.
-    pub(crate) fn subscribe(&self) {
+    /// The resources that are wanted by their names now, and of whom.
+    fn wanted(&self) -> BTreeSet<Demand> {
         let mut wanted = BTreeSet::new();
         let mut want = |type_url: &'static str, name: &ArcStr, source: &ConfigSource| {
             wanted.insert(Demand { origin: source.origin.clone(), type_url, name: Some(name.clone()) });
@@ -416,7 +422,7 @@ impl Control {
         let clusters = || self.clusters.values().chain(self.warming.values());
         let mut secrets = BTreeSet::new();
         for cluster in clusters() {
-            if let Discovery::Eds { service_name, source } = &cluster.cluster.discovery {
+            if let Discovery::Eds { service_name, source, .. } = &cluster.cluster.discovery {
                 want(type_url::ENDPOINT, service_name, source);
             }
             for tls in cluster.cluster.transport.tls_contexts() {
@@ -434,6 +440,12 @@ impl Control {
                 want(type_url::SECRET, &secret.name, &secret.source);
             }
         }
+        wanted
+    }
+
+    /// Tells the control plane, and whoever else is asked, which named resources are wanted now.
+    pub(crate) fn subscribe(&self) {
+        let mut wanted = self.wanted();
         for of in [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET] {
             let of_ads = wanted.iter().filter(|d| d.origin == Origin::Ads && d.type_url == of);
             self.subscriptions.set(of, Wanted::names(of_ads.filter_map(|d| d.name.clone())));

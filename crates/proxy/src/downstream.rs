@@ -1,11 +1,13 @@
 //! From an accepted socket to a filter chain: original destination, inspection, chain match, TLS, network filters.
 
+mod secure;
+
 use crate::inspect::{self, HttpVersion, Look};
 use crate::io::{Io, Raw};
 use crate::runtime::{ChainEntry, ListenerEntry};
 use crate::socket::{self, Bound};
 use crate::stats::{ListenerStats, Named};
-use crate::tls::{Failure, TlsError};
+
 use crate::worker::Worker;
 use crate::{hcm, overload, tcp};
 use mesh_types::ArcStr;
@@ -13,6 +15,7 @@ use proxy_core::cluster::Discovery;
 use proxy_core::listener::{ChainInput, NetworkFilter, Place, Terminal};
 use proxy_core::rbac::Rbac;
 use proxy_core::{Address, ConnectionInfo, FormatContext, Listener, Metadata, ResponseFlags, StreamInfo};
+use secure::{Insecure, secure};
 use std::cell::OnceCell;
 use std::io;
 use std::net::SocketAddr;
@@ -107,6 +110,8 @@ impl Open {
     fn count(&self, stats: &Arc<ListenerStats>) {
         let stats = self.stats.get_or_init(|| stats.clone());
         stats.downstream_cx_total.inc();
+        // Each is accepted for itself.
+        stats.connections_accepted_per_socket_event.record(1);
         stats.downstream_cx_active.inc();
     }
 }
@@ -192,9 +197,10 @@ async fn establish(
     let original_dst = facts.original_dst;
     let (io, tls) = match secure(worker, &chain, &stats, raw).await {
         Ok(secured) => secured,
-        Err(reason) => {
+        Err(Insecure { reason, tls }) => {
             let mut info = facts.into_info(worker, &entry.listener, Some(&chain));
             info.transport_failure = Some(reason).filter(|reason| !reason.is_empty());
+            info.tls = tls.map(|tls| Arc::new(*tls));
             Box::pin(give_up(worker, &entry.listener, &chain, Arc::new(info), original_dst)).await;
             return None;
         }
@@ -454,146 +460,6 @@ async fn give_up(
     crate::log::write(worker, &listener.access_log, &FormatContext::new(&stream, None, None));
 }
 
-/// The TLS handshake, when the chain has one. An error was counted; it is what logs say.
-async fn secure(
-    worker: &Rc<Worker>,
-    chain: &ChainEntry,
-    stats: &ListenerStats,
-    raw: Raw,
-) -> Result<(Io, Option<proxy_core::TlsInfo>), ArcStr> {
-    let Some(tls) = &chain.tls else { return Ok((Io::Raw(raw), None)) };
-    let handshake = async {
-        match refusal(&raw).await {
-            None => tls.accept(raw, &worker.shared.secrets).await.map_err(Unsecured::Failed),
-            Some(refusal) => {
-                refusal.tell(&raw);
-                Err(Unsecured::Refused(refusal))
-            }
-        }
-    };
-    let result = match chain.chain.transport_socket_connect_timeout {
-        Some(timeout) => match tokio::time::timeout(timeout, handshake).await {
-            Ok(result) => result,
-            Err(_) => {
-                stats.downstream_cx_transport_socket_connect_timeout.inc();
-                return Err("connect_timeout".into());
-            }
-        },
-        None => handshake.await,
-    };
-    match result {
-        Ok((stream, info)) => {
-            stats.ssl_handshake.inc();
-            if crate::tls::count(stream.get_ref().1, &info, &stats.other) {
-                stats.ssl_session_reused.inc();
-            }
-            if info.peer.is_none() {
-                stats.ssl_no_certificate.inc();
-            }
-            Ok((Io::Server(stream), Some(info)))
-        }
-        Err(Unsecured::Refused(refusal)) => {
-            if refusal.reason.is_empty() {
-                return Err("".into());
-            }
-            stats.ssl_connection_error.inc();
-            Err(tls_error(refusal.reason))
-        }
-        Err(Unsecured::Failed(e)) if TlsError::is_missing_secret(&e) => {
-            stats.other.inc("server_ssl_socket_factory.downstream_context_secrets_not_ready");
-            Err("TLS_error:_Secret_is_not_supplied_by_SDS".into())
-        }
-        Err(Unsecured::Failed(e)) => {
-            match Failure::of(&e) {
-                Failure::San => stats.ssl_fail_verify_san.inc(),
-                Failure::Hash => stats.ssl_fail_verify_cert_hash.inc(),
-                Failure::Chain => stats.ssl_fail_verify_error.inc(),
-                Failure::NoCertificate => stats.ssl_fail_verify_no_cert.inc(),
-                // Who hangs up without a word makes no error.
-                Failure::Other if e.kind() == io::ErrorKind::UnexpectedEof => {}
-                Failure::Other => stats.ssl_connection_error.inc(),
-            }
-            tracing::debug!(error = %e, "downstream TLS handshake failed");
-            Err(match (Failure::of(&e), e.kind()) {
-                (Failure::NoCertificate, _) => {
-                    tls_error("268435648:SSL_routines:OPENSSL_internal:PEER_DID_NOT_RETURN_A_CERTIFICATE")
-                }
-                (Failure::San | Failure::Hash | Failure::Chain, _) => {
-                    tls_error("268435581:SSL_routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED")
-                }
-                // The peer hanging up without a reason has none in Envoy either.
-                (_, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => "".into(),
-                (Failure::Other, _) => tls_error(&crate::tls::in_boring_words(&e)),
-            })
-        }
-    }
-}
-
-/// A failed handshake in logs. The codes are BoringSSL's, because people search for them.
-fn tls_error(what: &str) -> ArcStr {
-    format!("TLS_error:|{what}:TLS_error_end").into()
-}
-
-/// Why a connection is not secure.
-enum Unsecured {
-    /// It does not begin with TLS.
-    Refused(Refusal),
-    /// The handshake failed.
-    Failed(io::Error),
-}
-
-/// Why a connection is not shaken hands on, in BoringSSL's words, and the alert that says so.
-#[derive(Clone, Copy, Debug)]
-struct Refusal {
-    /// Empty: the client left.
-    reason: &'static str,
-    alert: Option<u8>,
-}
-
-impl Refusal {
-    /// Sends the alert. What the client has sent is taken: what is not read when a connection ends takes along what was
-    /// written last.
-    fn tell(self, raw: &Raw) {
-        let (Raw::Tcp(stream), Some(alert)) = (raw, self.alert) else { return };
-        let mut bytes = [0; 1024];
-        while stream.try_read(&mut bytes).is_ok_and(|n| n > 0) {}
-        // A fatal alert in a record of TLS 1.0, as no version was agreed on. Nobody can do anything for a client that is gone.
-        let _ = stream.try_write(&[21, 3, 1, 0, 2, 2, alert]);
-    }
-}
-
-/// Looks at the first bytes, which are waited for, as BoringSSL does (`tls_open_handshake`, `tls_open_record`): `None` when
-/// they start a record, or when the end before them is the handshake's problem.
-async fn refusal(raw: &Raw) -> Option<Refusal> {
-    const PROTOCOL_VERSION: u8 = 70;
-    const UNEXPECTED_MESSAGE: u8 = 10;
-    let Raw::Tcp(stream) = raw else { return None };
-    let mut seen = [0; 5];
-    loop {
-        match stream.peek(&mut seen).await {
-            Ok(5) => break,
-            Ok(n) if n > 0 && socket::peer_is_done(stream) => return Some(Refusal { reason: "", alert: None }),
-            // A peek leaves the bytes, so the socket stays readable.
-            Ok(n) if n > 0 => tokio::time::sleep(HEADER_AGAIN).await,
-            _ => return None,
-        }
-    }
-    let (reason, alert) = match &seen {
-        [b'G', b'E', b'T', b' ', _] | [b'P', b'U', b'T', b' ', _] | b"POST " | b"HEAD " => {
-            ("268435612:SSL_routines:OPENSSL_internal:HTTP_REQUEST", None)
-        }
-        b"CONNE" => ("268435611:SSL_routines:OPENSSL_internal:HTTPS_PROXY_REQUEST", None),
-        // Handshakes and alerts.
-        [21 | 22, 3, ..] => return None,
-        [_, 3, ..] => ("268435681:SSL_routines:OPENSSL_internal:UNEXPECTED_RECORD", Some(UNEXPECTED_MESSAGE)),
-        _ => ("268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER", Some(PROTOCOL_VERSION)),
-    };
-    Some(Refusal { reason, alert })
-}
-
-/// A header of a record that comes in pieces is looked at again after this.
-const HEADER_AGAIN: Duration = Duration::from_millis(10);
-
 /// The one cluster that a TCP chain leads to.
 fn forward_cluster(connection: &Connection) -> Option<Rc<crate::upstream::WorkerCluster>> {
     let Terminal::TcpProxy(proxy) = &connection.chain.chain.terminal else { return None };
@@ -705,7 +571,27 @@ async fn pass_gates(connection: &mut Connection, gates: &[Arc<Rbac>]) -> bool {
     if gates.is_empty() {
         return true;
     }
-    std::future::poll_fn(|cx| connection.io.poll_first_byte(cx)).await;
+    let chain = connection.chain.clone();
+    // Filters before a connection manager do not keep its idle clients from it.
+    let http = match &chain.chain.terminal {
+        Terminal::Http(http) => Some(http),
+        _ => None,
+    };
+    let idle = async {
+        match http.and_then(|http| http.idle_timeout) {
+            Some(timeout) => tokio::time::sleep(timeout).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = std::future::poll_fn(|cx| connection.io.poll_first_byte(cx)) => {}
+        () = chain.cut() => return false,
+        () = idle => {
+            let stats = http.map(|http| connection.worker.http_stats(&http.stat_prefix));
+            stats.iter().for_each(|stats| stats.downstream_cx_idle_timeout.inc());
+            return false;
+        }
+    }
     for rbac in gates {
         if tcp::check_rbac(&connection.worker, &connection.info, rbac, &mut Metadata::default()).is_err() {
             if let Some(delay) = rbac.delay_deny {

@@ -1,6 +1,7 @@
 //! Sends spans and log records to collectors: gathered per worker, posted in batches, never waited for.
 
 use crate::log::Entry;
+use crate::stats::OWN_REQUESTS;
 use crate::upstream::{Protocol, Variant, call};
 use crate::worker::Worker;
 use bytes::Bytes;
@@ -133,6 +134,7 @@ struct Outgoing {
 }
 
 async fn post(worker: &Rc<Worker>, cluster: &str, headers: Headers, body: Bytes) -> Option<()> {
+    worker.named_stats().inc(OWN_REQUESTS);
     let cluster = worker.cluster(cluster)?;
     let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut())?;
     let protocol = Protocol::of(&cluster.config().protocol, None);

@@ -11,4 +11,6 @@ mod write;
 pub(crate) use body::Frame;
 pub(crate) use conn::{Conn, ReadError, Shared};
 pub(crate) use head::{HeadError, Limits, RequestHead, UnderscoreAction};
-pub(crate) use write::{CHUNKED, EMPTY, Style, framing_bytes, reason_phrase, write_request, write_response};
+pub(crate) use write::{
+    CHUNKED, EMPTY, Style, framing_bytes, is_bodiless, reason_phrase, write_request, write_response,
+};

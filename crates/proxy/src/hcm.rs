@@ -62,6 +62,8 @@ pub(crate) struct Http {
     sent: Cell<u64>,
     /// Requests that their client took back at once.
     premature_resets: Cell<u32>,
+    /// The stream of HTTP/2 whose trailers came last, and what is wrong with them if something is.
+    trailers: Cell<Option<(u32, &'static str)>>,
     /// Since when it says with each answer that it ends, because it idled, grew old or drains; it does after the drain timeout.
     ending: Cell<Option<Instant>>,
     /// It ends because its listener drains.
@@ -255,6 +257,7 @@ pub(crate) fn serve(
         received: Cell::new(0),
         sent: Cell::new(0),
         premature_resets: Cell::new(0),
+        trailers: Cell::new(None),
         ending: Cell::new(None),
         drained: Cell::new(false),
         leaves: Cell::new(false),

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connected socket.
@@ -241,14 +241,17 @@ impl Io {
         })
     }
 
-    /// Ready when a byte (or the end) is really there; readiness alone may be spurious on a new socket.
-    pub(crate) fn poll_first_byte(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when a byte (or the end) is really there, of the plain text with TLS; readiness alone may be spurious on a new
+    /// socket. The byte stays where it is.
+    pub(crate) fn poll_first_byte(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Io::Raw(Raw::Tcp(stream)) => {
                 let mut byte = [0];
                 stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)).map(|_| ())
             }
-            other => other.poll_readable(cx),
+            Io::Raw(raw) => raw.poll_read_ready(cx).map(|_| ()),
+            Io::Server(stream) => Pin::new(stream).poll_fill_buf(cx).map(|_| ()),
+            Io::Client(stream) => Pin::new(stream).poll_fill_buf(cx).map(|_| ()),
         }
     }
 

@@ -31,6 +31,8 @@ pub(crate) struct LocalIdentity {
     announcement: String,
     baggage: String,
     id: String,
+    /// Of our own place; may be empty.
+    pub(crate) zone: ArcStr,
 }
 
 impl LocalIdentity {
@@ -60,6 +62,7 @@ impl LocalIdentity {
             baggage: card.baggage(),
             card,
             id: node.id.clone(),
+            zone: node.message.locality.as_ref().map(|l| l.zone.as_str()).unwrap_or_default().into(),
         }
     }
 

@@ -7,8 +7,10 @@ use crate::tls::{ClientTls, SecretStore, ServerTls};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use mesh_types::ArcStr;
+use proxy_core::balance::TableSize;
 use proxy_core::circuit::Breakers;
-use proxy_core::cluster::Discovery;
+use proxy_core::cluster::{Discovery, TransportSocket};
+use proxy_core::endpoints::HostState;
 use proxy_core::listener::{FilterChain, MetadataExchange, NetworkFilter, Terminal};
 use proxy_core::outlier::OutlierDetector;
 use proxy_core::runtime::Live;
@@ -128,8 +130,19 @@ pub(crate) struct ClusterEntry {
     pub(crate) used: AtomicBool,
     /// How often hosts came or went (`membership_change`), the first ones among them.
     pub(crate) membership_changes: AtomicU64,
+    table_size: Mutex<Option<Measured>>,
+    /// How often endpoints came that change nothing (`update_no_rebuild`).
+    pub(crate) unchanged: AtomicU64,
     /// Counts the times that a host was found to fail, where connections must end then.
     pub(crate) failures: Option<tokio::sync::watch::Sender<u64>>,
+}
+
+/// How large the table of hashes was, of these endpoints after so many changes of their health.
+#[derive(Debug)]
+struct Measured {
+    endpoints: Arc<Endpoints>,
+    changes: u64,
+    size: Option<TableSize>,
 }
 
 impl ClusterEntry {
@@ -140,11 +153,7 @@ impl ClusterEntry {
         dynamic: bool,
         runtime: &Runtime,
     ) -> Arc<Self> {
-        let tls = cluster
-            .transport
-            .tls_contexts()
-            .map(|c| (c.clone(), Arc::new(ClientTls::new(c.clone(), cluster.auto_san_validation))))
-            .collect();
+        let tls = cluster.transport.tls_contexts().map(|c| (c.clone(), Arc::new(ClientTls::new(c.clone())))).collect();
         let endpoints = ArcSwap::from(cluster.endpoints.clone());
         let waits =
             matches!(cluster.discovery, Discovery::Eds { .. } | Discovery::StrictDns(_) | Discovery::LogicalDns(_));
@@ -164,6 +173,8 @@ impl ClusterEntry {
             has_secrets: AtomicBool::new(false),
             used: AtomicBool::new(false),
             membership_changes: AtomicU64::new(moved(&Endpoints::default(), &cluster.endpoints)),
+            table_size: Mutex::new(None),
+            unchanged: AtomicU64::new(0),
             failures: cluster.close_on_failure.then(|| tokio::sync::watch::Sender::new(0)),
             cluster,
         });
@@ -194,8 +205,28 @@ impl ClusterEntry {
 
     /// The TLS for connections to `host`, `None` for plain text.
     pub(crate) fn client_tls(&self, host: &Host) -> Option<Arc<ClientTls>> {
-        let context = self.cluster.transport(host).0.tls()?;
+        self.tls_of(self.cluster.transport(host).0)
+    }
+
+    /// The TLS of one of its transports.
+    pub(crate) fn tls_of(&self, transport: &TransportSocket) -> Option<Arc<ClientTls>> {
+        let context = transport.tls()?;
         self.tls.iter().find(|(k, _)| Arc::ptr_eq(k, context)).map(|(_, tls)| tls.clone())
+    }
+
+    /// How large the table of hashes is, of these endpoints; worked out once for each health of theirs.
+    pub(crate) fn table_size(&self, endpoints: &Arc<Endpoints>) -> Option<TableSize> {
+        let mut known = self.table_size.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = endpoints.health_changes();
+        if let Some(known) = &*known
+            && Arc::ptr_eq(&known.endpoints, endpoints)
+            && known.changes == changes
+        {
+            return known.size;
+        }
+        let size = TableSize::of(&self.cluster, endpoints);
+        *known = Some(Measured { endpoints: endpoints.clone(), changes, size });
+        size
     }
 
     /// Whether its endpoints are known.
@@ -217,8 +248,12 @@ impl ClusterEntry {
 
     /// Publishes new endpoints; whether there are other hosts now.
     pub(crate) fn set_endpoints(&self, endpoints: Arc<Endpoints>) -> bool {
-        let changes = moved(&self.endpoints.load(), &endpoints);
+        let before = self.endpoints.load();
+        let changes = moved(&before, &endpoints);
         self.membership_changes.fetch_add(changes, Ordering::Relaxed);
+        if self.has_endpoints() && changes == 0 && before.weighs_as(&endpoints) {
+            self.unchanged.fetch_add(1, Ordering::Relaxed);
+        }
         self.endpoints.store(endpoints);
         self.warm.store(true, Ordering::Release);
         changes > 0
@@ -227,10 +262,11 @@ impl ClusterEntry {
 
 /// In how many priorities there are other hosts than before (Envoy counts the callbacks of its priority sets).
 fn moved(before: &Endpoints, after: &Endpoints) -> u64 {
-    fn by_priority(endpoints: &Endpoints) -> BTreeMap<u32, HashSet<&Address>> {
-        let mut all: BTreeMap<u32, HashSet<&Address>> = BTreeMap::new();
+    // A host that is another now has a state of its own.
+    fn by_priority(endpoints: &Endpoints) -> BTreeMap<u32, HashSet<*const HostState>> {
+        let mut all: BTreeMap<u32, HashSet<*const HostState>> = BTreeMap::new();
         for host in endpoints.hosts() {
-            all.entry(host.priority).or_default().insert(&host.address);
+            all.entry(host.priority).or_default().insert(Arc::as_ptr(&host.state));
         }
         all
     }

@@ -5,6 +5,7 @@ use crate::control::{Control, Incoming, lose_patience};
 use crate::drain::DrainStrategy;
 use crate::log::LogFiles;
 use crate::runtime::Shared;
+use crate::stats::Naming;
 use crate::{admin, dns, events, overload, sources, tls, worker, xds};
 use ads::client::{Connector, Handler, Subscriptions};
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use envoy_api::Message;
 use envoy_api::bootstrap::Bootstrap;
 use identity::WorkloadCertificate;
 use proxy_core::config_source::Origin;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -39,6 +41,8 @@ pub struct Options {
     pub log_level: String,
     /// What else `/server_info` shows of the command line, by the names of `envoy.admin.v3.CommandLineOptions`.
     pub given: Vec<(&'static str, serde_json::Value)>,
+    /// A file that gets the admin port's address.
+    pub admin_address_path: Option<PathBuf>,
     /// Only check the configuration: nothing is bound, nothing started.
     pub validate: bool,
 }
@@ -56,6 +60,7 @@ impl Default for Options {
             drain_strategy: DrainStrategy::default(),
             log_level: "warning".to_owned(),
             given: Vec::new(),
+            admin_address_path: None,
             validate: false,
         }
     }
@@ -195,11 +200,18 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
     let (demands, wanted_secrets) = (control.demands.subscribe(), control.demands.subscribe());
     let control = Arc::new(Mutex::new(control));
     let bootstrap = Arc::new(bootstrap);
-    let admin = admin::Admin::new(shared.clone(), control.clone(), bootstrap.clone(), &options);
+    let admin =
+        admin::Admin::new(shared.clone(), control.clone(), bootstrap.clone(), Naming::new(&settings.stats), &options);
     let mut tasks = JoinSet::new();
     if !options.validate {
         if let Some(address) = admin_address {
             let listener = admin::bind(&address)?;
+            if let Some(path) = &options.admin_address_path {
+                let text = listener.address().unwrap_or(address).to_string();
+                if let Err(e) = std::fs::write(path, text) {
+                    tracing::error!(path = %path.display(), error = %e, "cannot write the admin address");
+                }
+            }
             tasks.spawn(admin::serve(listener, admin.clone()));
         }
         if let Some(overload) = shared.overload.get() {

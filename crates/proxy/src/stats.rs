@@ -3,16 +3,18 @@
 //! No atomic read-modify-write happens on the data path: a worker loads and stores its own cells, a scrape only loads.
 
 mod istio;
+mod naming;
 mod registry;
 mod render;
 mod scopes;
 
 pub(crate) use istio::{ArcStrOrUnknown, Computed, Flags, IstioStats, Peer, RequestLabels, TcpLabels, Workload};
+pub(crate) use naming::Naming;
 pub(crate) use registry::{Entry, Kind, Registry, Sample, Scope, counted};
 pub(crate) use render::{Buckets, json, prometheus, text};
 pub(crate) use scopes::{
     Answers, ClusterStats, HTTP1_CODEC, HTTP2_CODEC, HTTP2_GAUGES, HttpStats, ListenerHttpStats, ListenerStats, Named,
-    OfManager, OfThread, PlainStats, RequestStats, TcpStats, ssl_zero,
+    OWN_REQUESTS, OWN_REQUESTS_ELSE, OfManager, OfThread, PlainStats, RequestStats, TcpStats, ssl_zero,
 };
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -223,7 +225,7 @@ mod tests {
             entry(Kind::VirtualHost, "v.route.r.x", "upstream_rq_total"),
             entry(Kind::VirtualHost, "a.b:80.vcluster.other", "upstream_rq_total"),
         ];
-        let text = prometheus(&entries, Buckets::Cumulative);
+        let text = prometheus(&entries, Buckets::Cumulative, &Naming::default());
         let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
             lines,

@@ -108,9 +108,57 @@ impl RecvBody {
         matches!(self, RecvBody::Empty)
     }
 
-    /// Whether the frame that was taken last said that nothing follows, as frames of HTTP/2 can.
+    /// Makes one frame of the data that is kept and of that of HTTP/2 that is at hand, up to about `limit` bytes. Returns how
+    /// many came.
+    pub(crate) fn gather(&mut self, limit: usize) -> usize {
+        let (mut frames, mut rest) = match std::mem::replace(self, RecvBody::Empty) {
+            RecvBody::Then(frames, rest) => (frames, *rest),
+            RecvBody::Memory(frames) => (frames, RecvBody::Memory(VecDeque::new())),
+            other => (VecDeque::new(), other),
+        };
+        let mut size = 0;
+        if let RecvBody::H2(body) = &mut rest {
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            // An error it will say again.
+            while size < limit
+                && !matches!(frames.back(), Some(Frame::Trailers(_)))
+                && let Poll::Ready(Some(Ok(frame))) = body.poll_frame(&mut cx)
+            {
+                if let Frame::Data(data) = &frame {
+                    size += data.len();
+                }
+                frames.push_back(frame);
+            }
+        }
+        join(&mut frames);
+        *self = match rest {
+            RecvBody::Memory(_) => RecvBody::Memory(frames),
+            rest if frames.is_empty() => rest,
+            rest => RecvBody::Then(frames, Box::new(rest)),
+        };
+        size
+    }
+
+    /// Leaves what was read before and kept, so that the rest comes next.
+    pub(crate) fn forget_kept(&mut self) {
+        match std::mem::replace(self, RecvBody::Empty) {
+            RecvBody::Then(_, mut rest) => {
+                rest.forget_kept();
+                *self = *rest;
+            }
+            RecvBody::Memory(_) => *self = RecvBody::Memory(VecDeque::new()),
+            other => *self = other,
+        }
+    }
+
+    /// Whether the frame that was taken last said that nothing follows, as frames of HTTP/2 can, or was the last one kept.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self, RecvBody::H2(body) if body.stream.is_end_stream())
+        match self {
+            RecvBody::H2(body) => body.stream.is_end_stream(),
+            RecvBody::Memory(frames) => frames.is_empty(),
+            RecvBody::Then(frames, rest) => frames.is_empty() && rest.is_over(),
+            _ => false,
+        }
     }
 
     /// What is wrong with what has come of it, if that is known already.
@@ -133,6 +181,20 @@ impl RecvBody {
                 None => rest.poll_frame(cx),
             },
         }
+    }
+}
+
+/// Makes one of the frames of data at the start.
+fn join(frames: &mut VecDeque<Frame>) {
+    let data = |frame: &Frame| matches!(frame, Frame::Data(_));
+    let count = frames.iter().take_while(|frame| data(frame)).count();
+    if count > 1 {
+        let pieces = frames.drain(..count).filter_map(|frame| match frame {
+            Frame::Data(piece) => Some(piece),
+            Frame::Trailers(_) => None,
+        });
+        let all = pieces.collect::<Vec<_>>().concat();
+        frames.push_front(Frame::Data(all.into()));
     }
 }
 

@@ -9,6 +9,7 @@ mod files;
 mod secrets;
 mod server;
 mod sessions;
+mod trust;
 mod verify;
 
 pub(crate) use certificate::peer_certificate;
@@ -16,7 +17,7 @@ pub(crate) use client::ClientTls;
 pub(crate) use files::{follow as follow_files, is_file};
 pub(crate) use secrets::{SecretStore, is_workload, named_by, read as read_source};
 pub(crate) use server::ServerTls;
-pub(crate) use verify::{Failure, in_boring_words};
+pub(crate) use verify::{Failed, Failure, in_boring_words, of_server_in_boring_words};
 
 use crate::stats::Named;
 use arc_swap::ArcSwapOption;
@@ -184,7 +185,7 @@ pub(crate) fn check(common: &proxy_core::tls::TlsCommon, secrets: &SecretStore) 
     }
     if common.validation.sds.is_none() {
         secrets.validation(common)?;
-        verify::crls(&common.validation)?;
+        trust::check_crls(&common.validation)?;
     }
     provider_for(common).map(drop)
 }
@@ -254,6 +255,7 @@ fn info(
     TlsInfo {
         version: version.into(),
         cipher: common.negotiated_cipher_suite().map_or_else(|| "".into(), |s| cipher_name(s.suite())),
+        group: common.negotiated_key_exchange_group().and_then(|group| curve_name(group.name())).unwrap_or_default(),
         cipher_id: common.negotiated_cipher_suite().map_or(0, |s| u16::from(s.suite()).into()),
         alpn: common.alpn_protocol().and_then(|p| std::str::from_utf8(p).ok()).map(ArcStr::from),
         session_id: "".into(),
@@ -284,8 +286,8 @@ fn signature_name(chain: &[rustls_pki_types::CertificateDer<'_>]) -> Option<&'st
 pub(crate) fn count(common: &rustls::CommonState, info: &TlsInfo, stats: &Named) -> bool {
     stats.inc(&format!("ssl.versions.{}", info.version));
     stats.inc(&format!("ssl.ciphers.{}", info.cipher));
-    if let Some(curve) = common.negotiated_key_exchange_group().and_then(|group| curve_name(group.name())) {
-        stats.inc(&format!("ssl.curves.{curve}"));
+    if !info.group.is_empty() {
+        stats.inc(&format!("ssl.curves.{}", info.group));
     }
     if let Some(name) = common.peer_certificates().and_then(signature_name) {
         stats.inc(&format!("ssl.sigalgs.{name}"));

@@ -7,16 +7,17 @@ mod pool;
 mod request;
 mod waiting;
 
-pub(crate) use connect::{Announced, ConnectError, Protocol, Source, Variant, server_name};
+pub(crate) use connect::{Announced, ConnectError, Protocol, ServerNames, Source, Variant};
 pub(crate) use pool::{AcquireError, Acquired, Counted, Pool};
 pub(crate) use request::{Failure, Reply, Tunnel, Upstream, call, h2_request};
 
 use crate::events::HealthEvent;
 use crate::peer;
 use crate::runtime::ClusterEntry;
-use crate::stats::{ClusterStats, Workload};
+use crate::stats::{Answers, ClusterStats, Workload};
 use crate::worker::Worker;
 use arc_swap::ArcSwap;
+use mesh_types::ArcStr;
 use proxy_core::balance::SubsetUse;
 use proxy_core::circuit::Resource;
 use proxy_core::cluster::LbPolicy;
@@ -46,6 +47,8 @@ pub(crate) struct WorkerCluster {
     foreseen: RefCell<VecDeque<Arc<Host>>>,
     /// Who the hosts are, as far as their metadata says.
     workloads: RefCell<HashMap<*const Host, Option<Arc<Workload>>, ByAddress>>,
+    /// Where answers count by zones; as many as have served.
+    zones: RefCell<Vec<(ArcStr, Option<Arc<Answers>>)>>,
 }
 
 /// Hashes addresses in memory. Nobody outside chooses them, so that mixing them is enough.
@@ -101,6 +104,7 @@ impl WorkerCluster {
             retired: Cell::new(false),
             foreseen: RefCell::default(),
             workloads: RefCell::default(),
+            zones: RefCell::default(),
         })
     }
 
@@ -175,7 +179,8 @@ impl WorkerCluster {
     }
 
     /// Takes over endpoints that changed since the last pick.
-    fn refresh(&self) {
+    /// Takes the hosts that there are now.
+    pub(crate) fn refresh(&self) {
         let current = self.entry.endpoints.load();
         if !Arc::ptr_eq(&current, &self.endpoints.borrow()) {
             let current = ArcSwap::load_full(&self.entry.endpoints);
@@ -205,8 +210,8 @@ impl WorkerCluster {
         }
         let by_address: HashMap<_, &Arc<Host>> = endpoints.hosts().map(|host| (&host.address, host)).collect();
         for pools in gone {
-            // One that only gets more or less than before keeps its connections.
-            let next = by_address.get(&pools.host.address).filter(|host| host.is_reached_as(&pools.host));
+            // One that is still the same keeps its connections, whatever else is said of it now.
+            let next = by_address.get(&pools.host.address).filter(|host| Arc::ptr_eq(&host.state, &pools.host.state));
             match next.filter(|host| !hosts.contains_key(&Arc::as_ptr(host))) {
                 Some(host) => {
                     let kept = HostPools { host: (*host).clone(), pools: RefCell::new(pools.pools.take()) };
@@ -225,6 +230,22 @@ impl WorkerCluster {
         let key = Arc::as_ptr(host);
         let mut known = self.workloads.borrow_mut();
         known.entry(key).or_insert_with(|| peer::of_host(host).map(|w| worker.intern(w))).clone()
+    }
+
+    /// Where an answer counts that came from the host's zone to ours, if both are known (Envoy
+    /// `CodeStatsImpl::chargeResponseStat`).
+    pub(crate) fn answers_between_zones(&self, worker: &Worker, host: &Host) -> Option<Arc<Answers>> {
+        let (from, to) = (&worker.shared.identity.zone, &host.locality.zone);
+        if from.is_empty() || to.is_empty() {
+            return None;
+        }
+        let mut zones = self.zones.borrow_mut();
+        if let Some((_, answers)) = zones.iter().find(|(zone, _)| zone == to) {
+            return answers.clone();
+        }
+        let answers = worker.answers(&self.config().stat_name, format!("zone.{from}.{to}"));
+        zones.push((to.clone(), answers.clone()));
+        answers
     }
 
     /// The pool for this host and way of connecting; `None` when the circuit breaker allows no further one.
@@ -313,11 +334,13 @@ impl WorkerCluster {
     pub(crate) fn on_result(&self, host: &Arc<Host>, outcome: Option<Outcome>, worker: &Worker) {
         let stats = &host.state.stats;
         match outcome {
-            Some(Outcome::Status(status)) if status < 500 => stats.rq_success.fetch_add(1, Relaxed),
-            Some(Outcome::Timeout) => stats.rq_timeout.fetch_add(1, Relaxed),
-            None | Some(Outcome::Connected | Outcome::ConnectedForRequests) => 0,
-            Some(_) => stats.rq_error.fetch_add(1, Relaxed),
-        };
+            // Whether an answer is a success shows later.
+            None | Some(Outcome::Connected | Outcome::ConnectedForRequests | Outcome::Status(_)) => {}
+            Some(_) => stats.count(false),
+        }
+        if outcome == Some(Outcome::Timeout) {
+            stats.rq_timeout.fetch_add(1, Relaxed);
+        }
         let (Some(outcome), Some(config), Some(detector)) = (outcome, &self.config().outlier, &self.entry.outlier)
         else {
             return;

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     ForgetStats(Kind, ArcStr),
     /// New requests to the cluster use new connections.
     DrainCluster(ArcStr),
+    /// Hosts of the cluster came or went: idle connections to those that are gone end.
+    Endpoints(ArcStr),
     /// Let everything go and end.
     Shutdown,
 }
@@ -297,6 +299,13 @@ impl Worker {
         }
     }
 
+    fn take_endpoints(&self, name: &ArcStr) {
+        let cluster = self.clusters.borrow().get(name).cloned();
+        if let Some(cluster) = cluster {
+            cluster.refresh();
+        }
+    }
+
     fn listen(self: &Rc<Self>, name: ArcStr, bound: Bound) {
         match downstream::accept_on(self, &name, bound) {
             Ok(handle) => self.accepting.borrow_mut().entry(name).or_default().push(handle),
@@ -349,6 +358,7 @@ pub(crate) fn spawn(
                     Command::Clusters(table) => worker.set_clusters(table),
                     Command::ForgetStats(kind, name) => worker.forget_stats(kind, &name),
                     Command::DrainCluster(name) => worker.drain_cluster(&name),
+                    Command::Endpoints(name) => worker.take_endpoints(&name),
                     Command::Shutdown => break,
                 }
             }

@@ -5,6 +5,7 @@ use crate::io::{Io, Raw};
 use crate::runtime::Shared;
 use crate::socket;
 use crate::sources::Demand;
+use crate::upstream::ServerNames;
 use ads::Protocol;
 use ads::client::{Client, Config, Connection, Connector, Handler, Rejected, Rpc, Subscriptions, Update, Wanted};
 use hyper_util::rt::TokioIo;
@@ -191,10 +192,9 @@ async fn dial_cluster(shared: &Shared, name: &str) -> io::Result<Io> {
         let reached = tokio::time::timeout(entry.cluster.connect_timeout, async {
             let raw: Raw = socket::connect(&host.address, options).await?;
             match entry.client_tls(&host) {
-                Some(tls) => tls
-                    .connect(raw, &shared.secrets, None, &host.hostname, None)
-                    .await
-                    .map(|(stream, _)| Io::Client(stream)),
+                Some(tls) => Ok(Io::Client(
+                    tls.connect(raw, &shared.secrets, &ServerNames::default(), &host.hostname, None).await?.0,
+                )),
                 None => Ok(Io::Raw(raw)),
             }
         });

@@ -1,9 +1,11 @@
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::balance::bounded::Bound;
 use crate::balance::schedule::HostGroup;
-use crate::cluster::{HashFunction, LbPolicy};
-use crate::endpoints::Host;
+use crate::balance::{Members, Pool};
+use crate::cluster::{Cluster, HashFunction, LbPolicy};
+use crate::endpoints::{Endpoints, Host};
 use crate::hash::{murmur2, xx64};
 
 /// Hosts by hash, with a bound on what each of them is given.
@@ -34,6 +36,7 @@ struct Share<'a> {
 }
 
 impl Table {
+    /// `locality_weights`: the groups' shares of the whole, which may be more than all of them; empty: one has it all.
     pub(super) fn new(policy: &LbPolicy, groups: &[HostGroup], locality_weights: &[f64]) -> Self {
         let (by_hostname, factor) = match policy {
             LbPolicy::RingHash { by_hostname, balance_factor, .. }
@@ -64,6 +67,32 @@ impl Table {
 }
 
 impl Places {
+    /// `None`: there is nobody.
+    fn size(&self) -> Option<TableSize> {
+        let (mut count, entries): (HashMap<*const Host, u64>, usize) = match self {
+            Self::Empty => return None,
+            Self::Ring(ring) => (HashMap::new(), ring.len()),
+            Self::Maglev { hosts, table } => (hosts.iter().map(|host| (Arc::as_ptr(host), 0)).collect(), table.len()),
+        };
+        let hosts: Box<dyn Iterator<Item = &Arc<Host>>> = match self {
+            Self::Empty => return None,
+            Self::Ring(ring) => Box::new(ring.iter().map(|(_, host)| host)),
+            Self::Maglev { hosts, table } => Box::new(table.iter().filter_map(|at| hosts.get(*at as usize))),
+        };
+        hosts.for_each(|host| *count.entry(Arc::as_ptr(host)).or_default() += 1);
+        let least = count.values().min().copied().unwrap_or(0);
+        let most = count.values().max().copied().unwrap_or(0);
+        // A Maglev table of one host is not filled in Envoy, place by place.
+        let (least, most) = if let Self::Maglev { hosts, .. } = self
+            && hosts.len() == 1
+        {
+            (1, 1)
+        } else {
+            (least, most)
+        };
+        Some(TableSize { is_ring: false, entries: entries as u64, per_host: [least, most] })
+    }
+
     fn pick(&self, hash: u64, attempt: u32) -> Option<Arc<Host>> {
         match self {
             Self::Empty => None,
@@ -81,11 +110,46 @@ impl Places {
     }
 }
 
+/// How large the table of a cluster that hashes is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct TableSize {
+    is_ring: bool,
+    entries: u64,
+    /// Of the hosts with the fewest and the most.
+    per_host: [u64; 2],
+}
+
+impl TableSize {
+    /// That of the last priority with hosts, as Envoy tells; `None`: the cluster does not hash.
+    pub fn of(cluster: &Cluster, endpoints: &Endpoints) -> Option<Self> {
+        let is_ring = match cluster.lb {
+            LbPolicy::RingHash { .. } => true,
+            LbPolicy::Maglev { .. } => false,
+            _ => return None,
+        };
+        let pool = Pool::new(cluster, endpoints, 0, Members::of_all(cluster));
+        let mut tables = pool.loads.iter().zip(&pool.groups).filter_map(|(load, groups)| {
+            let chosen = if load.panic { &groups.any } else { &groups.healthy };
+            chosen.hash.as_ref()?.places.size()
+        });
+        Some(Self { is_ring, ..tables.next_back().unwrap_or_default() })
+    }
+
+    /// Its gauges with their names.
+    pub fn gauges(self) -> impl Iterator<Item = (&'static str, u64)> {
+        let [least, most] = self.per_host;
+        let names = match self.is_ring {
+            true => ["ring_hash_lb.min_hashes_per_host", "ring_hash_lb.max_hashes_per_host", "ring_hash_lb.size"],
+            false => ["maglev_lb.min_entries_per_host", "maglev_lb.max_entries_per_host", ""],
+        };
+        names.into_iter().zip([least, most, self.entries]).filter(|(name, _)| !name.is_empty())
+    }
+}
+
 fn shares<'a>(groups: &'a [HostGroup], locality_weights: &[f64], by_hostname: bool) -> Vec<Share<'a>> {
-    let total_locality: f64 = locality_weights.iter().sum();
     let mut all = Vec::new();
     for (i, group) in groups.iter().enumerate() {
-        let of_group = locality_weights.get(i).map_or(1.0, |w| w / total_locality);
+        let of_group = locality_weights.get(i).copied().unwrap_or(1.0);
         let total: f64 = group.hosts().map(|h| f64::from(h.weight)).sum();
         for host in group.hosts() {
             all.push(Share { host, key: key(host, by_hostname), weight: of_group * f64::from(host.weight) / total });

@@ -98,10 +98,6 @@ impl HostGroup {
         Self { next: if hosts.is_empty() { 0 } else { (seed % hosts.len() as u64) as usize }, hosts, schedule }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.hosts.len()
-    }
-
     pub(super) fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
         self.hosts.iter()
     }

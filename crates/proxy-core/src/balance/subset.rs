@@ -2,7 +2,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use crate::balance::Pool;
+use crate::balance::{LocalityWeights, Members, Pool};
 use crate::cluster::{Cluster, SubsetConfig, SubsetFallback};
 use crate::endpoints::{Endpoints, Host};
 use crate::metadata::MetadataMatch;
@@ -48,7 +48,9 @@ impl SubsetCount {
     /// Counts them.
     pub fn of(config: &SubsetConfig, endpoints: &Endpoints) -> Self {
         let mut count = Self::default();
-        for selector in &config.selectors {
+        let mut known = HashSet::new();
+        // Selectors of the same keys make the same subsets.
+        for selector in config.selectors.iter().filter(|selector| known.insert(&selector.keys)) {
             let mut seen = HashSet::new();
             for host in endpoints.hosts() {
                 let fields = host.metadata.lb();
@@ -106,10 +108,6 @@ impl Subsets {
                 None => break,
             }
         }
-        let nothing = match config.panic_mode_any {
-            true => (Choice::All, SubsetUse::FallbackPanic),
-            false => (Choice::Nothing, counted),
-        };
         let choice = match fallback {
             // Envoy looks for panic only where there is a fallback to fail.
             SubsetFallback::None | SubsetFallback::Keys => Choice::Nothing,
@@ -117,9 +115,8 @@ impl Subsets {
             SubsetFallback::DefaultSubset => {
                 let default =
                     MetadataMatch(config.default_subset.iter().map(|(k, v)| (k.as_str().into(), v.clone())).collect());
-                if !self.exists(&default, config, false, cluster, endpoints, seed) {
-                    return nothing;
-                }
+                // Without hosts it is there all the same: the choice in it fails, in panic.
+                self.exists(&default, config, false, cluster, endpoints, seed);
                 self.0.get_mut(&name(&default)).map_or(Choice::Nothing, Choice::Subset)
             }
         };
@@ -142,9 +139,9 @@ impl Subsets {
         let fits = |host: &Host| criteria.fits(&host.metadata, config.list_as_any);
         let make = || {
             let only = endpoints.hosts().find(|host| fits(host)).filter(|_| single);
-            Pool::new(cluster, endpoints, seed, |host| {
-                fits(host) && only.is_none_or(|only| std::ptr::eq(&**only, host))
-            })
+            let fits = |host: &Host| fits(host) && only.is_none_or(|only| std::ptr::eq(&**only, host));
+            let members = Members { fits: &fits, weights: LocalityWeights::of_subset(cluster, config) };
+            Pool::new(cluster, endpoints, seed, members)
         };
         !self.0.entry(name(criteria)).or_insert_with(make).is_empty()
     }

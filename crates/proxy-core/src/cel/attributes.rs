@@ -1,10 +1,8 @@
-use std::time::Duration;
-
 use crate::cel::Value;
 use crate::format::FormatContext;
 use crate::headers::Headers;
 use crate::matchers::path_without_query;
-use crate::stream_info::PeerCertificate;
+use crate::stream_info::{PeerCertificate, TlsInfo};
 
 fn text(value: Option<&str>) -> Option<Value> {
     value.map(|v| Value::Text(v.to_owned()))
@@ -47,18 +45,25 @@ pub(super) fn find(path: &[Box<str>], cx: &FormatContext<'_>) -> Option<Value> {
         ["request", "referer"] => header(cx.request, "referer"),
         ["request", "headers", name] => header(cx.request, name),
         ["request", "size"] => int(info.bytes_received),
-        ["request", "total_size"] => int(info.bytes_received + info.downstream_header_bytes_received),
-        ["request", "duration"] => milliseconds(info.times.complete),
+        ["request", "total_size"] => int(info.bytes_received + size(cx.request)),
+        ["request", "duration"] => info.times.complete.map(Value::Duration),
+        ["request", "time"] => Some(Value::Time(info.start)),
         ["response", "code"] => int(u64::from(info.response_code?)),
         ["response", "code_details"] => text(info.response_code_details.as_deref()),
         ["response", "flags"] => int(info.flags.bits().into()),
         ["response", "size"] => int(info.bytes_sent),
-        ["response", "total_size"] => int(info.bytes_sent + info.downstream_header_bytes_sent),
+        ["response", "total_size"] => int(info.bytes_sent + size(cx.response) + size(cx.trailers)),
+        ["response", "backend_latency"] => {
+            info.times.upstream_last_rx?.checked_sub(info.times.upstream_first_tx?).map(Value::Duration)
+        }
         ["response", "headers", name] => header(cx.response, name),
         ["response", "trailers", name] => header(cx.trailers, name),
         ["response", "grpc_status"] => {
-            let status = [cx.trailers, cx.response].into_iter().flatten().find_map(|h| h.get_str("grpc-status"))?;
-            status.parse().ok().map(Value::Int)
+            let status = [cx.trailers, cx.response].into_iter().flatten().find_map(|h| h.get_str("grpc-status"));
+            match status {
+                Some(status) => status.parse().ok().map(Value::Int),
+                None => int(crate::retry::grpc_status_of_http(info.response_code?).into()),
+            }
         }
         ["source", "address"] => text(Some(&info.remote.to_string())),
         ["source", "port"] => int(info.remote.port()?.into()),
@@ -66,16 +71,30 @@ pub(super) fn find(path: &[Box<str>], cx: &FormatContext<'_>) -> Option<Value> {
         ["destination", "port"] => int(info.connection.local.port()?.into()),
         ["upstream", "address"] => text(Some(&info.upstream.host.as_ref()?.address.to_string())),
         ["upstream", "port"] => int(info.upstream.host.as_ref()?.address.port()?.into()),
-        ["upstream", "transport_failure_reason"] => text(info.upstream.transport_failure.as_deref()),
+        ["upstream", "local_address"] => text(Some(&info.upstream.local.as_ref()?.to_string())),
+        ["upstream", "transport_failure_reason"] => {
+            text(Some(info.upstream.transport_failure.as_deref().unwrap_or("")))
+        }
+        ["upstream", "request_attempt_count"] => int(info.upstream.attempts.into()),
+        ["upstream", "cx_pool_ready_duration"] => info.times.upstream_first_tx.map(Value::Duration),
+        ["upstream", name] => of_tls(info.upstream.tls.as_ref()?, name),
         ["connection", "mtls"] => Some(Value::Bool(peer(cx).is_some())),
         ["connection", "id"] => int(info.connection.id),
-        ["connection", "requested_server_name"] => text(info.connection.server_name.as_deref()),
-        ["connection", "tls_version"] => text(info.connection.tls.as_ref().map(|t| &*t.version)),
-        ["connection", "uri_san_peer_certificate"] => text(peer(cx)?.uri_sans.first().map(|s| &**s)),
-        ["connection", "dns_san_peer_certificate"] => text(peer(cx)?.dns_sans.first().map(|s| &**s)),
-        ["connection", "subject_peer_certificate"] => text(Some(&peer(cx)?.subject)),
-        ["connection", "sha256_peer_certificate_digest"] => text(Some(&peer(cx)?.sha256)),
+        ["connection", "requested_server_name"] => text(Some(info.connection.server_name.as_deref().unwrap_or(""))),
+        ["connection", "transport_failure_reason"] => text(info.connection.transport_failure.as_deref()),
         ["connection", "termination_details"] => text(info.connection_termination_details.as_deref()),
+        ["connection", name] => of_tls(info.connection.tls.as_ref()?, name),
+        ["xds", name, "filter_metadata", namespace, rest @ ..] => {
+            let metadata = match *name {
+                "cluster_metadata" => info.upstream.cluster_metadata.as_deref()?,
+                "route_metadata" => &info.route.as_ref()?.metadata,
+                "virtual_host_metadata" => &info.virtual_host.as_ref()?.metadata,
+                "listener_metadata" => info.connection.listener_metadata.as_deref()?,
+                "upstream_host_metadata" => &info.upstream.host.as_ref()?.metadata,
+                _ => return None,
+            };
+            json(metadata.get(namespace, rest)?)
+        }
         ["xds", "cluster_name"] => text(info.upstream.cluster.as_deref()),
         ["xds", "route_name"] => text(info.route.as_ref().map(|r| &*r.name)),
         ["xds", "virtual_host_name"] => text(info.virtual_host.as_ref().map(|v| &*v.name)),
@@ -91,6 +110,23 @@ fn peer<'a>(cx: &FormatContext<'a>) -> Option<&'a PeerCertificate> {
     cx.info.connection.tls.as_ref()?.peer.as_ref()
 }
 
-fn milliseconds(duration: Option<Duration>) -> Option<Value> {
-    int(duration?.as_millis() as u64)
+/// What either end's TLS says.
+fn of_tls(tls: &TlsInfo, name: &str) -> Option<Value> {
+    let (peer, local) = (tls.peer.as_ref(), tls.local.as_ref());
+    match name {
+        "tls_version" => text(Some(&tls.version)),
+        "uri_san_peer_certificate" => text(peer?.uri_sans.first().map(|s| &**s)),
+        "dns_san_peer_certificate" => text(peer?.dns_sans.first().map(|s| &**s)),
+        "subject_peer_certificate" => text(Some(&peer?.subject)),
+        "sha256_peer_certificate_digest" => text(Some(&peer?.sha256)),
+        "uri_san_local_certificate" => text(local?.uri_sans.first().map(|s| &**s)),
+        "dns_san_local_certificate" => text(local?.dns_sans.first().map(|s| &**s)),
+        "subject_local_certificate" => text(Some(&local?.subject)),
+        _ => None,
+    }
+}
+
+/// Bytes of a head or of trailers.
+fn size(headers: Option<&Headers>) -> u64 {
+    headers.map_or(0, Headers::byte_size) as u64
 }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use crate::cel::{Comparison, Node, Test, Value};
 use crate::matchers::Regex;
 
@@ -87,8 +89,13 @@ impl Parser<'_> {
         self.space();
         if self.rest.starts_with("in ") || self.rest.starts_with("in[") {
             self.rest = &self.rest[2..];
-            self.expect("[")?;
-            return Ok(Node::In(Box::new(left), self.list("]")?.into()));
+            if self.eat("[") {
+                return Ok(Node::In(Box::new(left), self.list("]")?.into()));
+            }
+            return match self.member()? {
+                Node::Attribute(map) => Ok(Node::HasKey(Box::new(left), map)),
+                _ => Err("only lists and attributes have members".to_owned()),
+            };
         }
         Ok(left)
     }
@@ -230,6 +237,12 @@ impl Parser<'_> {
 
 fn extended(node: Node, key: &str) -> Result<Node, String> {
     match node {
+        // The node is not known where expressions are evaluated, nor are localities.
+        Node::Attribute(path)
+            if matches!((&*path[0], key), ("xds", "node") | ("upstream", "locality")) && path.len() == 1 =>
+        {
+            Err(format!("{}.{key} is not supported", path[0]))
+        }
         Node::Attribute(path) => Ok(Node::Attribute(path.into_iter().chain([key.into()]).collect())),
         _ => Err(format!("only attributes have fields such as {key:?}")),
     }
@@ -239,10 +252,36 @@ fn call(name: &str, arguments: Vec<Node>) -> Result<Node, String> {
     match (name, <[Node; 1]>::try_from(arguments)) {
         ("has", Ok([inner])) => Ok(Node::Has(Box::new(inner))),
         ("size", Ok([inner])) => Ok(Node::Size(Box::new(inner))),
+        ("duration", Ok([Node::Literal(Value::Text(text))])) => {
+            duration(&text).map(|d| Node::Literal(Value::Duration(d))).ok_or_else(|| format!("{text:?} is no duration"))
+        }
         // Attributes are typed already; conversions keep the value.
         ("string" | "int" | "uint" | "double", Ok([inner])) => Ok(inner),
         _ => Err(format!("function {name} is not supported")),
     }
+}
+
+/// `1h2.5s`: numbers with units, as Go writes them.
+fn duration(text: &str) -> Option<Duration> {
+    let mut all = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+        let (number, after) = rest.split_at(end);
+        let unit = &after[..after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len())];
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        all += Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
+        rest = &after[unit.len()..];
+    }
+    (!text.is_empty()).then_some(all)
 }
 
 fn method(node: Node, name: &str, arguments: Vec<Node>) -> Result<Node, String> {

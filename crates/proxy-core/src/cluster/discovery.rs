@@ -19,6 +19,8 @@ pub enum Discovery {
     Eds {
         /// The name to ask for.
         service_name: ArcStr,
+        /// The configuration says that name; else it is the cluster's own.
+        is_named: bool,
         /// Who is asked.
         source: ConfigSource,
     },
@@ -65,6 +67,7 @@ impl Discovery {
                 let name = if config.service_name.is_empty() { &cluster.name } else { &config.service_name };
                 Self::Eds {
                     service_name: name.as_str().into(),
+                    is_named: !config.service_name.is_empty(),
                     source: ConfigSource::compile(config.eds_config.as_ref()).at("eds_cluster_config.eds_config")?,
                 }
             }
@@ -101,6 +104,9 @@ impl OriginalDst {
             return Ok(Self { cleanup_interval: cleanup, ..Self::default() });
         };
         refuse!("original_dst_lb_config.metadata_key": config.metadata_key.is_some());
+        if !config.use_http_header && !config.http_header_name.is_empty() {
+            return Err(Invalid::new("original_dst_lb_config.http_header_name", "needs use_http_header"));
+        }
         let header = match config.http_header_name.as_str() {
             "" => "x-envoy-original-dst-host".to_owned(),
             name => canonical_name(name),

@@ -82,6 +82,8 @@ pub struct SubsetConfig {
     pub panic_mode_any: bool,
     /// Locality weights count in groups.
     pub locality_weight_aware: bool,
+    /// They count by the share of a locality's hosts that are in the group.
+    pub scale_locality_weight: bool,
     /// Requests may bring a list of criteria, of which the first that finds a host is used.
     pub fallback_list: bool,
 }
@@ -130,6 +132,8 @@ impl Balancing {
         runtime: &Runtime,
     ) -> Compiled<Self> {
         use pb::cluster::cluster::common_lb_config::LocalityConfigSpecifier as Locality;
+        // Without selectors the rest means nothing (Envoy `LegacyLbPolicyConfigHelper`).
+        let subsets = cluster.lb_subset_config.as_ref().filter(|config| !config.subset_selectors.is_empty());
         let mut balancing = Self {
             lb: LbPolicy::RoundRobin(None),
             locality_weighted: matches!(common.locality_config_specifier, Some(Locality::LocalityWeightedLbConfig(_))),
@@ -146,7 +150,7 @@ impl Balancing {
                 Some(Locality::ZoneAwareLbConfig(zone)) if zone.fail_traffic_on_panic)
                 // Hashing knows no zones.
                 && !matches!(cluster.lb_policy(), pb::cluster::cluster::LbPolicy::RingHash | pb::cluster::cluster::LbPolicy::Maglev),
-            subsets: cluster.lb_subset_config.as_ref().map(SubsetConfig::compile).transpose().at("lb_subset_config")?,
+            subsets: subsets.map(SubsetConfig::compile).transpose().at("lb_subset_config")?,
             hash_policies: Box::default(),
         };
         // An explicit policy replaces `lb_policy` and its settings (Envoy takes the first it knows).
@@ -224,8 +228,7 @@ impl Balancing {
                 "cluster_provided.v3.ClusterProvided" => self.lb = LbPolicy::ClusterProvided,
                 "wrr_locality.v3.WrrLocality" => {
                     let config: policy::wrr_locality::v3::WrrLocality = typed.decode()?;
-                    self.locality_weighted = true;
-                    return self.explicit(&config.endpoint_picking_policy.unwrap_or_default(), runtime);
+                    return Err(picked_by_locality(config.endpoint_picking_policy.as_ref()));
                 }
                 "subset.v3.Subset" => {
                     let config: policy::subset::v3::Subset = typed.decode()?;
@@ -249,6 +252,19 @@ impl Balancing {
             Some(Kind::ZoneAwareLbConfig(zone)) => self.fail_on_panic = zone.fail_traffic_on_panic,
             None => {}
         }
+    }
+}
+
+/// Why weighted localities are refused: Envoy has them for hosts that report their load only, which are not supported.
+fn picked_by_locality(policy: Option<&pb::cluster::LoadBalancingPolicy>) -> Invalid {
+    let types =
+        policy.iter().flat_map(|policy| &policy.policies).filter_map(|entry| entry.typed_extension_config.as_ref());
+    let by_load =
+        "envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin";
+    let mut types = types.filter_map(|extension| extension.typed_config.as_ref());
+    match types.any(|any| any.type_url.ends_with(by_load)) {
+        true => Invalid::unsupported("endpoint_picking_policy.client_side_weighted_round_robin"),
+        false => Invalid::new("endpoint_picking_policy", "only goes with client_side_weighted_round_robin"),
     }
 }
 
@@ -377,15 +393,24 @@ impl SubsetSelector {
         let sorted = |keys: &[String]| {
             let mut keys: Vec<ArcStr> = keys.iter().map(|k| k.as_str().into()).collect();
             keys.sort();
+            keys.dedup();
             keys
         };
         let fallback = SubsetFallback::of_selector(fallback)?;
-        if fallback == Some(SubsetFallback::Keys)
-            && (fallback_keys.is_empty() || !fallback_keys.iter().all(|key| keys.contains(key)))
-        {
-            return Err(Invalid::new("fallback_keys_subset", "must be some of the selector's keys"));
+        let (keys, fallback_keys) = (sorted(keys), sorted(fallback_keys));
+        let fits = match fallback {
+            Some(SubsetFallback::Keys) => {
+                !fallback_keys.is_empty()
+                    && fallback_keys.len() < keys.len()
+                    && fallback_keys.iter().all(|key| keys.contains(key))
+            }
+            _ => fallback_keys.is_empty(),
+        };
+        if !fits {
+            let why = "must be some, not all, of the selector's keys, with KEYS_SUBSET only";
+            return Err(Invalid::new("fallback_keys_subset", why));
         }
-        Ok(Self { keys: sorted(keys), fallback, fallback_keys: sorted(fallback_keys), single_host: false })
+        Ok(Self { keys, fallback, fallback_keys, single_host: false })
     }
 }
 
@@ -434,6 +459,7 @@ impl SubsetConfig {
             list_as_any: config.list_as_any,
             panic_mode_any: config.panic_mode_any,
             locality_weight_aware: config.locality_weight_aware,
+            scale_locality_weight: config.scale_locality_weight,
             fallback_list: fallback_list(config.metadata_fallback_policy)?,
         })
     }
@@ -454,6 +480,7 @@ impl SubsetConfig {
             list_as_any: config.list_as_any,
             panic_mode_any: config.panic_mode_any,
             locality_weight_aware: config.locality_weight_aware,
+            scale_locality_weight: config.scale_locality_weight,
             fallback_list: fallback_list(config.metadata_fallback_policy)?,
         })
     }

@@ -61,15 +61,18 @@ impl TransportSockets {
 
     /// The first match that the host's metadata (or its locality's) fulfils, else the default.
     pub(super) fn choose(&self, host: &Metadata, locality: Option<&Metadata>) -> (&TransportSocket, Option<&ArcStr>) {
-        let has = |metadata: Option<&Metadata>, key: &str, value: &Value| {
-            metadata.and_then(|m| m.namespace(NAMESPACE)).and_then(|fields| fields.get(key)) == Some(value)
-        };
-        let found = self.matches.iter().find(|m| {
-            // The host's own fields count; the locality's only if the host has none at all.
-            let source = if host.namespace(NAMESPACE).is_some() { Some(host) } else { locality };
-            m.criteria.iter().all(|(key, value)| has(source, key, value))
-        });
-        match found {
+        // The host's own fields count; the locality's only if the host has none at all.
+        let fields = host.namespace(NAMESPACE).or_else(|| locality?.namespace(NAMESPACE));
+        self.choose_by(|key| fields?.get(key))
+    }
+
+    /// The first match whose criteria are all there, else the default.
+    pub(super) fn choose_by<'a>(
+        &self,
+        field: impl Fn(&str) -> Option<&'a Value>,
+    ) -> (&TransportSocket, Option<&ArcStr>) {
+        let fits = |found: &&TransportMatch| found.criteria.iter().all(|(key, value)| field(key) == Some(value));
+        match self.matches.iter().find(fits) {
             Some(found) => (&found.socket, Some(&found.name)),
             None => (&self.default, None),
         }

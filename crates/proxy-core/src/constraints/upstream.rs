@@ -9,10 +9,31 @@ use std::time::Duration;
 const SOONEST_REFRESH: Duration = Duration::from_nanos(1_000_001);
 
 pub(crate) fn cluster(cluster: &pb::cluster::Cluster) -> Compiled<()> {
+    use pb::cluster::cluster::common_lb_config::LocalityConfigSpecifier as Place;
     use pb::cluster::cluster::{ClusterDiscoveryType as Found, DiscoveryType, LbConfig, LbPolicy};
     let provided = cluster.lb_policy == LbPolicy::ClusterProvided as i32;
-    if cluster.lb_subset_config.is_some() && (provided || cluster.load_balancing_policy.is_some()) {
-        return Err(Invalid::new("lb_subset_config", "cannot stand beside CLUSTER_PROVIDED or load_balancing_policy"));
+    let common = cluster.common_lb_config.as_ref();
+    let place = common.and_then(|common| common.locality_config_specifier.as_ref());
+    if let Some(subsets) = &cluster.lb_subset_config {
+        if cluster.load_balancing_policy.is_some() || (provided && !subsets.subset_selectors.is_empty()) {
+            let why = "cannot stand beside CLUSTER_PROVIDED or load_balancing_policy";
+            return Err(Invalid::new("lb_subset_config", why));
+        }
+        if subsets.locality_weight_aware && !matches!(place, Some(Place::LocalityWeightedLbConfig(_))) {
+            return Err(Invalid::new("lb_subset_config.locality_weight_aware", "needs locality_weighted_lb_config"));
+        }
+    }
+    let hashing = common.and_then(|common| common.consistent_hashing_lb_config.as_ref());
+    if cluster.load_balancing_policy.is_some() && (place.is_some() || hashing.is_some()) {
+        let why = "cannot be combined with zone_aware_lb_config, locality_weighted_lb_config and \
+                   consistent_hashing_lb_config of common_lb_config";
+        return Err(Invalid::new("load_balancing_policy", why));
+    }
+    if hashing.is_some_and(|hashing| hashing.use_hostname_for_hashing)
+        && cluster.cluster_discovery_type != Some(Found::Type(DiscoveryType::StrictDns as i32))
+    {
+        let why = "is for clusters of type STRICT_DNS only";
+        return Err(Invalid::new("common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing", why));
     }
     let original = Some(Found::Type(DiscoveryType::OriginalDst as i32));
     if cluster.cluster_discovery_type == original && !provided && cluster.load_balancing_policy.is_none() {
@@ -59,6 +80,9 @@ pub(crate) fn assignment(assignment: &pb::endpoint::ClusterLoadAssignment) -> Co
         }
     }
     let Some(policy) = &assignment.policy else { return Ok(()) };
+    if policy.drop_overloads.len() > 1 {
+        return Err(Invalid::new("policy.drop_overloads", "has more than one category"));
+    }
     number("policy.overprovisioning_factor", policy.overprovisioning_factor.as_ref(), 1..=u32::MAX)?;
     let mut dropped = 0.0;
     for drop in &policy.drop_overloads {

@@ -30,6 +30,8 @@ pub struct Host {
     pub priority: u32,
     /// Where active health checks go.
     pub health_check: HealthCheckTarget,
+    /// What the control plane says of its health (`HealthStatus`).
+    pub(super) said: i32,
     /// What changes; survives updates of the host.
     pub state: Arc<HostState>,
 }
@@ -47,23 +49,29 @@ impl Host {
             weight: 1,
             locality: Arc::default(),
             priority: 0,
+            said: 0,
             state: Arc::new(HostState::new(Arc::default(), &[])),
         }
     }
 
     pub(super) fn same_as(&self, other: &Host) -> bool {
-        self.weight == other.weight && self.priority == other.priority && self.is_reached_as(other)
-    }
-
-    /// Whether connections to the one may be used for the other: all but how much it gets is the same.
-    pub fn is_reached_as(&self, other: &Host) -> bool {
-        self.address == other.address
+        self.weight == other.weight
+            && self.priority == other.priority
+            && self.said == other.said
             && self.additional_addresses == other.additional_addresses
-            && self.hostname == other.hostname
             && self.metadata == other.metadata
             && self.locality_metadata == other.locality_metadata
-            && self.locality == other.locality
             && self.health_check == other.health_check
+            && Arc::ptr_eq(&self.state, &other.state)
+    }
+
+    /// Whether the one is still the other, with its connections and all that was found out about it, whatever else is
+    /// said of it now. `checked`: the cluster has active checks (Envoy `BaseDynamicClusterImpl::updateDynamicHostList`).
+    pub(super) fn is_still(&self, old: &Host, checked: bool) -> bool {
+        self.address == old.address
+            && self.hostname == old.hostname
+            && self.locality == old.locality
+            && (!checked || self.health_check == old.health_check)
     }
 
     /// Whether it may get traffic.
@@ -217,6 +225,14 @@ pub struct HostStats {
     pub rq_total: AtomicU64,
 }
 
+impl HostStats {
+    /// Counts a request that is over.
+    pub fn count(&self, success: bool) {
+        let counter = if success { &self.rq_success } else { &self.rq_error };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// What outlier detection counts on every result. See `outlier`.
 #[derive(Debug, Default)]
 pub struct OutlierCounters {
@@ -246,7 +262,24 @@ impl OutlierCounters {
     }
 }
 
+impl Default for HostState {
+    fn default() -> Self {
+        Self::new(Arc::default(), &[])
+    }
+}
+
 impl HostState {
+    /// What stands for a host that is another one now: only what active checks found holds for it, too.
+    pub(super) fn succeeding(old: &Self, epoch: Arc<AtomicU64>) -> Self {
+        const ACTIVE: u32 = HealthFlag::FailedActive as u32
+            | HealthFlag::DegradedActive as u32
+            | HealthFlag::PendingActive as u32
+            | HealthFlag::ActiveTimeout as u32;
+        let new = Self::new(epoch, &[]);
+        new.flags.store(old.flags.load(Ordering::Relaxed) & ACTIVE, Ordering::Relaxed);
+        new
+    }
+
     /// With these flags.
     pub(super) fn new(epoch: Arc<AtomicU64>, flags: &[HealthFlag]) -> Self {
         Self {

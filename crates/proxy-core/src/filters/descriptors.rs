@@ -248,10 +248,7 @@ impl Action {
             Self::MaskedRemoteAddress { v4, v6 } => {
                 let Some(ip) = remote else { return Entry::Nothing };
                 let length = if ip.is_ipv4() { *v4 } else { *v6 };
-                match Cidr::of(ip, length) {
-                    Some(range) => is("masked_remote_address", &range.to_string()),
-                    None => Entry::Nothing,
-                }
+                is("masked_remote_address", &Cidr::of(ip, length.into()).to_string())
             }
             Self::RemoteAddressMatch { key, value, default, ranges, invert } => {
                 if remote.is_some_and(|ip| ranges.iter().any(|range| range.contains(ip))) == *invert {

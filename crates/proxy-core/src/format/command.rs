@@ -48,8 +48,8 @@ pub enum Command {
     GrpcStatus(GrpcStatusStyle),
     /// A variable of the process's environment.
     Environment(Box<str>),
-    /// The value of an expression.
-    Cel(Box<Expression>),
+    /// The value of an expression; `true`: with its type in JSON.
+    Cel(Box<Expression>, bool),
     /// This machine's name.
     Hostname,
     /// The first of these that has a value, each with how much of it at most (`COALESCE`).
@@ -115,8 +115,8 @@ pub enum Side {
 pub enum AddressPart {
     Whole,
     WithoutPort,
-    /// The range of so many fixed bits that it is in.
-    Range(u8),
+    /// The range of so many fixed bits that it is in; of all if it has fewer, and none with a negative number.
+    Range(i32),
     Port,
 }
 
@@ -134,6 +134,11 @@ pub enum TlsField {
     PeerDnsSan,
     PeerIpSan,
     PeerEmailSan,
+    PeerOtherNameSan,
+    PeerIssuerSha256,
+    PeerIssuerSerial,
+    /// The name that was asked for.
+    ServerName,
     PeerSubject,
     PeerIssuer,
     PeerSerial,
@@ -147,9 +152,11 @@ pub enum TlsField {
     LocalDnsSan,
     LocalIpSan,
     LocalEmailSan,
+    LocalOtherNameSan,
     LocalSubject,
     Version,
     Cipher,
+    Group,
     SessionId,
 }
 
@@ -163,7 +170,6 @@ pub enum Field {
     ResponseFlags,
     ResponseFlagsLong,
     RouteName,
-    VirtualHostName,
     VirtualClusterName,
     UpstreamHostName,
     UpstreamHostNameWithoutPort,
@@ -195,8 +201,7 @@ pub enum Field {
     DownstreamLocalCloseReason,
     UpstreamCloseType,
     Query,
-    UpstreamLocality,
-    ListenerDirection,
+    DecodedQuery,
 }
 
 /// Which path.

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::any::Typed;
 use crate::format::Item;
 use crate::format::command::{
     AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, HostSource, MetadataSource, PathSource, Point,
@@ -9,10 +10,37 @@ use crate::format::command::{
 };
 use crate::format::time::TimeFormat;
 use crate::matchers::canonical_name;
-use crate::rejected::{Compiled, Invalid};
+use crate::pb;
+use crate::rejected::{At, Compiled, Invalid};
+
+/// Which commands a format may have besides those that every format has.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Dialect {
+    /// `REQ_WITHOUT_QUERY`, of a formatter that is named beside the format.
+    pub(crate) without_query: bool,
+    /// The old forms that values of headers still have (Envoy `HeaderParser::translateMetadataFormat` and
+    /// `translatePerRequestState`): lists of keys of metadata, and `PER_REQUEST_STATE`.
+    pub(crate) old_forms: bool,
+}
+
+impl Dialect {
+    /// What these formatters add. Of those that Envoy has, two name commands that every format has anyway.
+    pub(crate) fn of(formatters: &[pb::core::TypedExtensionConfig]) -> Compiled<Self> {
+        let mut dialect = Self::default();
+        for (i, formatter) in formatters.iter().enumerate() {
+            let typed = Typed::open(formatter.typed_config.as_ref()).at_index("formatters", i)?;
+            match typed.name.as_str() {
+                "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery" => dialect.without_query = true,
+                "envoy.extensions.formatter.metadata.v3.Metadata" | "envoy.extensions.formatter.cel.v3.Cel" => {}
+                _ => return Err(typed.unknown()).at_index("formatters", i),
+            }
+        }
+        Ok(dialect)
+    }
+}
 
 /// Splits a format into texts and commands (Envoy `SubstitutionFormatParser::parse`).
-pub(super) fn items(format: &str) -> Compiled<Box<[Item]>> {
+pub(super) fn items(format: &str, dialect: Dialect) -> Compiled<Box<[Item]>> {
     let mut items = Vec::new();
     let mut text = String::new();
     let mut rest = format;
@@ -24,7 +52,7 @@ pub(super) fn items(format: &str) -> Compiled<Box<[Item]>> {
             rest = after;
             continue;
         }
-        let (item, after) = command(format, rest)?;
+        let (item, after) = command(format, rest, dialect)?;
         if !text.is_empty() {
             items.push(Item::Text(std::mem::take(&mut text).into()));
         }
@@ -39,7 +67,7 @@ pub(super) fn items(format: &str) -> Compiled<Box<[Item]>> {
 }
 
 /// `NAME`, `NAME(ARGUMENT)`, either with `:LENGTH`, up to the closing percent sign.
-fn command<'a>(format: &str, text: &'a str) -> Compiled<(Item, &'a str)> {
+fn command<'a>(format: &str, text: &'a str, dialect: Dialect) -> Compiled<(Item, &'a str)> {
     let bad = |reason: &str| Invalid::new("format", format!("{reason} in {format:?}"));
     let name_end = text
         .find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
@@ -60,26 +88,59 @@ fn command<'a>(format: &str, text: &'a str) -> Compiled<(Item, &'a str)> {
         rest = &after[end..];
     }
     let rest = rest.strip_prefix('%').ok_or_else(|| bad("unclosed command"))?;
-    let command = named(name, argument)?;
+    Ok((Item::Command { command: checked(name, argument, limit, dialect)?, limit }, rest))
+}
+
+/// A command that takes the argument and the length that it has.
+fn checked(name: &str, argument: Option<&str>, limit: Option<usize>, dialect: Dialect) -> Compiled<Command> {
+    let command = named(name, argument, dialect)?;
     if stands_alone(name, &command) && (limit.is_some() || argument.is_some_and(|a| !a.is_empty())) {
         return Err(Invalid::new("format", format!("{name} does not take any parameters or length")));
     }
-    Ok((Item::Command { command, limit }, rest))
+    if limit.is_some() && WITHOUT_LENGTH.contains(&name) {
+        return Err(Invalid::new("format", format!("{name} does not allow length to be specified")));
+    }
+    Ok(command)
 }
+
+/// Commands that may have an argument and never a length: Envoy's `CommandSyntaxChecker` flags without `LENGTH_ALLOWED`.
+const WITHOUT_LENGTH: [&str; 21] = [
+    "START_TIME",
+    "START_TIME_LOCAL",
+    "EMIT_TIME",
+    "EMIT_TIME_LOCAL",
+    "GRPC_STATUS",
+    "COMMON_DURATION",
+    "REQUESTED_SERVER_NAME",
+    "RESPONSE_CODE_DETAILS",
+    "CLUSTER_METADATA",
+    "UPSTREAM_METADATA",
+    "DOWNSTREAM_PEER_CERT_V_START",
+    "DOWNSTREAM_PEER_CERT_V_END",
+    "UPSTREAM_PEER_CERT_V_START",
+    "UPSTREAM_PEER_CERT_V_END",
+    "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
+    "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT",
+    "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
+    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT",
+    "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
+    "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
+    "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT",
+];
 
 /// Envoy's `CommandSyntaxChecker::COMMAND_ONLY`.
 fn stands_alone(name: &str, command: &Command) -> bool {
     match command {
-        Command::Count(_) | Command::Hostname => true,
+        Command::Count(_) | Command::Hostname | Command::HeadBytes(_) | Command::Unmeasured | Command::Tls(..) => true,
+        Command::Address(..) => !name.ends_with("_WITHOUT_PORT") || name == "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT",
         Command::Between(..) => name != "COMMON_DURATION",
-        Command::Stream(_) => {
-            !matches!(name, "REQUESTED_SERVER_NAME" | "RESPONSE_CODE_DETAILS" | "TRACE_ID" | "QUERY_PARAMS")
-        }
+        Command::GrpcStatus(_) => name == "GRPC_STATUS_NUMBER",
+        Command::Stream(_) => !matches!(name, "REQUESTED_SERVER_NAME" | "RESPONSE_CODE_DETAILS" | "QUERY_PARAMS"),
         _ => false,
     }
 }
 
-fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
+fn named(name: &str, argument: Option<&str>, dialect: Dialect) -> Compiled<Command> {
     use Count::*;
     use Field as F;
     use Point as P;
@@ -88,7 +149,7 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
     };
     Ok(match name {
         "REQ" => header(needs()?, Command::Request)?,
-        "REQ_WITHOUT_QUERY" => header(needs()?, Command::RequestWithoutQuery)?,
+        "REQ_WITHOUT_QUERY" if dialect.without_query => header(needs()?, Command::RequestWithoutQuery)?,
         "RESP" => header(needs()?, Command::Response)?,
         "TRAILER" => header(needs()?, Command::Trailer)?,
         "QUERY_PARAM" => Command::QueryParameter(needs()?.into()),
@@ -151,18 +212,17 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         "RESPONSE_FLAGS" => Command::Stream(F::ResponseFlags),
         "RESPONSE_FLAGS_LONG" => Command::Stream(F::ResponseFlagsLong),
         "ROUTE_NAME" => Command::Stream(F::RouteName),
-        "VIRTUAL_HOST_NAME" => Command::Stream(F::VirtualHostName),
         "VIRTUAL_CLUSTER_NAME" => Command::Stream(F::VirtualClusterName),
         "UPSTREAM_HOST_NAME" => Command::Stream(F::UpstreamHostName),
         "UPSTREAM_HOST_NAME_WITHOUT_PORT" => Command::Stream(F::UpstreamHostNameWithoutPort),
         "UPSTREAM_CLUSTER" => Command::Stream(F::UpstreamCluster),
         "UPSTREAM_CLUSTER_RAW" => Command::Stream(F::UpstreamClusterRaw),
         "UPSTREAM_TRANSPORT_FAILURE_REASON" => Command::Stream(F::UpstreamTransportFailure),
-        "UPSTREAM_LOCALITY" => Command::Stream(F::UpstreamLocality),
         "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Command::Stream(F::DownstreamTransportFailure),
         "REQUESTED_SERVER_NAME" => {
             let argument = argument.unwrap_or_default();
             let (order, host) = argument.split_once(':').unwrap_or((argument, ""));
+            let host = host.split(':').next().unwrap_or_default();
             let unknown = |what| Err(Invalid::new("format", format!("REQUESTED_SERVER_NAME: {what} is unknown")));
             let host = match host {
                 "" | "ORIG_OR_HOST" => HostSource::OriginalOrCurrent,
@@ -179,21 +239,26 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         }
         "FILTER_CHAIN_NAME" => Command::Stream(F::FilterChainName),
         "LISTENER_NAME" => Command::Stream(F::ListenerName),
-        "TRAFFIC_DIRECTION" => Command::Stream(F::ListenerDirection),
         "LOCAL_REPLY_BODY" => Command::Stream(F::LocalReplyBody),
         "ACCESS_LOG_TYPE" => Command::Stream(F::AccessLogType),
         "TRACE_ID" => Command::Stream(F::TraceId),
         "STREAM_ID" => Command::Stream(F::StreamId),
         "UNIQUE_ID" => Command::Stream(F::UniqueId),
         "PATH" => path(argument.unwrap_or_default())?,
-        "QUERY_PARAMS" => Command::Stream(F::Query),
-        "DYNAMIC_METADATA" => metadata(MetadataSource::Dynamic, needs()?)?,
-        "CLUSTER_METADATA" => metadata(MetadataSource::Cluster, needs()?)?,
-        "UPSTREAM_METADATA" => metadata(MetadataSource::UpstreamHost, needs()?)?,
+        "QUERY_PARAMS" => Command::Stream(match argument.unwrap_or_default() {
+            "" | "ORIG" => F::Query,
+            "DECODED" => F::DecodedQuery,
+            other => {
+                return Err(Invalid::new("format", format!("QUERY_PARAMS only supports ORIG or DECODED, not {other}")));
+            }
+        }),
+        "DYNAMIC_METADATA" => metadata(MetadataSource::Dynamic, needs()?, dialect)?,
+        "CLUSTER_METADATA" => metadata(MetadataSource::Cluster, needs()?, Dialect::default())?,
+        "UPSTREAM_METADATA" => metadata(MetadataSource::UpstreamHost, needs()?, dialect)?,
         "METADATA" => sourced_metadata(needs()?)?,
         // No filter's state is of the upstream's connection.
         "UPSTREAM_FILTER_STATE" => {
-            named("FILTER_STATE", argument)?;
+            named("FILTER_STATE", argument, dialect)?;
             Command::Nothing
         }
         "FILTER_STATE" => {
@@ -201,7 +266,7 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
             let (key, form) = key.split_once(':').unwrap_or((key, "TYPED"));
             match form {
                 _ if key.is_empty() => return Err(Invalid::new("format", format!("{name} needs a key"))),
-                "PLAIN" | "TYPED" => Command::FilterState(key.into(), form == "PLAIN"),
+                "PLAIN" | "TYPED" | "" => Command::FilterState(key.into(), form == "PLAIN"),
                 // What is kept here is text, which has no fields.
                 _ if form.strip_prefix("FIELD:").is_some_and(|field| !field.is_empty()) => Command::Nothing,
                 _ => {
@@ -210,7 +275,7 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
                 }
             }
         }
-        "PER_REQUEST_STATE" => Command::FilterState(needs()?.into(), true),
+        "PER_REQUEST_STATE" if dialect.old_forms => Command::FilterState(needs()?.into(), true),
         "GRPC_STATUS" => Command::GrpcStatus(match argument.unwrap_or_default() {
             "" | "CAMEL_STRING" => GrpcStatusStyle::Camel,
             "SNAKE_STRING" => GrpcStatusStyle::Snake,
@@ -224,19 +289,20 @@ fn named(name: &str, argument: Option<&str>) -> Compiled<Command> {
         }),
         "GRPC_STATUS_NUMBER" => Command::GrpcStatus(GrpcStatusStyle::Number),
         "ENVIRONMENT" => Command::Environment(needs()?.into()),
-        "CEL" => Command::Cel(Box::new(crate::cel::Expression::compile(needs()?)?)),
+        "CEL" => Command::Cel(Box::new(crate::cel::Expression::compile(needs()?)?), false),
+        "TYPED_CEL" => Command::Cel(Box::new(crate::cel::Expression::compile(needs()?)?), true),
         "HOSTNAME" => Command::Hostname,
         // Only extensions set these, and there are none.
         "CUSTOM_FLAGS" => Command::Stream(F::Nothing),
         // Fingerprints are not taken; endpoints that are internal listeners do not exist.
         "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => Command::Unmeasured,
-        "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID" | "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID" => {
-            Command::Stream(F::Nothing)
-        }
+        "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID"
+        | "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID"
+        | "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID" => Command::Stream(F::Nothing),
         "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" => Command::Count(Retransmitted),
         "ROUNDTRIP_DURATION" => Command::Unmeasured,
-        "COALESCE" => first_of(needs()?)?,
-        other => address(other, argument)?
+        "COALESCE" => first_of(needs()?, dialect)?,
+        other => address(other, argument)
             .or_else(|| tls(other))
             .ok_or_else(|| Invalid::new("format", format!("not supported: {other}")))?,
     })
@@ -250,7 +316,7 @@ fn validity_time(argument: Option<&str>) -> TimeFormat {
 }
 
 /// `{"operators":["NAME", {"command": "NAME", "param": "ARGUMENT", "max_length": N}]}` (Envoy `CoalesceFormatter`).
-fn first_of(argument: &str) -> Compiled<Command> {
+fn first_of(argument: &str, dialect: Dialect) -> Compiled<Command> {
     let bad = |what: &str| Invalid::new("format", format!("COALESCE: {what} in {argument:?}"));
     let value: Value = serde_json::from_str(argument).map_err(|e| bad(&e.to_string()))?;
     let operators = value.get("operators").and_then(Value::as_array).filter(|list| !list.is_empty());
@@ -258,8 +324,15 @@ fn first_of(argument: &str) -> Compiled<Command> {
     let one = |operator: &Value| {
         let name = operator.as_str().or_else(|| operator.get("command")?.as_str()).filter(|name| !name.is_empty());
         let parameter = operator.get("param").and_then(Value::as_str);
-        let limit = operator.get("max_length").and_then(Value::as_u64);
-        Ok((named(name.ok_or_else(|| bad("an operator without a command"))?, parameter)?, limit.map(|n| n as usize)))
+        let limit = match operator.get("max_length") {
+            None => None,
+            Some(limit) => {
+                let limit = limit.as_u64().filter(|n| *n > 0);
+                Some(limit.ok_or_else(|| bad("a max_length that is no positive number"))? as usize)
+            }
+        };
+        let name = name.ok_or_else(|| bad("an operator without a command"))?;
+        Ok((checked(name, parameter, limit, dialect)?, limit))
     };
     Ok(Command::FirstOf(operators.iter().map(one).collect::<Compiled<_>>()?))
 }
@@ -285,10 +358,13 @@ fn path(argument: &str) -> Compiled<Command> {
 
 fn header(argument: &str, make: fn(Box<str>, Option<Box<str>>) -> Command) -> Compiled<Command> {
     let (main, other) = argument.split_once('?').map_or((argument, None), |(main, other)| (main, Some(other)));
-    if main.is_empty() {
-        return Err(Invalid::new("format", "a header needs a name"));
-    }
-    if argument.contains(['\r', '\n', '\0']) {
+    // A name, which may be a pseudo header's, or nothing, which no header is called.
+    let name = |name: &str| {
+        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        name.is_empty()
+            || Some(name.strip_prefix(':').unwrap_or(name)).is_some_and(|n| !n.is_empty() && n.bytes().all(token))
+    };
+    if !argument.split('?').all(name) {
         return Err(Invalid::new("format", format!("{argument:?} contains invalid characters")));
     }
     if argument.matches('?').count() > 1 {
@@ -297,9 +373,9 @@ fn header(argument: &str, make: fn(Box<str>, Option<Box<str>>) -> Command) -> Co
     Ok(make(canonical_name(main).into(), other.map(|o| canonical_name(o).into())))
 }
 
-fn metadata(source: MetadataSource, argument: &str) -> Compiled<Command> {
-    // The form of old header formats: `["namespace", "key", …]`.
-    if argument.starts_with('[') {
+fn metadata(source: MetadataSource, argument: &str, dialect: Dialect) -> Compiled<Command> {
+    // `["namespace", "key", …]`.
+    if dialect.old_forms && argument.starts_with('[') {
         let list: Vec<String> = serde_json::from_str(argument)
             .map_err(|e| Invalid::new("format", format!("{argument:?} is no list of keys: {e}")))?;
         let (namespace, path) =
@@ -327,7 +403,7 @@ fn sourced_metadata(argument: &str) -> Compiled<Command> {
         "LISTENER_FILTER_CHAIN" => MetadataSource::FilterChain,
         other => return Err(Invalid::new("format", format!("METADATA of {other} is not supported"))),
     };
-    metadata(source, rest)
+    metadata(source, rest, Dialect::default())
 }
 
 fn between(argument: &str) -> Compiled<Command> {
@@ -355,10 +431,13 @@ fn between(argument: &str) -> Compiled<Command> {
         Some("ns") => Duration::from_nanos(1),
         Some(unit) => return Err(Invalid::new("format", format!("COMMON_DURATION in {unit} is not supported"))),
     };
+    if parts.next().is_some() {
+        return Err(Invalid::new("format", format!("COMMON_DURATION of two points and a unit, not {argument}")));
+    }
     Ok(Command::Between(point(from), point(to), unit))
 }
 
-fn address(name: &str, argument: Option<&str>) -> Compiled<Option<Command>> {
+fn address(name: &str, argument: Option<&str>) -> Option<Command> {
     let found = [
         ("DOWNSTREAM_REMOTE_", Side::DownstreamRemote),
         ("DOWNSTREAM_DIRECT_REMOTE_", Side::DownstreamDirectRemote),
@@ -370,24 +449,19 @@ fn address(name: &str, argument: Option<&str>) -> Compiled<Option<Command>> {
     ]
     .iter()
     .find_map(|(prefix, side)| name.strip_prefix(prefix).map(|rest| (*side, rest)));
-    let Some((side, rest)) = found else { return Ok(None) };
+    let (side, rest) = found?;
     let part = match rest {
         "" if name == "UPSTREAM_HOST" => AddressPart::Whole,
         "ADDRESS" => AddressPart::Whole,
         "ADDRESS_WITHOUT_PORT" => match argument.filter(|a| !a.is_empty()) {
             None => AddressPart::WithoutPort,
-            Some(length) => AddressPart::Range(
-                length
-                    .parse()
-                    .ok()
-                    .filter(|l| *l <= 128)
-                    .ok_or_else(|| Invalid::new("format", format!("{name}: {length} is no length of a prefix")))?,
-            ),
+            // What is no number asks for no range, and a negative one for one that does not exist.
+            Some(length) => length.trim().parse().map_or(AddressPart::WithoutPort, AddressPart::Range),
         },
         "PORT" => AddressPart::Port,
-        _ => return Ok(None),
+        _ => return None,
     };
-    Ok(Some(Command::Address(side, part)))
+    Some(Command::Address(side, part))
 }
 
 fn tls(name: &str) -> Option<Command> {
@@ -400,12 +474,16 @@ fn tls(name: &str) -> Option<Command> {
         "PEER_URI_SAN" => TlsField::PeerUriSan,
         "PEER_DNS_SAN" => TlsField::PeerDnsSan,
         "PEER_IP_SAN" => TlsField::PeerIpSan,
-        "PEER_EMAIL_SAN" => TlsField::PeerEmailSan,
+        "PEER_EMAIL_SAN" if end == End::Downstream => TlsField::PeerEmailSan,
+        "PEER_OTHERNAME_SAN" if end == End::Downstream => TlsField::PeerOtherNameSan,
+        "PEER_ISSUER_FINGERPRINT_256" if end == End::Downstream => TlsField::PeerIssuerSha256,
+        "PEER_ISSUER_SERIAL" if end == End::Downstream => TlsField::PeerIssuerSerial,
+        "SERVER_NAME" if end == End::Upstream => TlsField::ServerName,
         "PEER_SUBJECT" => TlsField::PeerSubject,
         "PEER_ISSUER" => TlsField::PeerIssuer,
-        "PEER_SERIAL" => TlsField::PeerSerial,
-        "PEER_FINGERPRINT_256" => TlsField::PeerSha256,
-        "PEER_FINGERPRINT_1" => TlsField::PeerSha1,
+        "PEER_SERIAL" if end == End::Downstream => TlsField::PeerSerial,
+        "PEER_FINGERPRINT_256" if end == End::Downstream => TlsField::PeerSha256,
+        "PEER_FINGERPRINT_1" if end == End::Downstream => TlsField::PeerSha1,
         "PEER_CERT" => TlsField::PeerCert,
         "PEER_CHAIN_FINGERPRINTS_256" if end == End::Downstream => TlsField::PeerChainSha256,
         "PEER_CHAIN_FINGERPRINTS_1" if end == End::Downstream => TlsField::PeerChainSha1,
@@ -413,9 +491,11 @@ fn tls(name: &str) -> Option<Command> {
         "LOCAL_URI_SAN" => TlsField::LocalUriSan,
         "LOCAL_DNS_SAN" => TlsField::LocalDnsSan,
         "LOCAL_IP_SAN" => TlsField::LocalIpSan,
-        "LOCAL_EMAIL_SAN" => TlsField::LocalEmailSan,
-        "LOCAL_SUBJECT" => TlsField::LocalSubject,
+        "LOCAL_EMAIL_SAN" if end == End::Downstream => TlsField::LocalEmailSan,
+        "LOCAL_OTHERNAME_SAN" if end == End::Downstream => TlsField::LocalOtherNameSan,
+        "LOCAL_SUBJECT" if end == End::Downstream => TlsField::LocalSubject,
         "TLS_VERSION" => TlsField::Version,
+        "TLS_GROUP" => TlsField::Group,
         "TLS_CIPHER" => TlsField::Cipher,
         "TLS_SESSION_ID" => TlsField::SessionId,
         _ => return None,

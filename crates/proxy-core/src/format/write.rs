@@ -14,7 +14,6 @@ use crate::format::command::{
 use crate::format::time::TimeFormat;
 use crate::format::{FormatContext, Written};
 use crate::headers::Headers;
-use crate::listener::Direction;
 use crate::matchers::first_query_value;
 use crate::stream_info::{StreamInfo, TlsInfo};
 
@@ -96,10 +95,15 @@ impl Command {
                 Written::Text
             }
             // A text that says nothing is a value, too.
-            Command::Cel(expression) => expression.text(cx).map_or(Written::Missing, |value| {
-                out.extend_from_slice(value.as_bytes());
+            Command::Cel(expression, typed) => {
+                let Some(value) = expression.evaluate(cx) else { return Written::Missing };
+                if let Some((json, number)) = value.json().filter(|_| *typed) {
+                    out.extend_from_slice(json.as_bytes());
+                    return if number { Written::Number } else { Written::Json };
+                }
+                out.extend(value.into_text().unwrap_or_default().into_bytes());
                 Written::Text
-            }),
+            }
             Command::FirstOf(commands) => {
                 let start = out.len();
                 for (command, limit) in commands {
@@ -122,6 +126,32 @@ impl Command {
 fn cut(out: &mut Vec<u8>, start: usize, limit: Option<usize>) {
     if let Some(limit) = limit {
         out.truncate(start.saturating_add(limit));
+    }
+}
+
+/// Envoy's `PercentEncoding::urlDecode` of queries: what is no plain visible character stays as it is written, and a percent
+/// sign that begins nothing is left out.
+fn decode_visible(text: &str, out: &mut Vec<u8>) {
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        if *first != b'%' || after.len() < 2 {
+            out.push(*first);
+            continue;
+        }
+        let two = after.get(..2).filter(|two| two.iter().all(u8::is_ascii_hexdigit));
+        let code = two.and_then(|two| std::str::from_utf8(two).ok()).and_then(|two| u8::from_str_radix(two, 16).ok());
+        match code {
+            None => {}
+            Some(code) => {
+                if code.is_ascii_graphic() && !b"\"<>\\^{|}".contains(&code) {
+                    out.push(code);
+                } else {
+                    out.extend_from_slice(&[b'%', after[0], after[1]]);
+                }
+                rest = &after[2..];
+            }
+        }
     }
 }
 
@@ -216,11 +246,12 @@ fn address(info: &StreamInfo, side: Side, part: AddressPart, out: &mut Vec<u8>) 
     let Some(address) = address else { return Written::Missing };
     match (&part, address) {
         (AddressPart::WithoutPort, Address::Ip(ip)) => crate::text::ip(out, ip.ip()),
-        (AddressPart::Range(length), Address::Ip(ip)) => match Cidr::of(ip.ip(), *length) {
-            // Writing into a vector does not fail.
-            Some(range) => drop(write!(out, "{range}")),
-            None => return Written::Missing,
-        },
+        (AddressPart::Range(length), Address::Ip(ip)) => {
+            if let Ok(length) = u32::try_from(*length) {
+                // Writing into a vector does not fail.
+                let _ = write!(out, "{}", Cidr::of(ip.ip(), length));
+            }
+        }
         (AddressPart::Port, Address::Ip(ip)) => return number(u64::from(ip.port()), out),
         (AddressPart::Port, _) => return Written::Missing,
         (_, address) => crate::text::address(out, address),
@@ -245,6 +276,8 @@ fn tls(info: &StreamInfo, end: End, field: TlsField, out: &mut Vec<u8>) -> Writt
     };
     let Some(tls) = tls else { return Written::Missing };
     match field {
+        TlsField::ServerName => return text(tls.server_name.as_deref(), out),
+        TlsField::Group => return text(Some(tls.group), out),
         TlsField::Version => return text(Some(&tls.version), out),
         TlsField::Cipher => return text(Some(&tls.cipher), out),
         TlsField::SessionId => return text(Some(&tls.session_id), out),
@@ -255,6 +288,7 @@ fn tls(info: &StreamInfo, end: End, field: TlsField, out: &mut Vec<u8>) -> Writt
         | TlsField::LocalDnsSan
         | TlsField::LocalIpSan
         | TlsField::LocalEmailSan
+        | TlsField::LocalOtherNameSan
         | TlsField::LocalSubject => tls.local.as_ref(),
         _ => tls.peer.as_ref(),
     };
@@ -264,16 +298,21 @@ fn tls(info: &StreamInfo, end: End, field: TlsField, out: &mut Vec<u8>) -> Writt
         TlsField::PeerDnsSan | TlsField::LocalDnsSan => list(&certificate.dns_sans, out),
         TlsField::PeerIpSan | TlsField::LocalIpSan => list(&certificate.ip_sans, out),
         TlsField::PeerEmailSan | TlsField::LocalEmailSan => list(&certificate.email_sans, out),
+        TlsField::PeerOtherNameSan | TlsField::LocalOtherNameSan => list(&certificate.other_sans, out),
         TlsField::PeerSubject | TlsField::LocalSubject => text(Some(&certificate.subject), out),
         TlsField::PeerIssuer => text(Some(&certificate.issuer), out),
         TlsField::PeerSerial => text(Some(&certificate.serial), out),
+        TlsField::PeerIssuerSha256 => text(Some(&certificate.issuer_sha256), out),
+        TlsField::PeerIssuerSerial => text(Some(&certificate.issuer_serial), out),
         TlsField::PeerSha256 => text(Some(&certificate.sha256), out),
         TlsField::PeerSha1 => text(Some(&certificate.sha1), out),
         TlsField::PeerCert => text(Some(&certificate.pem_url_encoded), out),
         TlsField::PeerChainSha256 => list(&certificate.chain.sha256, out),
         TlsField::PeerChainSha1 => list(&certificate.chain.sha1, out),
         TlsField::PeerChainSerials => list(&certificate.chain.serials, out),
-        TlsField::Version | TlsField::Cipher | TlsField::SessionId => Written::Missing,
+        TlsField::Version | TlsField::Cipher | TlsField::Group | TlsField::ServerName | TlsField::SessionId => {
+            Written::Missing
+        }
     }
 }
 
@@ -369,7 +408,6 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
         }
         Field::ResponseFlagsLong => text(Some(&info.flags.long()), out),
         Field::RouteName => text(info.route.as_ref().map(|r| &*r.name), out),
-        Field::VirtualHostName => text(info.virtual_host.as_ref().map(|v| &*v.name), out),
         Field::VirtualClusterName => {
             let name = info.virtual_cluster.clone();
             text(name.as_deref(), out)
@@ -399,14 +437,6 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
         Field::RequestedServerName => text(server_name, out),
         Field::FilterChainName => text(Some(&info.connection.filter_chain), out),
         Field::ListenerName => text(Some(&info.connection.listener), out),
-        Field::ListenerDirection => text(
-            Some(match info.connection.direction {
-                Direction::Inbound => "INBOUND",
-                Direction::Outbound => "OUTBOUND",
-                Direction::Unspecified => "UNSPECIFIED",
-            }),
-            out,
-        ),
         Field::LocalReplyBody => {
             out.extend_from_slice(cx.local_reply_body.as_bytes());
             Written::Text
@@ -422,9 +452,10 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
             out.extend_from_slice(query.as_bytes());
             Written::Text
         }
-        Field::UpstreamLocality => {
-            let Some(host) = &info.upstream.host else { return Written::Missing };
-            text(Some(&host.locality.to_string()), out)
+        Field::DecodedQuery => {
+            let Some((_, query)) = path().and_then(|path| path.split_once('?')) else { return Written::Missing };
+            decode_visible(query, out);
+            Written::Text
         }
     }
 }
@@ -486,8 +517,8 @@ const GRPC_STATUS: [(&str, &str); 17] = [
 ];
 
 fn grpc_status(cx: &FormatContext<'_>, style: GrpcStatusStyle, out: &mut Vec<u8>) -> Written {
-    // Only for gRPC requests, as Envoy's formatter since 1.2x.
-    if !cx.request.is_some_and(crate::route::is_grpc) {
+    // Only for gRPC requests, as Envoy's formatter since 1.2x; without a path it is none.
+    if !cx.request.is_some_and(|request| request.contains(":path") && crate::route::is_grpc(request)) {
         return Written::Missing;
     }
     let status = [cx.trailers, cx.response].into_iter().flatten().find_map(|h| h.get_str("grpc-status"));

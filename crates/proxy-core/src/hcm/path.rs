@@ -1,3 +1,4 @@
+use crate::format::percent_decode;
 use crate::hcm::{EscapedSlashes, HttpConnectionManager};
 use crate::headers::Headers;
 
@@ -10,6 +11,28 @@ pub enum PathVerdict {
     Reject(&'static str),
     /// 307 to this path.
     Redirect(String),
+}
+
+/// Host and port that the path of a CONNECT-UDP request names (RFC 9298, section 3; Envoy
+/// `HeaderUtility::rewriteAuthorityForConnectUdp`). `None`: it is not of the one template that Envoy knows.
+pub fn connect_udp_target(path: &[u8]) -> Option<String> {
+    let path = std::str::from_utf8(path).ok().filter(|path| path.bytes().all(|b| b.is_ascii_graphic()))?;
+    let (host, port) = path.strip_prefix("/.well-known/masque/udp/")?.strip_suffix('/')?.split_once('/')?;
+    if host.is_empty() || port.is_empty() || port.contains('/') {
+        return None;
+    }
+    let decoded = |text| {
+        let mut bytes = Vec::new();
+        percent_decode(text, &mut bytes);
+        String::from_utf8(bytes).ok()
+    };
+    let (host, port) = (decoded(host)?, decoded(port)?);
+    match host.parse::<std::net::Ipv6Addr>() {
+        // An address with a zone.
+        _ if host.contains('%') => None,
+        Ok(_) => Some(format!("[{host}]:{port}")),
+        Err(_) => Some(format!("{host}:{port}")),
+    }
 }
 
 /// Normalises the path (Envoy `ConnectionManagerUtility::maybeNormalizePath`): escaped slashes, RFC 3986, repeated slashes.

@@ -183,3 +183,15 @@ fn local_replies_are_rewritten() {
     // A header that is there already stays as it is, where only absent ones are added.
     assert_eq!((headers.get_str("x-a"), headers.get_str("x-b")), (Some("1"), Some("own")));
 }
+
+#[test]
+fn connect_udp_names_its_target_in_the_path() {
+    let of = |path: &str| connect_udp_target(path.as_bytes());
+    assert_eq!(of("/.well-known/masque/udp/a.test/53/").as_deref(), Some("a.test:53"));
+    assert_eq!(of("/.well-known/masque/udp/2001%3adb8%3a%3a1/53/").as_deref(), Some("[2001:db8::1]:53"));
+    for none in ["/x", "/.well-known/masque/udp/a.test/53", "/.well-known/masque/udp//53/"] {
+        assert_eq!(of(none), None, "{none}");
+    }
+    assert_eq!(of("/.well-known/masque/udp/a/1/2/"), None, "one segment too many");
+    assert_eq!(of("/.well-known/masque/udp/fe80%3a%3a1%25e/53/"), None, "a zone");
+}

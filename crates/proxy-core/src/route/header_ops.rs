@@ -1,5 +1,5 @@
 use crate::constraints;
-use crate::format::{Format, FormatContext};
+use crate::format::{Dialect, Format, FormatContext};
 use crate::headers::Headers;
 use crate::matchers::StringMatcher;
 use crate::pb;
@@ -182,7 +182,8 @@ impl Add {
         Ok(Self {
             name: header.key.to_ascii_lowercase().into(),
             // A value that does not exist leaves the header out, or its part empty.
-            value: Format::compile(value, true).at("header.value")?,
+            value: Format::in_dialect(value, true, Dialect { old_forms: true, ..Dialect::default() })
+                .at("header.value")?,
             how,
             keep_empty: option.keep_empty_value,
         })

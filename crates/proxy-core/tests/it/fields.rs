@@ -282,6 +282,7 @@ fn roots() -> Vec<Root> {
         cluster_with(json!({"lb_policy": "RING_HASH"})),
         cluster_with(json!({"lb_policy": "MAGLEV"})),
         cluster_with(json!({"lb_policy": "LEAST_REQUEST"})),
+        cluster_with(json!({"lb_subset_config": {"subset_selectors": [{"keys": ["version"]}]}})),
         cluster_with(json!({"type": "EDS", "eds_cluster_config": {"eds_config": {"ads": {}}}})),
         cluster_with(json!({"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED",
             "original_dst_lb_config": {"use_http_header": true}})),

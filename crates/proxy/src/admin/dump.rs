@@ -98,6 +98,8 @@ impl Admin {
         let of = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
         let mut bootstrap = envoy_api::json::to_json(of, &self.bootstrap.encode()).unwrap_or_default();
         bootstrap["node"]["user_agent_name"] = json!("envoy");
+        // DIFFERS: as in `/server_info`, extensions are not listed.
+        bootstrap["node"]["user_agent_build_version"] = json!({"version": {"major_number": 1, "minor_number": 40}});
         json!({
             "@type": format!("{PREFIX}BootstrapConfigDump"),
             "bootstrap": bootstrap,
@@ -249,12 +251,13 @@ impl Admin {
         Value::Object(out)
     }
 
+    /// Of chains, what the owner's certificate says, and of roots what the first one does, as Envoy has it.
     pub(super) fn certs(&self) -> Value {
         let mut certificates = Vec::new();
         for name in self.shared.secrets.names() {
             let Some(entry) = self.shared.secrets.details(&name) else { continue };
             let list = |certs: Vec<PeerCertificate>| -> Vec<Value> {
-                certs.into_iter().map(|c| certificate_json(&c, "<inline>")).collect()
+                certs.iter().take(1).map(|c| certificate_json(c, "<inline>")).collect()
             };
             certificates.push(json!({"ca_cert": list(entry.1), "cert_chain": list(entry.0)}));
         }
@@ -265,7 +268,7 @@ impl Admin {
         let contexts = clusters.values().flat_map(|entry| entry.cluster.transport.tls_contexts());
         for [roots, chain] in of_chains.chain(contexts.map(|tls| named_by(&tls.common))).flatten() {
             let list = |(certs, path): (Vec<_>, String)| -> Vec<Value> {
-                certs.iter().map(|c| certificate_json(c, &path)).collect()
+                certs.iter().take(1).map(|c| certificate_json(c, &path)).collect()
             };
             certificates.push(json!({"ca_cert": list(roots), "cert_chain": list(chain)}));
         }
@@ -353,8 +356,9 @@ fn locality_json(set: &LocalitySet, priority: usize, cluster: &Cluster) -> Value
 }
 
 fn certificate_json(c: &PeerCertificate, path: &str) -> Value {
-    let mut names: Vec<Value> = c.uri_sans.iter().map(|u| json!({"uri": &**u})).collect();
-    names.extend(c.dns_sans.iter().map(|d| json!({"dns": &**d})));
+    let mut names: Vec<Value> = c.dns_sans.iter().map(|d| json!({"dns": &**d})).collect();
+    names.extend(c.uri_sans.iter().map(|u| json!({"uri": &**u})));
+    names.extend(c.ip_sans.iter().map(|ip| json!({"ip_address": &**ip})));
     let days = days_left(c);
     json!({
         "path": path,

@@ -5,12 +5,14 @@ use super::tables;
 use crate::control::Control;
 use crate::runtime::{ListenerEntry, Shared};
 use crate::stats::{
-    Computed, Entry, HttpStats, Kind, ListenerHttpStats, ListenerStats, RequestStats, Sample, Scope, TcpStats, ssl_zero,
+    Computed, Entry, HistogramSample, HttpStats, Kind, ListenerHttpStats, ListenerStats, OWN_REQUESTS,
+    OWN_REQUESTS_ELSE, RequestStats, Sample, Scope, TcpStats, ssl_zero,
 };
 use mesh_types::ArcStr;
 use proxy_core::hcm::Routes;
 use proxy_core::listener::Terminal;
 use proxy_core::route::RouteTable;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -90,10 +92,10 @@ pub(super) fn register(shared: &Arc<Shared>, control: &Weak<Mutex<Control>>) {
     shared.registry.add_source(Box::new(move |f| {
         let Some(shared) = weak.upgrade() else { return };
         for entry in shared.clusters.load().values() {
-            tables::cluster_gauges(entry, shared.concurrency, f);
+            tables::cluster_gauges(entry, &shared.secrets, shared.concurrency, f);
         }
         for entry in shared.listeners.load().by_name.values() {
-            of_listener(entry, shared.concurrency, f);
+            of_listener(entry, &shared, f);
         }
         for (_, slot) in shared.routes.all() {
             let Some(table) = slot.table.load_full() else { continue };
@@ -112,7 +114,7 @@ fn of_routes(table: &RouteTable, put: &mut dyn FnMut(Kind, &ArcStr, &str, Sample
 }
 
 /// What a listener and its chains count, at zero.
-fn of_listener(entry: &ListenerEntry, workers: usize, f: &mut dyn FnMut(Entry)) {
+fn of_listener(entry: &ListenerEntry, shared: &Shared, f: &mut dyn FnMut(Entry)) {
     let listener = &entry.listener;
     let mut put = |kind: Kind, scope: &ArcStr, name: &str, sample: Sample| {
         f(Entry { kind, scope: scope.clone(), name: name.to_owned(), sample });
@@ -122,7 +124,7 @@ fn of_listener(entry: &ListenerEntry, workers: usize, f: &mut dyn FnMut(Entry)) 
     ListenerStats::default().visit(&mut own);
     own("extension_config_missing", Sample::Counter(0));
     own("network_extension_config_missing", Sample::Counter(0));
-    for worker in 0..workers {
+    for worker in 0..shared.concurrency {
         own(&format!("worker_{worker}.downstream_cx_active"), Sample::Gauge(0));
         own(&format!("worker_{worker}.downstream_cx_total"), Sample::Counter(0));
     }
@@ -131,6 +133,12 @@ fn of_listener(entry: &ListenerEntry, workers: usize, f: &mut dyn FnMut(Entry)) 
         for what in tables::SOCKET_FACTORY {
             own(&format!("server_ssl_socket_factory.{what}"), Sample::Counter(0));
         }
+    }
+    let contexts = listener.all_chains().filter_map(|chain| chain.tls.as_ref());
+    let expirations = contexts.flat_map(|tls| shared.secrets.expirations(&tls.common));
+    // The contexts of one listener share their names.
+    for (certificate, at) in expirations.collect::<BTreeMap<_, _>>() {
+        own(&tables::certificate_end(&certificate), Sample::Gauge(at));
     }
     for chain in listener.all_chains() {
         match &chain.terminal {
@@ -188,6 +196,10 @@ fn of_server(shared: &Shared, control: &Weak<Mutex<Control>>, f: &mut dyn FnMut(
     for name in FEATURELESS {
         f(name, Sample::Counter(0));
     }
+    f(OWN_REQUESTS, Sample::Counter(0));
+    for name in OWN_REQUESTS_ELSE {
+        f(&format!("http.async-client.{name}"), Sample::Counter(0));
+    }
     for name in FEATURELESS_GAUGES {
         f(name, Sample::Gauge(0));
     }
@@ -213,6 +225,7 @@ fn of_server(shared: &Shared, control: &Weak<Mutex<Control>>, f: &mut dyn FnMut(
         f(name, Sample::Counter(0));
     }
     f("filesystem.write_total_buffered", Sample::Gauge(0));
+    f("overload.refresh_interval_delay", Sample::Histogram(HistogramSample::default()));
     let Some(control) = control.upgrade() else { return };
     let control = control.lock().unwrap_or_else(PoisonError::into_inner);
     let runtime = control.runtime().counts();

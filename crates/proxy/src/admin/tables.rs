@@ -3,13 +3,16 @@
 use super::Admin;
 use crate::runtime::{ClusterEntry, ListenerEntry};
 use crate::stats::{Entry, Kind, Sample};
-use proxy_core::balance::SubsetCount;
-use proxy_core::cluster::Discovery;
+use crate::tls::SecretStore;
+use proxy_core::balance::{SubsetCount, TableSize};
+use proxy_core::circuit::Resource;
+use proxy_core::cluster::{Discovery, TransportSocket};
 use proxy_core::endpoints::{Health, HealthFlag};
 use proxy_core::route::Priority;
 use proxy_core::{Address, Host};
 use regex_automata::meta::Regex;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
@@ -32,12 +35,26 @@ const FEATURELESS: [&str; 14] = [
     "upstream_rq_rx_reset_no_error",
 ];
 
+/// The limits of circuit breakers that are shown. They are what they are now: the runtime and the requests under way,
+/// of which retries may be a share, move them.
+const LIMITS: [(&str, Resource); 4] = [
+    ("max_connections", Resource::Connections),
+    ("max_pending_requests", Resource::Pending),
+    ("max_requests", Resource::Requests),
+    ("max_retries", Resource::Retries),
+];
+
 /// What a TLS transport counts of its secrets.
 pub(super) const SOCKET_FACTORY: [&str; 3] =
     ["downstream_context_secrets_not_ready", "ssl_context_update_by_sds", "upstream_context_secrets_not_ready"];
 
+/// Says when a certificate ends.
+pub(super) fn certificate_end(name: &str) -> String {
+    format!("ssl.certificate.{name}.expiration_unix_time_seconds")
+}
+
 /// Gauges that follow from a cluster's configuration and hosts; also makes an unused cluster's main counters appear.
-pub(super) fn cluster_gauges(entry: &ClusterEntry, workers: usize, f: &mut dyn FnMut(Entry)) {
+pub(super) fn cluster_gauges(entry: &ClusterEntry, secrets: &SecretStore, workers: usize, f: &mut dyn FnMut(Entry)) {
     let endpoints = entry.endpoints.load();
     let (mut total, mut healthy, mut degraded, mut ejected, mut excluded) = (0, 0, 0, 0, 0);
     let (mut passing, mut passing_degraded) = (0, 0);
@@ -56,6 +73,28 @@ pub(super) fn cluster_gauges(entry: &ClusterEntry, workers: usize, f: &mut dyn F
     let mut put = |stat: &str, sample: Sample| {
         f(Entry { kind: Kind::Cluster, scope: name.clone(), name: stat.to_owned(), sample });
     };
+    if entry.cluster.endpoint_stats {
+        for host in endpoints.hosts() {
+            let prefix = format!("endpoint.{}", host.address.to_string().replace(':', "_"));
+            let stats = &host.state.stats;
+            let gauges = [
+                ("cx_active", stats.cx_active.load(Relaxed)),
+                ("healthy", u64::from(host.health() == Health::Healthy)),
+                ("rq_active", host.state.active.load(Relaxed).into()),
+                ("rq_pending_active", stats.rq_pending_active.load(Relaxed)),
+            ];
+            let counters = [
+                ("cx_connect_fail", stats.cx_connect_fail.load(Relaxed)),
+                ("cx_total", stats.cx_total.load(Relaxed)),
+                ("rq_error", stats.rq_error.load(Relaxed)),
+                ("rq_success", stats.rq_success.load(Relaxed)),
+                ("rq_timeout", stats.rq_timeout.load(Relaxed)),
+                ("rq_total", stats.rq_total.load(Relaxed)),
+            ];
+            gauges.into_iter().for_each(|(name, value)| put(&format!("{prefix}.{name}"), Sample::Gauge(value)));
+            counters.into_iter().for_each(|(name, value)| put(&format!("{prefix}.{name}"), Sample::Counter(value)));
+        }
+    }
     put("membership_total", Sample::Gauge(total));
     put("membership_healthy", Sample::Gauge(healthy));
     put("membership_degraded", Sample::Gauge(degraded));
@@ -64,10 +103,22 @@ pub(super) fn cluster_gauges(entry: &ClusterEntry, workers: usize, f: &mut dyn F
         put("health_check.healthy", Sample::Gauge(passing));
         put("health_check.degraded", Sample::Gauge(passing_degraded));
     }
-    // Envoy looks at the weights of hosts that come and go.
-    let weights = endpoints.hosts().map(|host| u64::from(host.weight));
-    let weight = if matches!(entry.cluster.discovery, Discovery::Static) { None } else { weights.max() };
-    put("max_host_weight", Sample::Gauge(weight.unwrap_or(0)));
+    // Envoy looks at the weights of hosts that come and go, at those of the last priority last.
+    let last = endpoints.priorities.last().into_iter().flat_map(|set| &set.localities);
+    let weights = last.flat_map(|locality| &locality.hosts).map(|host| u64::from(host.weight));
+    let weight = match entry.cluster.discovery {
+        Discovery::Static => 0,
+        _ if entry.has_endpoints() => weights.max().unwrap_or(0).max(1),
+        _ => 0,
+    };
+    put("max_host_weight", Sample::Gauge(weight));
+    for (name, value) in entry.table_size(&endpoints).into_iter().flat_map(TableSize::gauges) {
+        put(name, Sample::Gauge(value));
+    }
+    let sockets = entry.cluster.transport.matches.iter().map(|found| &found.socket);
+    if sockets.chain([&entry.cluster.transport.default]).any(|s| matches!(s, TransportSocket::ProxyProtocol { .. })) {
+        put("upstream.proxyprotocol.v2_tlvs_exceed_max_length", Sample::Counter(0));
+    }
     put("version", Sample::Gauge(0));
     put("warming_state", Sample::Gauge(0));
     put("upstream_queue_overloaded", Sample::Gauge(0));
@@ -80,6 +131,7 @@ pub(super) fn cluster_gauges(entry: &ClusterEntry, workers: usize, f: &mut dyn F
         put("lb_subsets_single_host_per_subset_duplicate", Sample::Gauge(subsets.duplicates));
     }
     put("membership_change", Sample::Counter(entry.membership_changes.load(Relaxed)));
+    put("update_no_rebuild", Sample::Counter(entry.unchanged.load(Relaxed)));
     for name in FEATURELESS {
         put(name, Sample::Counter(0));
     }
@@ -93,6 +145,11 @@ pub(super) fn cluster_gauges(entry: &ClusterEntry, workers: usize, f: &mut dyn F
         for what in SOCKET_FACTORY {
             put(&format!("client_ssl_socket_factory.{what}"), Sample::Counter(0));
         }
+    }
+    // The contexts of one cluster share their names.
+    let expirations = entry.cluster.transport.tls_contexts().flat_map(|tls| secrets.expirations(&tls.common));
+    for (certificate, at) in expirations.collect::<BTreeMap<_, _>>() {
+        put(&certificate_end(&certificate), Sample::Gauge(at));
     }
     for (priority, label) in [(Priority::Default, "default"), (Priority::High, "high")] {
         entry.breakers.get(priority).gauges(|what, value| {
@@ -139,15 +196,14 @@ impl Admin {
                     let _ = writeln!(out, "{name}::outlier::{prefix}success_rate_ejection_threshold::{threshold}");
                 }
             }
-            for (priority, label) in [(0, "default"), (1, "high")] {
-                let limits = &c.breakers[priority];
-                let _ = writeln!(out, "{name}::{label}_priority::max_connections::{}", limits.connections);
-                let _ = writeln!(out, "{name}::{label}_priority::max_pending_requests::{}", limits.pending);
-                let _ = writeln!(out, "{name}::{label}_priority::max_requests::{}", limits.requests);
-                let _ = writeln!(out, "{name}::{label}_priority::max_retries::{}", limits.retries);
+            for (priority, label) in [(Priority::Default, "default"), (Priority::High, "high")] {
+                let breaker = entry.breakers.get(priority);
+                for (limit, resource) in LIMITS {
+                    let _ = writeln!(out, "{name}::{label}_priority::{limit}::{}", breaker.limit(resource));
+                }
             }
             let _ = writeln!(out, "{name}::added_via_api::{}", entry.dynamic);
-            if let Some(service) = entry.cluster.eds_name() {
+            if let Discovery::Eds { service_name: service, is_named: true, .. } = &entry.cluster.discovery {
                 let _ = writeln!(out, "{name}::eds_service_name::{service}");
             }
             for host in entry.endpoints.load().hosts() {
@@ -191,17 +247,13 @@ impl Admin {
             .map(|name| {
                 let entry = &clusters[*name];
                 let hosts: Vec<Value> = entry.endpoints.load().hosts().map(|h| host_json(h)).collect();
-                let breakers: Vec<Value> = [(0, "DEFAULT"), (1, "HIGH")]
+                let breakers: Vec<Value> = [(Priority::Default, None), (Priority::High, Some("HIGH"))]
                     .iter()
-                    .map(|(i, label)| {
-                        let limits = &entry.cluster.breakers[*i];
-                        let mut threshold = json!({
-                            "max_connections": limits.connections,
-                            "max_pending_requests": limits.pending,
-                            "max_requests": limits.requests,
-                            "max_retries": limits.retries,
-                        });
-                        if *i > 0 {
+                    .map(|(priority, label)| {
+                        let breaker = entry.breakers.get(*priority);
+                        let limits = LIMITS.map(|(name, resource)| (name.to_owned(), json!(breaker.limit(resource))));
+                        let mut threshold = Value::from_iter(limits);
+                        if let Some(label) = label {
                             threshold["priority"] = json!(label);
                         }
                         threshold
@@ -215,8 +267,8 @@ impl Admin {
                 if entry.dynamic {
                     status["added_via_api"] = json!(true);
                 }
-                if let Some(eds) = entry.cluster.eds_name() {
-                    status["eds_service_name"] = json!(&**eds);
+                if let Discovery::Eds { service_name, is_named: true, .. } = &entry.cluster.discovery {
+                    status["eds_service_name"] = json!(&**service_name);
                 }
                 if !hosts.is_empty() {
                     status["host_statuses"] = json!(hosts);

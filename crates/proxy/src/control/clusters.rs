@@ -114,19 +114,20 @@ impl Control {
 
     /// Puts a cluster's endpoints into use.
     pub(crate) fn put_endpoints(&self, entry: &ClusterEntry, endpoints: Endpoints) {
-        if entry.set_endpoints(Arc::new(endpoints)) && entry.cluster.close_on_change {
-            self.tell(|| Command::DrainCluster(entry.cluster.name.clone()));
+        if entry.set_endpoints(Arc::new(endpoints)) {
+            let name = &entry.cluster.name;
+            match entry.cluster.close_on_change {
+                true => self.tell(|| Command::DrainCluster(name.clone())),
+                false => self.tell(|| Command::Endpoints(name.clone())),
+            }
         }
     }
 
     pub(super) fn assign(&self, entry: &Arc<ClusterEntry>, body: &Bytes) -> Result<(), String> {
         let message = pb::envoy::config::endpoint::v3::ClusterLoadAssignment::decode(body.clone())
             .map_err(|e| format!("malformed: {e}"))?;
-        let previous = match entry.warm.load(Ordering::Acquire) {
-            true => Some(entry.endpoints.load_full()),
-            // A changed cluster keeps the hosts (and their health) of the one it replaces.
-            false => self.clusters.get(&entry.cluster.name).map(|c| c.endpoints.load_full()),
-        };
+        // The hosts of a changed cluster are others: nothing is known of them yet.
+        let previous = entry.has_endpoints().then(|| entry.endpoints.load_full());
         let endpoints = Endpoints::compile(&message, &entry.cluster, previous.as_deref()).map_err(|e| e.to_string())?;
         self.put_endpoints(entry, endpoints);
         Ok(())

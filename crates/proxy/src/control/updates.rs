@@ -1,32 +1,63 @@
 //! What came of each subscription, as Envoy counts it (`SubscriptionStats`).
 
-use super::Control;
-use crate::stats::{Entry, Kind, Sample};
+use super::{Control, Demand, sds_refs, tls_of};
+use crate::stats::{Entry, Histogram, HistogramSample, Kind, Sample};
 use envoy_api::type_url;
 use mesh_types::ArcStr;
+use proxy_core::config_source::Origin;
 use proxy_core::hcm::Routes;
 use proxy_core::listener::Terminal;
-use std::collections::BTreeMap;
+use proxy_core::tls::TlsCommon;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
 
 /// The updates of one subscription.
 #[derive(Default)]
 pub(crate) struct Updates {
     success: u64,
     rejected: u64,
+    /// What was asked for was not in it.
+    empty: u64,
     /// The server could not be reached, or ended the stream.
     failure: u64,
     /// Nothing came within `initial_fetch_timeout`.
     timeouts: u64,
+    /// Of what is in use.
+    version: Option<ArcStr>,
+    /// How often something else came into use.
+    changed: u64,
+    /// When something was last taken, in milliseconds since 1970.
+    at: u64,
+    /// How long it took each time, in milliseconds.
+    took: Histogram,
+}
+
+/// What was taken of an answer: its version, and how long that took.
+#[derive(Clone)]
+pub(super) struct Taken {
+    pub(super) version: ArcStr,
+    pub(super) took: Duration,
 }
 
 impl Updates {
-    pub(super) fn count(&mut self, accepted: bool) {
-        if accepted { self.success += 1 } else { self.rejected += 1 }
+    /// Counts an answer: what was taken of it, if it was not refused.
+    pub(super) fn count(&mut self, taken: Option<Taken>) {
+        let Some(Taken { version, took }) = taken else {
+            self.rejected += 1;
+            return;
+        };
+        self.success += 1;
+        self.changed += u64::from(self.version.as_ref() != Some(&version));
+        self.version = Some(version);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.at = now.as_millis() as u64;
+        self.took.record(took.as_millis() as u64);
     }
 
-    fn visit(&self, put: &mut dyn FnMut(&str, Sample)) {
-        // Each answer is answered, which is the attempt to get the next one.
-        let attempts = 1 + self.success + self.rejected + self.failure;
+    /// `watched`: of a file, which is read when it changes.
+    fn visit(&self, watched: bool, put: &mut dyn FnMut(&str, Sample)) {
+        // Each answer of a server is answered, which is the attempt to get the next one.
+        let attempts = u64::from(!watched) + self.success + self.rejected + self.failure;
         let all = [
             ("update_attempt", attempts),
             ("update_success", self.success),
@@ -37,6 +68,12 @@ impl Updates {
         for (name, count) in all {
             put(name, Sample::Counter(count));
         }
+        let hash = self.version.as_ref().map_or(0, |version| proxy_core::hash::xx64(version.as_bytes(), 0));
+        put("version", Sample::Gauge(hash));
+        put("version_text", Sample::Text(self.version.clone().unwrap_or_else(|| "".into())));
+        put("update_time", Sample::Gauge(self.at));
+        let took = if watched { HistogramSample::default() } else { self.took.read() };
+        put("update_duration", Sample::Histogram(took));
     }
 }
 
@@ -55,6 +92,13 @@ impl Control {
         self.connected = true;
     }
 
+    /// There is nothing of that name.
+    pub(crate) fn count_empty(&mut self, of: &'static str, name: &ArcStr) {
+        let updates = self.updates.entry((of, name.clone())).or_default();
+        updates.success += 1;
+        updates.empty += 1;
+    }
+
     /// Nothing came in time.
     pub(super) fn count_timeout(&mut self, of: &'static str, name: &ArcStr) {
         self.updates.entry((of, name.clone())).or_default().timeouts += 1;
@@ -62,38 +106,87 @@ impl Control {
 
     /// A response of this type was refused as a whole.
     pub(crate) fn count_refused(&mut self, of: &str) {
-        self.updates.iter_mut().filter(|((kind, _), _)| *kind == of).for_each(|(_, updates)| updates.count(false));
+        self.updates.iter_mut().filter(|((kind, _), _)| *kind == of).for_each(|(_, updates)| updates.count(None));
     }
 
     /// The statistics of all subscriptions, where Envoy has them.
     pub(crate) fn subscription_stats(&self, f: &mut dyn FnMut(Entry)) {
-        let mut gauge = |name: &str, n: u64| {
-            let (kind, sample) = (Kind::Plain, Sample::Gauge(n));
-            f(Entry { kind, scope: "".into(), name: name.to_owned(), sample });
-        };
-        gauge("control_plane.connected_state", self.connected.into());
-        gauge("control_plane.pending_requests", 0);
-        for ((of, name), updates) in &self.updates {
-            let (kind, scope, prefix) = match *of {
-                type_url::CLUSTER => (Kind::Plain, ArcStr::from(""), "cluster_manager.cds.".to_owned()),
-                type_url::LISTENER => (Kind::Plain, "".into(), "listener_manager.lds.".to_owned()),
-                type_url::SECRET => (Kind::Plain, "".into(), format!("sds.{name}.")),
-                type_url::ROUTE => match self.prefix_of(name) {
-                    Some(manager) => (Kind::Http, manager, format!("rds.{name}.")),
-                    None => continue,
-                },
-                _ => {
-                    let clusters = self.clusters.values().chain(self.warming.values());
-                    let mut users = clusters.filter(|entry| entry.cluster.eds_name() == Some(name));
-                    match users.next() {
-                        Some(entry) => (Kind::Cluster, entry.cluster.stat_name.clone(), String::new()),
-                        None => continue,
+        let none = Updates::default();
+        let mut put =
+            |(kind, scope, prefix): (Kind, ArcStr, String), of: &'static str, name: &ArcStr, origin: &Origin| {
+                let updates = self.updates.get(&(of, name.clone())).unwrap_or(&none);
+                let mut own = |what: &str, sample: Sample| {
+                    f(Entry { kind, scope: scope.clone(), name: format!("{prefix}{what}"), sample });
+                };
+                updates.visit(matches!(origin, Origin::Path(_)), &mut own);
+                match of {
+                    type_url::ROUTE => {
+                        own("config_reload", Sample::Counter(updates.changed));
+                        own("config_reload_time_ms", Sample::Gauge(updates.at));
+                        own("update_empty", Sample::Counter(0));
                     }
+                    type_url::SECRET => own("key_rotation_failed", Sample::Counter(0)),
+                    type_url::ENDPOINT => own("update_empty", Sample::Counter(updates.empty)),
+                    _ => {}
                 }
             };
-            updates.visit(&mut |what, sample| {
-                f(Entry { kind, scope: scope.clone(), name: format!("{prefix}{what}"), sample });
-            });
+        let plain = |prefix: String| (Kind::Plain, ArcStr::from(""), prefix);
+        let mut servers = false;
+        for (of, origin) in &self.all_of {
+            let prefix = if *of == type_url::CLUSTER { "cluster_manager.cds." } else { "listener_manager.lds." };
+            put(plain(prefix.to_owned()), of, &"".into(), origin);
+            servers |= !matches!(origin, Origin::Path(_));
+        }
+        for Demand { origin, type_url: of, name } in self.wanted() {
+            let Some(name) = name.filter(|_| origin != Origin::Static) else { continue };
+            servers |= !matches!(origin, Origin::Path(_));
+            match of {
+                type_url::SECRET => put(plain(format!("sds.{name}.")), of, &name, &origin),
+                type_url::ROUTE => {
+                    if let Some(manager) = self.prefix_of(&name) {
+                        put((Kind::Http, manager, format!("rds.{name}.")), of, &name, &origin);
+                    }
+                }
+                _ => {
+                    let clusters = self.clusters.values().chain(self.warming.values());
+                    let mut users = clusters.filter(|entry| entry.cluster.eds_name() == Some(&name));
+                    if let Some(entry) = users.next() {
+                        put((Kind::Cluster, entry.cluster.stat_name.clone(), String::new()), of, &name, &origin);
+                    }
+                }
+            }
+        }
+        // Contexts are made again whenever one of their secrets comes.
+        let renewed = |common: &TlsCommon| {
+            let mut secrets = BTreeSet::new();
+            sds_refs(common, &mut secrets);
+            secrets.retain(|secret| secret.source.origin != Origin::Static);
+            let updates = secrets.into_iter().filter_map(|secret| self.updates.get(&(type_url::SECRET, secret.name)));
+            updates.map(|updates| updates.success).sum::<u64>()
+        };
+        let mut context = |kind: Kind, scope: &ArcStr, side: &str, n: u64| {
+            let name = format!("{side}_ssl_socket_factory.ssl_context_update_by_sds");
+            f(Entry { kind, scope: scope.clone(), name, sample: Sample::Counter(n) });
+        };
+        for entry in self.clusters.values().chain(self.warming.values()) {
+            let n = entry.cluster.transport.tls_contexts().map(|tls| renewed(&tls.common)).sum::<u64>();
+            if n > 0 {
+                context(Kind::Cluster, &entry.cluster.stat_name, "client", n);
+            }
+        }
+        for entry in self.listeners.values().chain(self.warming_listeners.values()) {
+            let n = tls_of(&entry.listener).map(renewed).sum::<u64>();
+            if n > 0 {
+                context(Kind::Listener, &entry.listener.stat_prefix, "server", n);
+            }
+        }
+        if servers {
+            let mut gauge = |name: &str, n: u64| {
+                let (kind, sample) = (Kind::Plain, Sample::Gauge(n));
+                f(Entry { kind, scope: "".into(), name: name.to_owned(), sample });
+            };
+            gauge("control_plane.connected_state", self.connected.into());
+            gauge("control_plane.pending_requests", 0);
         }
     }
 

@@ -31,6 +31,11 @@ impl Style {
     }
 }
 
+/// Methods without a defined body get no `content-length: 0` (Envoy `HeaderUtility::requestShouldHaveNoBody`).
+pub(crate) fn is_bodiless(method: &[u8]) -> bool {
+    matches!(method, b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT")
+}
+
 /// Writes a request head.
 pub(crate) fn write_request(out: &mut Vec<u8>, headers: &Headers, framing: Option<FramingField>, style: Style) {
     let method = headers.get(":method").unwrap_or(b"GET");

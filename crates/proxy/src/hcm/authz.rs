@@ -3,6 +3,7 @@
 use super::exchange::{Exchange, Stop};
 use super::local_reply::LocalReply;
 use crate::jwks::{Jwks, Token};
+use crate::stats::OWN_REQUESTS;
 use crate::upstream::{Protocol, Variant, call};
 use base64::Engine as _;
 use bytes::Bytes;
@@ -23,6 +24,7 @@ pub(super) async fn ask(
     limit: usize,
 ) -> Result<Option<(u16, Headers, Bytes)>, Stop> {
     let worker = exchange.http.worker.clone();
+    worker.named_stats().inc(OWN_REQUESTS);
     let Some(cluster) = worker.cluster(cluster) else { return Ok(None) };
     let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut());
     let Some(host) = host else {

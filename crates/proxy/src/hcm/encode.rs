@@ -3,14 +3,14 @@
 use super::exchange::Exchange;
 use super::filters;
 use crate::stream::{BodyError, Frame, RecvBody};
-use bytes::Bytes;
 use proxy_core::filters::{HeaderMutation, HealthCheckFilter, HttpFilter, HttpFilterEntry, PerFilter, StatefulSession};
 use proxy_core::{FormatContext, Headers};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::time::Sleep;
 
@@ -162,29 +162,54 @@ pub(crate) struct Throttle {
     /// Bytes each tick.
     share: usize,
     left: usize,
-    held: Option<Bytes>,
+    /// What the upstream sent so far, up to `limit` bytes.
+    held: VecDeque<Frame>,
+    size: usize,
+    limit: usize,
+    /// The upstream has said all.
+    ended: bool,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Throttle {
-    pub(super) fn new(kib_per_second: u64) -> Self {
+    /// `limit`: how much is read ahead.
+    pub(super) fn new(kib_per_second: u64, limit: usize) -> Self {
         let share = usize::try_from(kib_per_second.saturating_mul(64)).unwrap_or(usize::MAX);
         // The first bytes come with the first tick.
-        Self { share, left: 0, held: None, sleep: Some(Box::pin(tokio::time::sleep(TICK))) }
+        let sleep = Some(Box::pin(tokio::time::sleep(TICK)));
+        Self { share, left: 0, held: VecDeque::new(), size: 0, limit, ended: false, sleep }
+    }
+
+    /// Whether the upstream has said all, whatever of it is still held: its timeouts are over then.
+    pub(super) fn has_read_all(&self) -> bool {
+        self.ended
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, body: &mut RecvBody) -> Poll<Option<Result<Frame, BodyError>>> {
-        let mut data = match self.held.take() {
-            Some(data) => data,
-            None => match ready!(body.poll_frame(cx)) {
-                Some(Ok(Frame::Data(data))) => data,
-                other => return Poll::Ready(other),
-            },
+        while !self.ended && self.size < self.limit {
+            match body.poll_frame(cx) {
+                Poll::Ready(Some(Ok(Frame::Data(data)))) if data.is_empty() => {}
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Frame::Data(data) = &frame {
+                        self.size += data.len();
+                    }
+                    self.held.push_back(frame);
+                }
+                Poll::Ready(None) => self.ended = true,
+                Poll::Ready(failed) => return Poll::Ready(failed),
+                Poll::Pending => break,
+            }
+        }
+        let mut data = match self.held.pop_front() {
+            Some(Frame::Data(data)) => data,
+            Some(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            None if self.ended => return Poll::Ready(None),
+            None => return Poll::Pending,
         };
         while self.left == 0 {
             let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(TICK)));
             if sleep.as_mut().poll(cx).is_pending() {
-                self.held = Some(data);
+                self.held.push_front(Frame::Data(data));
                 return Poll::Pending;
             }
             self.sleep = None;
@@ -192,8 +217,9 @@ impl Throttle {
         }
         let now = data.split_to(data.len().min(self.left));
         self.left -= now.len();
+        self.size -= now.len();
         if !data.is_empty() {
-            self.held = Some(data);
+            self.held.push_front(Frame::Data(data));
         }
         Poll::Ready(Some(Ok(Frame::Data(now))))
     }

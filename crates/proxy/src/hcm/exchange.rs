@@ -14,7 +14,7 @@ use super::record::{self, Steps};
 use super::redirect::Redirected;
 use super::respond::Answer;
 use super::timers::{Deadline, Timers};
-use super::{End, Http, filters, router};
+use super::{End, Http, filters, h2 as h2_codec, router};
 use crate::h1;
 use crate::peer;
 use crate::stream::{Frame, Gone, RecvBody, header_bytes};
@@ -149,7 +149,8 @@ impl Exchange {
         timers.set_idle(Deadline::Idle, http.config.stream_idle_timeout);
         timers.set(Deadline::Stream, http.config.max_stream_duration);
         timers.set(Deadline::Log, http.config.access_log_flush_interval);
-        let grpc = is_grpc(&request);
+        // Without a path it is no call (Envoy `Grpc::Common::isGrpcRequestHeaders`).
+        let grpc = is_grpc(&request) && request.contains(":path");
         let header_bytes = hints.header_bytes.unwrap_or_else(|| header_bytes(&request, 3));
         // Made in its place: it is too large to be moved for every request.
         let mut exchange = Self {
@@ -235,6 +236,9 @@ impl Exchange {
                 }
             }
             Err(Stop::Gone(gone)) => {
+                if !self.body_done {
+                    self.take_what_came(&mut body);
+                }
                 self.gone(gone);
                 Outcome::Aborted
             }
@@ -248,6 +252,7 @@ impl Exchange {
     fn take_what_came(&mut self, body: &mut RecvBody) {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut size = 0;
+        body.forget_kept();
         while size < self.http.listener.per_connection_buffer_limit as usize {
             match body.poll_frame(&mut cx) {
                 Poll::Ready(Some(Ok(Frame::Data(data)))) => {
@@ -477,9 +482,14 @@ impl Exchange {
                 (ResponseFlags::DOWNSTREAM_RESET, details)
             }
             // To Envoy that is no reset.
-            (Gone::Reset(h2::Reason::NO_ERROR), None) => return,
+            (Gone::Reset(h2::Reason::NO_ERROR), None) if self.body_done => return,
             (Gone::Reset(h2::Reason::PROTOCOL_ERROR) | Gone::Malformed, None) => {
-                (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http2.remote_reset")
+                let trailers = self.http.trailers.get().filter(|(stream, _)| self.answer.stream() == Some(*stream));
+                if trailers.is_some() {
+                    self.http.worker.named_stats().inc("http2.rx_messaging_error");
+                }
+                let details = trailers.map_or("http2.remote_reset", |(_, details)| self.details_of_message(details));
+                (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, details)
             }
             (Gone::Reset(h2::Reason::REFUSED_STREAM), None) => (ResponseFlags::DOWNSTREAM_RESET, "http2.remote_refuse"),
             (Gone::Reset(_), None) => (ResponseFlags::DOWNSTREAM_RESET, "http2.remote_reset"),
@@ -501,11 +511,20 @@ impl Exchange {
             }
             (_, Some(End::Codec { details, blamed })) => {
                 let own = blamed.filter(|(stream, _)| self.answer.stream() == Some(*stream));
-                (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, own.map_or(details, |(_, details)| details))
+                let details = own.map_or(details, |(_, details)| self.details_of_message(details));
+                (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, details)
             }
         };
         self.info.flags.insert(flag);
         self.info.response_code_details = Some(details.into());
+    }
+
+    /// What Envoy's codec finds wrong with trailers: the length that was announced comes before fields that it would refuse.
+    fn details_of_message(&self, details: &'static str) -> &'static str {
+        match details {
+            h2_codec::INVALID_FIELD if self.request.contains("content-length") => h2_codec::VIOLATION,
+            details => details,
+        }
     }
 
     /// Logs and counts.

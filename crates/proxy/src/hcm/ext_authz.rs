@@ -3,6 +3,7 @@
 use super::authz::{as_internal, ask};
 use super::encode::{AddToAnswer, Addition};
 use super::exchange::{Exchange, Stop};
+use super::filters::{self, Peeked};
 use super::local_reply::LocalReply;
 use crate::stream::RecvBody;
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use envoy_api::Message;
 use envoy_api::core::header_value_option::HeaderAppendAction;
 use envoy_api::core::{HeaderMap, HeaderValue, HeaderValueOption};
 use envoy_api::pb::envoy::service::auth::v3 as auth;
-use proxy_core::filters::{Asked, AuthzService, BodyBuffer, ExtAuthz, HttpAuthz, PerFilter};
+use proxy_core::filters::{Asked, AuthzService, ExtAuthz, HttpAuthz, PerFilter};
 use proxy_core::{FormatContext, Headers, Metadata, ResponseFlags};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
@@ -123,20 +124,19 @@ pub(super) async fn run(
         _ => config.body,
     };
     let had_body = !body.is_empty();
-    let (sent_body, partial) = match &buffer {
+    let peeked = match &buffer {
         Some(buffer) if had_body => {
-            let (sent, whole) =
-                super::filters::peek_body(exchange, body, buffer.max_bytes as usize, buffer.allow_partial).await?;
-            (sent, Some(!whole))
+            Some(filters::peek_body(exchange, body, buffer.max_bytes as usize, buffer.allow_partial).await?)
         }
-        _ => (Bytes::new(), None),
+        _ => None,
     };
     let asked_at = Instant::now();
     let decision = match &config.service {
-        AuthzService::Http(http) => by_http(exchange, config, http, sent_body, partial).await?,
+        AuthzService::Http(http) => by_http(exchange, config, http, peeked).await?,
         AuthzService::Grpc { cluster, timeout, authority, metadata } => {
             let context = over.as_ref().map(|o| o.context.as_slice()).unwrap_or_default();
-            let check = check_request(exchange, config, context, &sent_body, buffer.as_ref(), partial);
+            let as_bytes = buffer.is_some_and(|buffer| buffer.as_bytes);
+            let check = check_request(exchange, config, context, peeked.as_ref(), as_bytes);
             let authority = if authority.is_empty() { cluster } else { authority };
             let mut headers = check_head(authority, *timeout, metadata);
             as_internal(exchange, &mut headers, *timeout);
@@ -172,9 +172,17 @@ pub(super) async fn run(
                 let reply = LocalReply::new(503, reason, details);
                 return Err(reply.flagged(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR).into());
             }
-            count("ok");
             let changed = allowed.changes_route();
+            let adds = allowed.fields().next().is_some();
             allow(exchange, allowed);
+            let limits = exchange.http.head_limits();
+            let request = &exchange.request;
+            if adds && (request.len() > limits.fields || request.byte_size() > limits.bytes) {
+                own.stats.other.inc(&counter(config, "request_header_limits_reached"));
+                count("invalid");
+                return Err(refuse(500, "ext_authz_invalid"));
+            }
+            count("ok");
             if config.clear_route_cache && changed {
                 exchange.clear_route();
             }
@@ -298,8 +306,7 @@ async fn by_http(
     exchange: &mut Exchange,
     config: &ExtAuthz,
     http: &HttpAuthz,
-    body: Bytes,
-    partial: Option<bool>,
+    peeked: Option<Peeked>,
 ) -> Result<Decision, Stop> {
     let request = &exchange.request;
     let path = http.path(request.path().unwrap_or("/"));
@@ -322,10 +329,11 @@ async fn by_http(
         headers.remove(name);
     }
     http.headers_to_add.apply_to_request(&mut headers, &FormatContext::new(&exchange.info, None, None));
-    headers.set("content-length", body.len().to_string().as_bytes());
-    if let Some(partial) = partial {
-        headers.set("x-envoy-auth-partial-body", if partial { b"true" } else { b"false" });
+    if let Some(peeked) = &peeked {
+        headers.set("x-envoy-auth-partial-body", if peeked.whole { b"false" } else { b"true" });
     }
+    let body = peeked.map(|peeked| peeked.data).unwrap_or_default();
+    headers.set("content-length", body.len().to_string().as_bytes());
     headers.set("x-envoy-internal", b"true");
     headers.set("x-envoy-expected-rq-timeout-ms", http.timeout.as_millis().to_string().as_bytes());
     let asked_at = Instant::now();
@@ -462,16 +470,16 @@ fn check_request(
     exchange: &Exchange,
     config: &ExtAuthz,
     context: &[(mesh_types::ArcStr, mesh_types::ArcStr)],
-    body: &Bytes,
-    buffer: Option<&BodyBuffer>,
-    partial: Option<bool>,
+    peeked: Option<&Peeked>,
+    as_bytes: bool,
 ) -> auth::CheckRequest {
     use auth::attribute_context::{HttpRequest, Request};
     let request = &exchange.request;
     let mut all: Vec<(&str, &[u8])> = config.sent(request).collect();
-    if let Some(partial) = partial {
-        all.push(("x-envoy-auth-partial-body", if partial { b"true" } else { b"false" }));
+    if let Some(peeked) = peeked {
+        all.push(("x-envoy-auth-partial-body", if peeked.whole { b"false" } else { b"true" }));
     }
+    let body = peeked.map(|peeked| &*peeked.data).unwrap_or_default();
     let mut headers: HashMap<String, String> = HashMap::new();
     let mut header_map = None;
     if config.raw_headers {
@@ -492,7 +500,6 @@ fn check_request(
         }
     }
     let text = |v: Option<&str>| v.unwrap_or_default().to_owned();
-    let as_bytes = buffer.is_some_and(|b| b.as_bytes);
     let http = HttpRequest {
         id: exchange.http.worker.random.borrow_mut().next().to_string(),
         method: text(request.method()),
@@ -501,7 +508,7 @@ fn check_request(
         path: text(request.path()),
         host: text(request.authority()),
         scheme: text(request.scheme()),
-        size: body.len() as i64,
+        size: peeked.map_or(0, |peeked| peeked.size as i64),
         protocol: exchange.info.protocol.map(|p| p.as_str().to_owned()).unwrap_or_default(),
         body: if as_bytes { String::new() } else { String::from_utf8_lossy(body).into_owned() },
         raw_body: if as_bytes { body.to_vec() } else { Vec::new() },

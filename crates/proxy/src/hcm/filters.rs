@@ -4,7 +4,7 @@ use super::encode::{AddToAnswer, Session, Throttle};
 use super::exchange::{Exchange, Stop};
 use super::local_reply::LocalReply;
 use super::{authz, ext_authz, limits};
-use crate::stream::{Frame, RecvBody};
+use crate::stream::{BodyError, Frame, RecvBody};
 use bytes::Bytes;
 use mesh_types::ArcStr;
 use proxy_core::cluster::Discovery;
@@ -277,7 +277,8 @@ async fn run_fault(
     (0..decision.overflow).for_each(|_| stats.other.inc("fault.faults_overflow"));
     if let Some(kib) = decision.rate_limit_kib {
         stats.other.inc("fault.response_rl_injected");
-        exchange.throttle = Some(Throttle::new(kib));
+        let limit = http.listener.per_connection_buffer_limit as usize;
+        exchange.throttle = Some(Throttle::new(kib, limit));
     }
     if let Some(delay) = decision.delay {
         exchange.http.stats.other.inc("fault.delays_injected");
@@ -406,25 +407,62 @@ fn run_rbac(
     Err(reply.into())
 }
 
+/// How a filter that holds a request's body judges its length, as Envoy's filter manager does with its buffer: what the
+/// buffer held before is not looked at, and data that brings the end is not put there unless something is there already.
+struct Held {
+    limit: u64,
+    size: u64,
+    /// What came while an earlier filter waited is being read.
+    before: bool,
+    empty: bool,
+}
+
+impl Held {
+    fn new(exchange: &Exchange, limit: u64) -> Self {
+        Self { limit, size: 0, before: exchange.waited, empty: true }
+    }
+
+    /// Waits for the next frame.
+    async fn next(
+        &mut self,
+        exchange: &mut Exchange,
+        body: &mut RecvBody,
+    ) -> Result<Option<Result<Frame, BodyError>>, Stop> {
+        poll_fn(|cx| {
+            exchange.poll_with(cx, |cx| {
+                let polled = body.poll_frame(cx);
+                self.before &= polled.is_ready();
+                polled.map(Ok)
+            })
+        })
+        .await
+    }
+
+    /// Takes note of data, after which `body` follows. An error is the answer to too much of it.
+    fn take(&mut self, exchange: &mut Exchange, data: &[u8], body: &RecvBody) -> Result<(), Stop> {
+        self.size += data.len() as u64;
+        exchange.info.bytes_received = exchange.info.bytes_received.max(self.size);
+        let whole = std::mem::replace(&mut self.empty, false) && body.is_over() && !exchange.answer.is_h1();
+        if self.size <= self.limit || self.before || whole {
+            return Ok(());
+        }
+        exchange.http.stats.downstream_rq_too_large.inc();
+        Err(LocalReply::new(413, "Payload Too Large", "request_payload_too_large").into())
+    }
+}
+
 /// Holds the request until all of it is there.
 async fn buffer(exchange: &mut Exchange, body: &mut RecvBody, limit: u64) -> Result<(), Stop> {
     if body.is_empty() {
         return Ok(());
     }
     let mut frames = VecDeque::new();
-    let mut size = 0u64;
+    let mut held = Held::new(exchange, limit);
     loop {
-        let frame = poll_fn(|cx| exchange.poll_with(cx, |cx| body.poll_frame(cx).map(Ok))).await?;
-        match frame {
+        match held.next(exchange, body).await? {
             None => break,
             Some(Ok(Frame::Data(data))) => {
-                size += data.len() as u64;
-                // As Envoy, which is done with buffering when the end comes with the data.
-                if size > limit && !body.is_over() {
-                    exchange.info.bytes_received = size;
-                    exchange.http.stats.downstream_rq_too_large.inc();
-                    return Err(LocalReply::new(413, "Payload Too Large", "request_payload_too_large").into());
-                }
+                held.take(exchange, &data, body)?;
                 frames.push_back(Frame::Data(data));
             }
             Some(Ok(trailers)) => frames.push_back(trailers),
@@ -432,48 +470,58 @@ async fn buffer(exchange: &mut Exchange, body: &mut RecvBody, limit: u64) -> Res
         }
     }
     exchange.request_complete();
-    exchange.info.bytes_received = size;
     // Envoy's buffer filter sets the length that is known now.
     if !exchange.request.contains("content-length") {
-        exchange.request.set("content-length", size.to_string().as_bytes());
+        exchange.request.set("content-length", held.size.to_string().as_bytes());
     }
     exchange.request.remove("transfer-encoding");
     *body = RecvBody::Memory(frames);
     Ok(())
 }
 
-/// The first `limit` bytes of the request's body, which stays readable, and whether that is all of it.
+/// What was seen of a body that stays readable.
+pub(super) struct Peeked {
+    /// The first bytes.
+    pub(super) data: Bytes,
+    /// They are all that there was by then.
+    pub(super) whole: bool,
+    /// How many there were.
+    pub(super) size: u64,
+}
+
+/// The first `limit` bytes of the request's body.
 pub(super) async fn peek_body(
     exchange: &mut Exchange,
     body: &mut RecvBody,
     limit: usize,
     allow_partial: bool,
-) -> Result<(Bytes, bool), Stop> {
+) -> Result<Peeked, Stop> {
     let mut frames = VecDeque::new();
     let mut seen = Vec::new();
     let mut ended = body.is_empty();
+    let mut held = Held::new(exchange, if allow_partial { u64::MAX } else { limit as u64 });
     while !ended {
-        let frame = poll_fn(|cx| exchange.poll_with(cx, |cx| body.poll_frame(cx).map(Ok))).await?;
-        match frame {
+        match held.next(exchange, body).await? {
             None => ended = true,
             Some(Ok(frame)) => {
                 if let Frame::Data(data) = &frame {
                     seen.extend_from_slice(data);
+                    held.take(exchange, data, body)?;
                 }
                 frames.push_back(frame);
-                // As Envoy, which is done with buffering when the end comes with the data.
-                if seen.len() > limit && !allow_partial && !body.is_over() {
-                    exchange.info.bytes_received = seen.len() as u64;
-                    exchange.http.stats.downstream_rq_too_large.inc();
-                    return Err(LocalReply::new(413, "Payload Too Large", "request_payload_too_large").into());
-                }
                 if seen.len() < limit || !allow_partial {
                     continue;
                 }
                 // No more is waited for, but what ends just here is whole.
                 match poll_fn(|cx| Poll::Ready(body.poll_frame(cx))).await {
                     Poll::Ready(None) => ended = true,
-                    Poll::Ready(Some(Ok(frame))) => frames.push_back(frame),
+                    Poll::Ready(Some(Ok(frame))) => {
+                        if let Frame::Data(data) = &frame {
+                            let came = (seen.len() + data.len()) as u64;
+                            exchange.info.bytes_received = exchange.info.bytes_received.max(came);
+                        }
+                        frames.push_back(frame);
+                    }
                     Poll::Ready(Some(Err(e))) => return Err(exchange.client_failed(e)),
                     Poll::Pending => {}
                 }
@@ -485,11 +533,12 @@ pub(super) async fn peek_body(
     if ended {
         exchange.request_complete();
     }
-    let whole = ended && seen.len() <= limit;
+    // As Envoy, which looks at the length only: what comes after just as much is not known yet.
+    let whole = seen.len() <= limit;
     seen.truncate(limit);
     if !frames.is_empty() {
         let rest = std::mem::replace(body, RecvBody::Empty);
         *body = if ended { RecvBody::Memory(frames) } else { RecvBody::Then(frames, Box::new(rest)) };
     }
-    Ok((seen.into(), whole))
+    Ok(Peeked { data: seen.into(), whole, size: held.size })
 }

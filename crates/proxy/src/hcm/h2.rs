@@ -62,8 +62,10 @@ pub(super) async fn serve(http: Rc<Http>, io: Io) {
 }
 
 /// What the codec of Envoy says of malformed fields, and of messages that lack some or have them twice.
-const INVALID_FIELD: &str = "http2.invalid.header.field";
-const VIOLATION: &str = "http2.violation.of.messaging.rule";
+pub(super) const INVALID_FIELD: &str = "http2.invalid.header.field";
+pub(super) const VIOLATION: &str = "http2.violation.of.messaging.rule";
+/// And of streams whose connection ends for what another one did.
+const BROKEN: &str = "codec_error:The_user_callback_function_failed";
 
 async fn requests(http: &Rc<Http>, io: Batch, outlet: &Outlet) -> Switch {
     let options = &http.config.http2;
@@ -230,7 +232,6 @@ async fn requests(http: &Rc<Http>, io: Batch, outlet: &Outlet) -> Switch {
 
 /// Counts and logs what a connection ended by, and has its streams know.
 fn ended(http: &Rc<Http>, switch: &Switch, error: Option<&h2::Error>) {
-    const BROKEN: &str = "codec_error:The_user_callback_function_failed";
     let stats = &http.stats;
     // A head that is not complete, or cannot be read, is a stream to Envoy.
     let mut headless = switch.head().is_some();
@@ -244,6 +245,10 @@ fn ended(http: &Rc<Http>, switch: &Switch, error: Option<&h2::Error>) {
                 stats.downstream_cx_protocol_error.inc();
                 http.end.set(Some(End::Codec { details: BROKEN, blamed: None }));
                 headless |= error.and_then(h2::Error::reason) == Some(h2::Reason::COMPRESSION_ERROR);
+            }
+            if let Some(Fault::Trailers(stream, details)) = fault {
+                http.worker.named_stats().inc("http2.rx_messaging_error");
+                http.end.set(Some(End::Codec { details: BROKEN, blamed: Some((stream, details)) }));
             }
             if let Some(Fault::Message(details)) = fault {
                 exchange::malformed(http, details);
@@ -284,12 +289,14 @@ fn stream(
     switch: &Switch,
     stream_errors: bool,
 ) {
+    switch.given_out(answer.stream_id().into());
     if switch.has_answered(answer.stream_id().into()) {
         // Its head came too late. The guard keeps this to itself.
         answer.send_reset(h2::Reason::NO_ERROR);
         return;
     }
-    if let Some(details) = fault(&request) {
+    let excess = exceeds(http, size_of(&request));
+    if let (Some(details), None) = (fault(&request), excess) {
         if stream_errors {
             switch.explain(details);
             answer.send_reset(h2::Reason::PROTOCOL_ERROR);
@@ -323,11 +330,14 @@ fn stream(
     }
     push_map(&mut headers, &parts.headers);
     headers.remove("host");
-    if headers.get_all("cookie").nth(1).is_some() {
-        // Crumbs of one header (RFC 9113, 8.2.3).
+    if headers.contains("cookie") {
+        // Crumbs of one header (RFC 9113, 8.2.3), which Envoy puts behind the others.
         let crumbs = headers.get_all("cookie").filter(|crumb| !crumb.is_empty());
         let joined = crumbs.collect::<Vec<_>>().join(&b"; "[..]);
-        headers.set("cookie", &joined);
+        headers.remove("cookie");
+        if !joined.is_empty() {
+            headers.push(b"cookie", &joined);
+        }
     }
     headers.join_single();
     if let Some(protocol) = &protocol {
@@ -346,7 +356,7 @@ fn stream(
         absolute: None,
         header_bytes: None,
     };
-    let verdict = check(http, &mut headers);
+    let verdict = excess.map_or_else(|| drop_or_refuse(http, &mut headers), Err);
     let mut exchange = Exchange::new(http, HttpProtocol::Http2, headers, answer, hints);
     let worker = http.worker.clone();
     worker.h2_streams().inc();
@@ -383,19 +393,55 @@ fn fault(request: &http::Request<h2::RecvStream>) -> Option<&'static str> {
     (userinfo || no_length || no_scheme || twice("content-length") || twice("host")).then_some(INVALID_FIELD)
 }
 
-/// Limits and names that the codec of Envoy checks, of heads and trailers.
-pub(super) fn check(http: &Http, headers: &mut Headers) -> Result<(), &'static str> {
+/// Bytes and number of a head's fields as they came: each crumb of a cookie, and a `host` beside the authority.
+fn size_of(request: &http::Request<h2::RecvStream>) -> (usize, usize) {
+    let (uri, headers) = (request.uri(), request.headers());
+    let protocol = request.extensions().get::<h2::ext::Protocol>().map(|protocol| protocol.as_str().len());
+    let path = uri.path_and_query().map(|path| path.as_str().len());
+    let pseudo = [
+        Some((":method".len(), request.method().as_str().len())),
+        // Which the crate drops when there is no authority.
+        uri.scheme_str()
+            .or((uri.authority().is_none()).then_some("http"))
+            .map(|scheme| (":scheme".len(), scheme.len())),
+        uri.authority().map(|authority| (":authority".len(), authority.as_str().len())),
+        path.filter(|_| request.method() != http::Method::CONNECT || protocol.is_some())
+            .map(|path| (":path".len(), path)),
+        protocol.map(|protocol| (":protocol".len(), protocol)),
+    ];
+    let regular = headers.iter().map(|(name, value)| (name.as_str().len(), value.len()));
+    let add = |(bytes, fields), (name, value)| (bytes + name + value, fields + 1);
+    pseudo.into_iter().flatten().chain(regular).fold((0, 0), add)
+}
+
+/// What the codec of Envoy says, and counts, of more bytes or fields than there may be.
+fn exceeds(http: &Http, (bytes, fields): (usize, usize)) -> Option<&'static str> {
     let limits = http.head_limits();
     let stats = http.worker.named_stats();
-    if headers.byte_size() > limits.bytes {
+    if bytes > limits.bytes {
         stats.inc("http2.header_list_size_too_large");
-        return Err("http2.header_list_size_too_large");
+        return Some("http2.header_list_size_too_large");
     }
     // Which counts the pseudo-headers.
-    if headers.len() > limits.fields {
+    if fields > limits.fields {
         stats.inc("http2.header_overflow");
-        return Err("http2.too_many_headers");
+        return Some("http2.too_many_headers");
     }
+    None
+}
+
+/// Limits and names that the codec of Envoy checks, of trailers.
+pub(super) fn check(http: &Http, trailers: &mut Headers) -> Result<(), &'static str> {
+    match exceeds(http, (trailers.byte_size(), trailers.len())) {
+        Some(details) => Err(details),
+        None => drop_or_refuse(http, trailers),
+    }
+}
+
+/// Does with names that have an underscore what the configuration says.
+fn drop_or_refuse(http: &Http, headers: &mut Headers) -> Result<(), &'static str> {
+    let limits = http.head_limits();
+    let stats = http.worker.named_stats();
     if limits.underscores != UnderscoreAction::Allow && headers.iter_regular().any(|(n, _)| n.contains(&b'_')) {
         if limits.underscores == UnderscoreAction::Reject {
             stats.inc("http2.requests_rejected_with_underscores_in_headers");

@@ -81,6 +81,8 @@ impl LocalReply {
             content_type = rewritten.content_type.to_string().into();
         }
         let status = headers.status().unwrap_or(self.status);
+        // Filters see it, whatever a call of gRPC is told.
+        exchange.info.response_code = Some(status);
         if exchange.grpc && !self.direct {
             headers.set_status(200);
             headers.set("content-type", b"application/grpc");

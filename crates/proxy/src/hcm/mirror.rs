@@ -7,9 +7,10 @@ pub(super) use feed::Feed;
 
 use super::exchange::Exchange;
 use super::router::is_canary;
+use crate::stats::OWN_REQUESTS;
 use crate::stream::{BodyError, Pump, PumpError};
 use crate::upstream::{
-    AcquireError, Acquired, Active, Failure, Protocol, Reply, Tunnel, Upstream, Variant, WorkerCluster, server_name,
+    AcquireError, Acquired, Active, Failure, Protocol, Reply, ServerNames, Tunnel, Upstream, Variant, WorkerCluster,
 };
 use feed::Tap;
 use mesh_types::ArcStr;
@@ -116,13 +117,14 @@ enum Lost {
 
 impl Sending {
     async fn run(mut self) {
+        self.worker.named_stats().inc(OWN_REQUESTS);
         let Some(host) = self.pick() else {
             self.cluster.stats.upstream_cx_none_healthy.inc();
             return self.cluster.stats.charge(503, true);
         };
         let protocol = Protocol::of(&self.cluster.config().protocol, self.downstream);
-        let server_name = server_name(self.cluster.config(), &self.headers);
-        let pool = self.cluster.pool(&self.worker, &host, &Variant { protocol, server_name, ..Variant::default() });
+        let names = ServerNames::of(self.cluster.config(), &self.headers);
+        let pool = self.cluster.pool(&self.worker, &host, &Variant { protocol, names, ..Variant::default() });
         let Some(pool) = pool else { return self.cluster.stats.charge(503, true) };
         let mut acquiring = Box::pin(pool.acquire());
         let mut late = None;

@@ -6,7 +6,7 @@ use mesh_types::ArcStr;
 use proxy_core::route::{Forward, Hop, InternalRedirect, NotFollowed, RouteInput, RouteResult};
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{Headers, StreamInfo};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Counters of redirects that were passed on.
 pub(super) const COUNTERS: [&str; 5] = [
@@ -21,6 +21,8 @@ pub(super) const COUNTERS: [&str; 5] = [
 pub(crate) struct Redirected {
     pub(super) request: Headers,
     pub(super) body: Vec<Frame>,
+    /// The head of the redirect, for the record.
+    pub(super) answer: Headers,
 }
 
 /// The next request, if the answer is a redirect that is to be followed. `body`: the request's, when all of it is
@@ -66,7 +68,9 @@ pub(super) fn follow(
     }
     cluster.stats.upstream_internal_redirect_succeeded_total.inc();
     let keeps_body = answer.status() != Some(303) || matches!(exchange.request.method(), Some("GET" | "HEAD"));
-    Some(Redirected { request, body: if keeps_body { body.to_vec() } else { Vec::new() } })
+    // As Envoy, which keeps what it buffered and no trailers.
+    let data = |frame: &&Frame| keeps_body && matches!(frame, Frame::Data(_));
+    Some(Redirected { request, body: body.iter().filter(data).cloned().collect(), answer: answer.clone() })
 }
 
 impl Exchange {
@@ -120,8 +124,10 @@ impl Exchange {
         self.info.response_code_details = Some("internal_redirect".into());
         self.info.times.complete = Some(self.elapsed());
         self.steps.own(self.elapsed(), "redirect", format!("followed the {status}"));
+        self.response = Some(redirected.answer);
         self.log("DownstreamEnd");
         super::record::remember(self);
+        self.response = None;
         self.http.stats.downstream_rq_total.inc();
         match self.info.protocol {
             Some(HttpProtocol::Http2) => self.http.stats.downstream_rq_http2_total.inc(),
@@ -134,6 +140,8 @@ impl Exchange {
         info.filter_state = std::mem::take(&mut self.info.filter_state);
         info.trace_id = self.info.trace_id.take();
         info.traced = self.info.traced;
+        // All of the request is there.
+        info.times.request_received = Some(Duration::ZERO);
         self.info = info;
         self.timers.start();
         self.redirects += 1;

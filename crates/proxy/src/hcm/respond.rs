@@ -94,7 +94,8 @@ impl Answer {
                 headers.remove("transfer-encoding");
                 headers.remove("connection");
                 headers.remove("upgrade");
-                if status == 204 || (tunnel && headers.get("content-length") == Some(b"0")) {
+                let empty = headers.get("content-length") == Some(b"0");
+                if (status == 204 || tunnel) && empty {
                     headers.remove("content-length");
                 }
                 // The answer to an extended CONNECT (RFC 8441) is 200.

@@ -6,7 +6,6 @@ mod counted;
 mod outgoing;
 mod why;
 
-use super::encode::AddToAnswer;
 use super::exchange::{Exchange, Outcome, Stop};
 use super::local_reply::LocalReply;
 use super::mirror::Copy;
@@ -23,8 +22,8 @@ use proxy_core::circuit::Resource;
 use proxy_core::cluster::Discovery;
 use proxy_core::filters::{HttpFilter, HttpFilterEntry, RouterConfig};
 use proxy_core::outlier::Outcome as Health;
-use proxy_core::retry::{ResetReason, RetryRuntime, RetryVerdict};
-use proxy_core::route::{Action, Forward, HashContext, Matched, Timeouts, own_location, tls_location};
+use proxy_core::retry::{ResetReason, RetryRuntime, RetryVerdict, http_status_of_grpc};
+use proxy_core::route::{Action, Forward, HashContext, Matched, SetCookie, Timeouts, own_location, tls_location};
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{FormatContext, Headers, Host, PickContext, ResponseFlags, RetryState};
 use std::cell::RefCell;
@@ -57,7 +56,12 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
             let mut result = forward_request(exchange, body, &matched, forward).await;
             if let Err(Stop::Reply(reply)) = &mut result {
                 // These are found before there is a try to count.
-                let early = [ResponseFlags::NO_CLUSTER, ResponseFlags::INVALID_ENVOY_HEADERS];
+                let early = [
+                    ResponseFlags::NO_CLUSTER,
+                    ResponseFlags::INVALID_ENVOY_HEADERS,
+                    ResponseFlags::UNCONDITIONAL_DROP,
+                    ResponseFlags::DROP_OVERLOAD,
+                ];
                 reply.finalize = !early.iter().any(|flag| reply.flags.intersects(*flag));
             }
             result
@@ -138,6 +142,8 @@ struct Plan<'a> {
     timeouts: Timeouts,
     suppress_envoy_headers: bool,
     hash: Option<u64>,
+    /// A `set-cookie` that keeps the client with its host; only the upstream's answer has it.
+    cookie: Option<SetCookie>,
     alpn: Option<&'a proxy_core::filters::AlpnOverride>,
     /// When the router got the request.
     began: Instant,
@@ -237,9 +243,6 @@ async fn forward_request(
             filter_state: &exchange.info.filter_state,
         },
     );
-    if let Some(cookie) = cookie {
-        exchange.add_to_response.push(AddToAnswer::set("set-cookie", cookie.0));
-    }
     let unset = RetryRuntime::default();
     let runtime = router.map_or(&unset, |router| &router.retries);
     // What the route adds to the request asks for retries, too.
@@ -276,6 +279,7 @@ async fn forward_request(
         timeouts,
         suppress_envoy_headers: suppress,
         hash,
+        cookie,
         alpn,
         began: exchange.timers.now(),
         router: router.map(|router| &**router),
@@ -286,6 +290,12 @@ async fn forward_request(
         exchange.timers.set(Deadline::Global, plan.timeouts.global);
     }
     let result = tries(exchange, &plan, &mut outgoing, retries.as_mut()).await;
+    if matches!(result, Err(Stop::Reply(_))) {
+        outgoing.leave_to_copies();
+        if outgoing.ended {
+            exchange.request_complete();
+        }
+    }
     if outgoing.overflowed {
         plan.cluster.stats.retry_or_shadow_abandoned.inc();
     }
@@ -360,7 +370,7 @@ async fn tries(
                 if checked && reply.headers.contains("x-envoy-immediate-health-check-fail") {
                     plan.cluster.on_own_word(&host, &worker);
                 }
-                plan.cluster.on_result(&host, Some(Health::Status(outlier_status(reply))), &worker);
+                plan.cluster.on_result(&host, Some(Health::Status(outlier_status(exchange, reply))), &worker);
                 match &mut retries {
                     Some(r) => r.on_response(&reply.headers, &mut worker.random.borrow_mut(), exchange.info.start + at),
                     None => RetryVerdict::No,
@@ -422,6 +432,7 @@ async fn tries(
                         if let Tried::Answer(reply, mut upstream, ..) = tried {
                             upstream.count_wire(&mut exchange.info.upstream, stats);
                             stats.retry_rq.inc(reply.status);
+                            host.state.stats.count(false);
                             plan.log_try(exchange, Some(&reply.headers), ResponseFlags::NONE);
                             discard(&reply, &mut upstream);
                         }
@@ -494,7 +505,7 @@ async fn tries(
                 if matches!(why, Why::Connect(_)) {
                     exchange.info.upstream.local = None;
                 }
-                let reply = why.reply(retried, outgoing.answered);
+                let reply = why.reply(retried, outgoing.answered, plan.suppress_envoy_headers);
                 plan.charge(exchange, reply.status);
                 Err(reply.into())
             }
@@ -503,13 +514,10 @@ async fn tries(
     }
 }
 
-/// gRPC failures count as their HTTP status (Envoy `Filter::onUpstreamHeaders`).
-fn outlier_status(reply: &Reply) -> u16 {
-    let grpc = reply.headers.get_str("grpc-status").and_then(|s| s.parse::<u32>().ok());
-    match grpc {
-        Some(14) => 503,
-        Some(2 | 13 | 15) => 500,
-        Some(4) => 504,
+/// Failures of gRPC without a body count as their HTTP status (Envoy `Filter::onUpstreamHeaders`).
+fn outlier_status(exchange: &Exchange, reply: &Reply) -> u16 {
+    match reply.headers.get_str("grpc-status") {
+        Some(status) if exchange.grpc => http_status_of_grpc(status.parse().ok()),
         _ => reply.status,
     }
 }

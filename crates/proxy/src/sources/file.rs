@@ -59,6 +59,9 @@ fn take(path: &str, demand: &Demand, control: &Mutex<Control>, known: &mut BTree
         Some(_) => Vec::new(),
     };
     let mut control = control.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(name) = demand.name.as_ref().filter(|_| found.is_empty()) {
+        control.count_empty(demand.type_url, name);
+    }
     for (name, reason) in control.update(&demand.origin, demand.type_url, found, &removed) {
         tracing::warn!(file = path, resource = &*name, reason, "a resource of a file is refused");
     }

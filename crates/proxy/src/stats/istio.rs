@@ -301,7 +301,7 @@ impl Series {
                     for part in parts {
                         sample.merge(&pick(part).read());
                     }
-                    render::histogram(&mut out, name, labels, &sample);
+                    render::histogram(&mut out, name, labels, &sample, &super::BOUNDS);
                 }
             }
         }

@@ -38,6 +38,8 @@ pub(crate) enum Sample {
     Counter(u64),
     Gauge(u64),
     Histogram(HistogramSample),
+    /// What is no number, such as a version.
+    Text(ArcStr),
 }
 
 impl Sample {
@@ -54,6 +56,7 @@ impl Sample {
         match self {
             Sample::Counter(n) | Sample::Gauge(n) => *n != 0,
             Sample::Histogram(h) => h.count() != 0,
+            Sample::Text(text) => !text.is_empty(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `/stats` as text, JSON and Prometheus.
 
 use super::registry::{Entry, Kind, Sample};
-use super::{BOUNDS, HistogramSample};
+use super::{BOUNDS, HistogramSample, Naming};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -20,24 +20,28 @@ pub(crate) enum Buckets {
 
 impl Buckets {
     /// The counts by bucket that are shown; `None`: quantiles are.
-    fn counts(self, sample: &HistogramSample) -> Option<Vec<(f64, u64)>> {
-        let mut sum = 0;
-        let counts = BOUNDS.iter().zip(sample.buckets).map(|(bound, n)| {
-            sum += n;
-            (*bound, if self == Self::Cumulative { sum } else { n })
+    fn counts(self, sample: &HistogramSample, bounds: &[f64]) -> Option<Vec<(f64, u64)>> {
+        let mut below = 0;
+        let counts = sample.cumulative(bounds).map(|(bound, sum)| {
+            let n = sum - std::mem::replace(&mut below, sum);
+            (bound, if self == Self::Cumulative { sum } else { n })
         });
         matches!(self, Self::Cumulative | Self::Disjoint).then(|| counts.collect())
     }
 }
 
-/// `name: value` lines, sorted.
-pub(crate) fn text(entries: &[Entry], buckets: Buckets) -> String {
+/// `name: value` lines: texts, numbers, histograms, each sorted.
+pub(crate) fn text(entries: &[Entry], buckets: Buckets, naming: &Naming) -> String {
     let mut lines: BTreeMap<String, String> = BTreeMap::new();
     let mut histograms = BTreeMap::new();
+    let mut texts = BTreeMap::new();
     for entry in entries {
         match &entry.sample {
             Sample::Counter(n) | Sample::Gauge(n) => {
                 lines.insert(entry.full_name(), n.to_string());
+            }
+            Sample::Text(text) => {
+                texts.insert(entry.full_name(), text);
             }
             Sample::Histogram(h) => {
                 histograms.insert(entry.full_name(), h.clone());
@@ -45,6 +49,9 @@ pub(crate) fn text(entries: &[Entry], buckets: Buckets) -> String {
         }
     }
     let mut out = String::new();
+    for (name, text) in texts {
+        let _ = writeln!(out, "{name}: \"{text}\"");
+    }
     for (name, value) in lines {
         let _ = writeln!(out, "{name}: {value}");
     }
@@ -54,9 +61,9 @@ pub(crate) fn text(entries: &[Entry], buckets: Buckets) -> String {
             out.push_str(" No recorded values\n");
             continue;
         }
-        match buckets.counts(&histogram) {
+        match buckets.counts(&histogram, naming.bounds(&name)) {
             Some(counts) => counts.iter().for_each(|(bound, n)| {
-                let _ = write!(out, " B{bound}({n},{n})");
+                let _ = write!(out, " B{}({n},{n})", short(*bound));
             }),
             None => QUANTILES.iter().for_each(|quantile| {
                 let _ = write!(out, " P{quantile}({0},{0})", histogram.quantile(*quantile));
@@ -71,6 +78,14 @@ pub(crate) fn text(entries: &[Entry], buckets: Buckets) -> String {
 const QUANTILES: [f64; 10] = [0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 100.0];
 
 impl HistogramSample {
+    /// How many there are up to each of these bounds. Of a bound that is not among [`BOUNDS`], what is in the bucket that it
+    /// parts is taken to be above it.
+    fn cumulative<'a>(&'a self, bounds: &'a [f64]) -> impl Iterator<Item = (f64, u64)> + 'a {
+        let up_to =
+            |most: f64| BOUNDS.iter().zip(self.buckets).filter(|(bound, _)| **bound <= most).map(|(_, n)| n).sum();
+        bounds.iter().map(move |bound| (*bound, up_to(*bound)))
+    }
+
     /// An estimate from the buckets: the upper bound of the bucket that holds the quantile.
     fn quantile(&self, quantile: f64) -> f64 {
         let wanted = (self.count() as f64 * quantile / 100.0).ceil().max(1.0) as u64;
@@ -85,15 +100,26 @@ impl HistogramSample {
     }
 }
 
+/// A bound as Envoy's text has it: six digits, larger ones by their power of ten.
+fn short(bound: f64) -> String {
+    if bound < 1e6 {
+        return bound.to_string();
+    }
+    let text = format!("{bound:e}");
+    let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+    format!("{digits}e+{power:0>2}")
+}
+
 /// A number as Envoy writes it: without a fraction where there is none.
 fn number(n: f64) -> serde_json::Value {
     if n.fract() == 0.0 && n.abs() < 1e15 { serde_json::json!(n as i64) } else { serde_json::json!(n) }
 }
 
-/// `{"stats":[…]}`, histograms last, as Envoy.
-pub(crate) fn json(entries: &[Entry], buckets: Buckets) -> serde_json::Value {
+/// `{"stats":[…]}`, texts first and histograms last, as Envoy.
+pub(crate) fn json(entries: &[Entry], buckets: Buckets, naming: &Naming) -> serde_json::Value {
     use serde_json::json;
     let mut stats: BTreeMap<String, serde_json::Value> = BTreeMap::new();
+    let mut texts: BTreeMap<String, serde_json::Value> = BTreeMap::new();
     let mut histograms = Vec::new();
     for entry in entries {
         let h = match &entry.sample {
@@ -102,9 +128,14 @@ pub(crate) fn json(entries: &[Entry], buckets: Buckets) -> serde_json::Value {
                 stats.insert(name.clone(), json!({"name": name, "value": n}));
                 continue;
             }
+            Sample::Text(text) => {
+                let name = entry.full_name();
+                texts.insert(name.clone(), json!({"name": name, "value": &**text}));
+                continue;
+            }
             Sample::Histogram(h) => h,
         };
-        if let Some(counts) = buckets.counts(h) {
+        if let Some(counts) = buckets.counts(h, naming.bounds(&entry.full_name())) {
             let counts = counts
                 .into_iter()
                 .map(|(bound, n)| json!({"upper_bound": number(bound), "interval": n, "cumulative": n}));
@@ -128,7 +159,7 @@ pub(crate) fn json(entries: &[Entry], buckets: Buckets) -> serde_json::Value {
             _ => json!({"name": entry.full_name(), "values": values}),
         });
     }
-    let mut list: Vec<_> = stats.into_values().collect();
+    let mut list: Vec<_> = texts.into_values().chain(stats.into_values()).collect();
     let quantiles = || QUANTILES.map(number);
     if !histograms.is_empty() {
         list.push(match buckets {
@@ -144,20 +175,21 @@ pub(crate) fn json(entries: &[Entry], buckets: Buckets) -> serde_json::Value {
     json!({ "stats": list })
 }
 
-/// Prometheus text format with the tags Envoy extracts from names: counters, gauges and histograms in turn.
-pub(crate) fn prometheus(entries: &[Entry], buckets: Buckets) -> String {
-    type Family<'a> = BTreeMap<String, Vec<(String, &'a Sample)>>;
-    let mut kinds: [(&str, Family<'_>); 3] =
-        ["counter", "gauge", if buckets == Buckets::Quantiles { "summary" } else { "histogram" }]
+/// Prometheus text format with the tags Envoy extracts from names: counters, gauges, texts and histograms in turn.
+pub(crate) fn prometheus(entries: &[Entry], buckets: Buckets, naming: &Naming) -> String {
+    type Family<'a> = BTreeMap<String, Vec<(String, &'a Entry)>>;
+    let mut kinds: [(&str, Family<'_>); 4] =
+        ["counter", "gauge", "gauge", if buckets == Buckets::Quantiles { "summary" } else { "histogram" }]
             .map(|kind| (kind, BTreeMap::new()));
     for entry in entries {
-        let (name, labels) = prometheus_name(entry);
+        let (name, labels) = named_by(entry, naming);
         let kind = match entry.sample {
             Sample::Counter(_) => 0,
             Sample::Gauge(_) => 1,
-            Sample::Histogram(_) => 2,
+            Sample::Text(_) => 2,
+            Sample::Histogram(_) => 3,
         };
-        kinds[kind].1.entry(name).or_default().push((labels, &entry.sample));
+        kinds[kind].1.entry(name).or_default().push((labels, entry));
     }
     let mut out = String::new();
     for (kind, families) in kinds {
@@ -166,13 +198,19 @@ pub(crate) fn prometheus(entries: &[Entry], buckets: Buckets) -> String {
             let mut name = String::from("envoy_");
             sanitize(&mut name, &dotted);
             let _ = writeln!(out, "# TYPE {name} {kind}");
-            for (labels, sample) in samples {
-                match sample {
+            for (labels, entry) in samples {
+                match &entry.sample {
                     Sample::Counter(n) | Sample::Gauge(n) => {
                         let _ = writeln!(out, "{name}{{{labels}}} {n}");
                     }
+                    Sample::Text(text) => {
+                        let separator = if labels.is_empty() { "" } else { "," };
+                        let _ = writeln!(out, "{name}{{{labels}{separator}text_value=\"{}\"}} 0", escape(text));
+                    }
                     Sample::Histogram(h) if buckets == Buckets::Quantiles => summary(&mut out, &name, &labels, h),
-                    Sample::Histogram(h) => histogram(&mut out, &name, &labels, h),
+                    Sample::Histogram(h) => {
+                        histogram(&mut out, &name, &labels, h, naming.bounds(&entry.full_name()));
+                    }
                 }
             }
         }
@@ -194,11 +232,9 @@ fn summary(out: &mut String, name: &str, labels: &str, sample: &HistogramSample)
 }
 
 /// The `_bucket`, `_sum` and `_count` lines of one histogram.
-pub(crate) fn histogram(out: &mut String, name: &str, labels: &str, sample: &HistogramSample) {
+pub(crate) fn histogram(out: &mut String, name: &str, labels: &str, sample: &HistogramSample, bounds: &[f64]) {
     let separator = if labels.is_empty() { "" } else { "," };
-    let mut sum = 0;
-    for (bound, n) in BOUNDS.iter().zip(sample.buckets) {
-        sum += n;
+    for (bound, sum) in sample.cumulative(bounds) {
         let _ = writeln!(out, "{name}_bucket{{{labels}{separator}le=\"{bound}\"}} {sum}");
     }
     let total = sample.count();
@@ -207,8 +243,35 @@ pub(crate) fn histogram(out: &mut String, name: &str, labels: &str, sample: &His
     let _ = writeln!(out, "{name}_count{{{labels}}} {total}");
 }
 
-/// The name with its dots and without what became labels, and these.
-fn prometheus_name(entry: &Entry) -> (String, String) {
+/// The name with its dots and without what became labels, and these: Envoy's own, those of the bootstrap, or both.
+fn named_by(entry: &Entry, naming: &Naming) -> (String, String) {
+    let full = entry.full_name();
+    let Some(found) = naming.find(&full) else { return prometheus_name(entry, &[]) };
+    if naming.has_defaults() {
+        let (mut name, mut labels) = prometheus_name(entry, &found.early);
+        found.take_out(&full, &mut name);
+        put_labels(&found.late, &mut labels);
+        return (name, labels);
+    }
+    let mut labels = String::new();
+    put_labels(&found.early, &mut labels);
+    put_labels(&found.late, &mut labels);
+    (found.rest_of(&full), labels)
+}
+
+/// Adds labels; one that is there already stays as it is.
+fn put_labels(more: &[(String, String)], labels: &mut String) {
+    for (name, value) in more {
+        if labels.split(',').any(|label| label.split('=').next() == Some(name)) {
+            continue;
+        }
+        let separator = if labels.is_empty() { "" } else { "," };
+        let _ = write!(labels, "{separator}{name}=\"{}\"", escape(value));
+    }
+}
+
+/// By Envoy's own rules, with other labels among theirs.
+fn prometheus_name(entry: &Entry, others: &[(String, String)]) -> (String, String) {
     let mut labels = String::new();
     let mut name = entry.name.as_str();
     let shortened;
@@ -223,13 +286,21 @@ fn prometheus_name(entry: &Entry) -> (String, String) {
         name = &shortened;
     }
     let moved;
-    if let Some((rest, label, value)) = tagged(entry.kind, name) {
+    let part = tagged(entry.kind, name);
+    let of_worker = part.as_ref().is_some_and(|(_, label, _)| *label == "envoy_worker_id");
+    if !of_worker {
+        put_labels(others, &mut labels);
+    }
+    if let Some((rest, label, value)) = part {
         if !labels.is_empty() {
             labels.push(',');
         }
         let _ = write!(labels, "{label}=\"{}\"", escape(value));
         moved = rest;
         name = &moved;
+    }
+    if of_worker {
+        put_labels(others, &mut labels);
     }
     let tag = match entry.kind {
         Kind::Cluster => "envoy_cluster_name",
@@ -291,6 +362,10 @@ fn name_of_requests(scope: &str, full: &mut String, labels: &mut String) {
 /// A part of a name that Envoy makes a label (`source/common/config/well_known_names.cc`): the name without it, the label and
 /// its value.
 fn tagged(kind: Kind, name: &str) -> Option<(String, &'static str, &str)> {
+    // Of names with dots, their first part.
+    if let Some((certificate, rest)) = name.strip_prefix("ssl.certificate.").and_then(|rest| rest.split_once('.')) {
+        return Some((format!("ssl.certificate.{rest}"), "envoy_tls_certificate", certificate));
+    }
     if let Some((what, value)) = name.strip_prefix("ssl.").and_then(|rest| rest.split_once('.')) {
         let label = match (what, kind) {
             // Envoy has two rules for these, of which the older one names clusters' only.
@@ -302,6 +377,21 @@ fn tagged(kind: Kind, name: &str) -> Option<(String, &'static str, &str)> {
             _ => return None,
         };
         return Some((format!("ssl.{what}"), label, value));
+    }
+    if kind == Kind::Plain
+        && let Some((secret, rest)) = name.strip_prefix("sds.").and_then(|rest| rest.split_once('.'))
+    {
+        return Some((format!("sds.{rest}"), "envoy_xds_resource_name", secret));
+    }
+    if kind == Kind::Http
+        && let Some((routes, rest)) = name.strip_prefix("rds.").and_then(|rest| rest.rsplit_once('.'))
+    {
+        return Some((format!("rds.{rest}"), "envoy_rds_route_config", routes));
+    }
+    if kind == Kind::Plain
+        && let Some(rest) = name.strip_prefix("http.async-client.")
+    {
+        return Some((format!("http.{rest}"), "envoy_http_conn_manager_prefix", "async-client"));
     }
     if kind == Kind::Listener
         && let Some((prefix, rest)) = name.strip_prefix("http.").and_then(|rest| rest.rsplit_once('.'))

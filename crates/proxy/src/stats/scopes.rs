@@ -110,6 +110,24 @@ fn visit_codes(prefix: &str, codes: &Codes, f: &mut dyn FnMut(&str, Sample)) {
     }
 }
 
+/// Requests of this proxy's own: mirrored ones, checks, keys, exports (Envoy `AsyncClientImpl`).
+pub(crate) const OWN_REQUESTS: &str = "http.async-client.rq_total";
+
+/// What else Envoy's client for them has, which is a router without a listener.
+pub(crate) const OWN_REQUESTS_ELSE: [&str; 11] = [
+    "no_cluster",
+    "no_route",
+    "passthrough_internal_redirect_bad_location",
+    "passthrough_internal_redirect_no_route",
+    "passthrough_internal_redirect_predicate",
+    "passthrough_internal_redirect_too_many_redirects",
+    "passthrough_internal_redirect_unsafe_scheme",
+    "rq_direct_response",
+    "rq_overload_local_reply",
+    "rq_redirect",
+    "rq_reset_after_downstream_response_started",
+];
+
 /// What Envoy's HTTP/1 codec counts, for all listeners: all of these exist once there was a connection.
 pub(crate) const HTTP1_CODEC: [&str; 4] = [
     "http1.dropped_headers_with_underscores",

@@ -19,7 +19,7 @@ pub(super) struct Tunnel {
     reply: Box<Reply>,
 }
 
-/// Sends the request and waits for a 2xx.
+/// Sends the request and waits for a 2xx that does not end at once.
 pub(super) async fn open(pool: &Rc<Pool>, mut headers: Headers) -> Result<Tunnel, AcquireError> {
     let connect = match headers.method() {
         Some("CONNECT") => upstream::Tunnel::Connect,
@@ -27,7 +27,7 @@ pub(super) async fn open(pool: &Rc<Pool>, mut headers: Headers) -> Result<Tunnel
     };
     let acquired = pool.acquire().await?;
     let failed = |reason: &str| AcquireError::Connect(ConnectError { timeout: false, reason: reason.to_owned() });
-    let gone = |_: Failure| failed("tunnel_refused");
+    let gone = |_: Failure| failed("");
     let mut upstream = Upstream::start(acquired, &mut headers, false, connect, false).map_err(gone)?;
     let reply = poll_fn(|cx| {
         if let Poll::Ready(Err(e)) = upstream.send.poll_flush(cx) {
@@ -41,10 +41,10 @@ pub(super) async fn open(pool: &Rc<Pool>, mut headers: Headers) -> Result<Tunnel
         }
     });
     let reply = reply.await.map_err(gone)?;
-    if (200..300).contains(&reply.status) {
+    if (200..300).contains(&reply.status) && !reply.body.is_empty() {
         Ok(Tunnel { upstream, reply })
     } else {
-        upstream.send.reset(h2::Reason::CANCEL);
+        upstream.send.reset(h2::Reason::INTERNAL_ERROR);
         Err(failed(&format!("tunnel_response:{}", reply.status)))
     }
 }
@@ -68,7 +68,7 @@ impl Tunnel {
         let (mut there_done, mut back_done) = (false, false);
         watched(transfer, |cx| {
             if let Some(check) = &mut gate
-                && conn.borrow().io.poll_first_byte(cx).is_ready()
+                && conn.borrow_mut().io.poll_first_byte(cx).is_ready()
             {
                 if let Err(details) = check() {
                     return Poll::Ready(Ended::Denied(details));

@@ -36,6 +36,34 @@ pub(crate) fn peer_certificate(chain: &[CertificateDer<'_>]) -> Option<PeerCerti
     })
 }
 
+/// Adds what is said of who issued the leaf: another one of its chain, or one of these roots.
+pub(crate) fn add_issuer(peer: &mut PeerCertificate, chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>]) {
+    KNOWN.with_borrow_mut(|known| {
+        let known = known.front_mut().filter(|(remembered, _)| remembered == chain).map(|(_, known)| known);
+        if let Some(known) = known.as_deref().filter(|known| !known.issuer_sha256.is_empty()) {
+            (peer.issuer_sha256, peer.issuer_serial) = (known.issuer_sha256.clone(), known.issuer_serial.clone());
+            return;
+        }
+        find_issuer(peer, chain, roots);
+        if let Some(known) = known {
+            (known.issuer_sha256, known.issuer_serial) = (peer.issuer_sha256.clone(), peer.issuer_serial.clone());
+        }
+    });
+}
+
+fn find_issuer(peer: &mut PeerCertificate, chain: &[CertificateDer<'_>], roots: &[CertificateDer<'_>]) {
+    let Some(Ok((_, leaf))) = chain.first().map(|leaf| X509Certificate::from_der(leaf)) else { return };
+    for candidate in chain.iter().skip(1).chain(roots) {
+        if let Ok((_, certificate)) = X509Certificate::from_der(candidate)
+            && certificate.subject().as_raw() == leaf.issuer().as_raw()
+        {
+            peer.issuer_sha256 = fingerprint(&digest::SHA256, candidate);
+            peer.issuer_serial = serial(&certificate);
+            return;
+        }
+    }
+}
+
 fn read(chain: &[CertificateDer<'_>]) -> Option<PeerCertificate> {
     let leaf = chain.first()?;
     let (_, cert) = X509Certificate::from_der(leaf).ok()?;
@@ -72,11 +100,30 @@ fn read(chain: &[CertificateDer<'_>]) -> Option<PeerCertificate> {
                     };
                     out.ip_sans.extend(ip.map(|ip| ArcStr::from(ip.to_string())));
                 }
+                GeneralName::OtherName(_, value) => out.other_sans.extend(text_of(value).map(ArcStr::from)),
                 _ => {}
             }
         }
     }
     Some(out)
+}
+
+/// The text of an other name's value (`[0] EXPLICIT`): a string of any kind, a number or a truth.
+fn text_of(value: &[u8]) -> Option<String> {
+    use x509_parser::der_parser::asn1_rs::{Any, FromDer as _, Tag};
+    let (_, outer) = Any::from_der(value).ok()?;
+    let (_, inner) = Any::from_der(outer.data).ok()?;
+    Some(match inner.tag() {
+        Tag::Integer | Tag::Enumerated => inner.i64().ok()?.to_string(),
+        Tag::Boolean => inner.bool().ok()?.to_string(),
+        Tag::Utf8String
+        | Tag::PrintableString
+        | Tag::T61String
+        | Tag::Ia5String
+        | Tag::VisibleString
+        | Tag::OctetString => String::from_utf8_lossy(inner.data).into_owned(),
+        _ => return None,
+    })
 }
 
 fn fingerprint(algorithm: &'static digest::Algorithm, certificate: &CertificateDer<'_>) -> ArcStr {

@@ -1,8 +1,9 @@
 //! Upstream TLS contexts.
 
-use super::verify::ServerVerifier;
+use super::verify::{Failed, Refused, ServerVerifier, heard, resumed_for_another};
 use super::{Current, SecretStore, TlsError, info, peer_certificate, provider_for, versions};
 use crate::io::Raw;
+use crate::upstream::ServerNames;
 use mesh_types::ArcStr;
 use proxy_core::TlsInfo;
 use proxy_core::stream_info::PeerCertificate;
@@ -12,15 +13,12 @@ use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::ServerName;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// A cluster's TLS, compiled when needed, once per ALPN list (Istio's alpn filter overrides it per route).
 pub(crate) struct ClientTls {
     context: Arc<UpstreamTls>,
-    /// The certificate must be for the SNI (`auto_san_validation`).
-    match_name: bool,
     current: Current<Compiled>,
 }
 
@@ -44,10 +42,14 @@ impl ResolvesClientCert for Single {
     }
 }
 
+/// The name of servers that are asked for by none: an address as the name means that no SNI is sent.
+pub(super) fn nameless() -> ServerName<'static> {
+    ServerName::from(std::net::Ipv4Addr::UNSPECIFIED)
+}
+
 impl ClientTls {
-    pub(crate) fn new(context: Arc<UpstreamTls>, match_name: bool) -> Self {
-        let match_name = match_name || context.auto_sni_san_validation;
-        Self { context, match_name, current: Current::default() }
+    pub(crate) fn new(context: Arc<UpstreamTls>) -> Self {
+        Self { context, current: Current::default() }
     }
 
     /// All of the context's protocols. Without them, those that say who the peer is are not offered.
@@ -65,7 +67,7 @@ impl ClientTls {
         let key = secrets.certificates(common)?.into_iter().next();
         let (validation, roots) = secrets.validation(common)?;
         let validates = !roots.is_empty();
-        let verifier = ServerVerifier::new(validation, &roots, self.match_name);
+        let verifier = ServerVerifier::new(validation, &roots, self.context.enforce_rsa_key_usage)?;
         let local = key.as_ref().and_then(|k| peer_certificate(&k.cert));
         let mut config = ClientConfig::builder_with_provider(provider_for(common)?)
             .with_protocol_versions(versions(common))?
@@ -80,30 +82,41 @@ impl ClientTls {
         Ok(Compiled { config: Arc::new(config), local, validates })
     }
 
-    /// Shakes hands. `server_name`: SNI instead of the context's; `host`: the endpoint's name, may be empty; `alpn`: protocols instead of the context's.
+    /// Shakes hands. `names`: instead of the context's; `host`: the endpoint's name, may be empty; `alpn`: protocols instead of
+    /// the context's.
     pub(crate) async fn connect(
         &self,
         raw: Raw,
         secrets: &SecretStore,
-        server_name: Option<&ArcStr>,
+        names: &ServerNames,
         host: &ArcStr,
         alpn: Option<&[Vec<u8>]>,
-    ) -> io::Result<(Box<TlsStream<Raw>>, TlsInfo)> {
-        let compiled = self.current.get(secrets, || self.compile(secrets)).map_err(io::Error::other)?;
+    ) -> Result<(Box<TlsStream<Raw>>, TlsInfo, Option<Refused>), Failed> {
+        let unusable = |e: TlsError| Failed::new(io::Error::other(e), None);
+        let compiled = self.current.get(secrets, || self.compile(secrets)).map_err(unusable)?;
         let of_host = (self.context.auto_host_sni && !host.is_empty()).then_some(host);
-        let sni: Option<ArcStr> = server_name.or(of_host).or(self.context.sni.as_ref()).cloned();
+        let sni: Option<ArcStr> = names.sni.as_ref().or(of_host).or(self.context.sni.as_ref()).cloned();
         let name = match sni.as_deref().filter(|s| !s.is_empty()) {
-            Some(sni) => ServerName::try_from(sni.to_owned()).map_err(io::Error::other)?,
-            // An address as the name means that no SNI is sent.
-            None => ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into()),
+            Some(sni) => ServerName::try_from(sni.to_owned()).map_err(|e| Failed::new(io::Error::other(e), None))?,
+            None => nameless(),
         };
         let connector = TlsConnector::from(compiled.config.clone());
-        let stream = match alpn {
-            Some(alpn) => Box::pin(connector.with_alpn(alpn.to_vec()).connect(name, raw)).await?,
-            None => Box::pin(connector.connect(name, raw)).await?,
+        let handshake = match alpn {
+            Some(alpn) => connector.with_alpn(alpn.to_vec()).connect(name, raw),
+            None => connector.connect(name, raw),
+        };
+        let of_context = sni.as_ref().filter(|_| self.context.auto_sni_san_validation);
+        let expected = names.san.as_ref().or(of_context);
+        let (stream, refused) = heard(expected, Box::pin(handshake)).await;
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => return Err(Failed::new(error, refused)),
         };
         let (_, session) = stream.get_ref();
+        if let Some(refused) = resumed_for_another(session, expected) {
+            return Err(Failed::new(io::ErrorKind::InvalidData.into(), Some(refused)));
+        }
         let info = info(session, sni.as_deref(), compiled.local.as_ref(), compiled.validates);
-        Ok((Box::new(stream), info))
+        Ok((Box::new(stream), info, refused))
     }
 }

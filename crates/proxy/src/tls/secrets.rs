@@ -8,9 +8,10 @@ use proxy_core::tls::{CertificateSource, DataSource, SdsRef, Secret, Secretive, 
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 /// Istio's names of the workload's certificate and of the roots that it trusts.
 const CERTIFICATE: &str = "default";
@@ -249,6 +250,47 @@ fn each(certs: &[CertificateDer<'static>]) -> Vec<PeerCertificate> {
     certs.iter().filter_map(|c| super::peer_certificate(std::slice::from_ref(c))).collect()
 }
 
+impl SecretStore {
+    /// When the certificates of a context end, in seconds since 1970, by the names that Envoy's statistics have for them
+    /// (`ssl.certificate.NAME.expiration_unix_time_seconds`).
+    pub(crate) fn expirations(&self, common: &TlsCommon) -> Vec<(String, u64)> {
+        let end = |certs: &[PeerCertificate]| {
+            let at = certs.first()?.not_after?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            Some(at.as_secs())
+        };
+        let named = |sds: &SdsRef| {
+            let (own, roots) = self.details(&sds.name)?;
+            Some((sds.name.to_string(), end(if own.is_empty() { &roots } else { &own })?))
+        };
+        let mut all = BTreeMap::new();
+        for source in &common.certificates {
+            all.extend(match source {
+                CertificateSource::Sds(sds) => named(sds),
+                CertificateSource::Local { chain, .. } => read(chain).ok().and_then(|pem| {
+                    let certs: Vec<_> = CertificateDer::pem_slice_iter(&pem).flatten().take(1).collect();
+                    Some((unnamed("cert"), end(&each(&certs))?))
+                }),
+            });
+        }
+        let validation = &common.validation;
+        let picky = !validation.san.is_empty() || !validation.hashes.is_empty() || !validation.spkis.is_empty();
+        all.extend(match (&validation.sds, &validation.trusted_ca) {
+            (Some(sds), _) => named(sds),
+            (None, Some(_)) => end(&each(&roots(validation).unwrap_or_default())).map(|at| (unnamed("ca_cert"), at)),
+            // Roots that are not there never end.
+            (None, None) => picky.then(|| ("unnamed_ca_cert".to_owned(), i64::MAX as u64)),
+        });
+        all.into_iter().collect()
+    }
+}
+
+/// Envoy's name of what is no secret: it ends with the hash of the `inline_bytes`, of which there are none in a file or a text.
+///
+/// DIFFERS: bytes and texts of a configuration are not told apart here, and what comes as bytes has the texts' name.
+fn unnamed(what: &str) -> String {
+    format!("unnamed_{what}_e3b0c442")
+}
+
 /// What the certificates say that a context names by itself: chain and roots, with the files they are in.
 pub(crate) fn named_by(common: &TlsCommon) -> Vec<[(Vec<PeerCertificate>, String); 2]> {
     let path = |source: &DataSource| match source {
@@ -317,8 +359,17 @@ pub(super) fn certified_key(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, Tl
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| TlsError::Pem { what: "private_key" })?;
     let key = super::provider().key_provider.load_private_key(key)?;
     let certified = CertifiedKey::new(certs, key);
-    match certified.keys_match() {
-        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
-        Err(e) => Err(e.into()),
+    match keys_match(&certified)? {
+        true => Ok(certified),
+        false => Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch).into()),
     }
+}
+
+/// Whether the key is the certificate's. rustls's own way is only for certificates of version 3.
+fn keys_match(certified: &CertifiedKey) -> Result<bool, TlsError> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let bad = || TlsError::Pem { what: "certificate_chain" };
+    let leaf = certified.cert.first().ok_or(TlsError::NoCertificate)?;
+    let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| bad())?;
+    Ok(certified.key.public_key().is_none_or(|key| *key == *certificate.public_key().raw))
 }

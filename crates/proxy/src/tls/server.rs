@@ -1,16 +1,17 @@
 //! Downstream TLS contexts.
 
-use super::verify::{ClientVerifier, dns_match};
+use super::certificate::add_issuer;
+use super::verify::{ClientVerifier, Failed, Refused, dns_match, heard};
 use super::{Current, SecretStore, TlsError, info, peer_certificate, provider_for, sessions, versions};
 use crate::io::Raw;
+use mesh_types::ArcStr;
 use proxy_core::TlsInfo;
 use proxy_core::stream_info::PeerCertificate;
-use proxy_core::tls::{DownstreamTls, Validation};
+use proxy_core::tls::{DownstreamTls, TlsVersion, Validation};
 use rustls::ServerConfig;
-use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::CertificateDer;
 use std::io;
 use std::sync::Arc;
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
@@ -29,7 +30,8 @@ struct Compiled {
     /// Without: a client that shares none is served without ALPN, as BoringSSL does, instead of refused.
     without_alpn: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
-    validates: bool,
+    /// Of whoever issues clients' certificates; none if they are not validated.
+    roots: Vec<CertificateDer<'static>>,
     /// Says whether a certificate is good that is accepted in any case.
     afterwards: Option<Arc<ClientVerifier>>,
 }
@@ -122,19 +124,29 @@ impl ServerTls {
         config.ignore_client_order = versions(common).iter().all(|v| v.version == rustls::ProtocolVersion::TLSv1_2);
         let without_alpn = Arc::new(config.clone());
         config.alpn_protocols = if self.exchanges { common.alpn.clone() } else { super::spoken(&common.alpn) };
-        Ok(Compiled { with_alpn: Arc::new(config), without_alpn, certificates, validates, afterwards })
+        Ok(Compiled { with_alpn: Arc::new(config), without_alpn, certificates, roots, afterwards })
     }
 
     /// Shakes hands.
-    pub(crate) async fn accept(&self, raw: Raw, secrets: &SecretStore) -> io::Result<(Box<TlsStream<Raw>>, TlsInfo)> {
-        let compiled = self.current.get(secrets, || self.compile(secrets)).map_err(io::Error::other)?;
-        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), raw).await?;
+    pub(crate) async fn accept(
+        &self,
+        raw: Raw,
+        secrets: &SecretStore,
+    ) -> Result<(Box<TlsStream<Raw>>, TlsInfo, Option<Refused>), Failed> {
+        let failed = |error| Failed::new(error, None);
+        let compiled = self.current.get(secrets, || self.compile(secrets)).map_err(|e| failed(io::Error::other(e)))?;
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), raw).await.map_err(failed)?;
+        let mut known = TlsInfo::default();
         let config = {
             let hello = start.client_hello();
+            let offers_13 = hello.cipher_suites().iter().any(|suite| is_of_13(*suite));
+            let newest = self.context.common.max_version;
+            known.version = if offers_13 && newest == TlsVersion::V13 { "TLSv1.3" } else { "TLSv1.2" }.into();
+            known.server_name = hello.server_name().map(ArcStr::from);
             let ours = &compiled.with_alpn.alpn_protocols;
             let shared = hello.alpn().is_none_or(|mut theirs| theirs.any(|p| ours.iter().any(|o| o == p)));
             let config = if shared { &compiled.with_alpn } else { &compiled.without_alpn };
-            if config.ignore_client_order || hello.cipher_suites().iter().any(|suite| is_of_13(*suite)) {
+            if config.ignore_client_order || offers_13 {
                 config.clone()
             } else {
                 let mut config = (**config).clone();
@@ -142,15 +154,27 @@ impl ServerTls {
                 Arc::new(config)
             }
         };
-        let stream = Box::pin(start.into_stream(config)).await?;
+        let (stream, refused) = heard(None, Box::pin(start.into_stream(config))).await;
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                return Err(Failed::new(error, refused).with(known));
+            }
+        };
         let (_, session) = stream.get_ref();
         let name = session.server_name().map(str::to_owned);
         let local = compiled.certificates.pick(name.as_deref()).and_then(|c| c.1.as_ref());
         let validated = match (&compiled.afterwards, session.peer_certificates().and_then(<[_]>::split_first)) {
-            (Some(verifier), Some((own, others))) => verifier.verify_client_cert(own, others, UnixTime::now()).is_ok(),
-            _ => compiled.validates,
+            (Some(verifier), Some((own, others))) => verifier.is_good(own, others),
+            _ => !compiled.roots.is_empty(),
         };
-        let info = info(session, name.as_deref(), local, validated);
-        Ok((Box::new(stream), info))
+        let mut info = info(session, name.as_deref(), local, validated);
+        if let (Some(peer), Some(chain)) = (&mut info.peer, session.peer_certificates()) {
+            match validated {
+                true => add_issuer(peer, chain, &compiled.roots),
+                false => (peer.issuer_sha256, peer.issuer_serial) = ("".into(), "".into()),
+            }
+        }
+        Ok((Box::new(stream), info, refused))
     }
 }

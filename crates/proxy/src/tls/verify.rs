@@ -1,15 +1,22 @@
 //! Verification of peers: chain of trust, then Envoy's matchers on names, hashes and public keys.
 
+use super::trust::{Peers, Trust};
 use super::{TlsError, peer_certificate, provider};
+use mesh_types::ArcStr;
+use proxy_core::TlsInfo;
+use proxy_core::stream_info::PeerCertificate;
 use proxy_core::tls::Validation;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use rustls::{
+    AlertDescription, CertificateError, ClientConnection, DigitallySignedStruct, DistinguishedName, Error,
+    HandshakeKind, PeerMisbehaved, RootCertStore, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use std::cell::RefCell;
+use std::sync::Arc;
+use webpki::RawPublicKeyEntity;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Why a handshake failed, for Envoy's ssl counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,25 +33,101 @@ pub(crate) enum Failure {
     Other,
 }
 
-impl Failure {
-    /// Classifies what tokio-rustls reports.
-    pub(crate) fn of(error: &std::io::Error) -> Self {
-        match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
-            Some(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)) => Failure::San,
-            Some(Error::InvalidCertificate(CertificateError::Other(other))) if other.0.is::<HashMismatch>() => {
-                Failure::Hash
-            }
-            Some(Error::InvalidCertificate(_)) => Failure::Chain,
-            Some(Error::NoCertificatesPresented) => Failure::NoCertificate,
+/// What is wrong with a peer's certificate.
+#[derive(Clone, Debug)]
+pub(crate) struct Refused {
+    pub(crate) failure: Failure,
+    /// Makes the alert.
+    error: Error,
+    /// BoringSSL's code and name, with Envoy's details, because people search for them.
+    pub(crate) words: String,
+    peer: Option<Box<PeerCertificate>>,
+}
+
+impl Refused {
+    /// `details`: as in Envoy's `DefaultCertValidator`.
+    pub(super) fn new(failure: Failure, error: Error, details: String) -> Self {
+        let words =
+            format!("268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:verify cert failed: {details}");
+        Self { failure, error, words, peer: None }
+    }
+}
+
+thread_local! {
+    /// What the verification that runs inside of rustls found, for whoever drives the handshake: rustls's own errors have no
+    /// room for it, and its verifiers are shared by all connections.
+    static FOUND: RefCell<Option<Refused>> = const { RefCell::new(None) };
+    /// The name that the server's certificate must have.
+    static EXPECTED: RefCell<Option<ArcStr>> = const { RefCell::new(None) };
+}
+
+/// Drives a handshake. Beside its result: what is wrong with the peer's certificate, which is there without an error where
+/// any is accepted. `expected`: a name that a server's certificate must have.
+pub(super) async fn heard<T>(expected: Option<&ArcStr>, handshake: impl Future<Output = T>) -> (T, Option<Refused>) {
+    let mut handshake = std::pin::pin!(handshake);
+    let mut found = None;
+    let result = std::future::poll_fn(|cx| {
+        // Both are this handshake's, as nothing else runs on this thread meanwhile.
+        EXPECTED.set(expected.cloned());
+        let polled = handshake.as_mut().poll(cx);
+        EXPECTED.set(None);
+        found = FOUND.take().or(found.take());
+        polled
+    })
+    .await;
+    (result, found)
+}
+
+/// A handshake that failed.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) error: std::io::Error,
+    refused: Option<Refused>,
+    /// What was known of the connection by then.
+    pub(crate) tls: Option<Box<TlsInfo>>,
+}
+
+impl From<Failed> for std::io::Error {
+    fn from(failed: Failed) -> Self {
+        failed.error
+    }
+}
+
+impl Failed {
+    pub(super) fn new(error: std::io::Error, refused: Option<Refused>) -> Self {
+        Self { error, refused, tls: None }
+    }
+
+    /// With what was known of the connection besides the peer.
+    pub(super) fn with(mut self, mut known: TlsInfo) -> Self {
+        known.peer = self.refused.as_mut().and_then(|refused| refused.peer.take()).map(|peer| *peer);
+        self.tls = Some(Box::new(known));
+        self
+    }
+
+    pub(crate) fn failure(&self) -> Failure {
+        match (&self.refused, rustls_error(&self.error)) {
+            (Some(refused), _) => refused.failure,
+            (_, Some(Error::InvalidCertificate(_))) => Failure::Chain,
+            (_, Some(Error::NoCertificatesPresented)) => Failure::NoCertificate,
             _ => Failure::Other,
         }
     }
+
+    /// What is wrong with the peer's certificate; `None`: something else is wrong.
+    pub(crate) fn words(&self) -> Option<&str> {
+        Some(&self.refused.as_ref()?.words)
+    }
+}
+
+fn rustls_error(error: &std::io::Error) -> Option<&Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// What went wrong in a handshake: BoringSSL's code and name where there is one, because people search for them.
 pub(crate) fn in_boring_words(error: &std::io::Error) -> String {
     use rustls::PeerIncompatible::{NoCipherSuitesInCommon, NoKxGroupsInCommon};
-    let (reason, name) = match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+    let (reason, name) = match rustls_error(error) {
         Some(Error::PeerIncompatible(NoCipherSuitesInCommon)) => (184, "NO_SHARED_CIPHER"),
         Some(Error::PeerIncompatible(NoKxGroupsInCommon)) => (266, "NO_SHARED_GROUP"),
         Some(Error::PeerIncompatible(_)) => (240, "UNSUPPORTED_PROTOCOL"),
@@ -60,6 +143,18 @@ pub(crate) fn in_boring_words(error: &std::io::Error) -> String {
     };
     // The library's number, and the reason's.
     format!("{}:SSL_routines:OPENSSL_internal:{name}", 16 << 24 | reason)
+}
+
+/// The same of what a server did. One that does not speak TLS has the wrong version.
+pub(crate) fn of_server_in_boring_words(error: &std::io::Error) -> String {
+    let words = in_boring_words(error);
+    match rustls_error(error) {
+        Some(Error::AlertReceived(AlertDescription::HandshakeFailure)) => {
+            format!("{words}|268435610:SSL_routines:OPENSSL_internal:HANDSHAKE_FAILURE_ON_CLIENT_HELLO")
+        }
+        Some(Error::AlertReceived(_) | Error::PeerIncompatible(_)) => words,
+        _ => "268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER".to_owned(),
+    }
 }
 
 /// Alerts as BoringSSL's errors name them.
@@ -89,42 +184,163 @@ fn alert_name(alert: u8) -> &'static str {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("certificate hash or public key does not match")]
-struct HashMismatch;
-
-/// What both directions share.
+/// What is asked of a peer's certificate.
 #[derive(Debug)]
 struct Checks {
+    peers: Peers,
+    /// `None`: no roots, any certificate will do (but its possession is proven).
+    trust: Option<Trust>,
     validation: Validation,
+    /// The key's usage is looked at (of servers with RSA keys only if `enforce_rsa_key_usage` says so).
+    usage_of_rsa: bool,
 }
 
 impl Checks {
-    fn names(&self, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
+    fn new(
+        peers: Peers,
+        validation: Validation,
+        roots: &[CertificateDer<'static>],
+        usage_of_rsa: bool,
+    ) -> Result<Self, TlsError> {
+        let trust = (!roots.is_empty()).then(|| Trust::new(peers, &validation, roots)).transpose()?;
+        Ok(Self { peers, trust, validation, usage_of_rsa })
+    }
+
+    /// The order is that of BoringSSL and Envoy's `DefaultCertValidator::verifyCertAndUpdateStatus`. `expected`: one of the
+    /// names must be this (`auto_san_validation`).
+    fn find(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+        expected: Option<&str>,
+    ) -> Result<(), Refused> {
+        match self.peers {
+            Peers::Clients => {
+                self.usage(leaf)?;
+                self.certificate(leaf, rest, now, expected)
+            }
+            Peers::Servers => {
+                self.certificate(leaf, rest, now, expected)?;
+                self.usage(leaf)
+            }
+        }
+    }
+
+    /// Whether the key may sign handshakes (RFC 5280, 4.2.1.3): a certificate that says nothing about it may.
+    fn usage(&self, leaf: &CertificateDer<'_>) -> Result<(), Refused> {
+        use x509_parser::oid_registry::OID_PKCS1_RSAENCRYPTION;
+        let Ok((_, certificate)) = X509Certificate::from_der(leaf) else { return Ok(()) };
+        let of_rsa = certificate.public_key().algorithm.algorithm == OID_PKCS1_RSAENCRYPTION;
+        let usage = certificate.key_usage().ok().flatten();
+        if (of_rsa && !self.usage_of_rsa) || usage.is_none_or(|usage| usage.value.digital_signature()) {
+            return Ok(());
+        }
+        Err(Refused {
+            failure: Failure::Other,
+            error: Error::PeerMisbehaved(PeerMisbehaved::BadCertChainExtensions),
+            words: "268435758:SSL routines:OPENSSL_internal:KEY_USAGE_BIT_INCORRECT".to_owned(),
+            peer: None,
+        })
+    }
+
+    fn certificate(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+        expected: Option<&str>,
+    ) -> Result<(), Refused> {
+        if let Some(trust) = &self.trust {
+            trust.check(leaf, rest, now)?;
+        }
         let v = &self.validation;
-        if v.san.is_empty() && v.hashes.is_empty() && v.spkis.is_empty() {
+        if expected.is_none() && v.san.is_empty() && v.hashes.is_empty() && v.spkis.is_empty() {
             return Ok(());
         }
-        // Then names and hashes do not matter, either (Envoy `DefaultCertValidator::verifyCertChain`).
-        if v.accept_untrusted {
-            return Ok(());
+        let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
+        let Some(peer) = peer_certificate(&chain) else {
+            let error = Error::InvalidCertificate(CertificateError::BadEncoding);
+            return Err(Refused::new(Failure::Chain, error, "it cannot be read".to_owned()));
+        };
+        if let Some(refused) = expected.and_then(|expected| not_for(leaf, &peer, expected)) {
+            return Err(refused);
         }
-        let bad = || Error::InvalidCertificate(CertificateError::BadEncoding);
-        let peer = peer_certificate(chain).ok_or_else(bad)?;
         if !v.san_ok(&peer) {
-            return Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure));
+            let details = format!("SAN matcher, certificate SANs are [{}]", all_names(leaf));
+            return Err(Refused::new(Failure::San, mismatch(), details));
         }
         if v.hashes.is_empty() && v.spkis.is_empty() {
             return Ok(());
         }
         // Either list may match (tls.proto, CertificateValidationContext.verify_certificate_hash).
         let hash_ok = v.hashes.iter().any(|h| normal_hash(h) == *peer.sha256);
-        let spki_ok = !v.spkis.is_empty() && spki(chain).is_some_and(|own| v.spkis.iter().any(|s| **s == *own));
+        let spki_ok = !v.spkis.is_empty() && spki(&chain).is_some_and(|own| v.spkis.iter().any(|s| **s == *own));
         if hash_ok || spki_ok {
             return Ok(());
         }
-        Err(Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(Arc::new(HashMismatch)))))
+        Err(Refused::new(Failure::Hash, mismatch(), "cert hash and spki".to_owned()))
     }
+
+    /// For rustls: leaves what was found for [`heard`].
+    fn tell(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+        expected: Option<&str>,
+    ) -> Result<(), Error> {
+        let Err(mut refused) = self.find(leaf, rest, now, expected) else { return Ok(()) };
+        let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
+        refused.peer = peer_certificate(&chain).map(Box::new);
+        let error = refused.error.clone();
+        let accepted = self.validation.accept_untrusted && refused.failure != Failure::Other;
+        FOUND.set(Some(refused));
+        if accepted { Ok(()) } else { Err(error) }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a name, hash or public key does not match")]
+struct Mismatch;
+
+/// DIFFERS: the alert is `certificate_unknown` for hashes, too, for which BoringSSL has `bad_certificate_hash_value`: rustls cannot
+/// be told to send that.
+fn mismatch() -> Error {
+    Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(Arc::new(Mismatch))))
+}
+
+/// What is wrong with a session that was resumed: it began with a server that had another name.
+pub(super) fn resumed_for_another(session: &ClientConnection, expected: Option<&ArcStr>) -> Option<Refused> {
+    let expected = expected.filter(|_| session.handshake_kind() == Some(HandshakeKind::Resumed))?;
+    let chain = session.peer_certificates()?;
+    not_for(chain.first()?, &peer_certificate(chain)?, expected)
+}
+
+fn not_for(leaf: &CertificateDer<'_>, peer: &PeerCertificate, expected: &str) -> Option<Refused> {
+    let named = peer.dns_sans.iter().any(|san| dns_match(san, expected));
+    (!named && !peer.ip_sans.iter().any(|san| **san == *expected)).then(|| {
+        let details = format!("verify SAN list, expected SANs: [{expected}], certificate SANs: [{}]", all_names(leaf));
+        Refused::new(Failure::San, mismatch(), details)
+    })
+}
+
+/// The certificate's names in its order, for messages.
+fn all_names(leaf: &CertificateDer<'_>) -> String {
+    use x509_parser::extensions::GeneralName;
+    let Ok((_, certificate)) = X509Certificate::from_der(leaf) else { return String::new() };
+    let Ok(Some(names)) = certificate.subject_alternative_name() else { return String::new() };
+    let text = |name: &GeneralName<'_>| {
+        Some(match name {
+            GeneralName::DNSName(text) | GeneralName::URI(text) | GeneralName::RFC822Name(text) => (*text).to_owned(),
+            GeneralName::IPAddress(bytes) => match **bytes {
+                [a, b, c, d] => std::net::Ipv4Addr::new(a, b, c, d).to_string(),
+                _ => std::net::Ipv6Addr::from(<[u8; 16]>::try_from(*bytes).ok()?).to_string(),
+            },
+            _ => return None,
+        })
+    };
+    names.value.general_names.iter().filter_map(text).collect::<Vec<_>>().join(", ")
 }
 
 fn normal_hash(hash: &str) -> String {
@@ -134,130 +350,40 @@ fn normal_hash(hash: &str) -> String {
 /// Base64 of the SHA-256 of the subject public key info.
 fn spki(chain: &[CertificateDer<'_>]) -> Option<String> {
     use base64::Engine as _;
-    use x509_parser::prelude::{FromDer, X509Certificate};
     let (_, cert) = X509Certificate::from_der(chain.first()?).ok()?;
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, cert.public_key().raw);
     Some(base64::engine::general_purpose::STANDARD.encode(digest.as_ref()))
 }
 
-fn chain<'a>(leaf: &CertificateDer<'a>, rest: &[CertificateDer<'a>]) -> Vec<CertificateDer<'a>> {
-    std::iter::once(leaf).chain(rest).cloned().collect()
-}
-
-pub(super) fn crls(validation: &Validation) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
-    use rustls_pki_types::pem::PemObject;
-    let Some(source) = &validation.crl else { return Ok(Vec::new()) };
-    let pem = super::secrets::read(source)?;
-    CertificateRevocationListDer::pem_slice_iter(&pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|_| TlsError::Pem { what: "crl" })
-}
-
-fn store(roots: &[CertificateDer<'static>]) -> RootCertStore {
-    let mut store = RootCertStore::empty();
-    // A root that webpki cannot read is left out: the others still work, as in OpenSSL.
-    store.add_parsable_certificates(roots.iter().cloned());
-    store
-}
-
-/// A peer whose certificate is one of the roots itself, as with self-signed ones, needs no chain. webpki refuses those that may
-/// sign others, which is what `openssl req -x509` makes; OpenSSL and BoringSSL take them.
-fn is_root(roots: &[CertificateDer<'static>], end_entity: &CertificateDer<'_>, now: UnixTime) -> bool {
-    use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
-    roots.contains(end_entity)
-        && X509Certificate::from_der(end_entity).is_ok_and(|(_, cert)| {
-            let now = i64::try_from(now.as_secs()).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
-            now.is_some_and(|now| cert.validity().is_valid_at(now))
-        })
-}
-
-/// Chains that led to a root. The same bytes lead there again until one of them expires: checking their signatures is a
-/// sixth of a handshake, and the peers of a sidecar are few and come back.
-#[derive(Debug, Default)]
-struct Verified(Mutex<VecDeque<Known>>);
-
-#[derive(Debug)]
-struct Known {
-    chain: Vec<CertificateDer<'static>>,
-    /// Seconds from which and before which this is so.
-    from: u64,
-    until: u64,
-}
-
-/// Chains that a verifier remembers.
-const REMEMBERED: usize = 32;
-
-impl Verified {
-    /// Asks `verify` unless the answer is known. Only sound without revocation lists, and for one set of roots.
-    fn check(
-        &self,
-        leaf: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        now: UnixTime,
-        verify: impl FnOnce() -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let presented = || std::iter::once(leaf).chain(rest);
-        let holds = |known: &Known| (known.from..known.until).contains(&now.as_secs());
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lock().iter().any(|known| holds(known) && known.chain.iter().eq(presented())) {
-            return Ok(());
-        }
-        verify()?;
-        if let Some(until) = presented().map(expiry).min().flatten() {
-            let chain = presented().map(|c| c.clone().into_owned()).collect();
-            let mut known = lock();
-            known.truncate(REMEMBERED - 1);
-            known.push_front(Known { chain, from: now.as_secs(), until });
-        }
-        Ok(())
+/// Whether a handshake was signed by the certificate's key. Unlike rustls's own way it takes certificates of version 1.
+fn signed_by(
+    message: &[u8],
+    certificate: &CertificateDer<'_>,
+    dss: &DigitallySignedStruct,
+    is_tls13: bool,
+) -> Result<HandshakeSignatureValid, Error> {
+    let algorithms = &provider().signature_verification_algorithms;
+    let bad = |error| Error::InvalidCertificate(error);
+    let (_, certificate) = X509Certificate::from_der(certificate).map_err(|_| bad(CertificateError::BadEncoding))?;
+    let key = SubjectPublicKeyInfoDer::from(certificate.public_key().raw);
+    if is_tls13 {
+        return rustls::crypto::verify_tls13_signature_with_raw_key(message, &key, dss, algorithms);
+    }
+    let key = RawPublicKeyEntity::try_from(&key).map_err(|_| bad(CertificateError::BadEncoding))?;
+    let candidates = algorithms.mapping.iter().find(|(scheme, _)| *scheme == dss.scheme).map_or(&[][..], |(_, a)| *a);
+    // A scheme of TLS 1.2 names a hash, not a curve: whichever fits the key decides.
+    match candidates.iter().any(|algorithm| key.verify_signature(*algorithm, message, dss.signature()).is_ok()) {
+        true => Ok(HandshakeSignatureValid::assertion()),
+        false => Err(bad(CertificateError::BadSignature)),
     }
 }
-
-/// The last second of a certificate's life; `None` when that cannot be told, which is less than any.
-fn expiry(certificate: &CertificateDer<'_>) -> Option<u64> {
-    u64::try_from(parsed(certificate)?.validity().not_after.timestamp()).ok()
-}
-
-impl Checks {
-    /// Whether the certificates between the peer's and a root are too many (OpenSSL's `X509_VERIFY_PARAM_set_depth`).
-    fn too_deep(&self, roots: &[CertificateDer<'_>], leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> bool {
-        let Some(most) = self.validation.max_verify_depth else { return false };
-        let roots: Vec<_> = roots.iter().filter_map(|der| parsed(der)).collect();
-        let mut rest: Vec<_> = rest.iter().filter_map(|der| parsed(der)).collect();
-        let Some(mut current) = parsed(leaf) else { return false };
-        let mut depth = 0;
-        while !roots.iter().any(|root| root.subject() == current.issuer()) {
-            let Some(next) = rest.iter().position(|c| c.subject() == current.issuer()) else { return false };
-            current = rest.swap_remove(next);
-            depth += 1;
-        }
-        depth > most
-    }
-
-    /// The time at which a chain is looked at: with `allow_expired_certificate` one at which the peer's was good.
-    fn time(&self, leaf: &CertificateDer<'_>, now: UnixTime) -> UnixTime {
-        let Some(leaf) = parsed(leaf).filter(|_| self.validation.allow_expired) else { return now };
-        let at = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
-        let (first, last) = (at(leaf.validity().not_before), at(leaf.validity().not_after));
-        UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs().min(last).max(first)))
-    }
-}
-
-fn parsed<'a>(der: &'a CertificateDer<'_>) -> Option<x509_parser::certificate::X509Certificate<'a>> {
-    use x509_parser::prelude::FromDer;
-    Some(x509_parser::certificate::X509Certificate::from_der(der).ok()?.1)
-}
-
-const TOO_DEEP: Error = Error::InvalidCertificate(CertificateError::UnknownIssuer);
 
 /// Verifies clients.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
-    /// `None`: no roots, any certificate is taken (but its possession proven).
-    inner: Option<Arc<dyn ClientCertVerifier>>,
-    roots: Vec<CertificateDer<'static>>,
-    verified: Verified,
     checks: Checks,
+    /// Of the roots, for clients that have several certificates.
+    hints: Vec<DistinguishedName>,
     required: bool,
 }
 
@@ -267,17 +393,15 @@ impl ClientVerifier {
         roots: &[CertificateDer<'static>],
         required: bool,
     ) -> Result<Arc<Self>, TlsError> {
-        let inner = if roots.is_empty() || validation.accept_untrusted {
-            None
-        } else {
-            let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(store(roots)), provider().clone())
-                .with_crls(crls(&validation)?)
-                .allow_unknown_revocation_status();
-            let verifier = builder.build().map_err(|e| TlsError::Verifier(e.to_string()))?;
-            Some(verifier)
-        };
-        let (verified, checks) = (Verified::default(), Checks { validation });
-        Ok(Arc::new(Self { inner, roots: roots.to_vec(), verified, checks, required }))
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(roots.iter().cloned());
+        let hints = if validation.accept_untrusted { Vec::new() } else { store.subjects() };
+        Ok(Arc::new(Self { checks: Checks::new(Peers::Clients, validation, roots, true)?, hints, required }))
+    }
+
+    /// Whether nothing is wrong with a client's certificates, which may have been accepted all the same.
+    pub(super) fn is_good(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> bool {
+        self.checks.find(leaf, rest, UnixTime::now(), None).is_ok()
     }
 }
 
@@ -291,7 +415,7 @@ impl ClientCertVerifier for ClientVerifier {
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.inner.as_ref().map_or(&[], |i| i.root_hint_subjects())
+        &self.hints
     }
 
     fn verify_client_cert(
@@ -300,23 +424,7 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let now = self.checks.time(end_entity, now);
-        if let Some(inner) = &self.inner
-            && !is_root(&self.roots, end_entity, now)
-        {
-            let verify = || {
-                inner.verify_client_cert(end_entity, intermediates, now)?;
-                match self.checks.too_deep(&self.roots, end_entity, intermediates) {
-                    true => Err(TOO_DEEP),
-                    false => Ok(()),
-                }
-            };
-            match self.checks.validation.crl {
-                Some(_) => verify()?,
-                None => self.verified.check(end_entity, intermediates, now, verify)?,
-            }
-        }
-        self.checks.names(&chain(end_entity, intermediates))?;
+        self.checks.tell(end_entity, intermediates, now, None)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -326,7 +434,7 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
+        signed_by(message, cert, dss, false)
     }
 
     fn verify_tls13_signature(
@@ -335,7 +443,7 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+        signed_by(message, cert, dss, true)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -346,18 +454,16 @@ impl ClientCertVerifier for ClientVerifier {
 /// Verifies servers: Envoy does not look at the host name unless a matcher (or `auto_san_validation`) says so.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
-    /// Also as they were given.
-    roots: Option<(RootCertStore, Vec<CertificateDer<'static>>)>,
-    verified: Verified,
     checks: Checks,
-    /// `auto_san_validation`: the certificate must be for the SNI.
-    match_server_name: bool,
 }
 
 impl ServerVerifier {
-    pub(super) fn new(validation: Validation, roots: &[CertificateDer<'static>], match_server_name: bool) -> Arc<Self> {
-        let roots = (!roots.is_empty() && !validation.accept_untrusted).then(|| (store(roots), roots.to_vec()));
-        Arc::new(Self { roots, verified: Verified::default(), checks: Checks { validation }, match_server_name })
+    pub(super) fn new(
+        validation: Validation,
+        roots: &[CertificateDer<'static>],
+        usage_of_rsa: bool,
+    ) -> Result<Arc<Self>, TlsError> {
+        Ok(Arc::new(Self { checks: Checks::new(Peers::Servers, validation, roots, usage_of_rsa)? }))
     }
 }
 
@@ -366,40 +472,12 @@ impl ServerCertVerifier for ServerVerifier {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
+        _server_name: &ServerName<'_>,
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let now = self.checks.time(end_entity, now);
-        if let Some((roots, given)) = &self.roots
-            && !is_root(given, end_entity, now)
-        {
-            self.verified.check(end_entity, intermediates, now, || {
-                let cert = rustls::server::ParsedCertificate::try_from(end_entity)?;
-                verify_server_cert_signed_by_trust_anchor(
-                    &cert,
-                    roots,
-                    intermediates,
-                    now,
-                    provider().signature_verification_algorithms.all,
-                )?;
-                match self.checks.too_deep(given, end_entity, intermediates) {
-                    true => Err(TOO_DEEP),
-                    false => Ok(()),
-                }
-            })?;
-        }
-        let chain = chain(end_entity, intermediates);
-        // Without a name to send there is none to look for.
-        if self.match_server_name && matches!(server_name, ServerName::DnsName(_)) {
-            let wanted = server_name.to_str();
-            let peer = peer_certificate(&chain);
-            let ok = peer.is_some_and(|p| p.dns_sans.iter().any(|san| dns_match(san, &wanted)));
-            if !ok {
-                return Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure));
-            }
-        }
-        self.checks.names(&chain)?;
+        let expected = EXPECTED.with_borrow(Clone::clone);
+        self.checks.tell(end_entity, intermediates, now, expected.as_deref())?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -409,7 +487,7 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
+        signed_by(message, cert, dss, false)
     }
 
     fn verify_tls13_signature(
@@ -418,7 +496,7 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+        signed_by(message, cert, dss, true)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -437,7 +515,6 @@ pub(super) fn dns_match(san: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     /// As `openssl req -x509` makes them: for a name, and able to sign.
     fn self_signed() -> CertificateDer<'static> {
@@ -447,84 +524,42 @@ mod tests {
     }
 
     #[test]
-    fn what_was_verified_holds_for_those_bytes_until_they_expire() {
-        let authority = || {
-            let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-            let key = rcgen::KeyPair::generate().unwrap();
-            let der = params.self_signed(&key).unwrap().der().clone();
-            (der, rcgen::Issuer::new(params, key))
-        };
-        let ((root, ours), (_, other)) = (authority(), authority());
-        let leaf = |issuer: &rcgen::Issuer<'_, rcgen::KeyPair>| {
-            let params = rcgen::CertificateParams::new(["ratings".to_owned()]).unwrap();
-            params.signed_by(&rcgen::KeyPair::generate().unwrap(), issuer).unwrap().der().clone()
-        };
-        let (good, bad) = (leaf(&ours), leaf(&other));
-        let now = UnixTime::now();
-        let late = UnixTime::since_unix_epoch(Duration::from_secs(70_000_000_000));
-        let early = UnixTime::since_unix_epoch(Duration::from_secs(1));
-        let client = ClientVerifier::new(Validation::default(), std::slice::from_ref(&root), true).unwrap();
-        let server = ServerVerifier::new(Validation::default(), std::slice::from_ref(&root), false);
-        let name = ServerName::try_from("ratings").unwrap();
-        let verify = |leaf: &CertificateDer<'_>, now| {
-            let client = client.verify_client_cert(leaf, &[], now).is_ok();
-            assert_eq!(server.verify_server_cert(leaf, &[], &name, &[], now).is_ok(), client);
-            client
-        };
-        assert!(verify(&good, now) && verify(&good, now));
-        assert_eq!(client.verified.0.lock().unwrap().len(), 1);
-        assert!(!verify(&good, late) && !verify(&good, early) && !verify(&bad, now) && !verify(&bad, now));
-        assert_eq!(client.verified.0.lock().unwrap().len(), 1);
-    }
-
-    #[test]
     fn a_self_signed_certificate_is_its_own_root() {
         let (own, other) = (self_signed(), self_signed());
-        let name = ServerName::try_from("ratings").unwrap();
         let now = UnixTime::now();
         // rcgen's certificates end in the year 4096.
-        let too_late = UnixTime::since_unix_epoch(Duration::from_secs(70_000_000_000));
+        let too_late = UnixTime::since_unix_epoch(std::time::Duration::from_secs(70_000_000_000));
         let server = |roots: &[CertificateDer<'static>], now| {
-            let verifier = ServerVerifier::new(Validation::default(), roots, true);
-            verifier.verify_server_cert(&own, &[], &name, &[], now).map(drop)
+            let verifier = ServerVerifier::new(Validation::default(), roots, true).unwrap();
+            verifier.checks.find(&own, &[], now, Some("ratings"))
         };
         let client = |roots: &[CertificateDer<'static>], now| {
             let verifier = ClientVerifier::new(Validation::default(), roots, true).unwrap();
-            verifier.verify_client_cert(&own, &[], now).map(drop)
+            verifier.checks.find(&own, &[], now, None)
         };
-        for verify in [&server as &dyn Fn(&[CertificateDer<'static>], UnixTime) -> Result<(), Error>, &client] {
+        for verify in [&server as &dyn Fn(&[CertificateDer<'static>], UnixTime) -> Result<(), Refused>, &client] {
             verify(&[other.clone(), own.clone()], now).unwrap();
             for (roots, now) in [(&other, now), (&own, too_late)] {
                 let refused = verify(std::slice::from_ref(roots), now).unwrap_err();
-                assert_eq!(Failure::of(&std::io::Error::other(refused)), Failure::Chain);
+                assert_eq!(refused.failure, Failure::Chain);
             }
         }
     }
+
     #[test]
-    fn chains_are_as_deep_as_allowed_and_may_be_old() {
-        let key = || rcgen::KeyPair::generate().unwrap();
-        let named = |name: &str, ca: bool| {
-            let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
-            params.distinguished_name = rcgen::DistinguishedName::new();
-            params.distinguished_name.push(rcgen::DnType::CommonName, name);
-            if ca {
-                params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-            }
-            params
-        };
-        let root = rcgen::CertifiedIssuer::self_signed(named("root", true), key()).unwrap();
-        let middle = rcgen::CertifiedIssuer::signed_by(named("middle", true), key(), &root).unwrap();
-        let mut params = named("leaf", false);
-        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
-        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
-        let leaf = params.signed_by(&key(), &middle).unwrap();
-        let name = ServerName::try_from("leaf").unwrap();
-        let verify = |allow_expired, max_verify_depth| {
-            let validation = Validation { allow_expired, max_verify_depth, ..Validation::default() };
-            let verifier = ServerVerifier::new(validation, &[root.der().clone()], false);
-            verifier.verify_server_cert(leaf.der(), &[middle.der().clone()], &name, &[], UnixTime::now()).is_ok()
-        };
-        assert!(!verify(false, None) && verify(true, None) && verify(true, Some(1)) && !verify(true, Some(0)));
+    fn names_that_do_not_fit_are_said() {
+        let mut params = rcgen::CertificateParams::new(["a.test".to_owned(), "10.0.0.1".to_owned()]).unwrap();
+        let uri = rcgen::SanType::URI("spiffe://t/ns/n/sa/s".to_owned().try_into().unwrap());
+        params.subject_alt_names.insert(1, uri);
+        let own = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone();
+        let verifier = ServerVerifier::new(Validation::default(), std::slice::from_ref(&own), true).unwrap();
+        let find = |name| verifier.checks.find(&own, &[], UnixTime::now(), Some(name));
+        find("a.test").unwrap();
+        find("10.0.0.1").unwrap();
+        let refused = find("b.test").unwrap_err();
+        assert_eq!(refused.failure, Failure::San);
+        let expected =
+            "verify SAN list, expected SANs: [b.test], certificate SANs: [a.test, spiffe://t/ns/n/sa/s, 10.0.0.1]";
+        assert!(refused.words.ends_with(expected), "{}", refused.words);
     }
 }

@@ -24,8 +24,7 @@ use tokio::io::AsyncWriteExt;
 pub(crate) struct Variant {
     /// HTTP version wanted: `None` for raw TCP or by ALPN.
     pub(crate) protocol: Protocol,
-    /// SNI from the request (`auto_sni`).
-    pub(crate) server_name: Option<ArcStr>,
+    pub(crate) names: ServerNames,
     /// ALPN from the route (Istio's alpn filter).
     pub(crate) alpn: Option<Arc<[Vec<u8>]>>,
     /// Who is announced by a PROXY header, for hosts that want one.
@@ -41,7 +40,10 @@ pub(crate) struct Variant {
 impl Variant {
     /// Whether others may come and use the same connections: such pools are kept when they are empty.
     pub(super) fn is_lasting(&self) -> bool {
-        self.announced.is_none() && self.server_name.is_none() && self.source.is_none() && self.owner.is_none()
+        self.announced.is_none()
+            && self.names == ServerNames::default()
+            && self.source.is_none()
+            && self.owner.is_none()
     }
 }
 
@@ -103,19 +105,33 @@ impl Protocol {
     }
 }
 
-/// The SNI that a request brings (`auto_sni`, Envoy `Router::Filter::decodeHeaders`): its host, or the value of a header
-/// of its own, unless that is an address.
-pub(crate) fn server_name(config: &Cluster, headers: &Headers) -> Option<ArcStr> {
-    if !config.auto_sni {
-        return None;
+/// What a request says about the server's names: its host, or the value of a header of its own (Envoy
+/// `Router::Filter::decodeHeaders`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ServerNames {
+    /// What to ask for instead of what the context says (`auto_sni`); never an address.
+    pub(crate) sni: Option<ArcStr>,
+    /// Must be in the certificate (`auto_san_validation`).
+    pub(crate) san: Option<ArcStr>,
+}
+
+impl ServerNames {
+    pub(crate) fn of(config: &Cluster, headers: &Headers) -> Self {
+        if !config.auto_sni && !config.auto_san_validation {
+            return Self::default();
+        }
+        let own = config.auto_sni_header.as_deref().and_then(|name| headers.joined(name)).filter(|v| !v.is_empty());
+        let own = own.map(|value| String::from_utf8_lossy(&value).into_owned());
+        let Some(authority) = own.as_deref().or_else(|| headers.authority()) else { return Self::default() };
+        let port = authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+        let host = port.map_or(authority, |(host, _)| host);
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let is_address = bare.parse::<IpAddr>().is_ok();
+        Self {
+            sni: (config.auto_sni && !is_address).then(|| host.into()),
+            san: config.auto_san_validation.then(|| bare.into()),
+        }
     }
-    let own = config.auto_sni_header.as_deref().and_then(|name| headers.joined(name)).filter(|v| !v.is_empty());
-    let own = own.map(|value| String::from_utf8_lossy(&value).into_owned());
-    let authority = own.as_deref().or_else(|| headers.authority())?;
-    let port = authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
-    let host = port.map_or(authority, |(host, _)| host);
-    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-    bare.parse::<IpAddr>().is_err().then(|| host.into())
 }
 
 /// A connection that could not be made.
@@ -190,9 +206,16 @@ async fn establish(
     let config = cluster.config();
     let bind = config.bind.iter().find(|b| host.address.socket().is_none_or(|a| a.is_ipv4() == b.is_ipv4())).copied();
     let options = socket::ConnectOptions { bind, source: variant.source, others: &config.socket_options };
-    let raw = socket::connect(&host.address, options)
-        .await
-        .map_err(|e| ConnectError { timeout: false, reason: connect_reason(&e) })?;
+    let raw = socket::connect(&host.address, options).await.map_err(|e| {
+        let reason = match connect_reason(&e) {
+            // What the kernel says at once, Envoy words in another way.
+            Some(text) if is_immediate(&e, &host.address) => {
+                format!("immediate connect error: {text}|remote address:{}", host.address)
+            }
+            reason => delayed(reason),
+        };
+        ConnectError { timeout: false, reason }
+    })?;
     let mut local = None;
     if let Raw::Tcp(stream) = &raw {
         local = stream.local_addr().ok().map(Address::Ip);
@@ -207,7 +230,9 @@ async fn establish(
     if let (TransportSocket::ProxyProtocol { version, .. }, _) = config.transport(host) {
         let (from, to) = variant.announced.map_or((None, None), |a| (a.from, a.to));
         let header = crate::proxy_protocol::header(*version, from, to);
-        raw.write_all(&header).await.map_err(|e| ConnectError { timeout: false, reason: connect_reason(&e) })?;
+        raw.write_all(&header)
+            .await
+            .map_err(|e| ConnectError { timeout: false, reason: delayed(connect_reason(&e)) })?;
     }
     let id = shared.next_id();
     let Some(tls) = tls else {
@@ -224,9 +249,12 @@ async fn establish(
     let all = exchange.map(|_| tls.alpn()).filter(|alpn| !alpn.is_empty());
     let alpn =
         variant.alpn.as_deref().or(all).or_else(|| tls.has_no_alpn().then_some(&*fallback).filter(|f| !f.is_empty()));
-    match tls.connect(raw, &shared.secrets, variant.server_name.as_ref(), &host.hostname, alpn).await {
-        Ok((stream, info)) => {
+    match tls.connect(raw, &shared.secrets, &variant.names, &host.hostname, alpn).await {
+        Ok((stream, info, refused)) => {
             cluster.stats.ssl_handshake.inc();
+            if let Some(refused) = refused {
+                count_failure(cluster, refused.failure);
+            }
             if crate::tls::count(stream.get_ref().1, &info, &cluster.stats.other) {
                 cluster.stats.ssl_session_reused.inc();
             }
@@ -237,53 +265,64 @@ async fn establish(
             {
                 peer = peer::exchange(&mut io, &shared.identity.frame(exchange))
                     .await
-                    .map_err(|e| ConnectError { timeout: false, reason: connect_reason(&e) })?;
+                    .map_err(|e| ConnectError { timeout: false, reason: delayed(connect_reason(&e)) })?;
             }
             Ok((io, ConnectionFacts { id, local, tls: Some(Arc::new(info)), peer }))
         }
-        Err(e) if TlsError::is_missing_secret(&e) => {
+        Err(failed) if TlsError::is_missing_secret(&failed.error) => {
             cluster.stats.other.inc("client_ssl_socket_factory.upstream_context_secrets_not_ready");
             Err(ConnectError { timeout: false, reason: "TLS_error: Secret is not supplied by SDS".to_owned() })
         }
-        Err(e) => {
-            let failure = Failure::of(&e);
-            match failure {
-                Failure::San => cluster.stats.ssl_fail_verify_san.inc(),
-                Failure::Hash => cluster.stats.ssl_fail_verify_cert_hash.inc(),
-                Failure::Chain => cluster.stats.ssl_fail_verify_error.inc(),
-                Failure::NoCertificate => cluster.stats.ssl_fail_verify_no_cert.inc(),
-                Failure::Other => cluster.stats.ssl_connection_error.inc(),
-            }
-            tracing::debug!(host = %host.address, error = %e, "upstream TLS handshake failed");
-            // A peer that just hangs up has no reason in Envoy either.
-            let reason = match e.kind() {
-                io::ErrorKind::UnexpectedEof => String::new(),
-                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+        Err(failed) => {
+            count_failure(cluster, failed.failure());
+            tracing::debug!(host = %host.address, error = %failed.error, "upstream TLS handshake failed");
+            let reason = match (failed.words(), failed.error.kind()) {
+                (Some(words), _) => format!("TLS_error:|{words}:TLS_error_end"),
+                // A peer that just hangs up has no reason in Envoy either.
+                (None, io::ErrorKind::UnexpectedEof) => String::new(),
+                (None, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
                     "TLS_error:|33554536:system library:OPENSSL_internal:Connection reset by peer:TLS_error_end"
                         .to_owned()
                 }
-                // The codes are BoringSSL's, because people search for them.
-                _ if failure == Failure::Other => {
-                    "TLS_error:|268435703:SSL routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end".to_owned()
+                (None, _) => {
+                    format!("TLS_error:|{}:TLS_error_end", crate::tls::of_server_in_boring_words(&failed.error))
                 }
-                _ => "TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:TLS_error_end"
-                    .to_owned(),
             };
             Err(ConnectError { timeout: false, reason })
         }
     }
 }
 
+fn count_failure(cluster: &WorkerCluster, failure: Failure) {
+    match failure {
+        Failure::San => cluster.stats.ssl_fail_verify_san.inc(),
+        Failure::Hash => cluster.stats.ssl_fail_verify_cert_hash.inc(),
+        Failure::Chain => cluster.stats.ssl_fail_verify_error.inc(),
+        Failure::NoCertificate => cluster.stats.ssl_fail_verify_no_cert.inc(),
+        Failure::Other => cluster.stats.ssl_connection_error.inc(),
+    }
+}
+
+/// Whether the call of `connect` itself failed: to a path it waits for nothing, and without a route there is nothing to wait for.
+fn is_immediate(e: &io::Error, address: &Address) -> bool {
+    matches!(address, Address::Pipe(_)) || e.kind() == io::ErrorKind::NetworkUnreachable
+}
+
 /// `delayed connect error: Connection refused`, as Envoy words it.
-fn connect_reason(e: &io::Error) -> String {
-    let text = match e.kind() {
+fn delayed(reason: Option<&str>) -> String {
+    reason.map_or_else(String::new, |text| format!("delayed connect error: {text}"))
+}
+
+/// What went wrong, in the system's words.
+fn connect_reason(e: &io::Error) -> Option<&'static str> {
+    Some(match e.kind() {
         io::ErrorKind::ConnectionRefused => "Connection refused",
         io::ErrorKind::HostUnreachable => "No route to host",
         io::ErrorKind::NetworkUnreachable => "Network is unreachable",
         io::ErrorKind::TimedOut => "Connection timed out",
         io::ErrorKind::ConnectionReset => "Connection reset by peer",
         io::ErrorKind::NotFound => "No such file or directory",
-        _ => return String::new(),
-    };
-    format!("delayed connect error: {text}")
+        io::ErrorKind::PermissionDenied => "Permission denied",
+        _ => return None,
+    })
 }

@@ -129,6 +129,11 @@ impl H2Connection {
         fits && few
     }
 
+    /// Whether the connection ended for a malformed answer.
+    pub(super) fn is_blamed(&self) -> bool {
+        self.inner.fate.is_cut()
+    }
+
     /// An answer is malformed. As Envoy, the connection ends with it, unless only streams are to
     /// (`override_stream_error_on_invalid_http_message`).
     pub(super) fn blame(&self) {

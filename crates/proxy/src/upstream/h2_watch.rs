@@ -52,6 +52,10 @@ impl Fate {
         }
     }
 
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut.get()
+    }
+
     pub(super) fn is_by_peer(&self) -> bool {
         self.by_peer.get()
     }

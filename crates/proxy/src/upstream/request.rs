@@ -160,8 +160,7 @@ impl Upstream {
         lease.begin();
         let method = headers.get(":method").unwrap_or_default();
         let head_request = method == b"HEAD";
-        // Methods without a defined body get no "content-length: 0" (Envoy HeaderUtility::requestShouldHaveNoBody).
-        let bodiless = matches!(method, b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT");
+        let bodiless = h1::is_bodiless(method);
         headers.remove("transfer-encoding");
         let (framing, added) = if tunnel != Tunnel::No {
             (Framing::Raw, None)
@@ -244,9 +243,12 @@ pub(crate) fn h2_request(headers: &Headers) -> Option<http::Request<()>> {
     *request.version_mut() = http::Version::HTTP_2;
     *request.headers_mut() = to_map(headers);
     request.headers_mut().remove(http::header::CONNECTION);
-    // The crate refuses one that says nothing.
-    if request.headers().get(http::header::TE).is_some_and(http::HeaderValue::is_empty) {
+    // The crate refuses one that says anything else, and those that are of HTTP/1 (a route may have added them).
+    if request.headers().get(http::header::TE).is_some_and(|te| te != "trailers") {
         request.headers_mut().remove(http::header::TE);
+    }
+    for of_http1 in ["keep-alive", "proxy-connection", "transfer-encoding"] {
+        request.headers_mut().remove(of_http1);
     }
     Some(request)
 }
@@ -330,6 +332,10 @@ impl Response {
                     let mut headers = Headers::new();
                     push_map(&mut headers, interim.headers());
                     let status = interim.status().as_u16();
+                    if headers.contains("content-length") {
+                        connection.blame();
+                        return Poll::Ready(Err(Failure::Protocol("http2.invalid.header.field")));
+                    }
                     let bytes = header_bytes(&headers, 3);
                     return Poll::Ready(Ok(Box::new(Reply::interim(status, headers, bytes))));
                 }
@@ -338,6 +344,10 @@ impl Response {
                     Err(e) => {
                         let failure = h2_failure(&e);
                         match failure {
+                            // Envoy's codec client blames the host for all that was under way on such a connection.
+                            Failure::Terminated if connection.is_blamed() => {
+                                return Poll::Ready(Err(Failure::Protocol("http2.violation.of.messaging.rule")));
+                            }
                             Failure::Terminated => connection.stats().upstream_rq_pending_failure_eject.inc(),
                             Failure::Protocol(_) => connection.blame(),
                             _ => {}
@@ -345,7 +355,10 @@ impl Response {
                         return Poll::Ready(Err(failure));
                     }
                 };
-                if response.headers().get_all(http::header::CONTENT_LENGTH).iter().nth(1).is_some() {
+                let mut lengths = response.headers().get_all(http::header::CONTENT_LENGTH).iter();
+                let length = lengths.next();
+                let too_much = response.status() == http::StatusCode::NO_CONTENT && length.is_some_and(|n| n != "0");
+                if too_much || lengths.next().is_some() {
                     connection.blame();
                     return Poll::Ready(Err(Failure::Protocol("http2.violation.of.messaging.rule")));
                 }
@@ -367,6 +380,10 @@ impl Response {
                     headers.push(b"connection", b"upgrade");
                 }
                 push_map(&mut headers, &parts.headers);
+                if tunnel && headers.get("content-length") == Some(b"0") {
+                    // Of a tunnel that says nothing, and the codec of Envoy leaves it out.
+                    headers.remove("content-length");
+                }
                 headers.join_single();
                 if !connection.accepts(&headers) {
                     // Dropping the body resets the stream; Envoy calls that the peer's reset.

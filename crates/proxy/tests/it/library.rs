@@ -267,3 +267,18 @@ async fn active_checks_take_a_dead_host_out() {
         assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     }
 }
+
+#[tokio::test]
+async fn the_admin_may_listen_on_a_path_and_says_where() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (socket, said) = (folder.path().join("admin.sock"), folder.path().join("address"));
+    let value = serde_json::json!({"admin": {"address": {"pipe": {"path": socket}}}});
+    let options = proxy::Options { admin_address_path: Some(said.clone()), ..proxy::Options::default() };
+    let _running = proxy::start(bootstrap(&value), options).expect("it starts");
+    let mut stream = tokio::net::UnixStream::connect(&socket).await.expect("it listens");
+    stream.write_all(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("open");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("LIVE\n"), "{answer}");
+    assert_eq!(std::fs::read_to_string(said).expect("written"), socket.to_str().expect("text"));
+}

@@ -36,7 +36,6 @@ impl Exchange {
         for addition in self.add_to_response.drain(..) {
             addition.apply(&mut headers);
         }
-        self.info.response_code = Some(status);
         // Filters see the answers to bad heads, too.
         encode::head(self, &mut headers);
         crate::hcm::span::answer_head(self, &mut headers);
@@ -103,11 +102,18 @@ impl Exchange {
     }
 
     /// Has the rest of an answer written that is over as far as the request is concerned (HTTP/2): a client that makes no
-    /// room for it loses it after the idle timeout (Envoy `ConnectionImpl::StreamImpl::onPendingFlushTimer`).
+    /// room for it loses it after the idle timeout (Envoy `ConnectionImpl::StreamImpl::onPendingFlushTimer`), or at once when
+    /// its request is given up.
     pub(crate) fn flush_later(&self, mut sink: SendBody) {
         let timeout = self.timers.idle_for(Deadline::Idle);
         let worker = self.http.worker.clone();
+        let given_up = !self.body_done;
         let work = async move {
+            if given_up {
+                // First the connection writes what there is room for.
+                tokio::task::yield_now().await;
+                return sink.reset(h2::Reason::INTERNAL_ERROR);
+            }
             let flush = std::future::poll_fn(|cx| sink.poll_flush(cx));
             let flushed = match timeout {
                 Some(timeout) => tokio::time::timeout(timeout, flush).await,

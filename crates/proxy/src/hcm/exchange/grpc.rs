@@ -44,6 +44,9 @@ impl Exchange {
                 .filter(|(_, n)| *n > 0)
                 .map(|(name, n)| format!("\"{name}\":\"{n}\""))
                 .collect();
+        if fields.is_empty() {
+            return;
+        }
         let text = format!("{{{}}}", fields.join(","));
         self.info.filter_state.values.insert("envoy.filters.http.grpc_stats".into(), text.into());
     }

@@ -38,6 +38,7 @@ impl Exchange {
             self.request.remove("expect");
             http.stats.downstream_rq.inc(100);
             http.of_listener.downstream_rq.inc(100);
+            self.info.response_code = Some(100);
             self.answer.interim(100, &Headers::new());
         }
         if self.info.protocol == Some(HttpProtocol::Http10)
@@ -52,6 +53,14 @@ impl Exchange {
         }
         if let Some(scheme) = self.hints.absolute {
             self.request.set(":scheme", scheme.as_bytes());
+        }
+        if self.hints.upgrade && self.upgrade_kind() == "connect-udp" {
+            let path = self.request.get(":path").unwrap_or_default();
+            let Some(target) = hcm::connect_udp_target(path) else {
+                let text = "The path is incorrect for CONNECT-UDP";
+                return Err(LocalReply::new(404, text, "invalid_path").into());
+            };
+            self.request.set(":authority", target.as_bytes());
         }
         let path = self.request.get(":path").unwrap_or_default();
         if path.is_empty() && !self.hints.connect {

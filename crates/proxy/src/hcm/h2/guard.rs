@@ -8,10 +8,10 @@
 use super::flood::{Flood, Flooded, Limits};
 use crate::batch::Batch;
 use crate::frames::{
-    ACK, CONTINUATION, DATA, END_HEADERS, Frames, GOAWAY, HEADERS, Head, PING, PRIORITY, RST_STREAM, SETTINGS,
-    WINDOW_UPDATE, written_of,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, Head, PING, PRIORITY, RST_STREAM,
+    SETTINGS, WINDOW_UPDATE, written_of,
 };
-use crate::hcm::Http;
+use crate::hcm::{End, Http};
 use crate::inspect::PREFACE;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -33,6 +33,9 @@ const REFUSED_STREAM: u32 = 7;
 /// Flags of frames (RFC 9113, 6.2).
 const PADDED: u8 = 0x8;
 const WITH_PRIORITY: u8 = 0x20;
+
+/// Heads that are not given out, of which account is kept.
+const MAX_UNREAD: usize = 4096;
 
 /// The last stream that there can be, which the first of two GOAWAYs names.
 const MAX_STREAM: u32 = 0x7fff_ffff;
@@ -71,7 +74,13 @@ struct Seen {
     bad_size: bool,
     /// A frame with more padding than it has room for.
     bad_padding: bool,
-    /// Streams with DATA, the last few.
+    /// The peer knows our settings.
+    acknowledged: bool,
+    /// The peer leaves.
+    goodbye: bool,
+    /// The stream whose trailers came last, and whether they say that nothing follows.
+    trailers: Option<(u32, bool)>,
+    /// Streams whose last frame was DATA, the last few.
     with_data: [u32; 32],
     next: usize,
 }
@@ -84,6 +93,8 @@ impl Seen {
         self.last = Some(head.kind);
         self.fresh = self.opens(head) && head.stream % 2 == 1;
         self.bad_size |= head.has_bad_size();
+        self.acknowledged |= head.kind == SETTINGS && head.flags & ACK != 0;
+        self.goodbye |= head.kind == GOAWAY;
         match head.kind {
             DATA if !self.with_data.contains(&head.stream) => {
                 self.with_data[self.next] = head.stream;
@@ -94,6 +105,9 @@ impl Seen {
                 if self.opens(head) {
                     self.highest = head.stream;
                     self.head = Some(head.stream);
+                } else if head.kind == HEADERS {
+                    self.trailers = Some((head.stream, head.flags & END_STREAM != 0));
+                    self.with_data.iter_mut().filter(|stream| **stream == head.stream).for_each(|stream| *stream = 0);
                 }
                 self.head = self.head.filter(|_| self.in_block);
             }
@@ -106,11 +120,11 @@ impl Seen {
         head.kind == HEADERS && head.stream > self.highest
     }
 
-    /// Whether Envoy closes without this GOAWAY.
+    /// Whether Envoy closes without this GOAWAY. `unread`: it is for a head that the crate did not understand.
     ///
     /// DIFFERS: windows that overflow and pings of a stream are answered as RFC 9113 asks (6.9.1, 5.4.1), so that a
     /// peer learns what it did; Envoy closes without a word.
-    fn hides_goaway(&self, code: u32) -> bool {
+    fn hides_goaway(&self, code: u32, unread: bool) -> bool {
         let told = match code {
             FLOW_CONTROL_ERROR => self.last == Some(WINDOW_UPDATE),
             PROTOCOL_ERROR => self.last == Some(PING),
@@ -121,7 +135,13 @@ impl Seen {
             && !self.in_block
             && !self.bad_size
             && !self.bad_padding
-            && !matches!(self.last, Some(DATA | CONTINUATION))
+            && (unread || !matches!(self.last, Some(DATA | CONTINUATION)))
+    }
+
+    /// What Envoy says of the trailers that came last, if they are this stream's and break the rules of messages.
+    fn bad_trailers(&self, stream: u32) -> Option<&'static str> {
+        let (_, ends) = self.trailers.filter(|(with, _)| *with == stream)?;
+        Some(if ends { super::INVALID_FIELD } else { super::VIOLATION })
     }
 
     /// Whether Envoy closes the connection instead of this RST_STREAM.
@@ -141,6 +161,8 @@ impl Seen {
 pub(super) enum Fault {
     /// A malformed message; what was wrong with it.
     Message(&'static str),
+    /// The trailers of a stream that is being served, and what was wrong with them.
+    Trailers(u32, &'static str),
     Flood(Flooded),
 }
 
@@ -160,10 +182,35 @@ struct Ending {
     late: RefCell<Vec<u8>>,
     /// Those streams. What the crate says of them, once the rest of their heads has come, is not written.
     answered: RefCell<Vec<u32>>,
+    /// Streams whose heads came, and which the crate has not given out. It never does so with malformed ones.
+    unread: RefCell<VecDeque<u32>>,
+    /// How many it has given out.
+    given: Cell<u64>,
     /// Streams that ended for a malformed message, and why.
     resets: RefCell<Vec<&'static str>>,
     /// What is known of resets that are not written yet.
     reasons: RefCell<VecDeque<&'static str>>,
+}
+
+impl Ending {
+    /// A stream's head has come.
+    fn came(&self, stream: u32) {
+        let mut unread = self.unread.borrow_mut();
+        // After a GOAWAY the crate passes over streams without a word.
+        if unread.len() == MAX_UNREAD {
+            unread.pop_front();
+        }
+        unread.push_back(stream);
+    }
+
+    /// The crate has given it out, or reset it.
+    fn read(&self, stream: u32) {
+        let mut unread = self.unread.borrow_mut();
+        match unread.front() {
+            Some(first) if *first == stream => _ = unread.pop_front(),
+            _ => unread.retain(|unread| *unread != stream),
+        }
+    }
 }
 
 impl Switch {
@@ -205,6 +252,12 @@ impl Switch {
     /// What was wrong with messages whose streams were reset since the last call.
     pub(super) fn take_resets(&self) -> Vec<&'static str> {
         self.0.resets.take()
+    }
+
+    /// The crate understood the head of a stream.
+    pub(super) fn given_out(&self, stream: u32) {
+        self.0.read(stream);
+        self.0.given.set(self.0.given.get() + 1);
     }
 
     /// The stream of which the peer owes the rest of a head, and since when.
@@ -277,6 +330,8 @@ pub(super) struct Guard {
     drain_timeout: Duration,
     /// Where bytes, resets and floods are counted.
     http: Option<Rc<Http>>,
+    /// How many streams were given out when a frame began to wait for the rest of them.
+    asked: Option<u64>,
     /// The answer to the crate's ping, and when it gets it.
     pong: Option<(Pin<Box<Sleep>>, Vec<u8>)>,
 }
@@ -294,6 +349,10 @@ enum Change {
     SizeError,
     /// It is left out and answered later.
     Ping,
+    /// The connection ends before it, for the trailers of a stream.
+    Trailers(u32, &'static str),
+    /// It waits until the crate has given out the streams that it understood. `last`: the connection ends with it.
+    Ask { last: bool },
 }
 
 impl Guard {
@@ -322,6 +381,7 @@ impl Guard {
             switch: Switch::default(),
             drain_timeout,
             http,
+            asked: None,
             pong: None,
         }
     }
@@ -332,7 +392,7 @@ impl Guard {
 
     /// Takes note of what was written.
     fn wrote(&mut self, bytes: &[u8]) {
-        let (flood, seen, ending) = (&mut self.flood, &self.seen, &self.switch.0);
+        let (flood, ending) = (&mut self.flood, &self.switch.0);
         if let Some(http) = &self.http {
             http.stats.downstream_cx_tx_bytes_total.add(bytes.len() as u64);
             http.sent.set(http.sent.get() + bytes.len() as u64);
@@ -349,12 +409,13 @@ impl Guard {
                         Some(REFUSED_STREAM) => count(http, "http2.stream_refused_errors"),
                         Some(PROTOCOL_ERROR) if logs => {
                             let known = ending.reasons.borrow_mut().pop_front();
-                            if known.is_some() || seen.closes_instead(PROTOCOL_ERROR, head.stream) {
+                            if known.is_some() || ending.unread.borrow().contains(&head.stream) {
                                 ending.resets.borrow_mut().push(known.unwrap_or(super::INVALID_FIELD));
                             }
                         }
                         _ => {}
                     }
+                    ending.read(head.stream);
                 }
                 GOAWAY if word(bytes, body + 4) == Some(0) => {
                     // Only the second one, with the last stream's number, is counted.
@@ -372,22 +433,44 @@ impl Guard {
     /// What in `bytes`, which the crate wants to write, is not to be written as it is, and where.
     fn change(&self, bytes: &[u8]) -> Option<(usize, Change)> {
         let mut change = None;
+        let unread = self.switch.0.unread.borrow();
+        let asked = self.asked == Some(self.switch.0.given.get());
         self.outgoing.clone().look(bytes, |head, body| {
             let found = match head.kind {
                 RST_STREAM if self.switch.has_answered(head.stream) => Some(Change::Skip),
-                RST_STREAM if !self.stream_errors => {
-                    let closes = word(bytes, body).is_some_and(|code| self.seen.closes_instead(code, head.stream));
-                    closes.then_some(Change::Refuse)
+                // Who opens too many streams is refused only until it can know how many there may be.
+                RST_STREAM if self.seen.acknowledged && word(bytes, body) == Some(REFUSED_STREAM) => {
+                    Some(if asked { Change::Cut } else { Change::Ask { last: true } })
                 }
+                RST_STREAM => match word(bytes, body) {
+                    Some(PROTOCOL_ERROR) if unread.contains(&head.stream) && !asked => {
+                        Some(Change::Ask { last: false })
+                    }
+                    _ if self.stream_errors => None,
+                    Some(PROTOCOL_ERROR) if unread.contains(&head.stream) => Some(Change::Refuse),
+                    Some(code) if self.seen.closes_instead(code, head.stream) => {
+                        let trailers = self.seen.bad_trailers(head.stream).filter(|_| code == PROTOCOL_ERROR);
+                        Some(trailers.map_or(Change::Refuse, |details| Change::Trailers(head.stream, details)))
+                    }
+                    _ => None,
+                },
                 GOAWAY => match word(bytes, body + 4) {
                     Some(PROTOCOL_ERROR) if self.seen.bad_size => Some(Change::SizeError),
+                    Some(PROTOCOL_ERROR) if !unread.is_empty() && !asked => Some(Change::Ask { last: true }),
                     // Of such a head the crate could not read a field.
-                    Some(PROTOCOL_ERROR) if self.seen.hides_goaway(PROTOCOL_ERROR) && self.seen.fresh => {
+                    Some(PROTOCOL_ERROR) if self.seen.hides_goaway(PROTOCOL_ERROR, true) && !unread.is_empty() => {
                         Some(Change::Refuse)
                     }
-                    Some(code) if self.seen.hides_goaway(code) => Some(Change::Cut),
+                    Some(code) if self.seen.hides_goaway(code, false) => {
+                        let of_trailers = code == PROTOCOL_ERROR && self.seen.last == Some(HEADERS);
+                        let trailers = self.seen.trailers.filter(|_| of_trailers);
+                        let trailers = trailers.and_then(|(on, _)| Some((on, self.seen.bad_trailers(on)?)));
+                        Some(trailers.map_or(Change::Cut, |(stream, details)| Change::Trailers(stream, details)))
+                    }
                     // Envoy has nothing to say to a peer that leaves.
-                    Some(0) if !self.leaving && word(bytes, body) != Some(MAX_STREAM) => Some(Change::Skip),
+                    Some(0) if (!self.leaving || self.seen.goodbye) && word(bytes, body) != Some(MAX_STREAM) => {
+                        Some(Change::Skip)
+                    }
                     _ => None,
                 },
                 // The crate measures a round trip after its first GOAWAY; Envoy waits for the drain timeout.
@@ -407,6 +490,16 @@ impl Guard {
     fn poll_change(&mut self, cx: &mut Context<'_>, change: Change, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match change {
             Change::Cut => {}
+            Change::Ask { last } => {
+                self.asked = Some(self.switch.0.given.get());
+                if let (true, Some(http)) = (last, &self.http) {
+                    // Streams that find out meanwhile say the same.
+                    http.end.set(Some(End::Codec { details: super::BROKEN, blamed: None }));
+                }
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Change::Trailers(stream, details) => self.switch.blame(Fault::Trailers(stream, details)),
             Change::Refuse => self.switch.blame(Fault::Message(super::INVALID_FIELD)),
             Change::Skip => {
                 let mut skipped = Head::read(&[0; 9]);
@@ -570,18 +663,25 @@ impl AsyncRead for Guard {
             }
         }
         let (seen, flood, http) = (&mut this.seen, &mut this.flood, &this.http);
+        let ending = &this.switch.0;
         let (mut flooded, mut calm) = (None, 0);
         let came = &buf.filled()[before..];
         this.incoming.look(came, |head, body| {
-            if head.kind == HEADERS && !seen.in_block && !seen.opens(head) {
-                count(http, "http2.trailers");
+            if head.kind == HEADERS && !seen.in_block {
+                if seen.opens(head) && head.stream % 2 == 1 {
+                    ending.came(head.stream);
+                } else if !seen.opens(head) {
+                    count(http, "http2.trailers");
+                }
             }
             seen.note(head, came.get(body).copied());
             flooded = flood.received(head).err();
             calm = body.saturating_sub(9);
             flooded.is_none()
         });
-        let ending = &this.switch.0;
+        if let Some(http) = http {
+            http.trailers.set(seen.trailers.and_then(|(stream, _)| Some((stream, seen.bad_trailers(stream)?))));
+        }
         let part = (seen.fresh && this.incoming.is_within()).then_some(seen.highest);
         let owed = seen.head.or(part).filter(|stream| !this.switch.has_answered(*stream));
         if owed != ending.head.get().map(|(stream, _)| stream) {
@@ -669,11 +769,14 @@ mod tests {
     fn malformed_messages_close_but_bad_bodies_reset() {
         let mut seen = Seen::default();
         seen.note(Head { length: 1, kind: HEADERS, flags: 5, stream: 1 }, None);
-        assert!(seen.closes_instead(PROTOCOL_ERROR, 1) && seen.hides_goaway(PROTOCOL_ERROR));
+        assert!(seen.closes_instead(PROTOCOL_ERROR, 1) && seen.hides_goaway(PROTOCOL_ERROR, false));
         seen.note(Head { length: 1, kind: DATA, flags: 1, stream: 1 }, None);
-        assert!(!seen.closes_instead(PROTOCOL_ERROR, 1) && !seen.hides_goaway(PROTOCOL_ERROR));
+        assert!(!seen.closes_instead(PROTOCOL_ERROR, 1) && !seen.hides_goaway(PROTOCOL_ERROR, false));
+        seen.note(Head { length: 1, kind: HEADERS, flags: 5, stream: 1 }, None);
+        assert!(seen.closes_instead(PROTOCOL_ERROR, 1), "trailers");
+        assert_eq!((seen.bad_trailers(1), seen.bad_trailers(3)), (Some(crate::hcm::h2::INVALID_FIELD), None));
         seen.note(Head { length: 1, kind: HEADERS, flags: 0, stream: 3 }, None);
-        assert!(!seen.hides_goaway(PROTOCOL_ERROR), "a header block was interrupted");
+        assert!(!seen.hides_goaway(PROTOCOL_ERROR, true), "a header block was interrupted");
         assert_eq!(seen.head, Some(3));
         seen.note(Head { length: 1, kind: CONTINUATION, flags: END_HEADERS, stream: 3 }, None);
         assert_eq!(seen.head, None, "the head is there");
@@ -687,7 +790,7 @@ mod tests {
         let hides = |first| {
             let mut seen = Seen::default();
             seen.note(head, Some(first));
-            seen.hides_goaway(PROTOCOL_ERROR)
+            seen.hides_goaway(PROTOCOL_ERROR, false)
         };
         assert!(hides(2) && !hides(3));
     }

@@ -4,15 +4,16 @@ use super::counted::Told;
 use super::outgoing::Outgoing;
 use super::why::Why;
 use super::{Plan, asks_for_websocket, cancel};
-use crate::hcm::encode;
+use crate::hcm::encode::{self, Throttle};
 use crate::hcm::exchange::{Exchange, Outcome, Stop};
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
 use crate::stream::{BodyError, Frame, Gone, Pump, PumpError, SendBody};
 use crate::upstream::{Failure, Reply, Tunnel, Upstream};
+use proxy_core::retry::http_status_of_grpc;
 use proxy_core::route::Matched;
 use proxy_core::stream_info::HttpProtocol;
-use proxy_core::{FormatContext, ResponseFlags};
+use proxy_core::{FormatContext, Headers, ResponseFlags};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::Poll;
@@ -40,6 +41,16 @@ pub(super) async fn pass_on(
         return Err(reply.into());
     }
     plan.counted.answer(exchange, &plan.cluster, status, told);
+    let end = body.is_empty();
+    let host = exchange.info.upstream.host.clone();
+    let count = |success| host.iter().for_each(|host| host.state.stats.count(success));
+    // Of gRPC the end tells (Envoy `Filter::handleNon5xxResponseHeaders`).
+    let deferred = status < 500 && exchange.grpc && !end;
+    match status {
+        500.. => count(false),
+        _ if deferred => {}
+        _ => count(!exchange.grpc || succeeded(&headers)),
+    }
 
     // A POST can open a connection, too, but its answer is framed as any other.
     let tunnel = accepted && (exchange.hints.upgrade || exchange.hints.connect);
@@ -55,6 +66,9 @@ pub(super) async fn pass_on(
     }
     if plan.matched.vhost.include_attempt_count_in_response {
         headers.set_number("x-envoy-attempt-count", exchange.info.upstream.attempts.into());
+    }
+    if let Some(cookie) = &plan.cookie {
+        headers.push_lower("set-cookie", cookie.0.as_bytes());
     }
     let http = exchange.http.clone();
     exchange.peer.pass_answer(&mut headers, &http, plan.cluster.config());
@@ -81,6 +95,8 @@ pub(super) async fn pass_on(
         exchange.timers.clear(Deadline::Global);
         exchange.timers.clear(Deadline::PerTryIdle);
     }
+    // As `grpc_stats`, which counts no messages in what is not an answer of gRPC.
+    let grpc = status == 200 && super::super::exchange::is_grpc(&headers);
     let mut sink = exchange.send_head(headers, end, tunnel);
     if upstream.protocol != HttpProtocol::Http2 {
         sink.end_apart();
@@ -134,7 +150,8 @@ pub(super) async fn pass_on(
                     Some(throttle) => throttle.poll(cx, &mut body),
                     None => body.poll_frame(cx),
                 };
-                if let (Some(messages), Poll::Ready(Some(Ok(Frame::Data(data))))) = (&mut messages, &frame) {
+                if let (true, Some(messages), Poll::Ready(Some(Ok(Frame::Data(data))))) = (grpc, &mut messages, &frame)
+                {
                     messages[1].look(data);
                 }
                 match frame {
@@ -170,6 +187,11 @@ pub(super) async fn pass_on(
             exchange.timers.touch(Deadline::Idle);
             exchange.timers.touch(Deadline::PerTryIdle);
         }
+        if throttle.as_ref().is_some_and(Throttle::has_read_all) {
+            for deadline in [Deadline::Global, Deadline::PerTryIdle, Deadline::UpstreamStream] {
+                exchange.timers.clear(deadline);
+            }
+        }
         if let Poll::Ready(e) = sink.poll_reset(cx) {
             return Poll::Ready(Err(Broken::Client(Gone::from(&e))));
         }
@@ -203,6 +225,10 @@ pub(super) async fn pass_on(
     exchange.info.times.upstream_last_rx = Some(elapsed);
     exchange.info.times.downstream_last_tx = ended.is_ok().then_some(elapsed);
     plan.counted.took(exchange, &plan.cluster, elapsed.as_millis() as u64, told);
+    // A client that leaves says nothing about the host.
+    if deferred && matches!(ended, Ok(()) | Err(Broken::Upstream)) {
+        count(ended.is_ok() && trailers.as_ref().is_some_and(succeeded));
+    }
     if let Some(trailers) = trailers {
         exchange.note_grpc(&trailers);
         exchange.trailers = Some(trailers);
@@ -245,6 +271,7 @@ pub(super) async fn pass_on(
                 // On HTTP/2 the rest of an answer breaks its stream only.
                 Failure::Protocol(_) | Failure::Blamed if upstream.protocol == HttpProtocol::Http2 => {
                     stats.upstream_rq_tx_reset.inc();
+                    upstream.send.reset(h2::Reason::PROTOCOL_ERROR);
                 }
                 Failure::Protocol(_) => stats.upstream_cx_protocol_error.inc(),
                 // To Envoy's codec that is no reset.
@@ -346,4 +373,9 @@ async fn abort(exchange: &mut Exchange, mut sink: SendBody, reason: h2::Reason) 
     exchange.timers.waited();
     sink.reset(reason);
     exchange.answer.close_after();
+}
+
+/// Whether gRPC's status, which must be there, is none of a server's failure.
+fn succeeded(fields: &Headers) -> bool {
+    fields.get_str("grpc-status").is_some_and(|status| http_status_of_grpc(status.parse().ok()) < 500)
 }

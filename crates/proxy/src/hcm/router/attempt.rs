@@ -5,17 +5,18 @@ use super::outgoing::Outgoing;
 use super::why::Why;
 use super::{Plan, Tried, asks_for_websocket, cancel, no_host};
 use crate::hcm::exchange::{Exchange, Stop};
+use crate::hcm::local_reply::LocalReply;
 use crate::hcm::mirror;
 use crate::hcm::timers::Deadline;
 use crate::stream::{Gone, Pump, PumpError, RecvBody, SendBody, header_bytes};
 use crate::upstream::{
-    AcquireError, Acquired, Active, Announced, Pool, Protocol, Reply, Source, Tunnel, Upstream, Variant, server_name,
+    AcquireError, Acquired, Active, Announced, Pool, Protocol, Reply, ServerNames, Source, Tunnel, Upstream, Variant,
 };
-use proxy_core::Host;
 use proxy_core::circuit::Resource;
 use proxy_core::outlier::Outcome as Health;
 use proxy_core::route::{Connect, HostRewrite};
 use proxy_core::stream_info::HttpProtocol;
+use proxy_core::{Host, ResponseFlags};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -69,11 +70,28 @@ pub(super) async fn one_try(
     plan.cluster.on_result(host, Some(Health::ConnectedForRequests), &worker);
     let Some(_permit) = breaker.acquire(Resource::Requests) else {
         acquired.put_back();
+        stats.other.inc("upstream_rq_active_overflow");
+        host.state.stats.count(false);
         return Ok(Tried::Failed { why: Why::Overflow, started: false });
     };
     let _active = Active::new(plan.cluster.clone(), host.clone());
     stats.upstream_rq_total.inc();
     plan.counted.each(|stats| stats.upstream_rq_total.inc());
+    if !exchange.request.contains(":path") && exchange.request.method() != Some("CONNECT") {
+        // A filter took it away. Envoy's codecs refuse to write such a head.
+        let (facts, protocol) = match &acquired {
+            Acquired::H1(lease) => (lease.facts(), HttpProtocol::Http11),
+            Acquired::H2(connection) => (connection.facts(), HttpProtocol::Http2),
+        };
+        let info = &mut exchange.info.upstream;
+        (info.local, info.protocol) = (facts.local.clone(), Some(protocol));
+        if protocol == HttpProtocol::Http2 {
+            stats.upstream_rq_tx_reset.inc();
+        }
+        let details = "filter_removed_required_request_headers{missing_required_header:_:path}";
+        let reply = LocalReply::new(503, "missing required header: :path", details);
+        return Err(reply.flagged(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR).into());
+    }
     prepare_head(exchange, plan, host);
     let end = outgoing.is_empty();
     let kind = exchange.hints.tunnel();
@@ -103,6 +121,9 @@ pub(super) async fn one_try(
     }
     let longest = plan.timeouts.upstream_stream.or(plan.cluster.config().max_stream_duration);
     exchange.timers.set(Deadline::UpstreamStream, longest);
+    if exchange.waited && !tunnel {
+        outgoing.gather(exchange);
+    }
     let mut pump = Pump::new();
     let mut sent = false;
     let mut sink_failed = None;
@@ -145,6 +166,7 @@ pub(super) async fn one_try(
                             reply.headers.remove(of_this_hop);
                         }
                         exchange.info.downstream_header_bytes_sent += header_bytes(&reply.headers, 4);
+                        exchange.info.response_code = Some(reply.status);
                         exchange.answer.interim(reply.status, &reply.headers);
                     }
                 }
@@ -229,6 +251,7 @@ async fn dial_tunnel(
     plan.counted.each(|stats| stats.upstream_rq_total.inc());
     exchange.tunnel = Some(counted);
     exchange.info.upstream.local = facts.local.clone();
+    exchange.info.times.upstream_first_rx = Some(exchange.elapsed());
     let (upstream, reply) = Upstream::tunnel(io, facts);
     if let (Some(version), SendBody::H1 { conn, .. }) = (connect.proxy_protocol, &upstream.send) {
         let info = &exchange.http.info;
@@ -313,7 +336,7 @@ fn prepare_head(exchange: &mut Exchange, plan: &Plan<'_>, host: &Host) {
 fn variant(exchange: &Exchange, plan: &Plan<'_>, host: &Host) -> Variant {
     let config = plan.cluster.config();
     let protocol = Protocol::of(&config.protocol, exchange.info.protocol);
-    let server_name = server_name(config, &exchange.request);
+    let names = ServerNames::of(config, &exchange.request);
     let alpn = plan.alpn.and_then(|alpn| {
         let protocol = match protocol {
             Protocol::Http2 => HttpProtocol::Http2,
@@ -325,5 +348,5 @@ fn variant(exchange: &Exchange, plan: &Plan<'_>, host: &Host) -> Variant {
     let announced = Announced::to(&plan.cluster, host, &exchange.http.info);
     let source = Source::of(&exchange.http.listener, &exchange.http.info);
     let owner = config.pool_per_downstream.then_some(exchange.http.info.id);
-    Variant { protocol, server_name, alpn, announced, source, priority: plan.forward.priority, owner }
+    Variant { protocol, names, alpn, announced, source, priority: plan.forward.priority, owner }
 }

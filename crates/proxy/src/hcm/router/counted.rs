@@ -40,7 +40,8 @@ impl Told {
     /// Of an answer that the proxy gives in the cluster's place.
     pub(super) fn own(exchange: &Exchange) -> Self {
         let internal = exchange.request.get("x-envoy-internal").is_some_and(|value| value == b"true");
-        Self { internal, canary: false }
+        let canary = exchange.info.upstream.host.as_ref().is_some_and(|host| host.is_canary());
+        Self { internal, canary }
     }
 }
 
@@ -88,6 +89,10 @@ impl Counted {
     }
 
     fn again(&self, exchange: &Exchange, cluster: &WorkerCluster, told: Told, count: impl Fn(&Answers)) {
+        let host = exchange.info.upstream.host.as_ref();
+        if let Some(answers) = host.and_then(|host| cluster.answers_between_zones(&exchange.http.worker, host)) {
+            count(&answers);
+        }
         if !told.canary && self.alternative.is_none() {
             return;
         }

@@ -122,6 +122,20 @@ impl Outgoing<'_> {
         }
     }
 
+    /// Makes one piece of what came while the request waited, as it is in Envoy's buffer. An HTTP/1 host sees it as one chunk.
+    pub(super) fn gather(&mut self, exchange: &mut Exchange) {
+        if !self.ended && self.at == self.kept.len() {
+            let came = self.rest.gather(self.limit.saturating_sub(self.size));
+            exchange.info.bytes_received = exchange.info.bytes_received.max(self.received + came as u64);
+        }
+    }
+
+    /// Gives the copies what came while the request itself failed: theirs go on, with all of it.
+    pub(super) fn leave_to_copies(&mut self) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        while !self.feeds.is_empty() && !self.ended && matches!(self.poll_rest(&mut cx), Poll::Ready(Some(Ok(_)))) {}
+    }
+
     /// For another try, which gets what is there at once.
     pub(super) fn rewind(&mut self) {
         self.at = 0;

@@ -60,8 +60,8 @@ impl Why {
         }
     }
 
-    /// `answered`: interim answers came.
-    pub(super) fn reply(&self, retried: bool, answered: bool) -> LocalReply {
+    /// `answered`: interim answers came. `suppress`: Envoy's own headers are not sent.
+    pub(super) fn reply(&self, retried: bool, answered: bool, suppress: bool) -> LocalReply {
         let retried = if retried { "retried and the latest " } else { "" };
         let body = format!(
             "upstream connect error or disconnect/reset before headers. {retried}reset reason: {}",
@@ -70,7 +70,7 @@ impl Why {
         let status = if matches!(self, Why::Stream(Failure::Protocol(_) | Failure::Blamed)) { 502 } else { 503 };
         let mut reply = LocalReply::new(status, body, self.details(if answered { "after" } else { "before" }))
             .flagged(self.flags());
-        if matches!(self, Why::Overflow) {
+        if matches!(self, Why::Overflow) && !suppress {
             reply.headers.push(("x-envoy-overloaded".into(), b"true".to_vec()));
         }
         reply
