@@ -326,6 +326,7 @@ mod tests {
             "foo(1)",
             "request.method ==",
             "xds.node.id",
+            "duration('5000000000000000h5000000000000000h') > duration('1s')",
         ] {
             assert!(Expression::compile(bad).is_err(), "{bad}");
         }

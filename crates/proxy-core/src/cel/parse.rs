@@ -278,7 +278,7 @@ fn duration(text: &str) -> Option<Duration> {
             "ns" => 1e-9,
             _ => return None,
         };
-        all += Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
+        all = all.checked_add(Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?)?;
         rest = &after[unit.len()..];
     }
     (!text.is_empty()).then_some(all)
