@@ -184,6 +184,22 @@ fn alert_name(alert: u8) -> &'static str {
     }
 }
 
+/// What a peer shows.
+#[derive(Clone, Copy)]
+struct Shown<'a> {
+    leaf: &'a CertificateDer<'a>,
+    rest: &'a [CertificateDer<'a>],
+    now: UnixTime,
+    /// One of the names must be this (`auto_san_validation`).
+    expected: Option<&'a str>,
+}
+
+impl<'a> Shown<'a> {
+    fn chain(&self) -> Vec<CertificateDer<'a>> {
+        std::iter::once(self.leaf).chain(self.rest).cloned().collect()
+    }
+}
+
 /// What is asked of a peer's certificate.
 #[derive(Debug)]
 struct Checks {
@@ -206,23 +222,16 @@ impl Checks {
         Ok(Self { peers, trust, validation, usage_of_rsa })
     }
 
-    /// The order is that of BoringSSL and Envoy's `DefaultCertValidator::verifyCertAndUpdateStatus`. `expected`: one of the
-    /// names must be this (`auto_san_validation`).
-    fn find(
-        &self,
-        leaf: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        now: UnixTime,
-        expected: Option<&str>,
-    ) -> Result<(), Refused> {
+    /// The order is that of BoringSSL and Envoy's `DefaultCertValidator::verifyCertAndUpdateStatus`.
+    fn find(&self, shown: Shown<'_>) -> Result<(), Refused> {
         match self.peers {
             Peers::Clients => {
-                self.usage(leaf)?;
-                self.certificate(leaf, rest, now, expected)
+                self.usage(shown.leaf)?;
+                self.certificate(shown)
             }
             Peers::Servers => {
-                self.certificate(leaf, rest, now, expected)?;
-                self.usage(leaf)
+                self.certificate(shown)?;
+                self.usage(shown.leaf)
             }
         }
     }
@@ -244,30 +253,24 @@ impl Checks {
         })
     }
 
-    fn certificate(
-        &self,
-        leaf: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        now: UnixTime,
-        expected: Option<&str>,
-    ) -> Result<(), Refused> {
+    fn certificate(&self, shown: Shown<'_>) -> Result<(), Refused> {
         if let Some(trust) = &self.trust {
-            trust.check(leaf, rest, now)?;
+            trust.check(shown.leaf, shown.rest, shown.now)?;
         }
         let v = &self.validation;
-        if expected.is_none() && v.san.is_empty() && v.hashes.is_empty() && v.spkis.is_empty() {
+        if shown.expected.is_none() && v.san.is_empty() && v.hashes.is_empty() && v.spkis.is_empty() {
             return Ok(());
         }
-        let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
+        let chain = shown.chain();
         let Some(peer) = peer_certificate(&chain) else {
             let error = Error::InvalidCertificate(CertificateError::BadEncoding);
             return Err(Refused::new(Failure::Chain, error, "it cannot be read".to_owned()));
         };
-        if let Some(refused) = expected.and_then(|expected| not_for(leaf, &peer, expected)) {
+        if let Some(refused) = shown.expected.and_then(|expected| not_for(shown.leaf, &peer, expected)) {
             return Err(refused);
         }
         if !v.san_ok(&peer) {
-            let details = format!("SAN matcher, certificate SANs are [{}]", all_names(leaf));
+            let details = format!("SAN matcher, certificate SANs are [{}]", all_names(shown.leaf));
             return Err(Refused::new(Failure::San, mismatch(), details));
         }
         if v.hashes.is_empty() && v.spkis.is_empty() {
@@ -283,16 +286,9 @@ impl Checks {
     }
 
     /// For rustls: leaves what was found for [`heard`].
-    fn tell(
-        &self,
-        leaf: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        now: UnixTime,
-        expected: Option<&str>,
-    ) -> Result<(), Error> {
-        let Err(mut refused) = self.find(leaf, rest, now, expected) else { return Ok(()) };
-        let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
-        refused.peer = peer_certificate(&chain).map(Box::new);
+    fn tell(&self, shown: Shown<'_>) -> Result<(), Error> {
+        let Err(mut refused) = self.find(shown) else { return Ok(()) };
+        refused.peer = peer_certificate(&shown.chain()).map(Box::new);
         let error = refused.error.clone();
         let accepted = self.validation.accept_untrusted && refused.failure != Failure::Other;
         FOUND.set(Some(refused));
@@ -401,7 +397,7 @@ impl ClientVerifier {
 
     /// Whether nothing is wrong with a client's certificates, which may have been accepted all the same.
     pub(super) fn is_good(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> bool {
-        self.checks.find(leaf, rest, UnixTime::now(), None).is_ok()
+        self.checks.find(Shown { leaf, rest, now: UnixTime::now(), expected: None }).is_ok()
     }
 }
 
@@ -424,7 +420,7 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.checks.tell(end_entity, intermediates, now, None)?;
+        self.checks.tell(Shown { leaf: end_entity, rest: intermediates, now, expected: None })?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -477,7 +473,7 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let expected = EXPECTED.with_borrow(Clone::clone);
-        self.checks.tell(end_entity, intermediates, now, expected.as_deref())?;
+        self.checks.tell(Shown { leaf: end_entity, rest: intermediates, now, expected: expected.as_deref() })?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -531,11 +527,11 @@ mod tests {
         let too_late = UnixTime::since_unix_epoch(std::time::Duration::from_secs(70_000_000_000));
         let server = |roots: &[CertificateDer<'static>], now| {
             let verifier = ServerVerifier::new(Validation::default(), roots, true).unwrap();
-            verifier.checks.find(&own, &[], now, Some("ratings"))
+            verifier.checks.find(Shown { leaf: &own, rest: &[], now, expected: Some("ratings") })
         };
         let client = |roots: &[CertificateDer<'static>], now| {
             let verifier = ClientVerifier::new(Validation::default(), roots, true).unwrap();
-            verifier.checks.find(&own, &[], now, None)
+            verifier.checks.find(Shown { leaf: &own, rest: &[], now, expected: None })
         };
         for verify in [&server as &dyn Fn(&[CertificateDer<'static>], UnixTime) -> Result<(), Refused>, &client] {
             verify(&[other.clone(), own.clone()], now).unwrap();
@@ -553,7 +549,8 @@ mod tests {
         params.subject_alt_names.insert(1, uri);
         let own = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone();
         let verifier = ServerVerifier::new(Validation::default(), std::slice::from_ref(&own), true).unwrap();
-        let find = |name| verifier.checks.find(&own, &[], UnixTime::now(), Some(name));
+        let find =
+            |name| verifier.checks.find(Shown { leaf: &own, rest: &[], now: UnixTime::now(), expected: Some(name) });
         find("a.test").unwrap();
         find("10.0.0.1").unwrap();
         let refused = find("b.test").unwrap_err();

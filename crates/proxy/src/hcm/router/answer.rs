@@ -96,7 +96,7 @@ pub(super) async fn pass_on(
         exchange.timers.clear(Deadline::PerTryIdle);
     }
     // As `grpc_stats`, which counts no messages in what is not an answer of gRPC.
-    let grpc = status == 200 && super::super::exchange::is_grpc(&headers);
+    let grpc = exchange.messages.is_some() && status == 200 && super::super::exchange::is_grpc(&headers);
     let mut sink = exchange.send_head(headers, end, tunnel);
     if upstream.protocol != HttpProtocol::Http2 {
         sink.end_apart();
