@@ -179,7 +179,6 @@ impl WorkerCluster {
     }
 
     /// Takes over endpoints that changed since the last pick.
-    /// Takes the hosts that there are now.
     pub(crate) fn refresh(&self) {
         let current = self.entry.endpoints.load();
         if !Arc::ptr_eq(&current, &self.endpoints.borrow()) {
