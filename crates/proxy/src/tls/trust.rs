@@ -3,7 +3,7 @@
 use super::verify::{Failure, Refused};
 use super::{TlsError, provider};
 use proxy_core::tls::Validation;
-use rustls::{CertificateError, Error, RootCertStore};
+use rustls::{CertificateError, DistinguishedName, Error, RootCertStore};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -53,6 +53,11 @@ impl Trust {
             max_depth: validation.max_verify_depth,
             verified: Verified::default(),
         })
+    }
+
+    /// Whom the roots are of.
+    pub(super) fn subjects(&self) -> Vec<DistinguishedName> {
+        self.store.subjects()
     }
 
     /// Whether the certificate leads to a root at this time, for what it is used for.

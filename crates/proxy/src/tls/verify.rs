@@ -10,7 +10,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     AlertDescription, CertificateError, ClientConnection, DigitallySignedStruct, DistinguishedName, Error,
-    HandshakeKind, PeerMisbehaved, RootCertStore, SignatureScheme,
+    HandshakeKind, PeerMisbehaved, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use std::cell::RefCell;
@@ -389,10 +389,12 @@ impl ClientVerifier {
         roots: &[CertificateDer<'static>],
         required: bool,
     ) -> Result<Arc<Self>, TlsError> {
-        let mut store = RootCertStore::empty();
-        store.add_parsable_certificates(roots.iter().cloned());
-        let hints = if validation.accept_untrusted { Vec::new() } else { store.subjects() };
-        Ok(Arc::new(Self { checks: Checks::new(Peers::Clients, validation, roots, true)?, hints, required }))
+        let checks = Checks::new(Peers::Clients, validation, roots, true)?;
+        let hints = match &checks.trust {
+            Some(trust) if !checks.validation.accept_untrusted => trust.subjects(),
+            _ => Vec::new(),
+        };
+        Ok(Arc::new(Self { checks, hints, required }))
     }
 
     /// Whether nothing is wrong with a client's certificates, which may have been accepted all the same.
