@@ -44,6 +44,11 @@ pub trait Handler: Send {
     /// its former state.
     fn update(&mut self, type_url: &str, updated: Vec<Update>, removed: Vec<ArcStr>) -> Result<(), Rejected>;
 
+    /// A response comes, whose contents are handed over next; `version`: of it as a whole, empty if the server gave it none.
+    fn begin(&mut self, type_url: &str, version: &str) {
+        let _ = (type_url, version);
+    }
+
     /// A response of that type was refused before anything of it could be handed over.
     fn refused(&mut self, type_url: &str) {
         let _ = type_url;
@@ -58,6 +63,10 @@ pub trait Handler: Send {
 impl Handler for Box<dyn Handler> {
     fn update(&mut self, type_url: &str, updated: Vec<Update>, removed: Vec<ArcStr>) -> Result<(), Rejected> {
         (**self).update(type_url, updated, removed)
+    }
+
+    fn begin(&mut self, type_url: &str, version: &str) {
+        (**self).begin(type_url, version);
     }
 
     fn refused(&mut self, type_url: &str) {
@@ -412,7 +421,10 @@ impl<H: Handler> Client<H> {
         let (seen, updated, removed) = received.hand_over();
         debug!(type_url = %seen.type_url, updated = updated.len(), removed = removed.len(), "response");
         let verdict = match unreadable {
-            Ok(()) => self.handler.update(&seen.type_url, updated, removed),
+            Ok(()) => {
+                self.handler.begin(&seen.type_url, seen.version());
+                self.handler.update(&seen.type_url, updated, removed)
+            }
             Err(rejected) => {
                 self.handler.refused(&seen.type_url);
                 Err(rejected)

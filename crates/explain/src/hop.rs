@@ -347,6 +347,7 @@ impl Hop<'_> {
             metadata,
             filter_state: &FilterState::default(),
             route_metadata: matched.map(|m| &m.route.metadata),
+            stream: None,
         });
         steps.extend(verdict_step(rbac, &verdict, self.mesh));
         match verdict.allowed {

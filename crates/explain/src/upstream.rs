@@ -69,7 +69,7 @@ impl Departure<'_> {
         steps.push(self.describe(&cluster));
         let (cluster, endpoints) = (Arc::new(cluster), Arc::new(endpoints));
         match &cluster.discovery {
-            Discovery::StrictDns(_) | Discovery::LogicalDns(_) | Discovery::DynamicForwardProxy(_) => {
+            Discovery::StrictDns(_) | Discovery::LogicalDns(_) | Discovery::DynamicForwardProxy { .. } => {
                 return Ok(self.by_name(&cluster, steps));
             }
             _ => {}

@@ -388,6 +388,7 @@ impl Proxy<'_> {
                     metadata: &Metadata::default(),
                     filter_state: &FilterState::default(),
                     route_metadata: None,
+                    stream: None,
                 });
                 steps.extend(verdict_step(rbac, &verdict, self.mesh));
                 if !verdict.allowed {

@@ -19,7 +19,12 @@ enum Body<'a> {
     Bytes(&'a [u8]),
     /// The JSON form out of a `TypedStruct`.
     Fields(Map<String, Value>),
+    /// A service is to bring it.
+    Awaited,
 }
+
+/// Filters of Wasm, which istiod has brought by a service, so that proxies get the code first.
+const WASM: [&str; 2] = ["envoy.extensions.filters.http.wasm.v3.Wasm", "envoy.extensions.filters.network.wasm.v3.Wasm"];
 
 impl<'a> Typed<'a> {
     /// Fails if nothing is there, or a wrapper is malformed.
@@ -39,6 +44,14 @@ impl<'a> Typed<'a> {
         Ok(Self { name: type_name(&url).to_owned(), body: Body::Fields(fields) })
     }
 
+    /// A filter that a service is to bring. There is no such service here, but where the filter may be one of Wasm it is known not to be
+    /// supported, whatever comes.
+    pub(crate) fn discovered(source: &pb::core::ExtensionConfigSource) -> Compiled<Self> {
+        let name = source.type_urls.iter().map(|url| type_name(url)).find(|name| WASM.contains(name));
+        let name = name.ok_or_else(|| Invalid::unsupported("config_discovery"))?;
+        Ok(Self { name: name.to_owned(), body: Body::Awaited })
+    }
+
     /// The message, which the caller has chosen by [`name`](Typed::name).
     ///
     /// Only a `TypedStruct` of an Envoy type needs the descriptor pool here; nothing that istiod sends by default does.
@@ -51,6 +64,7 @@ impl<'a> Typed<'a> {
                     .map_err(|e| Invalid::new("typed_config.value", chain(&e)))?;
                 decode(&bytes, &self.name)
             }
+            Body::Awaited => Err(self.unknown()),
         }
     }
 
@@ -60,12 +74,14 @@ impl<'a> Typed<'a> {
             Body::Bytes([]) => Ok(Map::new()),
             Body::Bytes(_) => Err(Invalid::new("typed_config", format!("{} must come as a TypedStruct", self.name))),
             Body::Fields(fields) => Ok(fields.clone()),
+            Body::Awaited => Err(self.unknown()),
         }
     }
 
     /// "this filter is not known here", with the type's name.
     pub(crate) fn unknown(&self) -> Invalid {
-        Invalid::new("typed_config", format!("{} is not supported", self.name))
+        let field = if matches!(self.body, Body::Awaited) { "config_discovery" } else { "typed_config" };
+        Invalid::new(field, format!("{} is not supported", self.name))
     }
 }
 
@@ -86,4 +102,25 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_service_is_to_bring_is_wasm_or_not_to_be_had() {
+        let of = |types: &[&str]| {
+            let type_urls = types.iter().map(|name| format!("type.googleapis.com/{name}")).collect();
+            pb::core::ExtensionConfigSource { type_urls, ..Default::default() }
+        };
+        const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+        let source = of(&[RBAC, WASM[0]]);
+        let typed = Typed::discovered(&source).unwrap();
+        assert_eq!(typed.name, WASM[0]);
+        let refused = typed.unknown().of("listener", "l").to_string();
+        assert_eq!(refused, format!("listener l: config_discovery: {} is not supported", WASM[0]));
+        assert!(typed.decode::<pb::Any>().is_err());
+        assert!(Typed::discovered(&of(&[RBAC])).is_err(), "nobody may leave that out");
+    }
 }

@@ -7,25 +7,28 @@ mod consistent;
 mod priority;
 mod schedule;
 mod subset;
+mod zones;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::address::Address;
-use crate::cluster::{Cluster, Discovery, LbPolicy, OriginalDst, SubsetConfig};
-use crate::endpoints::{Endpoints, Health, Host, LocalitySet, PrioritySet};
+use crate::cluster::{Cluster, Discovery, SubsetConfig};
+use crate::endpoints::{Endpoints, Health, Host, Locality, LocalitySet, PrioritySet};
 use crate::headers::Headers;
 use crate::metadata::MetadataMatch;
 use crate::random::Random;
 use crate::retry::RetryPolicy;
+use crate::stream_info::StreamInfo;
 pub use consistent::TableSize;
 use priority::PriorityLoad;
 use schedule::HostGroup;
 use subset::Subsets;
 pub use subset::{SubsetCount, SubsetUse};
+use zones::Zones;
+pub use zones::{NoZones, ZoneUse, no_zones};
 
 /// What a choice looks at.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +43,10 @@ pub struct PickContext<'a> {
     pub retry: Option<&'a RetryPolicy>,
     /// The host of a stateful session (address as text), if it may get traffic.
     pub override_host: Option<&'a str>,
-    /// Where the connection wanted to go; for a dynamic forward proxy, what the name of the request means.
+    /// Where the connection wanted to go.
     pub original_dst: Option<SocketAddr>,
+    /// What filters said, for original destinations.
+    pub stream: Option<&'a StreamInfo>,
     /// Request head, for original destinations by header.
     pub headers: Option<&'a Headers>,
     /// The moment.
@@ -58,6 +63,7 @@ impl PickContext<'_> {
             retry: None,
             override_host: None,
             original_dst: None,
+            stream: None,
             headers: None,
             now,
         }
@@ -72,11 +78,20 @@ pub struct LoadBalancer {
     epoch: u64,
     all: Pool,
     subsets: Subsets,
-    /// Original destinations seen, and resolved names.
-    ephemeral: HashMap<Address, Arc<Host>>,
     seed: u64,
     panicked: bool,
     subset_use: SubsetUse,
+    zone_use: ZoneUse,
+    local: Option<Local>,
+}
+
+/// Those of our own kind (`cluster_manager.local_cluster_name`), and where we stand ourselves.
+#[derive(Clone, Debug)]
+pub struct Local {
+    /// Their hosts.
+    pub endpoints: Arc<Endpoints>,
+    /// Our own place.
+    pub place: Locality,
 }
 
 /// Hosts to choose from: all of a cluster, or one subset.
@@ -84,6 +99,7 @@ pub struct LoadBalancer {
 struct Pool {
     loads: Vec<PriorityLoad>,
     groups: Vec<PriorityGroups>,
+    zones: Option<Zones>,
 }
 
 /// The hosts of one priority, by health.
@@ -107,9 +123,6 @@ struct Localities {
     hash: Option<consistent::Table>,
 }
 
-/// More destinations than this are cleaned up: those nobody holds.
-const EPHEMERAL_LIMIT: usize = 1024;
-
 impl LoadBalancer {
     /// A balancer over these hosts; equal seeds choose equally.
     pub fn new(cluster: Arc<Cluster>, endpoints: Arc<Endpoints>, seed: u64) -> Self {
@@ -119,13 +132,35 @@ impl LoadBalancer {
             epoch: 0,
             all: Pool::default(),
             subsets: Subsets::default(),
-            ephemeral: HashMap::new(),
             seed,
             panicked: false,
             subset_use: SubsetUse::default(),
+            zone_use: ZoneUse::default(),
+            local: None,
         };
         balancer.rebuild();
         balancer
+    }
+
+    /// Those of our own kind are these now: traffic stays in our own zone as far as that is fair.
+    pub fn set_local(&mut self, local: Local) {
+        self.local = Some(local);
+        self.rebuild();
+    }
+
+    /// Those of our own kind.
+    pub fn local(&self) -> Option<&Local> {
+        self.local.as_ref()
+    }
+
+    /// What zones had to do with the last choice, for statistics.
+    pub fn zone_use(&self) -> ZoneUse {
+        self.zone_use
+    }
+
+    fn health_changes(&self) -> u64 {
+        let local = self.local.as_ref().map_or(0, |local| local.endpoints.epoch.load(Ordering::Acquire));
+        self.endpoints.epoch.load(Ordering::Acquire).wrapping_add(local)
     }
 
     /// The hosts are these now.
@@ -140,8 +175,13 @@ impl LoadBalancer {
     }
 
     fn rebuild(&mut self) {
-        self.epoch = self.endpoints.epoch.load(Ordering::Acquire);
-        self.all = Pool::new(&self.cluster, &self.endpoints, self.seed, Members::of_all(&self.cluster));
+        self.epoch = self.health_changes();
+        // Who makes hosts has nothing to choose.
+        if matches!(self.cluster.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy { .. }) {
+            return;
+        }
+        let members = Members::of_all(&self.cluster);
+        self.all = Pool::new(&self.cluster, &self.endpoints, self.local.as_ref(), self.seed, members);
         self.subsets.clear();
     }
 
@@ -155,26 +195,33 @@ impl LoadBalancer {
         self.pick_amid(cx, 0, random)
     }
 
-    /// The host for a request; `None`: there is none (flag UH, details `no_healthy_upstream`). `under_way`: requests of
+    /// The host for a request; `None`: there is none, or the cluster makes hosts of names (flag UH, details `no_healthy_upstream`). `under_way`: requests of
     /// all workers to the cluster, by which bounded loads are measured.
     pub fn pick_amid(&mut self, cx: &PickContext<'_>, under_way: u64, random: &mut Random) -> Option<Arc<Host>> {
         self.panicked = false;
         self.subset_use = SubsetUse::default();
         if let Discovery::OriginalDst(config) = &self.cluster.discovery {
-            let address = destination(config, cx)?;
-            return Some(self.ephemeral_host(Address::Ip(address), ""));
+            let address = config.destination(cx).0?;
+            return Some(self.endpoints.make(Address::Ip(address), "".into()));
         }
-        if let Discovery::DynamicForwardProxy(_) = &self.cluster.discovery {
-            return cx.original_dst.map(|address| self.ephemeral_host(Address::Ip(address), ""));
+        if let Discovery::DynamicForwardProxy { .. } = &self.cluster.discovery {
+            return None;
         }
-        if self.endpoints.epoch.load(Ordering::Acquire) != self.epoch {
+        self.zone_use = ZoneUse::None;
+        if self.health_changes() != self.epoch {
             self.rebuild();
         }
         if let Some(host) = cx.override_host.and_then(|wanted| self.session_host(wanted)) {
             return Some(host);
         }
         if self.cluster.subsets.is_none() {
-            return self.all.pick(&self.cluster, cx, under_way, &mut self.panicked, random);
+            return self.all.pick(
+                &self.cluster,
+                cx,
+                under_way,
+                &mut Tell { panicked: &mut self.panicked, zone_use: &mut self.zone_use },
+                random,
+            );
         }
         let cluster = self.cluster.clone();
         let config = cluster.subsets.as_ref()?;
@@ -201,7 +248,13 @@ impl LoadBalancer {
             subset::Choice::Subset(pool) => pool,
             subset::Choice::Nothing => return None,
         };
-        let host = pool.pick(cluster, cx, under_way, &mut self.panicked, random);
+        let host = pool.pick(
+            cluster,
+            cx,
+            under_way,
+            &mut Tell { panicked: &mut self.panicked, zone_use: &mut self.zone_use },
+            random,
+        );
         // A fallback that finds nobody does not count, and may be followed by another one.
         if host.is_some() || used != SubsetUse::Fallback {
             self.subset_use = used;
@@ -211,7 +264,13 @@ impl LoadBalancer {
             return None;
         }
         let panicked = self.panicked;
-        let host = self.all.pick(cluster, cx, under_way, &mut self.panicked, random);
+        let host = self.all.pick(
+            cluster,
+            cx,
+            under_way,
+            &mut Tell { panicked: &mut self.panicked, zone_use: &mut self.zone_use },
+            random,
+        );
         self.panicked |= panicked;
         let host = host?;
         self.subset_use = SubsetUse::FallbackPanic;
@@ -223,50 +282,32 @@ impl LoadBalancer {
         self.subset_use
     }
 
-    /// The host with this address, made if it is new: for original destinations and resolved names.
-    pub fn ephemeral_host(&mut self, address: Address, hostname: &str) -> Arc<Host> {
-        if self.ephemeral.len() >= EPHEMERAL_LIMIT && !self.ephemeral.contains_key(&address) {
-            self.ephemeral.retain(|_, host| Arc::strong_count(host) > 1);
-        }
-        let make = || Arc::new(Host::ephemeral(address.clone(), hostname.into()));
-        Arc::clone(self.ephemeral.entry(address.clone()).or_insert_with(make))
-    }
-
-    /// Envoy `LoadBalancerContext::overrideHostToSelect`: healthy and degraded hosts, and those that nobody judged.
+    /// Envoy `HostUtility::selectOverrideHost`.
     fn session_host(&self, wanted: &str) -> Option<Arc<Host>> {
         let host = match wanted.parse::<SocketAddr>() {
             Ok(address) => self.endpoints.find(&Address::Ip(address)),
             Err(_) => self.endpoints.find(&Address::Pipe(wanted.into())),
         }?;
-        (host.health() != Health::Unhealthy).then(|| Arc::clone(host))
+        (self.cluster.session_statuses & 1 << host.status() != 0).then(|| Arc::clone(host))
     }
 
     /// Whether any host at all could be chosen now; for `x-envoy-…` health and tests.
     pub fn has_hosts(&self) -> bool {
-        matches!(self.cluster.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy(_))
+        matches!(self.cluster.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy { .. })
             || !self.endpoints.is_empty()
     }
 }
 
-/// Envoy `OriginalDstCluster::LoadBalancer::chooseHost`.
-fn destination(config: &OriginalDst, cx: &PickContext<'_>) -> Option<SocketAddr> {
-    let by_header = config.http_header.as_ref().and_then(|name| cx.headers?.get_str(name)?.parse().ok());
-    let mut address: SocketAddr = by_header.or(cx.original_dst)?;
-    if let Some(port) = config.port_override {
-        address.set_port(port);
-    }
-    Some(address)
-}
-
 impl Pool {
-    fn new(cluster: &Cluster, endpoints: &Endpoints, seed: u64, members: Members<'_>) -> Self {
+    fn new(cluster: &Cluster, endpoints: &Endpoints, local: Option<&Local>, seed: u64, members: Members<'_>) -> Self {
         let groups: Vec<PriorityGroups> = endpoints
             .priorities
             .iter()
             .map(|set| PriorityGroups::new(cluster, endpoints, set, seed, members))
             .collect();
         let loads = priority::loads(cluster, endpoints, &groups);
-        Self { loads, groups }
+        let zones = local.and_then(|local| Zones::new(cluster, endpoints, local, seed, members));
+        Self { loads, groups, zones }
     }
 
     fn is_empty(&self) -> bool {
@@ -278,7 +319,7 @@ impl Pool {
         cluster: &Cluster,
         cx: &PickContext<'_>,
         under_way: u64,
-        panicked: &mut bool,
+        tell: &mut Tell<'_>,
         random: &mut Random,
     ) -> Option<Arc<Host>> {
         // A first try goes anywhere.
@@ -286,7 +327,7 @@ impl Pool {
         let attempts = retry.map_or(1, |r| r.host_selection_attempts + 1);
         let mut chosen = None;
         for attempt in 0..attempts {
-            let host = self.pick_once(cluster, cx, under_way, attempt, panicked, random)?;
+            let host = self.pick_once(cluster, cx, under_way, attempt, tell, random)?;
             let again = attempt + 1 < attempts && is_unwanted(&host, cx);
             chosen = Some(host);
             if !again {
@@ -302,38 +343,45 @@ impl Pool {
         cx: &PickContext<'_>,
         under_way: u64,
         attempt: u32,
-        panicked: &mut bool,
+        tell: &mut Tell<'_>,
         random: &mut Random,
     ) -> Option<Arc<Host>> {
-        let draw = cx.hash.filter(|_| is_hashing(&cluster.lb)).unwrap_or_else(|| random.next());
+        let draw = cx.hash.filter(|_| cluster.lb.is_hashing()).unwrap_or_else(|| random.next());
         // Only retries look at more than the loads of all, and hashing not even then.
-        let retry = cx.retry.filter(|_| !cx.previous.is_empty() && !is_hashing(&cluster.lb));
+        let retry = cx.retry.filter(|_| !cx.previous.is_empty() && !cluster.lb.is_hashing());
         let adjusted = retry.and_then(|retry| retry.previous_priorities).map(|every| {
             let tried: Vec<u32> = cx.previous.iter().map(|host| host.priority).collect();
             priority::after_tries(&self.loads, &tried, every as usize)
         });
         // Where there is no host at all, too few are healthy.
-        *panicked = self.loads.is_empty() && cluster.panic_threshold.get() > 0.0;
+        *tell.panicked = self.loads.is_empty() && cluster.panic_threshold.get() > 0.0;
         let (index, health, panic) = priority::choose(adjusted.as_deref().unwrap_or(&self.loads), draw)?;
-        *panicked = panic;
+        *tell.panicked = panic;
+        if let (0, false, Some(zones)) = (index, panic, &mut self.zones)
+            && let Some(group) = zones.choose(cluster, health, tell.zone_use, random).ok()?
+        {
+            return group.pick(&cluster.lb, cx.now, random);
+        }
         let groups = &mut self.groups[index];
         let group = match (panic, health) {
             (true, _) if cluster.fail_on_panic => return None,
             (true, _) => &mut groups.any,
             // Tables are made of healthy hosts (Envoy `ThreadAwareLoadBalancerBase::refresh`).
-            (false, Health::Degraded) if !is_hashing(&cluster.lb) => &mut groups.degraded,
+            (false, Health::Degraded) if !cluster.lb.is_hashing() => &mut groups.degraded,
             (false, _) => &mut groups.healthy,
         };
         group.pick(cluster, draw, attempt, under_way, cx, random)
     }
 }
 
-fn is_hashing(policy: &LbPolicy) -> bool {
-    matches!(policy, LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. })
-}
-
 fn is_unwanted(host: &Arc<Host>, cx: &PickContext<'_>) -> bool {
     cx.retry.is_some_and(|retry| retry.avoids(host, cx.previous))
+}
+
+/// What a choice has to tell besides its host.
+struct Tell<'a> {
+    panicked: &'a mut bool,
+    zone_use: &'a mut ZoneUse,
 }
 
 /// Which hosts make a pool, and whether the weights of their localities count.
@@ -390,7 +438,7 @@ impl PriorityGroups {
             |wanted: Health| Localities::new(cluster, endpoints, set, seed, members, &|host| host.health() == wanted);
         // In panic only hashing knows localities (Envoy `ZoneAwareLoadBalancerBase::hostSourceToUse`).
         let all =
-            if is_hashing(&cluster.lb) { members } else { Members { weights: LocalityWeights::Ignored, ..members } };
+            if cluster.lb.is_hashing() { members } else { Members { weights: LocalityWeights::Ignored, ..members } };
         let any = Localities::new(cluster, endpoints, set, seed, all, &|_| true);
         let excluded = any.hosts().filter(|host| host.state.is_excluded());
         let excluded = excluded.fold((0, 0), |(count, weight), host| (count + 1, weight + u64::from(host.weight)));
@@ -413,7 +461,7 @@ impl Localities {
         };
         let hosts: Vec<_> = set.localities.iter().flat_map(pick).collect();
         let group = |hosts| HostGroup::new(hosts, &cluster.lb, seed);
-        let hashing = is_hashing(&cluster.lb);
+        let hashing = cluster.lb.is_hashing();
         let mut groups = Vec::new();
         let mut weights = Vec::new();
         let mut total = 0.0;

@@ -48,6 +48,8 @@ pub struct Bootstrap {
     pub overload: Option<OverloadConfig>,
     /// The file that tells of ejections.
     pub outlier_log: Option<ArcStr>,
+    /// The cluster that we are a host of ourselves.
+    pub local_cluster: Option<ArcStr>,
 }
 
 /// Who this proxy is.
@@ -174,7 +176,6 @@ impl Bootstrap {
         }
         let manager = bootstrap.cluster_manager.clone().unwrap_or_default();
         refuse! {
-            "cluster_manager.local_cluster_name": !manager.local_cluster_name.is_empty(),
             "cluster_manager.upstream_bind_config": manager.upstream_bind_config.is_some(),
             "cluster_manager.outlier_detection.event_service":
                 manager.outlier_detection.as_ref().is_some_and(|o| o.event_service.is_some()),
@@ -211,6 +212,7 @@ impl Bootstrap {
                 .transpose()
                 .at("tracing.http")?,
             runtime: options.runtime.clone(),
+            local_cluster: Some(manager.local_cluster_name.as_str()).filter(|name| !name.is_empty()).map(ArcStr::from),
             outlier_log: manager
                 .outlier_detection
                 .map(|o| ArcStr::from(o.event_log_path.as_str()))

@@ -1,265 +1,231 @@
-//! The part of CEL that Istio's configurations use: attributes, comparisons, logic, string functions.
+//! CEL as Envoy evaluates it: over attributes, with the functions that Envoy registers.
 //!
-//! Whatever is beyond it is refused when the configuration comes, by its text.
+//! Whatever Envoy refuses, or is not known here, is refused when the configuration comes, by its text.
 
 mod attributes;
+mod functions;
+mod message;
 mod parse;
+mod value;
 
-use std::cmp::Ordering;
-use std::time::{Duration, SystemTime};
+use std::borrow::Cow;
 
-use crate::format::{FormatContext, TimeFormat};
-use crate::matchers::Regex;
+use regex_automata::meta;
+
+pub(crate) use functions::Options;
+pub use value::Value;
+
+use crate::format::FormatContext;
+use crate::matchers::searched;
+use crate::pb;
 use crate::rejected::{Compiled, Invalid};
+use functions::Function;
 
 /// A compiled expression.
 #[derive(Clone, Debug)]
 pub struct Expression {
     root: Node,
-    /// As it was written.
+    /// As it was written; empty if it came as a message.
     pub source: Box<str>,
 }
 
 #[derive(Clone, Debug)]
 enum Node {
     Literal(Value),
-    /// A path such as `request.headers` / `x-a`.
-    Attribute(Box<[Box<str>]>),
-    Not(Box<Node>),
-    And(Box<Node>, Box<Node>),
-    Or(Box<Node>, Box<Node>),
-    Compare(Comparison, Box<Node>, Box<Node>),
-    Choose(Box<Node>, Box<Node>, Box<Node>),
-    Has(Box<Node>),
-    In(Box<Node>, Box<[Node]>),
-    /// Whether a map, such as `request.headers`, has this key.
-    HasKey(Box<Node>, Box<[Box<str>]>),
-    Test(Test, Box<Node>, Box<Node>),
-    Matches(Box<Node>, Regex),
-    Size(Box<Node>),
-    Add(Box<Node>, Box<Node>),
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Comparison {
-    Equal,
-    NotEqual,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Test {
-    StartsWith,
-    EndsWith,
-    Contains,
-}
-
-/// A value of an expression.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    /// Whole number.
-    Int(i64),
-    /// Other number.
-    Double(f64),
-    /// Text.
-    Text(String),
-    /// Truth.
-    Bool(bool),
-    /// A span of time.
-    Duration(Duration),
-    /// A moment.
-    Time(SystemTime),
-    /// Null.
-    Null,
+    Attribute {
+        /// Such as `request`, `headers`, `x-a`.
+        path: Box<[Box<str>]>,
+        /// Its last part was selected by a dot, so that `has` may ask for it.
+        selected: bool,
+    },
+    Select(Box<Node>, Box<str>),
+    And(Box<[Node; 2]>),
+    Or(Box<[Node; 2]>),
+    Choose(Box<[Node; 3]>),
+    Has(Box<Node>, Box<str>),
+    /// With an expression that is known from the start.
+    Matches(Box<Node>, Box<meta::Regex>),
+    Call(Function, Box<[Node]>),
+    List(Box<[Node]>),
+    Map(Box<[(Node, Node)]>),
 }
 
 impl Expression {
-    /// Parses.
+    /// Parses, with what Envoy allows by default.
     pub(crate) fn compile(source: &str) -> Compiled<Self> {
-        let root =
-            parse::parse(source).map_err(|reason| Invalid::new("", format!("CEL expression {source:?}: {reason}")))?;
-        Ok(Self { root, source: source.into() })
+        Self::with(source, Options::default())
     }
 
-    /// The value; `None` if an attribute is missing or types do not fit (CEL's error value).
+    pub(crate) fn with(source: &str, options: Options) -> Compiled<Self> {
+        let invalid = |reason| Invalid::new("", format!("CEL expression {source:?}: {reason}"));
+        Ok(Self { root: parse::parse(source, options).map_err(invalid)?, source: source.into() })
+    }
+
+    /// Reads a parsed expression.
+    pub(crate) fn of_message(message: &pb::cel::Expr, options: Options) -> Compiled<Self> {
+        let root = message::node(Some(message), options, 0);
+        let root = root.map_err(|reason| Invalid::new("", format!("failed to create an expression: {reason}")))?;
+        Ok(Self { root, source: "".into() })
+    }
+
+    /// The value; `None`: CEL's error, as of an attribute that is missing, or of types that do not fit.
     pub fn evaluate(&self, cx: &FormatContext<'_>) -> Option<Value> {
-        self.root.evaluate(cx)
+        self.root.evaluate(cx).map(Cow::into_owned)
     }
 
     /// Whether it is true.
     pub fn holds(&self, cx: &FormatContext<'_>) -> bool {
-        self.evaluate(cx) == Some(Value::Bool(true))
+        self.root.truth(cx) == Some(true)
     }
 
     /// The value as a metric's tag.
     pub fn text(&self, cx: &FormatContext<'_>) -> Option<String> {
-        self.evaluate(cx)?.into_text()
-    }
-}
-
-impl Value {
-    /// As it is printed; null is not.
-    pub(crate) fn into_text(self) -> Option<String> {
-        Some(match self {
-            Value::Int(n) => n.to_string(),
-            Value::Double(n) => n.to_string(),
-            Value::Text(text) => text,
-            Value::Bool(b) => b.to_string(),
-            Value::Duration(duration) => short(duration),
-            Value::Time(time) => {
-                let mut text = Vec::new();
-                TimeFormat::parse("%Y-%m-%dT%H:%M:%E6S").write(time, &mut text);
-                let text = String::from_utf8(text).ok()?;
-                format!("{}+00:00", text.trim_end_matches('0').trim_end_matches('.'))
-            }
-            Value::Null => "NULL".to_owned(),
-        })
+        String::from_utf8(self.evaluate(cx)?.into_text()).ok()
     }
 
-    /// As it is in JSON, and whether that is a number; `None`: as its text.
-    pub(crate) fn json(&self) -> Option<(String, bool)> {
-        Some(match self {
-            Value::Int(n) => (n.to_string(), true),
-            Value::Double(n) => (n.to_string(), true),
-            Value::Bool(b) => (b.to_string(), false),
-            Value::Null => ("null".to_owned(), false),
-            // As messages of protobuf have it: three, six or nine digits of a fraction.
-            Value::Duration(duration) => {
-                let (seconds, nanos) = (duration.as_secs(), duration.subsec_nanos());
-                let fraction = match (nanos, nanos % 1_000_000, nanos % 1000) {
-                    (0, ..) => String::new(),
-                    (_, 0, _) => format!(".{:03}", nanos / 1_000_000),
-                    (_, _, 0) => format!(".{:06}", nanos / 1000),
-                    _ => format!(".{nanos:09}"),
-                };
-                (format!("\"{seconds}{fraction}s\""), false)
-            }
-            Value::Time(time) => {
-                let mut text = vec![b'"'];
-                TimeFormat::parse("%Y-%m-%dT%H:%M:%E6SZ").write(*time, &mut text);
-                text.push(b'"');
-                (String::from_utf8(text).ok()?, false)
-            }
-            Value::Text(_) => return None,
-        })
-    }
-}
-
-/// As Abseil's `FormatDuration` prints it.
-fn short(duration: Duration) -> String {
-    let number = |n: f64, unit: &str| format!("{n}{unit}");
-    let nanos = duration.as_nanos() as f64;
-    match duration.as_nanos() {
-        0 => "0".to_owned(),
-        n if n < 1000 => number(nanos, "ns"),
-        n if n < 1_000_000 => number(nanos / 1e3, "us"),
-        n if n < 1_000_000_000 => number(nanos / 1e6, "ms"),
-        _ => {
-            let (hours, minutes) = (duration.as_secs() / 3600, duration.as_secs() / 60 % 60);
-            let seconds = (duration - Duration::from_secs(hours * 3600 + minutes * 60)).as_secs_f64();
-            let part = |n: u64, unit: &str| if n > 0 { format!("{n}{unit}") } else { String::new() };
-            let seconds = if seconds > 0.0 { number(seconds, "s") } else { String::new() };
-            format!("{}{}{seconds}", part(hours, "h"), part(minutes, "m"))
+    /// The value in JSON.
+    pub(crate) fn json(&self, cx: &FormatContext<'_>) -> Option<serde_json::Value> {
+        match self.evaluate(cx)? {
+            Value::Place(place) => attributes::json(&place, cx),
+            value => value.json(),
         }
+    }
+}
+
+/// Nodes are made from their parts; what can be decided then is.
+impl Node {
+    fn identifier(name: &str) -> Self {
+        const TYPES: [&str; 9] = ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type"];
+        let kind = TYPES.iter().chain(&["uint"]).find(|kind| **kind == name);
+        match kind {
+            Some(kind) => Node::Literal(Value::Type(kind)),
+            None => Node::Attribute { path: Box::new([name.into()]), selected: false },
+        }
+    }
+
+    fn select(of: Self, field: &str) -> Self {
+        match of {
+            Node::Attribute { path, .. } => Node::extended(path, field, true),
+            of => Node::Select(Box::new(of), field.into()),
+        }
+    }
+
+    fn index(of: Self, key: Self) -> Self {
+        match (of, key) {
+            (Node::Attribute { path, .. }, Node::Literal(Value::Text(key))) => Node::extended(path, &key, false),
+            (of, key) => Node::Call(Function::Index, [of, key].into()),
+        }
+    }
+
+    fn extended(path: Box<[Box<str>]>, key: &str, selected: bool) -> Self {
+        Node::Attribute { path: path.into_iter().chain([key.into()]).collect(), selected }
+    }
+
+    fn has(arguments: Vec<Self>) -> Result<Self, String> {
+        match <[Node; 1]>::try_from(arguments) {
+            Ok([Node::Attribute { path, selected: true }]) => {
+                let (field, before) = path.split_last().ok_or("an attribute without a name")?;
+                let of = Node::Attribute { path: before.into(), selected: false };
+                Ok(Node::Has(Box::new(of), field.clone()))
+            }
+            Ok([Node::Select(of, field)]) => Ok(Node::Has(of, field)),
+            _ => Err("has() argument must be a field selection".to_owned()),
+        }
+    }
+
+    fn call(name: &str, method: bool, arguments: Vec<Self>, options: Options) -> Result<Self, String> {
+        if method && matches!(name, "all" | "exists" | "exists_one" | "map" | "filter") {
+            return Err("Comprehension support is disabled".to_owned());
+        }
+        let function = Function::find(name, method, arguments.len(), options)
+            .ok_or_else(|| format!("No overload found in reference resolve step for {name}"))?;
+        Ok(match (function, <[Node; 2]>::try_from(arguments)) {
+            // CEL searches, it does not match the whole text.
+            (Function::Matches, Ok([text, Node::Literal(Value::Text(regex))])) => {
+                let regex = searched(&regex).map_err(|reason| format!("invalid regular expression: {reason}"))?;
+                Node::Matches(Box::new(text), Box::new(regex))
+            }
+            (_, Ok(arguments)) => Node::Call(function, arguments.into()),
+            (_, Err(arguments)) => Node::Call(function, arguments.into()),
+        })
+    }
+
+    fn list(items: Vec<Self>) -> Self {
+        let literal = |item: &Node| if let Node::Literal(value) = item { Some(value.clone()) } else { None };
+        match items.iter().map(literal).collect() {
+            Some(values) => Node::Literal(Value::List(values)),
+            None => Node::List(items.into()),
+        }
+    }
+
+    fn map(entries: Vec<(Self, Self)>) -> Self {
+        Node::Map(entries.into())
     }
 }
 
 impl Node {
-    fn evaluate(&self, cx: &FormatContext<'_>) -> Option<Value> {
-        match self {
-            Node::Literal(value) => Some(value.clone()),
-            Node::Attribute(path) => attributes::find(path, cx),
-            Node::Not(inner) => inner.truth(cx).map(|b| Value::Bool(!b)),
-            // An error on one side does not matter if the other decides.
-            Node::And(a, b) => match (a.truth(cx), b) {
-                (Some(false), _) => Some(Value::Bool(false)),
-                (Some(true), b) => b.truth(cx).map(Value::Bool),
-                (None, b) => (b.truth(cx) == Some(false)).then_some(Value::Bool(false)),
-            },
-            Node::Or(a, b) => match (a.truth(cx), b) {
-                (Some(true), _) => Some(Value::Bool(true)),
-                (Some(false), b) => b.truth(cx).map(Value::Bool),
-                (None, b) => (b.truth(cx) == Some(true)).then_some(Value::Bool(true)),
-            },
-            Node::Compare(how, a, b) => how.holds(&a.evaluate(cx)?, &b.evaluate(cx)?).map(Value::Bool),
-            Node::Choose(condition, yes, no) => if condition.truth(cx)? { yes } else { no }.evaluate(cx),
-            Node::Has(inner) => Some(Value::Bool(inner.evaluate(cx).is_some())),
-            Node::In(value, list) => {
-                let value = value.evaluate(cx)?;
-                Some(Value::Bool(list.iter().any(|item| item.evaluate(cx).as_ref() == Some(&value))))
+    fn evaluate(&self, cx: &FormatContext<'_>) -> Option<Cow<'_, Value>> {
+        Some(Cow::Owned(match self {
+            Node::Literal(value) => return Some(Cow::Borrowed(value)),
+            Node::Attribute { path, .. } => attributes::find(path, cx)?,
+            Node::Select(of, field) => {
+                functions::index(&*of.evaluate(cx)?, &Value::Text(field.as_ref().to_owned()), cx)?
             }
-            Node::HasKey(key, map) => match key.evaluate(cx)? {
-                Value::Text(key) => {
-                    let path: Vec<Box<str>> = map.iter().cloned().chain([key.into()]).collect();
-                    Some(Value::Bool(attributes::find(&path, cx).is_some()))
+            // An error on one side does not matter if the other decides.
+            Node::And(both) => match (both[0].truth(cx), &both[1]) {
+                (Some(false), _) => Value::Bool(false),
+                (Some(true), other) => Value::Bool(other.truth(cx)?),
+                (None, other) => other.truth(cx).filter(|b| !b).map(Value::Bool)?,
+            },
+            Node::Or(both) => match (both[0].truth(cx), &both[1]) {
+                (Some(true), _) => Value::Bool(true),
+                (Some(false), other) => Value::Bool(other.truth(cx)?),
+                (None, other) => other.truth(cx).filter(|b| *b).map(Value::Bool)?,
+            },
+            Node::Choose(parts) => {
+                let [condition, yes, no] = &**parts;
+                return if condition.truth(cx)? { yes } else { no }.evaluate(cx);
+            }
+            Node::Has(of, field) => match &*of.evaluate(cx)? {
+                of @ (Value::Map(_) | Value::Place(_)) => {
+                    Value::Bool(functions::index(of, &Value::Text(field.as_ref().to_owned()), cx).is_some())
                 }
-                _ => None,
+                _ => return None,
             },
-            Node::Test(test, text, part) => match (text.evaluate(cx)?, part.evaluate(cx)?) {
-                (Value::Text(text), Value::Text(part)) => Some(Value::Bool(match test {
-                    Test::StartsWith => text.starts_with(&part),
-                    Test::EndsWith => text.ends_with(&part),
-                    Test::Contains => text.contains(&part),
-                })),
-                _ => None,
+            Node::Matches(text, regex) => match &*text.evaluate(cx)? {
+                Value::Text(text) => Value::Bool(regex.is_match(text.as_bytes())),
+                _ => return None,
             },
-            Node::Matches(text, regex) => match text.evaluate(cx)? {
-                Value::Text(text) => Some(Value::Bool(regex.matches(text.as_bytes()))),
-                _ => None,
+            Node::Call(function, arguments) => match &**arguments {
+                // Most take one or two, which need no list of their own.
+                [one] => function.call(&[one.evaluate(cx)?], cx)?,
+                [one, two] => function.call(&[one.evaluate(cx)?, two.evaluate(cx)?], cx)?,
+                all => function.call(&all.iter().map(|a| a.evaluate(cx)).collect::<Option<Vec<_>>>()?, cx)?,
             },
-            Node::Size(text) => match text.evaluate(cx)? {
-                Value::Text(text) => Some(Value::Int(text.chars().count() as i64)),
-                _ => None,
-            },
-            Node::Add(a, b) => match (a.evaluate(cx)?, b.evaluate(cx)?) {
-                // Envoy's expressions do not join texts (`enable_string_concat` is off).
-                (Value::Int(a), Value::Int(b)) => a.checked_add(b).map(Value::Int),
-                (Value::Double(a), Value::Double(b)) => Some(Value::Double(a + b)),
-                _ => None,
-            },
-        }
+            Node::List(items) => {
+                let items = items.iter().map(|item| item.evaluate(cx).map(Cow::into_owned));
+                Value::List(items.collect::<Option<_>>()?)
+            }
+            Node::Map(entries) => {
+                let mut map: Vec<(Value, Value)> = Vec::with_capacity(entries.len());
+                for (key, value) in entries {
+                    let key = key.evaluate(cx)?.into_owned();
+                    let is_key = matches!(key, Value::Bool(_) | Value::Int(_) | Value::Uint(_) | Value::Text(_));
+                    if !is_key || map.iter().any(|(known, _)| *known == key) {
+                        return None;
+                    }
+                    map.push((key, value.evaluate(cx)?.into_owned()));
+                }
+                Value::Map(map)
+            }
+        }))
     }
 
     fn truth(&self, cx: &FormatContext<'_>) -> Option<bool> {
-        match self.evaluate(cx)? {
+        match *self.evaluate(cx)? {
             Value::Bool(b) => Some(b),
             _ => None,
         }
-    }
-}
-
-impl Comparison {
-    fn holds(self, a: &Value, b: &Value) -> Option<bool> {
-        if let Comparison::Equal | Comparison::NotEqual = self {
-            let equal = match order(a, b) {
-                Some(order) => order == Ordering::Equal,
-                None => a == b,
-            };
-            return Some(equal == (self == Comparison::Equal));
-        }
-        let order = order(a, b)?;
-        Some(match self {
-            Comparison::Less => order == Ordering::Less,
-            Comparison::LessOrEqual => order != Ordering::Greater,
-            Comparison::Greater => order == Ordering::Greater,
-            _ => order != Ordering::Less,
-        })
-    }
-}
-
-fn order(a: &Value, b: &Value) -> Option<Ordering> {
-    match (a, b) {
-        (Value::Int(a), Value::Int(b)) => Some(a.cmp(b)),
-        (Value::Text(a), Value::Text(b)) => Some(a.cmp(b)),
-        (Value::Duration(a), Value::Duration(b)) => Some(a.cmp(b)),
-        (Value::Time(a), Value::Time(b)) => Some(a.cmp(b)),
-        (Value::Int(a), Value::Double(b)) => (*a as f64).partial_cmp(b),
-        (Value::Double(a), Value::Int(b)) => a.partial_cmp(&(*b as f64)),
-        (Value::Double(a), Value::Double(b)) => a.partial_cmp(b),
-        _ => None,
     }
 }
 
@@ -284,7 +250,7 @@ mod tests {
         assert!(holds("response.code >= 400"));
         assert!(!holds("response.code < 400"));
         assert!(holds("request.method == 'GET' && request.headers['x-a'].startsWith(\"v\")"));
-        assert!(holds("!has(request.headers['x-b']) || false"));
+        assert!(holds("!has(request.headers.y) || false"));
         assert!(holds("request.url_path == '/a' && request.query == 'b=c'"));
         assert!(holds("response.code in [500, 503]"));
         assert!(holds("(response.code == 503 ? 'x' : 'y') == 'x'"));
@@ -297,36 +263,25 @@ mod tests {
     }
 
     #[test]
-    fn spans_of_time_print_as_abseils_and_protobufs() {
-        for (nanos, text, json) in [
-            (0, "0", "0s"),
-            (999, "999ns", "0.000000999s"),
-            (745_783, "745.783us", "0.000745783s"),
-            (5_000_000, "5ms", "0.005s"),
-            (3_661_500_000_000, "1h1m1.5s", "3661.500s"),
-        ] {
-            let value = Value::Duration(Duration::from_nanos(nanos));
-            assert_eq!(value.json(), Some((format!("\"{json}\""), false)));
-            assert_eq!(value.into_text().as_deref(), Some(text));
-        }
-        let time = Value::Time(UNIX_EPOCH + Duration::from_micros(1_500_000));
-        assert_eq!(time.into_text().as_deref(), Some("1970-01-01T00:00:01.5+00:00"));
-    }
-
-    #[test]
     fn what_is_not_understood_is_refused() {
         for bad in [
             "",
             "a b",
             "[1,2].map(x, x)",
+            "[1,2].all(x, x > 0)",
+            "string(1)",
+            "'a'.lowerAscii()",
+            "'a'.matches('(')",
+            "has(request)",
+            "has(request.headers['a'])",
+            "if",
+            "'\\q'",
             "request.",
             "1 +",
             "'a",
             "((((",
             "foo(1)",
             "request.method ==",
-            "xds.node.id",
-            "duration('5000000000000000h5000000000000000h') > duration('1s')",
         ] {
             assert!(Expression::compile(bad).is_err(), "{bad}");
         }

@@ -16,9 +16,9 @@ use prost::Message;
 
 pub use discovery::{Discovery, OriginalDst};
 pub use dns::{DnsConfig, DnsFamily, DnsServers, NameCache};
-pub use policy::{HashFunction, LbPolicy, SlowStart, SubsetConfig, SubsetFallback, SubsetSelector};
+pub use policy::{HashFunction, LbPolicy, SlowStart, SubsetConfig, SubsetFallback, SubsetSelector, ZoneAware};
 pub use protocol::{HeaderCase, Http1Options, Http2Options, Keepalive, UpstreamProtocol};
-pub use transport::{TransportMatch, TransportSocket, TransportSockets};
+pub use transport::{ProxyHeader, TransportMatch, TransportSocket, TransportSockets};
 
 use crate::circuit::BreakerLimits;
 use crate::constraints;
@@ -83,6 +83,8 @@ pub struct Cluster {
     pub outlier: Option<Box<OutlierConfig>>,
     /// Judging hosts by asking them.
     pub health_checks: Vec<HealthCheckConfig>,
+    /// Hosts with these statuses keep their sessions; bits by the number of the status.
+    pub session_statuses: u32,
     /// A new host does not count before its first active check.
     pub ignore_new_hosts: bool,
     /// Each client's connection has upstream connections of its own.
@@ -105,6 +107,8 @@ pub struct Cluster {
     pub panic_threshold: Live<f64>,
     /// In panic, fail instead.
     pub fail_on_panic: bool,
+    /// Where traffic stays, if there is a local cluster.
+    pub zones: ZoneAware,
     /// Hosts in groups by metadata.
     pub subsets: Option<Box<SubsetConfig>>,
     /// What is hashed to choose a host, instead of what routes say.
@@ -144,9 +148,9 @@ impl Cluster {
         constraints::cluster(cluster)?;
         let discovery = Discovery::compile(cluster)?;
         let http = protocol::HttpOptions::compile(cluster, options)?;
-        if let Discovery::DynamicForwardProxy(cache) = &discovery
+        if let Discovery::DynamicForwardProxy { allow_insecure, .. } = &discovery
             && http.names_in_tls
-            && !(cache.allow_insecure || (http.auto_sni && http.auto_san_validation))
+            && !(*allow_insecure || (http.auto_sni && http.auto_san_validation))
         {
             return Err(Invalid::new(
                 "upstream_http_protocol_options",
@@ -155,7 +159,6 @@ impl Cluster {
         }
         let common = cluster.common_lb_config.clone().unwrap_or_default();
         let policy = policy::Balancing::compile(cluster, &common, &options.runtime)?;
-        refuse!("common_lb_config.override_host_status": common.override_host_status.is_some());
         let keepalive = cluster.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
         let mut filters = Vec::new();
         for (i, filter) in cluster.filters.iter().enumerate() {
@@ -199,6 +202,8 @@ impl Cluster {
                 .transpose()
                 .at("outlier_detection")?,
             health_checks: HealthCheckConfig::compile_all(&cluster.health_checks, &options.runtime)?,
+            session_statuses: session_statuses(common.override_host_status.as_ref())
+                .at("common_lb_config.override_host_status")?,
             ignore_new_hosts: common.ignore_new_hosts_until_first_hc,
             pool_per_downstream: cluster.connection_pool_per_downstream_connection,
             close_on_failure: cluster.close_connections_on_host_health_failure,
@@ -210,6 +215,7 @@ impl Cluster {
             locality_weighted: policy.locality_weighted,
             panic_threshold: policy.panic_threshold,
             fail_on_panic: policy.fail_on_panic,
+            zones: policy.zones,
             subsets: policy.subsets.map(Box::new),
             hash_policies: policy.hash_policies,
             bind,
@@ -222,7 +228,7 @@ impl Cluster {
         };
         compiled.fits()?;
         match (&cluster.load_assignment, &compiled.discovery) {
-            (Some(_), Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy(_)) => {
+            (Some(_), Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy { .. }) => {
                 return Err(Invalid::new("load_assignment", "has no place in a cluster of this type"));
             }
             (None, Discovery::StrictDns(_) | Discovery::LogicalDns(_)) => {
@@ -251,7 +257,7 @@ impl Cluster {
 
     /// What parts of the cluster ask of others.
     fn fits(&self) -> Compiled<()> {
-        let provides = matches!(self.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy(_));
+        let provides = matches!(self.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy { .. });
         if self.lb == LbPolicy::ClusterProvided && !provides {
             return Err(Invalid::new("lb_policy", "a cluster of this type provides none"));
         }
@@ -314,6 +320,18 @@ impl Cluster {
             _ => None,
         }
     }
+}
+
+fn session_statuses(set: Option<&pb::core::HealthStatusSet>) -> Compiled<u32> {
+    use pb::core::HealthStatus;
+    let Some(set) = set else {
+        return Ok([HealthStatus::Unknown, HealthStatus::Healthy, HealthStatus::Degraded].map(bit).iter().sum());
+    };
+    set.statuses.iter().try_fold(0, |all, status| Ok(all | bit(fields::enumeration("statuses", *status)?)))
+}
+
+fn bit(status: pb::core::HealthStatus) -> u32 {
+    1 << status as u32
 }
 
 /// A compiled `PreconnectPolicy`.

@@ -12,12 +12,14 @@ use mesh_types::ArcStr;
 pub use host::{Health, HealthFlag, Host, HostState, HostStats, Locality, OutlierCounters};
 
 use crate::address::{Address, HostAddress};
+use crate::any::Typed;
 use crate::cluster::{Cluster, Discovery};
 use crate::fields;
 use crate::metadata::Metadata;
 use crate::pb;
 use crate::percent::Fraction;
 use crate::rejected::{At, Compiled, Invalid, Result, refuse};
+use crate::tlv::AddedTlv;
 
 /// All hosts of a cluster at one time. Immutable; what changes about a host is in its [`HostState`].
 #[derive(Clone, Debug)]
@@ -84,6 +86,18 @@ impl Endpoints {
         Builder::new(cluster, previous, Some(resolve))
             .all(assignment)
             .map_err(|invalid| invalid.of("cluster", &cluster.name))
+    }
+
+    /// The hosts of a cluster that makes them as connections need them, after `previous` ones.
+    pub fn made(hosts: Vec<Arc<Host>>, previous: &Self) -> Self {
+        let locality = LocalitySet { locality: Arc::default(), weight: 0, hosts };
+        let priorities = vec![PrioritySet { localities: vec![locality] }];
+        Self { priorities, epoch: Arc::clone(&previous.epoch), ..Self::default() }
+    }
+
+    /// A host for [`made`](Self::made).
+    pub fn make(&self, address: Address, hostname: ArcStr) -> Arc<Host> {
+        Arc::new(Host::made(address, hostname, &self.epoch))
     }
 
     pub(crate) fn build(
@@ -167,9 +181,24 @@ pub(crate) fn names(assignment: &pb::endpoint::ClusterLoadAssignment) -> Vec<(Ar
     all
 }
 
+/// What PROXY headers tell a host besides (`core.v3.PerHostConfig` in its typed metadata).
+fn tlvs(metadata: Option<&pb::core::Metadata>) -> Compiled<Arc<[AddedTlv]>> {
+    let config = metadata.and_then(|m| m.typed_filter_metadata.get("envoy.transport_sockets.proxy_protocol"));
+    let Some(config) = config else { return Ok(Arc::default()) };
+    let typed = Typed::open(Some(config))?;
+    match typed.name.as_str() {
+        "envoy.config.core.v3.PerHostConfig" => {
+            let config: pb::core::PerHostConfig = typed.decode()?;
+            Ok(AddedTlv::compile_all(&config.added_tlvs).at("added_tlvs")?.into())
+        }
+        _ => Ok(Arc::default()),
+    }
+}
+
 struct Builder<'a> {
     cluster: &'a Cluster,
-    old: HashMap<&'a Address, &'a Arc<Host>>,
+    /// By address; hosts of several names may have the same.
+    old: HashMap<&'a Address, Vec<&'a Arc<Host>>>,
     resolve: Option<Resolve<'a>>,
     epoch: Arc<AtomicU64>,
     /// So many there were.
@@ -178,7 +207,10 @@ struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     fn new(cluster: &'a Cluster, previous: Option<&'a Endpoints>, resolve: Option<Resolve<'a>>) -> Self {
-        let old = previous.map(|p| p.hosts().map(|h| (&h.address, h)).collect()).unwrap_or_default();
+        let mut old: HashMap<_, Vec<_>> = HashMap::new();
+        for host in previous.into_iter().flat_map(Endpoints::hosts) {
+            old.entry(&host.address).or_default().push(host);
+        }
         let epoch = previous.unwrap_or(&cluster.endpoints).epoch.clone();
         Self { cluster, old, resolve, epoch, priorities: previous.map_or(0, |p| p.priorities.len()) }
     }
@@ -251,7 +283,12 @@ impl<'a> Builder<'a> {
                 .collect::<Compiled<Vec<_>>>()
                 .at_index("lb_endpoints", i)?;
             let metadata = Arc::new(Metadata::compile(entry.metadata.as_ref()));
+            let tlvs = tlvs(entry.metadata.as_ref()).at_index("lb_endpoints", i)?;
             let addresses = self.addresses(endpoint).at_index("lb_endpoints", i)?;
+            if let Discovery::StrictDns(_) | Discovery::Static = self.cluster.discovery {
+                // Each name, and each entry of a static cluster, has hosts of its own.
+                seen.clear();
+            }
             for (address, hostname) in addresses {
                 // A repeated address counts once (Envoy `BaseDynamicClusterImpl::updateDynamicHostList`).
                 if seen.insert(address.clone(), ()).is_some() {
@@ -265,6 +302,7 @@ impl<'a> Builder<'a> {
                     hostname,
                     metadata: Arc::clone(&metadata),
                     locality_metadata: place_metadata.clone(),
+                    tlvs: Arc::clone(&tlvs),
                     weight,
                     locality: Arc::clone(&place),
                     priority: locality.priority,
@@ -307,7 +345,7 @@ impl<'a> Builder<'a> {
         let epoch = || Arc::clone(&self.epoch);
         let checked = !self.cluster.health_checks.is_empty();
         let checkable = checked && host.health_check.address.is_some();
-        let state = match self.old.get(&host.address) {
+        let state = match self.before(host) {
             Some(old) if host.is_still(old, checked) => Arc::clone(&old.state),
             Some(old) if checkable => Arc::new(HostState::succeeding(&old.state, epoch())),
             _ => {
@@ -327,9 +365,15 @@ impl<'a> Builder<'a> {
         state
     }
 
+    /// Who had this address, under the same name if somebody had.
+    fn before(&self, host: &Host) -> Option<&Arc<Host>> {
+        let all = self.old.get(&host.address)?;
+        all.iter().find(|old| old.hostname == host.hostname).or(all.first()).copied()
+    }
+
     /// The old object if nothing about the host changed, so that pools keyed by it stay.
     fn kept(&self, host: Host) -> Arc<Host> {
-        match self.old.get(&host.address) {
+        match self.before(&host) {
             Some(old) if old.same_as(&host) => Arc::clone(old),
             _ => Arc::new(host),
         }

@@ -4,12 +4,14 @@ mod cors;
 mod descriptors;
 mod ext_authz;
 mod fault;
+mod forward_proxy;
 mod grpc_stats;
 mod header_to_metadata;
 mod istio;
 mod jwt;
 mod local_rate_limit;
 mod session;
+mod set_metadata;
 mod small;
 
 use std::sync::Arc;
@@ -20,12 +22,17 @@ pub use cors::{CorsDecision, CorsPolicy, cors_decide};
 pub use descriptors::{RateLimitContext, RateLimitRule};
 pub use ext_authz::{Asked, AuthzService, BodyBuffer, ExtAuthz, ExtAuthzOverride, HttpAuthz};
 pub use fault::{Abort, Fault, FaultDecision};
+pub use forward_proxy::{ForwardProxy, HostRewrite};
 pub use grpc_stats::GrpcStats;
 pub use header_to_metadata::{HeaderToMetadata, MetadataRules};
 pub use istio::{AlpnOverride, IstioStats, MetricOverride, PeerMetadataConfig, PeerMethod, Reporter};
-pub use jwt::{ClaimToHeader, JwksSource, JwtAuthn, JwtOverride, JwtProvider, Needs, Requirement, Token, TokenPlace};
+pub use jwt::{
+    ClaimToHeader, JwksSource, JwtAuthn, JwtCounters, JwtOverride, JwtProvider, Needs, Requirement, Token, TokenCache,
+    TokenPlace,
+};
 pub use local_rate_limit::{Demand, Descriptor, LocalRateLimit, TokenBucket, TokenBucketConfig};
 pub use session::{SessionKind, StatefulSession};
+pub use set_metadata::SetMetadata;
 pub use small::{FilterStateValue, HeaderMutation, HealthAnswer, HealthCheckFilter, RouterConfig};
 
 use crate::any::Typed;
@@ -80,10 +87,12 @@ pub enum HttpFilter {
     HeaderMutation(Arc<HeaderMutation>),
     /// Writes headers into metadata.
     HeaderToMetadata(Arc<HeaderToMetadata>),
+    /// Writes fixed metadata.
+    SetMetadata(Arc<SetMetadata>),
     /// Answers health checks of this proxy.
     HealthCheck(Arc<HealthCheckFilter>),
     /// Resolves the request's host, for a dynamic forward proxy cluster.
-    DynamicForwardProxy(ArcStr),
+    DynamicForwardProxy(Arc<ForwardProxy>),
     /// Accepted and without effect: an unsupported filter that the operator allowed.
     NoOp {
         /// The message that configured it.
@@ -120,6 +129,8 @@ pub enum PerFilter {
     SetFilterState(Arc<[FilterStateValue]>),
     /// Replaces the filter's.
     HeaderToMetadata(Arc<HeaderToMetadata>),
+    /// Another name than the request's.
+    ForwardProxy(HostRewrite),
 }
 
 const PREFIX: &str = "envoy.extensions.filters.http.";
@@ -147,7 +158,7 @@ impl HttpFilterEntry {
         use pb::hcm::http_filter::ConfigType;
         let typed = match &filter.config_type {
             Some(ConfigType::TypedConfig(any)) => Typed::open(Some(any))?,
-            Some(ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
+            Some(ConfigType::ConfigDiscovery(source)) => Typed::discovered(source)?,
             None => return Err(Invalid::new("typed_config", "is missing")),
         };
         let compiled = match HttpFilter::compile(&typed, &options.runtime)? {
@@ -194,16 +205,10 @@ impl HttpFilter {
             "header_to_metadata.v3.Config" => {
                 Self::HeaderToMetadata(Arc::new(HeaderToMetadata::compile(&typed.decode()?)?))
             }
+            "set_metadata.v3.Config" => Self::SetMetadata(Arc::new(SetMetadata::compile(&typed.decode()?)?)),
             "health_check.v3.HealthCheck" => Self::HealthCheck(Arc::new(HealthCheckFilter::compile(&typed.decode()?)?)),
             "dynamic_forward_proxy.v3.FilterConfig" => {
-                use http::dynamic_forward_proxy::v3::filter_config::ImplementationSpecifier;
-                let config: http::dynamic_forward_proxy::v3::FilterConfig = typed.decode()?;
-                match config.implementation_specifier {
-                    Some(ImplementationSpecifier::DnsCacheConfig(cache)) => {
-                        Self::DynamicForwardProxy(cache.name.as_str().into())
-                    }
-                    _ => return Err(Invalid::unsupported("sub_cluster_config")),
-                }
+                Self::DynamicForwardProxy(Arc::new(ForwardProxy::compile(&typed.decode()?)?))
             }
             "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => {
                 Self::IstioAlpn(Arc::new(AlpnOverride::compile(&typed.decode()?)?))
@@ -240,6 +245,8 @@ impl PerFilter {
             }
             let inner = match &config.config {
                 None => None,
+                // `{}`: it is on, and that is all.
+                Some(any) if any.type_url.is_empty() => None,
                 Some(any) => match Self::compile(any, options) {
                     Ok(inner) => inner,
                     Err(_) if config.is_optional => return Ok(None),
@@ -260,6 +267,7 @@ impl PerFilter {
                 // Without rules the filter is off for the route.
                 Self::Rbac(Arc::new(Rbac::compile_http(&config.rbac.unwrap_or_default())?))
             }
+            "dynamic_forward_proxy.v3.PerRouteConfig" => Self::ForwardProxy(HostRewrite::compile(typed.decode()?)),
             "jwt_authn.v3.PerRouteConfig" => Self::Jwt(JwtOverride::compile(&typed.decode()?)?),
             "ext_authz.v3.ExtAuthzPerRoute" => match ExtAuthzOverride::compile(&typed.decode()?)? {
                 None => Self::Disabled,

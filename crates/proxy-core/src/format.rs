@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 pub use command::{Command, MetadataSource};
 pub(crate) use parse::Dialect;
 pub use time::TimeFormat;
+pub(crate) use time::civil;
 pub(crate) use write::percent_decode;
 
 use crate::pb;

@@ -15,9 +15,9 @@ use mesh_types::ArcStr;
 
 pub use local_reply::{LocalReply, Rewritten};
 pub use path::{PathVerdict, connect_udp_target, normalize};
-pub use request::{RequestIdentity, conform_request};
+pub use request::{RequestIdentity, conform_request, is_upgrade};
 pub use response::conform_response;
-pub use tracing::{CustomTag, SpanService, TagSource, Tracing, TracingProvider};
+pub use tracing::{CustomTag, RouteTracing, SpanService, TagSource, Tracing, TracingProvider};
 
 use crate::access_log::AccessLog;
 use crate::address::Address;

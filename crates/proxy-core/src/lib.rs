@@ -51,6 +51,7 @@ pub mod route;
 pub mod runtime;
 pub mod stream_info;
 pub mod tls;
+pub mod tlv;
 pub mod trace;
 
 pub use access_log::AccessLog;

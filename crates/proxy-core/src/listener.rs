@@ -14,12 +14,13 @@ use std::time::Duration;
 use mesh_types::ArcStr;
 use prost::Message;
 
+pub use inspect::ProxyProtocol;
 pub use inspect::{Inspect, PortPredicate};
 pub use matching::{ChainInput, ChainTable};
 pub(crate) use network::compile_upstream;
 pub use network::{
-    ConnectionLimit, MetadataExchange, NetworkFilter, NetworkLocalRateLimit, Place, TcpClusters, TcpProxy, Terminal,
-    Tunneling,
+    ConnectionLimit, MetadataExchange, NetworkFilter, NetworkLocalRateLimit, Place, SniForwardProxy, TcpClusters,
+    TcpProxy, Terminal, Tunneling,
 };
 
 use crate::access_log::AccessLog;

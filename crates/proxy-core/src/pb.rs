@@ -24,5 +24,6 @@ pub(crate) use envoy_api::pb::envoy::r#type::matcher::v3 as matcher;
 pub(crate) use envoy_api::pb::envoy::r#type::metadata::v3 as metadata_key;
 pub(crate) use envoy_api::pb::envoy::r#type::tracing::v3 as tracing_tag;
 pub(crate) use envoy_api::pb::envoy::r#type::v3 as kind;
+pub(crate) use envoy_api::pb::google::api::expr::v1alpha1 as cel;
 pub(crate) use envoy_api::pb::google::protobuf::value::Kind as ValueKind;
 pub(crate) use envoy_api::pb::xds::core::v3 as xds;

@@ -8,11 +8,13 @@ use mesh_types::ArcStr;
 use serde_json::{Map, Value};
 
 use crate::address::Address;
+use crate::cel::{Expression, Options};
+use crate::format::FormatContext;
 use crate::headers::Headers;
 use crate::metadata::{FilterState, Metadata};
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
-use crate::stream_info::ConnectionInfo;
+use crate::stream_info::{ConnectionInfo, StreamInfo};
 use rules::{Permission, Principal};
 
 /// The RBAC filter of a chain or a route: enforced rules and shadow rules.
@@ -85,6 +87,8 @@ struct Policy {
     note: Note,
     permissions: Box<[Permission]>,
     principals: Box<[Principal]>,
+    /// What must hold, too.
+    condition: Option<Expression>,
 }
 
 /// What RBAC looks at.
@@ -102,6 +106,20 @@ pub struct RbacInput<'a> {
     pub filter_state: &'a FilterState,
     /// The route's metadata, for `sourced_metadata`.
     pub route_metadata: Option<&'a Metadata>,
+    /// What is known of the request, for conditions; without, they know only what else stands here.
+    pub stream: Option<&'a StreamInfo>,
+}
+
+impl RbacInput<'_> {
+    fn satisfies(&self, condition: &Expression) -> bool {
+        if let Some(stream) = self.stream {
+            return condition.holds(&FormatContext::new(stream, self.headers, None));
+        }
+        let now = (self.connection.clock)();
+        let mut stream = StreamInfo::new(Arc::new(self.connection.clone()), now);
+        stream.dynamic_metadata = self.metadata.clone();
+        condition.holds(&FormatContext::new(&stream, self.headers, None))
+    }
 }
 
 /// May it go on, and why.
@@ -232,10 +250,13 @@ impl Rules {
 
 impl Policy {
     fn compile(name: &str, policy: &pb::rbac::Policy, note: Note, http: bool) -> Compiled<Self> {
-        refuse! {
-            "condition": policy.condition.is_some(),
-            "checked_condition": policy.checked_condition.is_some(),
+        // Envoy takes the expression of a checked one, without a look at its types.
+        let checked = policy.checked_condition.as_ref().map(|checked| checked.expr.clone().unwrap_or_default());
+        let condition = policy.condition.as_ref().or(checked.as_ref());
+        if policy.condition.is_some() && policy.checked_condition.is_some() {
+            return Err(Invalid::new("checked_condition", "cannot stand beside condition"));
         }
+        let options = Options::of(policy.cel_config.as_ref());
         let permissions = policy.permissions.iter().enumerate();
         let principals = policy.principals.iter().enumerate();
         let policy = Self {
@@ -247,6 +268,7 @@ impl Policy {
             principals: principals
                 .map(|(i, p)| Principal::compile(p, http).at_index("principals", i))
                 .collect::<Compiled<_>>()?,
+            condition: condition.map(|c| Expression::of_message(c, options)).transpose().at("condition")?,
         };
         if policy.permissions.is_empty() || policy.principals.is_empty() {
             return Err(Invalid::new("", "needs at least one permission and one principal"));
@@ -255,7 +277,9 @@ impl Policy {
     }
 
     fn matches(&self, input: &RbacInput<'_>) -> bool {
-        self.permissions.iter().any(|p| p.matches(input)) && self.principals.iter().any(|p| p.matches(input))
+        self.permissions.iter().any(|p| p.matches(input))
+            && self.principals.iter().any(|p| p.matches(input))
+            && self.condition.as_ref().is_none_or(|condition| input.satisfies(condition))
     }
 }
 

@@ -31,6 +31,7 @@ pub use timeouts::{Timeouts, grpc_timeout};
 
 use crate::filters::{CorsPolicy, PerFilter, RateLimitRule};
 use crate::format::FormatContext;
+use crate::hcm::RouteTracing;
 use crate::headers::Headers;
 use crate::matchers::{HeaderMatcher, header_matchers};
 use crate::metadata::{FilterState, Metadata};
@@ -175,17 +176,6 @@ pub struct Decorator {
     pub operation: ArcStr,
     /// Send it upstream as `x-envoy-decorator-operation`.
     pub propagate: bool,
-}
-
-/// Tracing of one route.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RouteTracing {
-    /// Of requests that ask for it.
-    pub client: Fraction,
-    /// Of all requests.
-    pub random: Fraction,
-    /// Of those at most.
-    pub overall: Fraction,
 }
 
 /// What the choice of a route looks at.
@@ -488,11 +478,7 @@ impl Route {
             },
             tracing: match &route.tracing {
                 None => None,
-                Some(tracing) => Some(RouteTracing {
-                    client: share(&tracing.client_sampling, "tracing.client_enabled")?,
-                    random: share(&tracing.random_sampling, "tracing.random_sampling")?,
-                    overall: share(&tracing.overall_sampling, "tracing.global_enabled")?,
-                }),
+                Some(tracing) => Some(RouteTracing::compile(tracing, share).at("tracing")?),
             },
             request_ops: HeaderOps::compile(&route.request_headers_to_add, &route.request_headers_to_remove)
                 .at("request_headers_to_add")?,

@@ -16,6 +16,7 @@ use crate::address::Address;
 use crate::listener::Direction;
 use crate::metadata::{FilterState, Metadata};
 use crate::route::{Route, VirtualHost};
+use crate::tlv::Tlv;
 
 /// One downstream connection. Made when its filter chain is known; later facts are those of the TLS handshake.
 #[derive(Clone, Debug)]
@@ -48,8 +49,14 @@ pub struct ConnectionInfo {
     pub filter_chain_metadata: Option<Arc<Metadata>>,
     /// Written by network filters; each stream begins with it.
     pub filter_state: FilterState,
+    /// Written by listener filters; streams of HTTP do not show it.
+    pub metadata: Metadata,
+    /// What the client's PROXY header said besides, as far as it may go on.
+    pub tlvs: Arc<[Tlv]>,
     /// Why the downstream transport failed, if it did.
     pub transport_failure: Option<ArcStr>,
+    /// Who this proxy is, as the node's message has it, for expressions (`xds.node`).
+    pub node: Option<Arc<serde_json::Map<String, serde_json::Value>>>,
     /// This machine's name, for `%HOSTNAME%`.
     pub hostname: ArcStr,
     /// Reads the process's environment, for `%ENVIRONMENT()%`; this crate does not.
@@ -76,7 +83,10 @@ impl Default for ConnectionInfo {
             listener_metadata: None,
             filter_chain_metadata: None,
             filter_state: FilterState::default(),
+            metadata: Metadata::default(),
+            tlvs: Arc::default(),
             transport_failure: None,
+            node: None,
             hostname: "".into(),
             environment: |_| None,
             clock: || SystemTime::UNIX_EPOCH,
@@ -217,6 +227,8 @@ pub struct UpstreamInfo {
     pub cluster_metadata: Option<Arc<Metadata>>,
     /// The host that was (last) tried.
     pub host: Option<Arc<crate::Host>>,
+    /// All hosts that were tried, of TCP: each try of a request begins anew.
+    pub attempted: Vec<Arc<crate::Host>>,
     /// Our side of the connection.
     pub local: Option<Address>,
     /// Unique in this process.

@@ -1,5 +1,7 @@
 //! TLS contexts: which certificates, which roots, which peers. The proxy turns them into rustls configurations.
 
+mod suites;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -56,14 +58,45 @@ pub struct TlsCommon {
     pub min_version: TlsVersion,
     /// Newest version.
     pub max_version: TlsVersion,
-    /// OpenSSL names of TLS 1.2 suites; empty: the default ones.
+    /// OpenSSL's names of suites of TLS 1.2, some of which may not be spoken here; empty: the default ones.
     pub ciphers: Vec<ArcStr>,
-    /// Key exchange groups; empty: the default ones.
+    /// Key exchanges, likewise.
     pub curves: Vec<ArcStr>,
     /// Own certificates.
     pub certificates: Vec<CertificateSource>,
     /// How the peer is checked.
     pub validation: Validation,
+    /// Of a server: whether its certificates need answers of OCSP responders.
+    pub staples: Option<Staples>,
+}
+
+/// What a server does about answers of OCSP responders (`ocsp_staple_policy`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Staples {
+    /// They are shown as long as they are good.
+    Optional,
+    /// There must be one of each certificate.
+    Required,
+}
+
+/// A certificate that is in the configuration itself, or in files that it names.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Certificate {
+    /// PEM certificates, the own one first.
+    pub chain: DataSource,
+    /// PEM key.
+    pub key: DataSource,
+    /// What the key is encrypted with.
+    pub password: Option<DataSource>,
+    /// An OCSP responder's answer in DER.
+    pub staple: Option<DataSource>,
+}
+
+impl Certificate {
+    /// All parts.
+    pub fn parts(&self) -> impl Iterator<Item = &DataSource> {
+        [&self.chain, &self.key].into_iter().chain(&self.password).chain(&self.staple)
+    }
 }
 
 /// A version of TLS. Older ones are refused.
@@ -79,12 +112,7 @@ pub enum TlsVersion {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum CertificateSource {
     /// Files or bytes of the configuration.
-    Local {
-        /// PEM certificates, the own one first.
-        chain: DataSource,
-        /// PEM key.
-        key: DataSource,
-    },
+    Local(Certificate),
     /// A secret by name.
     Sds(SdsRef),
 }
@@ -194,14 +222,19 @@ pub enum SanKind {
 
 impl DownstreamTls {
     pub(crate) fn compile(context: &pb::tls::DownstreamTlsContext) -> Compiled<Self> {
+        use pb::tls::downstream_tls_context::OcspStaplePolicy as Policy;
         use pb::tls::downstream_tls_context::SessionTicketKeysType as Tickets;
         refuse! {
-            "ocsp_staple_policy": context.ocsp_staple_policy != 0,
             "session_ticket_keys": matches!(context.session_ticket_keys_type,
                 Some(Tickets::SessionTicketKeys(_) | Tickets::SessionTicketKeysSdsSecretConfig(_))),
         }
-        let common =
+        let mut common =
             TlsCommon::compile(context.common_tls_context.as_ref(), TlsVersion::V13).at("common_tls_context")?;
+        common.staples = Some(match Policy::try_from(context.ocsp_staple_policy) {
+            Ok(Policy::LenientStapling | Policy::StrictStapling) => Staples::Optional,
+            Ok(Policy::MustStaple) => Staples::Required,
+            Err(_) => return Err(Invalid::new("ocsp_staple_policy", "is not defined")),
+        });
         let by_name = |source: &CertificateSource| matches!(source, CertificateSource::Sds(_));
         if common.certificates.iter().any(by_name) && !common.certificates.iter().all(by_name) {
             return Err(Invalid::new("common_tls_context", "SDS and non-SDS TLS certificates may not be mixed"));
@@ -218,7 +251,12 @@ impl DownstreamTls {
                 Some(Tickets::DisableStatelessSessionResumption(true))
             ),
             stateful_resumption: !context.disable_stateful_session_resumption,
-            session_timeout: fields::duration("session_timeout", context.session_timeout.as_ref())?,
+            session_timeout: fields::duration("session_timeout", context.session_timeout.as_ref())?
+                .map(|timeout| match timeout.as_secs() > u64::from(u32::MAX) {
+                    true => Err(Invalid::new("session_timeout", "is too long")),
+                    false => Ok(timeout),
+                })
+                .transpose()?,
         })
     }
 }
@@ -274,13 +312,13 @@ impl TlsCommon {
         }
         let mut certificates = Vec::new();
         for (i, certificate) in common.tls_certificates.iter().enumerate() {
-            certificates.push(local_certificate(certificate).at_index("tls_certificates", i)?);
+            let certificate = local_certificate(certificate).at_index("tls_certificates", i)?;
+            certificates.push(CertificateSource::Local(certificate));
         }
         for (i, sds) in common.tls_certificate_sds_secret_configs.iter().enumerate() {
             certificates
                 .push(CertificateSource::Sds(SdsRef::compile(sds).at_index("tls_certificate_sds_secret_configs", i)?));
         }
-        let list = |names: &[String]| names.iter().map(|n| n.as_str().into()).collect::<Vec<ArcStr>>();
         let max_version =
             version("tls_params.tls_maximum_protocol_version", params.tls_maximum_protocol_version, default_max)?;
         Ok(Self {
@@ -292,10 +330,11 @@ impl TlsCommon {
             )?
             .min(max_version),
             max_version,
-            ciphers: list(&params.cipher_suites),
-            curves: list(&params.ecdh_curves),
+            ciphers: suites::suites(&params.cipher_suites)?,
+            curves: suites::curves(&params.ecdh_curves)?,
             certificates,
             validation: validation(common)?,
+            staples: None,
         })
     }
 }
@@ -311,21 +350,25 @@ fn version(field: &str, version: i32, default: TlsVersion) -> Compiled<TlsVersio
     }
 }
 
-fn local_certificate(certificate: &pb::tls::TlsCertificate) -> Compiled<CertificateSource> {
+fn local_certificate(certificate: &pb::tls::TlsCertificate) -> Compiled<Certificate> {
+    use pb::core::data_source::Specifier;
     refuse! {
         "pkcs12": certificate.pkcs12.is_some(),
         "private_key_provider": certificate.private_key_provider.is_some(),
-        "password": certificate.password.is_some(),
-        "ocsp_staple": certificate.ocsp_staple.is_some(),
         "tls_params": certificate.tls_params.is_some(),
-        "watched_directory": certificate.watched_directory.is_some(),
     }
     let source = |field: &str, data: &Option<pb::core::DataSource>| {
         DataSource::compile(data.as_ref().ok_or_else(|| Invalid::new(field, "is missing"))?).at(field)
     };
-    Ok(CertificateSource::Local {
+    let staple = certificate.ocsp_staple.as_ref();
+    if staple.is_some_and(|staple| matches!(staple.specifier, Some(Specifier::InlineString(_)))) {
+        return Err(Invalid::new("ocsp_staple", "is no text"));
+    }
+    Ok(Certificate {
         chain: source("certificate_chain", &certificate.certificate_chain)?,
         key: source("private_key", &certificate.private_key)?,
+        password: certificate.password.as_ref().map(DataSource::compile).transpose().at("password")?,
+        staple: staple.map(DataSource::compile).transpose().at("ocsp_staple")?,
     })
 }
 
@@ -370,7 +413,7 @@ impl Validation {
         refuse! {
             "ca_certificate_provider_instance": context.ca_certificate_provider_instance.is_some(),
             "custom_validator_config": context.custom_validator_config.is_some(),
-            "watched_directory": context.watched_directory.is_some(),
+
             "require_signed_certificate_timestamp":
                 fields::flag(context.require_signed_certificate_timestamp.as_ref(), false),
         }
@@ -493,10 +536,8 @@ pub enum Secret {
     Certificate {
         /// The secret's name.
         name: ArcStr,
-        /// PEM certificates.
-        chain: DataSource,
-        /// PEM key.
-        key: DataSource,
+        /// The certificate.
+        certificate: Certificate,
     },
     /// Roots.
     Validation {
@@ -524,10 +565,9 @@ impl Secret {
         use pb::tls::secret::Type;
         let name: ArcStr = secret.name.as_str().into();
         Ok(match &secret.r#type {
-            Some(Type::TlsCertificate(certificate)) => match local_certificate(certificate).at("tls_certificate")? {
-                CertificateSource::Local { chain, key } => Self::Certificate { name, chain, key },
-                CertificateSource::Sds(_) => return Err(Invalid::unsupported("tls_certificate")),
-            },
+            Some(Type::TlsCertificate(certificate)) => {
+                Self::Certificate { name, certificate: local_certificate(certificate).at("tls_certificate")? }
+            }
             Some(Type::ValidationContext(context)) => {
                 Self::Validation { name, validation: Validation::compile(context).at("validation_context")? }
             }

@@ -5,8 +5,9 @@ use envoy_api::Message;
 use envoy_api::bootstrap::Bootstrap;
 use envoy_api::transcode::{self, Json};
 use prost::encoding::{DecodeContext, WireType, decode_key, skip_field};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use std::path::Path;
+use std::sync::Arc;
 
 /// A bootstrap that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +36,7 @@ const TYPE: &str = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
 
 /// Reads `-c FILE` and `--config-yaml TEXT`; the latter is merged over the former.
 pub(crate) fn read(path: Option<&Path>, inline: Option<&str>) -> Result<Parts, InvalidBootstrap> {
-    let mut value = Value::Object(serde_json::Map::new());
+    let mut value = Value::Object(Map::new());
     if let Some(path) = path {
         let text = std::fs::read_to_string(path)
             .map_err(|source| InvalidBootstrap::Read { path: path.display().to_string(), source })?;
@@ -122,7 +123,7 @@ impl Parts {
 fn parse(path: &Path, text: &str) -> Result<Value, InvalidBootstrap> {
     let mut documents = manifest::parse_plain(path, text).map_err(|e| InvalidBootstrap::Syntax(e.to_string()))?;
     match documents.len() {
-        0 => Ok(Value::Object(serde_json::Map::new())),
+        0 => Ok(Value::Object(Map::new())),
         _ => {
             let mut value = documents.swap_remove(0).value;
             if path.extension().is_none_or(|of| of != "json") {
@@ -168,6 +169,8 @@ pub(crate) struct NodeInfo {
     pub(crate) id: String,
     pub(crate) cluster: String,
     pub(crate) metadata: Value,
+    /// What expressions see of the message.
+    pub(crate) facts: Arc<Map<String, Value>>,
     pub(crate) message: envoy_api::core::Node,
 }
 
@@ -175,7 +178,18 @@ impl NodeInfo {
     pub(crate) fn of(node: Option<&envoy_api::core::Node>) -> Self {
         let node = node.cloned().unwrap_or_default();
         let metadata = node.metadata.as_ref().map(struct_json).unwrap_or_default();
-        Self { id: node.id.clone(), cluster: node.cluster.clone(), metadata, message: node }
+        let locality = node.locality.clone().unwrap_or_default();
+        let facts = Map::from_iter([
+            ("id".to_owned(), node.id.as_str().into()),
+            ("cluster".to_owned(), node.cluster.as_str().into()),
+            ("user_agent_name".to_owned(), "envoy".into()),
+            ("metadata".to_owned(), if metadata.is_null() { Map::new().into() } else { metadata.clone() }),
+            (
+                "locality".to_owned(),
+                json!({"region": locality.region, "zone": locality.zone, "sub_zone": locality.sub_zone}),
+            ),
+        ]);
+        Self { id: node.id.clone(), cluster: node.cluster.clone(), metadata, facts: Arc::new(facts), message: node }
     }
 
     /// A text field of the node's metadata.

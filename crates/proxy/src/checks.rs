@@ -241,7 +241,8 @@ async fn connect(shared: &Shared, cluster: &ClusterEntry, host: &Host, config: &
     }
     let mut raw = socket::connect(&address, socket::ConnectOptions::default()).await?;
     let transport = cluster.cluster.check_transport(host, config.transport.as_ref());
-    if let TransportSocket::ProxyProtocol { version, .. } = transport {
+    if let TransportSocket::ProxyProtocol { header, .. } = transport {
+        let version = &header.version;
         raw.write_all(&announcement(&raw, *version)).await?;
     }
     match cluster.tls_of(transport) {

@@ -63,7 +63,11 @@ impl Default for ArcStrOrEmpty {
 #[derive(Default)]
 struct Changes {
     clusters: [u64; 3],
+    /// How often hosts of clusters in use came or went.
+    hosts: u64,
     listeners: [u64; 3],
+    /// How often a worker began to serve one.
+    served: u64,
     /// Modified listeners of which nothing but filter chains changed.
     in_place: u64,
     refused_listeners: u64,
@@ -76,6 +80,11 @@ impl Changes {
             type_url::CLUSTER => self.clusters.iter().sum(),
             _ => self.listeners.iter().sum(),
         }
+    }
+
+    /// How often a cluster came or changed.
+    fn clusters_put(&self) -> u64 {
+        self.clusters[ADDED] + self.clusters[MODIFIED]
     }
 }
 
@@ -91,6 +100,14 @@ pub(crate) struct Failed {
     pub(crate) body: Bytes,
     pub(crate) details: String,
     pub(crate) at: SystemTime,
+}
+
+/// A secret that came, from whom and when.
+pub(crate) struct TakenSecret {
+    origin: Origin,
+    pub(crate) version: ArcStr,
+    pub(crate) at: SystemTime,
+    body: Bytes,
 }
 
 const ADDED: usize = 0;
@@ -131,8 +148,8 @@ pub(crate) struct Control {
     all_of: Vec<(&'static str, Origin)>,
     /// The stream to the control plane is open.
     connected: bool,
-    /// The versions of secrets, and when they came.
-    pub(crate) secret_versions: BTreeMap<ArcStr, (ArcStr, SystemTime)>,
+    /// The secrets that came, by their names.
+    pub(crate) taken_secrets: BTreeMap<ArcStr, TakenSecret>,
     /// Types whose first answer is still awaited before the proxy is ready.
     pub(crate) awaiting: BTreeSet<&'static str>,
     was_ready: Cell<bool>,
@@ -176,7 +193,7 @@ impl Control {
             updates: BTreeMap::new(),
             all_of: Vec::new(),
             connected: false,
-            secret_versions: BTreeMap::new(),
+            taken_secrets: BTreeMap::new(),
             awaiting: BTreeSet::new(),
             was_ready: Cell::new(false),
             demands: tokio::sync::watch::Sender::default(),
@@ -225,12 +242,19 @@ impl Control {
         }
     }
 
-    /// Applies one response of whoever was asked.
-    pub(crate) fn update(&mut self, origin: &Origin, of: &str, updated: Vec<Incoming>, removed: &[ArcStr]) -> Refused {
-        let version = updated.last().map(|u| u.version.clone());
-        let names: Vec<ArcStr> = updated.iter().map(|u| u.name.clone()).collect();
+    /// Applies one response of whoever was asked; `version`: of all of it.
+    pub(crate) fn update(
+        &mut self,
+        origin: &Origin,
+        of: &str,
+        version: &ArcStr,
+        updated: Vec<Incoming>,
+        removed: &[ArcStr],
+    ) -> Refused {
+        let names: BTreeSet<ArcStr> = updated.iter().map(|u| u.name.clone()).collect();
         let began = Instant::now();
         let before = self.changes.of(of);
+        let put = self.changes.clusters_put();
         let (key, refused) = match of {
             type_url::CLUSTER => (type_url::CLUSTER, self.update_clusters(updated, removed, true)),
             type_url::ENDPOINT => (type_url::ENDPOINT, self.update_endpoints(updated, removed)),
@@ -239,21 +263,36 @@ impl Control {
             type_url::SECRET => (type_url::SECRET, self.update_secrets(origin, updated, removed)),
             _ => return Vec::new(),
         };
-        // Of an update that is refused as a whole there is no version.
-        let applied = refused.is_empty() || self.changes.of(of) > before;
-        let taken = Taken { version: version.clone().unwrap_or_else(|| "".into()), took: began.elapsed() };
-        if let Some(version) = version.filter(|_| applied) {
-            self.types.entry(key).or_default().version = ArcStrOrEmpty(version);
+        // As in Envoy, an update by which nothing changes leaves the version.
+        if self.changes.of(of) > before {
+            self.types.entry(key).or_default().version = ArcStrOrEmpty(version.clone());
         }
+        let taken = Taken { version: version.clone(), took: began.elapsed() };
         if matches!(key, type_url::CLUSTER | type_url::LISTENER) {
-            self.updates.entry((key, "".into())).or_default().count(refused.is_empty().then_some(taken));
+            let reloads = refused.is_empty() && self.changes.clusters_put() > put;
+            let updates = self.updates.entry((key, "".into())).or_default();
+            updates.count(refused.is_empty().then_some(taken));
+            if reloads {
+                updates.reload();
+            }
         } else {
+            // A response of which anything is refused is so for all who asked for the type (Envoy `WatchMap::onConfigUpdateFailed`).
+            if *origin == Origin::Ads && !refused.is_empty() {
+                let all = self
+                    .updates
+                    .iter_mut()
+                    .filter(|((of, name), _)| *of == key && refused.iter().all(|(r, _)| r != name));
+                all.for_each(|(_, updates)| updates.count(None));
+            }
             for name in names {
                 let accepted = refused.iter().all(|(refused, _)| *refused != name);
                 self.updates.entry((key, name)).or_default().count(accepted.then(|| taken.clone()));
             }
         }
         self.awaiting.remove(key);
+        for (name, _) in &refused {
+            self.wait_no_more(key, Some(name));
+        }
         self.follow_listeners();
         refused
     }
@@ -282,18 +321,19 @@ impl Control {
     }
 
     /// Names and values of the counters of the cluster and the listener manager.
-    pub(crate) fn changes(&self) -> [(&'static str, u64); 10] {
-        let Changes { clusters, listeners, in_place, refused_listeners } = &self.changes;
+    pub(crate) fn changes(&self) -> [(&'static str, u64); 11] {
+        let Changes { clusters, hosts, listeners, served, in_place, refused_listeners } = &self.changes;
         [
             ("cluster_manager.cluster_added", clusters[ADDED]),
             ("cluster_manager.cluster_modified", clusters[MODIFIED]),
             ("cluster_manager.cluster_removed", clusters[REMOVED]),
+            ("cluster_manager.cluster_updated", *hosts),
             ("listener_manager.listener_added", listeners[ADDED]),
             ("listener_manager.listener_modified", listeners[MODIFIED]),
             ("listener_manager.listener_removed", listeners[REMOVED]),
             ("listener_manager.listener_in_place_updated", *in_place),
             ("listener_manager.listener_stopped", self.stopped.len() as u64),
-            ("listener_manager.listener_create_success", listeners[ADDED] + listeners[MODIFIED]),
+            ("listener_manager.listener_create_success", *served),
             ("listener_manager.listener_create_failure", *refused_listeners),
         ]
     }
@@ -320,14 +360,20 @@ impl Control {
         }
     }
 
+    /// All listeners that serve or will serve, and those whose last connections do.
+    fn all_listeners(&self) -> impl Iterator<Item = &Arc<ListenerEntry>> {
+        let leaving = self.leaving.iter().map(|leaving| &leaving.entry);
+        self.listeners.values().chain(self.warming_listeners.values()).chain(leaving)
+    }
+
     fn rds_names(&self) -> BTreeSet<ArcStr> {
-        let all = self.listeners.values().chain(self.warming_listeners.values());
+        let all = self.all_listeners();
         all.flat_map(|l| l.listener.rds_names().cloned().collect::<Vec<_>>()).collect()
     }
 
     /// Routes that listeners want, with whom they are asked of.
     fn wanted_routes(&self) -> impl Iterator<Item = (&ArcStr, &ConfigSource)> {
-        self.listeners.values().chain(self.warming_listeners.values()).flat_map(|l| rds_sources(&l.listener))
+        self.all_listeners().flat_map(|l| rds_sources(&l.listener))
     }
 
     /// Takes route tables.
@@ -349,6 +395,7 @@ impl Control {
                 Ok(table) => {
                     slot.table.store(Some(Arc::new(table)));
                     slot.dump.store(Some(Arc::new((incoming.body, incoming.version, SystemTime::now()))));
+                    self.updates.entry((type_url::ROUTE, incoming.name)).or_default().reload();
                 }
                 Err(reason) => refused.push((incoming.name, reason)),
             }
@@ -366,15 +413,17 @@ impl Control {
     pub(crate) fn update_secrets(&mut self, origin: &Origin, updated: Vec<Incoming>, removed: &[ArcStr]) -> Refused {
         let mut refused = Vec::new();
         let (certificates, validations) = self.wanted_kinds();
-        for incoming in updated {
-            self.secret_versions.insert(incoming.name.clone(), (incoming.version.clone(), SystemTime::now()));
-            let done = pb::envoy::extensions::transport_sockets::tls::v3::Secret::decode(incoming.body.clone())
+        for Incoming { name, version, body } in updated {
+            // One that did not change keeps its version, too.
+            if self.taken_secrets.get(&name).is_some_and(|taken| taken.origin == *origin && taken.body == body) {
+                continue;
+            }
+            let done = pb::envoy::extensions::transport_sockets::tls::v3::Secret::decode(body.clone())
                 .map_err(|e| format!("malformed: {e}"))
                 .and_then(|m| Secret::compile(&m).map_err(|e| e.to_string()))
                 .and_then(|secret| {
                     // Of what nobody asks for by now the kind does not matter.
-                    let (certificate, validation) =
-                        (certificates.contains(&incoming.name), validations.contains(&incoming.name));
+                    let (certificate, validation) = (certificates.contains(&name), validations.contains(&name));
                     let fits = match &secret {
                         Secret::Certificate { .. } => certificate || !validation,
                         Secret::Validation { .. } => validation || !certificate,
@@ -383,8 +432,12 @@ impl Control {
                     fits.then_some(secret).ok_or_else(|| "unexpected kind of secret".to_owned())
                 })
                 .and_then(|s| self.shared.secrets.set(origin, s).map_err(|e| e.to_string()));
-            if let Err(reason) = done {
-                refused.push((incoming.name, reason));
+            match done {
+                Ok(()) => drop(
+                    self.taken_secrets
+                        .insert(name, TakenSecret { origin: origin.clone(), version, at: SystemTime::now(), body }),
+                ),
+                Err(reason) => refused.push((name, reason)),
             }
         }
         for name in removed {
@@ -393,6 +446,19 @@ impl Control {
         }
         self.secrets_came();
         refused
+    }
+
+    /// Forgets the secrets that nothing in use names any more.
+    fn forget_secrets(&mut self, wanted: &BTreeSet<Demand>) {
+        let secrets = &self.shared.secrets;
+        self.taken_secrets.retain(|name, taken| {
+            let demand = Demand { origin: taken.origin.clone(), type_url: type_url::SECRET, name: Some(name.clone()) };
+            let used = taken.origin == Origin::Static || wanted.contains(&demand);
+            if !used {
+                secrets.remove(&taken.origin, name);
+            }
+            used
+        });
     }
 
     /// Names of secrets that certificates, and that roots, are asked for by.
@@ -432,7 +498,7 @@ impl Control {
         for (name, source) in self.wanted_routes() {
             want(type_url::ROUTE, name, source);
         }
-        for listener in self.listeners.values().chain(self.warming_listeners.values()) {
+        for listener in self.all_listeners() {
             tls_of(&listener.listener).for_each(|common| sds_refs(common, &mut secrets));
         }
         for secret in secrets {
@@ -444,8 +510,12 @@ impl Control {
     }
 
     /// Tells the control plane, and whoever else is asked, which named resources are wanted now.
-    pub(crate) fn subscribe(&self) {
+    pub(crate) fn subscribe(&mut self) {
         let mut wanted = self.wanted();
+        self.forget_secrets(&wanted);
+        let named: BTreeSet<_> = wanted.iter().filter_map(|d| Some((d.type_url, d.name.clone()?))).collect();
+        // Those of which all resources are asked for have no name.
+        self.updates.retain(|of, _| of.1.is_empty() || named.contains(of));
         for of in [type_url::ENDPOINT, type_url::ROUTE, type_url::SECRET] {
             let of_ads = wanted.iter().filter(|d| d.origin == Origin::Ads && d.type_url == of);
             self.subscriptions.set(of, Wanted::names(of_ads.filter_map(|d| d.name.clone())));

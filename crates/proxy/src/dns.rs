@@ -1,33 +1,55 @@
-//! Hosts of STRICT_DNS and LOGICAL_DNS clusters: resolved, and resolved again.
+//! Hosts of clusters that come and go by themselves: names are resolved, and resolved again; destinations are forgotten.
 
+mod cache;
 mod resolver;
 
+pub(crate) use cache::{Lookup, NameCaches, key_of, name_of};
 pub(crate) use resolver::Resolvers;
 
 use crate::control::Control;
 use crate::runtime::ClusterEntry;
 use crate::stats::{ClusterStats, Kind};
-use crate::worker::Worker;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use mesh_types::ArcStr;
 use proxy_core::Endpoints;
-use proxy_core::cluster::{Discovery, DnsConfig, NameCache};
+use proxy_core::cluster::{Discovery, DnsConfig};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Serves clusters as they come; one task each, which ends with the cluster.
 pub(crate) async fn run(mut clusters: UnboundedReceiver<Arc<ClusterEntry>>, control: Arc<Mutex<Control>>) {
+    let runtime = tokio::runtime::Handle::current();
+    control.lock().unwrap_or_else(PoisonError::into_inner).shared.names.run_on(runtime);
     while let Some(entry) = clusters.recv().await {
-        let (Discovery::StrictDns(config) | Discovery::LogicalDns(config)) = &entry.cluster.discovery else { continue };
-        let config = config.clone();
-        // Ends when the cluster is dropped.
-        tokio::spawn(keep_resolved(Arc::downgrade(&entry), config, control.clone()));
+        // All of them end when the cluster is dropped.
+        match &entry.cluster.discovery {
+            Discovery::StrictDns(config) | Discovery::LogicalDns(config) => {
+                tokio::spawn(keep_resolved(Arc::downgrade(&entry), config.clone(), control.clone()));
+            }
+            Discovery::OriginalDst(config) => {
+                tokio::spawn(clean_up(Arc::downgrade(&entry), config.cleanup_interval));
+            }
+            Discovery::DynamicForwardProxy { cache, .. } => {
+                let shared = control.lock().unwrap_or_else(PoisonError::into_inner).shared.clone();
+                shared.names.get(&shared, cache).serve(&entry);
+            }
+            Discovery::Static | Discovery::Eds { .. } => {}
+        }
+    }
+}
+
+/// Lets original destinations go that nobody wants any more.
+async fn clean_up(entry: Weak<ClusterEntry>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(entry) = entry.upgrade() else { return };
+        entry.clean_up();
     }
 }
 
@@ -55,7 +77,7 @@ async fn keep_resolved(entry: Weak<ClusterEntry>, config: DnsConfig, control: Ar
     };
     let mut asked: FuturesUnordered<_> = (0..names.len()).map(|index| ask(index, Duration::ZERO)).collect();
     let mut known: HashMap<&(ArcStr, u16), Vec<SocketAddr>> = HashMap::new();
-    // Until all names were asked for, there is nothing to take over.
+    // What one name means is taken over, and the cluster served, whatever others do (Envoy `StrictDnsClusterImpl`).
     let mut unasked: HashSet<usize> = (0..names.len()).collect();
     let mut failures = vec![0u32; names.len()];
     while let Some((index, answer)) = asked.next().await {
@@ -64,8 +86,8 @@ async fn keep_resolved(entry: Weak<ClusterEntry>, config: DnsConfig, control: Ar
         }
         let name = &names[index];
         let was_first = unasked.remove(&index);
-        let answer = answer.inspect_err(|error| tracing::debug!(name = %name.0, %error, "cannot resolve"));
-        let answer = answer.ok().filter(|answer| !(logical && answer.addresses.is_empty()));
+        let answer = answer.inspect_err(|why| tracing::debug!(name = %name.0, ?why, "cannot resolve")).ok();
+        let answer = answer.filter(|answer| !(logical && answer.addresses.is_empty()));
         let mut changed = false;
         let pause = match answer {
             Some(answer) => {
@@ -83,15 +105,20 @@ async fn keep_resolved(entry: Weak<ClusterEntry>, config: DnsConfig, control: Ar
             None => {
                 stats.update_failure.inc();
                 failures[index] = failures[index].saturating_add(1);
-                let (base, longest) = config.failure_refresh;
-                (base * 2u32.pow(failures[index].min(11) - 1)).min(longest)
+                pause_after(failures[index], &config)
             }
         };
-        if unasked.is_empty() && (changed || was_first) {
+        if changed || was_first {
             take_over(&entry, &control, &known);
         }
         asked.push(ask(index, pause.max(Duration::from_millis(10))));
     }
+}
+
+/// How long nobody is asked after so many failures, at least one.
+fn pause_after(failures: u32, config: &DnsConfig) -> Duration {
+    let (base, longest) = config.failure_refresh;
+    (base * 2u32.pow(failures.clamp(1, 11) - 1)).min(longest)
 }
 
 /// The cluster's hosts have these addresses now.
@@ -129,40 +156,4 @@ fn at_random(most: Duration) -> Duration {
     // A fresh RandomState is seeded from the system; nothing here needs better randomness.
     let random = RandomState::new().hash_one(0u8) as u32;
     most.mul_f64(f64::from(random) / f64::from(u32::MAX))
-}
-
-/// What names of requests mean, and until when: by the name of their cache, name and port.
-pub(crate) type Cache = HashMap<(ArcStr, String, u16), (SocketAddr, Instant)>;
-
-/// The address behind a name that a request or a handshake brought, for a dynamic forward proxy.
-pub(crate) async fn resolve(worker: &Worker, cache: &NameCache, name: &str, port: u16) -> Option<SocketAddr> {
-    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    if let Ok(ip) = bare.parse::<IpAddr>() {
-        return Some(SocketAddr::new(ip, port));
-    }
-    let key = (cache.name.clone(), name.to_ascii_lowercase(), port);
-    if let Some((address, until)) = worker.names.borrow().get(&key)
-        && Instant::now() < *until
-    {
-        return Some(*address);
-    }
-    let dns = &cache.dns;
-    let asked = worker.shared.resolvers.resolve(&dns.servers, dns.family, &key.1);
-    let answer = match cache.query_timeout {
-        Some(longest) => tokio::time::timeout(longest, asked).await,
-        None => Ok(asked.await),
-    };
-    let answer = answer.inspect_err(|_| tracing::debug!(name, "nobody says in time what it means")).ok()?;
-    let answer = answer.inspect_err(|error| tracing::debug!(name, %error, "cannot resolve")).ok()?;
-    let address = SocketAddr::new(*answer.addresses.first()?, port);
-    let now = Instant::now();
-    let mut names = worker.names.borrow_mut();
-    if names.len() >= cache.max_names {
-        names.retain(|_, (_, until)| now < *until);
-    }
-    // Clients choose the names: there must be an end.
-    if names.len() < cache.max_names {
-        names.insert(key, (address, now + answer.ttl.map_or(dns.refresh, |ttl| ttl.max(dns.min_refresh))));
-    }
-    Some(address)
 }

@@ -2,6 +2,7 @@
 
 mod secure;
 
+use crate::dns;
 use crate::inspect::{self, HttpVersion, Look};
 use crate::io::{Io, Raw};
 use crate::runtime::{ChainEntry, ListenerEntry};
@@ -11,9 +12,9 @@ use crate::stats::{ListenerStats, Named};
 use crate::worker::Worker;
 use crate::{hcm, overload, tcp};
 use mesh_types::ArcStr;
-use proxy_core::cluster::Discovery;
-use proxy_core::listener::{ChainInput, NetworkFilter, Place, Terminal};
+use proxy_core::listener::{ChainInput, NetworkFilter, Place, SniForwardProxy, Terminal};
 use proxy_core::rbac::Rbac;
+use proxy_core::tlv::{Tlv, TlvRule};
 use proxy_core::{Address, ConnectionInfo, FormatContext, Listener, Metadata, ResponseFlags, StreamInfo};
 use secure::{Insecure, secure};
 use std::cell::OnceCell;
@@ -155,8 +156,8 @@ async fn establish(
         Raw::Unix(_) => entry.listener.address.clone(),
     };
     let mut facts = Facts {
-        remote: peer.map_or_else(|| Address::Pipe("".into()), |p| Address::Ip(unmapped(p))),
-        direct_remote: Address::Pipe("".into()),
+        // A client without a name of its own is known by the name it came to (Envoy `addressFromSockAddr…`).
+        remote: peer.map_or_else(|| local.clone(), |p| Address::Ip(unmapped(p))),
         local,
         ..Facts::default_for(&entry)
     };
@@ -240,6 +241,8 @@ struct Facts {
     /// Why the first bytes are none of TLS, if that was asked.
     no_tls: Option<&'static str>,
     original_dst: Option<SocketAddr>,
+    /// The further fields of its PROXY header, and the listener that read them.
+    header: Option<(Arc<Listener>, Vec<Tlv>)>,
 }
 
 impl Facts {
@@ -253,11 +256,12 @@ impl Facts {
             tls: false,
             no_tls: None,
             original_dst: None,
+            header: None,
         }
     }
 
     fn into_info(self, worker: &Worker, listener: &Listener, chain: Option<&ChainEntry>) -> ConnectionInfo {
-        ConnectionInfo {
+        let mut info = ConnectionInfo {
             id: worker.shared.next_id(),
             remote: self.remote,
             direct_remote: self.direct_remote,
@@ -271,10 +275,20 @@ impl Facts {
             direction: listener.direction,
             listener_metadata: Some(listener.metadata.clone()).filter(|metadata| !metadata.is_empty()),
             filter_chain_metadata: chain.map(|c| c.chain.metadata.clone()).filter(|metadata| !metadata.is_empty()),
+            node: Some(worker.shared.node.facts.clone()),
             environment: |name| std::env::var(name).ok(),
             clock: SystemTime::now,
             ..ConnectionInfo::default()
+        };
+        let header = self.header.as_ref().filter(|(_, tlvs)| !tlvs.is_empty());
+        if let Some((config, tlvs)) = header.and_then(|(l, tlvs)| Some((l.inspect.proxy_protocol.as_ref()?, tlvs))) {
+            match config.in_filter_state {
+                true => TlvRule::keep(&config.rules, tlvs, &mut info.filter_state),
+                false => info.metadata = TlvRule::tell(&config.rules, tlvs),
+            }
+            info.tlvs = tlvs.iter().filter(|tlv| config.passed.passes(tlv.kind)).cloned().collect();
         }
+        info
     }
 }
 
@@ -298,7 +312,8 @@ async fn hand_over(
     }
     if let Some(config) = &listener.inspect.proxy_protocol {
         let stats = worker.named_stats();
-        crate::proxy_protocol::read(stream, config.optional, &mut facts.remote, &mut facts.local, stats).await?;
+        let tlvs = crate::proxy_protocol::read(stream, config, &mut facts.remote, &mut facts.local, stats).await?;
+        facts.header = Some((listener.clone(), tlvs));
     }
     if !listener.use_original_dst || restored.is_none() {
         return Ok(entry);
@@ -459,13 +474,6 @@ async fn give_up(
     stream.times.complete = Some(Duration::ZERO);
     crate::log::write(worker, &listener.access_log, &FormatContext::new(&stream, None, None));
 }
-
-/// The one cluster that a TCP chain leads to.
-fn forward_cluster(connection: &Connection) -> Option<Rc<crate::upstream::WorkerCluster>> {
-    let Terminal::TcpProxy(proxy) = &connection.chain.chain.terminal else { return None };
-    connection.worker.cluster(proxy.cluster(0).0)
-}
-
 /// What the filters of a chain leave to its terminal one.
 #[derive(Default)]
 struct Passed {
@@ -497,6 +505,17 @@ impl Drop for Counted {
     }
 }
 
+/// Has the SNI looked up (Envoy `ProxyFilter::onNewConnection`): the connection goes on either way.
+async fn resolve_name(connection: &mut Connection, filter: &SniForwardProxy) {
+    let worker = connection.worker.clone();
+    let Some(name) = connection.info.server_name.clone() else { return };
+    let port = filter.port.or_else(|| connection.info.local.port()).unwrap_or(443);
+    let names = worker.shared.names.get(&worker.shared, &filter.cache);
+    names.look_up(&worker.shared, &dns::key_of(&name, port), port).await;
+    let state = &mut Arc::make_mut(&mut connection.info).filter_state.values;
+    state.insert("envoy.upstream.dynamic_port".into(), port.to_string().into());
+}
+
 /// Runs the filters in front of the terminal one; an error ends the connection with these flags.
 async fn pass_filters(connection: &mut Connection) -> Result<Passed, ResponseFlags> {
     let chain = connection.chain.clone();
@@ -506,13 +525,7 @@ async fn pass_filters(connection: &mut Connection) -> Result<Passed, ResponseFla
         match filter {
             // The check happens at the client's first byte, as in Envoy.
             NetworkFilter::Rbac(rbac) => passed.gates.push(rbac.clone()),
-            NetworkFilter::SniDynamicForwardProxy { port } => {
-                let Some(name) = connection.info.server_name.clone() else { continue };
-                let Some(forward) = forward_cluster(connection) else { continue };
-                let Discovery::DynamicForwardProxy(cache) = &forward.config().discovery else { continue };
-                let port = port.or_else(|| connection.info.local.port()).unwrap_or(443);
-                connection.original_dst = Box::pin(crate::dns::resolve(&worker, cache, &name, port)).await;
-            }
+            NetworkFilter::SniDynamicForwardProxy(forward) => Box::pin(resolve_name(connection, forward)).await,
             NetworkFilter::SniCluster => passed.cluster = connection.info.server_name.clone(),
             NetworkFilter::SetFilterState(values) => {
                 let info = StreamInfo::new(connection.info.clone(), SystemTime::now());

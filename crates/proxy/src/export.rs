@@ -1,5 +1,6 @@
 //! Sends spans and log records to collectors: gathered per worker, posted in batches, never waited for.
 
+use crate::internal;
 use crate::log::Entry;
 use crate::stats::OWN_REQUESTS;
 use crate::upstream::{Protocol, Variant, call};
@@ -9,7 +10,7 @@ use envoy_api::pb::envoy::service::accesslog::v3 as als;
 use mesh_types::ArcStr;
 use prost::Message;
 use proxy_core::collector::{GrpcCollector, HttpCollector, about_process};
-use proxy_core::hcm::SpanService;
+use proxy_core::hcm::{SpanService, TracingProvider};
 use proxy_core::{Headers, PickContext};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -28,6 +29,43 @@ pub(crate) enum Target {
     Logs { to: Arc<GrpcCollector>, resource: Vec<(ArcStr, ArcStr)> },
     /// Records to Envoy's access log service, under the log's name.
     Als { to: Arc<GrpcCollector>, log: ArcStr },
+}
+
+/// Spans that left, batches that time sent; then batches that arrived, that did not, and that had nowhere to go.
+const ZIPKIN: [&str; 5] = [
+    "tracing.zipkin.spans_sent",
+    "tracing.zipkin.timer_flushed",
+    "tracing.zipkin.reports_sent",
+    "tracing.zipkin.reports_dropped",
+    "tracing.zipkin.reports_skipped_no_cluster",
+];
+const OPEN_TELEMETRY: [&str; 2] = ["tracing.opentelemetry.spans_sent", "tracing.opentelemetry.timer_flushed"];
+
+/// The counters of a provider, which exist from the start.
+pub(crate) fn counters(provider: &TracingProvider) -> &'static [&'static str] {
+    match provider {
+        TracingProvider::Zipkin { .. } => &[
+            ZIPKIN[0],
+            ZIPKIN[1],
+            ZIPKIN[2],
+            ZIPKIN[3],
+            ZIPKIN[4],
+            // Envoy's internal client never fails this way.
+            "tracing.zipkin.reports_failed",
+        ],
+        TracingProvider::OpenTelemetry { .. } => &OPEN_TELEMETRY,
+    }
+}
+
+impl Target {
+    /// What is counted of it: see [`ZIPKIN`].
+    fn counters(&self) -> Option<&'static [&'static str]> {
+        match self {
+            Target::Zipkin(_) => Some(&ZIPKIN),
+            Target::Spans { .. } => Some(&OPEN_TELEMETRY),
+            Target::Logs { .. } | Target::Als { .. } => None,
+        }
+    }
 }
 
 /// One encoded span or record.
@@ -72,6 +110,7 @@ struct Batch {
 /// Who makes spans.
 const SDK: &str = "outrigger";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+const USER_AGENT: &str = concat!("OTel-OTLP-Exporter-Outrigger/", env!("CARGO_PKG_VERSION"));
 const MAX_WAITING: usize = 4096;
 /// Zipkin's and OpenTelemetry's tracers of Envoy send from so many spans on…
 const SEND_AT: usize = 5;
@@ -103,6 +142,9 @@ pub(crate) fn send(worker: &Rc<Worker>, target: Target, item: Item, when: When) 
         tokio::task::spawn_local(async move {
             tokio::time::sleep(after).await;
             if let Some(worker) = weak.upgrade() {
+                if let Some([_, by_timer, ..]) = target.counters() {
+                    worker.named_stats().inc(by_timer);
+                }
                 flush(&worker, &target);
             }
         });
@@ -114,14 +156,29 @@ fn flush(worker: &Rc<Worker>, target: &Target) {
     if items.is_empty() {
         return;
     }
+    let counters = target.counters();
+    if let Some([spans, ..]) = counters {
+        worker.named_stats().add(spans, items.len() as u64);
+    }
     let message = request(target, items, &worker.shared.node.message);
     let worker = worker.clone();
     // Nobody waits for telemetry.
     tokio::task::spawn_local(async move {
-        let Outgoing { cluster, headers, body, timeout } = message;
-        if tokio::time::timeout(timeout, post(&worker, &cluster, headers, body)).await.ok().flatten().is_none() {
+        let Outgoing { cluster, mut headers, body, timeout } = message;
+        internal::mark(&worker, &mut headers, Some(timeout));
+        let status = tokio::time::timeout(timeout, post(&worker, &cluster, headers, body)).await.ok().flatten();
+        if status.is_none() {
             tracing::debug!(%cluster, "a batch of telemetry was lost");
         }
+        let Some([_, _, sent, dropped, no_cluster]) = counters.and_then(|c| <[&str; 5]>::try_from(c).ok()) else {
+            return;
+        };
+        worker.named_stats().inc(match status {
+            Some(202) => sent,
+            _ if worker.cluster(&cluster).is_none() => no_cluster,
+            // Envoy's internal client answers where no upstream does.
+            _ => dropped,
+        });
     });
 }
 
@@ -133,7 +190,8 @@ struct Outgoing {
     timeout: Duration,
 }
 
-async fn post(worker: &Rc<Worker>, cluster: &str, headers: Headers, body: Bytes) -> Option<()> {
+/// The answer's status.
+async fn post(worker: &Rc<Worker>, cluster: &str, headers: Headers, body: Bytes) -> Option<u16> {
     worker.named_stats().inc(OWN_REQUESTS);
     let cluster = worker.cluster(cluster)?;
     let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut())?;
@@ -143,7 +201,7 @@ async fn post(worker: &Rc<Worker>, cluster: &str, headers: Headers, body: Bytes)
     cluster.stats.upstream_rq_total.inc();
     let (status, ..) = call(acquired, headers, body, 1 << 16, |_| ()).await.ok()?;
     cluster.stats.charge(status, false);
-    Some(())
+    Some(status)
 }
 
 fn grpc(to: &GrpcCollector, path: &str, message: &impl Message) -> Outgoing {
@@ -174,7 +232,7 @@ fn http(to: &HttpCollector, kind: &str, body: Vec<u8>) -> Outgoing {
     for (name, value) in &to.headers {
         headers.set(name, &about_process(value, |name| std::env::var(name).ok()));
     }
-    headers.set_number("content-length", body.len() as u64);
+    // The length is not told: Envoy sends bodies of its own in chunks.
     Outgoing { cluster: to.cluster.clone(), headers, body: body.into(), timeout: to.timeout }
 }
 
@@ -212,7 +270,11 @@ fn request(target: &Target, items: Vec<Item>, node: &envoy_api::core::Node) -> O
                 SpanService::Grpc(to) => {
                     grpc(to, "/opentelemetry.proto.collector.trace.v1.TraceService/Export", &message)
                 }
-                SpanService::Http(to) => http(to, "application/x-protobuf", message.encode_to_vec()),
+                SpanService::Http(to) => {
+                    let mut outgoing = http(to, "application/x-protobuf", message.encode_to_vec());
+                    outgoing.headers.push(b"user-agent", USER_AGENT.as_bytes());
+                    outgoing
+                }
             }
         }
         Target::Logs { to, resource } => {
@@ -302,9 +364,30 @@ pub(crate) mod otlp {
         pub(crate) end_time_unix_nano: u64,
         #[prost(message, repeated, tag = "9")]
         pub(crate) attributes: Vec<KeyValue>,
+        #[prost(message, repeated, tag = "11")]
+        pub(crate) events: Vec<Event>,
         #[prost(message, optional, tag = "15")]
         pub(crate) status: Option<Status>,
+        /// [`SAMPLED`], [`HAS_IS_REMOTE`] and [`IS_REMOTE`].
+        #[prost(fixed32, tag = "16")]
+        pub(crate) flags: u32,
     }
+
+    /// `trace.v1.Span.Event`
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct Event {
+        #[prost(fixed64, tag = "1")]
+        pub(crate) time_unix_nano: u64,
+        #[prost(string, tag = "2")]
+        pub(crate) name: String,
+    }
+
+    /// The trace is recorded (W3C's flag).
+    pub(crate) const SAMPLED: u32 = 1;
+    /// It is known whether the parent is in another process.
+    pub(crate) const HAS_IS_REMOTE: u32 = 0x100;
+    /// It is.
+    pub(crate) const IS_REMOTE: u32 = 0x200;
 
     /// `trace.v1.Status`; code 2 is an error.
     #[derive(Clone, PartialEq, prost::Message)]

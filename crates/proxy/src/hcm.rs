@@ -8,6 +8,7 @@ mod ext_authz;
 mod filters;
 mod h1;
 mod h2;
+mod keys;
 mod limits;
 mod local_reply;
 mod mirror;
@@ -19,10 +20,10 @@ mod router;
 mod span;
 mod timers;
 
-pub(crate) use authz::KeyCache;
 pub(crate) use exchange::Exchange;
 pub(crate) use ext_authz::{check_head, connection_attributes, grpc_frame, is_allowed};
 pub(crate) use h2::Late;
+pub(crate) use keys::{Kept, fetch_ahead, fetches_ahead};
 pub(crate) use limits::LocalLimits;
 pub(crate) use record::{Ring, Rings};
 
@@ -305,6 +306,9 @@ fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &
     for name in redirect::COUNTERS.iter().chain(&span::COUNTERS) {
         stats.other.touch(name);
     }
+    if let Some(provider) = config.tracing.as_ref().and_then(|tracing| tracing.provider.as_ref()) {
+        worker.named_stats().touch_all(crate::export::counters(provider));
+    }
     for entry in &config.filters {
         if let HttpFilter::ExtAuthz(config) = &entry.filter {
             for what in ext_authz::COUNTERS {
@@ -323,6 +327,7 @@ fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &
                 "fault.response_rl_injected",
             ],
             HttpFilter::HealthCheck(_) => &filters::HEALTH_COUNTERS,
+            HttpFilter::SetMetadata(_) => &[filters::METADATA_DENIED],
             HttpFilter::Cors => &["cors.origin_invalid", "cors.origin_valid"],
             HttpFilter::Rbac(rbac) => {
                 for (prefix, what) in [
@@ -333,15 +338,10 @@ fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &
                 }
                 &[]
             }
-            HttpFilter::Jwt(_) => &[
-                "jwt_authn.allowed",
-                "jwt_authn.denied",
-                "jwt_authn.cors_preflight_bypassed",
-                "jwt_authn.jwks_fetch_success",
-                "jwt_authn.jwks_fetch_failed",
-                "jwt_authn.jwt_cache_hit",
-                "jwt_authn.jwt_cache_miss",
-            ],
+            HttpFilter::Jwt(jwt) => {
+                stats.other.touch_all(&jwt.counters.all());
+                &[]
+            }
             _ => &[],
         };
         for name in names {

@@ -27,6 +27,7 @@ mod fuzz;
 mod h1;
 mod hcm;
 mod inspect;
+mod internal;
 mod io;
 mod jwks;
 mod keepalive;

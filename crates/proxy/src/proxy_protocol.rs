@@ -2,12 +2,17 @@
 
 use crate::stats::Named;
 use proxy_core::Address;
+use proxy_core::listener::ProxyProtocol;
+use proxy_core::tlv::Tlv;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+const PREFIX: &[u8; 6] = b"PROXY ";
+/// The longest header of version 2.
+const LONGEST: usize = LEAST + u16::MAX as usize;
 /// The part of a version 2 header before its addresses.
 const LEAST: usize = 16;
 /// The longest version 1 line.
@@ -26,30 +31,43 @@ pub(crate) enum Header {
     Absent,
 }
 
-/// What reading headers counts.
-pub(crate) const COUNTERS: [&str; 9] = [
-    "downstream_cx_proxy_proto_error",
-    "proxy_proto.not_found_allowed",
-    "proxy_proto.not_found_disallowed",
-    "proxy_proto.versions.v1.disallowed",
-    "proxy_proto.versions.v1.error",
-    "proxy_proto.versions.v1.found",
-    "proxy_proto.versions.v2.disallowed",
-    "proxy_proto.versions.v2.error",
-    "proxy_proto.versions.v2.found",
+/// What reading headers counts, errors of all listeners in one.
+pub(crate) const ERRORS: &str = "downstream_cx_proxy_proto_error";
+const COUNTERS: [&str; 8] = [
+    "not_found_allowed",
+    "not_found_disallowed",
+    "versions.v1.disallowed",
+    "versions.v1.error",
+    "versions.v1.found",
+    "versions.v2.disallowed",
+    "versions.v2.error",
+    "versions.v2.found",
 ];
 
-/// Reads the header and replaces the addresses. `optional`: connections without one are let through.
+/// The names of all counters.
+pub(crate) fn counters(config: &ProxyProtocol) -> impl Iterator<Item = String> {
+    [ERRORS.to_owned()].into_iter().chain(COUNTERS.map(|what| counter(config, what)))
+}
+
+fn counter(config: &ProxyProtocol, what: &str) -> String {
+    match &*config.stat_prefix {
+        "" => format!("proxy_proto.{what}"),
+        prefix => format!("proxy_proto.{prefix}.{what}"),
+    }
+}
+
+/// Reads the header and replaces the addresses; its further fields.
 pub(crate) async fn read(
     stream: &mut TcpStream,
-    optional: bool,
+    config: &ProxyProtocol,
     remote: &mut Address,
     local: &mut Address,
     stats: &Named,
-) -> io::Result<()> {
-    let malformed = |version: &str| {
-        stats.inc("downstream_cx_proxy_proto_error");
-        stats.inc(&format!("proxy_proto.versions.{version}.error"));
+) -> io::Result<Vec<Tlv>> {
+    let count = |what: &str| stats.inc(&counter(config, what));
+    let malformed = |version: usize| {
+        stats.inc(ERRORS);
+        count(&format!("versions.v{version}.error"));
         io::Error::from(io::ErrorKind::InvalidData)
     };
     let mut buf = vec![0u8; 536];
@@ -58,31 +76,43 @@ pub(crate) async fn read(
         if n == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let version = if buf[0] == SIGNATURE[0] { "v2" } else { "v1" };
+        let version = if buf[0] == SIGNATURE[0] { 2 } else { 1 };
+        if config.disallowed[version - 1] && (buf[..n].starts_with(SIGNATURE) || buf[..n].starts_with(PREFIX)) {
+            if config.optional {
+                // It is no header, then.
+                count("not_found_allowed");
+                return Ok(Vec::new());
+            }
+            count(&format!("versions.v{version}.found"));
+            count(&format!("versions.v{version}.disallowed"));
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         match parse(&buf[..n]).ok_or_else(|| malformed(version))? {
             Header::Found(len, addresses) => {
-                let mut rest = vec![0u8; len];
-                stream.read_exact(&mut rest).await?;
+                let mut header = vec![0u8; len];
+                stream.read_exact(&mut header).await?;
                 if let Some((from, to)) = addresses {
                     *remote = Address::Ip(from);
                     *local = Address::Ip(to);
                 }
-                stats.inc(&format!("proxy_proto.versions.{version}.found"));
-                return Ok(());
+                count(&format!("versions.v{version}.found"));
+                return Ok(if version == 2 { tlvs(&header) } else { Vec::new() });
             }
             // As Envoy, which says so once a header of version 2 would be there.
-            Header::Absent if !optional && n < LEAST && !crate::socket::peer_is_done(stream) => {
+            Header::Absent if !config.optional && n < LEAST && !crate::socket::peer_is_done(stream) => {
                 tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             }
-            Header::Absent if optional => {
-                stats.inc("proxy_proto.not_found_allowed");
-                return Ok(());
+            Header::Absent if config.optional => {
+                count("not_found_allowed");
+                return Ok(Vec::new());
             }
             Header::Absent => {
-                stats.inc("downstream_cx_proxy_proto_error");
-                stats.inc("proxy_proto.not_found_disallowed");
+                stats.inc(ERRORS);
+                count("not_found_disallowed");
                 return Err(io::ErrorKind::InvalidData.into());
             }
+            // It says itself how long it is.
+            Header::More if n == buf.len() && version == 2 && n < LONGEST => buf.resize(LONGEST, 0),
             Header::More if n == buf.len() => return Err(malformed(version)),
             Header::More if crate::socket::peer_is_done(stream) => return Err(io::ErrorKind::UnexpectedEof.into()),
             // Peeked bytes keep the socket readable, so this cannot wait for an event.
@@ -91,15 +121,31 @@ pub(crate) async fn read(
     }
 }
 
+/// The further fields of a whole header of version 2.
+fn tlvs(header: &[u8]) -> Vec<Tlv> {
+    let addresses = match header.get(12..14) {
+        Some([0x21, 0x11 | 0x12]) => 12,
+        Some([0x21, 0x21 | 0x22]) => 36,
+        _ => return Vec::new(),
+    };
+    let mut rest = header.get(LEAST + addresses..).unwrap_or_default();
+    let mut all = Vec::new();
+    while let Some(([kind, high, low], more)) = rest.split_first_chunk::<3>() {
+        let Some((value, more)) = more.split_at_checked(usize::from(u16::from_be_bytes([*high, *low]))) else { break };
+        all.push(Tlv { kind: *kind, value: value.into() });
+        rest = more;
+    }
+    all
+}
+
 /// `None`: malformed.
 pub(crate) fn parse(bytes: &[u8]) -> Option<Header> {
     let n = bytes.len().min(SIGNATURE.len());
     if bytes[..n] == SIGNATURE[..n] {
         return if bytes.len() < 16 { Some(Header::More) } else { parse_v2(bytes) };
     }
-    let prefix = b"PROXY ";
-    let n = bytes.len().min(prefix.len());
-    if bytes[..n] != prefix[..n] {
+    let n = bytes.len().min(PREFIX.len());
+    if bytes[..n] != PREFIX[..n] {
         return Some(Header::Absent);
     }
     let Some(end) = bytes.windows(2).take(MAX_LINE - 1).position(|w| w == b"\r\n") else {
@@ -164,6 +210,27 @@ fn check_tlvs(mut bytes: &[u8]) -> Option<()> {
         bytes = rest.get(usize::from(u16::from_be_bytes([head[1], head[2]]))..)?;
     }
     Some(())
+}
+
+/// As [`header`], with further fields, which version 2 has; `None`: they are more than it has room for.
+pub(crate) fn header_with(
+    version: u8,
+    from: Option<SocketAddr>,
+    to: Option<SocketAddr>,
+    tlvs: &[Tlv],
+) -> Option<Vec<u8>> {
+    let mut out = header(version, from, to);
+    if version == 1 || tlvs.is_empty() || out[12] != 0x21 {
+        return Some(out);
+    }
+    for tlv in tlvs {
+        out.push(tlv.kind);
+        out.extend_from_slice(&u16::try_from(tlv.value.len()).ok()?.to_be_bytes());
+        out.extend_from_slice(&tlv.value);
+    }
+    let length = u16::try_from(out.len() - LEAST).ok()?;
+    out[14..16].copy_from_slice(&length.to_be_bytes());
+    Some(out)
 }
 
 /// The header that announces a connection; addresses that are not both of one family are not told.

@@ -10,13 +10,14 @@ use mesh_types::ArcStr;
 use proxy_core::balance::TableSize;
 use proxy_core::circuit::Breakers;
 use proxy_core::cluster::{Discovery, TransportSocket};
-use proxy_core::endpoints::HostState;
+use proxy_core::endpoints::{HostState, Locality};
 use proxy_core::listener::{FilterChain, MetadataExchange, NetworkFilter, Terminal};
 use proxy_core::outlier::OutlierDetector;
 use proxy_core::runtime::Live;
 use proxy_core::{Address, Cluster, Endpoints, Host, Listener, ListenerSet, RouteTable, Runtime};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) listeners: ArcSwap<Listeners>,
     pub(crate) routes: RouteSlots,
     pub(crate) resolvers: crate::dns::Resolvers,
+    /// Names that requests and handshakes brought.
+    pub(crate) names: crate::dns::NameCaches,
     pub(crate) logs: LogFiles,
     pub(crate) identity: crate::peer::LocalIdentity,
     pub(crate) limits: crate::hcm::LocalLimits,
@@ -41,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) overload: OnceLock<Arc<crate::overload::Overload>>,
     /// Downstream connections in sum, but for listeners that `ignore_global_conn_limit`.
     pub(crate) connections: AtomicU64,
+    /// The cluster that we are a host of, and where we stand.
+    pub(crate) local_cluster: OnceLock<(ArcStr, Locality)>,
     /// The file that tells of ejections.
     pub(crate) outlier_log: OnceLock<ArcStr>,
     /// Their limit, if only the runtime says one.
@@ -66,10 +71,12 @@ impl Shared {
         strategy: DrainStrategy,
         own_address: Option<std::net::IpAddr>,
     ) -> Arc<Self> {
+        let registry = Arc::<Registry>::default();
         Arc::new(Self {
-            registry: Arc::default(),
+            resolvers: crate::dns::Resolvers::new(&registry),
+            registry,
             secrets: SecretStore::default(),
-            resolvers: crate::dns::Resolvers::default(),
+            names: crate::dns::NameCaches::default(),
             clusters: ArcSwap::default(),
             listeners: ArcSwap::default(),
             routes: RouteSlots::default(),
@@ -77,10 +84,11 @@ impl Shared {
             identity: crate::peer::LocalIdentity::of(&node),
             limits: crate::hcm::LocalLimits::default(),
             rings: crate::hcm::Rings::default(),
-            ids: AtomicU64::new(1),
+            ids: AtomicU64::new(0),
             health_failed: AtomicBool::new(false),
             overload: OnceLock::new(),
             connections: AtomicU64::new(0),
+            local_cluster: OnceLock::new(),
             outlier_log: OnceLock::new(),
             connection_limit: OnceLock::new(),
             draining: Draining::new(strategy, drain_time),
@@ -130,11 +138,24 @@ pub(crate) struct ClusterEntry {
     pub(crate) used: AtomicBool,
     /// How often hosts came or went (`membership_change`), the first ones among them.
     pub(crate) membership_changes: AtomicU64,
+    /// Hosts that were made as connections needed them.
+    made: Mutex<HashMap<MadeFor, Arc<Host>>>,
+    /// How many hosts were ever made.
+    pub(crate) hosts_made: AtomicU64,
     table_size: Mutex<Option<Measured>>,
     /// How often endpoints came that change nothing (`update_no_rebuild`).
     pub(crate) unchanged: AtomicU64,
     /// Counts the times that a host was found to fail, where connections must end then.
     pub(crate) failures: Option<tokio::sync::watch::Sender<u64>>,
+}
+
+/// What a host was made for.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum MadeFor {
+    /// An original destination.
+    Destination(SocketAddr),
+    /// A name with its port.
+    Name(ArcStr),
 }
 
 /// How large the table of hashes was, of these endpoints after so many changes of their health.
@@ -173,6 +194,8 @@ impl ClusterEntry {
             has_secrets: AtomicBool::new(false),
             used: AtomicBool::new(false),
             membership_changes: AtomicU64::new(moved(&Endpoints::default(), &cluster.endpoints)),
+            made: Mutex::default(),
+            hosts_made: AtomicU64::new(0),
             table_size: Mutex::new(None),
             unchanged: AtomicU64::new(0),
             failures: cluster.close_on_failure.then(|| tokio::sync::watch::Sender::new(0)),
@@ -198,9 +221,62 @@ impl ClusterEntry {
         }
     }
 
-    /// Hosts are made as connections need them, and are in no list.
+    /// Hosts are made as connections need them.
     pub(crate) fn makes_hosts(&self) -> bool {
-        matches!(self.cluster.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy(_))
+        matches!(self.cluster.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy { .. })
+    }
+
+    /// The host that was made for `key`, if it is still there.
+    pub(crate) fn made(&self, key: &MadeFor) -> Option<Arc<Host>> {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.get(key).filter(|host| host.state.choose()).cloned()
+    }
+
+    /// Makes a host, in place of the one before; unless there is one with this address.
+    pub(crate) fn make(&self, key: MadeFor, address: SocketAddr, hostname: ArcStr) -> Arc<Host> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let address = Address::Ip(address);
+        if let Some(host) = made.get(&key).filter(|host| host.address == address && host.state.choose()) {
+            return host.clone();
+        }
+        let before = self.endpoints.load();
+        let host = before.make(address, hostname);
+        self.hosts_made.fetch_add(1, Ordering::Relaxed);
+        if let Some(old) = made.insert(key, host.clone()) {
+            old.state.leave();
+        }
+        let others = before.hosts().filter(|host| host.state.is_there()).cloned();
+        self.publish_made(others.chain([host.clone()]).collect());
+        host
+    }
+
+    /// The host made for `key` goes.
+    pub(crate) fn unmake(&self, key: &MadeFor) {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(host) = made.remove(key) {
+            host.state.leave();
+            self.publish_made(self.endpoints.load().hosts().filter(|host| host.state.is_there()).cloned().collect());
+        }
+    }
+
+    /// Lets hosts go that nobody chose since the last time and that have no connections.
+    pub(crate) fn clean_up(&self) {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = made.len();
+        let held = |state: &HostState| {
+            state.stats.cx_active.load(Ordering::Relaxed) > 0 || state.active.load(Ordering::Relaxed) > 0
+        };
+        made.retain(|_, host| !host.state.lapses(held));
+        if made.len() < before {
+            self.publish_made(self.endpoints.load().hosts().filter(|host| host.state.is_there()).cloned().collect());
+        }
+    }
+
+    /// Whoever changes what was made holds its lock.
+    fn publish_made(&self, hosts: Vec<Arc<Host>>) {
+        let before = self.endpoints.load();
+        self.endpoints.store(Arc::new(Endpoints::made(hosts, &before)));
+        self.membership_changes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The TLS for connections to `host`, `None` for plain text.

@@ -179,6 +179,10 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
         // Nobody else sets it.
         let _ = shared.outlier_log.set(path);
     }
+    if let Some(name) = settings.local_cluster.clone() {
+        // Nobody else sets it.
+        let _ = shared.local_cluster.set((name, settings.node.locality.clone()));
+    }
     if let Some(config) = settings.overload.clone() {
         overload::install(&shared, config);
     }
@@ -287,6 +291,11 @@ fn load_static(control: &mut Control, bootstrap: &Parts) -> Result<(), InvalidBo
         return Err(InvalidBootstrap::Refused(format!("cluster manager: duplicate cluster '{twice}'")));
     }
     refuse(control.update_clusters(clusters, &[], false))?;
+    if let Some((name, _)) = control.shared.local_cluster.get()
+        && resources.clusters.iter().map(incoming).all(|cluster| cluster.is_ok_and(|cluster| cluster.name != *name))
+    {
+        return Err(InvalidBootstrap::Refused(format!("local cluster '{name}' must be defined")));
+    }
     let mut listeners = resources.listeners.iter().map(incoming).collect::<Result<Vec<_>, _>>()?;
     for (i, listener) in listeners.iter_mut().enumerate().filter(|(_, l)| l.name.is_empty()) {
         // Envoy gives unnamed listeners a UUID; a number is enough to keep them apart.

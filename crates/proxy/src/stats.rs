@@ -200,12 +200,16 @@ mod tests {
             entry("upstream_cx_active", Sample::Gauge(0)),
             entry("upstream_rq_total", Sample::Counter(0)),
             entry("upstream_rq_active", Sample::Gauge(0)),
+            entry("membership_change", Sample::Counter(1)),
             entry("membership_excluded", Sample::Gauge(0)),
             entry("version", Sample::Gauge(0)),
         ];
         let counted = counted(&entries);
         let used = entries.iter().filter(|e| e.is_used(&counted)).map(|e| &*e.name);
-        assert_eq!(used.collect::<Vec<_>>(), ["upstream_cx_total", "upstream_cx_active", "membership_excluded"]);
+        assert_eq!(
+            used.collect::<Vec<_>>(),
+            ["upstream_cx_total", "upstream_cx_active", "membership_change", "membership_excluded"]
+        );
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(crate) async fn serve(
     let worker = connection.worker.clone();
     let stats = worker.tcp_stats(&proxy.stat_prefix);
     stats.downstream_cx_total.inc();
-    let mut info = StreamInfo::new(connection.info.clone(), SystemTime::now());
+    let mut info = stream(connection.info.clone());
     let began = Instant::now();
     let random = worker.random.borrow_mut().next();
     let (name, metadata_match) = proxy.cluster(random);
@@ -59,6 +59,11 @@ pub(crate) async fn serve(
     info
 }
 
+/// A connection is one stream, and shows what listener filters found.
+fn stream(connection: Arc<ConnectionInfo>) -> StreamInfo {
+    StreamInfo { dynamic_metadata: connection.metadata.clone(), ..StreamInfo::new(connection, SystemTime::now()) }
+}
+
 /// A connection whose TLS handshake failed: its host was chosen, and connected to, as soon as it came.
 pub(crate) async fn give_up(
     worker: &std::rc::Rc<Worker>,
@@ -66,7 +71,7 @@ pub(crate) async fn give_up(
     connection: Arc<ConnectionInfo>,
     original_dst: Option<std::net::SocketAddr>,
 ) -> StreamInfo {
-    let mut info = StreamInfo::new(connection, SystemTime::now());
+    let mut info = stream(connection);
     worker.tcp_stats(&proxy.stat_prefix).downstream_cx_total.inc();
     let random = worker.random.borrow_mut().next();
     let (name, metadata_match) = proxy.cluster(random);
@@ -79,8 +84,9 @@ pub(crate) async fn give_up(
             let context = PickContext { hash, metadata_match, original_dst, ..PickContext::at(Instant::now()) };
             info.upstream.host = cluster.pick(&context, &mut worker.random.borrow_mut());
             if let Some(host) = info.upstream.host.clone() {
+                info.upstream.attempted.push(host.clone());
                 info.upstream.attempts = 1;
-                let announced = Announced::to(&cluster, &host, &info.connection);
+                let announced = Announced::to(&cluster, &host, &info.connection).map(Announced::alone);
                 let variant = Variant { protocol: Protocol::Raw, announced, ..Variant::default() };
                 if let Some(pool) = cluster.pool(worker, &host, &variant) {
                     let connected = pool.dial().await.is_ok();
@@ -100,7 +106,7 @@ pub(crate) async fn give_up(
 
 /// A connection that a filter before ended.
 pub(crate) fn refuse(connection: &Connection, proxy: &TcpProxy, flags: ResponseFlags) -> StreamInfo {
-    let mut info = StreamInfo::new(connection.info.clone(), SystemTime::now());
+    let mut info = stream(connection.info.clone());
     connection.worker.tcp_stats(&proxy.stat_prefix).downstream_cx_total.inc();
     info.flags.insert(flags);
     info.times.complete = Some(Duration::ZERO);
@@ -171,20 +177,25 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
             retry: None,
             override_host: None,
             original_dst: connection.original_dst,
+            stream: Some(&*info),
             headers: None,
             now: Instant::now(),
         };
         let host = cluster.pick(&context, &mut worker.random.borrow_mut());
         let Some(host) = host else {
-            cluster.stats.upstream_cx_none_healthy.inc();
+            // A host that may come yet is no choice that failed.
+            if !cluster.looks_up(&worker, info) {
+                cluster.stats.upstream_cx_none_healthy.inc();
+            }
             info.flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
             failed(info, NO_HEALTHY_HOST);
             return;
         };
         info.upstream.host = Some(host.clone());
+        info.upstream.attempted.push(host.clone());
         info.upstream.attempts += 1;
         let source = Source::of(&connection.listener, &connection.info);
-        let announced = Announced::to(&cluster, &host, &connection.info);
+        let announced = Announced::to(&cluster, &host, &connection.info).map(Announced::alone);
         let protocol = match &proxy.tunneling {
             None => Protocol::Raw,
             Some(_) => Protocol::of(&cluster.config().protocol, None),
@@ -201,8 +212,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
                 dialled.map(|(io, facts, counted)| (Way::Plain(Box::new(io), counted), facts))
             }
             Some(config) => {
-                let request = config.request(&FormatContext::new(info, None, None));
-                let opened = tunnel::open(&pool, request).await;
+                let opened = tunnel::open(&pool, config, info, &cluster.stats).await;
                 opened
                     .map(|tunnel| (tunnel.upstream.facts.clone(), tunnel))
                     .map(|(facts, t)| (Way::Tunnel(Box::new(t)), facts))
@@ -224,7 +234,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
                 if !e.reason.is_empty() {
                     info.upstream.transport_failure = Some(e.reason.replace(' ', "_").into());
                 }
-                cluster.on_result(&host, Some(proxy_core::outlier::Outcome::ConnectFailed), &worker);
+                cluster.judge(&host, Some(proxy_core::outlier::Outcome::ConnectFailed), &worker);
                 previous.push(host);
                 if info.upstream.attempts >= proxy.max_connect_attempts {
                     cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
@@ -243,7 +253,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     cluster.stats.upstream_rq_total.inc();
     let _active = info.upstream.host.clone().map(|host| Active::new(cluster.clone(), host));
     if let Some(host) = &info.upstream.host {
-        cluster.on_result(host, Some(proxy_core::outlier::Outcome::Connected), &worker);
+        cluster.judge(host, Some(proxy_core::outlier::Outcome::Connected), &worker);
     }
     info.upstream.local = facts.local.clone();
     info.upstream.tls = facts.tls.clone();
@@ -266,7 +276,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     let mut reported = (0, 0);
     let mut down = connection.io;
     let connection_info = info.connection.clone();
-    let told = RefCell::new(Metadata::default());
+    let told = RefCell::new(info.connection.metadata.clone());
     let delay = Cell::new(None);
     let mut gate = || {
         gates.iter().try_for_each(|rbac| {
@@ -277,6 +287,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     let gate: Option<&mut dyn FnMut() -> Result<(), String>> = if gates.is_empty() { None } else { Some(&mut gate) };
     // Without TLS a connection that fails was reset.
     let raw = matches!(&way, Way::Plain(up, _) if matches!(**up, Io::Raw(_)));
+    let over = Cell::new(None);
     let moving = async {
         match way {
             Way::Plain(mut up, counted) => {
@@ -290,7 +301,11 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
                 }
                 ended
             }
-            Way::Tunnel(tunnel) => tunnel.run(down, &transfer, gate).await,
+            Way::Tunnel(mut tunnel) => {
+                let ended = tunnel.run(down, &transfer, gate).await;
+                over.set(Some(tunnel));
+                ended
+            }
         }
     };
     tokio::pin!(moving);
@@ -337,13 +352,19 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     }
     stats.downstream_cx_rx_bytes_total.add(received);
     stats.downstream_cx_tx_bytes_total.add(sent);
-    cluster.stats.upstream_cx_tx_bytes_total.add(received);
-    cluster.stats.upstream_cx_rx_bytes_total.add(sent);
     info.bytes_received = received;
     info.bytes_sent = sent;
     (info.downstream_wire_bytes_received, info.downstream_wire_bytes_sent) = (received, sent);
-    info.upstream.wire_bytes_sent = received;
-    info.upstream.wire_bytes_received = sent;
+    // Records written meanwhile knew only what was inside.
+    (info.upstream.wire_bytes_sent, info.upstream.wire_bytes_received) = (0, 0);
+    match (over.take(), &proxy.tunneling) {
+        (Some(tunnel), Some(config)) => tunnel.finish(config, info, &cluster.stats),
+        _ => {
+            cluster.stats.upstream_cx_tx_bytes_total.add(received);
+            cluster.stats.upstream_cx_rx_bytes_total.add(sent);
+            (info.upstream.wire_bytes_sent, info.upstream.wire_bytes_received) = (received, sent);
+        }
+    }
     match ended {
         copy::Ended::Denied(details) => info.connection_termination_details = Some(details.into()),
         copy::Ended::Idle => {
@@ -426,6 +447,7 @@ pub(crate) fn check_rbac(
         metadata: &Metadata::default(),
         filter_state: &info.filter_state,
         route_metadata: None,
+        stream: None,
     });
     let stats = worker.named_stats();
     if verdict.enforced.is_some() {

@@ -5,7 +5,10 @@
 
 mod certificate;
 mod client;
+mod der;
 mod files;
+mod keys;
+mod ocsp;
 mod secrets;
 mod server;
 mod sessions;
@@ -75,6 +78,10 @@ pub(crate) enum TlsError {
     Pem { what: &'static str },
     #[error("no certificate")]
     NoCertificate,
+    #[error("private_key cannot be read: {0}")]
+    Password(&'static str),
+    #[error("OCSP response {0}")]
+    Staple(&'static str),
     #[error(transparent)]
     Rustls(#[from] rustls::Error),
     #[error("{0}")]
@@ -132,23 +139,17 @@ fn signature_schemes() -> Vec<rustls::SignatureScheme> {
 }
 
 /// The provider with what a context allows: `cipher_suites` of TLS 1.2 (those of 1.3 are always on, as in BoringSSL) and
-/// `ecdh_curves`, in their order. Names that are not known here are left out, as long as others remain.
+/// `ecdh_curves`, in their order. Those that are not spoken here are left out, as long as others remain.
 fn provider_for(common: &proxy_core::tls::TlsCommon) -> Result<Arc<CryptoProvider>, TlsError> {
     if common.ciphers.is_empty() && common.curves.is_empty() {
         return Ok(provider().clone());
     }
     let mut own = (**provider()).clone();
     if !common.ciphers.is_empty() {
-        // `[A|B]` is a group of equal rank.
-        let parts = common.ciphers.iter().flat_map(|group| group.split(['[', ']', '|', ':']));
-        let names = || parts.clone().filter(|n| !n.is_empty());
-        // BoringSSL has no choice among those of TLS 1.3, and no lists by name.
-        if let Some(name) = names().find(|name| name.starts_with("TLS_") || *name == "DEFAULT") {
-            return Err(TlsError::Verifier(format!("{name} is no cipher suite that can be chosen")));
-        }
         let (newer, older): (Vec<_>, Vec<_>) =
             own.cipher_suites.iter().copied().partition(|suite| suite.tls13().is_some());
-        let allowed = names().filter_map(|name| older.iter().copied().find(|s| *cipher_name(s.suite()) == *name));
+        let named = |name: &ArcStr| older.iter().copied().find(|suite| cipher_name(suite.suite()) == *name);
+        let allowed = common.ciphers.iter().filter_map(named);
         own.cipher_suites = newer.into_iter().chain(allowed).collect();
         let only_12 = versions(common).iter().all(|v| v.version == rustls::ProtocolVersion::TLSv1_2);
         if only_12 && !own.cipher_suites.iter().any(|suite| suite.tls13().is_none()) {
@@ -158,12 +159,7 @@ fn provider_for(common: &proxy_core::tls::TlsCommon) -> Result<Arc<CryptoProvide
     if !common.curves.is_empty() {
         let known = rustls::crypto::aws_lc_rs::default_provider().kx_groups;
         let named = |curve: &str| known.iter().copied().find(|group| curve_name(group.name()) == Some(curve));
-        let alias = |curve: &str| match curve {
-            "prime256v1" => named("P-256"),
-            "secp384r1" => named("P-384"),
-            other => named(other),
-        };
-        own.kx_groups = common.curves.iter().filter_map(|curve| alias(curve)).collect();
+        own.kx_groups = common.curves.iter().filter_map(|curve| named(curve)).collect();
         if own.kx_groups.is_empty() {
             return Err(TlsError::Verifier(format!("none of the curves {} is known", common.curves.join(" "))));
         }
@@ -178,10 +174,13 @@ pub(crate) fn check(common: &proxy_core::tls::TlsCommon, secrets: &SecretStore) 
     // What others bring under a name may still come.
     let later = |source: &CertificateSource| match source {
         CertificateSource::Sds(sds) => sds.source.origin != Origin::Static || is_workload(&sds.name),
-        CertificateSource::Local { .. } => false,
+        CertificateSource::Local(_) => false,
     };
     if !common.certificates.iter().any(later) {
-        secrets.certificates(common)?;
+        let keys = secrets.certificates(common)?;
+        if let Some(staples) = common.staples {
+            ocsp::check(staples, &keys)?;
+        }
     }
     if common.validation.sds.is_none() {
         secrets.validation(common)?;
@@ -308,7 +307,8 @@ mod tests {
             max_version: proxy_core::tls::TlsVersion::V13,
             certificates: Vec::new(),
             validation: proxy_core::tls::Validation::default(),
-            ciphers: names(&["[ECDHE-RSA-AES256-GCM-SHA384|ECDHE-RSA-AES128-GCM-SHA256]", "AES128-SHA"]),
+            staples: None,
+            ciphers: names(&["ECDHE-RSA-AES256-GCM-SHA384", "ECDHE-RSA-AES128-GCM-SHA256", "AES128-SHA"]),
             curves: names(&["P-384", "X25519"]),
         };
         let own = provider_for(&common).unwrap();

@@ -11,19 +11,20 @@ pub(crate) use connect::{Announced, ConnectError, Protocol, ServerNames, Source,
 pub(crate) use pool::{AcquireError, Acquired, Counted, Pool};
 pub(crate) use request::{Failure, Reply, Tunnel, Upstream, call, h2_request};
 
+use crate::dns;
 use crate::events::HealthEvent;
 use crate::peer;
-use crate::runtime::ClusterEntry;
+use crate::runtime::{ClusterEntry, MadeFor};
 use crate::stats::{Answers, ClusterStats, Workload};
 use crate::worker::Worker;
 use arc_swap::ArcSwap;
 use mesh_types::ArcStr;
-use proxy_core::balance::SubsetUse;
+use proxy_core::balance::{Local, SubsetUse, ZoneUse};
 use proxy_core::circuit::Resource;
-use proxy_core::cluster::LbPolicy;
-use proxy_core::endpoints::Health;
+use proxy_core::cluster::{Discovery, LbPolicy};
+use proxy_core::endpoints::{Health, Locality};
 use proxy_core::outlier::{Cause, Event, Outcome};
-use proxy_core::{Cluster, Endpoints, Host, LoadBalancer, PickContext};
+use proxy_core::{Cluster, Endpoints, Host, LoadBalancer, PickContext, StreamInfo};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
@@ -36,6 +37,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct WorkerCluster {
     pub(crate) entry: Arc<ClusterEntry>,
     pub(crate) stats: Arc<ClusterStats>,
+    local: Option<Arc<ClusterEntry>>,
     balancer: RefCell<LoadBalancer>,
     endpoints: RefCell<Arc<Endpoints>>,
     /// By the host's address in memory: hosts live as long as their entry here.
@@ -45,6 +47,8 @@ pub(crate) struct WorkerCluster {
     retired: Cell<bool>,
     /// The next choices, made already to connect to these hosts ahead.
     foreseen: RefCell<VecDeque<Arc<Host>>>,
+    /// Hosts that were made for this worker's connections.
+    known: RefCell<HashMap<MadeFor, Arc<Host>>>,
     /// Who the hosts are, as far as their metadata says.
     workloads: RefCell<HashMap<*const Host, Option<Arc<Workload>>, ByAddress>>,
     /// Where answers count by zones; as many as have served.
@@ -91,11 +95,22 @@ pub(crate) struct HostPools {
 }
 
 impl WorkerCluster {
-    pub(crate) fn new(entry: Arc<ClusterEntry>, stats: Arc<ClusterStats>, seed: u64) -> Rc<Self> {
+    /// `local`: those of our own kind, if zones are to matter, and where we stand.
+    pub(crate) fn new(
+        entry: Arc<ClusterEntry>,
+        stats: Arc<ClusterStats>,
+        seed: u64,
+        local: Option<(Arc<ClusterEntry>, Locality)>,
+    ) -> Rc<Self> {
         let endpoints = entry.endpoints.load_full();
-        let balancer = LoadBalancer::new(entry.cluster.clone(), endpoints.clone(), seed);
+        let mut balancer = LoadBalancer::new(entry.cluster.clone(), endpoints.clone(), seed);
+        let local = local.map(|(local, place)| {
+            balancer.set_local(Local { endpoints: local.endpoints.load_full(), place });
+            local
+        });
         Rc::new(Self {
             entry,
+            local,
             stats,
             balancer: RefCell::new(balancer),
             endpoints: RefCell::new(endpoints),
@@ -103,6 +118,7 @@ impl WorkerCluster {
             sweeping: Cell::new(false),
             retired: Cell::new(false),
             foreseen: RefCell::default(),
+            known: RefCell::default(),
             workloads: RefCell::default(),
             zones: RefCell::default(),
         })
@@ -114,6 +130,9 @@ impl WorkerCluster {
 
     /// Chooses a host; `None`: no healthy upstream.
     pub(crate) fn pick(&self, context: &PickContext<'_>, random: &mut proxy_core::Random) -> Option<Arc<Host>> {
+        if self.entry.makes_hosts() {
+            return self.made(context);
+        }
         self.refresh();
         // Retries choose with conditions.
         while context.previous.is_empty() {
@@ -127,11 +146,57 @@ impl WorkerCluster {
         self.draw(context, random)
     }
 
+    /// The host that stands for where a connection or request goes.
+    fn made(&self, context: &PickContext<'_>) -> Option<Arc<Host>> {
+        let key = match &self.config().discovery {
+            Discovery::OriginalDst(config) => {
+                let (address, invalid) = config.destination(context);
+                self.stats.original_dst_host_invalid.add(invalid);
+                MadeFor::Destination(address?)
+            }
+            _ => MadeFor::Name(dns::name_of(self.config(), context.headers, context.stream)?.0),
+        };
+        if let Some(host) = self.known.borrow().get(&key).filter(|host| host.state.choose()) {
+            return Some(host.clone());
+        }
+        self.refresh();
+        let host = match &key {
+            MadeFor::Name(_) => self.entry.made(&key)?,
+            MadeFor::Destination(address) => {
+                let name = format!("{}{address}", self.config().name);
+                self.entry.make(key.clone(), *address, name.into())
+            }
+        };
+        let mut known = self.known.borrow_mut();
+        known.retain(|_, host| host.state.is_there());
+        known.insert(key, host.clone());
+        Some(host)
+    }
+
+    /// Has the name looked up that a connection is for, if that is not known: the next one will find it. Nobody waits for
+    /// answers to TCP.
+    pub(crate) fn looks_up(&self, worker: &Worker, info: &StreamInfo) -> bool {
+        let Discovery::DynamicForwardProxy { cache, .. } = &self.config().discovery else { return false };
+        let Some((key, port)) = dns::name_of(self.config(), None, Some(info)) else { return false };
+        worker.shared.names.get(&worker.shared, cache).starts(&worker.shared, &key, port)
+    }
+
     fn draw(&self, context: &PickContext<'_>, random: &mut proxy_core::Random) -> Option<Arc<Host>> {
         let mut balancer = self.balancer.borrow_mut();
         let host = balancer.pick_amid(context, self.entry.breakers.under_way(), random);
         if balancer.panicked() {
             self.stats.lb_healthy_panic.inc();
+        }
+        match balancer.zone_use() {
+            ZoneUse::None => {}
+            ZoneUse::Direct => self.stats.lb_zone_routing_all_directly.inc(),
+            ZoneUse::Sampled => self.stats.lb_zone_routing_sampled.inc(),
+            ZoneUse::Cross => self.stats.lb_zone_routing_cross_zone.inc(),
+            ZoneUse::NoCapacity => {
+                self.stats.lb_zone_routing_cross_zone.inc();
+                self.stats.lb_zone_no_capacity_left.inc();
+            }
+            ZoneUse::LocalNotOk => self.stats.lb_local_cluster_not_ok.inc(),
         }
         match balancer.subset_use() {
             SubsetUse::None => {}
@@ -180,6 +245,13 @@ impl WorkerCluster {
 
     /// Takes over endpoints that changed since the last pick.
     pub(crate) fn refresh(&self) {
+        if let Some(local) = &self.local {
+            let (current, mut balancer) = (local.endpoints.load(), self.balancer.borrow_mut());
+            let known = balancer.local().filter(|known| !Arc::ptr_eq(&known.endpoints, &current));
+            if let Some(place) = known.map(|known| known.place.clone()) {
+                balancer.set_local(Local { endpoints: ArcSwap::load_full(&local.endpoints), place });
+            }
+        }
         let current = self.entry.endpoints.load();
         if !Arc::ptr_eq(&current, &self.endpoints.borrow()) {
             let current = ArcSwap::load_full(&self.entry.endpoints);
@@ -197,8 +269,7 @@ impl WorkerCluster {
         let mut hosts = self.hosts.borrow_mut();
         let mut gone = Vec::new();
         hosts.retain(|ptr, pools| {
-            // Hosts that are made when needed are never listed; their pools end when idle.
-            let keep = present.contains(ptr) || self.entry.makes_hosts();
+            let keep = present.contains(ptr);
             if !keep {
                 gone.push(pools.clone());
             }
@@ -207,6 +278,7 @@ impl WorkerCluster {
         if gone.is_empty() {
             return;
         }
+        self.known.borrow_mut().retain(|_, host| host.state.is_there());
         let by_address: HashMap<_, &Arc<Host>> = endpoints.hosts().map(|host| (&host.address, host)).collect();
         for pools in gone {
             // One that is still the same keeps its connections, whatever else is said of it now.
@@ -292,6 +364,8 @@ impl WorkerCluster {
                 let Some(pause) = this.upgrade().map(|cluster| cluster.sweep_pause()) else { return };
                 tokio::time::sleep(pause).await;
                 let Some(cluster) = this.upgrade() else { return };
+                // Hosts may be gone that nothing asks for any more.
+                cluster.refresh();
                 if !cluster.sweep_once() {
                     cluster.sweeping.set(false);
                     return;
@@ -340,6 +414,11 @@ impl WorkerCluster {
         if outcome == Some(Outcome::Timeout) {
             stats.rq_timeout.fetch_add(1, Relaxed);
         }
+        self.judge(host, outcome, worker);
+    }
+
+    /// As [`on_result`](Self::on_result), of a TCP connection, which is no request that fails.
+    pub(crate) fn judge(&self, host: &Arc<Host>, outcome: Option<Outcome>, worker: &Worker) {
         let (Some(outcome), Some(config), Some(detector)) = (outcome, &self.config().outlier, &self.entry.outlier)
         else {
             return;

@@ -11,6 +11,7 @@ use crate::stats::{
 use crate::upstream::WorkerCluster;
 use mesh_types::ArcStr;
 use proxy_core::Random;
+use proxy_core::hcm::HttpConnectionManager;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -24,6 +25,8 @@ use tokio::task::AbortHandle;
 pub(crate) enum Command {
     /// Accept on this socket for the listener of that name.
     Listen(ArcStr, Bound),
+    /// Token providers of this connection manager have keys that are fetched before they are needed.
+    FetchKeys(Arc<HttpConnectionManager>),
     /// Stop accepting for the listener.
     StopListening(ArcStr),
     /// The cluster table changed.
@@ -75,9 +78,7 @@ pub(crate) struct Worker {
     /// Every workload this worker has met, once.
     workloads: RefCell<HashSet<Arc<Workload>>>,
     /// Keys of JWT providers.
-    pub(crate) keys: RefCell<crate::hcm::KeyCache>,
-    /// Names that requests brought (dynamic forward proxy).
-    pub(crate) names: RefCell<crate::dns::Cache>,
+    pub(crate) keys: crate::hcm::Kept,
     accepting: RefCell<HashMap<ArcStr, Vec<AbortHandle>>>,
     /// Downstream connections of this worker.
     pub(crate) connections: Cell<u64>,
@@ -108,10 +109,9 @@ impl Worker {
             active_faults: Cell::new(0),
             exports: crate::export::Batches::default(),
             ring: shared.rings.add(shared.concurrency),
-            keys: RefCell::default(),
+            keys: crate::hcm::Kept::default(),
             touched: RefCell::default(),
             workloads: RefCell::default(),
-            names: RefCell::default(),
             accepting: RefCell::default(),
             connections: Cell::new(0),
             ticking: Cell::new(false),
@@ -131,7 +131,9 @@ impl Worker {
         };
         let stats = self.stats(&self.cluster_stats, Kind::Cluster, &entry.cluster.stat_name);
         let seed = self.random.borrow_mut().next();
-        let cluster = WorkerCluster::new(entry, stats, seed);
+        let local = self.shared.local_cluster.get().filter(|(local, _)| *local != key);
+        let local = local.and_then(|(name, place)| Some((self.table.borrow().get(name)?.clone(), place.clone())));
+        let cluster = WorkerCluster::new(entry, stats, seed, local);
         self.clusters.borrow_mut().insert(key, cluster.clone());
         Some(cluster)
     }
@@ -354,6 +356,7 @@ pub(crate) fn spawn(
             while let Some(command) = commands.recv().await {
                 match command {
                     Command::Listen(name, bound) => worker.listen(name, bound),
+                    Command::FetchKeys(http) => crate::hcm::fetch_ahead(&worker, &http),
                     Command::StopListening(name) => worker.stop_listening(&name),
                     Command::Clusters(table) => worker.set_clusters(table),
                     Command::ForgetStats(kind, name) => worker.forget_stats(kind, &name),

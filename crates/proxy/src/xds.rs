@@ -30,10 +30,19 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 struct Dispatch {
     control: Arc<Mutex<Control>>,
     origin: Origin,
+    /// Of the response whose contents come next.
+    version: ArcStr,
     extra: HashMap<String, Box<dyn Handler>>,
 }
 
 impl Handler for Dispatch {
+    fn begin(&mut self, type_url: &str, version: &str) {
+        self.version = version.into();
+        if let Some(handler) = self.extra.get_mut(type_url) {
+            handler.begin(type_url, version);
+        }
+    }
+
     fn update(&mut self, type_url: &str, updated: Vec<Update>, removed: Vec<ArcStr>) -> Result<(), Rejected> {
         if let Some(handler) = self.extra.get_mut(type_url) {
             return handler.update(type_url, updated, removed);
@@ -41,7 +50,7 @@ impl Handler for Dispatch {
         let updated =
             updated.into_iter().map(|u| Incoming { name: u.name, version: u.version, body: u.body }).collect();
         let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        Rejected(control.update(&self.origin, type_url, updated, &removed)).into_result()
+        Rejected(control.update(&self.origin, type_url, &self.version, updated, &removed)).into_result()
     }
 
     fn refused(&mut self, type_url: &str) {
@@ -87,7 +96,12 @@ pub(crate) fn start(
     for (type_url, _) in &extra {
         subscriptions.set(type_url, Wanted::all());
     }
-    let handler = Dispatch { control: control.clone(), origin: Origin::Ads, extra: extra.into_iter().collect() };
+    let handler = Dispatch {
+        control: control.clone(),
+        origin: Origin::Ads,
+        version: "".into(),
+        extra: extra.into_iter().collect(),
+    };
     tasks.spawn(Client::new(config, subscriptions, connector, handler).run());
 }
 
@@ -115,7 +129,8 @@ pub(crate) fn subscribe(
     );
     let shared = control.lock().unwrap_or_else(PoisonError::into_inner).shared.clone();
     let connector = dialler(shared, source.services.clone());
-    let handler = Dispatch { control: control.clone(), origin: demand.origin.clone(), extra: HashMap::new() };
+    let handler =
+        Dispatch { control: control.clone(), origin: demand.origin.clone(), version: "".into(), extra: HashMap::new() };
     Some(Client::new(config, subscriptions, connector, handler).run())
 }
 

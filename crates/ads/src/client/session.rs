@@ -138,9 +138,16 @@ impl Session {
             unreadable: Vec::new(),
             leases: Vec::new(),
             nonce: response.nonce,
-            version: String::new(),
+            version: response.system_version_info,
         };
+        let mut names = BTreeSet::new();
         for resource in response.resources {
+            // Which one holds nobody can say (Envoy `WatchMap`, "duplicate name").
+            let again = !names.insert(resource.name.clone());
+            if again || received.removed.iter().any(|removed| **removed == *resource.name) {
+                let name = ArcStr::from(resource.name.as_str());
+                received.unreadable.push((name, "it is there twice".to_owned()));
+            }
             received.take(resource);
         }
         received
@@ -249,6 +256,13 @@ pub(super) struct Seen {
     removed: Vec<ArcStr>,
     nonce: String,
     version: String,
+}
+
+impl Seen {
+    /// The version of the response as a whole.
+    pub(super) fn version(&self) -> &str {
+        &self.version
+    }
 }
 
 impl Received {

@@ -1,5 +1,5 @@
 use crate::any::Typed;
-use crate::cel::Expression;
+use crate::cel::{Expression, Options};
 use crate::format::FormatContext;
 use crate::hash::xx64;
 use crate::matchers::{HeaderMatcher, MetadataMatcher};
@@ -147,7 +147,8 @@ impl LogFilter {
                     return Err(typed.unknown()).at("extension_filter");
                 }
                 let config: pb::ext::access_loggers::filters::cel::v3::ExpressionFilter = typed.decode()?;
-                Self::Cel(Box::new(Expression::compile(&config.expression).at("extension_filter.expression")?))
+                let options = Options::of(config.cel_config.as_ref());
+                Self::Cel(Box::new(Expression::with(&config.expression, options).at("extension_filter.expression")?))
             }
         })
     }

@@ -143,7 +143,9 @@ mod tests {
     fn looks_at_few_hosts_and_chooses_as_if_it_looked_at_all() {
         let mut random = MersenneTwister::new(7);
         for count in [1, 2, 3, 10, 57] {
-            let host = |n: u32| Arc::new(Host::ephemeral(Address::Ip(([10, 0, 0, n as u8], 80).into()), "".into()));
+            let host = |n: u32| {
+                Arc::new(Host::made(Address::Ip(([10, 0, 0, n as u8], 80).into()), "".into(), &Arc::default()))
+            };
             let hosts: Vec<_> = (0..count).map(|n| (host(n), 1.0 / f64::from(count))).collect();
             let bound = Bound::new(120, hosts.clone());
             for _ in 0..200 {

@@ -127,7 +127,7 @@ impl TableSize {
             LbPolicy::Maglev { .. } => false,
             _ => return None,
         };
-        let pool = Pool::new(cluster, endpoints, 0, Members::of_all(cluster));
+        let pool = Pool::new(cluster, endpoints, None, 0, Members::of_all(cluster));
         let mut tables = pool.loads.iter().zip(&pool.groups).filter_map(|(load, groups)| {
             let chosen = if load.panic { &groups.any } else { &groups.healthy };
             chosen.hash.as_ref()?.places.size()

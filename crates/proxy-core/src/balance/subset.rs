@@ -141,7 +141,8 @@ impl Subsets {
             let only = endpoints.hosts().find(|host| fits(host)).filter(|_| single);
             let fits = |host: &Host| fits(host) && only.is_none_or(|only| std::ptr::eq(&**only, host));
             let members = Members { fits: &fits, weights: LocalityWeights::of_subset(cluster, config) };
-            Pool::new(cluster, endpoints, seed, members)
+            // DIFFERS: within a subset zones do not matter; Envoy looks at those of its hosts.
+            Pool::new(cluster, endpoints, None, seed, members)
         };
         !self.0.entry(name(criteria)).or_insert_with(make).is_empty()
     }

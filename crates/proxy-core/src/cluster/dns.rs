@@ -12,7 +12,7 @@ use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 
 /// How names are resolved.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DnsConfig {
     /// Resolve again after this.
     pub refresh: Duration,
@@ -44,18 +44,22 @@ pub struct DnsServers {
 }
 
 /// Names that requests and handshakes bring, resolved and kept (`common.dynamic_forward_proxy.v3.DnsCacheConfig`).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NameCache {
-    /// Clusters whose caches have the same name share it.
+    /// Clusters and filters whose caches have the same name share it.
     pub name: ArcStr,
     /// How they are resolved.
     pub dns: DnsConfig,
-    /// So many are kept by a worker.
+    /// So many are kept.
     pub max_names: usize,
+    /// A name that nobody used for so long is forgotten.
+    pub host_ttl: Duration,
     /// An answer takes no longer than this.
     pub query_timeout: Option<Duration>,
-    /// The cluster may have TLS that is not checked against the names.
-    pub allow_insecure: bool,
+    /// Names that are known before anybody asks.
+    pub ahead: Vec<(ArcStr, u16)>,
+    /// So many requests may wait for answers.
+    pub max_pending: u64,
 }
 
 /// Which addresses of a name are used.
@@ -118,23 +122,21 @@ impl DnsConfig {
 }
 
 impl NameCache {
-    pub(super) fn compile(config: &pb::ext::clusters::dynamic_forward_proxy::v3::ClusterConfig) -> Compiled<Self> {
+    pub(super) fn of_cluster(config: &pb::ext::clusters::dynamic_forward_proxy::v3::ClusterConfig) -> Compiled<Self> {
         use pb::ext::clusters::dynamic_forward_proxy::v3::cluster_config::ClusterImplementationSpecifier as Kind;
         let Some(Kind::DnsCacheConfig(cache)) = &config.cluster_implementation_specifier else {
             return Err(Invalid::unsupported("sub_clusters_config"));
         };
-        Self::of_cache(cache, config.allow_insecure_cluster_options).at("dns_cache_config")
+        Self::compile(cache).at("dns_cache_config")
     }
 
-    fn of_cache(
-        cache: &pb::ext::common::dynamic_forward_proxy::v3::DnsCacheConfig,
-        allow_insecure: bool,
-    ) -> Compiled<Self> {
+    /// Compiles a `DnsCacheConfig`.
+    pub(crate) fn compile(cache: &pb::ext::common::dynamic_forward_proxy::v3::DnsCacheConfig) -> Compiled<Self> {
         refuse! {
             "key_value_config": cache.key_value_config.is_some(),
-            "dns_cache_circuit_breaker": cache.dns_cache_circuit_breaker.is_some(),
             "resolved_address_filter": cache.resolved_address_filter.is_some(),
         }
+        use pb::core::socket_address::PortSpecifier;
         let refresh = fields::positive("dns_refresh_rate", cache.dns_refresh_rate.as_ref(), Duration::from_secs(60))?;
         let failure = cache.dns_failure_refresh_rate.as_ref().map(|rate| (rate.base_interval, rate.max_interval));
         let old = DnsServers { tcp: cache.use_tcp_for_dns_lookups, ..DnsServers::default() };
@@ -164,7 +166,24 @@ impl NameCache {
                 cache.dns_query_timeout.as_ref(),
                 Some(Duration::from_secs(5)),
             )?,
-            allow_insecure,
+            host_ttl: fields::positive("host_ttl", cache.host_ttl.as_ref(), Duration::from_secs(300))?,
+            ahead: cache
+                .preresolve_hostnames
+                .iter()
+                .map(|name| match &name.port_specifier {
+                    Some(PortSpecifier::PortValue(port)) => {
+                        let port = u16::try_from(*port).map_err(|_| Invalid::new("port_value", "is no port"))?;
+                        Ok((name.address.as_str().into(), port))
+                    }
+                    _ => Err(Invalid::unsupported("named_port")),
+                })
+                .collect::<Compiled<_>>()
+                .at("preresolve_hostnames")?,
+            max_pending: fields::uint(
+                cache.dns_cache_circuit_breaker.as_ref().and_then(|limits| limits.max_pending_requests.as_ref()),
+                1024,
+            )
+            .into(),
         })
     }
 }

@@ -47,6 +47,47 @@ pub enum LbPolicy {
     ClusterProvided,
 }
 
+impl LbPolicy {
+    /// Whether it asks for a request's hash.
+    pub fn is_hashing(&self) -> bool {
+        matches!(self, Self::RingHash { .. } | Self::Maglev { .. })
+    }
+}
+
+/// How traffic stays in our own zone, where there is a local cluster (`ZoneAwareLbConfig`).
+#[derive(Clone, Debug)]
+pub struct ZoneAware {
+    /// So many percent of it are routed by zone.
+    pub enabled: Live<u64>,
+    /// Only if there are so many hosts.
+    pub min_size: Live<u64>,
+    /// All of it stays if there is a host at all.
+    pub force_direct: bool,
+    /// All of it stays if there are so many hosts.
+    pub force_with: Option<u64>,
+    /// Shares are those of the hosts' weights instead of their number.
+    pub by_weight: bool,
+}
+
+impl ZoneAware {
+    fn new(
+        enabled: Option<&pb::kind::Percent>,
+        min_size: Option<&UInt64Value>,
+        force_direct: bool,
+        runtime: &Runtime,
+    ) -> Compiled<Self> {
+        let enabled = fields::percent("routing_enabled", enabled, 100.0)?.round() as u64;
+        let min_size = min_size.map_or(6, |size| size.value);
+        Ok(Self {
+            enabled: runtime.live("upstream.zone_routing.enabled", enabled),
+            min_size: runtime.live("upstream.zone_routing.min_cluster_size", min_size),
+            force_direct,
+            force_with: None,
+            by_weight: false,
+        })
+    }
+}
+
 /// The hash function of a ring.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum HashFunction {
@@ -121,6 +162,7 @@ pub(super) struct Balancing {
     pub(super) locality_weighted: bool,
     pub(super) panic_threshold: Live<f64>,
     pub(super) fail_on_panic: bool,
+    pub(super) zones: ZoneAware,
     pub(super) subsets: Option<SubsetConfig>,
     pub(super) hash_policies: Box<[HashPolicy]>,
 }
@@ -150,6 +192,13 @@ impl Balancing {
                 Some(Locality::ZoneAwareLbConfig(zone)) if zone.fail_traffic_on_panic)
                 // Hashing knows no zones.
                 && !matches!(cluster.lb_policy(), pb::cluster::cluster::LbPolicy::RingHash | pb::cluster::cluster::LbPolicy::Maglev),
+            zones: match &common.locality_config_specifier {
+                Some(Locality::ZoneAwareLbConfig(zone)) => {
+                    let (enabled, size) = (zone.routing_enabled.as_ref(), zone.min_cluster_size.as_ref());
+                    ZoneAware::new(enabled, size, false, runtime).at("common_lb_config.zone_aware_lb_config")?
+                }
+                _ => ZoneAware::new(None, None, false, runtime)?,
+            },
             subsets: subsets.map(SubsetConfig::compile).transpose().at("lb_subset_config")?,
             hash_policies: Box::default(),
         };
@@ -175,7 +224,7 @@ impl Balancing {
                         .as_ref()
                         .map(|s| (s.slow_start_window.as_ref(), s.aggression.as_ref(), s.min_weight_percent.as_ref()));
                     self.lb = LbPolicy::RoundRobin(slow_start(slow, runtime)?);
-                    self.locality(config.locality_lb_config.as_ref());
+                    self.locality(config.locality_lb_config.as_ref(), runtime)?;
                 }
                 "least_request.v3.LeastRequest" => {
                     let config: policy::least_request::v3::LeastRequest = typed.decode()?;
@@ -190,12 +239,12 @@ impl Balancing {
                             || fields::flag(config.enable_full_scan.as_ref(), false),
                         slow_start: slow_start(slow, runtime)?,
                     };
-                    self.locality(config.locality_lb_config.as_ref());
+                    self.locality(config.locality_lb_config.as_ref(), runtime)?;
                 }
                 "random.v3.Random" => {
                     let config: policy::random::v3::Random = typed.decode()?;
                     self.lb = LbPolicy::Random;
-                    self.locality(config.locality_lb_config.as_ref());
+                    self.locality(config.locality_lb_config.as_ref(), runtime)?;
                 }
                 "ring_hash.v3.RingHash" => {
                     let config: policy::ring_hash::v3::RingHash = typed.decode()?;
@@ -245,13 +294,30 @@ impl Balancing {
         Err(unknown)
     }
 
-    fn locality(&mut self, config: Option<&pb::ext::load_balancing_policies::common::v3::LocalityLbConfig>) {
+    fn locality(
+        &mut self,
+        config: Option<&pb::ext::load_balancing_policies::common::v3::LocalityLbConfig>,
+        runtime: &Runtime,
+    ) -> Compiled<()> {
         use pb::ext::load_balancing_policies::common::v3::locality_lb_config::LocalityConfigSpecifier as Kind;
+        use pb::ext::load_balancing_policies::common::v3::locality_lb_config::zone_aware_lb_config::{
+            ForceLocalZone, LocalityBasis,
+        };
         match config.and_then(|c| c.locality_config_specifier.as_ref()) {
             Some(Kind::LocalityWeightedLbConfig(_)) => self.locality_weighted = true,
-            Some(Kind::ZoneAwareLbConfig(zone)) => self.fail_on_panic = zone.fail_traffic_on_panic,
+            Some(Kind::ZoneAwareLbConfig(zone)) => {
+                self.fail_on_panic = zone.fail_traffic_on_panic;
+                let (enabled, size) = (zone.routing_enabled.as_ref(), zone.min_cluster_size.as_ref());
+                self.zones = ZoneAware::new(enabled, size, zone.force_locality_direct_routing, runtime)
+                    .at("locality_lb_config.zone_aware_lb_config")?;
+                let basis: LocalityBasis = fields::enumeration("locality_basis", zone.locality_basis)?;
+                self.zones.by_weight = basis == LocalityBasis::HealthyHostsWeight;
+                let least = |force: &ForceLocalZone| u64::from(fields::uint(force.min_size.as_ref(), 1));
+                self.zones.force_with = zone.force_local_zone.as_ref().map(least);
+            }
             None => {}
         }
+        Ok(())
     }
 }
 

@@ -4,10 +4,13 @@ use mesh_types::ArcStr;
 use serde_json::{Map, Value};
 
 use crate::any::Typed;
+use crate::endpoints::Host;
+use crate::format::FormatContext;
 use crate::metadata::{self, Metadata};
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::tls::UpstreamTls;
+use crate::tlv::{AddedTlv, Tlv, TlvFilter};
 
 /// How bytes travel to a host.
 #[derive(Clone, Debug)]
@@ -16,8 +19,44 @@ pub enum TransportSocket {
     Raw,
     /// In TLS.
     Tls(Arc<UpstreamTls>),
-    /// Behind a PROXY protocol header of this version (1 or 2).
-    ProxyProtocol { version: u8, inner: Box<TransportSocket> },
+    /// Behind a PROXY protocol header.
+    ProxyProtocol { header: Arc<ProxyHeader>, inner: Box<TransportSocket> },
+}
+
+/// A compiled `ProxyProtocolConfig` of hosts.
+#[derive(Debug)]
+pub struct ProxyHeader {
+    /// 1 or 2.
+    pub version: u8,
+    added: Box<[AddedTlv]>,
+    passed: TlvFilter,
+    /// Connections that are told other fields are others.
+    pub keyed: bool,
+}
+
+impl ProxyHeader {
+    /// The fields for a host: its own, the configuration's, then what the client sent; of a type only the first of these
+    /// has any (Envoy `UpstreamProxyProtocolSocket::buildCustomTLVs`).
+    pub fn tlvs(&self, host: &Host, cx: &FormatContext<'_>) -> Vec<Tlv> {
+        if self.version == 1 {
+            return Vec::new();
+        }
+        let mut all: Vec<Tlv> = Vec::new();
+        let sent = cx.info.connection.tlvs.iter().filter(|tlv| self.passed.passes(tlv.kind)).cloned();
+        let sources: [&mut dyn Iterator<Item = Tlv>; 3] =
+            [&mut host.tlvs.iter().map(|tlv| tlv.tlv(cx)), &mut self.added.iter().map(|tlv| tlv.tlv(cx)), &mut {
+                sent
+            }];
+        for source in sources {
+            let before = all.len();
+            for tlv in source {
+                if all[..before].iter().all(|known| known.kind != tlv.kind) {
+                    all.push(tlv);
+                }
+            }
+        }
+        all
+    }
 }
 
 /// A transport for hosts with certain metadata.
@@ -97,21 +136,19 @@ impl TransportSocket {
             "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport" => {
                 let config: pb::ext::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport =
                     typed.decode()?;
-                refuse! {
-                    "allow_unspecified_address": config.allow_unspecified_address,
-                    "tlv_as_pool_key": config.tlv_as_pool_key,
-                }
+                refuse!("allow_unspecified_address": config.allow_unspecified_address);
                 if config.transport_socket.is_none() {
                     return Err(Invalid::new("transport_socket", "is missing"));
                 }
                 let header = config.config.clone().unwrap_or_default();
-                refuse! {
-                    "config.added_tlvs": !header.added_tlvs.is_empty(),
-                    "config.pass_through_tlvs": header.pass_through_tlvs.is_some(),
-                }
-                let version = header.version;
+                let proxy = ProxyHeader {
+                    version: if header.version == 1 { 2 } else { 1 },
+                    added: AddedTlv::compile_all(&header.added_tlvs).at("config.added_tlvs")?,
+                    passed: TlvFilter::compile(header.pass_through_tlvs.as_ref()).at("config.pass_through_tlvs")?,
+                    keyed: config.tlv_as_pool_key,
+                };
                 let inner = Self::compile(config.transport_socket.as_ref()).at("transport_socket")?;
-                Ok(Self::ProxyProtocol { version: if version == 1 { 2 } else { 1 }, inner: Box::new(inner) })
+                Ok(Self::ProxyProtocol { header: Arc::new(proxy), inner: Box::new(inner) })
             }
             _ => Err(typed.unknown()),
         }

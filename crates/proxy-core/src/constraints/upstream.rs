@@ -116,65 +116,19 @@ pub(crate) fn health_check(check: &pb::core::HealthCheck) -> Compiled<()> {
     }
 }
 
-/// What BoringSSL calls the suites of TLS 1.2 that it has (`ssl_cipher.cc`). Not all of them are served here.
-const CIPHERS: &[&str] = &[
-    "ECDHE-ECDSA-AES128-GCM-SHA256",
-    "ECDHE-ECDSA-AES128-SHA",
-    "ECDHE-ECDSA-AES128-SHA256",
-    "ECDHE-ECDSA-AES256-GCM-SHA384",
-    "ECDHE-ECDSA-AES256-SHA",
-    "ECDHE-ECDSA-CHACHA20-POLY1305",
-    "ECDHE-PSK-AES128-CBC-SHA",
-    "ECDHE-PSK-AES256-CBC-SHA",
-    "ECDHE-PSK-CHACHA20-POLY1305",
-    "ECDHE-RSA-AES128-GCM-SHA256",
-    "ECDHE-RSA-AES128-SHA",
-    "ECDHE-RSA-AES128-SHA256",
-    "ECDHE-RSA-AES256-GCM-SHA384",
-    "ECDHE-RSA-AES256-SHA",
-    "ECDHE-RSA-CHACHA20-POLY1305",
-    "AES128-GCM-SHA256",
-    "AES128-SHA",
-    "AES256-GCM-SHA384",
-    "AES256-SHA",
-    "DES-CBC3-SHA",
-    "PSK-AES128-CBC-SHA",
-    "PSK-AES256-CBC-SHA",
-];
-
-/// What it calls groups of them.
-const CIPHER_GROUPS: &[&str] = &[
-    "3DES", "AES", "AES128", "AES256", "AESGCM", "ALL", "CHACHA20", "DEFAULT", "ECDH", "ECDHE", "ECDSA", "EECDH",
-    "FIPS", "HIGH", "PSK", "RSA", "SHA", "SHA1", "SSLv3", "TLSv1", "aECDSA", "aPSK", "aRSA", "kECDHE", "kEECDH",
-    "kPSK", "kRSA",
-];
-
-/// Its key exchanges.
-const CURVES: &[&str] =
-    &["X25519", "P-256", "P-384", "P-521", "X25519MLKEM768", "MLKEM1024", "prime256v1", "secp384r1", "secp521r1"];
-
 pub(crate) fn tls_common(common: &pb::tls::CommonTlsContext) -> Compiled<()> {
     use pb::tls::common_tls_context::ValidationContextType as Kind;
     if common.alpn_protocols.iter().any(|name| name.len() > 255) {
         return Err(Invalid::new("alpn_protocols", "is longer than 255 bytes"));
-    }
-    if let Some(params) = &common.tls_params {
-        for name in params.cipher_suites.iter().flat_map(|group| group.split(['[', ']', '|'])) {
-            let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-            if is_name && !name.starts_with('-') && !CIPHERS.contains(&name) && !CIPHER_GROUPS.contains(&name) {
-                return Err(Invalid::new("tls_params.cipher_suites", format!("{name:?} is no known cipher suite")));
-            }
-        }
-    }
-    let curves = common.tls_params.iter().flat_map(|params| &params.ecdh_curves);
-    if let Some(name) = curves.into_iter().find(|name| !CURVES.contains(&name.as_str())) {
-        return Err(Invalid::new("tls_params.ecdh_curves", format!("{name:?} is no known curve")));
     }
     match &common.validation_context_type {
         // What comes by SDS may bring the roots.
         Some(Kind::ValidationContext(context)) => without_roots(context).at("validation_context"),
         Some(Kind::CombinedValidationContext(combined)) if combined.default_validation_context.is_none() => {
             Err(Invalid::new("combined_validation_context.default_validation_context", "is missing"))
+        }
+        Some(Kind::CombinedValidationContext(combined)) if combined.validation_context_sds_secret_config.is_none() => {
+            Err(Invalid::new("combined_validation_context.validation_context_sds_secret_config", "is missing"))
         }
         _ => Ok(()),
     }
@@ -201,9 +155,18 @@ fn without_roots(context: &pb::tls::CertificateValidationContext) -> Compiled<()
 pub(crate) fn validation(context: &pb::tls::CertificateValidationContext) -> Compiled<()> {
     for hash in &context.verify_certificate_hash {
         count("verify_certificate_hash", hash.len(), 64..=95)?;
+        let digits = if hash.len() == 95 { hash.replace(':', "") } else { hash.clone() };
+        if digits.len() != 64 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Invalid::new("verify_certificate_hash", "is no SHA-256 in hex digits"));
+        }
     }
     for hash in &context.verify_certificate_spki {
         count("verify_certificate_spki", hash.len(), 44..=44)?;
+        use base64::Engine as _;
+        if base64::engine::general_purpose::STANDARD.decode(hash).is_ok_and(|bytes| bytes.len() == 32) {
+            continue;
+        }
+        return Err(Invalid::new("verify_certificate_spki", "is no SHA-256 in Base64"));
     }
     known("trust_chain_verification", context.trust_chain_verification, 1)?;
     number("max_verify_depth", context.max_verify_depth.as_ref(), 0..=100)

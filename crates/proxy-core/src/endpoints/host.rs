@@ -1,5 +1,5 @@
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -8,6 +8,7 @@ use mesh_types::ArcStr;
 use crate::address::Address;
 use crate::metadata::Metadata;
 use crate::pb;
+use crate::tlv::AddedTlv;
 
 /// One host of a cluster. Immutable but for its [`HostState`].
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Host {
     pub metadata: Arc<Metadata>,
     /// Its locality's metadata.
     pub locality_metadata: Option<Arc<Metadata>>,
+    /// What PROXY headers tell it besides.
+    pub tlvs: Arc<[AddedTlv]>,
     /// Its share.
     pub weight: u32,
     /// Where it stands.
@@ -37,8 +40,8 @@ pub struct Host {
 }
 
 impl Host {
-    /// A host that stands in no assignment: an original destination or a resolved name.
-    pub fn ephemeral(address: Address, hostname: ArcStr) -> Self {
+    /// A host that stands in no assignment: an original destination or a resolved name. It is in use.
+    pub fn made(address: Address, hostname: ArcStr, epoch: &Arc<AtomicU64>) -> Self {
         Self {
             health_check: HealthCheckTarget { address: Some(address.clone()), ..HealthCheckTarget::default() },
             address,
@@ -46,11 +49,12 @@ impl Host {
             hostname,
             metadata: Arc::default(),
             locality_metadata: None,
+            tlvs: Arc::default(),
             weight: 1,
             locality: Arc::default(),
             priority: 0,
             said: 0,
-            state: Arc::new(HostState::new(Arc::default(), &[])),
+            state: Arc::new(HostState::new(Arc::clone(epoch), &[])),
         }
     }
 
@@ -77,6 +81,22 @@ impl Host {
     /// Whether it may get traffic.
     pub fn health(&self) -> Health {
         self.state.health()
+    }
+
+    /// How it is, as the number of a `HealthStatus` (Envoy `HostImplBase::healthStatus`): what active checks and outlier
+    /// detection find bad before what the control plane says, and that before what checks call degraded.
+    pub fn status(&self) -> u32 {
+        use pb::core::HealthStatus as Status;
+        let has = |flag| self.state.has(flag);
+        let said = Status::try_from(self.said).unwrap_or(Status::Unknown);
+        let status = match said {
+            _ if has(HealthFlag::FailedActive) && has(HealthFlag::ActiveTimeout) => Status::Timeout,
+            _ if has(HealthFlag::FailedActive) || has(HealthFlag::FailedOutlier) => Status::Unhealthy,
+            Status::Unhealthy | Status::Draining | Status::Timeout => said,
+            _ if has(HealthFlag::DegradedActive) => Status::Degraded,
+            _ => said,
+        };
+        status as u32
     }
 
     /// Whether its metadata calls it a canary.
@@ -202,7 +222,14 @@ pub struct HostState {
     /// For outlier detection.
     pub outlier: OutlierCounters,
     first_seen: OnceLock<Instant>,
+    /// Of hosts that are made as connections need them.
+    usage: AtomicU8,
 }
+
+/// Nobody chose a made host since that was last looked for; it may go.
+const IDLE: u8 = 1;
+/// It went, and is chosen no more.
+const GONE: u8 = 2;
 
 /// A host's counters, named as Envoy's.
 #[derive(Debug, Default)]
@@ -292,7 +319,37 @@ impl HostState {
             stats: HostStats::default(),
             outlier: OutlierCounters::default(),
             first_seen: OnceLock::new(),
+            usage: AtomicU8::new(0),
         }
+    }
+
+    /// Chooses a made host. False: it is gone, and there must be another one for its address.
+    pub fn choose(&self) -> bool {
+        match self.usage.load(Ordering::Relaxed) {
+            0 => true,
+            // Whoever looks after hosts may be about to let this one go.
+            IDLE => self.usage.compare_exchange(IDLE, 0, Ordering::Relaxed, Ordering::Relaxed) != Err(GONE),
+            _ => false,
+        }
+    }
+
+    /// Looks whether a made host was chosen since the last time. True: it was not, and it is gone now unless it is
+    /// `held` by connections (Envoy `OriginalDstCluster::cleanup`).
+    pub fn lapses(&self, held: impl FnOnce(&Self) -> bool) -> bool {
+        if self.usage.compare_exchange(0, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            return false;
+        }
+        !held(self) && self.usage.compare_exchange(IDLE, GONE, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Whether a made host has not gone.
+    pub fn is_there(&self) -> bool {
+        self.usage.load(Ordering::Relaxed) != GONE
+    }
+
+    /// A made host goes, whoever uses it.
+    pub fn leave(&self) {
+        self.usage.store(GONE, Ordering::Relaxed);
     }
 
     /// Sets or clears a flag; says whether that changed anything.

@@ -28,6 +28,60 @@ pub struct JwtAuthn {
     pub bypass_cors_preflight: bool,
     /// Do not tell clients what was wrong.
     pub strip_failure_response: bool,
+    /// What it counts.
+    pub counters: JwtCounters,
+}
+
+/// The full names of the filter's counters, within the connection manager's.
+#[derive(Debug)]
+pub struct JwtCounters {
+    /// Requests that went on.
+    pub allowed: Box<str>,
+    /// Requests that did not.
+    pub denied: Box<str>,
+    /// Preflights that went on without a look.
+    pub cors_preflight_bypassed: Box<str>,
+    /// Keys that came.
+    pub jwks_fetch_success: Box<str>,
+    /// Keys that did not.
+    pub jwks_fetch_failed: Box<str>,
+    /// Tokens that had been found good before.
+    pub jwt_cache_hit: Box<str>,
+    /// Other tokens.
+    pub jwt_cache_miss: Box<str>,
+}
+
+impl JwtCounters {
+    /// `jwt_authn.`, and behind that the configuration's prefix if it has one.
+    fn of(prefix: &str) -> Self {
+        let prefix = prefix.trim_end_matches('.');
+        let name = |what: &str| match prefix {
+            "" => format!("jwt_authn.{what}").into(),
+            prefix => format!("jwt_authn.{prefix}.{what}").into(),
+        };
+        Self {
+            allowed: name("allowed"),
+            denied: name("denied"),
+            cors_preflight_bypassed: name("cors_preflight_bypassed"),
+            jwks_fetch_success: name("jwks_fetch_success"),
+            jwks_fetch_failed: name("jwks_fetch_failed"),
+            jwt_cache_hit: name("jwt_cache_hit"),
+            jwt_cache_miss: name("jwt_cache_miss"),
+        }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> [&str; 7] {
+        [
+            &self.allowed,
+            &self.denied,
+            &self.cors_preflight_bypassed,
+            &self.jwks_fetch_success,
+            &self.jwks_fetch_failed,
+            &self.jwt_cache_hit,
+            &self.jwt_cache_miss,
+        ]
+    }
 }
 
 /// Who issues tokens, and how they are found and checked.
@@ -69,6 +123,25 @@ pub struct JwtProvider {
     pub claim_to_headers: Vec<ClaimToHeader>,
     /// The route is chosen again after a token was accepted.
     pub clear_route_cache: bool,
+    /// Good tokens are kept.
+    pub token_cache: Option<TokenCache>,
+}
+
+/// How many good tokens are kept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TokenCache {
+    /// So many.
+    pub most: usize,
+    /// So many bytes of each.
+    pub longest: usize,
+}
+
+impl TokenCache {
+    /// Envoy `JwtCacheImpl`: 100 tokens of 4096 bytes unless others are named.
+    fn of(config: &pb::http_filter::jwt_authn::v3::JwtCacheConfig) -> Self {
+        let or = |n: u32, default: usize| if n == 0 { default } else { n as usize };
+        Self { most: or(config.jwt_cache_size, 100), longest: or(config.jwt_max_token_size, 4096) }
+    }
 }
 
 /// A claim that goes into a header.
@@ -95,8 +168,8 @@ pub enum JwksSource {
         timeout: Duration,
         /// Fetch again after this.
         cache: Duration,
-        /// Fetch before the first request.
-        early: bool,
+        /// Fetch before the first request, and again before they are stale; after a failure again after this.
+        ahead: Option<Duration>,
         /// Tries after the first one, the first pause between them and the longest, which is also how long a try takes.
         retries: Option<(u32, Duration, Duration)>,
     },
@@ -223,6 +296,7 @@ impl JwtAuthn {
             named,
             bypass_cors_preflight: config.bypass_cors_preflight,
             strip_failure_response: config.strip_failure_response,
+            counters: JwtCounters::of(&config.stat_prefix),
         })
     }
 
@@ -428,7 +502,14 @@ impl JwtProvider {
                     cache: fields::duration("cache_duration", remote.cache_duration.as_ref())?
                         .map_or(Duration::from_secs(600), |cache| Duration::from_secs(cache.as_secs())),
                     retries: remote.retry_policy.as_ref().map(retries).transpose().at("remote_jwks.retry_policy")?,
-                    early: remote.async_fetch.is_some(),
+                    ahead: match &remote.async_fetch {
+                        None => None,
+                        Some(fetch) => {
+                            let failed = fetch.failed_refetch_duration.as_ref();
+                            let failed = fields::duration("async_fetch.failed_refetch_duration", failed)?;
+                            Some(failed.unwrap_or(Duration::from_secs(1)))
+                        }
+                    },
                 }
             }
             None => return Err(Invalid::new("jwks_source_specifier", "is missing")),
@@ -479,6 +560,7 @@ impl JwtProvider {
                 })
                 .collect(),
             clear_route_cache: provider.clear_route_cache,
+            token_cache: provider.jwt_cache_config.as_ref().map(TokenCache::of),
         })
     }
 
@@ -533,6 +615,7 @@ mod tests {
             named: HashMap::new(),
             bypass_cors_preflight: false,
             strip_failure_response: false,
+            counters: JwtCounters::of(""),
         };
         let mut headers = Headers::of([("authorization", "Bearer  a.b-c_d, x"), (":path", "/p?x=1&access_token=t")]);
         let tokens = config.tokens(&[0], &headers);

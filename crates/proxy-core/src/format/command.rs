@@ -28,6 +28,8 @@ pub enum Command {
     Count(Count),
     /// An address.
     Address(Side, AddressPart),
+    /// The hosts that were tried: all of a TCP connection, of a request the last one, if it was connected to.
+    Attempted(HostPart),
     /// Something of a certificate or handshake.
     Tls(End, TlsField),
     /// Begin (true) or end of the validity of the peer's certificate.
@@ -42,6 +44,8 @@ pub enum Command {
     Metadata(MetadataSource, ArcStr, Box<[Box<str>]>),
     /// A filter state object; `true`: its text, else its JSON.
     FilterState(Box<str>, bool),
+    /// A text in a filter state object that has several.
+    FilterStateField(Box<str>, Box<str>),
     /// What is never there: a field of a filter state object, all of which are text, and the upstream's state.
     Nothing,
     /// `GRPC_STATUS`, by number or one of two name styles.
@@ -120,6 +124,14 @@ pub enum AddressPart {
     Port,
 }
 
+/// What is told of a host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum HostPart {
+    Address(AddressPart),
+    Name,
+    NameWithoutPort,
+}
+
 /// Which connection's TLS.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum End {
@@ -194,8 +206,6 @@ pub enum Field {
     HostFirst(HostSource),
     /// With its white space.
     RawResponseCodeDetails,
-    UpstreamHostNameIfConnected,
-    UpstreamHostNameWithoutPortIfConnected,
     /// No connection ends in another way here as far as anybody can tell.
     DownstreamCloseType,
     DownstreamLocalCloseReason,

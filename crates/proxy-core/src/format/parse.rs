@@ -5,8 +5,8 @@ use serde_json::Value;
 use crate::any::Typed;
 use crate::format::Item;
 use crate::format::command::{
-    AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, HostSource, MetadataSource, PathSource, Point,
-    Side, TlsField,
+    AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, HostPart, HostSource, MetadataSource, PathSource,
+    Point, Side, TlsField,
 };
 use crate::format::time::TimeFormat;
 use crate::matchers::canonical_name;
@@ -16,6 +16,8 @@ use crate::rejected::{At, Compiled, Invalid};
 /// Which commands a format may have besides those that every format has.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Dialect {
+    /// What expressions may do besides, by a formatter that is named beside the format.
+    pub(crate) cel: crate::cel::Options,
     /// `REQ_WITHOUT_QUERY`, of a formatter that is named beside the format.
     pub(crate) without_query: bool,
     /// The old forms that values of headers still have (Envoy `HeaderParser::translateMetadataFormat` and
@@ -31,7 +33,11 @@ impl Dialect {
             let typed = Typed::open(formatter.typed_config.as_ref()).at_index("formatters", i)?;
             match typed.name.as_str() {
                 "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery" => dialect.without_query = true,
-                "envoy.extensions.formatter.metadata.v3.Metadata" | "envoy.extensions.formatter.cel.v3.Cel" => {}
+                "envoy.extensions.formatter.metadata.v3.Metadata" => {}
+                "envoy.extensions.formatter.cel.v3.Cel" => {
+                    let config: pb::ext::formatter::cel::v3::Cel = typed.decode()?;
+                    dialect.cel = crate::cel::Options::of(config.cel_config.as_ref());
+                }
                 _ => return Err(typed.unknown()).at_index("formatters", i),
             }
         }
@@ -66,6 +72,14 @@ pub(super) fn items(format: &str, dialect: Dialect) -> Compiled<Box<[Item]>> {
     Ok(items.into())
 }
 
+/// Whether only a length may stand before the closing percent sign.
+fn ends_command(rest: &str) -> bool {
+    match rest.strip_prefix(':') {
+        Some(length) => length.trim_start_matches(|c: char| c.is_ascii_digit()).starts_with('%'),
+        None => rest.starts_with('%'),
+    }
+}
+
 /// `NAME`, `NAME(ARGUMENT)`, either with `:LENGTH`, up to the closing percent sign.
 fn command<'a>(format: &str, text: &'a str, dialect: Dialect) -> Compiled<(Item, &'a str)> {
     let bad = |reason: &str| Invalid::new("format", format!("{reason} in {format:?}"));
@@ -77,7 +91,10 @@ fn command<'a>(format: &str, text: &'a str, dialect: Dialect) -> Compiled<(Item,
     let mut rest = &text[name_end..];
     let mut argument = None;
     if let Some(inside) = rest.strip_prefix('(') {
-        let end = inside.find(')').ok_or_else(|| bad("unclosed parenthesis"))?;
+        // The first one that ends the command, too: arguments may hold parentheses themselves.
+        let mut closing = inside.match_indices(')').map(|(at, _)| at).peekable();
+        let first = *closing.peek().ok_or_else(|| bad("unclosed parenthesis"))?;
+        let end = closing.find(|at| ends_command(&inside[at + 1..])).unwrap_or(first);
         argument = Some(&inside[..end]);
         rest = &inside[end + 1..];
     }
@@ -132,7 +149,8 @@ const WITHOUT_LENGTH: [&str; 21] = [
 fn stands_alone(name: &str, command: &Command) -> bool {
     match command {
         Command::Count(_) | Command::Hostname | Command::HeadBytes(_) | Command::Unmeasured | Command::Tls(..) => true,
-        Command::Address(..) => !name.ends_with("_WITHOUT_PORT") || name == "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT",
+        Command::Attempted(_) => true,
+        Command::Address(..) => !name.ends_with("_WITHOUT_PORT"),
         Command::Between(..) => name != "COMMON_DURATION",
         Command::GrpcStatus(_) => name == "GRPC_STATUS_NUMBER",
         Command::Stream(_) => !matches!(name, "REQUESTED_SERVER_NAME" | "RESPONSE_CODE_DETAILS" | "QUERY_PARAMS"),
@@ -195,10 +213,10 @@ fn named(name: &str, argument: Option<&str>, dialect: Dialect) -> Compiled<Comma
         "UPSTREAM_PEER_CERT_V_START" => Command::Validity(End::Upstream, true, validity_time(argument)),
         "UPSTREAM_PEER_CERT_V_END" => Command::Validity(End::Upstream, false, validity_time(argument)),
         // Envoy tells these of the last try, and only once that had its connection.
-        "UPSTREAM_HOSTS_ATTEMPTED" => Command::Address(Side::UpstreamRemote, AddressPart::Whole),
-        "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT" => Command::Address(Side::UpstreamRemote, AddressPart::WithoutPort),
-        "UPSTREAM_HOST_NAMES_ATTEMPTED" => Command::Stream(F::UpstreamHostNameIfConnected),
-        "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT" => Command::Stream(F::UpstreamHostNameWithoutPortIfConnected),
+        "UPSTREAM_HOSTS_ATTEMPTED" => Command::Attempted(HostPart::Address(AddressPart::Whole)),
+        "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT" => Command::Attempted(HostPart::Address(AddressPart::WithoutPort)),
+        "UPSTREAM_HOST_NAMES_ATTEMPTED" => Command::Attempted(HostPart::Name),
+        "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT" => Command::Attempted(HostPart::NameWithoutPort),
         "UPSTREAM_CONNECTION_IDS_ATTEMPTED" => Command::Count(UpstreamConnectionId),
         "DOWNSTREAM_DETECTED_CLOSE_TYPE" => Command::Stream(F::DownstreamCloseType),
         "UPSTREAM_DETECTED_CLOSE_TYPE" => Command::Stream(F::UpstreamCloseType),
@@ -267,8 +285,9 @@ fn named(name: &str, argument: Option<&str>, dialect: Dialect) -> Compiled<Comma
             match form {
                 _ if key.is_empty() => return Err(Invalid::new("format", format!("{name} needs a key"))),
                 "PLAIN" | "TYPED" | "" => Command::FilterState(key.into(), form == "PLAIN"),
-                // What is kept here is text, which has no fields.
-                _ if form.strip_prefix("FIELD:").is_some_and(|field| !field.is_empty()) => Command::Nothing,
+                _ if form.strip_prefix("FIELD:").is_some_and(|field| !field.is_empty()) => {
+                    Command::FilterStateField(key.into(), form["FIELD:".len()..].into())
+                }
                 _ => {
                     let said = format!("{name}: only PLAIN, TYPED and FIELD are supported");
                     return Err(Invalid::new("format", said));
@@ -289,8 +308,10 @@ fn named(name: &str, argument: Option<&str>, dialect: Dialect) -> Compiled<Comma
         }),
         "GRPC_STATUS_NUMBER" => Command::GrpcStatus(GrpcStatusStyle::Number),
         "ENVIRONMENT" => Command::Environment(needs()?.into()),
-        "CEL" => Command::Cel(Box::new(crate::cel::Expression::compile(needs()?)?), false),
-        "TYPED_CEL" => Command::Cel(Box::new(crate::cel::Expression::compile(needs()?)?), true),
+        "CEL" | "TYPED_CEL" => {
+            let expression = crate::cel::Expression::with(needs()?, dialect.cel)?;
+            Command::Cel(Box::new(expression), name == "TYPED_CEL")
+        }
         "HOSTNAME" => Command::Hostname,
         // Only extensions set these, and there are none.
         "CUSTOM_FLAGS" => Command::Stream(F::Nothing),

@@ -180,7 +180,7 @@ fn field(letter: char, (year, month, day): Date, days: i64, second: u64, out: &m
 }
 
 /// The date of a day counted from 1970-01-01 in the Gregorian calendar (the well-known era algorithm: years start in March).
-fn civil(days: i64) -> Date {
+pub(crate) fn civil(days: i64) -> Date {
     let z = days + 719_468;
     let era = z.div_euclid(146_097);
     let day_of_era = z.rem_euclid(146_097);

@@ -1,4 +1,5 @@
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_types::ArcStr;
@@ -8,8 +9,8 @@ use super::json;
 use crate::address::Address;
 use crate::cidr::Cidr;
 use crate::format::command::{
-    AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, HostSource, MetadataSource, PathSource, Point,
-    Side, TlsField,
+    AddressPart, Command, Count, End, Field, GrpcStatusStyle, Head, HostPart, HostSource, MetadataSource, PathSource,
+    Point, Side, TlsField,
 };
 use crate::format::time::TimeFormat;
 use crate::format::{FormatContext, Written};
@@ -64,6 +65,7 @@ impl Command {
             }
             Command::Count(count) => count.get(cx.info).map_or(Written::Missing, |n| number(n, out)),
             Command::Address(side, part) => address(cx.info, *side, *part, out),
+            Command::Attempted(part) => attempted(cx.info, *part, out),
             Command::Tls(end, field) => tls(cx.info, *end, *field, out),
             Command::Stream(field) => stream(cx, *field, out),
             Command::Metadata(source, namespace, path) => metadata(cx.info, *source, namespace, path, out),
@@ -86,6 +88,11 @@ impl Command {
                     None => Written::Missing,
                 }
             }
+            Command::FilterStateField(key, field) => {
+                let object = cx.info.filter_state.values.get(&**key).filter(|value| value.starts_with('{'));
+                let object = object.and_then(|value| serde_json::from_str::<Value>(value).ok());
+                text(object.as_ref().and_then(|object| object.get(&**field)?.as_str()), out)
+            }
             Command::Nothing => Written::Missing,
             Command::GrpcStatus(style) => grpc_status(cx, *style, out),
             Command::Environment(name) => {
@@ -96,12 +103,21 @@ impl Command {
             }
             // A text that says nothing is a value, too.
             Command::Cel(expression, typed) => {
-                let Some(value) = expression.evaluate(cx) else { return Written::Missing };
-                if let Some((json, number)) = value.json().filter(|_| *typed) {
-                    out.extend_from_slice(json.as_bytes());
-                    return if number { Written::Number } else { Written::Json };
+                if *typed {
+                    let Some(value) = expression.json(cx) else { return Written::Missing };
+                    return match value {
+                        Value::String(text) => {
+                            out.extend_from_slice(text.as_bytes());
+                            Written::Text
+                        }
+                        value => {
+                            json::value(&value, out);
+                            Written::Json
+                        }
+                    };
                 }
-                out.extend(value.into_text().unwrap_or_default().into_bytes());
+                let Some(value) = expression.evaluate(cx) else { return Written::Missing };
+                out.extend(value.into_text());
                 Written::Text
             }
             Command::FirstOf(commands) => {
@@ -240,10 +256,13 @@ fn address(info: &StreamInfo, side: Side, part: AddressPart, out: &mut Vec<u8>) 
         Side::DownstreamDirectRemote => Some(&info.connection.direct_remote),
         Side::DownstreamLocal => Some(&info.connection.local),
         Side::UpstreamHost => info.upstream.host.as_ref().map(|h| &h.address),
-        Side::UpstreamRemote => info.upstream.local.as_ref().and(info.upstream.host.as_ref()).map(|h| &h.address),
+        Side::UpstreamRemote => connected(info).map(|h| &h.address),
         Side::UpstreamLocal => info.upstream.local.as_ref(),
     };
-    let Some(address) = address else { return Written::Missing };
+    address.map_or(Written::Missing, |address| part_of(address, part, out))
+}
+
+fn part_of(address: &Address, part: AddressPart, out: &mut Vec<u8>) -> Written {
     match (&part, address) {
         (AddressPart::WithoutPort, Address::Ip(ip)) => crate::text::ip(out, ip.ip()),
         (AddressPart::Range(length), Address::Ip(ip)) => {
@@ -257,6 +276,33 @@ fn address(info: &StreamInfo, side: Side, part: AddressPart, out: &mut Vec<u8>) 
         (_, address) => crate::text::address(out, address),
     }
     Written::Text
+}
+
+/// The host, once a connection to it stands; of our side of one to a path there is no address.
+fn connected(info: &StreamInfo) -> Option<&Arc<crate::Host>> {
+    let host = info.upstream.host.as_ref()?;
+    let at_path = matches!(host.address, Address::Pipe(_)) && info.upstream.connection_id.is_some();
+    (info.upstream.local.is_some() || at_path).then_some(host)
+}
+
+/// Envoy `UpstreamHostsAttemptedFormatter`, which knows the tries of one stream towards the upstream.
+fn attempted(info: &StreamInfo, part: HostPart, out: &mut Vec<u8>) -> Written {
+    let hosts = match &*info.upstream.attempted {
+        [] => connected(info).map(std::slice::from_ref).unwrap_or_default(),
+        all => all,
+    };
+    let mut written = Written::Missing;
+    for (i, host) in hosts.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        written = match part {
+            HostPart::Address(part) => part_of(&host.address, part, out),
+            HostPart::Name => host_name(host, true, out),
+            HostPart::NameWithoutPort => host_name(host, false, out),
+        };
+    }
+    written
 }
 
 fn list(values: &[ArcStr], out: &mut Vec<u8>) -> Written {
@@ -382,7 +428,6 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
     };
     let server_name = info.connection.server_name.as_deref();
     let upstream = info.upstream.host.as_deref();
-    let connected = info.upstream.local.as_ref().and(upstream);
     match field {
         Field::Protocol => text(info.protocol.map(|p| p.as_str()), out),
         Field::UpstreamProtocol => text(info.upstream.protocol.map(|p| p.as_str()), out),
@@ -414,13 +459,9 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
         }
         Field::UpstreamHostName => upstream.map_or(Written::Missing, |host| host_name(host, true, out)),
         Field::UpstreamHostNameWithoutPort => upstream.map_or(Written::Missing, |host| host_name(host, false, out)),
-        Field::UpstreamHostNameIfConnected => connected.map_or(Written::Missing, |host| host_name(host, true, out)),
-        Field::UpstreamHostNameWithoutPortIfConnected => {
-            connected.map_or(Written::Missing, |host| host_name(host, false, out))
-        }
         Field::DownstreamCloseType => text(Some("Normal"), out),
         Field::DownstreamLocalCloseReason => text(info.local_close_reason.as_deref(), out),
-        Field::UpstreamCloseType => text(upstream.map(|_| "Normal"), out),
+        Field::UpstreamCloseType => text((upstream.is_some() || info.protocol.is_none()).then_some("Normal"), out),
         Field::Nothing => Written::Text,
         Field::SpanId => text(info.span_id.as_deref(), out),
         Field::UniqueId => text(Some(&unique_id(cx)), out),

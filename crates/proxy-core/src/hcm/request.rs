@@ -133,8 +133,8 @@ fn host(config: &HttpConnectionManager, headers: &mut Headers, connection: &Conn
     }
 }
 
-/// Whether `connection` asks for an upgrade.
-pub(super) fn is_upgrade(headers: &Headers) -> bool {
+/// Whether `connection` asks for, or grants, an upgrade (Envoy `Utility::isUpgrade`).
+pub fn is_upgrade(headers: &Headers) -> bool {
     headers.contains("upgrade")
         && headers
             .get_str("connection")

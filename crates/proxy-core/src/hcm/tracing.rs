@@ -6,6 +6,7 @@ use mesh_types::ArcStr;
 use crate::any::Typed;
 use crate::collector::{GrpcCollector, HttpCollector};
 use crate::fields;
+use crate::format::Format;
 use crate::matchers::canonical_name;
 use crate::pb;
 use crate::percent::Fraction;
@@ -27,9 +28,13 @@ pub struct Tracing {
     /// The path is cut off after this.
     pub max_path_tag_length: u32,
     /// Tags of spans.
-    pub custom_tags: Vec<CustomTag>,
+    pub custom_tags: Box<[CustomTag]>,
     /// Spans for upstream requests.
     pub spawn_upstream_span: bool,
+    /// The name of a request's span.
+    pub operation: Option<Format>,
+    /// The name of an upstream request's span.
+    pub upstream_operation: Option<Format>,
     /// Trace headers are not passed on.
     pub no_context_propagation: bool,
     /// Where spans go; `None`: nowhere (or where the bootstrap says).
@@ -47,6 +52,8 @@ pub enum TracingProvider {
         long_ids: bool,
         /// Client and server share a span.
         shared_span: bool,
+        /// A hop's span is its server's, whichever way it faces.
+        split: bool,
         /// The headers, a form of B3.
         propagation: Propagation,
     },
@@ -82,11 +89,51 @@ pub struct CustomTag {
     pub source: TagSource,
 }
 
+/// Tracing of one route: what it says in the place of the listener.
+#[derive(Clone, Debug)]
+pub struct RouteTracing {
+    /// Of requests that ask for it.
+    pub client: Fraction,
+    /// Of all requests.
+    pub random: Fraction,
+    /// Of those at most.
+    pub overall: Fraction,
+    /// Tags of spans, instead of those of the listener with the same names.
+    pub custom_tags: Box<[CustomTag]>,
+    /// The name of a request's span.
+    pub operation: Option<Format>,
+    /// The name of an upstream request's span.
+    pub upstream_operation: Option<Format>,
+}
+
+impl RouteTracing {
+    /// `share`: reads a sampling with its runtime key.
+    pub(crate) fn compile(
+        tracing: &pb::route::Tracing,
+        share: impl Fn(&Option<pb::kind::FractionalPercent>, &'static str) -> Compiled<Fraction>,
+    ) -> Compiled<Self> {
+        Ok(Self {
+            client: share(&tracing.client_sampling, "tracing.client_enabled")?,
+            random: share(&tracing.random_sampling, "tracing.random_sampling")?,
+            overall: share(&tracing.overall_sampling, "tracing.global_enabled")?,
+            custom_tags: CustomTag::compile_all(&tracing.custom_tags)?,
+            operation: operation(&tracing.operation).at("operation")?,
+            upstream_operation: operation(&tracing.upstream_operation).at("upstream_operation")?,
+        })
+    }
+}
+
+fn operation(format: &str) -> Compiled<Option<Format>> {
+    Ok(if format.is_empty() { None } else { Some(Format::compile(format, true)?) })
+}
+
 /// Where a tag's value comes from; the last part is the value if there is none.
 #[derive(Clone, Debug)]
 pub enum TagSource {
     /// The configuration.
     Literal(ArcStr),
+    /// A format.
+    Format(Format),
     /// The environment.
     Environment(ArcStr, ArcStr),
     /// A request header.
@@ -100,17 +147,15 @@ impl Tracing {
         let share = |percent: &Option<pb::kind::Percent>, key: &str| {
             percent.as_ref().map_or(Fraction::ALL, |p| Fraction::of_percent(p.value)).under(key, runtime)
         };
-        let mut custom_tags = Vec::with_capacity(tracing.custom_tags.len());
-        for (i, tag) in tracing.custom_tags.iter().enumerate() {
-            custom_tags.push(CustomTag::compile(tag).at_index("custom_tags", i)?);
-        }
         Ok(Self {
             client: share(&tracing.client_sampling, "tracing.client_enabled"),
             random: share(&tracing.random_sampling, "tracing.random_sampling"),
             overall: share(&tracing.overall_sampling, "tracing.global_enabled"),
             verbose: tracing.verbose,
             max_path_tag_length: fields::uint(tracing.max_path_tag_length.as_ref(), 256),
-            custom_tags,
+            custom_tags: CustomTag::compile_all(&tracing.custom_tags)?,
+            operation: operation(&tracing.operation).at("operation")?,
+            upstream_operation: operation(&tracing.upstream_operation).at("upstream_operation")?,
             spawn_upstream_span: fields::flag(tracing.spawn_upstream_span.as_ref(), false),
             no_context_propagation: tracing.no_context_propagation,
             provider: tracing.provider.as_ref().map(TracingProvider::compile).transpose().at("provider")?,
@@ -153,6 +198,7 @@ impl TracingProvider {
                 Ok(Self::Zipkin {
                     collector,
                     long_ids: config.trace_id_128bit,
+                    split: config.split_spans_for_request,
                     shared_span: fields::flag(config.shared_span_context.as_ref(), true),
                     propagation: match config.trace_context_option {
                         option if option == ContextOption::UseB3WithW3cPropagation as i32 => Propagation::B3AndW3c,
@@ -191,6 +237,10 @@ impl TracingProvider {
 }
 
 impl CustomTag {
+    fn compile_all(tags: &[pb::tracing_tag::CustomTag]) -> Compiled<Box<[Self]>> {
+        tags.iter().enumerate().map(|(i, tag)| Self::compile(tag).at_index("custom_tags", i)).collect()
+    }
+
     fn compile(tag: &pb::tracing_tag::CustomTag) -> Compiled<Self> {
         use crate::format::MetadataSource as Of;
         use pb::metadata_key::metadata_key::path_segment::Segment;
@@ -222,7 +272,8 @@ impl CustomTag {
                     default: metadata.default_value.as_str().into(),
                 }
             }
-            _ => return Err(Invalid::unsupported("type")),
+            Some(Type::Value(value)) => TagSource::Format(Format::compile(value, true).at("value")?),
+            None => return Err(Invalid::new("type", "is missing")),
         };
         Ok(Self { name: fields::required("tag", &tag.tag)?, source })
     }

@@ -1,8 +1,11 @@
 use std::ops::Range;
 
+use mesh_types::ArcStr;
+
 use crate::any::Typed;
-use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::tlv::{TlvFilter, TlvRule};
+use crate::{fields, pb};
 
 /// What is looked at in the first bytes of a connection, and where.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +31,42 @@ struct Inspector {
 pub struct ProxyProtocol {
     /// Connections without the header are served too.
     pub optional: bool,
+    /// Connections with headers of version 1, and 2, are not.
+    pub disallowed: [bool; 2],
+    /// Fields that are told to other filters.
+    pub rules: Box<[TlvRule]>,
+    /// In filter state instead of dynamic metadata.
+    pub in_filter_state: bool,
+    /// Fields that hosts may get.
+    pub passed: TlvFilter,
+    /// In the names of its counters.
+    pub stat_prefix: ArcStr,
+}
+
+impl ProxyProtocol {
+    fn compile(config: &pb::listener_filter::proxy_protocol::v3::ProxyProtocol) -> Compiled<Self> {
+        use pb::core::proxy_protocol_config::Version;
+        use pb::listener_filter::proxy_protocol::v3::proxy_protocol::TlvLocation;
+        let mut disallowed = [false; 2];
+        for version in &config.disallowed_versions {
+            match fields::enumeration("disallowed_versions", *version)? {
+                Version::V1 => disallowed[0] = true,
+                Version::V2 => disallowed[1] = true,
+            }
+        }
+        if disallowed == [true; 2] {
+            return Err(Invalid::new("disallowed_versions", "all proxy protocol versions are disallowed"));
+        }
+        let location: TlvLocation = fields::enumeration("tlv_location", config.tlv_location)?;
+        Ok(Self {
+            optional: config.allow_requests_without_proxy_protocol,
+            disallowed,
+            rules: config.rules.iter().map(TlvRule::compile).collect::<Compiled<_>>().at("rules")?,
+            in_filter_state: location == TlvLocation::FilterState,
+            passed: TlvFilter::compile(config.pass_through_tlvs.as_ref()).at("pass_through_tlvs")?,
+            stat_prefix: config.stat_prefix.as_str().into(),
+        })
+    }
 }
 
 /// A condition on the destination port (`ListenerFilterChainMatchPredicate`).
@@ -108,12 +147,7 @@ impl Inspect {
             }
             "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
                 let config: pb::listener_filter::proxy_protocol::v3::ProxyProtocol = typed.decode()?;
-                refuse! {
-                    "rules": !config.rules.is_empty(),
-                    "disallowed_versions": !config.disallowed_versions.is_empty(),
-                    "pass_through_tlvs": config.pass_through_tlvs.is_some(),
-                }
-                self.proxy_protocol = Some(ProxyProtocol { optional: config.allow_requests_without_proxy_protocol });
+                self.proxy_protocol = Some(ProxyProtocol::compile(&config)?);
             }
             _ => return Err(typed.unknown()),
         }

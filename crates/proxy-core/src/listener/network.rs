@@ -8,6 +8,7 @@ use mesh_types::ArcStr;
 use crate::access_log::AccessLog;
 use crate::address::Address;
 use crate::any::Typed;
+use crate::cluster::NameCache;
 use crate::filters::{ExtAuthz, FilterStateValue, IstioStats, TokenBucketConfig};
 use crate::format::{Format, FormatContext};
 use crate::hcm::HttpConnectionManager;
@@ -35,13 +36,22 @@ pub enum NetworkFilter {
     /// The SNI is the cluster's name.
     SniCluster,
     /// The SNI is resolved and connected to, at this port.
-    SniDynamicForwardProxy { port: Option<u16> },
+    SniDynamicForwardProxy(Arc<SniForwardProxy>),
     /// Writes filter state when a connection comes.
     SetFilterState(Arc<[FilterStateValue]>),
     /// Asks a service whether the connection may go on.
     ExtAuthz(Arc<ExtAuthz>),
     /// Accepted and without effect here: observers (MySQL, Mongo statistics …) or, if allowed, unsupported ones.
     NoOp { name: ArcStr, type_name: ArcStr },
+}
+
+/// A compiled `sni_dynamic_forward_proxy.v3.FilterConfig`.
+#[derive(Debug)]
+pub struct SniForwardProxy {
+    /// What is known of the names.
+    pub cache: Arc<NameCache>,
+    /// The port of all hosts; without it, that which the client connected to.
+    pub port: Option<u16>,
 }
 
 /// Configuration of `istio.metadata_exchange` on TCP.
@@ -188,14 +198,14 @@ pub struct Tunneling {
     /// POST to this path, instead of CONNECT.
     post: Option<ArcStr>,
     headers: HeaderOps,
+    /// The answer's head goes into the filter state.
+    pub keeps_headers: bool,
+    /// Its trailers do.
+    pub keeps_trailers: bool,
 }
 
 impl Tunneling {
     fn compile(config: &pb::network_filter::tcp_proxy::v3::tcp_proxy::TunnelingConfig) -> Compiled<Self> {
-        refuse! {
-            "propagate_response_headers": config.propagate_response_headers,
-            "propagate_response_trailers": config.propagate_response_trailers,
-        }
         if !config.use_post && !config.post_path.is_empty() {
             return Err(Invalid::new("post_path", "needs use_post"));
         }
@@ -205,6 +215,8 @@ impl Tunneling {
             hostname: Format::compile(&hostname, true).at("hostname")?,
             post: config.use_post.then(|| path.into()),
             headers: HeaderOps::compile(&config.headers_to_add, &[]).at("headers_to_add")?,
+            keeps_headers: config.propagate_response_headers,
+            keeps_trailers: config.propagate_response_trailers,
         })
     }
 
@@ -364,7 +376,7 @@ fn typed(filter: &pb::listener::Filter) -> Compiled<Typed<'_>> {
     use pb::listener::filter::ConfigType;
     match &filter.config_type {
         Some(ConfigType::TypedConfig(any)) => Typed::open(Some(any)),
-        Some(ConfigType::ConfigDiscovery(_)) => Err(Invalid::unsupported("config_discovery")),
+        Some(ConfigType::ConfigDiscovery(source)) => Typed::discovered(source),
         None => Err(Invalid::new("typed_config", "is missing")),
     }
 }
@@ -428,10 +440,12 @@ fn compile(name: &str, typed: Typed<'_>, options: &Options) -> Compiled<Part> {
         "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig" => {
             use pb::network_filter::sni_dynamic_forward_proxy::v3::filter_config::PortSpecifier;
             let config: pb::network_filter::sni_dynamic_forward_proxy::v3::FilterConfig = typed.decode()?;
-            refuse!("save_upstream_address": config.save_upstream_address);
+            let cache =
+                config.dns_cache_config.as_ref().ok_or_else(|| Invalid::new("dns_cache_config", "is missing"))?;
+            let cache = Arc::new(NameCache::compile(cache).at("dns_cache_config")?);
             let port = config.port_specifier.map(|PortSpecifier::PortValue(port)| u16::try_from(port));
             let port = port.transpose().map_err(|_| Invalid::new("port_value", "is no port"))?;
-            NetworkFilter::SniDynamicForwardProxy { port }
+            NetworkFilter::SniDynamicForwardProxy(Arc::new(SniForwardProxy { cache, port }))
         }
         "envoy.extensions.filters.network.set_filter_state.v3.Config" => {
             let config: pb::network_filter::set_filter_state::v3::Config = typed.decode()?;

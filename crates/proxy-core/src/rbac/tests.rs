@@ -41,6 +41,7 @@ fn check(rbac: &Rbac, headers: &Headers, uri: Option<&str>) -> RbacVerdict {
         metadata: &Metadata::default(),
         filter_state: &FilterState::default(),
         route_metadata: None,
+        stream: None,
     })
 }
 
@@ -79,11 +80,32 @@ fn empty_rules_deny_and_absent_rules_allow() {
 }
 
 #[test]
-fn conditions_in_cel_are_refused_by_name() {
-    let mut policy = policy(Rule::Any(true), Identifier::Any(true));
-    policy.condition = Some(Default::default());
-    let rules = pb::rbac::Rbac { policies: HashMap::from([("p".to_owned(), policy)]), ..Default::default() };
-    let config = pb::http_filter::rbac::v3::Rbac { rules: Some(rules), ..Default::default() };
-    let rejected = Rbac::compile_http(&config).unwrap_err().of("listener", "l");
-    assert_eq!(rejected.to_string(), r#"listener l: rules.policies["p"].condition: is not supported"#);
+fn conditions_narrow_policies_and_must_be_whole() {
+    use pb::cel::expr::{Call, ExprKind, Ident, Select};
+    use pb::cel::{Constant, Expr, constant::ConstantKind};
+    let expr = |kind| Expr { id: 0, expr_kind: Some(kind) };
+    let ident = expr(ExprKind::IdentExpr(Ident { name: "request".into() }));
+    let select = Select { operand: Some(Box::new(ident)), field: "method".into(), test_only: false };
+    let text = Constant { constant_kind: Some(ConstantKind::StringValue("GET".into())) };
+    let arguments = vec![expr(ExprKind::SelectExpr(Box::new(select))), expr(ExprKind::ConstExpr(text))];
+    let call = |function: &str| {
+        let call = Call { target: None, function: function.into(), args: arguments.clone() };
+        expr(ExprKind::CallExpr(Box::new(call)))
+    };
+    let compile = |condition| {
+        let policy = pb::rbac::Policy { condition: Some(condition), ..policy(Rule::Any(true), Identifier::Any(true)) };
+        let rules = pb::rbac::Rbac { policies: HashMap::from([("p".to_owned(), policy)]), ..Default::default() };
+        Rbac::compile_http(&pb::http_filter::rbac::v3::Rbac { rules: Some(rules), ..Default::default() })
+    };
+    let rbac = compile(call("_==_")).unwrap();
+    assert!(check(&rbac, &Headers::of([(":method", "GET")]), None).allowed);
+    assert!(!check(&rbac, &Headers::of([(":method", "PUT")]), None).allowed);
+    for (condition, reason) in [
+        (Expr::default(), "invalid empty expression"),
+        (call("nope"), "No overload found in reference resolve step for nope"),
+    ] {
+        let rejected = compile(condition).unwrap_err().of("listener", "l").to_string();
+        let place = r#"listener l: rules.policies["p"].condition: failed to create an expression: "#;
+        assert_eq!(rejected, format!("{place}{reason}"));
+    }
 }

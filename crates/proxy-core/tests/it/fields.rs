@@ -336,6 +336,10 @@ fn roots() -> Vec<Root> {
         listener_filter("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector", json!({})),
         listener_filter("envoy.extensions.filters.listener.http_inspector.v3.HttpInspector", json!({})),
         listener_filter("envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol", json!({})),
+        listener_filter(
+            "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
+            json!({"pass_through_tlvs": {"match_type": "INCLUDE"}}),
+        ),
         http_filter("envoy.extensions.filters.http.router.v3.Router", json!({})),
         http_filter(
             "envoy.extensions.filters.http.fault.v3.HTTPFault",

@@ -6,7 +6,6 @@ use crate::runtime::{ClusterEntry, ListenerEntry, Shared};
 use crate::tls::named_by;
 use envoy_api::type_url;
 use lifecycle::http::{Response, with_type};
-use proxy_core::Cluster;
 use proxy_core::cluster::Discovery;
 use proxy_core::endpoints::{Health, LocalitySet};
 use proxy_core::format::TimeFormat;
@@ -14,6 +13,7 @@ use proxy_core::hcm::Routes;
 use proxy_core::listener::Terminal;
 use proxy_core::matchers::Regex;
 use proxy_core::stream_info::PeerCertificate;
+use proxy_core::{Cluster, Host};
 use serde_json::{Map, Value, json};
 use std::time::SystemTime;
 
@@ -201,8 +201,18 @@ impl Admin {
             let endpoints = entry.endpoints.load();
             let mut localities = Vec::new();
             for (priority, set) in endpoints.priorities.iter().enumerate() {
-                localities
-                    .extend(set.localities.iter().map(|locality| locality_json(locality, priority, &entry.cluster)));
+                for locality in &set.localities {
+                    match entry.cluster.discovery {
+                        // Envoy knows no localities of these hosts.
+                        Discovery::OriginalDst(_) => localities.extend(
+                            locality
+                                .hosts
+                                .iter()
+                                .map(|host| json!({"lb_endpoints": [host_json(host, false)], "locality": {}})),
+                        ),
+                        _ => localities.push(locality_json(locality, priority, &entry.cluster)),
+                    }
+                }
             }
             let name = entry.cluster.eds_name().unwrap_or(&entry.cluster.name);
             let config = json!({"endpoint_config": {
@@ -236,8 +246,8 @@ impl Admin {
             if chain.0 {
                 secret[field]["private_key"] = json!({"inline_bytes": REDACTED_BYTES});
             }
-            let (version, updated) = match self.control().secret_versions.get(&name) {
-                Some((version, at)) => (version.to_string(), *at),
+            let (version, updated) = match self.control().taken_secrets.get(&name) {
+                Some(taken) => (taken.version.to_string(), taken.at),
                 None => (String::new(), self.shared.started_at),
             };
             dynamic.push(json!({
@@ -245,9 +255,17 @@ impl Admin {
             }));
         }
         let stat = written.iter().map(|secret| json!({"name": secret["name"], "secret": secret})).collect();
+        let warming = self.control().awaited_secrets().into_iter().map(|name| {
+            json!({
+                "name": &*name, "version_info": "uninitialized", "last_updated": timestamp(self.shared.started_at),
+                "secret": {"@type": type_url::SECRET, "name": &*name},
+            })
+        });
+        let warming = warming.collect();
         let mut out = typed("SecretsConfigDump");
         put(&mut out, "static_secrets", stat);
         put(&mut out, "dynamic_active_secrets", dynamic);
+        put(&mut out, "dynamic_warming_secrets", warming);
         Value::Object(out)
     }
 
@@ -316,32 +334,36 @@ fn keep(value: &mut Value, paths: &[Vec<&str>]) {
     }
 }
 
+/// One host of a load assignment, as Envoy dumps it. `is_resolved`: it has metadata, if empty.
+fn host_json(host: &Host, is_resolved: bool) -> Value {
+    let health = match host.health() {
+        Health::Healthy => "HEALTHY",
+        Health::Degraded => "DEGRADED",
+        Health::Unhealthy => "UNHEALTHY",
+    };
+    let mut out = json!({
+        "endpoint": {"address": super::tables::address_json(&host.address), "health_check_config": {}},
+        "health_status": health,
+        "load_balancing_weight": host.weight,
+    });
+    if !host.hostname.is_empty() {
+        out["endpoint"]["hostname"] = json!(&*host.hostname);
+    }
+    if !host.metadata.is_empty() {
+        let fields: Map<String, Value> =
+            host.metadata.iter().map(|(name, fields)| (name.to_string(), json!(fields))).collect();
+        out["metadata"] = json!({"filter_metadata": fields});
+    } else if is_resolved {
+        out["metadata"] = json!({});
+    }
+    out
+}
+
 /// One locality of a load assignment, as Envoy dumps it.
 fn locality_json(set: &LocalitySet, priority: usize, cluster: &Cluster) -> Value {
-    let is_resolved = matches!(cluster.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
-    let hosts = set.hosts.iter().map(|host| {
-        let health = match host.health() {
-            Health::Healthy => "HEALTHY",
-            Health::Degraded => "DEGRADED",
-            Health::Unhealthy => "UNHEALTHY",
-        };
-        let mut out = json!({
-            "endpoint": {"address": super::tables::address_json(&host.address), "health_check_config": {}},
-            "health_status": health,
-            "load_balancing_weight": host.weight,
-        });
-        if !host.hostname.is_empty() {
-            out["endpoint"]["hostname"] = json!(&*host.hostname);
-        }
-        if !host.metadata.is_empty() {
-            let fields: Map<String, Value> =
-                host.metadata.iter().map(|(name, fields)| (name.to_string(), json!(fields))).collect();
-            out["metadata"] = json!({"filter_metadata": fields});
-        } else if is_resolved {
-            out["metadata"] = json!({});
-        }
-        out
-    });
+    let is_resolved =
+        !matches!(cluster.discovery, Discovery::Static | Discovery::Eds { .. } | Discovery::OriginalDst(_));
+    let hosts = set.hosts.iter().map(|host| host_json(host, is_resolved));
     let mut out = json!({"lb_endpoints": hosts.collect::<Vec<_>>()});
     let locality = &set.locality;
     let parts = [("region", &locality.region), ("zone", &locality.zone), ("sub_zone", &locality.sub_zone)];

@@ -16,6 +16,22 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+/// What Envoy's router counts of tunnels: routes, which they have none of.
+const TUNNELING: [&str; 12] = [
+    "no_cluster",
+    "no_route",
+    "passthrough_internal_redirect_bad_location",
+    "passthrough_internal_redirect_no_route",
+    "passthrough_internal_redirect_predicate",
+    "passthrough_internal_redirect_too_many_redirects",
+    "passthrough_internal_redirect_unsafe_scheme",
+    "rq_direct_response",
+    "rq_overload_local_reply",
+    "rq_redirect",
+    "rq_reset_after_downstream_response_started",
+    "rq_total",
+];
+
 /// The admin port's counters: it has no router.
 pub(super) struct WithoutRouter(pub(super) Arc<HttpStats>);
 
@@ -36,8 +52,7 @@ impl Scope for WithoutRouter {
 }
 
 /// Counters of what the server does not do or never meets: hot restart, watchdogs, runtime from disk.
-const FEATURELESS: [&str; 23] = [
-    "cluster_manager.cluster_updated",
+const FEATURELESS: [&str; 22] = [
     "cluster_manager.cluster_updated_via_merge",
     "cluster_manager.update_merge_cancelled",
     "cluster_manager.update_out_of_merge_window",
@@ -91,8 +106,14 @@ pub(super) fn register(shared: &Arc<Shared>, control: &Weak<Mutex<Control>>) {
     let weak = Arc::downgrade(shared);
     shared.registry.add_source(Box::new(move |f| {
         let Some(shared) = weak.upgrade() else { return };
-        for entry in shared.clusters.load().values() {
+        let (clusters, local) = (shared.clusters.load(), shared.local_cluster.get());
+        for entry in clusters.values() {
             tables::cluster_gauges(entry, &shared.secrets, shared.concurrency, f);
+            if let Some((name, place)) = local
+                && let Some(local) = clusters.get(name).filter(|_| *name != entry.cluster.name)
+            {
+                tables::zones(entry, local, place, shared.concurrency, f);
+            }
         }
         for entry in shared.listeners.load().by_name.values() {
             of_listener(entry, &shared, f);
@@ -153,6 +174,12 @@ fn of_listener(entry: &ListenerEntry, shared: &Shared, f: &mut dyn FnMut(Entry))
             }
             Terminal::TcpProxy(proxy) => {
                 TcpStats::default().visit(&mut |name, sample| put(Kind::Tcp, &proxy.stat_prefix, name, sample));
+                if proxy.tunneling.is_some() {
+                    for what in TUNNELING {
+                        let name = format!("tcpproxy_tunneling.{what}");
+                        put(Kind::Tcp, &proxy.stat_prefix, &name, Sample::Counter(0));
+                    }
+                }
             }
             Terminal::DirectResponse(_) | Terminal::Echo | Terminal::Close => {}
         }
@@ -162,8 +189,8 @@ fn of_listener(entry: &ListenerEntry, shared: &Shared, f: &mut dyn FnMut(Entry))
     if inspect.has_tls() {
         crate::inspect::TLS_COUNTERS.iter().for_each(|name| plain(name));
     }
-    if inspect.proxy_protocol.is_some() {
-        crate::proxy_protocol::COUNTERS.iter().for_each(|name| plain(name));
+    if let Some(config) = &inspect.proxy_protocol {
+        crate::proxy_protocol::counters(config).for_each(|name| plain(&name));
     }
     if inspect.has_http() {
         crate::inspect::HTTP_COUNTERS.iter().for_each(|name| plain(name));

@@ -4,10 +4,10 @@ use super::Admin;
 use crate::runtime::{ClusterEntry, ListenerEntry};
 use crate::stats::{Entry, Kind, Sample};
 use crate::tls::SecretStore;
-use proxy_core::balance::{SubsetCount, TableSize};
+use proxy_core::balance::{Local, NoZones, SubsetCount, TableSize, no_zones};
 use proxy_core::circuit::Resource;
 use proxy_core::cluster::{Discovery, TransportSocket};
-use proxy_core::endpoints::{Health, HealthFlag};
+use proxy_core::endpoints::{Health, HealthFlag, Locality};
 use proxy_core::route::Priority;
 use proxy_core::{Address, Host};
 use regex_automata::meta::Regex;
@@ -17,16 +17,10 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 
-/// Counters of what the proxy does not do: zone-aware routing, HTTP/3, early data, queues.
-const FEATURELESS: [&str; 14] = [
+/// Counters of what the proxy does not do: HTTP/3, early data, queues.
+const FEATURELESS: [&str; 8] = [
     "assignment_use_cached",
-    "lb_local_cluster_not_ok",
     "lb_subsets_removed",
-    "lb_zone_cluster_too_small",
-    "lb_zone_no_capacity_left",
-    "lb_zone_routing_all_directly",
-    "lb_zone_routing_cross_zone",
-    "lb_zone_routing_sampled",
     "upstream_cx_http3_total",
     "upstream_cx_preconnect_skipped",
     "upstream_http3_broken",
@@ -108,6 +102,7 @@ pub(super) fn cluster_gauges(entry: &ClusterEntry, secrets: &SecretStore, worker
     let weights = last.flat_map(|locality| &locality.hosts).map(|host| u64::from(host.weight));
     let weight = match entry.cluster.discovery {
         Discovery::Static => 0,
+        _ if entry.makes_hosts() => 0,
         _ if entry.has_endpoints() => weights.max().unwrap_or(0).max(1),
         _ => 0,
     };
@@ -138,7 +133,13 @@ pub(super) fn cluster_gauges(entry: &ClusterEntry, secrets: &SecretStore, worker
     let matches = entry.cluster.transport.matches.iter().map(|found| &*found.name).chain(["default"]);
     for name in matches {
         let chosen = |host: &&Arc<Host>| entry.cluster.transport(host).1.map_or("default", |name| &**name) == name;
-        put(&format!("{name}.total_match_count"), Sample::Counter(endpoints.hosts().filter(chosen).count() as u64));
+        let count = match entry.makes_hosts() {
+            // Without metadata none of them fits anything but what fits all.
+            true if name == "default" => entry.hosts_made.load(Relaxed),
+            true => 0,
+            false => endpoints.hosts().filter(chosen).count() as u64,
+        };
+        put(&format!("{name}.total_match_count"), Sample::Counter(count));
     }
     if entry.cluster.transport.tls_contexts().next().is_some() {
         crate::stats::ssl_zero(&mut |stat, sample| put(stat, sample));
@@ -161,6 +162,37 @@ pub(super) fn cluster_gauges(entry: &ClusterEntry, secrets: &SecretStore, worker
     }
     // A cluster that no worker has used yet has all its counters, at zero.
     crate::stats::each_zero(&mut |stat, sample| put(stat, sample));
+}
+
+/// What each thread of Envoy finds out about zones whenever the hosts of a cluster, or those of our own kind, are others
+/// (`ZoneAwareLoadBalancerBase::regenerateLocalityRoutingStructures`). Choices are counted where they are made.
+pub(super) fn zones(
+    entry: &ClusterEntry,
+    local: &ClusterEntry,
+    place: &Locality,
+    workers: usize,
+    f: &mut dyn FnMut(Entry),
+) {
+    let config = &entry.cluster;
+    if config.lb.is_hashing() || entry.makes_hosts() {
+        return;
+    }
+    let threads = workers as u64 + 1;
+    // Clusters are made in the order of their names: those behind the local one know its first hosts from the start.
+    let before = u64::from(config.name < local.cluster.name);
+    let of_local = (local.membership_changes.load(Relaxed) + before).saturating_sub(1);
+    let changes = entry.membership_changes.load(Relaxed) + of_local;
+    let known = Local { endpoints: local.endpoints.load_full(), place: place.clone() };
+    let found = no_zones(config, &entry.endpoints.load(), &known);
+    // Where our own zone is all that counts, those of our own kind are missed before they come.
+    let missed = u64::from(config.zones.force_direct) * before + u64::from(found == Some(NoZones::LocalNotOk));
+    let mut put = |name: &str, value: u64| {
+        let sample = Sample::Counter(value * threads);
+        f(Entry { kind: Kind::Cluster, scope: config.stat_name.clone(), name: name.to_owned(), sample });
+    };
+    put("lb_recalculate_zone_structures", changes);
+    put("lb_local_cluster_not_ok", missed);
+    put("lb_zone_cluster_too_small", u64::from(found == Some(NoZones::Small)));
 }
 
 /// A percentage with as many digits as Envoy prints.

@@ -55,6 +55,13 @@ impl Control {
         let message = decode(&incoming.body).map_err(|e| format!("malformed: {e}"))?;
         let cluster = Cluster::compile(&message, &self.options).map_err(|e| e.to_string())?;
         let name = cluster.name.clone();
+        if let Discovery::DynamicForwardProxy { cache, .. } = &cluster.discovery {
+            let others = self.clusters.values().chain(self.warming.values());
+            let differs = |other: &Discovery| matches!(other, Discovery::DynamicForwardProxy { cache: other, .. } if other.name == cache.name && other != cache);
+            if others.filter(|other| other.cluster.name != name).any(|other| differs(&other.cluster.discovery)) {
+                return Err(format!("config specified DNS cache '{}' with different settings", cache.name));
+            }
+        }
         if dynamic {
             self.check_tls(cluster.transport.tls_contexts().map(|tls| &tls.common))?;
         }
@@ -89,11 +96,11 @@ impl Control {
                     let _ = self.assign(&entry, &body);
                 }
             }
-            Discovery::StrictDns(_) | Discovery::LogicalDns(_) => {
+            Discovery::Static => {}
+            _ => {
                 // The receiver lives as long as the proxy.
                 let _ = self.dns.send(entry.clone());
             }
-            _ => {}
         }
         let secrets = self.missing_secrets(entry.cluster.transport.tls_contexts().map(|tls| &tls.common));
         entry.has_secrets.store(secrets.is_empty(), Ordering::Release);
@@ -113,9 +120,13 @@ impl Control {
     }
 
     /// Puts a cluster's endpoints into use.
-    pub(crate) fn put_endpoints(&self, entry: &ClusterEntry, endpoints: Endpoints) {
+    pub(crate) fn put_endpoints(&mut self, entry: &ClusterEntry, endpoints: Endpoints) {
+        let before = entry.membership_changes.load(Ordering::Relaxed);
         if entry.set_endpoints(Arc::new(endpoints)) {
             let name = &entry.cluster.name;
+            if self.clusters.get(name).is_some_and(|current| std::ptr::eq(&**current, entry)) {
+                self.changes.hosts += entry.membership_changes.load(Ordering::Relaxed) - before;
+            }
             match entry.cluster.close_on_change {
                 true => self.tell(|| Command::DrainCluster(name.clone())),
                 false => self.tell(|| Command::Endpoints(name.clone())),
@@ -123,7 +134,7 @@ impl Control {
         }
     }
 
-    pub(super) fn assign(&self, entry: &Arc<ClusterEntry>, body: &Bytes) -> Result<(), String> {
+    pub(super) fn assign(&mut self, entry: &Arc<ClusterEntry>, body: &Bytes) -> Result<(), String> {
         let message = pb::envoy::config::endpoint::v3::ClusterLoadAssignment::decode(body.clone())
             .map_err(|e| format!("malformed: {e}"))?;
         // The hosts of a changed cluster are others: nothing is known of them yet.

@@ -49,6 +49,8 @@ impl Control {
             !over
         });
         self.forget_stats(&entry.listener);
+        // Nobody else may want its routes and secrets.
+        self.subscribe();
     }
 
     /// Forgets what was counted for a listener and its filters, unless others have the same names.

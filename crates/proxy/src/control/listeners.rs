@@ -5,7 +5,7 @@ use crate::runtime::{ListenerEntry, Listeners};
 use crate::socket::{self, BindOptions, Bound};
 use crate::worker::Command;
 use bytes::Bytes;
-use envoy_api::{Message, pb};
+use envoy_api::{Message, pb, type_url};
 use mesh_types::ArcStr;
 use proxy_core::access_log::LogSink;
 use proxy_core::hcm::Routes;
@@ -109,12 +109,15 @@ impl Control {
         let mut entry = ListenerEntry::new(
             Arc::new(listener),
             incoming.body.clone(),
-            incoming.version.clone(),
+            // As in Envoy, where only chains change the listener keeps the version that it came with.
+            old.as_ref().filter(|_| in_place).map_or_else(|| incoming.version.clone(), |old| old.version.clone()),
             dynamic,
             old.as_deref(),
             &self.shared.routes,
         );
         entry.in_place = in_place;
+        let settled = entry.listener.rds_names().all(|name| self.is_settled(type_url::ROUTE, name));
+        entry.no_more_routes = settled.into();
         let entry = Arc::new(entry);
         for source in rds_sources(&entry.listener).map(|(_, source)| source) {
             self.expect(source, Awaited::Routes(Arc::downgrade(&entry)));
@@ -138,6 +141,7 @@ impl Control {
             self.fail(&name, &entry.body, &reason, true);
             return Err(reason);
         }
+        self.changes.served += self.workers.len() as u64;
         if let Some(old) = self.listeners.insert(name, entry.clone()) {
             self.let_go(old, Some(&entry));
         }
@@ -231,6 +235,13 @@ impl Control {
         let by_name: HashMap<_, _> = self.listeners.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         let set = ListenerSet::new(self.listeners.values().map(|l| l.listener.clone()));
         self.shared.listeners.store(Arc::new(Listeners { set, by_name }));
+        for chain in self.listeners.values().flat_map(|entry| entry.listener.all_chains()) {
+            if let Terminal::Http(http) = &chain.terminal
+                && crate::hcm::fetches_ahead(http)
+            {
+                self.tell(|| Command::FetchKeys(http.clone()));
+            }
+        }
         let rds: BTreeSet<ArcStr> = self.rds_names();
         self.shared.routes.retain(|name| rds.contains(name));
     }

@@ -24,10 +24,11 @@ pub(crate) struct Updates {
     timeouts: u64,
     /// Of what is in use.
     version: Option<ArcStr>,
-    /// How often something else came into use.
-    changed: u64,
     /// When something was last taken, in milliseconds since 1970.
     at: u64,
+    /// How often something else came into use, and when last.
+    reloads: u64,
+    reloaded_at: u64,
     /// How long it took each time, in milliseconds.
     took: Histogram,
 }
@@ -47,11 +48,19 @@ impl Updates {
             return;
         };
         self.success += 1;
-        self.changed += u64::from(self.version.as_ref() != Some(&version));
         self.version = Some(version);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.at = now.as_millis() as u64;
+        self.at = now();
         self.took.record(took.as_millis() as u64);
+    }
+
+    /// Something else came into use.
+    pub(super) fn reload(&mut self) {
+        (self.reloads, self.reloaded_at) = (self.reloads + 1, now());
+    }
+
+    /// Whether anything came of it yet, be it nothing in time.
+    fn is_settled(&self) -> bool {
+        self.success + self.rejected + self.timeouts > 0
     }
 
     /// `watched`: of a file, which is read when it changes.
@@ -77,6 +86,11 @@ impl Updates {
     }
 }
 
+/// In milliseconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
 /// Subscriptions by type and by the name that is asked for, which is empty where all resources are.
 pub(super) type Subscribed = BTreeMap<(&'static str, ArcStr), Updates>;
 
@@ -99,6 +113,23 @@ impl Control {
         updates.empty += 1;
     }
 
+    /// What came is none of what was asked for, where there must be some.
+    pub(crate) fn count_refused_one(&mut self, of: &'static str, name: &ArcStr) {
+        self.updates.entry((of, name.clone())).or_default().count(None);
+        self.wait_no_more(of, Some(name));
+    }
+
+    /// Nothing could be read.
+    pub(crate) fn count_failure(&mut self, of: &'static str, name: Option<&ArcStr>) {
+        let name = name.cloned().unwrap_or_else(|| "".into());
+        self.updates.entry((of, name)).or_default().failure += 1;
+    }
+
+    /// Whether nobody waits for a resource any more, whose subscription others began (Envoy's shared providers).
+    pub(super) fn is_settled(&self, of: &'static str, name: &ArcStr) -> bool {
+        self.updates.get(&(of, name.clone())).is_some_and(Updates::is_settled)
+    }
+
     /// Nothing came in time.
     pub(super) fn count_timeout(&mut self, of: &'static str, name: &ArcStr) {
         self.updates.entry((of, name.clone())).or_default().timeouts += 1;
@@ -107,6 +138,7 @@ impl Control {
     /// A response of this type was refused as a whole.
     pub(crate) fn count_refused(&mut self, of: &str) {
         self.updates.iter_mut().filter(|((kind, _), _)| *kind == of).for_each(|(_, updates)| updates.count(None));
+        self.wait_no_more(of, None);
     }
 
     /// The statistics of all subscriptions, where Envoy has them.
@@ -120,12 +152,16 @@ impl Control {
                 };
                 updates.visit(matches!(origin, Origin::Path(_)), &mut own);
                 match of {
-                    type_url::ROUTE => {
-                        own("config_reload", Sample::Counter(updates.changed));
-                        own("config_reload_time_ms", Sample::Gauge(updates.at));
-                        own("update_empty", Sample::Counter(0));
+                    type_url::CLUSTER | type_url::ROUTE => {
+                        own("config_reload", Sample::Counter(updates.reloads));
+                        own("config_reload_time_ms", Sample::Gauge(updates.reloaded_at));
+                        if *of == *type_url::ROUTE {
+                            own("update_empty", Sample::Counter(updates.empty));
+                        }
                     }
-                    type_url::SECRET => own("key_rotation_failed", Sample::Counter(0)),
+                    type_url::SECRET => {
+                        own("key_rotation_failed", Sample::Counter(self.shared.secrets.renewals(name).failed));
+                    }
                     type_url::ENDPOINT => own("update_empty", Sample::Counter(updates.empty)),
                     _ => {}
                 }
@@ -161,8 +197,7 @@ impl Control {
             let mut secrets = BTreeSet::new();
             sds_refs(common, &mut secrets);
             secrets.retain(|secret| secret.source.origin != Origin::Static);
-            let updates = secrets.into_iter().filter_map(|secret| self.updates.get(&(type_url::SECRET, secret.name)));
-            updates.map(|updates| updates.success).sum::<u64>()
+            secrets.into_iter().map(|secret| self.shared.secrets.renewals(&secret.name).taken).sum::<u64>()
         };
         let mut context = |kind: Kind, scope: &ArcStr, side: &str, n: u64| {
             let name = format!("{side}_ssl_socket_factory.ssl_context_update_by_sds");
@@ -192,8 +227,7 @@ impl Control {
 
     /// The `stat_prefix` of a connection manager with these routes.
     fn prefix_of(&self, routes: &ArcStr) -> Option<ArcStr> {
-        let all = self.listeners.values().chain(self.warming_listeners.values());
-        all.flat_map(|entry| entry.listener.all_chains()).find_map(|chain| match &chain.terminal {
+        self.all_listeners().flat_map(|entry| entry.listener.all_chains()).find_map(|chain| match &chain.terminal {
             Terminal::Http(hcm) => match &hcm.routes {
                 Routes::Rds { name, .. } if name == routes => Some(hcm.stat_prefix.clone()),
                 _ => None,

@@ -97,6 +97,7 @@ impl Control {
                 let Some(entry) = entry.upgrade() else { return };
                 let current = self.warming.get(&entry.cluster.name).is_some_and(|c| Arc::ptr_eq(c, &entry));
                 if current && !entry.has_secrets.swap(true, Ordering::AcqRel) {
+                    self.count_late(entry.cluster.transport.tls_contexts().map(|tls| &tls.common));
                     tracing::warn!(
                         cluster = &*entry.cluster.name,
                         "secrets did not come in time; going on without them"
@@ -106,21 +107,82 @@ impl Control {
             }
             Awaited::Routes(entry) => {
                 let Some(entry) = entry.upgrade() else { return };
-                entry.no_more_routes.store(true, Ordering::Relaxed);
+                if !entry.no_more_routes.swap(true, Ordering::Relaxed) && self.is_warming(&entry) {
+                    let came = |name: &ArcStr| self.shared.routes.slot(name).table.load().is_some();
+                    let late: Vec<_> = entry.listener.rds_names().filter(|name| !came(name)).cloned().collect();
+                    late.iter().for_each(|name| self.count_timeout(type_url::ROUTE, name));
+                }
                 self.start_late(&entry, "routes did not come in time; going on without them");
             }
             Awaited::Secrets(entry) => {
                 let Some(entry) = entry.upgrade() else { return };
-                entry.no_more_secrets.store(true, Ordering::Relaxed);
+                if !entry.no_more_secrets.swap(true, Ordering::Relaxed) && self.is_warming(&entry) {
+                    self.count_late(tls_of(&entry.listener));
+                }
                 self.start_late(&entry, "secrets did not come in time; going on without them");
             }
         }
     }
 
+    /// Goes on without what was refused before anything of it came into use (Envoy's `onConfigUpdateFailed`); of all resources
+    /// of a type where no `name` is given.
+    pub(super) fn wait_no_more(&mut self, of: &str, name: Option<&ArcStr>) {
+        let is_it = |other: &ArcStr| name.is_none_or(|name| name == other);
+        let mut secrets = |common: &TlsCommon| {
+            let mut refs = BTreeSet::new();
+            sds_refs(common, &mut refs);
+            refs.iter().any(|sds| is_it(&sds.name))
+        };
+        let clusters: Vec<_> = self.warming.values().cloned().collect();
+        for entry in clusters {
+            match of {
+                type_url::ENDPOINT if entry.cluster.eds_name().is_some_and(is_it) => {
+                    entry.warm.store(true, Ordering::Release);
+                }
+                type_url::SECRET if entry.cluster.transport.tls_contexts().any(|tls| secrets(&tls.common)) => {
+                    entry.has_secrets.store(true, Ordering::Release);
+                }
+                _ => {}
+            }
+        }
+        self.finish_warming();
+        let listeners: Vec<_> = self.warming_listeners.values().cloned().collect();
+        for entry in listeners {
+            match of {
+                type_url::ROUTE if entry.listener.rds_names().any(is_it) => {
+                    entry.no_more_routes.store(true, Ordering::Relaxed);
+                }
+                type_url::SECRET if tls_of(&entry.listener).any(&mut secrets) => {
+                    entry.no_more_secrets.store(true, Ordering::Relaxed);
+                }
+                _ => continue,
+            }
+            self.start_late(&entry, "what it waited for was refused; going on without it");
+        }
+    }
+
+    /// The secrets that are asked for and have not come.
+    pub(crate) fn awaited_secrets(&self) -> BTreeSet<ArcStr> {
+        let secrets = self.wanted().into_iter().filter(|demand| demand.type_url == type_url::SECRET);
+        let names = secrets.filter_map(|demand| demand.name);
+        names.filter(|name| !self.taken_secrets.contains_key(name) && !crate::tls::is_file(name)).collect()
+    }
+
+    /// Counts the secrets of these contexts that did not come in time.
+    fn count_late<'a>(&mut self, contexts: impl Iterator<Item = &'a TlsCommon>) {
+        for secret in self.missing_secrets(contexts) {
+            self.count_timeout(type_url::SECRET, &secret.name);
+        }
+    }
+
+    fn is_warming(&self, entry: &Arc<ListenerEntry>) -> bool {
+        self.warming_listeners.get(&entry.listener.name).is_some_and(|current| Arc::ptr_eq(current, entry))
+    }
+
     /// Starts a listener that has waited for long enough, unless another has come in its place.
     fn start_late(&mut self, entry: &Arc<ListenerEntry>, why: &str) {
         let name = &entry.listener.name;
-        if self.warming_listeners.get(name).is_some_and(|current| Arc::ptr_eq(current, entry)) {
+        if self.is_warming(entry) {
             tracing::warn!(listener = &**name, "{why}");
             self.start_listeners();
         }
@@ -201,7 +263,7 @@ impl Control {
         if !self.workers.is_empty() {
             contexts.for_each(|common| sds_refs(common, &mut wanted));
         }
-        wanted.retain(|secret| !self.shared.secrets.knows(secret));
+        wanted.retain(|secret| !self.shared.secrets.knows(secret) && !self.is_settled(type_url::SECRET, &secret.name));
         wanted
     }
 }

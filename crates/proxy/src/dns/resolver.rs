@@ -1,10 +1,11 @@
 //! What names mean now: by the hosts file, then by DNS.
 
+use crate::stats::{Kind, Named, PlainStats, Registry};
 use hickory_resolver::config::{NameServerConfig, ProtocolConfig, ResolveHosts};
 use hickory_resolver::config::{ResolverConfig, ResolverOpts, ServerOrderingStrategy};
-use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::op::Query;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::{Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, TokioResolver, lookup::Lookup, system_conf};
 use proxy_core::cluster::{DnsFamily, DnsServers};
@@ -23,11 +24,69 @@ pub(crate) struct Answer {
     pub(crate) addresses: Vec<IpAddr>,
     /// For how long, if DNS said it.
     pub(crate) ttl: Option<Duration>,
+    /// What c-ares would say, if there are no addresses.
+    pub(crate) details: &'static str,
 }
 
+/// Why nobody could say what a name means.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Unresolved {
+    /// It is no name.
+    Misformatted,
+    /// Nobody answered in the time that the configuration gives.
+    Late,
+    /// Servers do not answer.
+    Silence,
+    /// They cannot be reached.
+    NoServer,
+    /// A server answered that it cannot say.
+    Refused,
+    Failed,
+}
+
+impl Unresolved {
+    /// In the words of c-ares, after Envoy's.
+    pub(crate) fn details(self) -> &'static str {
+        match self {
+            Self::Misformatted => "cares_failure:Misformatted domain name",
+            Self::Late => "resolver_timeout",
+            Self::Silence => "cares_failure:Timeout while contacting DNS servers",
+            Self::NoServer => "cares_failure:Could not contact DNS servers",
+            Self::Refused => "cares_failure:DNS server refused query",
+            Self::Failed => "cares_failure:DNS server returned general failure",
+        }
+    }
+}
+
+impl From<NetError> for Unresolved {
+    fn from(error: NetError) -> Self {
+        tracing::debug!(%error, "cannot resolve");
+        match error {
+            NetError::Timeout => Self::Silence,
+            NetError::Io(_) | NetError::NoConnections => Self::NoServer,
+            NetError::Dns(DnsError::ResponseCode(ResponseCode::Refused)) => Self::Refused,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Counters, and how a name is said not to be there.
+const COUNTERS: [&str; 5] = [
+    "dns.cares.get_addr_failure",
+    "dns.cares.not_found",
+    "dns.cares.reinits",
+    "dns.cares.resolve_total",
+    "dns.cares.timeouts",
+];
+const PENDING: &str = "dns.cares.pending_resolutions";
+const NOT_FOUND: &str = "cares_norecords:Domain name not found";
+const NO_DATA: &str = "cares_norecords:DNS server returned answer with no data";
+
 /// Asks for names; the system's files are read anew when they change.
-#[derive(Default)]
-pub(crate) struct Resolvers(Mutex<State>);
+pub(crate) struct Resolvers {
+    state: Mutex<State>,
+    stats: Arc<PlainStats>,
+}
 
 #[derive(Default)]
 struct State {
@@ -38,34 +97,88 @@ struct State {
 }
 
 impl Resolvers {
+    pub(crate) fn new(registry: &Registry) -> Self {
+        let stats = Arc::new(PlainStats::default());
+        registry.add(Kind::Plain, "".into(), stats.clone());
+        Self { state: Mutex::default(), stats }
+    }
+
+    /// Somebody may ask.
+    pub(crate) fn touch(&self) {
+        self.stats.other.touch_all(&COUNTERS);
+        self.stats.other.touch_gauges(&[PENDING]);
+    }
+
     /// The addresses of a name or, of an address, itself. An error: nobody could say.
     pub(crate) async fn resolve(
         &self,
         servers: &DnsServers,
         family: DnsFamily,
         name: &str,
-    ) -> Result<Answer, NetError> {
-        if let Ok(ip) = name.parse::<IpAddr>() {
-            return Ok(Answer { addresses: vec![ip], ttl: None });
+    ) -> Result<Answer, Unresolved> {
+        let stats = &self.stats.other;
+        self.touch();
+        stats.inc("dns.cares.resolve_total");
+        let _pending = Pending::begin(stats);
+        let answer = self.ask(servers, family, name).await;
+        if let Err(Unresolved::Misformatted) = answer {
+            stats.inc("dns.cares.get_addr_failure");
         }
-        let mut name = Name::from_str_relaxed(name)?;
+        answer
+    }
+
+    async fn ask(&self, servers: &DnsServers, family: DnsFamily, name: &str) -> Result<Answer, Unresolved> {
+        let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+        if let Ok(ip) = bare.parse::<IpAddr>() {
+            return match (ip, family) {
+                // c-ares takes it for a name, which it cannot be.
+                (IpAddr::V6(_), DnsFamily::V4Only) => Err(Unresolved::Misformatted),
+                _ => Ok(Answer { addresses: vec![ip], ..Answer::default() }),
+            };
+        }
+        let mut name = Name::from_str_relaxed(name).map_err(|_| Unresolved::Misformatted)?;
         if servers.no_search {
             name.set_fqdn(true);
         }
         let (resolver, hosts) = self.current(servers)?;
         let ask = Ask { resolver: &resolver, hosts: &hosts, name: &name };
         match family {
-            DnsFamily::V4Only => ask.of(RecordType::A).await,
-            DnsFamily::V6Only => ask.of(RecordType::AAAA).await,
-            DnsFamily::Auto => ask.first_of(RecordType::AAAA, RecordType::A).await,
-            DnsFamily::V4Preferred => ask.first_of(RecordType::A, RecordType::AAAA).await,
-            DnsFamily::All => ask.all().await,
+            DnsFamily::V4Only => self.counted(ask.of(RecordType::A).await),
+            DnsFamily::V6Only => self.counted(ask.of(RecordType::AAAA).await),
+            DnsFamily::Auto => self.first_of(&ask, RecordType::AAAA, RecordType::A).await,
+            DnsFamily::V4Preferred => self.first_of(&ask, RecordType::A, RecordType::AAAA).await,
+            DnsFamily::All => self.counted(ask.all().await),
         }
+    }
+
+    /// Addresses of the first kind or, if there are none, of the second.
+    async fn first_of(&self, ask: &Ask<'_>, first: RecordType, second: RecordType) -> Result<Answer, Unresolved> {
+        match self.counted(ask.of(first).await) {
+            Ok(answer) if !answer.addresses.is_empty() => Ok(answer),
+            _ => self.counted(ask.of(second).await),
+        }
+    }
+
+    /// Counts how servers answered (Envoy `AddrInfoPendingResolution::onAresGetAddrInfoCallback`).
+    fn counted(&self, answer: Result<Answer, NetError>) -> Result<Answer, Unresolved> {
+        let stats = &self.stats.other;
+        let answer = answer.map_err(Unresolved::from);
+        match &answer {
+            Ok(answer) if answer.addresses.is_empty() => stats.inc("dns.cares.not_found"),
+            Ok(_) => {}
+            Err(Unresolved::Silence) => stats.inc("dns.cares.timeouts"),
+            Err(_) => {
+                stats.inc("dns.cares.get_addr_failure");
+                // Whoever answers so is left for a fresh start.
+                stats.inc("dns.cares.reinits");
+            }
+        }
+        answer
     }
 
     fn current(&self, servers: &DnsServers) -> Result<(TokioResolver, Arc<Hosts>), NetError> {
         let stamps = [HOSTS, RESOLV_CONF].map(|file| std::fs::metadata(file).and_then(|file| file.modified()).ok());
-        let state = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.stamps != stamps {
             state.hosts = Arc::new(Hosts::from_system().unwrap_or_default());
             state.resolvers.clear();
@@ -115,6 +228,22 @@ fn resolver(servers: &DnsServers) -> Result<TokioResolver, NetError> {
     TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build()
 }
 
+/// A lookup under way.
+struct Pending<'a>(&'a Named);
+
+impl<'a> Pending<'a> {
+    fn begin(stats: &'a Named) -> Self {
+        stats.shift(PENDING, true);
+        Self(stats)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.shift(PENDING, false);
+    }
+}
+
 /// One name, and who is asked.
 struct Ask<'a> {
     resolver: &'a TokioResolver,
@@ -126,7 +255,7 @@ impl Ask<'_> {
     async fn of(&self, kind: RecordType) -> Result<Answer, NetError> {
         let both = [RecordType::A, RecordType::AAAA]
             .map(|kind| (kind, self.hosts.lookup_static_host(&Query::query(self.name.clone(), kind))));
-        let here = |addresses| Ok(Answer { addresses, ttl: None });
+        let here = |addresses| Ok(Answer { addresses, ttl: None, details: NO_DATA });
         let own = both.iter().filter(|(of, _)| *of == kind).flat_map(|(_, found)| found).flat_map(addresses);
         let own: Vec<IpAddr> = own.collect();
         if own.is_empty() && self.name.is_localhost() {
@@ -145,18 +274,11 @@ impl Ask<'_> {
                 // Aliases on the way to the address end, too.
                 let ttl = lookup.answers().iter().map(|record| record.ttl).min();
                 let ttl = ttl.filter(|ttl| *ttl > 0).map(|ttl| Duration::from_secs(ttl.into()));
-                Ok(Answer { addresses: addresses(&lookup).collect(), ttl })
+                Ok(Answer { addresses: addresses(&lookup).collect(), ttl, details: NO_DATA })
             }
-            Err(error) if error.is_no_records_found() => Ok(Answer::default()),
+            Err(error) if error.is_nx_domain() => Ok(Answer { details: NOT_FOUND, ..Answer::default() }),
+            Err(error) if error.is_no_records_found() => Ok(Answer { details: NO_DATA, ..Answer::default() }),
             Err(error) => Err(error),
-        }
-    }
-
-    /// Addresses of the first kind or, if there are none, of the second.
-    async fn first_of(&self, first: RecordType, second: RecordType) -> Result<Answer, NetError> {
-        match self.of(first).await {
-            Ok(answer) if !answer.addresses.is_empty() => Ok(answer),
-            _ => self.of(second).await,
         }
     }
 

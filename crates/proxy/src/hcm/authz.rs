@@ -1,54 +1,16 @@
 //! JSON web tokens: keys are asked for, tokens are checked, and what they say is handed on.
 
 use super::exchange::{Exchange, Stop};
+use super::keys;
 use super::local_reply::LocalReply;
 use crate::jwks::{Jwks, Token};
-use crate::stats::OWN_REQUESTS;
-use crate::upstream::{Protocol, Variant, call};
 use base64::Engine as _;
-use bytes::Bytes;
-use proxy_core::filters::{JwksSource, JwtAuthn, JwtProvider, Needs, PerFilter, Requirement, Token as Place};
-use proxy_core::{Headers, PickContext};
+use proxy_core::Headers;
+use proxy_core::filters::{JwtAuthn, JwtProvider, Needs, PerFilter, Requirement, Token as Place};
 use serde_json::Value;
-use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
-
-/// Asks a cluster; `None`: no host, no connection, no answer in time.
-pub(super) async fn ask(
-    exchange: &mut Exchange,
-    cluster: &str,
-    headers: Headers,
-    body: Bytes,
-    timeout: Duration,
-    limit: usize,
-) -> Result<Option<(u16, Headers, Bytes)>, Stop> {
-    let worker = exchange.http.worker.clone();
-    worker.named_stats().inc(OWN_REQUESTS);
-    let Some(cluster) = worker.cluster(cluster) else { return Ok(None) };
-    let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut());
-    let Some(host) = host else {
-        cluster.stats.charge(503, true);
-        return Ok(None);
-    };
-    let protocol = Protocol::of(&cluster.config().protocol, None);
-    let Some(pool) = cluster.pool(&worker, &host, &Variant { protocol, ..Variant::default() }) else { return Ok(None) };
-    let stats = &cluster.stats;
-    let head = Cell::new(None);
-    let work = async {
-        let acquired = pool.acquire().await.ok()?;
-        stats.upstream_rq_total.inc();
-        call(acquired, headers, body, limit, |status| head.set(Some(status))).await.ok()
-    };
-    let answer = exchange.wait(tokio::time::timeout(timeout, work)).await?;
-    if answer.is_err() {
-        stats.upstream_rq_timeout.inc();
-    }
-    // The router of Envoy's internal client answers, and is charged, where no upstream does.
-    let status = head.get().unwrap_or(if answer.is_ok() { 503 } else { 504 });
-    stats.charge(status, true);
-    Ok(answer.ok().flatten())
-}
+use std::time::{Duration, SystemTime};
 
 /// Why a token, or its absence, does not satisfy a requirement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,9 +64,6 @@ impl Denied {
     }
 }
 
-/// Keys of remote providers, by provider, with the time at which they are stale.
-pub(crate) type KeyCache = std::collections::HashMap<usize, (Option<Instant>, Arc<Jwks>)>;
-
 pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Option<&PerFilter>) -> Result<(), Stop> {
     // What the filter writes may not be forged by clients.
     config.providers.iter().for_each(|provider| sanitize(exchange, provider));
@@ -117,13 +76,13 @@ pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Op
         Ok(Needs::Token(requirement)) => requirement,
         Ok(needs) => {
             if matches!(needs, Needs::Preflight) {
-                stats.other.inc("jwt_authn.cors_preflight_bypassed");
+                stats.other.inc(&config.counters.cors_preflight_bypassed);
             }
-            stats.other.inc("jwt_authn.allowed");
+            stats.other.inc(&config.counters.allowed);
             return Ok(());
         }
         Err(text) => {
-            stats.other.inc("jwt_authn.denied");
+            stats.other.inc(&config.counters.denied);
             let details = format!("jwt_authn_access_denied{{{}}}", text.replace(' ', "_"));
             return Err(LocalReply::new(403, format!("Failed JWT authentication: {text}"), details).into());
         }
@@ -135,12 +94,13 @@ pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Op
     };
     for index in wanted_providers(config, requirement) {
         let provider = &config.providers[index];
-        keys[index] = kept_keys(exchange, provider);
+        keys[index] = exchange.http.worker.keys.keys(provider);
         if keys[index].is_none() {
             // A client without a token that may turn out to be good must not make us fetch keys.
             let tokens = config.tokens(&[index], &exchange.request);
             if tokens.iter().any(|(place, _)| may_be_good(provider, audiences, &place.text)) {
-                keys[index] = new_keys(exchange, provider).await?;
+                let http = exchange.http.clone();
+                keys[index] = exchange.wait(keys::fetch(&http.worker, &http.stats, config, provider)).await?;
             }
         }
     }
@@ -153,11 +113,11 @@ pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Op
     }
     match checked {
         Ok(()) => {
-            exchange.http.stats.other.inc("jwt_authn.allowed");
+            exchange.http.stats.other.inc(&config.counters.allowed);
             Ok(())
         }
         Err(denied) => {
-            exchange.http.stats.other.inc("jwt_authn.denied");
+            exchange.http.stats.other.inc(&config.counters.denied);
             Err(refuse(realm, config, denied))
         }
     }
@@ -314,14 +274,22 @@ fn all_tokens(
         return Err(MISSING);
     }
     for (place, _) in tokens.into_iter().rev() {
-        // No verified token is kept.
-        exchange.http.stats.other.inc("jwt_authn.jwt_cache_miss");
+        let http = exchange.http.clone();
+        let kept = http.worker.keys.token(provider, &place.text, now());
+        let counters = &config.counters;
+        http.stats.other.inc(if kept.is_some() { &counters.jwt_cache_hit } else { &counters.jwt_cache_miss });
         let keys = keys.get(at).and_then(Option::as_ref);
-        let checked = Token::parse(&place.text).map_err(Denied).and_then(|token| {
-            verify(provider, keys, audiences, &token)?;
-            *clear |= apply(exchange, provider, &token, &place);
-            Ok(())
-        });
+        let checked = match kept {
+            // Its signature was good.
+            Some(token) => check_claims(provider, audiences, &token).map(|()| token),
+            None => Token::parse(&place.text).map_err(Denied).and_then(|token| {
+                verify(provider, keys, audiences, &token)?;
+                let token = Rc::new(token);
+                http.worker.keys.keep(provider, &place.text, &token);
+                Ok(token)
+            }),
+        };
+        let checked = checked.map(|token| *clear |= apply(exchange, provider, &token, &place));
         if let Err(denied) = checked {
             failed(exchange, provider, denied);
             return Err(denied);
@@ -353,13 +321,17 @@ fn verify(
     keys.verify(token).map_err(Denied)
 }
 
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// All but the signature.
 fn check_claims(provider: &JwtProvider, audiences: Option<&[mesh_types::ArcStr]>, token: &Token) -> Result<(), Denied> {
     if !provider.issuer.is_empty() && *provider.issuer != *token.issuer() {
         return Err(UNKNOWN_ISSUER);
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    token.check_time(now, provider.clock_skew.as_secs()).map_err(Denied)?;
+    token.check_time(now(), provider.clock_skew.as_secs()).map_err(Denied)?;
     let allowed = audiences.unwrap_or(&provider.audiences);
     if !allowed.is_empty() {
         let has = |wanted: &mesh_types::ArcStr| token.audiences().iter().any(|a| plain(a) == plain(wanted));
@@ -371,7 +343,7 @@ fn check_claims(provider: &JwtProvider, audiences: Option<&[mesh_types::ArcStr]>
     if provider.subjects.as_ref().is_some_and(|subjects| !subjects.matches(subject.as_bytes())) {
         return Err(UNVERIFIED);
     }
-    let left = token.expiration().map(|exp| Duration::from_secs(exp.saturating_sub(now)));
+    let left = token.expiration().map(|exp| Duration::from_secs(exp.saturating_sub(now())));
     let lives_long = provider.max_lifetime.is_some_and(|most| left.is_none_or(|left| left > most));
     if lives_long || (provider.require_expiration && left.is_none()) {
         return Err(UNVERIFIED);
@@ -383,80 +355,6 @@ fn check_claims(provider: &JwtProvider, audiences: Option<&[mesh_types::ArcStr]>
 fn plain(audience: &str) -> &str {
     let rest = audience.strip_prefix("https://").or_else(|| audience.strip_prefix("http://")).unwrap_or(audience);
     rest.strip_suffix('/').unwrap_or(rest)
-}
-
-/// What Envoy's internal client adds to its requests.
-pub(super) fn as_internal(exchange: &Exchange, headers: &mut Headers, timeout: Duration) {
-    headers.set("x-envoy-internal", b"true");
-    if let Some(own) = exchange.http.worker.shared.own_address {
-        headers.add("x-forwarded-for", own.to_string().as_bytes());
-    }
-    headers.set("x-envoy-expected-rq-timeout-ms", timeout.as_millis().to_string().as_bytes());
-}
-
-/// A provider's keys, if they were kept and are not stale.
-fn kept_keys(exchange: &Exchange, provider: &Arc<JwtProvider>) -> Option<Arc<Jwks>> {
-    let kept = exchange.http.worker.keys.borrow();
-    let (stale, keys) = kept.get(&(Arc::as_ptr(provider) as usize))?;
-    stale.is_none_or(|at| Instant::now() < at).then(|| keys.clone())
-}
-
-/// A provider's keys: out of the configuration, or fetched; they are kept.
-async fn new_keys(exchange: &mut Exchange, provider: &Arc<JwtProvider>) -> Result<Option<Arc<Jwks>>, Stop> {
-    let worker = exchange.http.worker.clone();
-    let key = Arc::as_ptr(provider) as usize;
-    let (text, stale) = match &provider.jwks {
-        JwksSource::Local(source) => (crate::tls::read_source(source).ok().map(Bytes::from), None),
-        JwksSource::Remote { uri, cluster, timeout, cache, retries, .. } => {
-            let rest = uri.split_once("://").map_or(&**uri, |(_, rest)| rest);
-            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-            let mut headers = Headers::of([(":method", "GET"), (":scheme", "http"), (":authority", host)]);
-            headers.push(b":path", if path.is_empty() { b"/" } else { path.as_bytes() });
-            headers.push(b"user-agent", b"Go-browser");
-            as_internal(exchange, &mut headers, *timeout);
-            let body = fetch(exchange, cluster, headers, *timeout, *retries).await?;
-            let good = body.as_ref().is_some_and(|text| Jwks::parse(text).is_some());
-            let what = if good { "jwt_authn.jwks_fetch_success" } else { "jwt_authn.jwks_fetch_failed" };
-            exchange.http.stats.other.inc(what);
-            (body, Some(Instant::now() + *cache))
-        }
-    };
-    let keys = text.and_then(|t| Jwks::parse(&t)).map(Arc::new);
-    if let Some(keys) = &keys {
-        worker.keys.borrow_mut().insert(key, (stale, keys.clone()));
-    }
-    Ok(keys)
-}
-
-/// Fetches a document, if need be several times, all of which takes at most `timeout`; `None`: none came.
-async fn fetch(
-    exchange: &mut Exchange,
-    cluster: &str,
-    mut headers: Headers,
-    timeout: Duration,
-    retries: Option<(u32, Duration, Duration)>,
-) -> Result<Option<Bytes>, Stop> {
-    let (tries, base, most) = retries.unwrap_or_default();
-    let ends = Instant::now() + timeout;
-    for attempt in 0..=tries {
-        let left = ends.saturating_duration_since(Instant::now());
-        let own = if tries > 0 { left.min(most) } else { left };
-        if tries > 0 {
-            headers.set("x-envoy-expected-rq-timeout-ms", own.as_millis().to_string().as_bytes());
-        }
-        let answer = ask(exchange, cluster, headers.clone(), Bytes::new(), own, 1 << 20).await?;
-        match answer {
-            Some((200, _, body)) => return Ok(Some(body)),
-            // Only what a later try may mend is tried again.
-            Some((status, ..)) if status < 500 => return Ok(None),
-            _ if attempt == tries || Instant::now() >= ends => return Ok(None),
-            _ => {}
-        }
-        let longest = (base * 2u32.saturating_pow(attempt)).min(most);
-        let pause = exchange.http.worker.random.borrow_mut().below(longest.as_millis().max(1) as u64);
-        exchange.wait(tokio::time::sleep(Duration::from_millis(pause))).await?;
-    }
-    Ok(None)
 }
 
 /// Writes what a good token says (beside what another one said) into headers and metadata; true when the route must be looked up again.

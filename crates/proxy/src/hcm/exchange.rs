@@ -112,8 +112,6 @@ pub(crate) struct Exchange {
     pub(crate) steps: Steps,
     /// The stateful session, when its filter ran.
     pub(crate) session: Option<Session>,
-    /// What the request's name means, for a dynamic forward proxy.
-    pub(crate) forward_to: Option<std::net::SocketAddr>,
     /// Slows the answer's body.
     pub(crate) throttle: Option<Throttle>,
     /// Internal redirects followed so far.
@@ -134,6 +132,8 @@ pub(crate) struct Exchange {
     pub(crate) tunnel: Option<crate::upstream::Counted>,
     /// `require_tls` of the virtual host: answer with this location.
     pub(crate) redirect_to_tls: Option<String>,
+    /// A filter's bound on what is kept of a body.
+    pub(crate) body_limit: Option<u32>,
 }
 
 impl Exchange {
@@ -163,7 +163,6 @@ impl Exchange {
             hints,
             matched: None,
             cluster: None,
-            forward_to: None,
             timers,
             conformed: false,
             add_to_response: Vec::new(),
@@ -183,6 +182,7 @@ impl Exchange {
             upgraded: None,
             tunnel: None,
             redirect_to_tls: None,
+            body_limit: None,
         };
         exchange.info.protocol = Some(protocol);
         exchange.info.downstream_header_bytes_received = header_bytes;
@@ -248,12 +248,25 @@ impl Exchange {
         outcome
     }
 
+    /// How many bytes of a body may be kept; on HTTP/2 as many as a stream's window has (Envoy `StreamImpl::bufferLimit`).
+    pub(crate) fn buffer_limit(&self) -> u32 {
+        let http = &self.http;
+        if let Some(limit) = self.body_limit {
+            return limit;
+        }
+        if self.answer.is_h1() {
+            http.listener.per_connection_buffer_limit
+        } else {
+            http.config.http2.initial_stream_window
+        }
+    }
+
     /// During a wait Envoy would have read on: a request that is all there by now is complete.
     fn take_what_came(&mut self, body: &mut RecvBody) {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut size = 0;
         body.forget_kept();
-        while size < self.http.listener.per_connection_buffer_limit as usize {
+        while size < self.buffer_limit() as usize {
             match body.poll_frame(&mut cx) {
                 Poll::Ready(Some(Ok(Frame::Data(data)))) => {
                     size += data.len();

@@ -1,10 +1,10 @@
 //! External authorization: a service is told of the request, over gRPC or HTTP, and says what becomes of it.
 
-use super::authz::{as_internal, ask};
 use super::encode::{AddToAnswer, Addition};
 use super::exchange::{Exchange, Stop};
 use super::filters::{self, Peeked};
 use super::local_reply::LocalReply;
+use crate::internal;
 use crate::stream::RecvBody;
 use bytes::Bytes;
 use envoy_api::Message;
@@ -139,9 +139,10 @@ pub(super) async fn run(
             let check = check_request(exchange, config, context, peeked.as_ref(), as_bytes);
             let authority = if authority.is_empty() { cluster } else { authority };
             let mut headers = check_head(authority, *timeout, metadata);
-            as_internal(exchange, &mut headers, *timeout);
-            let answer = ask(exchange, cluster, headers, grpc_frame(&check), *timeout, 1 << 20).await?;
-            answer.map_or(Decision::Error, |(_, headers, body)| grpc_decision(&headers, &body))
+            internal::mark(&worker, &mut headers, Some(*timeout));
+            let answer =
+                exchange.wait(internal::ask(&worker, cluster, headers, grpc_frame(&check), *timeout, 1 << 20)).await?;
+            answer.map_or(Decision::Error, |(status, headers, body)| grpc_decision(status, &headers, &body))
         }
     };
     let cluster = exchange.info.upstream.cluster.clone().and_then(|name| worker.cluster(&name));
@@ -337,7 +338,8 @@ async fn by_http(
     headers.set("x-envoy-internal", b"true");
     headers.set("x-envoy-expected-rq-timeout-ms", http.timeout.as_millis().to_string().as_bytes());
     let asked_at = Instant::now();
-    let answer = ask(exchange, &http.cluster, headers, body, http.timeout, 1 << 20).await?;
+    let worker = exchange.http.worker.clone();
+    let answer = exchange.wait(internal::ask(&worker, &http.cluster, headers, body, http.timeout, 1 << 20)).await?;
     let Some((status, mut headers, body)) = answer else { return Ok(Decision::Error) };
     // The router of Envoy's internal client adds it, so clients see it.
     headers.set("x-envoy-upstream-service-time", asked_at.elapsed().as_millis().to_string().as_bytes());
@@ -448,8 +450,8 @@ pub(crate) fn connection_attributes(config: &ExtAuthz, info: &proxy_core::Connec
 }
 
 /// The service's decision about a connection; `None`: that was no answer.
-pub(crate) fn is_allowed(headers: &Headers, body: &[u8]) -> Option<bool> {
-    match grpc_decision(headers, body) {
+pub(crate) fn is_allowed(status: u16, headers: &Headers, body: &[u8]) -> Option<bool> {
+    match grpc_decision(status, headers, body) {
         Decision::Allow(_) => Some(true),
         Decision::Deny { .. } => Some(false),
         Decision::Error => None,
@@ -573,10 +575,11 @@ fn old_metadata(response: &auth::CheckResponse) -> Option<envoy_api::wkt::Struct
     }
 }
 
-fn grpc_decision(headers: &Headers, body: &[u8]) -> Decision {
+fn grpc_decision(status: u16, headers: &Headers, body: &[u8]) -> Decision {
     use auth::check_response::HttpResponse;
-    // A call that ends without a status has failed.
-    if headers.get_str("grpc-status") != Some("0") {
+    // A call that ends without a status has failed, and one that is not answered with 200, whatever it says then (Envoy
+    // `AsyncStreamImpl::onHeaders`).
+    if status != 200 || headers.get_str("grpc-status") != Some("0") {
         return Decision::Error;
     }
     let Some(message) = last_message(body) else { return Decision::Error };

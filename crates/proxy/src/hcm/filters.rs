@@ -4,13 +4,15 @@ use super::encode::{AddToAnswer, Session, Throttle};
 use super::exchange::{Exchange, Stop};
 use super::local_reply::LocalReply;
 use super::{authz, ext_authz, limits};
+use crate::dns::{self, Lookup};
 use crate::stream::{BodyError, Frame, RecvBody};
 use bytes::Bytes;
 use mesh_types::ArcStr;
 use proxy_core::cluster::Discovery;
 use proxy_core::endpoints::Health;
 use proxy_core::filters::{
-    Abort, CorsDecision, FilterStateValue, HeaderMutation, HealthCheckFilter, HttpFilter, HttpFilterEntry, PerFilter,
+    Abort, CorsDecision, FilterStateValue, ForwardProxy, HeaderMutation, HealthCheckFilter, HostRewrite, HttpFilter,
+    HttpFilterEntry, PerFilter,
 };
 use proxy_core::rbac::{HTTP_NAMESPACE, RbacInput, note};
 use proxy_core::route::Matched;
@@ -30,7 +32,13 @@ pub(super) fn settings(exchange: &Exchange, entry: &HttpFilterEntry) -> (bool, O
         Some(_) => true,
         None => !entry.disabled,
     };
-    (enabled, per.and_then(PerFilter::settings).cloned())
+    if per.is_none() {
+        return (enabled, None);
+    }
+    // What only switches it on leaves its settings to the levels around.
+    let all = exchange.matched.as_ref().into_iter().flat_map(|m| m.per_filters(&entry.name));
+    let own = all.filter_map(PerFilter::settings).find(|per| !matches!(per, PerFilter::Disabled));
+    (enabled, own.cloned())
 }
 
 /// The changes of headers that a filter, a route and the levels around it want, in the order in which they are made.
@@ -139,9 +147,18 @@ async fn one(
         }
         HttpFilter::SetFilterState(own) => {
             set_filter_state(exchange, own);
-            if let Some(PerFilter::SetFilterState(route)) = &per {
-                set_filter_state(exchange, route);
+            // Those of all levels, the outermost first.
+            let matched = exchange.matched.clone();
+            let levels = matched.iter().flat_map(|m| m.per_filters(name).rev()).filter_map(PerFilter::settings);
+            for level in levels {
+                if let PerFilter::SetFilterState(values) = level {
+                    set_filter_state(exchange, values);
+                }
             }
+        }
+        HttpFilter::SetMetadata(own) => {
+            let denied = own.apply(&mut exchange.info.dynamic_metadata);
+            exchange.http.stats.other.add(METADATA_DENIED, denied);
         }
         HttpFilter::StatefulSession(own) => {
             let session = match &per {
@@ -151,7 +168,13 @@ async fn one(
             exchange.session = Some(Session::begin(session, &exchange.request));
         }
         HttpFilter::HealthCheck(check) => Box::pin(health_check(exchange, body, check)).await?,
-        HttpFilter::DynamicForwardProxy(_) => Box::pin(resolve(exchange)).await?,
+        HttpFilter::DynamicForwardProxy(own) => {
+            let rewrite = match &per {
+                Some(PerFilter::ForwardProxy(rewrite)) => Some(rewrite),
+                _ => None,
+            };
+            Box::pin(resolve(exchange, own, rewrite)).await?;
+        }
         HttpFilter::GrpcStats(_) => {
             if exchange.grpc {
                 exchange.messages = Some(Box::default());
@@ -233,23 +256,30 @@ async fn health_check(
 }
 
 /// Resolves the request's host when its route leads to a dynamic forward proxy (Envoy `ProxyFilter::decodeHeaders`).
-async fn resolve(exchange: &mut Exchange) -> Result<(), Stop> {
+async fn resolve(exchange: &mut Exchange, filter: &ForwardProxy, rewrite: Option<&HostRewrite>) -> Result<(), Stop> {
     let worker = exchange.http.worker.clone();
     let name = exchange.matched.as_ref().and_then(|matched| matched.cluster(&exchange.request));
     let Some(cluster) = name.and_then(|name| worker.cluster(&name)) else { return Ok(()) };
-    let Discovery::DynamicForwardProxy(cache) = &cluster.config().discovery else { return Ok(()) };
-    let authority = exchange.request.authority().unwrap_or_default().to_owned();
-    let port = authority.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
-    let default = if cluster.config().transport.default.tls().is_some() { 443 } else { 80 };
-    let (host, port) = port.unwrap_or((&authority, default));
-    exchange.forward_to = exchange.wait(crate::dns::resolve(&worker, cache, host, port)).await?;
-    match exchange.forward_to {
-        Some(_) => Ok(()),
-        None => {
-            let reply = LocalReply::new(503, "DNS resolution failure", "dns_resolution_failure");
-            Err(reply.flagged(ResponseFlags::DNS_FAILURE).into())
-        }
+    let Discovery::DynamicForwardProxy { .. } = &cluster.config().discovery else { return Ok(()) };
+    if let Some(rewrite) = rewrite {
+        rewrite.apply(&mut exchange.request);
     }
+    let stream = filter.from_filter_state.then_some(&exchange.info);
+    let Some((key, port)) = dns::name_of(cluster.config(), Some(&exchange.request), stream) else { return Ok(()) };
+    let names = worker.shared.names.get(&worker.shared, &filter.cache);
+    let found = exchange.wait(names.look_up(&worker.shared, &key, port)).await?;
+    let reply = match found {
+        Lookup::Found => return Ok(()),
+        Lookup::Unknown(_) => {
+            LocalReply::new(503, "DNS resolution failure", found.details()).flagged(ResponseFlags::DNS_FAILURE)
+        }
+        Lookup::Overflow => LocalReply::new(503, "DNS cache overflow", found.details()),
+        Lookup::Pending => {
+            let body = "Dynamic forward proxy pending request overflow";
+            LocalReply::new(503, body, "dynamic_forward_proxy_pending_request_overflow")
+        }
+    };
+    Err(reply.into())
 }
 
 /// Namespace of the fault filter's dynamic metadata.
@@ -277,7 +307,7 @@ async fn run_fault(
     (0..decision.overflow).for_each(|_| stats.other.inc("fault.faults_overflow"));
     if let Some(kib) = decision.rate_limit_kib {
         stats.other.inc("fault.response_rl_injected");
-        let limit = http.listener.per_connection_buffer_limit as usize;
+        let limit = exchange.buffer_limit() as usize;
         exchange.throttle = Some(Throttle::new(kib, limit));
     }
     if let Some(delay) = decision.delay {
@@ -333,6 +363,9 @@ fn cors(exchange: &mut Exchange, name: &str) -> Result<(), Stop> {
     Ok(())
 }
 
+/// Metadata that was there already, of the filter that sets it.
+pub(super) const METADATA_DENIED: &str = "set_metadata.overwrite_denied";
+
 /// The name of a counter of the RBAC filter. `joinPrefix` of Envoy puts a dot behind the prefix of statistics, but not of
 /// metadata.
 pub(super) fn rbac_counter(prefix: &str, what: &str) -> String {
@@ -358,11 +391,12 @@ fn run_rbac(
         metadata: &exchange.info.dynamic_metadata,
         filter_state: &exchange.info.filter_state,
         route_metadata: exchange.matched.as_ref().map(|m| &m.route.metadata),
+        stream: Some(&exchange.info),
     });
     let http = exchange.http.clone();
     let stats = &http.stats.other;
     let metadata = &mut exchange.info.dynamic_metadata;
-    // A route's policies have the filter's prefixes, whatever they say themselves.
+    // Statistics go by the filter's prefixes, notes by the route's own, if it has some.
     let prefix = &filter.stat_prefix;
     if let Some(shadow) = &verdict.shadow {
         let prefix = &filter.shadow_prefix;
@@ -371,13 +405,13 @@ fn run_rbac(
         if let (true, Some(policy)) = (rbac.tracks_policies, &shadow.policy) {
             stats.inc(&rbac_counter(prefix, &format!("policy.{policy}.{what}")));
         }
-        match *prefix == rbac.shadow_prefix {
+        match *prefix == rbac.shadow_prefix || !rbac.shadow_prefix.is_empty() {
             true => metadata.share(&HTTP_NAMESPACE, &shadow.note),
             false => metadata.share(&HTTP_NAMESPACE, &note(prefix, true, shadow.allowed, shadow.policy.as_deref())),
         }
     }
     if let (Some(allowed), Some(own)) = (verdict.enforced, &verdict.note) {
-        match *prefix == rbac.stat_prefix {
+        match *prefix == rbac.stat_prefix || !rbac.stat_prefix.is_empty() {
             true => metadata.share(&HTTP_NAMESPACE, own),
             false => metadata.share(&HTTP_NAMESPACE, &note(prefix, false, allowed, verdict.policy.as_deref())),
         }
@@ -456,6 +490,8 @@ async fn buffer(exchange: &mut Exchange, body: &mut RecvBody, limit: u64) -> Res
     if body.is_empty() {
         return Ok(());
     }
+    // It holds for the router, too, which keeps bodies for retries (Envoy `setBufferLimit`).
+    exchange.body_limit = Some(u32::try_from(limit).unwrap_or(u32::MAX));
     let mut frames = VecDeque::new();
     let mut held = Held::new(exchange, limit);
     loop {

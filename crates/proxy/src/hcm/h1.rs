@@ -93,17 +93,30 @@ async fn shut(http: &Http, conn: &mut Conn) {
     let _ = tokio::time::timeout(Duration::from_secs(1), conn.io.shutdown()).await;
 }
 
+/// Answers that may wait to be written while more requests stand behind them (Envoy's `max_outbound_responses`).
+const MAX_QUEUED: u32 = 2;
+
 async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
     let limits = http.head_limits();
     // Made once for all requests: to set and unset timers for each costs more than to parse it.
     let mut timers = Timers::default();
     let keep = Rc::new(Cell::new(true));
+    // Answers since bytes last came. Envoy writes them once it has looked at all that had come.
+    let mut queued = 0;
     loop {
         let before = conn.borrow().wire();
+        let read = conn.borrow().bytes_read;
+        if queued == MAX_QUEUED && conn.borrow().has_more() {
+            return flooded(http, conn, before);
+        }
         let head = match next_head(http, conn, before, &limits, &mut timers).await {
             Next::Head(head) => *head,
             Next::End(end) => return end,
         };
+        let came = conn.borrow().bytes_read;
+        if came > read {
+            queued = 0;
+        }
         begin(http);
         let RequestHead { headers, keep_alive, http10, upgrade, expect_continue, absolute, dropped, fields, .. } = head;
         if dropped > 0 {
@@ -127,6 +140,11 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
             // To a peer that is gone nothing is said. One that asked for the end has it.
             return if !keep_alive && conn.borrow().body_done() { End::Clean } else { End::Delayed };
         }
+        queued = match outcome {
+            exchange::Outcome::AtOnce => queued + 1,
+            _ if came == conn.borrow().bytes_read => 1,
+            _ => 0,
+        };
         let complete = conn.borrow().body_done();
         if outcome == exchange::Outcome::Tunnel {
             if conn.borrow().at_eof() {
@@ -149,6 +167,25 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
             http.ending.set(http.ending.get().or_else(|| Some(Instant::now())));
         }
     }
+}
+
+/// Ends a connection whose peer asks on without reading (Envoy `ServerConnectionImpl::doFloodProtectionChecks`).
+fn flooded(http: &Rc<Http>, conn: &Shared, before: (u64, u64)) -> End {
+    http.worker.named_stats().inc("http1.response_flood");
+    let details = "codec_error:Too_many_responses_queued.";
+    http.end.set(Some(super::End::Codec { details, blamed: None }));
+    http.stats.downstream_cx_destroy_active_rq.inc();
+    http.stats.downstream_cx_destroy_local_active_rq.inc();
+    count_unread(http, conn, before);
+    End::Delayed
+}
+
+/// Counts and logs a request of which nothing is known.
+fn count_unread(http: &Rc<Http>, conn: &Shared, before: (u64, u64)) {
+    http.stats.downstream_rq_http1_total.inc();
+    http.requests.set(http.requests.get() + 1);
+    let (received, _) = conn.borrow().wire_since(before);
+    exchange::abandoned(http, HttpProtocol::Http11, received);
 }
 
 enum Next {
@@ -191,10 +228,7 @@ async fn next_head(
         Err(_) => {
             http.count_end();
             http.count_end_of_active();
-            http.stats.downstream_rq_http1_total.inc();
-            http.requests.set(http.requests.get() + 1);
-            let (received, _) = conn.borrow().wire_since(before);
-            exchange::abandoned(http, HttpProtocol::Http11, received);
+            count_unread(http, conn, before);
             Next::End(End::Clean)
         }
     }

@@ -5,6 +5,8 @@ mod flood;
 mod fuzz;
 mod guard;
 mod late;
+mod seen;
+mod switch;
 
 use super::exchange::{self, Exchange};
 use super::respond::{Answer, H2Answer};
@@ -16,7 +18,7 @@ use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
 use crate::stats::{Counter, HTTP2_CODEC, HTTP2_GAUGES};
 use crate::stream::{RecvBody, push_map};
 use bytes::Bytes;
-use guard::{Fault, Guard, Settings, Switch};
+use guard::{Guard, Settings};
 use proxy_core::Headers;
 use proxy_core::stream_info::HttpProtocol;
 use std::cell::Cell;
@@ -24,6 +26,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
+use switch::{Fault, Switch};
 use tokio::time::Instant;
 
 pub(crate) use late::Late;

@@ -112,7 +112,7 @@ impl Shown {
     fn of(bucket: &mut TokenBucket, now: Instant) -> Self {
         let config = *bucket.config();
         let left = bucket.remaining(now);
-        let reset = if left == 0 { (1.0 / config.per_second()).ceil() as u64 } else { 0 };
+        let reset = if left == 0 { bucket.until_next(now).as_secs_f64().ceil() as u64 } else { 0 };
         Self { max: config.max_tokens, left, reset }
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct LocalReply {
     pub(crate) close: bool,
     /// The body is not text of ours (direct responses): no content type is set for it beyond text/plain.
     pub(crate) raw_body: Option<Bytes>,
-    /// The answer that is wanted, no refusal: never turned into gRPC.
+    /// The answer that is wanted, no refusal: never turned into gRPC, nor mapped or changed by the route.
     pub(crate) direct: bool,
     /// The router's: the route's header changes apply.
     pub(crate) finalize: bool,
@@ -55,7 +55,9 @@ impl LocalReply {
         let mut headers = Headers::with_capacity(12, 512);
         headers.set_status(self.status);
         // As Envoy, the route's changes first: what a filter says itself stands over them.
-        exchange.add_route_headers(&mut headers, self.finalize);
+        if !self.direct {
+            exchange.add_route_headers(&mut headers, self.finalize);
+        }
         for (name, _) in &self.headers {
             headers.remove(name);
         }
@@ -71,7 +73,9 @@ impl LocalReply {
         let mut content_type: Cow<'static, str> = "text/plain".into();
         // The mappers' filters look at the status; the route's formats must not see it yet.
         exchange.info.response_code = Some(self.status);
-        let rewritten = {
+        let rewritten = if self.direct {
+            None
+        } else {
             let cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
             exchange.http.config.local_reply.rewrite(self.status, &text, &mut headers, &cx)
         };
@@ -81,8 +85,8 @@ impl LocalReply {
             content_type = rewritten.content_type.to_string().into();
         }
         let status = headers.status().unwrap_or(self.status);
-        // Filters see it, whatever a call of gRPC is told.
-        exchange.info.response_code = Some(status);
+        // Filters see it, whatever a call of gRPC is told; of what a filter answers itself they see it once it has left.
+        exchange.info.response_code = (!self.direct).then_some(status);
         if exchange.grpc && !self.direct {
             headers.set_status(200);
             headers.set("content-type", b"application/grpc");

@@ -7,6 +7,7 @@ pub(super) use feed::Feed;
 
 use super::exchange::Exchange;
 use super::router::is_canary;
+use crate::internal;
 use crate::stats::OWN_REQUESTS;
 use crate::stream::{BodyError, Pump, PumpError};
 use crate::upstream::{
@@ -49,11 +50,7 @@ fn copied_head(exchange: &Exchange, mirror: &Mirror) -> Headers {
     let authority = mirror.authority(&authority).into_owned();
     headers.set(":authority", authority.as_bytes());
     super::span::copied(exchange, mirror.trace_sampled, &mut headers);
-    // As Envoy's internal client marks its requests.
-    headers.set("x-envoy-internal", b"true");
-    if let Some(own) = exchange.http.worker.shared.own_address {
-        headers.add("x-forwarded-for", own.to_string().as_bytes());
-    }
+    internal::mark(&exchange.http.worker, &mut headers, None);
     headers
 }
 
@@ -174,6 +171,7 @@ impl Sending {
             retry: None,
             override_host: None,
             original_dst: self.original_dst,
+            stream: None,
             headers: Some(&self.headers),
             now: Instant::now(),
         };

@@ -4,7 +4,7 @@ use super::h2::Late;
 use crate::h1;
 use crate::stream::{Framing, Gone, SendBody, header_bytes, to_map};
 use bytes::Bytes;
-use proxy_core::Headers;
+use proxy_core::{Headers, hcm};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -157,7 +157,9 @@ impl H1Answer {
             self.keep.set(false);
         }
         let (framing, added) = if tunnel {
-            (Framing::Raw, None)
+            // Envoy says that an answer which upgrades without status 101 is chunked, and passes on what comes of it.
+            let chunked = !no_length && !self.http10 && hcm::is_upgrade(headers) && !headers.contains("content-length");
+            (Framing::Raw, chunked.then_some(h1::CHUNKED))
         } else if self.head_request || bodiless_status {
             if no_length {
                 headers.remove("content-length");
@@ -176,7 +178,10 @@ impl H1Answer {
         if tunnel {
             self.keep.set(false);
         } else if !self.keep.get() {
-            headers.set("connection", b"close");
+            // An answer that says it upgrades goes on saying so (Envoy `ConnectionManagerImpl::encodeHeaders`).
+            if !hcm::is_upgrade(headers) {
+                headers.set("connection", b"close");
+            }
         } else if self.http10 {
             headers.set("connection", b"keep-alive");
         }

@@ -9,7 +9,9 @@ mod why;
 use super::exchange::{Exchange, Outcome, Stop};
 use super::local_reply::LocalReply;
 use super::mirror::Copy;
+use super::span::TryEnd;
 use super::timers::Deadline;
+use crate::dns::{self, Lookup};
 use crate::stats::ClusterStats;
 use crate::stream::{Pump, RecvBody};
 use crate::upstream::{Failure, Reply, Tunnel, Upstream, WorkerCluster};
@@ -19,7 +21,7 @@ pub(super) use counted::is_canary;
 use counted::{Counted, Told};
 use outgoing::Outgoing;
 use proxy_core::circuit::Resource;
-use proxy_core::cluster::Discovery;
+use proxy_core::cluster::{Discovery, NameCache};
 use proxy_core::filters::{HttpFilter, HttpFilterEntry, RouterConfig};
 use proxy_core::outlier::Outcome as Health;
 use proxy_core::retry::{ResetReason, RetryRuntime, RetryVerdict, http_status_of_grpc};
@@ -62,7 +64,9 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
                     ResponseFlags::UNCONDITIONAL_DROP,
                     ResponseFlags::DROP_OVERLOAD,
                 ];
-                reply.finalize = !early.iter().any(|flag| reply.flags.intersects(*flag));
+                let of_manager = ["stream_idle_timeout", "max_duration_timeout", "request_overall_timeout"];
+                reply.finalize =
+                    !early.iter().any(|flag| reply.flags.intersects(*flag)) && !of_manager.contains(&&*reply.details);
             }
             result
         }
@@ -233,16 +237,18 @@ async fn forward_request(
         matched.finalize_request(&mut exchange.request, &cx, !suppress);
         exchange.info.upstream.attempts = attempts;
     }
-    // A host is chosen by what the upstream gets.
-    let (hash, cookie) = forward.hash(
-        &cluster.config().hash_policies,
-        &HashContext {
+    // A host is chosen by what the upstream gets. Nobody else asks for a hash, nor for the cookie that comes of it.
+    let (hash, cookie) = if cluster.config().lb.is_hashing() {
+        let cx = HashContext {
             headers: &exchange.request,
             remote: &exchange.info.remote,
             local: &http.info.local,
             filter_state: &exchange.info.filter_state,
-        },
-    );
+        };
+        forward.hash(&cluster.config().hash_policies, &cx)
+    } else {
+        (None, None)
+    };
     let unset = RetryRuntime::default();
     let runtime = router.map_or(&unset, |router| &router.retries);
     // What the route adds to the request asks for retries, too.
@@ -251,7 +257,7 @@ async fn forward_request(
         exchange.request.set(":scheme", b"http");
     }
     let mirrors = super::mirror::chosen(exchange, matched);
-    let limit = matched.body_buffer_limit().unwrap_or(u64::from(http.listener.per_connection_buffer_limit));
+    let limit = matched.body_buffer_limit().unwrap_or(u64::from(exchange.buffer_limit()));
     let ended = body.is_empty();
     let tunnel = exchange.hints.tunnel() != Tunnel::No;
     let mut outgoing = Outgoing {
@@ -322,15 +328,13 @@ async fn tries(
     // Whether the try before ran into its timeout.
     let mut last_timed_out = None;
     loop {
-        let host = pick(exchange, plan, &previous);
         exchange.info.upstream.attempts += 1;
+        if let Discovery::DynamicForwardProxy { cache, .. } = &plan.cluster.config().discovery {
+            Box::pin(resolve(exchange, plan, cache)).await?;
+        }
+        let host = pick(exchange, plan, &previous);
         let Some(host) = host else {
             stats.upstream_cx_none_healthy.inc();
-            if let Discovery::OriginalDst(config) = &plan.cluster.config().discovery
-                && config.names_invalid_host(&exchange.request)
-            {
-                stats.original_dst_host_invalid.inc();
-            }
             exchange.info.upstream.host = None;
             plan.charge(exchange, 503);
             return Err(no_host().into());
@@ -344,6 +348,7 @@ async fn tries(
             let value: &[u8] = if timed_out { b"true" } else { b"false" };
             exchange.request.set("x-envoy-is-timeout-retry", value);
         }
+        super::span::begin_try(exchange, &plan.cluster.config().stat_name);
         let tried = one_try(exchange, plan, outgoing, &host).await?;
         if outgoing.answered {
             retries = None;
@@ -355,10 +360,12 @@ async fn tries(
             Tried::Answer(reply, ..) => exchange.steps.answered(at, number, reply.status),
             Tried::Failed { why, .. } => {
                 exchange.steps.tried(at, number, format!("{}: {}", host.address, why.text()));
+                super::span::end_try(exchange, None, None, why.flags(), TryEnd::Failed(why.text()));
                 plan.log_try(exchange, None, why.flags());
             }
             Tried::PerTryTimeout(deadline) => {
                 exchange.steps.tried(at, number, format!("{}: no answer in time ({deadline:?})", host.address));
+                super::span::end_try(exchange, None, None, ResponseFlags::UPSTREAM_TIMEOUT, TryEnd::Canceled);
                 plan.log_try(exchange, None, ResponseFlags::UPSTREAM_TIMEOUT);
             }
         }
@@ -433,14 +440,16 @@ async fn tries(
                             upstream.count_wire(&mut exchange.info.upstream, stats);
                             stats.retry_rq.inc(reply.status);
                             host.state.stats.count(false);
+                            let end = if reply.body.is_empty() { TryEnd::Complete } else { TryEnd::Canceled };
+                            super::span::end_try(
+                                exchange,
+                                Some(reply.status),
+                                Some(&reply.headers),
+                                ResponseFlags::NONE,
+                                end,
+                            );
                             plan.log_try(exchange, Some(&reply.headers), ResponseFlags::NONE);
                             discard(&reply, &mut upstream);
-                        }
-                        stats.upstream_rq_retry.inc();
-                        plan.counted.each(|stats| stats.upstream_rq_retry.inc());
-                        match asked {
-                            true => stats.upstream_rq_retry_backoff_ratelimited.inc(),
-                            false => stats.upstream_rq_retry_backoff_exponential.inc(),
                         }
                         retry_permit = Some(permit);
                         exchange.steps.settle(&exchange.info);
@@ -455,7 +464,16 @@ async fn tries(
                         exchange.timers.clear(Deadline::PerTryIdle);
                         match Box::pin(pause(exchange, plan, after)).await? {
                             Paused::Go => {}
-                            Paused::GlobalTimeout => return Err(timed_out(exchange, plan, Deadline::Global)),
+                            // Without a try under way there is none to count.
+                            Paused::GlobalTimeout => {
+                                return Err(timeout_reply(plan.timeouts.status, "response_timeout"));
+                            }
+                        }
+                        stats.upstream_rq_retry.inc();
+                        plan.counted.each(|stats| stats.upstream_rq_retry.inc());
+                        match asked {
+                            true => stats.upstream_rq_retry_backoff_ratelimited.inc(),
+                            false => stats.upstream_rq_retry_backoff_exponential.inc(),
                         }
                         continue;
                     }
@@ -482,6 +500,8 @@ async fn tries(
                 let body = (outgoing.ended && outgoing.keeping).then_some(&*outgoing.kept);
                 if let Some(next) = super::redirect::follow(exchange, plan.forward, &reply.headers, body) {
                     let status = reply.status;
+                    let end = if reply.body.is_empty() { TryEnd::Complete } else { TryEnd::Canceled };
+                    super::span::end_try(exchange, Some(reply.status), Some(&reply.headers), ResponseFlags::NONE, end);
                     plan.log_try(exchange, Some(&reply.headers), ResponseFlags::NONE);
                     let mut upstream = upstream;
                     discard(&reply, &mut upstream);
@@ -489,7 +509,10 @@ async fn tries(
                 }
                 let wanted = plan.router.is_some_and(|router| !router.upstream_log.is_empty());
                 let head = wanted.then(|| reply.headers.clone());
+                let status = reply.status;
                 let outcome = pass_on(exchange, plan, outgoing, reply, upstream, pump, sent).await;
+                let end = if outcome.is_ok() { TryEnd::Complete } else { TryEnd::Canceled };
+                super::span::end_try(exchange, Some(status), None, ResponseFlags::NONE, end);
                 if let Some(head) = head {
                     plan.log_try(exchange, Some(&head), ResponseFlags::NONE);
                 }
@@ -617,6 +640,31 @@ fn strict_session(exchange: &Exchange, host: &Host) -> Option<Stop> {
     Some(reply.flagged(ResponseFlags::NO_HEALTHY_UPSTREAM).into())
 }
 
+/// Has the name looked up that the request is for now, unless a filter has seen to that (Envoy
+/// `dynamic_forward_proxy::Cluster::LoadBalancer::chooseHost`).
+async fn resolve(exchange: &mut Exchange, plan: &Plan<'_>, cache: &Arc<NameCache>) -> Result<(), Stop> {
+    let config = plan.cluster.config();
+    let Some((key, port)) = dns::name_of(config, Some(&exchange.request), Some(&exchange.info)) else { return Ok(()) };
+    let worker = exchange.http.worker.clone();
+    let names = worker.shared.names.get(&worker.shared, cache);
+    let known = names.known_now(&key);
+    let found = match known {
+        Some(known) => known,
+        None => exchange.wait(names.look_up(&worker.shared, &key, port)).await?,
+    };
+    if let Lookup::Found = found {
+        return Ok(());
+    }
+    // What had to be waited for is no choice that failed.
+    if !matches!((known, found), (None, Lookup::Unknown(_))) {
+        plan.cluster.stats.upstream_cx_none_healthy.inc();
+    }
+    exchange.info.upstream.host = None;
+    plan.charge(exchange, 503);
+    let reply = LocalReply::new(503, "no healthy upstream", found.details());
+    Err(reply.flagged(ResponseFlags::NO_HEALTHY_UPSTREAM).into())
+}
+
 fn pick(exchange: &mut Exchange, plan: &Plan<'_>, previous: &[Arc<Host>]) -> Option<Arc<Host>> {
     let worker = exchange.http.worker.clone();
     let context = PickContext {
@@ -625,10 +673,8 @@ fn pick(exchange: &mut Exchange, plan: &Plan<'_>, previous: &[Arc<Host>]) -> Opt
         previous,
         retry: plan.matched.retry_policy().map(Arc::as_ref),
         override_host: exchange.session.as_ref().and_then(|s| s.wanted.as_deref()),
-        original_dst: match plan.cluster.config().discovery {
-            Discovery::DynamicForwardProxy(_) => exchange.forward_to,
-            _ => exchange.http.original_dst,
-        },
+        original_dst: exchange.http.original_dst,
+        stream: Some(&exchange.info),
         headers: Some(&exchange.request),
         now: exchange.timers.now(),
     };
@@ -651,21 +697,18 @@ fn timed_out(exchange: &Exchange, plan: &Plan<'_>, deadline: Deadline) -> Stop {
             "response_timeout"
         }
     };
-    let (body, flag) = match deadline {
-        Deadline::UpstreamStream => {
-            ("upstream max stream duration reached", ResponseFlags::UPSTREAM_MAX_STREAM_DURATION)
-        }
-        _ => ("upstream request timeout", ResponseFlags::UPSTREAM_TIMEOUT),
-    };
-    let status = if deadline == Deadline::UpstreamStream {
+    if deadline == Deadline::UpstreamStream {
         // Which Envoy does not count among the cluster's answers.
-        504
-    } else {
-        plan.charge(exchange, plan.timeouts.status);
-        plan.timeouts.status
-    };
-    let body = if status == 204 { "" } else { body };
-    LocalReply::new(status, body, details).flagged(flag).into()
+        let flag = ResponseFlags::UPSTREAM_MAX_STREAM_DURATION;
+        return LocalReply::new(504, "upstream max stream duration reached", details).flagged(flag).into();
+    }
+    plan.charge(exchange, plan.timeouts.status);
+    timeout_reply(plan.timeouts.status, details)
+}
+
+fn timeout_reply(status: u16, details: &'static str) -> Stop {
+    let body = if status == 204 { "" } else { "upstream request timeout" };
+    LocalReply::new(status, body, details).flagged(ResponseFlags::UPSTREAM_TIMEOUT).into()
 }
 
 /// Gives a request up: a reset on HTTP/2 (Envoy names no other reason), the end of the connection on HTTP/1.

@@ -4,7 +4,7 @@ use super::Demand;
 use crate::control::{Control, Incoming};
 use bytes::Bytes;
 use envoy_api::discovery::{DiscoveryResponse, Resource};
-use envoy_api::{Any, Message};
+use envoy_api::{Any, Message, type_url};
 use mesh_types::ArcStr;
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// How often a file is looked at. Renamed files and changed symbolic links (Kubernetes' volumes) are seen as well.
-const PERIOD: Duration = Duration::from_secs(1);
+const PERIOD: Duration = Duration::from_millis(250);
 
 const RESPONSE: &str = "type.googleapis.com/envoy.service.discovery.v3.DiscoveryResponse";
 const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
@@ -45,10 +45,12 @@ pub(super) async fn follow(path: ArcStr, demand: Demand, control: Arc<Mutex<Cont
 }
 
 fn take(path: &str, demand: &Demand, control: &Mutex<Control>, known: &mut BTreeSet<ArcStr>) {
-    let found = match read(path, demand) {
-        Ok(found) => found,
+    let locked = || control.lock().unwrap_or_else(PoisonError::into_inner);
+    let Held { version, found, is_empty } = match read(path, demand) {
+        Ok(held) => held,
         Err(reason) => {
             tracing::warn!(file = path, reason, "keeping what the file held before");
+            locked().count_failure(demand.type_url, demand.name.as_ref());
             return;
         }
     };
@@ -58,20 +60,34 @@ fn take(path: &str, demand: &Demand, control: &Mutex<Control>, known: &mut BTree
         None => known.difference(&names).cloned().collect(),
         Some(_) => Vec::new(),
     };
-    let mut control = control.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut control = locked();
     if let Some(name) = demand.name.as_ref().filter(|_| found.is_empty()) {
-        control.count_empty(demand.type_url, name);
+        // Envoy's `onConfigUpdate` of endpoints and routes lets an empty answer pass, that of secrets none.
+        match is_empty && demand.type_url != type_url::SECRET {
+            true => control.count_empty(demand.type_url, name),
+            false => control.count_refused_one(demand.type_url, name),
+        }
     }
-    for (name, reason) in control.update(&demand.origin, demand.type_url, found, &removed) {
+    for (name, reason) in control.update(&demand.origin, demand.type_url, &version, found, &removed) {
         tracing::warn!(file = path, resource = &*name, reason, "a resource of a file is refused");
     }
     *known = names;
 }
 
-/// The resources of a file that were asked for.
-fn read(path: &str, demand: &Demand) -> Result<Vec<Incoming>, String> {
+/// What a file holds.
+struct Held {
+    version: ArcStr,
+    /// Of its resources those that were asked for.
+    found: Vec<Incoming>,
+    /// There are no others either.
+    is_empty: bool,
+}
+
+fn read(path: &str, demand: &Demand) -> Result<Held, String> {
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
     let response = parse(path, &bytes)?;
+    let version = ArcStr::from(response.version_info);
+    let is_empty = response.resources.is_empty();
     let mut found = Vec::new();
     for any in response.resources {
         let (any, name) = unwrapped(any)?;
@@ -84,10 +100,10 @@ fn read(path: &str, demand: &Demand) -> Result<Vec<Incoming>, String> {
             None => ads::client::resource_name(&any.type_url, &body).unwrap_or_else(|| "".into()),
         };
         if demand.name.as_ref().is_none_or(|wanted| *wanted == name) {
-            found.push(Incoming { name, version: response.version_info.as_str().into(), body });
+            found.push(Incoming { name, version: version.clone(), body });
         }
     }
-    Ok(found)
+    Ok(Held { version, found, is_empty })
 }
 
 /// By its ending, as Envoy does: `.pb` is binary, everything else YAML, of which JSON is a part.

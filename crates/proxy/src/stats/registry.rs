@@ -117,13 +117,10 @@ pub(crate) fn counted(entries: &[Entry]) -> Counted {
 }
 
 /// What Envoy sets when a cluster or the server is made.
-const SET_AT_START: [&str; 16] = [
+const SET_AT_START: [&str; 13] = [
     "cluster_manager.warming_clusters",
+    "control_plane.connected_state",
     "listener_manager.total_listeners_warming",
-    "membership_degraded",
-    "membership_excluded",
-    "membership_healthy",
-    "membership_total",
     "runtime.num_keys",
     "runtime.num_layers",
     "server.compilation_settings.fips_mode",
@@ -142,19 +139,27 @@ impl Entry {
         if self.sample.used() || SET_AT_START.contains(&&*self.name) {
             return true;
         }
-        let counter = match &*self.name {
-            _ if !matches!(self.sample, Sample::Gauge(_)) => return false,
-            "downstream_pre_cx_active" => "downstream_cx_total".to_owned(),
-            "circuit_breakers.default.cx_open"
-            | "circuit_breakers.default.cx_pool_open"
-            | "circuit_breakers.default.rq_open"
-            | "circuit_breakers.default.rq_pending_open" => "upstream_cx_total".to_owned(),
-            name => match name.strip_suffix("_active") {
-                Some(stem) => format!("{stem}_total"),
-                None => return false,
-            },
-        };
-        counted.contains(&(self.kind, self.scope.clone(), counter))
+        let is_counted = |counter: String| counted.contains(&(self.kind, self.scope.clone(), counter));
+        match &*self.name {
+            _ if !matches!(self.sample, Sample::Gauge(_)) => false,
+            "downstream_pre_cx_active" => is_counted("downstream_cx_total".to_owned()),
+            "membership_degraded" | "membership_excluded" | "membership_healthy" | "membership_total" => {
+                // An update that brings no host to a cluster without hosts sets none of them.
+                is_counted("membership_change".to_owned()) || !is_counted("update_success".to_owned())
+            }
+            "listener_manager.total_listeners_active" => is_counted("listener_manager.listener_added".to_owned()),
+            "listener_manager.total_filter_chains_draining" => {
+                is_counted("listener_manager.listener_in_place_updated".to_owned())
+            }
+            "circuit_breakers.default.cx_open" => is_counted("upstream_cx_total".to_owned()),
+            // Connections of TCP are in no pool that counts.
+            "circuit_breakers.default.cx_pool_open" => {
+                ["1", "2"].iter().any(|version| is_counted(format!("upstream_cx_http{version}_total")))
+            }
+            "circuit_breakers.default.rq_open" => is_counted("upstream_rq_total".to_owned()),
+            "circuit_breakers.default.rq_pending_open" => is_counted("upstream_rq_pending_total".to_owned()),
+            name => name.strip_suffix("_active").is_some_and(|stem| is_counted(format!("{stem}_total"))),
+        }
     }
 }
 

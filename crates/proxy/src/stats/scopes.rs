@@ -224,6 +224,16 @@ impl Named {
         }
     }
 
+    pub(crate) fn set_gauge(&self, name: &str, value: u64) {
+        let mut map = self.gauges.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match map.get_mut(name) {
+            Some(n) => *n = value,
+            None => {
+                map.insert(name.to_owned(), value);
+            }
+        }
+    }
+
     /// Moves a gauge up or down.
     pub(crate) fn shift(&self, name: &str, up: bool) {
         let mut map = self.gauges.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -245,8 +255,9 @@ scope! {
     /// Per upstream cluster.
     ClusterStats {
         counters {
-            assignment_stale, assignment_timeout_received, bind_errors, lb_healthy_panic, lb_recalculate_zone_structures,
-            lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_selected, original_dst_host_invalid, retry_or_shadow_abandoned, update_attempt, update_empty,
+            assignment_stale, assignment_timeout_received, bind_errors, lb_healthy_panic, lb_local_cluster_not_ok,
+            lb_recalculate_zone_structures, lb_zone_cluster_too_small, lb_zone_no_capacity_left, lb_zone_routing_all_directly,
+            lb_zone_routing_cross_zone, lb_zone_routing_sampled, lb_subsets_fallback, lb_subsets_fallback_panic, lb_subsets_selected, original_dst_host_invalid, retry_or_shadow_abandoned, update_attempt, update_empty,
             update_failure, update_no_rebuild, update_success, upstream_cx_close_notify, upstream_cx_connect_attempts_exceeded,
             upstream_cx_connect_fail, upstream_cx_connect_timeout, upstream_cx_connect_with_0_rtt, upstream_cx_destroy,
             upstream_cx_destroy_local, upstream_cx_destroy_local_with_active_rq, upstream_cx_destroy_remote,

@@ -2,6 +2,7 @@
 
 use crate::downstream::Connection;
 use crate::hcm::{check_head, connection_attributes, grpc_frame, is_allowed};
+use crate::internal;
 use crate::upstream::{Protocol, Variant, call};
 use proxy_core::PickContext;
 use proxy_core::filters::{AuthzService, ExtAuthz};
@@ -38,17 +39,12 @@ async fn ask(connection: &Connection, config: &ExtAuthz) -> Option<bool> {
     let variant = Variant { protocol: Protocol::of(&cluster.config().protocol, None), ..Variant::default() };
     let pool = cluster.pool(worker, &host, &variant)?;
     let mut headers = check_head(if authority.is_empty() { name } else { authority }, *timeout, metadata);
-    // What Envoy's internal client adds to its requests.
-    headers.set("x-envoy-internal", b"true");
-    if let Some(own) = worker.shared.own_address {
-        headers.add("x-forwarded-for", own.to_string().as_bytes());
-    }
-    headers.set("x-envoy-expected-rq-timeout-ms", timeout.as_millis().to_string().as_bytes());
+    internal::mark(worker, &mut headers, Some(*timeout));
     let request = grpc_frame(&connection_attributes(config, &connection.info));
     let asked = async {
         let acquired = pool.acquire().await.ok()?;
         call(acquired, headers, request, 1 << 20, |_| ()).await.ok()
     };
-    let (_, headers, body) = tokio::time::timeout(*timeout, asked).await.ok()??;
-    is_allowed(&headers, &body)
+    let (status, headers, body) = tokio::time::timeout(*timeout, asked).await.ok()??;
+    is_allowed(status, &headers, &body)
 }

@@ -3,24 +3,50 @@
 use super::copy::{Ended, Side, Transfer, watched};
 use crate::h1;
 use crate::io::Io;
-use crate::stream::{BodyError, Framing, Pump, PumpError, RecvBody, SendBody};
-use crate::upstream::{self, AcquireError, ConnectError, Failure, Pool, Reply, Upstream};
-use proxy_core::Headers;
+use crate::stats::ClusterStats;
+use crate::stream::{BodyError, Frame, Framing, Pump, PumpError, RecvBody, SendBody};
+use crate::upstream::{self, AcquireError, ConnectError, Failure, Pool, Upstream};
+use proxy_core::FilterState;
+use proxy_core::listener::Tunneling;
+use proxy_core::{FormatContext, Headers, StreamInfo};
+use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
 
 /// A request whose body is the client's bytes, and whose answer's body goes to the client.
 pub(super) struct Tunnel {
     pub(super) upstream: Box<Upstream>,
-    reply: Box<Reply>,
+    body: RecvBody,
+    /// The answer's trailers, once they came.
+    trailers: Option<Headers>,
 }
 
-/// Sends the request and waits for a 2xx that does not end at once.
-pub(super) async fn open(pool: &Rc<Pool>, mut headers: Headers) -> Result<Tunnel, AcquireError> {
+/// Where filter state keeps the answer's head and trailers.
+const HEADERS: &str = "envoy.tcp_proxy.propagate_response_headers";
+const TRAILERS: &str = "envoy.tcp_proxy.propagate_response_trailers";
+
+/// Keeps fields in filter state, in the form in which Envoy shows them (`TunnelResponseHeadersOrTrailers::serializeAsProto`).
+fn keep(state: &mut FilterState, name: &str, fields: &Headers) {
+    let text = |bytes: &[u8]| Value::from(String::from_utf8_lossy(bytes).into_owned());
+    let status = fields.get(":status").map(|status| (&b":status"[..], status));
+    let all = status.into_iter().chain(fields.iter_regular());
+    let all: Vec<Value> = all.map(|(name, value)| json!({"key": text(name), "value": text(value)})).collect();
+    state.values.insert(name.into(), json!({ "headers": all }).to_string().into());
+}
+
+/// Sends the request and waits for a 2xx that does not end at once. What is on the wire counts in `info`, whatever comes of it.
+pub(super) async fn open(
+    pool: &Rc<Pool>,
+    config: &Tunneling,
+    info: &mut StreamInfo,
+    stats: &ClusterStats,
+) -> Result<Tunnel, AcquireError> {
+    let mut headers = config.request(&FormatContext::new(info, None, None));
     let connect = match headers.method() {
         Some("CONNECT") => upstream::Tunnel::Connect,
         _ => upstream::Tunnel::No,
@@ -41,9 +67,15 @@ pub(super) async fn open(pool: &Rc<Pool>, mut headers: Headers) -> Result<Tunnel
         }
     });
     let reply = reply.await.map_err(gone)?;
+    if config.keeps_headers {
+        keep(&mut info.filter_state, HEADERS, &reply.headers);
+    }
     if (200..300).contains(&reply.status) && !reply.body.is_empty() {
-        Ok(Tunnel { upstream, reply })
+        Ok(Tunnel { upstream, body: reply.body, trailers: None })
     } else {
+        upstream.count_wire(&mut info.upstream, stats);
+        stats.upstream_rq_total.inc();
+        pool.host().state.stats.rq_total.fetch_add(1, Relaxed);
         upstream.send.reset(h2::Reason::INTERNAL_ERROR);
         Err(failed(&format!("tunnel_response:{}", reply.status)))
     }
@@ -52,17 +84,16 @@ pub(super) async fn open(pool: &Rc<Pool>, mut headers: Headers) -> Result<Tunnel
 impl Tunnel {
     /// Moves bytes both ways, as `copy::both` does on plain connections.
     pub(super) async fn run(
-        self,
+        &mut self,
         down: Io,
         transfer: &Transfer,
         mut gate: Option<&mut dyn FnMut() -> Result<(), String>>,
     ) -> Ended {
-        let Tunnel { mut upstream, reply } = self;
+        let Tunnel { upstream, body: from_server, trailers } = self;
         let mut conn = h1::Conn::new(down);
         conn.switch_to_raw();
         let conn: h1::Shared = Rc::new(RefCell::new(conn));
         let mut from_client = RecvBody::H1(conn.clone());
-        let mut from_server = reply.body;
         let mut to_client = SendBody::H1 { conn: conn.clone(), framing: Framing::Raw };
         let (mut there, mut back) = (Pump::new(), Pump::new());
         let (mut there_done, mut back_done) = (false, false);
@@ -76,7 +107,7 @@ impl Tunnel {
                 gate = None;
             }
             if gate.is_none() && !there_done {
-                let moved = direction(cx, &mut there, &mut from_client, &mut upstream.send);
+                let moved = direction(cx, &mut there, |cx| from_client.poll_frame(cx), &mut upstream.send);
                 transfer.received.set(there.bytes);
                 match moved {
                     Poll::Ready(Ok(())) => there_done = true,
@@ -86,7 +117,14 @@ impl Tunnel {
                 }
             }
             if !back_done {
-                let moved = direction(cx, &mut back, &mut from_server, &mut to_client);
+                let read = |cx: &mut Context<'_>| {
+                    let frame = from_server.poll_frame(cx);
+                    if let Poll::Ready(Some(Ok(Frame::Trailers(fields)))) = &frame {
+                        *trailers = Some(fields.clone());
+                    }
+                    frame
+                };
+                let moved = direction(cx, &mut back, read, &mut to_client);
                 transfer.sent.set(back.bytes);
                 match moved {
                     Poll::Ready(Ok(())) => back_done = true,
@@ -101,14 +139,29 @@ impl Tunnel {
     }
 }
 
+impl Tunnel {
+    /// Counts what was on the wire, and keeps the trailers.
+    pub(super) fn finish(&self, config: &Tunneling, info: &mut StreamInfo, stats: &ClusterStats) {
+        self.upstream.count_wire(&mut info.upstream, stats);
+        // What is around the bytes in HTTP/2 nobody counts; in HTTP/1 it is the heads.
+        info.upstream.wire_bytes_sent += info.bytes_received;
+        info.upstream.wire_bytes_received += info.bytes_sent;
+        stats.upstream_cx_tx_bytes_total.add(info.bytes_received);
+        stats.upstream_cx_rx_bytes_total.add(info.bytes_sent);
+        if let (true, Some(trailers)) = (config.keeps_trailers, &self.trailers) {
+            keep(&mut info.filter_state, TRAILERS, trailers);
+        }
+    }
+}
+
 /// Moves one way; at the end a raw connection is closed for writing.
 fn direction(
     cx: &mut Context<'_>,
     pump: &mut Pump,
-    from: &mut RecvBody,
+    read: impl FnMut(&mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>>,
     to: &mut SendBody,
 ) -> Poll<Result<(), PumpError>> {
-    std::task::ready!(pump.poll(cx, |cx| from.poll_frame(cx), to))?;
+    std::task::ready!(pump.poll(cx, read, to))?;
     match to {
         SendBody::H1 { conn, framing: Framing::Raw } => {
             let end = std::task::ready!(Pin::new(&mut conn.borrow_mut().io).poll_shutdown(cx));

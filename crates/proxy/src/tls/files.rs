@@ -1,21 +1,24 @@
-//! Secrets that are files, by the names that Istio gives them.
+//! Secrets that are files, by the names that Istio gives them, and files that parts of secrets are in.
 //!
-//! Where Envoy asks its agent for these over SDS, the files are read here: they are in this container.
+//! Where Envoy asks its agent for the former over SDS, the files are read here: they are in this container.
 
 use super::TlsError;
-use super::secrets::{Entry, certified_key};
+use super::keys::certified_key;
+use super::secrets::Entry;
 use crate::runtime::Shared;
 use crate::sources::Demand;
 use mesh_types::ArcStr;
+use proxy_core::tls::{DataSource, Secret};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
-/// How often files are looked at; certificates are renewed hours before they end.
-const PERIOD: Duration = Duration::from_secs(2);
+/// How often files are looked at. Envoy hears of files that are moved into place; what is written into them counts here as well.
+const PERIOD: Duration = Duration::from_millis(250);
 
 /// What a name says (istio `pkg/security`, `SdsCertificateConfig`).
 enum Files<'a> {
@@ -23,8 +26,43 @@ enum Files<'a> {
     Roots(&'a str),
 }
 
-/// When each file was written, and how long it is.
-pub(super) type Stamp = [Option<(SystemTime, u64)>; 2];
+/// When a file was written, how long it is, and which one it is.
+type FileStamp = Option<(SystemTime, u64, u64)>;
+
+/// Of each file.
+pub(super) type Stamp = [FileStamp; 2];
+
+/// Of each file that parts of a secret are in.
+pub(super) type Stamps = Vec<FileStamp>;
+
+fn stamp(path: &str) -> FileStamp {
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.modified().ok()?, meta.len(), meta.ino()))
+}
+
+/// The files that parts of a secret are in.
+fn files(secret: &Secret) -> impl Iterator<Item = &ArcStr> {
+    let sources: Vec<_> = match secret {
+        Secret::Certificate { certificate, .. } => certificate.parts().collect(),
+        Secret::Validation { validation, .. } => validation.trusted_ca.iter().chain(&validation.crl).collect(),
+        Secret::Generic { .. } => Vec::new(),
+    };
+    sources.into_iter().filter_map(|source| match source {
+        DataSource::File(path) => Some(path),
+        _ => None,
+    })
+}
+
+/// Their state.
+pub(super) fn stamps(secret: &Secret) -> Stamps {
+    files(secret).map(|path| stamp(path)).collect()
+}
+
+/// A hash of what they hold.
+pub(super) fn content(secret: &Secret) -> u64 {
+    let held = |path: &ArcStr| std::fs::read(&**path).unwrap_or_default();
+    files(secret).fold(0, |hash, path| proxy_core::hash::xx64(&held(path), hash))
+}
 
 impl<'a> Files<'a> {
     fn of(name: &'a str) -> Option<Files<'a>> {
@@ -35,10 +73,6 @@ impl<'a> Files<'a> {
     }
 
     fn stamp(&self) -> Stamp {
-        let stamp = |path: &str| {
-            let meta = std::fs::metadata(path).ok()?;
-            Some((meta.modified().ok()?, meta.len()))
-        };
         match self {
             Files::Certificate { chain, key } => [stamp(chain), stamp(key)],
             Files::Roots(path) => [stamp(path), None],
@@ -49,7 +83,7 @@ impl<'a> Files<'a> {
         let read = |path: &str| std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source });
         match self {
             Files::Certificate { chain, key } => {
-                Ok(Entry::Certificate(Arc::new(certified_key(&read(chain)?, &read(key)?)?)))
+                Ok(Entry::Certificate(Arc::new(certified_key(&read(chain)?, &read(key)?, None)?)))
             }
             Files::Roots(path) => {
                 let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
@@ -89,7 +123,10 @@ pub(crate) async fn follow(shared: Arc<Shared>, mut wanted: watch::Receiver<BTre
         shared.secrets.keep_files(&files);
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(PERIOD), if !files.is_empty() => shared.secrets.refresh_files(),
+            () = shared.secrets.files_came() => {}
+            () = tokio::time::sleep(PERIOD), if !files.is_empty() || shared.secrets.has_files() => {
+                shared.secrets.refresh_files();
+            }
         }
     }
 }
@@ -99,7 +136,7 @@ mod tests {
     use super::*;
     use crate::tls::SecretStore;
     use proxy_core::config_source::{ConfigSource, Origin};
-    use proxy_core::tls::{CertificateSource, SdsRef, TlsCommon, TlsVersion, Validation};
+    use proxy_core::tls::{Certificate, CertificateSource, SdsRef, TlsCommon, TlsVersion, Validation};
 
     fn write(folder: &std::path::Path, subject: &str) {
         let key = rcgen::KeyPair::generate().unwrap();
@@ -124,6 +161,7 @@ mod tests {
             curves: Vec::new(),
             certificates: vec![CertificateSource::Sds(sds)],
             validation: Validation::default(),
+            staples: None,
         };
         let store = SecretStore::default();
         let missing = store.certificates(&common).unwrap_err();
@@ -143,5 +181,30 @@ mod tests {
         assert_eq!(names(), second);
         store.keep_files(&BTreeSet::new());
         assert!(store.certificates(&common).is_err());
+    }
+
+    #[test]
+    fn files_of_given_secrets_are_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| DataSource::File(format!("{}/{name}", folder.path().display()).as_str().into());
+        let certificate = Certificate { chain: file("cert"), key: file("key"), password: None, staple: None };
+        let secret = Secret::Certificate { name: "given".into(), certificate };
+        let store = SecretStore::default();
+        assert!(store.set(&Origin::Ads, secret.clone()).is_err());
+        write(folder.path(), "one.example");
+        store.set(&Origin::Ads, secret).unwrap();
+        let names = || store.details("given").unwrap().0[0].dns_sans.clone();
+        assert_eq!(&*names()[0], "one.example");
+        write(folder.path(), "another.example");
+        store.refresh_files();
+        assert_eq!(&*names()[0], "another.example");
+        std::fs::write(folder.path().join("key"), "nonsense").unwrap();
+        store.refresh_files();
+        store.refresh_files();
+        assert_eq!(&*names()[0], "another.example");
+        let renewals = store.renewals("given");
+        assert_eq!((renewals.taken, renewals.failed), (2, 1));
+        store.remove(&Origin::Ads, &"given".into());
+        assert!(!store.has_files());
     }
 }

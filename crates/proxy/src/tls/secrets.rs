@@ -1,17 +1,18 @@
 //! Named secrets: static ones, those from SDS, and those of the agent in the same process.
 
-use super::{TlsError, files};
+use super::{TlsError, files, keys};
 use mesh_types::ArcStr;
 use proxy_core::config_source::Origin;
 use proxy_core::stream_info::PeerCertificate;
-use proxy_core::tls::{CertificateSource, DataSource, SdsRef, Secret, Secretive, TlsCommon, Validation};
+use proxy_core::tls::{Certificate, CertificateSource, DataSource, SdsRef, Secret, Secretive, TlsCommon, Validation};
 use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
+use tokio::sync::Notify;
 
 /// Istio's names of the workload's certificate and of the roots that it trusts.
 const CERTIFICATE: &str = "default";
@@ -28,9 +29,29 @@ pub(crate) struct SecretStore {
     secrets: Mutex<HashMap<ArcStr, Arc<Entry>>>,
     /// Those of SDS servers and files of their own: the same name may mean another secret there.
     sourced: Mutex<HashMap<(Origin, ArcStr), Arc<Entry>>>,
-    /// Those of them that were read from files, with the files' state then.
+    /// Those of them that their names say are in files, with the files' state when they were read.
     files: Mutex<HashMap<ArcStr, files::Stamp>>,
+    /// Those that somebody gave whose parts are in files.
+    in_files: Mutex<HashMap<(Origin, ArcStr), InFiles>>,
+    /// There is one more of these.
+    followed: Notify,
+    renewals: Mutex<HashMap<ArcStr, Renewals>>,
     generation: AtomicU64,
+}
+
+/// A secret whose parts are in files, and their state when they were read.
+struct InFiles {
+    secret: Secret,
+    stamp: files::Stamps,
+    /// A hash of what they held.
+    content: u64,
+}
+
+/// How often a secret came, was changed or was read again from its files, and how often what the files held could not be used.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Renewals {
+    pub(crate) taken: u64,
+    pub(crate) failed: u64,
 }
 
 /// One secret in the form TLS needs.
@@ -121,6 +142,53 @@ impl SecretStore {
                 Err(error) => tracing::warn!(%error, secret = &*name, "keeping what the files held before"),
             }
         }
+        let mut in_files = self.in_files();
+        for ((origin, name), InFiles { secret, stamp, content }) in in_files.iter_mut() {
+            let now = files::stamps(secret);
+            if now == *stamp {
+                continue;
+            }
+            *stamp = now;
+            let now = files::content(secret);
+            if now == *content {
+                continue;
+            }
+            match compiled(secret) {
+                Ok(entry) => {
+                    *content = now;
+                    tracing::info!(secret = &**name, "files of a secret were read again");
+                    self.insert(origin, name.clone(), entry);
+                    self.count(name, |renewals| renewals.taken += 1);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, secret = &**name, "keeping what the files held before");
+                    self.count(name, |renewals| renewals.failed += 1);
+                }
+            }
+        }
+    }
+
+    fn in_files(&self) -> MutexGuard<'_, HashMap<(Origin, ArcStr), InFiles>> {
+        self.in_files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether files have to be looked at now and then.
+    pub(super) fn has_files(&self) -> bool {
+        !self.in_files().is_empty()
+    }
+
+    /// Resolves when there may be files to look at that there were not before.
+    pub(super) async fn files_came(&self) {
+        self.followed.notified().await;
+    }
+
+    fn count(&self, name: &ArcStr, change: impl FnOnce(&mut Renewals)) {
+        change(self.renewals.lock().unwrap_or_else(PoisonError::into_inner).entry(name.clone()).or_default());
+    }
+
+    /// What became of a secret since it was first asked for.
+    pub(crate) fn renewals(&self, name: &str) -> Renewals {
+        self.renewals.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied().unwrap_or_default()
     }
 
     /// Forgets the secrets from files that nothing names any more.
@@ -165,23 +233,35 @@ impl SecretStore {
             Origin::Ads | Origin::Static => self.lock().remove(name),
             origin => self.sourced().remove(&(origin.clone(), name.clone())),
         };
+        self.in_files().remove(&(origin.clone(), name.clone()));
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Takes a secret from configuration or SDS.
+    /// Takes a secret from configuration or SDS. The files of those from SDS are followed (Envoy `SdsApi::onConfigUpdate`).
     pub(crate) fn set(&self, origin: &Origin, secret: Secret) -> Result<(), TlsError> {
-        let (name, entry) = match secret {
-            Secret::Certificate { name, chain, key, .. } => {
-                let key = certified_key(&read(&chain)?, &read(&key)?)?;
-                (name, Entry::Certificate(Arc::new(key)))
+        if matches!(secret, Secret::Generic { .. }) {
+            return Ok(());
+        }
+        let name = secret.name().clone();
+        // Taken before the files are read: what is written afterwards is a change.
+        let (stamp, content) = (files::stamps(&secret), files::content(&secret));
+        let entry = compiled(&secret)?;
+        self.insert(origin, name.clone(), entry);
+        if *origin != Origin::Static {
+            self.count(&name, |renewals| renewals.taken += 1);
+            let key = (origin.clone(), name);
+            match stamp.is_empty() {
+                true => drop(self.in_files().remove(&key)),
+                false => {
+                    self.in_files().insert(key, InFiles { secret, stamp, content });
+                    self.followed.notify_one();
+                }
             }
-            Secret::Validation { name, validation, .. } => {
-                // Roots that cannot be read are refused now rather than at the first handshake.
-                roots(&validation)?;
-                (name, Entry::Validation(validation))
-            }
-            Secret::Generic { .. } => return Ok(()),
-        };
+        }
+        Ok(())
+    }
+
+    fn insert(&self, origin: &Origin, name: ArcStr, entry: Entry) {
         match origin {
             Origin::Ads | Origin::Static => self.put(name, entry),
             origin => {
@@ -189,7 +269,6 @@ impl SecretStore {
                 self.generation.fetch_add(1, Ordering::Release);
             }
         }
-        Ok(())
     }
 
     /// Takes the workload's certificate from the agent: `default` and `ROOTCA`.
@@ -214,7 +293,7 @@ impl SecretStore {
             .certificates
             .iter()
             .map(|source| match source {
-                CertificateSource::Local { chain, key } => Ok(Arc::new(certified_key(&read(chain)?, &read(key)?)?)),
+                CertificateSource::Local(certificate) => Ok(Arc::new(keys::load(certificate)?)),
                 CertificateSource::Sds(sds) => match &*self.need(sds)? {
                     Entry::Certificate(key) => Ok(key.clone()),
                     _ => Err(TlsError::MissingSecret(sds.name.clone())),
@@ -245,6 +324,28 @@ impl SecretStore {
     }
 }
 
+/// A secret in the form TLS needs, with what its files hold now.
+fn compiled(secret: &Secret) -> Result<Entry, TlsError> {
+    match secret {
+        Secret::Certificate { certificate, .. } => Ok(Entry::Certificate(Arc::new(keys::load(certificate)?))),
+        Secret::Validation { validation, .. } => {
+            let held = |source: &Option<DataSource>| -> Result<_, TlsError> {
+                let Some(source) = source else { return Ok(None) };
+                Ok(Some(DataSource::Inline(Secretive(read(source)?.into()))))
+            };
+            let validation = Validation {
+                trusted_ca: held(&validation.trusted_ca)?,
+                crl: held(&validation.crl)?,
+                ..validation.clone()
+            };
+            // Roots that cannot be read are refused now rather than at the first handshake.
+            roots(&validation)?;
+            Ok(Entry::Validation(validation))
+        }
+        Secret::Generic { name, .. } => Err(TlsError::MissingSecret(name.clone())),
+    }
+}
+
 /// What each of these certificates says.
 fn each(certs: &[CertificateDer<'static>]) -> Vec<PeerCertificate> {
     certs.iter().filter_map(|c| super::peer_certificate(std::slice::from_ref(c))).collect()
@@ -266,7 +367,7 @@ impl SecretStore {
         for source in &common.certificates {
             all.extend(match source {
                 CertificateSource::Sds(sds) => named(sds),
-                CertificateSource::Local { chain, .. } => read(chain).ok().and_then(|pem| {
+                CertificateSource::Local(certificate) => read(&certificate.chain).ok().and_then(|pem| {
                     let certs: Vec<_> = CertificateDer::pem_slice_iter(&pem).flatten().take(1).collect();
                     Some((unnamed("cert"), end(&each(&certs))?))
                 }),
@@ -303,7 +404,7 @@ pub(crate) fn named_by(common: &TlsCommon) -> Vec<[(Vec<PeerCertificate>, String
         (each(&roots(&common.validation).unwrap_or_default()), at)
     };
     let own = common.certificates.iter().filter_map(|source| {
-        let CertificateSource::Local { chain, .. } = source else { return None };
+        let CertificateSource::Local(Certificate { chain, .. }) = source else { return None };
         let certs: Vec<_> = CertificateDer::pem_slice_iter(&read(chain).ok()?).flatten().collect();
         Some((each(&certs), path(chain)))
     });
@@ -318,11 +419,7 @@ pub(crate) fn named_by(common: &TlsCommon) -> Vec<[(Vec<PeerCertificate>, String
 fn roots(validation: &Validation) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let Some(ca) = &validation.trusted_ca else { return Ok(Vec::new()) };
     let pem = read(ca)?;
-    let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    match certs {
-        Ok(certs) if !certs.is_empty() => Ok(certs),
-        _ => Err(TlsError::Pem { what: "trusted_ca" }),
-    }
+    keys::certificates(&pem).filter(|certs| !certs.is_empty()).ok_or(TlsError::Pem { what: "trusted_ca" })
 }
 
 /// The bytes a data source names. Files are small and read when a context is compiled, not per connection.
@@ -348,28 +445,4 @@ fn pem(certs: &[CertificateDer<'_>]) -> Vec<u8> {
         out.extend_from_slice(b"-----END CERTIFICATE-----\n");
     }
     out
-}
-
-pub(super) fn certified_key(chain: &[u8], key: &[u8]) -> Result<CertifiedKey, TlsError> {
-    let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
-    let certs = certs.map_err(|_| TlsError::Pem { what: "certificate_chain" })?;
-    if certs.is_empty() {
-        return Err(TlsError::NoCertificate);
-    }
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| TlsError::Pem { what: "private_key" })?;
-    let key = super::provider().key_provider.load_private_key(key)?;
-    let certified = CertifiedKey::new(certs, key);
-    match keys_match(&certified)? {
-        true => Ok(certified),
-        false => Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch).into()),
-    }
-}
-
-/// Whether the key is the certificate's. rustls's own way is only for certificates of version 3.
-fn keys_match(certified: &CertifiedKey) -> Result<bool, TlsError> {
-    use x509_parser::prelude::{FromDer, X509Certificate};
-    let bad = || TlsError::Pem { what: "certificate_chain" };
-    let leaf = certified.cert.first().ok_or(TlsError::NoCertificate)?;
-    let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| bad())?;
-    Ok(certified.key.public_key().is_none_or(|key| *key == *certificate.public_key().raw))
 }

@@ -2,7 +2,7 @@
 
 use super::certificate::add_issuer;
 use super::verify::{ClientVerifier, Failed, Refused, dns_match, heard};
-use super::{Current, SecretStore, TlsError, info, peer_certificate, provider_for, sessions, versions};
+use super::{Current, SecretStore, TlsError, info, ocsp, peer_certificate, provider_for, sessions, versions};
 use crate::io::Raw;
 use mesh_types::ArcStr;
 use proxy_core::TlsInfo;
@@ -51,7 +51,7 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.pick(hello.server_name()).map(|c| c.0.clone())
+        self.pick(hello.server_name()).map(|c| ocsp::as_of_now(&c.0))
     }
 }
 
@@ -73,6 +73,9 @@ impl ServerTls {
         let keys = secrets.certificates(common)?;
         if keys.is_empty() {
             return Err(TlsError::NoCertificate);
+        }
+        if let Some(staples) = common.staples {
+            ocsp::check(staples, &keys)?;
         }
         let certificates = Arc::new(Certificates(
             keys.into_iter()

@@ -11,12 +11,13 @@ use mesh_types::ArcStr;
 use proxy_core::cluster::{TransportSocket, UpstreamProtocol};
 use proxy_core::route::Priority;
 use proxy_core::stream_info::HttpProtocol;
-use proxy_core::{Address, Cluster, ConnectionInfo, Headers, Host, Listener, TlsInfo};
+use proxy_core::tlv::Tlv;
+use proxy_core::{Address, Cluster, ConnectionInfo, FormatContext, Headers, Host, Listener, StreamInfo, TlsInfo};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use tokio::io::AsyncWriteExt;
 
 /// How a connection to a host is made; requests with different variants never share one.
@@ -63,18 +64,37 @@ impl Source {
     }
 }
 
-/// The two ends of the client's connection, as far as they are IP addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The two ends of the client's connection, as far as they are IP addresses, and what else a header tells.
+#[derive(Clone, Debug)]
 pub(crate) struct Announced {
     from: Option<SocketAddr>,
     to: Option<SocketAddr>,
+    tlvs: Arc<[Tlv]>,
+    keyed: bool,
 }
+
+impl PartialEq for Announced {
+    /// Connections that differ in further fields alone are shared, unless the configuration says otherwise.
+    fn eq(&self, other: &Self) -> bool {
+        (self.from, self.to, self.keyed) == (other.from, other.to, other.keyed)
+            && (!self.keyed || self.tlvs == other.tlvs)
+    }
+}
+
+impl Eq for Announced {}
 
 impl Announced {
     /// For hosts that get a PROXY header; `None` for all others.
-    pub(crate) fn to(cluster: &WorkerCluster, host: &Host, info: &ConnectionInfo) -> Option<Self> {
-        let (TransportSocket::ProxyProtocol { .. }, _) = cluster.config().transport(host) else { return None };
-        Some(Self { from: info.remote.socket(), to: info.local.socket() })
+    pub(crate) fn to(cluster: &WorkerCluster, host: &Host, info: &Arc<ConnectionInfo>) -> Option<Self> {
+        let (TransportSocket::ProxyProtocol { header, .. }, _) = cluster.config().transport(host) else { return None };
+        let stream = StreamInfo::new(info.clone(), SystemTime::now());
+        let tlvs = header.tlvs(host, &FormatContext::new(&stream, None, None)).into();
+        Some(Self { from: info.remote.socket(), to: info.local.socket(), tlvs, keyed: header.keyed })
+    }
+
+    /// Of a connection that is shared with nobody.
+    pub(crate) fn alone(self) -> Self {
+        Self { keyed: true, ..self }
     }
 }
 
@@ -227,9 +247,14 @@ async fn establish(
         }
     }
     let mut raw = raw;
-    if let (TransportSocket::ProxyProtocol { version, .. }, _) = config.transport(host) {
-        let (from, to) = variant.announced.map_or((None, None), |a| (a.from, a.to));
-        let header = crate::proxy_protocol::header(*version, from, to);
+    if let (TransportSocket::ProxyProtocol { header, .. }, _) = config.transport(host) {
+        let announced = variant.announced.as_ref();
+        let (from, to) = announced.map_or((None, None), |a| (a.from, a.to));
+        let tlvs = announced.map_or(&[][..], |a| &a.tlvs);
+        let header = crate::proxy_protocol::header_with(header.version, from, to, tlvs).unwrap_or_else(|| {
+            cluster.stats.other.inc("upstream.proxyprotocol.v2_tlvs_exceed_max_length");
+            crate::proxy_protocol::header(header.version, from, to)
+        });
         raw.write_all(&header)
             .await
             .map_err(|e| ConnectError { timeout: false, reason: delayed(connect_reason(&e)) })?;

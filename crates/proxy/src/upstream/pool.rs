@@ -178,6 +178,11 @@ pub(crate) enum AcquireError {
 }
 
 impl Pool {
+    /// Whose connections these are.
+    pub(crate) fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
     pub(super) fn new(
         worker: Rc<Worker>,
         cluster: Rc<WorkerCluster>,

@@ -3,7 +3,7 @@
 use crate::fixture::{bound, cluster, connect, free_port, head, http_manager, listener, start};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 /// Serves one traced request with that provider; returns head and body of what came to the collector.
 async fn collected(collector: TcpListener, provider: Value) -> (String, Vec<u8>) {
@@ -23,11 +23,28 @@ async fn collected(collector: TcpListener, provider: Value) -> (String, Vec<u8>)
     }
     let (mut stream, _) = collector.accept().await.expect("a connection");
     let head = head(&mut stream).await;
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
-    let mut body = vec![0; length.parse().expect("a number")];
-    stream.read_exact(&mut body).await.expect("the whole body");
+    assert!(head.contains("transfer-encoding: chunked\r\n"), "{head}");
+    let mut body = Vec::new();
+    loop {
+        let mut part = vec![0; chunk_size(&mut stream).await + 2];
+        stream.read_exact(&mut part).await.expect("the whole body");
+        if part.len() == 2 {
+            break;
+        }
+        body.extend_from_slice(&part[..part.len() - 2]);
+    }
     handle.shutdown();
     (head, body)
+}
+
+/// The line before a chunk.
+async fn chunk_size(stream: &mut TcpStream) -> usize {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        line.push(stream.read_u8().await.expect("a line"));
+    }
+    let digits = std::str::from_utf8(&line).expect("text").trim_end();
+    usize::from_str_radix(digits, 16).expect("a size")
 }
 
 fn service(uri: &str) -> Value {

@@ -140,7 +140,7 @@ impl Exchange {
             self.http.stats.downstream_cx_upgrades_active.inc();
             return Ok(());
         }
-        if self.matched.is_none() {
+        if self.matched.is_none() && self.redirect_to_tls.is_none() {
             // There is no route to refuse it; that none was found is answered later.
             return Ok(());
         }

@@ -6,15 +6,14 @@
 //! also writes what the crate cannot: answers to streams whose heads are not complete.
 
 use super::flood::{Flood, Flooded, Limits};
+use super::seen::{FRAME_SIZE_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, Seen};
+use super::switch::{Fault, Switch};
 use crate::batch::Batch;
 use crate::frames::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, Head, PING, PRIORITY, RST_STREAM,
-    SETTINGS, WINDOW_UPDATE, written_of,
+    ACK, CONTINUATION, END_HEADERS, Frames, GOAWAY, HEADERS, Head, PING, RST_STREAM, SETTINGS, written_of,
 };
 use crate::hcm::{End, Http};
 use crate::inspect::PREFACE;
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -22,266 +21,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
-
-const PROTOCOL_ERROR: u32 = 1;
-const FLOW_CONTROL_ERROR: u32 = 3;
-const STREAM_CLOSED: u32 = 5;
-const FRAME_SIZE_ERROR: u32 = 6;
-const REFUSED_STREAM: u32 = 7;
-
-/// Flags of frames (RFC 9113, 6.2).
-const PADDED: u8 = 0x8;
-const WITH_PRIORITY: u8 = 0x20;
-
-/// Heads that are not given out, of which account is kept.
-const MAX_UNREAD: usize = 4096;
+use tokio::time::Sleep;
 
 /// The last stream that there can be, which the first of two GOAWAYs names.
 const MAX_STREAM: u32 = 0x7fff_ffff;
 
 /// What the crate's ping after its first GOAWAY carries.
 const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
-
-impl Head {
-    /// RFC 9113, section 6: lengths that make a FRAME_SIZE_ERROR.
-    fn has_bad_size(&self) -> bool {
-        match self.kind {
-            PRIORITY => self.length != 5,
-            RST_STREAM | WINDOW_UPDATE => self.length != 4,
-            SETTINGS if self.flags & ACK != 0 => self.length != 0,
-            SETTINGS => !self.length.is_multiple_of(6),
-            PING => self.length != 8,
-            HEADERS if self.flags & WITH_PRIORITY != 0 => self.length < 5,
-            _ => false,
-        }
-    }
-}
-
-/// What has come in, as far as it decides how an error is answered.
-#[derive(Debug, Default)]
-struct Seen {
-    last: Option<u8>,
-    /// A header block is not complete.
-    in_block: bool,
-    /// The stream whose first head is not complete.
-    head: Option<u32>,
-    /// The highest stream that the peer opened.
-    highest: u32,
-    /// The last frame was a head that opened a stream, as far as its number tells.
-    fresh: bool,
-    /// A frame of a length that its kind cannot have.
-    bad_size: bool,
-    /// A frame with more padding than it has room for.
-    bad_padding: bool,
-    /// The peer knows our settings.
-    acknowledged: bool,
-    /// The peer leaves.
-    goodbye: bool,
-    /// The stream whose trailers came last, and whether they say that nothing follows.
-    trailers: Option<(u32, bool)>,
-    /// Streams whose last frame was DATA, the last few.
-    with_data: [u32; 32],
-    next: usize,
-}
-
-impl Seen {
-    /// `first`: of the frame's payload, if it has come with its head.
-    fn note(&mut self, head: Head, first: Option<u8>) {
-        let padded = matches!(head.kind, DATA | HEADERS) && head.flags & PADDED != 0;
-        self.bad_padding |= padded && first.map_or(head.length == 0, |padding| usize::from(padding) >= head.length);
-        self.last = Some(head.kind);
-        self.fresh = self.opens(head) && head.stream % 2 == 1;
-        self.bad_size |= head.has_bad_size();
-        self.acknowledged |= head.kind == SETTINGS && head.flags & ACK != 0;
-        self.goodbye |= head.kind == GOAWAY;
-        match head.kind {
-            DATA if !self.with_data.contains(&head.stream) => {
-                self.with_data[self.next] = head.stream;
-                self.next = (self.next + 1) % self.with_data.len();
-            }
-            HEADERS | CONTINUATION if !self.in_block || head.kind == CONTINUATION => {
-                self.in_block = head.flags & END_HEADERS == 0;
-                if self.opens(head) {
-                    self.highest = head.stream;
-                    self.head = Some(head.stream);
-                } else if head.kind == HEADERS {
-                    self.trailers = Some((head.stream, head.flags & END_STREAM != 0));
-                    self.with_data.iter_mut().filter(|stream| **stream == head.stream).for_each(|stream| *stream = 0);
-                }
-                self.head = self.head.filter(|_| self.in_block);
-            }
-            _ => {}
-        }
-    }
-
-    /// Whether a header block is a request's, not a trailer's.
-    fn opens(&self, head: Head) -> bool {
-        head.kind == HEADERS && head.stream > self.highest
-    }
-
-    /// Whether Envoy closes without this GOAWAY. `unread`: it is for a head that the crate did not understand.
-    ///
-    /// DIFFERS: windows that overflow and pings of a stream are answered as RFC 9113 asks (6.9.1, 5.4.1), so that a
-    /// peer learns what it did; Envoy closes without a word.
-    fn hides_goaway(&self, code: u32, unread: bool) -> bool {
-        let told = match code {
-            FLOW_CONTROL_ERROR => self.last == Some(WINDOW_UPDATE),
-            PROTOCOL_ERROR => self.last == Some(PING),
-            _ => false,
-        };
-        matches!(code, PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED)
-            && !told
-            && !self.in_block
-            && !self.bad_size
-            && !self.bad_padding
-            && (unread || !matches!(self.last, Some(DATA | CONTINUATION)))
-    }
-
-    /// What Envoy says of the trailers that came last, if they are this stream's and break the rules of messages.
-    fn bad_trailers(&self, stream: u32) -> Option<&'static str> {
-        let (_, ends) = self.trailers.filter(|(with, _)| *with == stream)?;
-        Some(if ends { super::INVALID_FIELD } else { super::VIOLATION })
-    }
-
-    /// Whether Envoy closes the connection instead of this RST_STREAM.
-    fn closes_instead(&self, code: u32, stream: u32) -> bool {
-        match code {
-            PROTOCOL_ERROR => !self.with_data.contains(&stream),
-            // DIFFERS: as with GOAWAY, a window that overflows is told.
-            FLOW_CONTROL_ERROR => !matches!(self.last, Some(DATA | WINDOW_UPDATE)),
-            STREAM_CLOSED => self.last != Some(DATA),
-            _ => false,
-        }
-    }
-}
-
-/// What a peer did that ends its connection.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Fault {
-    /// A malformed message; what was wrong with it.
-    Message(&'static str),
-    /// The trailers of a stream that is being served, and what was wrong with them.
-    Trailers(u32, &'static str),
-    Flood(Flooded),
-}
-
-/// Tells the guard to end its connection, and how it ended.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Switch(Rc<Ending>);
-
-#[derive(Debug, Default)]
-struct Ending {
-    cut: Cell<bool>,
-    fault: Cell<Option<Fault>>,
-    by_peer: Cell<bool>,
-    abrupt: Cell<bool>,
-    /// The stream whose head is not complete, and since when.
-    head: Cell<Option<(u32, Instant)>>,
-    /// Frames for streams that the crate does not know of.
-    late: RefCell<Vec<u8>>,
-    /// Those streams. What the crate says of them, once the rest of their heads has come, is not written.
-    answered: RefCell<Vec<u32>>,
-    /// Streams whose heads came, and which the crate has not given out. It never does so with malformed ones.
-    unread: RefCell<VecDeque<u32>>,
-    /// How many it has given out.
-    given: Cell<u64>,
-    /// Streams that ended for a malformed message, and why.
-    resets: RefCell<Vec<&'static str>>,
-    /// What is known of resets that are not written yet.
-    reasons: RefCell<VecDeque<&'static str>>,
-}
-
-impl Ending {
-    /// A stream's head has come.
-    fn came(&self, stream: u32) {
-        let mut unread = self.unread.borrow_mut();
-        // After a GOAWAY the crate passes over streams without a word.
-        if unread.len() == MAX_UNREAD {
-            unread.pop_front();
-        }
-        unread.push_back(stream);
-    }
-
-    /// The crate has given it out, or reset it.
-    fn read(&self, stream: u32) {
-        let mut unread = self.unread.borrow_mut();
-        match unread.front() {
-            Some(first) if *first == stream => _ = unread.pop_front(),
-            _ => unread.retain(|unread| *unread != stream),
-        }
-    }
-}
-
-impl Switch {
-    /// The connection ends without another byte.
-    pub(super) fn cut(&self) {
-        self.0.cut.set(true);
-    }
-
-    pub(super) fn is_cut(&self) -> bool {
-        self.0.cut.get()
-    }
-
-    /// The same, and nobody waits for the peer.
-    pub(super) fn end_abruptly(&self) {
-        self.0.abrupt.set(true);
-        self.cut();
-    }
-
-    pub(super) fn is_abrupt(&self) -> bool {
-        self.0.abrupt.get()
-    }
-
-    /// As [`Self::cut`], for what the peer did.
-    pub(super) fn blame(&self, fault: Fault) {
-        self.0.fault.set(Some(fault));
-        self.cut();
-    }
-
-    /// What the peer did that ended the connection.
-    pub(super) fn fault(&self) -> Option<Fault> {
-        self.0.fault.get()
-    }
-
-    /// A stream is about to be reset for a malformed message.
-    pub(super) fn explain(&self, details: &'static str) {
-        self.0.reasons.borrow_mut().push_back(details);
-    }
-
-    /// What was wrong with messages whose streams were reset since the last call.
-    pub(super) fn take_resets(&self) -> Vec<&'static str> {
-        self.0.resets.take()
-    }
-
-    /// The crate understood the head of a stream.
-    pub(super) fn given_out(&self, stream: u32) {
-        self.0.read(stream);
-        self.0.given.set(self.0.given.get() + 1);
-    }
-
-    /// The stream of which the peer owes the rest of a head, and since when.
-    pub(super) fn head(&self) -> Option<(u32, Instant)> {
-        self.0.head.get()
-    }
-
-    /// Writes whole frames, the last ones of a stream whose head is not complete.
-    pub(super) fn answer(&self, stream: u32, frames: &[u8]) {
-        self.0.late.borrow_mut().extend_from_slice(frames);
-        self.0.answered.borrow_mut().push(stream);
-        self.0.head.set(None);
-    }
-
-    /// Whether that was done.
-    pub(super) fn has_answered(&self, stream: u32) -> bool {
-        self.0.answered.borrow().contains(&stream)
-    }
-
-    /// Whether the peer closed before the proxy did.
-    pub(super) fn is_by_peer(&self) -> bool {
-        self.0.by_peer.get()
-    }
-}
 
 /// The first SETTINGS as Envoy sends them: header table size, extended CONNECT, streams, window.
 #[derive(Clone, Copy, Debug)]
@@ -392,7 +138,7 @@ impl Guard {
 
     /// Takes note of what was written.
     fn wrote(&mut self, bytes: &[u8]) {
-        let (flood, ending) = (&mut self.flood, &self.switch.0);
+        let (flood, switch) = (&mut self.flood, &self.switch);
         if let Some(http) = &self.http {
             http.stats.downstream_cx_tx_bytes_total.add(bytes.len() as u64);
             http.sent.set(http.sent.get() + bytes.len() as u64);
@@ -407,15 +153,10 @@ impl Guard {
                     count(http, "http2.tx_reset");
                     match word(bytes, body) {
                         Some(REFUSED_STREAM) => count(http, "http2.stream_refused_errors"),
-                        Some(PROTOCOL_ERROR) if logs => {
-                            let known = ending.reasons.borrow_mut().pop_front();
-                            if known.is_some() || ending.unread.borrow().contains(&head.stream) {
-                                ending.resets.borrow_mut().push(known.unwrap_or(super::INVALID_FIELD));
-                            }
-                        }
+                        Some(PROTOCOL_ERROR) if logs => switch.reset(head.stream),
                         _ => {}
                     }
-                    ending.read(head.stream);
+                    switch.read(head.stream);
                 }
                 GOAWAY if word(bytes, body + 4) == Some(0) => {
                     // Only the second one, with the last stream's number, is counted.
@@ -433,8 +174,7 @@ impl Guard {
     /// What in `bytes`, which the crate wants to write, is not to be written as it is, and where.
     fn change(&self, bytes: &[u8]) -> Option<(usize, Change)> {
         let mut change = None;
-        let unread = self.switch.0.unread.borrow();
-        let asked = self.asked == Some(self.switch.0.given.get());
+        let asked = self.asked == Some(self.switch.given());
         self.outgoing.clone().look(bytes, |head, body| {
             let found = match head.kind {
                 RST_STREAM if self.switch.has_answered(head.stream) => Some(Change::Skip),
@@ -443,11 +183,11 @@ impl Guard {
                     Some(if asked { Change::Cut } else { Change::Ask { last: true } })
                 }
                 RST_STREAM => match word(bytes, body) {
-                    Some(PROTOCOL_ERROR) if unread.contains(&head.stream) && !asked => {
+                    Some(PROTOCOL_ERROR) if self.switch.is_unread(head.stream) && !asked => {
                         Some(Change::Ask { last: false })
                     }
                     _ if self.stream_errors => None,
-                    Some(PROTOCOL_ERROR) if unread.contains(&head.stream) => Some(Change::Refuse),
+                    Some(PROTOCOL_ERROR) if self.switch.is_unread(head.stream) => Some(Change::Refuse),
                     Some(code) if self.seen.closes_instead(code, head.stream) => {
                         let trailers = self.seen.bad_trailers(head.stream).filter(|_| code == PROTOCOL_ERROR);
                         Some(trailers.map_or(Change::Refuse, |details| Change::Trailers(head.stream, details)))
@@ -456,9 +196,11 @@ impl Guard {
                 },
                 GOAWAY => match word(bytes, body + 4) {
                     Some(PROTOCOL_ERROR) if self.seen.bad_size => Some(Change::SizeError),
-                    Some(PROTOCOL_ERROR) if !unread.is_empty() && !asked => Some(Change::Ask { last: true }),
+                    Some(PROTOCOL_ERROR) if self.switch.has_unread() && !asked => Some(Change::Ask { last: true }),
                     // Of such a head the crate could not read a field.
-                    Some(PROTOCOL_ERROR) if self.seen.hides_goaway(PROTOCOL_ERROR, true) && !unread.is_empty() => {
+                    Some(PROTOCOL_ERROR)
+                        if self.seen.hides_goaway(PROTOCOL_ERROR, true) && self.switch.has_unread() =>
+                    {
                         Some(Change::Refuse)
                     }
                     Some(code) if self.seen.hides_goaway(code, false) => {
@@ -491,7 +233,7 @@ impl Guard {
         match change {
             Change::Cut => {}
             Change::Ask { last } => {
-                self.asked = Some(self.switch.0.given.get());
+                self.asked = Some(self.switch.given());
                 if let (true, Some(http)) = (last, &self.http) {
                     // Streams that find out meanwhile say the same.
                     http.end.set(Some(End::Codec { details: super::BROKEN, blamed: None }));
@@ -509,7 +251,7 @@ impl Guard {
                 });
                 let length = (9 + skipped.length).min(bytes.len());
                 self.outgoing.look(&bytes[..length], |_, _| true);
-                self.switch.0.answered.borrow_mut().retain(|answered| *answered != skipped.stream);
+                self.switch.forget_answered(skipped.stream);
                 return Poll::Ready(Ok(length));
             }
             Change::SizeError => {
@@ -545,10 +287,10 @@ impl Guard {
 
     /// Writes answers to streams that the crate does not know of, between its frames.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out_block || !self.outgoing.is_between() || self.switch.0.late.borrow().is_empty() {
+        if self.out_block || !self.outgoing.is_between() || !self.switch.has_late() {
             return Poll::Ready(Ok(()));
         }
-        let late = self.switch.0.late.take();
+        let late = self.switch.take_late();
         match Pin::new(&mut self.io).poll_write(cx, &late)? {
             Poll::Ready(n) => {
                 self.wrote(&late[..n]);
@@ -557,7 +299,7 @@ impl Guard {
                 Poll::Ready(Ok(()))
             }
             Poll::Pending => {
-                self.switch.0.late.replace(late);
+                self.switch.put_late(late);
                 Poll::Pending
             }
         }
@@ -653,7 +395,7 @@ impl AsyncRead for Guard {
                     http.received.set(http.received.get() + came);
                 }
             }
-            Poll::Ready(_) => this.switch.0.by_peer.set(true),
+            Poll::Ready(_) => this.switch.closed_by_peer(),
         }
         if this.greeted < PREFACE.len() && polled.is_ready() {
             this.greet(cx, &buf.filled()[before..])?;
@@ -663,13 +405,13 @@ impl AsyncRead for Guard {
             }
         }
         let (seen, flood, http) = (&mut this.seen, &mut this.flood, &this.http);
-        let ending = &this.switch.0;
+        let switch = &this.switch;
         let (mut flooded, mut calm) = (None, 0);
         let came = &buf.filled()[before..];
         this.incoming.look(came, |head, body| {
             if head.kind == HEADERS && !seen.in_block {
                 if seen.opens(head) && head.stream % 2 == 1 {
-                    ending.came(head.stream);
+                    switch.came(head.stream);
                 } else if !seen.opens(head) {
                     count(http, "http2.trailers");
                 }
@@ -684,9 +426,7 @@ impl AsyncRead for Guard {
         }
         let part = (seen.fresh && this.incoming.is_within()).then_some(seen.highest);
         let owed = seen.head.or(part).filter(|stream| !this.switch.has_answered(*stream));
-        if owed != ending.head.get().map(|(stream, _)| stream) {
-            ending.head.set(owed.map(|stream| (stream, Instant::now())));
-        }
+        switch.owes(owed);
         if let Some(flooded) = flooded {
             if let Some(counter) = flooded.counter() {
                 count(http, counter);
@@ -764,36 +504,6 @@ impl AsyncWrite for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn malformed_messages_close_but_bad_bodies_reset() {
-        let mut seen = Seen::default();
-        seen.note(Head { length: 1, kind: HEADERS, flags: 5, stream: 1 }, None);
-        assert!(seen.closes_instead(PROTOCOL_ERROR, 1) && seen.hides_goaway(PROTOCOL_ERROR, false));
-        seen.note(Head { length: 1, kind: DATA, flags: 1, stream: 1 }, None);
-        assert!(!seen.closes_instead(PROTOCOL_ERROR, 1) && !seen.hides_goaway(PROTOCOL_ERROR, false));
-        seen.note(Head { length: 1, kind: HEADERS, flags: 5, stream: 1 }, None);
-        assert!(seen.closes_instead(PROTOCOL_ERROR, 1), "trailers");
-        assert_eq!((seen.bad_trailers(1), seen.bad_trailers(3)), (Some(crate::hcm::h2::INVALID_FIELD), None));
-        seen.note(Head { length: 1, kind: HEADERS, flags: 0, stream: 3 }, None);
-        assert!(!seen.hides_goaway(PROTOCOL_ERROR, true), "a header block was interrupted");
-        assert_eq!(seen.head, Some(3));
-        seen.note(Head { length: 1, kind: CONTINUATION, flags: END_HEADERS, stream: 3 }, None);
-        assert_eq!(seen.head, None, "the head is there");
-        seen.note(Head { length: 1, kind: HEADERS, flags: 1, stream: 3 }, None);
-        assert!(seen.in_block && seen.head.is_none(), "trailers");
-    }
-
-    #[test]
-    fn bad_padding_is_told() {
-        let head = Head { length: 3, kind: HEADERS, flags: PADDED | END_HEADERS, stream: 1 };
-        let hides = |first| {
-            let mut seen = Seen::default();
-            seen.note(head, Some(first));
-            seen.hides_goaway(PROTOCOL_ERROR, false)
-        };
-        assert!(hides(2) && !hides(3));
-    }
 
     #[test]
     fn settings_are_envoys() {

@@ -1,7 +1,7 @@
 //! Answers to streams whose heads do not end in time. The `h2` crate knows of a stream only once its head is complete;
 //! until then what is to be said of it is written beside the crate, by way of the guard.
 
-use super::guard::Switch;
+use super::switch::Switch;
 use crate::frames::{CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM};
 use crate::hcm::Http;
 use crate::hcm::exchange::{Exchange, Hints};

@@ -68,7 +68,10 @@ pub(super) async fn pass_on(
         headers.set_number("x-envoy-attempt-count", exchange.info.upstream.attempts.into());
     }
     if let Some(cookie) = &plan.cookie {
-        headers.push_lower("set-cookie", cookie.0.as_bytes());
+        // Each choice of a host adds it anew.
+        for _ in 0..exchange.info.upstream.attempts {
+            headers.push_lower("set-cookie", cookie.0.as_bytes());
+        }
     }
     let http = exchange.http.clone();
     exchange.peer.pass_answer(&mut headers, &http, plan.cluster.config());

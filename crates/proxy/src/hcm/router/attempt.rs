@@ -159,14 +159,17 @@ pub(super) async fn one_try(
             match upstream.response.poll_head(cx) {
                 Poll::Ready(Ok(mut reply)) if reply.interim => {
                     plan.counted.answer(exchange, &plan.cluster, reply.status, Told::of(exchange, &reply.headers));
-                    outgoing.answered = true;
+                    let first = !std::mem::replace(&mut outgoing.answered, true);
                     exchange.info.upstream.header_bytes_received += reply.header_bytes;
-                    if exchange.http.config.proxy_100_continue {
+                    // Only the first one goes on (Envoy `Filter::onUpstream1xxHeaders`).
+                    if first && exchange.http.config.proxy_100_continue {
                         for of_this_hop in ["connection", "keep-alive", "proxy-connection", "te", "upgrade"] {
                             reply.headers.remove(of_this_hop);
                         }
                         exchange.info.downstream_header_bytes_sent += header_bytes(&reply.headers, 4);
                         exchange.info.response_code = Some(reply.status);
+                        exchange.http.stats.downstream_rq.inc(reply.status);
+                        exchange.http.of_listener.downstream_rq.inc(reply.status);
                         exchange.answer.interim(reply.status, &reply.headers);
                     }
                 }
