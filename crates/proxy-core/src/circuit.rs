@@ -1,7 +1,7 @@
 //! Circuit breakers: limits on what may be under way to a cluster at a time, shared by all workers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::fields;
 use crate::pb;
@@ -152,6 +152,7 @@ impl Breakers {
             budget: Budget::default(),
             limits,
             used: Default::default(),
+            retried: AtomicBool::new(false),
         };
         Self { priorities: limits.map(|limits| Arc::new(breaker(limits))) }
     }
@@ -192,6 +193,8 @@ pub struct Breaker {
     current: [AtomicU32; 5],
     budget: Budget,
     used: [AtomicU32; 5],
+    /// A retry was ever counted.
+    retried: AtomicBool,
 }
 
 /// What the runtime says of the budget of retries.
@@ -265,7 +268,8 @@ impl Breaker {
     }
 
     /// Calls `f` with Envoy's gauges of this breaker: whether each limit is reached, and what is left of it if that is
-    /// tracked. A retry budget has no fixed limit: its gauge is that of `max_retries`, and nothing is left of it.
+    /// tracked. A retry budget has no fixed limit: its gauge is that of `max_retries`, and nothing is left of it
+    /// after the first retry.
     pub fn gauges(&self, mut f: impl FnMut(&'static str, u64)) {
         let limits = &self.limits;
         for (resource, open, remaining) in [
@@ -281,7 +285,9 @@ impl Breaker {
             if limits.track_remaining {
                 let unlimited = resource == Resource::Pools && limit == u32::MAX;
                 let limit = if unlimited { u64::MAX } else { u64::from(limit) };
-                let budget = resource == Resource::Retries && self.budget.over(limits.retry_budget).is_some();
+                let budget = resource == Resource::Retries
+                    && self.retried.load(Ordering::Relaxed)
+                    && self.budget.over(limits.retry_budget).is_some();
                 f(remaining, if budget { 0 } else { limit.saturating_sub(u64::from(used)) });
             }
         }
@@ -301,6 +307,9 @@ impl Breaker {
     /// One more in any case: Envoy lets the first connection of a pool pass its limit.
     pub fn force(self: &Arc<Self>, resource: Resource) -> Permit {
         self.used[resource as usize].fetch_add(1, Ordering::Relaxed);
+        if resource == Resource::Retries {
+            self.retried.store(true, Ordering::Relaxed);
+        }
         Permit { breaker: Arc::clone(self), resource }
     }
 }

@@ -215,12 +215,12 @@ impl Admin {
                 }
             }
             let name = entry.cluster.eds_name().unwrap_or(&entry.cluster.name);
-            let config = json!({"endpoint_config": {
-                "@type": type_url::ENDPOINT,
-                "cluster_name": &**name,
-                "endpoints": localities,
-                "policy": {"overprovisioning_factor": endpoints.overprovisioning},
-            }});
+            let mut config = Map::new();
+            config.insert("@type".to_owned(), json!(type_url::ENDPOINT));
+            config.insert("cluster_name".to_owned(), json!(&**name));
+            put(&mut config, "endpoints", localities);
+            config.insert("policy".to_owned(), json!({"overprovisioning_factor": endpoints.overprovisioning}));
+            let config = json!({"endpoint_config": config});
             if entry.dynamic { dynamic.push(config) } else { stat.push(config) }
         }
         let mut out = typed("EndpointsConfigDump");

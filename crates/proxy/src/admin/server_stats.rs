@@ -16,22 +16,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// What Envoy's router counts of tunnels: routes, which they have none of.
-const TUNNELING: [&str; 12] = [
-    "no_cluster",
-    "no_route",
-    "passthrough_internal_redirect_bad_location",
-    "passthrough_internal_redirect_no_route",
-    "passthrough_internal_redirect_predicate",
-    "passthrough_internal_redirect_too_many_redirects",
-    "passthrough_internal_redirect_unsafe_scheme",
-    "rq_direct_response",
-    "rq_overload_local_reply",
-    "rq_redirect",
-    "rq_reset_after_downstream_response_started",
-    "rq_total",
-];
-
 /// The admin port's counters: it has no router.
 pub(super) struct WithoutRouter(pub(super) Arc<HttpStats>);
 
@@ -175,7 +159,7 @@ fn of_listener(entry: &ListenerEntry, shared: &Shared, f: &mut dyn FnMut(Entry))
             Terminal::TcpProxy(proxy) => {
                 TcpStats::default().visit(&mut |name, sample| put(Kind::Tcp, &proxy.stat_prefix, name, sample));
                 if proxy.tunneling.is_some() {
-                    for what in TUNNELING {
+                    for what in OWN_REQUESTS_ELSE.iter().chain(&["rq_total"]) {
                         let name = format!("tcpproxy_tunneling.{what}");
                         put(Kind::Tcp, &proxy.stat_prefix, &name, Sample::Counter(0));
                     }

@@ -428,9 +428,13 @@ impl Exchange {
 
     /// Waits for `work` while the client and the clock are watched.
     pub(crate) async fn wait<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
-        self.waited = true;
         let mut work = std::pin::pin!(work);
-        std::future::poll_fn(|cx| self.poll_with(cx, |cx| work.as_mut().poll(cx).map(Ok))).await
+        std::future::poll_fn(|cx| {
+            let polled = self.poll_with(cx, |cx| work.as_mut().poll(cx).map(Ok));
+            self.waited |= polled.is_pending();
+            polled
+        })
+        .await
     }
 
     /// Polls `work`, then whether the client is gone or a deadline of the stream passed.

@@ -22,6 +22,8 @@ struct OfProvider {
     /// As long as this is here, nothing else has the provider's address.
     owner: Weak<JwtProvider>,
     keys: Option<Arc<Jwks>>,
+    /// What the keys were read from.
+    document: Bytes,
     /// When the keys are stale.
     until: Option<Instant>,
     /// Keys are fetched ahead.
@@ -40,6 +42,7 @@ impl Kept {
         use_it(kept.entry(key).or_insert_with(|| OfProvider {
             owner: Arc::downgrade(provider),
             keys: None,
+            document: Bytes::new(),
             until: None,
             ahead: false,
             tokens: Tokens::default(),
@@ -128,8 +131,15 @@ pub(super) async fn fetch(
             (body, (ahead.is_none()).then(|| Instant::now() + *cache))
         }
     };
-    let keys = Arc::new(Jwks::parse(&text?)?);
-    worker.keys.of(provider, |of| (of.keys, of.until) = (Some(keys.clone()), until));
+    let text = text?;
+    let keys = Arc::new(Jwks::parse(&text)?);
+    worker.keys.of(provider, |of| {
+        if of.document != text {
+            // DIFFERS: tokens that were good by keys which are no more are looked at again; Envoy lets them pass until they expire.
+            of.tokens = Tokens::default();
+        }
+        (of.keys, of.document, of.until) = (Some(keys.clone()), text, until);
+    });
     Some(keys)
 }
 
