@@ -57,7 +57,10 @@ impl Control {
         let name = cluster.name.clone();
         if let Discovery::DynamicForwardProxy { cache, .. } = &cluster.discovery {
             let others = self.clusters.values().chain(self.warming.values());
-            let differs = |other: &Discovery| matches!(other, Discovery::DynamicForwardProxy { cache: other, .. } if other.name == cache.name && other != cache);
+            let differs = |other: &Discovery| match other {
+                Discovery::DynamicForwardProxy { cache: other, .. } => other.name == cache.name && other != cache,
+                _ => false,
+            };
             if others.filter(|other| other.cluster.name != name).any(|other| differs(&other.cluster.discovery)) {
                 return Err(format!("config specified DNS cache '{}' with different settings", cache.name));
             }
