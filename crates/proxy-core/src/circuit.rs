@@ -152,7 +152,7 @@ impl Breakers {
             budget: Budget::default(),
             limits,
             used: Default::default(),
-            retried: AtomicBool::new(false),
+            retry_asked: AtomicBool::new(false),
         };
         Self { priorities: limits.map(|limits| Arc::new(breaker(limits))) }
     }
@@ -193,8 +193,8 @@ pub struct Breaker {
     current: [AtomicU32; 5],
     budget: Budget,
     used: [AtomicU32; 5],
-    /// A retry was ever counted.
-    retried: AtomicBool,
+    /// A retry was ever asked for, whether it was allowed or not.
+    retry_asked: AtomicBool,
 }
 
 /// What the runtime says of the budget of retries.
@@ -269,7 +269,7 @@ impl Breaker {
 
     /// Calls `f` with Envoy's gauges of this breaker: whether each limit is reached, and what is left of it if that is
     /// tracked. A retry budget has no fixed limit: its gauge is that of `max_retries`, and nothing is left of it
-    /// after the first retry.
+    /// after the first retry was asked for (Envoy `RetryBudgetImpl::clearRemainingGauge`).
     pub fn gauges(&self, mut f: impl FnMut(&'static str, u64)) {
         let limits = &self.limits;
         for (resource, open, remaining) in [
@@ -286,7 +286,7 @@ impl Breaker {
                 let unlimited = resource == Resource::Pools && limit == u32::MAX;
                 let limit = if unlimited { u64::MAX } else { u64::from(limit) };
                 let budget = resource == Resource::Retries
-                    && self.retried.load(Ordering::Relaxed)
+                    && self.retry_asked.load(Ordering::Relaxed)
                     && self.budget.over(limits.retry_budget).is_some();
                 f(remaining, if budget { 0 } else { limit.saturating_sub(u64::from(used)) });
             }
@@ -301,15 +301,15 @@ impl Breaker {
     /// One more, if the limit allows; given back when the permit is dropped. Two workers at once may pass the limit by
     /// one each, as in Envoy.
     pub fn acquire(self: &Arc<Self>, resource: Resource) -> Option<Permit> {
+        if resource == Resource::Retries {
+            self.retry_asked.store(true, Ordering::Relaxed);
+        }
         (self.used(resource) < self.limit(resource)).then(|| self.force(resource))
     }
 
     /// One more in any case: Envoy lets the first connection of a pool pass its limit.
     pub fn force(self: &Arc<Self>, resource: Resource) -> Permit {
         self.used[resource as usize].fetch_add(1, Ordering::Relaxed);
-        if resource == Resource::Retries {
-            self.retried.store(true, Ordering::Relaxed);
-        }
         Permit { breaker: Arc::clone(self), resource }
     }
 }
