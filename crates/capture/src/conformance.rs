@@ -40,8 +40,12 @@ fn dry_runs_print_what_the_reference_prints() {
         config.ipv6 = case["ipv6Enabled"].as_bool().expect("bool");
         let servers = |key: &str| strings(&case[key]).iter().map(|ip| ip.parse().expect("address")).collect::<Vec<_>>();
         let (v4, v6) = (servers("dnsServersV4"), servers("dnsServersV6"));
-        if settings.redirect_dns && !(v4.is_empty() && v6.is_empty()) {
-            config.dns = Dns::Servers { v4, v6 };
+        if settings.redirect_dns {
+            config.dns = match (settings.capture_all_dns, v4.is_empty() && v6.is_empty()) {
+                (true, _) => Dns::All,
+                (false, true) => Dns::Off,
+                (false, false) => Dns::Servers { v4, v6 },
+            };
         }
         let set = rules(&config);
         let saves = if set.ipv6 { "iptables-save\nip6tables-save\n" } else { "iptables-save\n" };

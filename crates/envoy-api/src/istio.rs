@@ -24,6 +24,7 @@ macro_rules! named {
         }
     };
 }
+pub(crate) use named;
 
 /// `udpa.type.v1.TypedStruct`: a message of type `type_url` as free JSON.
 #[derive(Clone, PartialEq, Message)]
@@ -172,7 +173,7 @@ fn field(number: i32, name: &str, kind: &str) -> FieldDescriptorProto {
     }
 }
 
-fn message(name: &str, fields: &[(i32, &str, &str)]) -> DescriptorProto {
+pub(crate) fn message(name: &str, fields: &[(i32, &str, &str)]) -> DescriptorProto {
     DescriptorProto {
         name: Some(name.to_owned()),
         field: fields.iter().map(|(number, name, kind)| field(*number, name, kind)).collect(),
@@ -201,7 +202,7 @@ fn enumeration(name: &str, values: &[&str]) -> EnumDescriptorProto {
     }
 }
 
-fn file(path: &str, package: &str, imports: &[&str], messages: Vec<DescriptorProto>) -> FileDescriptorProto {
+pub(crate) fn file(path: &str, package: &str, imports: &[&str], messages: Vec<DescriptorProto>) -> FileDescriptorProto {
     FileDescriptorProto {
         name: Some(path.to_owned()),
         package: Some(package.to_owned()),

@@ -11,13 +11,13 @@ use prost::Message;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use serde_json::Value;
 
-use crate::istio;
+use crate::{istio, xds};
 
 static DESCRIPTORS: &[u8] = include_bytes!("../descriptors.bin");
 
 static POOL: LazyLock<Result<DescriptorPool, String>> = LazyLock::new(|| {
     let mut pool = DescriptorPool::decode(DESCRIPTORS).map_err(|e| e.to_string())?;
-    let own = istio::descriptors().encode_to_vec();
+    let own = own_descriptors().encode_to_vec();
     pool.decode_file_descriptor_set(own.as_slice()).map_err(|e| e.to_string())?;
     Ok(pool)
 });
@@ -50,16 +50,23 @@ pub enum Error {
     },
 }
 
+/// Those of messages that Envoy's published types lack.
+fn own_descriptors() -> FileDescriptorSet {
+    let mut set = istio::descriptors();
+    set.file.extend(xds::descriptors());
+    set
+}
+
 /// All descriptors: Envoy's and those of Istio's filters.
 pub(crate) fn descriptor_set() -> FileDescriptorSet {
     let mut set = FileDescriptorSet::decode(DESCRIPTORS).unwrap_or_default();
-    set.file.extend(istio::descriptors().file);
+    set.file.extend(own_descriptors().file);
     set
 }
 
 /// The same, encoded, in the order in which they build on each other.
 pub(crate) fn encoded_descriptors() -> [Bytes; 2] {
-    [Bytes::from_static(DESCRIPTORS), Bytes::from(istio::descriptors().encode_to_vec())]
+    [Bytes::from_static(DESCRIPTORS), Bytes::from(own_descriptors().encode_to_vec())]
 }
 
 /// The reflection descriptor of `type_url` (a full name, with or without a prefix ending in `/`).

@@ -34,6 +34,7 @@ pub mod json;
 mod resource;
 pub mod transcode;
 pub mod wire;
+pub mod xds;
 
 pub use resource::{Resource, encode};
 

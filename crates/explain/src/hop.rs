@@ -398,7 +398,14 @@ pub(crate) fn verdict_step(rbac: &Rbac, verdict: &RbacVerdict, mesh: Option<&Mes
         step = step.source(shadow.policy.as_deref().and_then(|name| origin::of_policy(name, mesh)));
         steps.push(step);
     }
-    let Some((allows, policies)) = rbac.policies() else { return steps };
+    let Some((allows, policies)) = rbac.policies() else {
+        // A matcher tree, which Istio's policies are not made of.
+        steps.extend(verdict.enforced.map(|allowed| match allowed {
+            true => Step::new("authorization", "allowed by a matcher tree"),
+            false => Step::new("authorization", "denied by a matcher tree").end(),
+        }));
+        return steps;
+    };
     let names: Vec<&ArcStr> = policies.collect();
     let source = verdict.policy.as_deref().and_then(|name| origin::of_policy(name, mesh));
     let mut step = match (verdict.allowed, allows, source.is_some()) {

@@ -106,11 +106,8 @@ pub(crate) fn reapply(
         let text = go_template::json::encode(&found, false);
         pod::metadata_mut(&mut merged, "annotations").insert(OVERRIDES.to_owned(), json!(text));
     }
-    let own = LISTS
-        .iter()
-        .find_map(|list| pod::find(recorded[*list].as_array()?, PROXY))
-        .or_else(|| pod::sidecar(original).filter(|_| before.is_none()));
-    if let Some(own) = own {
+    let of_user = || LISTS.iter().find_map(|list| pod::find(recorded[*list].as_array()?, PROXY));
+    if let Some(own) = before.and_then(|_| of_user()).or_else(|| pod::sidecar(original)) {
         adjust_user(&mut merged, own, proxy_config);
     }
     Ok(merged)

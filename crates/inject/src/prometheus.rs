@@ -1,6 +1,6 @@
 //! Merging of metrics: the proxy's agent is scraped and passes the application's metrics on.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::mesh::Mesh;
 use crate::pod;
@@ -58,43 +58,27 @@ pub(crate) fn merge(pod: &mut Value, mesh: &Mesh) -> Result<(), String> {
     if port(pod) == Some(agent.as_str()) {
         return Ok(());
     }
-    let mut config = Map::new();
-    let mut insert = |name: &str, value: Option<&str>| {
-        if let Some(value) = value.filter(|value| !value.is_empty()) {
-            config.insert(name.to_owned(), json!(value));
-        }
-    };
     let targets = match values(pod, TARGETS).next() {
         Some(text) => targets(text).unwrap_or_default(),
         None => Vec::new(),
     };
-    insert("scrape", values(pod, SCRAPE).next());
-    match targets.first() {
-        Some((port, path)) => {
-            insert("path", Some(path));
-            insert("port", Some(port));
-        }
-        None => {
-            insert("path", values(pod, PATH).next());
-            insert("port", port(pod));
-        }
+    let of = |name| values(pod, name).next().unwrap_or_default();
+    // Agents that don't know of targets scrape the first.
+    let (port, path) = targets.first().map_or((of(PORT), of(PATH)), |(port, path)| (port, path));
+    let scrape = of(SCRAPE);
+    if targets.is_empty() && !port.is_empty() {
+        check(port, &agent, "invalid prometheus scrape configuration")?;
     }
-    if targets.is_empty() {
-        if let Some(port) = config.get("port").and_then(Value::as_str) {
-            check(port, &agent, "invalid prometheus scrape configuration")?;
-        }
-    } else {
-        for (port, _) in &targets {
-            check(port, &agent, "invalid prometheus scrape targets")?;
-        }
-        let list: Vec<Value> = targets.iter().map(|(port, path)| json!({"port": port, "path": path})).collect();
-        config.insert("targets".to_owned(), Value::Array(list));
+    for (port, _) in &targets {
+        check(port, &agent, "invalid prometheus scrape targets")?;
     }
-    if !config.is_empty()
-        && let Some(proxy) = pod::container_mut(pod, PROXY)
-    {
-        let text = go_template::json::encode(&Value::Object(config), false);
-        pod::push_env(proxy, "ISTIO_PROMETHEUS_ANNOTATIONS", &text);
+    let mut config = json!({"scrape": scrape, "path": path, "port": port});
+    if !targets.is_empty() {
+        config["targets"] = targets.iter().map(|(port, path)| json!({"port": port, "path": path})).collect();
+    }
+    let empty = [scrape, path, port].iter().all(|text| text.is_empty());
+    if !empty && let Some(proxy) = pod::container_mut(pod, PROXY) {
+        pod::push_env(proxy, "ISTIO_PROMETHEUS_ANNOTATIONS", &go_template::json::encode(&config, false));
     }
     clear(pod);
     let annotations = pod::metadata_mut(pod, "annotations");
@@ -157,7 +141,7 @@ mod tests {
     fn annotations_move_into_the_proxy() {
         let mut pod = pod(json!({"prometheus-io/port": "80", "prometheus.io.path": "/m"}));
         merge(&mut pod, &Mesh::defaults()).unwrap();
-        assert_eq!(pod["spec"]["containers"][0]["env"][0]["value"], r#"{"path":"/m","port":"80"}"#);
+        assert_eq!(pod["spec"]["containers"][0]["env"][0]["value"], r#"{"scrape":"","path":"/m","port":"80"}"#);
         assert_eq!(
             pod["metadata"]["annotations"],
             json!({"prometheus.io/port": "15020", "prometheus.io/path": "/stats/prometheus", "prometheus.io/scrape": "true"})
@@ -170,7 +154,7 @@ mod tests {
         merge(&mut pod, &Mesh::defaults()).unwrap();
         assert_eq!(
             pod["spec"]["containers"][0]["env"][0]["value"],
-            r#"{"path":"/metrics","port":"8080","targets":[{"port":"8080","path":"/metrics"},{"port":"9090","path":"/x"},{"port":"81","path":"m"}]}"#
+            r#"{"scrape":"","path":"/metrics","port":"8080","targets":[{"port":"8080","path":"/metrics"},{"port":"9090","path":"/x"},{"port":"81","path":"m"}]}"#
         );
     }
 

@@ -285,19 +285,63 @@ impl<'de, const MARKED: bool> Visitor<'de> for NodeVisitor<MARKED> {
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
         let (mut values, mut marks) = (Map::new(), BTreeMap::new());
         if !MARKED {
-            while let Some(key) = fields.next_key::<String>()? {
+            while let Some(Key(key)) = fields.next_key()? {
                 let node = fields.next_value::<Self::Value>()?;
                 values.insert(key, node.value);
             }
             return Ok(Node { value: Value::Object(values), marks: Marks::Leaf });
         }
-        while let Some(key) = fields.next_key::<Spanned<String>>()? {
+        while let Some(Spanned { value: Key(key), referenced, .. }) = fields.next_key()? {
             let node = fields.next_value::<Self::Value>()?;
             // The key's position, not the value's: a block value starts on a later line.
-            marks.insert(key.value.as_str().into(), (mark(key.referenced), node.marks));
-            values.insert(key.value, node.value);
+            marks.insert(key.as_str().into(), (mark(referenced), node.marks));
+            values.insert(key, node.value);
         }
         Ok(Node { value: Value::Object(values), marks: Marks::Mapping(marks) })
+    }
+}
+
+/// The name of a field. As `kubectl` (sigs.k8s.io/yaml), what would be a number or a boolean as a value is the text of
+/// that: `y` is `true`.
+struct Key(String);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct KeyVisitor;
+
+        impl Visitor<'_> for KeyVisitor {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a field's name")
+            }
+
+            fn visit_bool<E>(self, v: bool) -> Result<Key, E> {
+                Ok(Key(v.to_string()))
+            }
+
+            fn visit_i64<E>(self, v: i64) -> Result<Key, E> {
+                Ok(Key(v.to_string()))
+            }
+
+            fn visit_u64<E>(self, v: u64) -> Result<Key, E> {
+                Ok(Key(v.to_string()))
+            }
+
+            fn visit_f64<E>(self, v: f64) -> Result<Key, E> {
+                Ok(Key(v.to_string()))
+            }
+
+            fn visit_str<E>(self, v: &str) -> Result<Key, E> {
+                Ok(Key(v.to_owned()))
+            }
+
+            fn visit_string<E>(self, v: String) -> Result<Key, E> {
+                Ok(Key(v))
+            }
+        }
+
+        deserializer.deserialize_any(KeyVisitor)
     }
 }
 

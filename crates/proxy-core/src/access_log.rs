@@ -11,7 +11,7 @@ use mesh_types::ArcStr;
 pub use filter::LogFilter;
 
 use crate::any::Typed;
-use crate::collector::GrpcCollector;
+use crate::collector::GrpcService;
 use crate::format::{Dialect, Format, FormatContext, FormatString};
 use crate::pb;
 use crate::random::Random;
@@ -48,7 +48,7 @@ pub enum LogSink {
 #[derive(Debug)]
 pub struct OtlpLog {
     /// The collector.
-    pub service: Arc<GrpcCollector>,
+    pub service: Arc<GrpcService>,
     /// The log's name.
     pub name: ArcStr,
     /// The body of a record.
@@ -69,7 +69,7 @@ pub struct OtlpLog {
 #[derive(Debug)]
 pub struct AlsLog {
     /// The service.
-    pub service: Arc<GrpcCollector>,
+    pub service: Arc<GrpcService>,
     /// The log's name.
     pub name: ArcStr,
     /// Records of requests rather than connections.
@@ -205,7 +205,7 @@ impl OtlpLog {
             return Err(Invalid::new("body", "only string_value is supported"));
         }
         Ok(Self {
-            service: GrpcCollector::compile(service).at("grpc_service")?,
+            service: GrpcService::compile(service).at("grpc_service")?,
             name: name.as_str().into(),
             body: body.map(|b| Format::in_dialect(&b, false, dialect)).transpose().at("body")?,
             attributes,
@@ -241,7 +241,7 @@ impl AlsLog {
         let service =
             config.grpc_service.as_ref().ok_or_else(|| Invalid::new("common_config.grpc_service", "is missing"))?;
         Ok(Self {
-            service: GrpcCollector::compile(service).at("common_config.grpc_service")?,
+            service: GrpcService::compile(service).at("common_config.grpc_service")?,
             name: config.log_name.as_str().into(),
             http,
             filter_state: config.filter_state_objects_to_log.iter().map(|k| k.as_str().into()).collect(),

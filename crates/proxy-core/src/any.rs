@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use crate::metadata;
 use crate::pb;
 use crate::rejected::{Compiled, Invalid};
+use crate::rules;
 
 /// An opened `Any`.
 pub(crate) struct Typed<'a> {
@@ -56,13 +57,27 @@ impl<'a> Typed<'a> {
     ///
     /// Only a `TypedStruct` of an Envoy type needs the descriptor pool here; nothing that istiod sends by default does.
     pub(crate) fn decode<M: Message + Default>(&self) -> Compiled<M> {
+        self.checked(rules::check_encoded)
+    }
+
+    /// The same where Envoy takes a message as it is, whatever its rules say.
+    pub(crate) fn decode_unchecked<M: Message + Default>(&self) -> Compiled<M> {
+        self.checked(|_, _| Ok(()))
+    }
+
+    fn checked<M: Message + Default>(&self, check: fn(&str, &[u8]) -> Compiled<()>) -> Compiled<M> {
+        let decode = |bytes: &[u8]| {
+            let message = decode(bytes, &self.name)?;
+            check(&self.name, bytes)?;
+            Ok(message)
+        };
         match &self.body {
-            Body::Bytes(bytes) => decode(bytes, &self.name),
+            Body::Bytes(bytes) => decode(bytes),
             Body::Fields(fields) => {
                 let url = format!("type.googleapis.com/{}", self.name);
                 let bytes = envoy_api::json::from_json(&url, &Value::Object(fields.clone()))
                     .map_err(|e| Invalid::new("typed_config.value", chain(&e)))?;
-                decode(&bytes, &self.name)
+                decode(&bytes)
             }
             Body::Awaited => Err(self.unknown()),
         }

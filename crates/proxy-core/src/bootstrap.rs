@@ -156,6 +156,7 @@ impl Bootstrap {
     }
 
     fn build(bootstrap: &pb::bootstrap::Bootstrap, options: &Options) -> Compiled<Self> {
+        crate::rules::check(bootstrap)?;
         refuse! {
             "hds_config": bootstrap.hds_config.is_some(),
             "header_prefix": !bootstrap.header_prefix.is_empty() && bootstrap.header_prefix != "x-envoy",

@@ -78,6 +78,11 @@ impl Expression {
         self.root.truth(cx) == Some(true)
     }
 
+    /// Whether it looks at attributes that begin so.
+    pub(crate) fn reads(&self, root: &str) -> bool {
+        self.root.reads(root)
+    }
+
     /// The value as a metric's tag.
     pub fn text(&self, cx: &FormatContext<'_>) -> Option<String> {
         String::from_utf8(self.evaluate(cx)?.into_text()).ok()
@@ -219,6 +224,19 @@ impl Node {
                 Value::Map(map)
             }
         }))
+    }
+
+    fn reads(&self, root: &str) -> bool {
+        let any = |nodes: &[Node]| nodes.iter().any(|node| node.reads(root));
+        match self {
+            Node::Literal(_) => false,
+            Node::Attribute { path, .. } => path.first().is_some_and(|first| **first == *root),
+            Node::Select(of, _) | Node::Has(of, _) | Node::Matches(of, _) => of.reads(root),
+            Node::And(both) | Node::Or(both) => any(&**both),
+            Node::Choose(parts) => any(&**parts),
+            Node::Call(_, nodes) | Node::List(nodes) => any(nodes),
+            Node::Map(entries) => entries.iter().any(|(key, value)| key.reads(root) || value.reads(root)),
+        }
     }
 
     fn truth(&self, cx: &FormatContext<'_>) -> Option<bool> {

@@ -31,6 +31,7 @@ use crate::outlier::OutlierConfig;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, Result, refuse};
 use crate::route::HashPolicy;
+use crate::rules;
 use crate::runtime::Live;
 use crate::{Options, listener};
 
@@ -128,7 +129,9 @@ pub struct Cluster {
 impl Cluster {
     /// Compiles a `config.cluster.v3.Cluster`.
     pub fn compile(cluster: &pb::cluster::Cluster, options: &Options) -> Result<Self> {
-        Self::build(cluster, options).map_err(|invalid| invalid.of("cluster", &cluster.name))
+        rules::check(cluster)
+            .and_then(|()| Self::build(cluster, options))
+            .map_err(|invalid| invalid.of("cluster", &cluster.name))
     }
 
     fn build(cluster: &pb::cluster::Cluster, options: &Options) -> Compiled<Self> {

@@ -15,7 +15,7 @@ use crate::stream_info::{ConnectionInfo, StreamInfo};
 
 /// A gRPC service behind a cluster (`config.core.v3.GrpcService`).
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct GrpcCollector {
+pub struct GrpcService {
     /// The cluster.
     pub cluster: ArcStr,
     /// The `:authority` to send.
@@ -39,7 +39,7 @@ pub struct HttpCollector {
     pub timeout: Duration,
 }
 
-impl GrpcCollector {
+impl GrpcService {
     pub(crate) fn compile(service: &pb::core::GrpcService) -> Compiled<Arc<Self>> {
         use pb::core::grpc_service::TargetSpecifier;
         let cluster = grpc_cluster(service)?;

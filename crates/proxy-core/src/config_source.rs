@@ -103,6 +103,12 @@ impl GrpcSource {
             _ => return Err(Invalid::new("api_type", "only GRPC and DELTA_GRPC are supported")),
         };
         refuse!("config_validators": !api.config_validators.is_empty());
+        if !api.cluster_names.is_empty() {
+            return Err(Invalid::new("cluster_names", "is for REST only"));
+        }
+        if api.transport_api_version == pb::core::ApiVersion::V2 as i32 {
+            return Err(Invalid::new("transport_api_version", "V2 is no longer supported"));
+        }
         let services = api.grpc_services.iter().enumerate();
         let services: Vec<_> =
             services.map(|(i, s)| GrpcService::compile(s).at_index("grpc_services", i)).collect::<Compiled<_>>()?;

@@ -19,6 +19,7 @@ use crate::metadata::Metadata;
 use crate::pb;
 use crate::percent::Fraction;
 use crate::rejected::{At, Compiled, Invalid, Result, refuse};
+use crate::rules;
 use crate::tlv::AddedTlv;
 
 /// All hosts of a cluster at one time. Immutable; what changes about a host is in its [`HostState`].
@@ -76,7 +77,8 @@ impl Endpoints {
         cluster: &Cluster,
         previous: Option<&Endpoints>,
     ) -> Result<Self> {
-        Self::build(assignment, cluster, previous, false)
+        rules::check(assignment)
+            .and_then(|()| Self::build(assignment, cluster, previous, false))
             .map_err(|invalid| invalid.of("cluster load assignment", &assignment.cluster_name))
     }
 

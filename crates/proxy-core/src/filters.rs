@@ -16,6 +16,7 @@ mod small;
 
 use std::sync::Arc;
 
+use envoy_api::Message;
 use mesh_types::ArcStr;
 
 pub use cors::{CorsDecision, CorsPolicy, cors_decide};
@@ -36,10 +37,11 @@ pub use set_metadata::SetMetadata;
 pub use small::{FilterStateValue, HeaderMutation, HealthAnswer, HealthCheckFilter, RouterConfig};
 
 use crate::any::Typed;
+use crate::match_tree::{MatchTree, Place};
 use crate::pb;
 use crate::rbac::Rbac;
 use crate::rejected::{At, Compiled, Invalid};
-use crate::{Options, Runtime, fields};
+use crate::{Options, fields};
 
 /// One entry of the filter list.
 #[derive(Clone, Debug)]
@@ -50,7 +52,12 @@ pub struct HttpFilterEntry {
     pub disabled: bool,
     /// The filter.
     pub filter: HttpFilter,
+    /// It is passed over where this leads to an action (`ExtensionWithMatcher`).
+    pub skip: Option<SkipTree>,
 }
+
+/// Leads to an action where a filter is to be passed over.
+pub type SkipTree = Arc<MatchTree<()>>;
 
 /// An HTTP filter.
 #[derive(Clone, Debug)]
@@ -73,6 +80,8 @@ pub enum HttpFilter {
     Buffer(u64),
     /// Counts gRPC messages; `true`: into filter state.
     GrpcStats(Arc<GrpcStats>),
+    /// Translates the calls of browsers.
+    GrpcWeb,
     /// Chooses the ALPN of upstream connections.
     IstioAlpn(Arc<AlpnOverride>),
     /// Exchanges workload metadata with the peer by headers.
@@ -131,6 +140,8 @@ pub enum PerFilter {
     HeaderToMetadata(Arc<HeaderToMetadata>),
     /// Another name than the request's.
     ForwardProxy(HostRewrite),
+    /// Replaces the tree that says where the filter is passed over.
+    Skip(SkipTree),
 }
 
 const PREFIX: &str = "envoy.extensions.filters.http.";
@@ -161,26 +172,63 @@ impl HttpFilterEntry {
             Some(ConfigType::ConfigDiscovery(source)) => Typed::discovered(source)?,
             None => return Err(Invalid::new("typed_config", "is missing")),
         };
-        let compiled = match HttpFilter::compile(&typed, &options.runtime)? {
+        let delegating: Option<pb::ext::common::matching::v3::ExtensionWithMatcher> = match typed.name.as_str() {
+            "envoy.extensions.common.matching.v3.ExtensionWithMatcher" => Some(typed.decode()?),
+            _ => None,
+        };
+        let (typed, skip) = match &delegating {
+            None => (typed, None),
+            Some(delegating) => {
+                let extension = delegating.extension_config.as_ref();
+                let extension = extension.ok_or_else(|| Invalid::new("extension_config", "is missing"))?;
+                let typed = Typed::open(extension.typed_config.as_ref()).at("extension_config")?;
+                (typed, Some(skip_tree(delegating, options)?))
+            }
+        };
+        let compiled = match HttpFilter::compile(&typed, options)? {
             Some(compiled) => compiled,
             None if filter.is_optional => return Ok(None),
             None if options.allow_unsupported_filters => HttpFilter::NoOp { type_name: typed.name.as_str().into() },
             None => return Err(typed.unknown()),
         };
-        Ok(Some(Self { name: fields::required("name", &filter.name)?, disabled: filter.disabled, filter: compiled }))
+        let name = fields::required("name", &filter.name)?;
+        Ok(Some(Self { name, disabled: filter.disabled, filter: compiled, skip }))
     }
+}
+
+/// The tree of a filter that may be passed over, which without one always is (Envoy `DelegatingStreamFilter`).
+fn skip_tree(config: &pb::ext::common::matching::v3::ExtensionWithMatcher, options: &Options) -> Compiled<SkipTree> {
+    let tree = match (&config.xds_matcher, &config.matcher) {
+        (Some(tree), _) => skip_when(tree, Place::Filter, options).at("xds_matcher"),
+        // The older message has the same fields.
+        (None, Some(older)) => {
+            let tree = pb::xds_matcher::Matcher::decode(older.encode_to_vec().as_slice());
+            let tree = tree.map_err(|e| Invalid::new("", e.to_string()));
+            tree.and_then(|tree| skip_when(&tree, Place::Filter, options)).at("matcher")
+        }
+        (None, None) => Ok(MatchTree::always(())),
+    };
+    Ok(Arc::new(tree?))
+}
+
+fn skip_when(tree: &pb::xds_matcher::Matcher, place: Place, options: &Options) -> Compiled<MatchTree<()>> {
+    MatchTree::compile(tree, place, options, &mut |typed: &Typed<'_>| match typed.name.as_str() {
+        "envoy.extensions.filters.common.matcher.action.v3.SkipFilter" => Ok(()),
+        _ => Err(typed.unknown()),
+    })
 }
 
 impl HttpFilter {
     /// `None`: no such filter here.
-    fn compile(typed: &Typed<'_>, runtime: &Runtime) -> Compiled<Option<Self>> {
+    fn compile(typed: &Typed<'_>, options: &Options) -> Compiled<Option<Self>> {
         use pb::http_filter as http;
+        let runtime = &options.runtime;
         let short = typed.name.strip_prefix(PREFIX).unwrap_or(&typed.name);
         Ok(Some(match short {
             "router.v3.Router" => Self::Router(Arc::new(RouterConfig::compile(&typed.decode()?, runtime)?)),
             "cors.v3.Cors" => Self::Cors,
             "fault.v3.HTTPFault" => Self::Fault(Arc::new(Fault::compile(&typed.decode()?, runtime)?)),
-            "rbac.v3.RBAC" => Self::Rbac(Arc::new(Rbac::compile_http(&typed.decode()?)?)),
+            "rbac.v3.RBAC" => Self::Rbac(Arc::new(Rbac::compile_http(&typed.decode()?, options)?)),
             "jwt_authn.v3.JwtAuthentication" => Self::Jwt(Arc::new(JwtAuthn::compile(&typed.decode()?, runtime)?)),
             "ext_authz.v3.ExtAuthz" => Self::ExtAuthz(Arc::new(ExtAuthz::compile(&typed.decode()?, runtime)?)),
             "local_ratelimit.v3.LocalRateLimit" => {
@@ -188,6 +236,7 @@ impl HttpFilter {
             }
             "buffer.v3.Buffer" => Self::Buffer(buffer_limit(&typed.decode()?)?),
             "grpc_stats.v3.FilterConfig" => Self::GrpcStats(Arc::new(GrpcStats::compile(&typed.decode()?))),
+            "grpc_web.v3.GrpcWeb" => Self::GrpcWeb,
             "stateful_session.v3.StatefulSession" => {
                 Self::StatefulSession(Arc::new(StatefulSession::compile(&typed.decode()?)?))
             }
@@ -265,7 +314,12 @@ impl PerFilter {
             "rbac.v3.RBACPerRoute" => {
                 let config: http::rbac::v3::RbacPerRoute = typed.decode()?;
                 // Without rules the filter is off for the route.
-                Self::Rbac(Arc::new(Rbac::compile_http(&config.rbac.unwrap_or_default())?))
+                Self::Rbac(Arc::new(Rbac::compile_http(&config.rbac.unwrap_or_default(), options)?))
+            }
+            "envoy.extensions.common.matching.v3.ExtensionWithMatcherPerRoute" => {
+                let config: pb::ext::common::matching::v3::ExtensionWithMatcherPerRoute = typed.decode()?;
+                let tree = config.xds_matcher.unwrap_or_default();
+                Self::Skip(Arc::new(skip_when(&tree, Place::FilterOfRoute, options).at("xds_matcher")?))
             }
             "dynamic_forward_proxy.v3.PerRouteConfig" => Self::ForwardProxy(HostRewrite::compile(typed.decode()?)),
             "jwt_authn.v3.PerRouteConfig" => Self::Jwt(JwtOverride::compile(&typed.decode()?)?),

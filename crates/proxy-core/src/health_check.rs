@@ -149,6 +149,9 @@ pub enum CheckResult {
 
 impl HealthCheckConfig {
     pub(crate) fn compile_all(checks: &[pb::core::HealthCheck], runtime: &Runtime) -> Compiled<Vec<Self>> {
+        if checks.len() > 1 {
+            return Err(Invalid::new("health_checks", "has several checks, which must have names"));
+        }
         checks.iter().enumerate().map(|(i, c)| Self::compile(c, runtime).at_index("health_checks", i)).collect()
     }
 
@@ -157,7 +160,6 @@ impl HealthCheckConfig {
         refuse! {
             "event_service": check.event_service.is_some(),
         }
-        crate::constraints::health_check(check)?;
         let required = |field: &str, value: &Option<pb::Duration>| {
             if value.is_none() {
                 Err(Invalid::new(field, "is missing"))

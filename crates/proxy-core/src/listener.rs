@@ -15,8 +15,10 @@ use mesh_types::ArcStr;
 use prost::Message;
 
 pub use inspect::ProxyProtocol;
-pub use inspect::{Inspect, PortPredicate};
+pub use inspect::{Fingerprints, Inspect, PortPredicate};
+pub(crate) use matching::is_same_ip_or_loopback;
 pub use matching::{ChainInput, ChainTable};
+use matching::{Selected, Selection};
 pub(crate) use network::compile_upstream;
 pub use network::{
     ConnectionLimit, MetadataExchange, NetworkFilter, NetworkLocalRateLimit, Place, SniForwardProxy, TcpClusters,
@@ -29,6 +31,7 @@ use crate::any::Typed;
 use crate::metadata::Metadata;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, Result, refuse};
+use crate::rules;
 use crate::runtime::Live;
 use crate::tls::DownstreamTls;
 use crate::{Options, fields};
@@ -100,7 +103,7 @@ pub struct Listener {
     pub stat_prefix: ArcStr,
     /// The listener's metadata.
     pub metadata: Arc<Metadata>,
-    table: ChainTable,
+    selection: Selection,
 }
 
 /// TCP keep-alive; `None`: the system's value.
@@ -200,7 +203,9 @@ impl Listener {
 
     /// Compiles a `config.listener.v3.Listener`.
     pub fn compile(listener: &pb::listener::Listener, options: &Options) -> Result<Self> {
-        Self::build(listener, options).map_err(|invalid| invalid.of("listener", &listener.name))
+        rules::check(listener)
+            .and_then(|()| Self::build(listener, options))
+            .map_err(|invalid| invalid.of("listener", &listener.name))
     }
 
     fn build(listener: &pb::listener::Listener, options: &Options) -> Compiled<Self> {
@@ -210,7 +215,6 @@ impl Listener {
             "fcds_config": listener.fcds_config.is_some(),
             "listener_specifier": listener.listener_specifier.is_some(),
             "udp_listener_config": listener.udp_listener_config.as_ref().is_some_and(|u| u.quic_options.is_some()),
-            "filter_chain_matcher": listener.filter_chain_matcher.is_some(),
             "enable_mptcp": listener.enable_mptcp,
             "connection_balance_config": listener
                 .connection_balance_config
@@ -221,7 +225,6 @@ impl Listener {
             "per_connection_buffer_high_watermark_timeout":
                 listener.per_connection_buffer_high_watermark_timeout.is_some(),
         }
-        crate::constraints::listener(listener)?;
         let mut chains = Vec::with_capacity(listener.filter_chains.len());
         for (i, chain) in listener.filter_chains.iter().enumerate() {
             chains.push(Arc::new(FilterChain::compile(chain, options).at_index("filter_chains", i)?));
@@ -282,7 +285,7 @@ impl Listener {
                 .collect::<Compiled<_>>()
                 .at("socket_options")?,
             access_log: AccessLog::compile_all(&listener.access_log, options)?,
-            table: ChainTable::compile(&listener.filter_chains)?,
+            selection: Selection::compile(listener, options)?,
             metadata: Arc::new(Metadata::compile(listener.metadata.as_ref())),
             stat_prefix: stat_prefix.into(),
             address,
@@ -291,12 +294,13 @@ impl Listener {
         })
     }
 
-    /// The filter chain for a connection: by Envoy's order of criteria, then the default chain.
+    /// The filter chain for a connection: by Envoy's order of criteria or by the matcher tree, then the default chain.
     /// `None`: the connection is closed (flag `NR`, details `filter_chain_not_found`).
     pub fn find_chain(&self, input: &ChainInput<'_>) -> Option<&Arc<FilterChain>> {
-        match self.table.find(input) {
-            Some(index) => self.chains.get(index),
-            None => self.default_chain.as_ref(),
+        match self.selection.find(input) {
+            Selected::Chain(index) => self.chains.get(index),
+            Selected::Default => self.default_chain.as_ref(),
+            Selected::Nothing => None,
         }
     }
 

@@ -460,6 +460,10 @@ impl OutlierDetector {
             enough.map(|(host, success, total)| (host, 100.0 * f64::from(*success) / f64::from(*total))).collect()
         };
         let (by_rate, by_share) = (&self.config.success_rate, &self.config.failure_percentage);
+        // Where neither rule has hosts enough nothing is worked out (Envoy `DetectorImpl::processSuccessRateEjections`).
+        if (window.len() as u64) < by_rate.min_hosts.get().min(by_share.min_hosts.get()) {
+            return;
+        }
         for (host, rate) in rates(by_rate.min_requests.get().min(by_share.min_requests.get())) {
             host.state.outlier.set_rate(is_local, Some(rate));
         }

@@ -101,7 +101,8 @@ impl Action {
 impl OverloadConfig {
     pub(crate) fn compile(config: &pb::overload::OverloadManager) -> Compiled<Self> {
         let mut compiled = Self {
-            refresh: fields::positive("refresh_interval", config.refresh_interval.as_ref(), Duration::from_secs(1))?,
+            refresh: fields::duration("refresh_interval", config.refresh_interval.as_ref())?
+                .map_or(Duration::from_secs(1), |refresh| refresh.max(Duration::from_millis(1))),
             monitors: Vec::new(),
             actions: Vec::new(),
             max_connections: None,
@@ -116,7 +117,12 @@ impl OverloadConfig {
             names.push(&monitor.name);
             compiled.monitor(monitor).at_index("resource_monitors", i)?;
         }
+        let mut taken = std::collections::HashSet::new();
         for (i, action) in config.actions.iter().enumerate() {
+            let mut triggers = action.triggers.iter().map(|trigger| (&action.name, Some(&trigger.name)));
+            if !taken.insert((&action.name, None)) || !triggers.all(|pair| taken.insert(pair)) {
+                return Err(Invalid::new(format!("actions[{i}]"), "is there twice, or has a trigger twice"));
+            }
             let action = Action::compile(action, &names, &mut compiled.skipped).at_index("actions", i)?;
             compiled.actions.extend(action);
         }

@@ -27,3 +27,5 @@ pub(crate) use envoy_api::pb::envoy::r#type::v3 as kind;
 pub(crate) use envoy_api::pb::google::api::expr::v1alpha1 as cel;
 pub(crate) use envoy_api::pb::google::protobuf::value::Kind as ValueKind;
 pub(crate) use envoy_api::pb::xds::core::v3 as xds;
+pub(crate) use envoy_api::pb::xds::r#type::matcher::v3 as xds_matcher;
+pub(crate) use envoy_api::pb::xds::r#type::v3 as xds_type;

@@ -52,6 +52,11 @@ impl Fraction {
         Self(Live::fixed(((percent.clamp(0.0, 100.0) * 10_000.0).round() as u32, 1_000_000)))
     }
 
+    /// So many parts of a whole.
+    pub(crate) fn of_parts(parts: (u32, u32)) -> Self {
+        Self(Live::fixed(parts))
+    }
+
     /// Parts and whole: (1, 100) is one percent.
     pub fn parts(&self) -> (u32, u32) {
         self.0.get()

@@ -1,4 +1,4 @@
-//! Role-based access control: policies compiled to trees, a verdict with the policy's name.
+//! Role-based access control: policies or a matcher tree, and a verdict with the name of what decided.
 
 mod rules;
 
@@ -8,9 +8,11 @@ use mesh_types::ArcStr;
 use serde_json::{Map, Value};
 
 use crate::address::Address;
+use crate::any::Typed;
 use crate::cel::{Expression, Options};
 use crate::format::FormatContext;
 use crate::headers::Headers;
+use crate::match_tree::{MatchData, MatchTree, Place};
 use crate::metadata::{FilterState, Metadata};
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
@@ -38,11 +40,25 @@ pub struct Rbac {
 
 #[derive(Debug)]
 struct Rules {
-    action: Action,
-    /// Sorted by name: Envoy keeps policies in a sorted map and takes the first that matches.
-    policies: Box<[Policy]>,
-    /// What is noted of a request that none of them matches.
+    by: By,
+    /// What is noted of a request that matches nothing.
     unmatched: Note,
+}
+
+#[derive(Debug)]
+enum By {
+    /// Sorted by name: Envoy keeps policies in a sorted map and takes the first that matches.
+    Policies(Action, Box<[Policy]>),
+    /// What it does not lead anywhere is denied. One of its actions may be to log.
+    Tree { tree: MatchTree<TreeAction>, logs: bool },
+}
+
+/// A leaf of a tree (`config.rbac.v3.Action`).
+#[derive(Debug)]
+struct TreeAction {
+    name: ArcStr,
+    action: Action,
+    note: Note,
 }
 
 /// What is written into a request's metadata about a decision, under the filter's name.
@@ -72,6 +88,15 @@ enum Action {
 }
 
 impl Action {
+    fn compile(action: i32) -> Compiled<Self> {
+        match action {
+            0 => Ok(Action::Allow),
+            1 => Ok(Action::Deny),
+            2 => Ok(Action::Log),
+            other => Err(Invalid::new("action", format!("{other} is no known value"))),
+        }
+    }
+
     fn allows(self, matched: bool) -> bool {
         match self {
             Action::Allow => matched,
@@ -111,6 +136,17 @@ pub struct RbacInput<'a> {
 }
 
 impl RbacInput<'_> {
+    fn match_data(&self) -> MatchData<'_> {
+        MatchData {
+            remote: Some(self.remote),
+            filter_state: Some(self.filter_state),
+            metadata: Some(self.metadata),
+            request: self.headers,
+            stream: self.stream,
+            ..MatchData::of_connection(self.connection)
+        }
+    }
+
     fn satisfies(&self, condition: &Expression) -> bool {
         if let Some(stream) = self.stream {
             return condition.holds(&FormatContext::new(stream, self.headers, None));
@@ -161,12 +197,12 @@ impl RbacVerdict {
 }
 
 impl Rbac {
-    pub(crate) fn compile_http(config: &pb::http_filter::rbac::v3::Rbac) -> Compiled<Self> {
-        refuse!("matcher": config.matcher.is_some(), "shadow_matcher": config.shadow_matcher.is_some());
-        let rules = |rules, shadow, prefix| Rules::compile_some(rules, true, shadow, prefix);
+    pub(crate) fn compile_http(config: &pb::http_filter::rbac::v3::Rbac, options: &crate::Options) -> Compiled<Self> {
+        let enforced = Engine { place: Place::HttpRbac, shadow: false, prefix: &config.rules_stat_prefix, options };
+        let shadow = Engine { shadow: true, prefix: &config.shadow_rules_stat_prefix, ..enforced };
         Ok(Self {
-            rules: rules(config.rules.as_ref(), false, &config.rules_stat_prefix)?,
-            shadow: rules(config.shadow_rules.as_ref(), true, &config.shadow_rules_stat_prefix)?,
+            rules: enforced.compile(config.matcher.as_ref(), config.rules.as_ref())?,
+            shadow: shadow.compile(config.shadow_matcher.as_ref(), config.shadow_rules.as_ref())?,
             shadow_prefix: config.shadow_rules_stat_prefix.as_str().into(),
             stat_prefix: config.rules_stat_prefix.as_str().into(),
             tracks_policies: config.track_per_rule_stats,
@@ -174,12 +210,15 @@ impl Rbac {
         })
     }
 
-    pub(crate) fn compile_network(config: &pb::network_filter::rbac::v3::Rbac) -> Compiled<Self> {
-        refuse!("matcher": config.matcher.is_some(), "shadow_matcher": config.shadow_matcher.is_some());
-        let rules = |rules, shadow, prefix| Rules::compile_some(rules, false, shadow, prefix);
+    pub(crate) fn compile_network(
+        config: &pb::network_filter::rbac::v3::Rbac,
+        options: &crate::Options,
+    ) -> Compiled<Self> {
+        let enforced = Engine { place: Place::NetworkRbac, shadow: false, prefix: "", options };
+        let shadow = Engine { shadow: true, prefix: &config.shadow_rules_stat_prefix, ..enforced };
         Ok(Self {
-            rules: rules(config.rules.as_ref(), false, "")?,
-            shadow: rules(config.shadow_rules.as_ref(), true, &config.shadow_rules_stat_prefix)?,
+            rules: enforced.compile(config.matcher.as_ref(), config.rules.as_ref())?,
+            shadow: shadow.compile(config.shadow_matcher.as_ref(), config.shadow_rules.as_ref())?,
             shadow_prefix: config.shadow_rules_stat_prefix.as_str().into(),
             stat_prefix: crate::fields::required("stat_prefix", &config.stat_prefix)?,
             tracks_policies: false,
@@ -194,57 +233,118 @@ impl Rbac {
     }
 
     /// Names of the enforced policies in the order in which they are tried, and whether a match means yes (`ALLOW`).
-    /// `None` without enforced rules.
+    /// `None` without enforced rules, or with a matcher tree, in which each action has its own meaning.
     pub fn policies(&self) -> Option<(bool, impl Iterator<Item = &ArcStr>)> {
-        let rules = self.rules.as_ref()?;
-        Some((rules.action == Action::Allow, rules.policies.iter().map(|policy| &policy.name)))
+        match &self.rules.as_ref()?.by {
+            By::Policies(action, policies) => {
+                Some((*action == Action::Allow, policies.iter().map(|policy| &policy.name)))
+            }
+            By::Tree { .. } => None,
+        }
     }
 
     /// Decides.
     pub fn check(&self, input: &RbacInput<'_>) -> RbacVerdict {
         let shadow = self.shadow.as_ref().map(|rules| {
-            let (allowed, policy, note) = rules.check(input);
+            let Decision { allowed, policy, note, .. } = rules.check(input);
             ShadowVerdict { allowed, policy: policy.cloned(), note: note.clone() }
         });
         let Some(rules) = &self.rules else {
             return RbacVerdict { allowed: true, policy: None, shadow, enforced: None, note: None, log_hint: None };
         };
-        let (allowed, policy, note) = rules.check(input);
-        let log_hint = (rules.action == Action::Log).then_some(policy.is_some());
+        let Decision { allowed, policy, note, log_hint } = rules.check(input);
         let (policy, note) = (policy.cloned(), Some(note.clone()));
         RbacVerdict { allowed, policy, shadow, enforced: Some(allowed), note, log_hint }
     }
 }
 
-impl Rules {
-    fn compile_some(rules: Option<&pb::rbac::Rbac>, http: bool, shadow: bool, prefix: &str) -> Compiled<Option<Self>> {
-        let field = if shadow { "shadow_rules" } else { "rules" };
-        rules.map(|rules| Self::compile(rules, http, shadow, prefix)).transpose().at(field)
+/// What rules say.
+struct Decision<'r> {
+    allowed: bool,
+    policy: Option<&'r ArcStr>,
+    note: &'r Note,
+    log_hint: Option<bool>,
+}
+
+/// What compiling rules needs to know of them.
+#[derive(Clone, Copy)]
+struct Engine<'e> {
+    place: Place,
+    shadow: bool,
+    prefix: &'e str,
+    options: &'e crate::Options,
+}
+
+impl Engine<'_> {
+    /// A tree stands for the policies (Envoy `createEngine`).
+    fn compile(
+        self,
+        tree: Option<&pb::xds_matcher::Matcher>,
+        rules: Option<&pb::rbac::Rbac>,
+    ) -> Compiled<Option<Rules>> {
+        let (tree_field, field) = if self.shadow { ("shadow_matcher", "shadow_rules") } else { ("matcher", "rules") };
+        match tree {
+            Some(tree) => self.tree(tree).map(Some).at(tree_field),
+            None => rules.map(|rules| self.policies(rules)).transpose().at(field),
+        }
     }
 
-    fn compile(rules: &pb::rbac::Rbac, http: bool, shadow: bool, prefix: &str) -> Compiled<Self> {
+    fn tree(self, tree: &pb::xds_matcher::Matcher) -> Compiled<Rules> {
+        let mut logs = false;
+        let tree = MatchTree::compile(tree, self.place, self.options, &mut |typed: &Typed<'_>| {
+            if typed.name != "envoy.config.rbac.v3.Action" {
+                return Err(typed.unknown());
+            }
+            let config: pb::rbac::Action = typed.decode()?;
+            let action = Action::compile(config.action)?;
+            logs |= action == Action::Log;
+            let name: ArcStr = crate::fields::required("name", &config.name)?;
+            let note = note(self.prefix, self.shadow, action.allows(true), Some(&name));
+            Ok(TreeAction { name, action, note })
+        })?;
+        Ok(Rules { by: By::Tree { tree, logs }, unmatched: note(self.prefix, self.shadow, false, None) })
+    }
+
+    fn policies(self, rules: &pb::rbac::Rbac) -> Compiled<Rules> {
         // Istio sets no audit loggers; they would have to be called.
         refuse!("audit_logging_options": rules.audit_logging_options.as_ref().is_some_and(|a| a.audit_condition != 0));
-        let action = match rules.action {
-            0 => Action::Allow,
-            1 => Action::Deny,
-            2 => Action::Log,
-            other => return Err(Invalid::new("action", format!("{other} is no known value"))),
-        };
+        let action = Action::compile(rules.action)?;
+        let http = self.place == Place::HttpRbac;
         let mut policies = Vec::with_capacity(rules.policies.len());
         for (name, policy) in &rules.policies {
-            let note = note(prefix, shadow, action.allows(true), Some(name));
+            let note = note(self.prefix, self.shadow, action.allows(true), Some(name));
             policies.push(Policy::compile(name, policy, note, http).at_key("policies", name)?);
         }
         policies.sort_by(|a, b| a.name.cmp(&b.name));
-        let unmatched = note(prefix, shadow, action.allows(false), None);
-        Ok(Self { action, policies: policies.into(), unmatched })
+        let unmatched = note(self.prefix, self.shadow, action.allows(false), None);
+        Ok(Rules { by: By::Policies(action, policies.into()), unmatched })
     }
+}
 
-    /// Envoy `RoleBasedAccessControlEngineImpl::handleAction`.
-    fn check(&self, input: &RbacInput<'_>) -> (bool, Option<&ArcStr>, &Note) {
-        let policy = self.policies.iter().find(|p| p.matches(input));
-        (self.action.allows(policy.is_some()), policy.map(|p| &p.name), policy.map_or(&self.unmatched, |p| &p.note))
+impl Rules {
+    fn check(&self, input: &RbacInput<'_>) -> Decision<'_> {
+        match &self.by {
+            // Envoy `RoleBasedAccessControlEngineImpl::handleAction`.
+            By::Policies(action, policies) => {
+                let policy = policies.iter().find(|p| p.matches(input));
+                Decision {
+                    allowed: action.allows(policy.is_some()),
+                    policy: policy.map(|p| &p.name),
+                    note: policy.map_or(&self.unmatched, |p| &p.note),
+                    log_hint: (*action == Action::Log).then_some(policy.is_some()),
+                }
+            }
+            // Envoy `RoleBasedAccessControlMatcherEngineImpl::handleAction`.
+            By::Tree { tree, logs } => match tree.evaluate(&input.match_data()).found() {
+                Some(found) => Decision {
+                    allowed: found.action.allows(true),
+                    policy: Some(&found.name),
+                    note: &found.note,
+                    log_hint: logs.then_some(found.action == Action::Log),
+                },
+                None => Decision { allowed: false, policy: None, note: &self.unmatched, log_hint: None },
+            },
+        }
     }
 }
 

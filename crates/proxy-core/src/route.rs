@@ -11,6 +11,7 @@ mod template;
 mod timeouts;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,16 +30,19 @@ pub use redirect::{Redirect, own_location, tls_location};
 pub(crate) use template::template_regex;
 pub use timeouts::{Timeouts, grpc_timeout};
 
+use crate::any::Typed;
 use crate::filters::{CorsPolicy, PerFilter, RateLimitRule};
 use crate::format::FormatContext;
 use crate::hcm::RouteTracing;
 use crate::headers::Headers;
+use crate::match_tree::{MatchData, MatchTree, Place};
 use crate::matchers::{HeaderMatcher, header_matchers};
 use crate::metadata::{FilterState, Metadata};
 use crate::pb;
 use crate::percent::Fraction;
 use crate::rejected::{At, Compiled, Invalid, Result, refuse};
 use crate::retry::RetryPolicy;
+use crate::rules;
 use crate::stream_info::TlsInfo;
 use crate::{Options, constraints, fields};
 use domains::Domains;
@@ -97,8 +101,10 @@ pub struct VirtualHost {
     pub name: ArcStr,
     /// Its domains as configured.
     pub domains: Vec<ArcStr>,
-    /// In the order in which they are tried.
+    /// In the order in which they are tried; with a matcher tree, those of all its actions.
     pub routes: Vec<Arc<Route>>,
+    /// Which of them are tried.
+    tree: Option<MatchTree<Range<usize>>>,
     /// Which requests are redirected to https.
     pub require_tls: RequireTls,
     /// Header changes of this level.
@@ -222,7 +228,9 @@ pub struct Matched {
 impl RouteTable {
     /// Compiles a `config.route.v3.RouteConfiguration`.
     pub fn compile(config: &pb::route::RouteConfiguration, options: &Options) -> Result<Self> {
-        Self::build(config, options).map_err(|invalid| invalid.of("route configuration", &config.name))
+        rules::check(config)
+            .and_then(|()| Self::build(config, options))
+            .map_err(|invalid| invalid.of("route configuration", &config.name))
     }
 
     pub(crate) fn build(config: &pb::route::RouteConfiguration, options: &Options) -> Compiled<Self> {
@@ -297,7 +305,7 @@ impl RouteTable {
             let location = tls_location(input.headers);
             return RouteResult::RedirectToTls(Arc::clone(vhost), location);
         }
-        match vhost.routes.iter().find(|route| route.matcher.matches(input, self.ignore_path_parameters)) {
+        match vhost.candidates(input).iter().find(|route| route.matcher.matches(input, self.ignore_path_parameters)) {
             None => RouteResult::NoRoute(Arc::clone(vhost)),
             Some(route) => {
                 let weighted = route.forward().and_then(|f| f.draw(input.headers, input.random));
@@ -323,6 +331,13 @@ impl RouteTable {
     /// All names under which requests count besides their clusters.
     pub fn stat_names(&self) -> impl Iterator<Item = &ArcStr> {
         self.hosts.iter().flat_map(|host| host.stat_names())
+    }
+
+    /// The settings of filters at all levels but those of weighted clusters.
+    pub fn filter_settings(&self) -> impl Iterator<Item = &PerFilter> {
+        let routes = self.hosts.iter().flat_map(|host| &host.routes).map(|route| &route.per_filter);
+        let outer = self.hosts.iter().map(|host| &host.per_filter).chain([&self.common.per_filter]);
+        routes.chain(outer).flat_map(|level| level.values()).filter_map(PerFilter::settings)
     }
 
     /// Names of all clusters that its routes may go to, for validation and dumps.
@@ -356,6 +371,27 @@ fn per_filter(configs: &HashMap<String, pb::Any>, options: &Options) -> Compiled
     Ok(table)
 }
 
+/// A tree whose actions are routes, which `add` numbers.
+fn route_tree(
+    matcher: &pb::xds_matcher::Matcher,
+    add: &mut dyn FnMut(&pb::route::Route) -> Compiled<usize>,
+    options: &Options,
+) -> Compiled<MatchTree<Range<usize>>> {
+    MatchTree::compile(matcher, Place::VirtualHost, options, &mut |typed: &Typed<'_>| {
+        let routes = match typed.name.as_str() {
+            "envoy.config.route.v3.Route" => vec![typed.decode()?],
+            "envoy.config.route.v3.RouteList" => typed.decode::<pb::route::RouteList>()?.routes,
+            _ => return Err(typed.unknown()),
+        };
+        let mut range = 0..0;
+        for (i, route) in routes.iter().enumerate() {
+            let end = add(route).at_index("routes", i)?;
+            range = end - 1 - i..end;
+        }
+        Ok(range)
+    })
+}
+
 impl VirtualHost {
     fn compile(
         host: &pb::route::VirtualHost,
@@ -364,7 +400,6 @@ impl VirtualHost {
         options: &Options,
     ) -> Compiled<Self> {
         refuse! {
-            "matcher": host.matcher.is_some(),
             "hedge_policy": host.hedge_policy.as_ref().is_some_and(|h| h.hedge_on_per_try_timeout),
             "retry_policy_typed_config": host.retry_policy_typed_config.is_some(),
             "route_specifiers": !host.route_specifiers.is_empty(),
@@ -374,9 +409,17 @@ impl VirtualHost {
             return Err(Invalid::new("domains", "is empty"));
         }
         let mut routes = Vec::with_capacity(host.routes.len());
+        let mut add = |route: &pb::route::Route| {
+            routes.push(Arc::new(Route::compile(route, &host.name, routes.len(), body_limit, options)?));
+            Ok(routes.len())
+        };
         for (index, route) in host.routes.iter().enumerate() {
-            let compiled = Route::compile(route, &host.name, index, body_limit, options);
-            routes.push(Arc::new(compiled.at_index("routes", index)?));
+            add(route).at_index("routes", index)?;
+        }
+        let tree = host.matcher.as_ref().map(|matcher| route_tree(matcher, &mut add, options)).transpose();
+        let tree = tree.at("matcher")?;
+        if tree.is_some() && !host.routes.is_empty() {
+            return Err(Invalid::new("matcher", "cannot set both matcher and routes on virtual host"));
         }
         let mirrors = Mirror::compile_all(&host.request_mirror_policies, options)?;
         let stat_name = |cluster: &str| ArcStr::from(format!("{}.vcluster.{cluster}", host.name));
@@ -392,6 +435,7 @@ impl VirtualHost {
             name: fields::required("name", &host.name)?,
             domains: host.domains.iter().map(|d| d.as_str().into()).collect(),
             routes,
+            tree,
             require_tls: match host.require_tls {
                 0 => RequireTls::None,
                 1 => RequireTls::ExternalOnly,
@@ -418,6 +462,15 @@ impl VirtualHost {
             other_requests: (!virtual_clusters.is_empty()).then(|| stat_name("other")),
             virtual_clusters: virtual_clusters.into(),
         })
+    }
+
+    /// The routes that a request may get.
+    fn candidates(&self, input: &RouteInput<'_>) -> &[Arc<Route>] {
+        let Some(tree) = &self.tree else { return &self.routes };
+        let data =
+            MatchData { request: Some(input.headers), filter_state: Some(input.filter_state), ..MatchData::default() };
+        let range = tree.evaluate(&data).found();
+        range.and_then(|range| self.routes.get(range.clone())).unwrap_or_default()
     }
 
     fn wants_tls(&self, headers: &Headers) -> bool {

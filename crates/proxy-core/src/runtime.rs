@@ -19,15 +19,22 @@ use crate::rejected::{At, Compiled, Invalid};
 use crate::{fields, metadata, pb};
 
 /// The layers of values, later ones over earlier ones, and who follows them. Clones are the same runtime.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Runtime(Arc<Inner>);
 
-#[derive(Debug, Default)]
+/// Not its values: whoever keeps a clone is not different when they change.
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Runtime")
+    }
+}
+
+#[derive(Default)]
 struct Inner {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     layers: Vec<Layer>,
     cells: live::Cells,

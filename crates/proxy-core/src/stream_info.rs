@@ -35,6 +35,8 @@ pub struct ConnectionInfo {
     pub transport_protocol: &'static str,
     /// ALPN or the HTTP inspector's finding.
     pub application_protocols: Vec<Vec<u8>>,
+    /// What the TLS inspector made of the client's offer, if it was to.
+    pub fingerprints: ClientFingerprints,
     /// Present once TLS is terminated here.
     pub tls: Option<Arc<TlsInfo>>,
     /// The listener's name.
@@ -76,6 +78,7 @@ impl Default for ConnectionInfo {
             server_name: None,
             transport_protocol: "raw_buffer",
             application_protocols: Vec::new(),
+            fingerprints: ClientFingerprints::default(),
             tls: None,
             listener: "".into(),
             filter_chain: "".into(),
@@ -92,6 +95,15 @@ impl Default for ConnectionInfo {
             clock: || SystemTime::UNIX_EPOCH,
         }
     }
+}
+
+/// Names of a client program by what its ClientHello offers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClientFingerprints {
+    /// JA3.
+    pub ja3: Option<ArcStr>,
+    /// JA4.
+    pub ja4: Option<ArcStr>,
 }
 
 /// A finished TLS handshake, either side.

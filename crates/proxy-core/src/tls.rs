@@ -13,6 +13,7 @@ use crate::fields;
 use crate::matchers::StringMatcher;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, Result, refuse};
+use crate::rules;
 use crate::stream_info::PeerCertificate;
 
 /// TLS towards clients.
@@ -558,7 +559,7 @@ pub enum Secret {
 impl Secret {
     /// Compiles a `tls.v3.Secret`.
     pub fn compile(secret: &pb::tls::Secret) -> Result<Self> {
-        Self::build(secret).map_err(|invalid| invalid.of("secret", &secret.name))
+        rules::check(secret).and_then(|()| Self::build(secret)).map_err(|invalid| invalid.of("secret", &secret.name))
     }
 
     fn build(secret: &pb::tls::Secret) -> Compiled<Self> {

@@ -137,6 +137,7 @@ impl AddedTlv {
                     refuse!("value": !entry.value.is_empty());
                     AddedValue::Format(FormatString::compile(format).at("format_string")?)
                 }
+                None if entry.value.is_empty() => return Err(Invalid::new("value", "is missing")),
                 None => AddedValue::Plain(entry.value.as_slice().into()),
             };
             Ok(Self { kind: kind(entry.r#type)?, value })

@@ -12,17 +12,22 @@ use crate::stats::{ListenerStats, Named};
 use crate::worker::Worker;
 use crate::{hcm, overload, tcp};
 use mesh_types::ArcStr;
-use proxy_core::listener::{ChainInput, NetworkFilter, Place, SniForwardProxy, Terminal};
+use proxy_core::listener::{ChainInput, Fingerprints, NetworkFilter, Place, SniForwardProxy, Terminal};
 use proxy_core::rbac::Rbac;
+use proxy_core::stream_info::ClientFingerprints;
 use proxy_core::tlv::{Tlv, TlvRule};
 use proxy_core::{Address, ConnectionInfo, FormatContext, Listener, Metadata, ResponseFlags, StreamInfo};
 use secure::{Insecure, secure};
 use std::cell::OnceCell;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::AbortHandle;
 
@@ -238,6 +243,7 @@ struct Facts {
     server_name: Option<ArcStr>,
     alpn: Vec<Vec<u8>>,
     tls: bool,
+    fingerprints: ClientFingerprints,
     /// Why the first bytes are none of TLS, if that was asked.
     no_tls: Option<&'static str>,
     original_dst: Option<SocketAddr>,
@@ -254,6 +260,7 @@ impl Facts {
             server_name: None,
             alpn: Vec::new(),
             tls: false,
+            fingerprints: ClientFingerprints::default(),
             no_tls: None,
             original_dst: None,
             header: None,
@@ -269,6 +276,7 @@ impl Facts {
             server_name: self.server_name,
             transport_protocol: if self.tls { "tls" } else { "raw_buffer" },
             application_protocols: self.alpn,
+            fingerprints: self.fingerprints,
             transport_failure: self.no_tls.map(ArcStr::from),
             listener: listener.name.clone(),
             filter_chain: chain.map_or_else(|| "".into(), |c| c.chain.name.clone()),
@@ -344,7 +352,8 @@ async fn inspect_within(
     }
     let timeout = listener.listener_filters_timeout;
     stats.downstream_pre_cx_active.inc();
-    let look = look(stream, tls, http, facts, worker.named_stats());
+    let wanted = tls.then_some(listener.inspect.fingerprints);
+    let look = look(stream, wanted, http, facts, worker.named_stats());
     let result = if timeout.is_zero() { Ok(look.await) } else { tokio::time::timeout(timeout, look).await };
     stats.downstream_pre_cx_active.dec();
     match result {
@@ -361,7 +370,13 @@ async fn inspect_within(
 }
 
 /// Peeks until TLS and HTTP inspection have made up their minds. The bytes stay in the socket.
-async fn look(stream: &TcpStream, mut tls: bool, http: bool, facts: &mut Facts, stats: &Named) -> io::Result<()> {
+async fn look(
+    stream: &TcpStream,
+    mut tls: Option<Fingerprints>,
+    http: bool,
+    facts: &mut Facts,
+    stats: &Named,
+) -> io::Result<()> {
     let mut buf = vec![0u8; 2048];
     let mut seen = 0;
     loop {
@@ -369,7 +384,7 @@ async fn look(stream: &TcpStream, mut tls: bool, http: bool, facts: &mut Facts, 
         if n == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if tls {
+        if let Some(wanted) = tls {
             match inspect::client_hello(&buf[..n]) {
                 Look::Found(hello) => {
                     stats.inc("tls_inspector.tls_found");
@@ -379,17 +394,22 @@ async fn look(stream: &TcpStream, mut tls: bool, http: bool, facts: &mut Facts, 
                     facts.tls = true;
                     facts.server_name = hello.server_name.map(ArcStr::from);
                     facts.alpn = hello.alpn;
+                    let offer = (wanted != Fingerprints::default()).then(|| inspect::Offer::of(&buf[..n])).flatten();
+                    facts.fingerprints = ClientFingerprints {
+                        ja3: offer.as_ref().filter(|_| wanted.ja3).map(|offer| offer.ja3().into()),
+                        ja4: offer.as_ref().filter(|_| wanted.ja4).map(|offer| offer.ja4().into()),
+                    };
                     return Ok(());
                 }
                 Look::No => {
                     stats.inc("tls_inspector.tls_not_found");
                     facts.no_tls = Some(inspect::why_no_hello(&buf[..n]));
-                    tls = false;
+                    tls = None;
                 }
                 Look::More => {}
             }
         }
-        if !tls {
+        if tls.is_none() {
             if !http {
                 return Ok(());
             }
@@ -462,11 +482,7 @@ async fn give_up(
     let mut stream = match &chain.chain.terminal {
         Terminal::TcpProxy(proxy) => tcp::give_up(worker, proxy, info, original_dst).await,
         Terminal::Http(http) => {
-            let stats = worker.http_stats(&http.stat_prefix);
-            stats.downstream_cx_total.inc();
-            stats.downstream_cx_ssl_total.inc();
-            stats.downstream_cx_destroy.inc();
-            stats.downstream_cx_destroy_remote.inc();
+            hcm::count_unserved(&worker.http_stats(&http.stat_prefix), true).downstream_cx_destroy_remote.inc();
             StreamInfo::new(info, SystemTime::now())
         }
         Terminal::DirectResponse(_) | Terminal::Echo | Terminal::Close => StreamInfo::new(info, SystemTime::now()),
@@ -566,7 +582,7 @@ async fn pass_filters(connection: &mut Connection) -> Result<Passed, ResponseFla
             }
             NetworkFilter::ExtAuthz(config) => {
                 // Asked at the first byte, as by Envoy.
-                std::future::poll_fn(|cx| connection.io.poll_first_byte(cx)).await;
+                poll_fn(|cx| connection.io.poll_first_byte(cx)).await;
                 if !Box::pin(tcp::check_authz(connection, config)).await {
                     return Err(ResponseFlags::NONE);
                 }
@@ -579,10 +595,33 @@ async fn pass_filters(connection: &mut Connection) -> Result<Passed, ResponseFla
     Ok(passed)
 }
 
-/// Policies in front of anything but `tcp_proxy`, which asks them itself. False: the connection ends.
-async fn pass_gates(connection: &mut Connection, gates: &[Arc<Rbac>]) -> bool {
+/// Why a filter has a connection end.
+#[derive(Default)]
+struct Refused {
+    flags: ResponseFlags,
+    /// `CONNECTION_TERMINATION_DETAILS`.
+    details: Option<String>,
+    /// What the filter has seen.
+    bytes_received: u64,
+}
+
+/// Reads once, as Envoy does before it asks filters, and says how much that was.
+async fn take_what_came(io: &mut Io) -> u64 {
+    let mut bytes = vec![0; 16 * 1024];
+    let mut bytes = ReadBuf::new(&mut bytes);
+    poll_fn(|cx| {
+        // Nothing to be read, or a client that is gone: nothing came.
+        let _ = Pin::new(&mut *io).poll_read(cx, &mut bytes);
+        Poll::Ready(())
+    })
+    .await;
+    bytes.filled().len() as u64
+}
+
+/// Policies in front of anything but `tcp_proxy`, which asks them itself.
+async fn pass_gates(connection: &mut Connection, gates: &[Arc<Rbac>]) -> Result<(), Refused> {
     if gates.is_empty() {
-        return true;
+        return Ok(());
     }
     let chain = connection.chain.clone();
     // Filters before a connection manager do not keep its idle clients from it.
@@ -597,23 +636,25 @@ async fn pass_gates(connection: &mut Connection, gates: &[Arc<Rbac>]) -> bool {
         }
     };
     tokio::select! {
-        () = std::future::poll_fn(|cx| connection.io.poll_first_byte(cx)) => {}
-        () = chain.cut() => return false,
+        () = poll_fn(|cx| connection.io.poll_first_byte(cx)) => {}
+        () = chain.cut() => return Err(Refused::default()),
         () = idle => {
             let stats = http.map(|http| connection.worker.http_stats(&http.stat_prefix));
             stats.iter().for_each(|stats| stats.downstream_cx_idle_timeout.inc());
-            return false;
+            return Err(Refused::default());
         }
     }
     for rbac in gates {
-        if tcp::check_rbac(&connection.worker, &connection.info, rbac, &mut Metadata::default()).is_err() {
+        let checked = tcp::check_rbac(&connection.worker, &connection.info, rbac, &mut Metadata::default());
+        if let Err(details) = checked {
+            let bytes_received = take_what_came(&mut connection.io).await;
             if let Some(delay) = rbac.delay_deny {
-                Box::pin(tcp::linger(&mut connection.io, delay)).await;
+                Box::pin(tcp::linger(&mut connection.io, delay, false)).await;
             }
-            return false;
+            return Err(Refused { details: Some(details), bytes_received, ..Refused::default() });
         }
     }
-    true
+    Ok(())
 }
 
 /// Serves a connection by its chain, then logs it.
@@ -634,16 +675,34 @@ fn run_chain(mut connection: Connection) -> impl Future<Output = ()> {
                 stream
             }
             (Terminal::TcpProxy(proxy), Err(flags)) => tcp::refuse(&connection, proxy, flags),
-            (_, Err(_)) => StreamInfo::new(info, start),
-            (Terminal::Http(http), Ok(passed)) => {
-                let (protocol, bytes_received, bytes_sent) = if pass_gates(&mut connection, &passed.gates).await {
-                    Box::pin(hcm::serve(connection, http.clone())).await
-                } else {
-                    worker.http_stats(&http.stat_prefix).downstream_cx_total.inc();
-                    (None, 0, 0)
+            (Terminal::Http(http), passed) => {
+                let allowed = match passed {
+                    Ok(passed) => pass_gates(&mut connection, &passed.gates).await.map(|()| passed),
+                    Err(flags) => Err(Refused { flags, ..Refused::default() }),
                 };
-                StreamInfo { protocol, bytes_received, bytes_sent, ..StreamInfo::new(info, start) }
+                let mut details = None;
+                let served = match allowed {
+                    Ok(_passed) => Box::pin(hcm::serve(connection, http.clone())).await,
+                    Err(refused) => {
+                        let stats = worker.http_stats(&http.stat_prefix);
+                        hcm::count_unserved(&stats, info.tls.is_some()).downstream_cx_destroy_local.inc();
+                        details = refused.details;
+                        let Refused { flags, bytes_received, .. } = refused;
+                        hcm::Served { flags, bytes_received, ..hcm::Served::default() }
+                    }
+                };
+                let hcm::Served { protocol, bytes_received, bytes_sent, flags } = served;
+                let connection_termination_details = details.map(Into::into);
+                StreamInfo {
+                    protocol,
+                    bytes_received,
+                    bytes_sent,
+                    flags,
+                    connection_termination_details,
+                    ..StreamInfo::new(info, start)
+                }
             }
+            (_, Err(flags)) => StreamInfo { flags, ..StreamInfo::new(info, start) },
             // It speaks first, so that nobody is asked.
             (Terminal::DirectResponse(bytes), Ok(_)) => {
                 Box::pin(tcp::respond(connection, bytes.clone())).await;
@@ -653,13 +712,15 @@ fn run_chain(mut connection: Connection) -> impl Future<Output = ()> {
                 stream
             }
             (Terminal::Echo, Ok(passed)) => {
-                if pass_gates(&mut connection, &passed.gates).await {
+                let allowed = pass_gates(&mut connection, &passed.gates).await;
+                if allowed.is_ok() {
                     tokio::select! {
                         () = Box::pin(tcp::echo(connection)) => {}
                         () = chain.cut() => {}
                     }
                 }
-                StreamInfo::new(info, start)
+                let connection_termination_details = allowed.err().and_then(|refused| refused.details).map(Into::into);
+                StreamInfo { connection_termination_details, ..StreamInfo::new(info, start) }
             }
             (Terminal::Close, Ok(_)) => StreamInfo::new(info, start),
         };

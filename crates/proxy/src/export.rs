@@ -9,7 +9,7 @@ use bytes::Bytes;
 use envoy_api::pb::envoy::service::accesslog::v3 as als;
 use mesh_types::ArcStr;
 use prost::Message;
-use proxy_core::collector::{GrpcCollector, HttpCollector, about_process};
+use proxy_core::collector::{GrpcService, HttpCollector, about_process};
 use proxy_core::hcm::{SpanService, TracingProvider};
 use proxy_core::{Headers, PickContext};
 use std::cell::RefCell;
@@ -26,9 +26,9 @@ pub(crate) enum Target {
     /// Spans to an OpenTelemetry collector; with the name of the service, of which the environment may say more.
     Spans { to: SpanService, service: ArcStr, detects_environment: bool },
     /// Log records to an OpenTelemetry collector, with the attributes of the resource.
-    Logs { to: Arc<GrpcCollector>, resource: Vec<(ArcStr, ArcStr)> },
+    Logs { to: Arc<GrpcService>, resource: Vec<(ArcStr, ArcStr)> },
     /// Records to Envoy's access log service, under the log's name.
-    Als { to: Arc<GrpcCollector>, log: ArcStr },
+    Als { to: Arc<GrpcService>, log: ArcStr },
 }
 
 /// Spans that left, batches that time sent; then batches that arrived, that did not, and that had nowhere to go.
@@ -204,7 +204,7 @@ async fn post(worker: &Rc<Worker>, cluster: &str, headers: Headers, body: Bytes)
     Some(status)
 }
 
-fn grpc(to: &GrpcCollector, path: &str, message: &impl Message) -> Outgoing {
+fn grpc(to: &GrpcService, path: &str, message: &impl Message) -> Outgoing {
     let mut headers = Headers::of([
         (":method", "POST"),
         (":scheme", "http"),

@@ -55,6 +55,9 @@ fn inspectors() {
     let words = ["PROXY UNKNOWN", " 65536", "HTTP/1.1\r\n", "\r\n", "\x16\x03\x01", "\0\0", "\0\x10", "CONNECT a:1 "];
     ::fuzz::run("inspectors", &seeds, &words, |bytes| {
         let tls = same_in_pieces(bytes, inspect::client_hello);
+        if let Some(offer) = inspect::Offer::of(bytes) {
+            assert_eq!((offer.ja3().len(), offer.ja4().chars().count()), (32, 36));
+        }
         let http = same_in_pieces(bytes, inspect::http);
         let proxied = proxy_protocol::parse(bytes);
         if let Some(Header::Found(length, addresses)) = &proxied {

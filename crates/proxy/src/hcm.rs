@@ -6,6 +6,7 @@ mod encode;
 mod exchange;
 mod ext_authz;
 mod filters;
+mod grpc_web;
 mod h1;
 mod h2;
 mod keys;
@@ -24,18 +25,18 @@ pub(crate) use exchange::Exchange;
 pub(crate) use ext_authz::{check_head, connection_attributes, grpc_frame, is_allowed};
 pub(crate) use h2::Late;
 pub(crate) use keys::{Kept, fetch_ahead, fetches_ahead};
-pub(crate) use limits::LocalLimits;
+pub(crate) use limits::{LocalLimits, counters as limit_counters};
 pub(crate) use record::{Ring, Rings};
 
 use crate::downstream::Connection;
 use crate::io::Io;
 use crate::runtime::{ChainEntry, RouteSlot};
-use crate::stats::{HttpStats, ListenerHttpStats, Workload};
+use crate::stats::{HttpStats, ListenerHttpStats, Named, Workload};
 use crate::worker::Worker;
 use proxy_core::filters::HttpFilter;
 use proxy_core::hcm::{Codec, HeadersWithUnderscores, HttpConnectionManager, Routes};
 use proxy_core::stream_info::HttpProtocol;
-use proxy_core::{ConnectionInfo, Listener, RouteTable};
+use proxy_core::{ConnectionInfo, Listener, ResponseFlags, RouteTable};
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -57,6 +58,10 @@ pub(crate) struct Http {
     routes: Option<Arc<RouteSlot>>,
     since: Instant,
     requests: Cell<u32>,
+    /// What its last request of HTTP/1 spoke whose head could be read.
+    spoken: Cell<Option<HttpProtocol>>,
+    /// The peer broke the protocol.
+    broken: Cell<bool>,
     /// Bytes read from the connection; of HTTP/1 once it has ended.
     received: Cell<u64>,
     /// Bytes written to it.
@@ -226,13 +231,30 @@ impl Drop for Http {
     }
 }
 
-/// Serves a connection whose chain ends in an HTTP connection manager. What the listener's log says of it: the protocol, if
-/// there was a request, and the bytes received and sent.
+/// Counts a connection that a filter before the connection manager has ended: to Envoy it was there for all filters of its chain.
+/// The caller counts who ended it.
+pub(crate) fn count_unserved(stats: &HttpStats, tls: bool) -> &HttpStats {
+    stats.downstream_cx_total.inc();
+    if tls {
+        stats.downstream_cx_ssl_total.inc();
+    }
+    stats.downstream_cx_destroy.inc();
+    stats
+}
+
+/// What the listener's log says of a connection.
+#[derive(Default)]
+pub(crate) struct Served {
+    /// If there was a request.
+    pub(crate) protocol: Option<HttpProtocol>,
+    pub(crate) bytes_received: u64,
+    pub(crate) bytes_sent: u64,
+    pub(crate) flags: ResponseFlags,
+}
+
+/// Serves a connection whose chain ends in an HTTP connection manager.
 // Not an `async fn`, which would have memory for its arguments as long as the connection lives.
-pub(crate) fn serve(
-    connection: Connection,
-    config: Arc<HttpConnectionManager>,
-) -> impl Future<Output = (Option<HttpProtocol>, u64, u64)> {
+pub(crate) fn serve(connection: Connection, config: Arc<HttpConnectionManager>) -> impl Future<Output = Served> {
     let stats = connection.worker.http_stats(&config.stat_prefix);
     stats.downstream_cx_total.inc();
     stats.downstream_cx_active.inc();
@@ -240,7 +262,6 @@ pub(crate) fn serve(
         stats.downstream_cx_ssl_total.inc();
         stats.downstream_cx_ssl_active.inc();
     }
-    touch_counters(&connection.worker, &config, &stats);
     let address = &connection.listener.stat_prefix;
     let of_listener = connection.worker.listener_http_stats(address, &config.stat_prefix);
     let http = Rc::new(Http {
@@ -255,6 +276,8 @@ pub(crate) fn serve(
         of_listener,
         since: Instant::now(),
         requests: Cell::new(0),
+        spoken: Cell::new(None),
+        broken: Cell::new(false),
         received: Cell::new(0),
         sent: Cell::new(0),
         premature_resets: Cell::new(0),
@@ -287,65 +310,57 @@ pub(crate) fn serve(
                 None
             }
         };
-        let Some(is_h2) = sniffed else { return (None, 0, 0) };
-        let protocol = if is_h2 { HttpProtocol::Http2 } else { HttpProtocol::Http11 };
-        if is_h2 {
+        let Some(is_h2) = sniffed else { return Served::default() };
+        let protocol = if is_h2 {
             Box::pin(h2::serve(http.clone(), io)).await;
+            (http.requests.get() > 0).then_some(HttpProtocol::Http2)
         } else {
             h1::serve(http.clone(), io).await;
+            http.spoken.get()
+        };
+        let broken = http.broken.get() || matches!(http.end.get(), Some(End::Codec { .. }));
+        Served {
+            protocol,
+            bytes_received: http.received.get(),
+            bytes_sent: http.sent.get(),
+            flags: if broken { ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR } else { ResponseFlags::NONE },
         }
-        ((http.requests.get() > 0).then_some(protocol), http.received.get(), http.sent.get())
     }
 }
 
-/// Makes the counters of the filters exist, once per worker.
-fn touch_counters(worker: &Worker, config: &Arc<HttpConnectionManager>, stats: &HttpStats) {
-    if !worker.touched.borrow_mut().insert(Arc::as_ptr(config) as usize) {
-        return;
-    }
+/// Makes the counters of the filters exist: those of the connection manager, and others.
+pub(crate) fn touch_counters(config: &HttpConnectionManager, stats: &HttpStats, others: &Named) {
     for name in redirect::COUNTERS.iter().chain(&span::COUNTERS) {
         stats.other.touch(name);
     }
     if let Some(provider) = config.tracing.as_ref().and_then(|tracing| tracing.provider.as_ref()) {
-        worker.named_stats().touch_all(crate::export::counters(provider));
+        others.touch_all(crate::export::counters(provider));
     }
+    let own = &stats.other;
     for entry in &config.filters {
-        if let HttpFilter::ExtAuthz(config) = &entry.filter {
-            for what in ext_authz::COUNTERS {
-                stats.other.touch(&ext_authz::counter(config, what));
+        match &entry.filter {
+            HttpFilter::ExtAuthz(config) => {
+                ext_authz::COUNTERS.iter().for_each(|what| own.touch(&ext_authz::counter(config, what)));
             }
-        }
-        if let HttpFilter::LocalRateLimit(limit) = &entry.filter {
-            limits::touch(worker.named_stats(), limit);
-        }
-        let names: &[&str] = match &entry.filter {
-            HttpFilter::Fault(_) => &[
-                "fault.aborts_injected",
-                "fault.delays_injected",
-                "fault.faults_overflow",
-                "fault.active_faults",
-                "fault.response_rl_injected",
-            ],
-            HttpFilter::HealthCheck(_) => &filters::HEALTH_COUNTERS,
-            HttpFilter::SetMetadata(_) => &[filters::METADATA_DENIED],
-            HttpFilter::Cors => &["cors.origin_invalid", "cors.origin_valid"],
+            HttpFilter::StatefulSession(session) => encode::touch_sessions(own, session),
+            HttpFilter::LocalRateLimit(limit) => limits::counters(limit).for_each(|name| others.touch(&name)),
+            HttpFilter::Fault(_) => {
+                own.touch_gauges(&[filters::ActiveFault::GAUGE]);
+                own.touch_all(&filters::FAULT_COUNTERS);
+            }
+            HttpFilter::HealthCheck(_) => own.touch_all(&filters::HEALTH_COUNTERS),
+            HttpFilter::SetMetadata(_) => own.touch(filters::METADATA_DENIED),
+            HttpFilter::Cors => own.touch_all(&["cors.origin_invalid", "cors.origin_valid"]),
             HttpFilter::Rbac(rbac) => {
                 for (prefix, what) in [
                     (&rbac.stat_prefix, ["allowed", "denied"]),
                     (&rbac.shadow_prefix, ["shadow_allowed", "shadow_denied"]),
                 ] {
-                    what.iter().for_each(|what| stats.other.touch(&filters::rbac_counter(prefix, what)));
+                    what.iter().for_each(|what| own.touch(&filters::rbac_counter(prefix, what)));
                 }
-                &[]
             }
-            HttpFilter::Jwt(jwt) => {
-                stats.other.touch_all(&jwt.counters.all());
-                &[]
-            }
-            _ => &[],
-        };
-        for name in names {
-            stats.other.touch(name);
+            HttpFilter::Jwt(jwt) => own.touch_all(&jwt.counters.all()),
+            _ => {}
         }
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! Sources: envoy.filters.listener.tls_inspector and http_inspector.
 
+mod fingerprint;
+
+pub(crate) use fingerprint::Offer;
+
 /// What a connection's first bytes say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ClientHello {
@@ -63,8 +67,20 @@ const HTTP_REQUEST: &str = "TLS_error|error:1000009c:SSL_routines:OPENSSL_intern
 /// More than this is never a ClientHello worth waiting for (the inspector's max_client_hello_size).
 pub(crate) const MAX_HELLO: usize = 16 * 1024;
 
-/// Looks for a TLS ClientHello, which may span several records.
+/// The longest record of TLS, sealed.
+const MAX_RECORD: usize = 16384 + 256;
+
+/// Looks for a TLS ClientHello.
 pub(crate) fn client_hello(bytes: &[u8]) -> Look<ClientHello> {
+    match handshake(bytes) {
+        Look::Found(hello) => parse_hello(&hello).map_or(Look::No, Look::Found),
+        Look::No => Look::No,
+        Look::More => Look::More,
+    }
+}
+
+/// The bytes of a ClientHello, which may span several records.
+fn handshake(bytes: &[u8]) -> Look<Vec<u8>> {
     // Envoy's parser wants the head of a record before it says anything.
     if bytes.len() >= 5 && !is_prefix_of_record(bytes) {
         return Look::No;
@@ -77,6 +93,9 @@ pub(crate) fn client_hello(bytes: &[u8]) -> Look<ClientHello> {
             return Look::No;
         }
         let len = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        if len > MAX_RECORD {
+            return Look::No;
+        }
         let Some(body) = rest.get(5..5 + len) else { return too_short(bytes) };
         handshake.extend_from_slice(body);
         rest = &rest[5 + len..];
@@ -89,13 +108,13 @@ pub(crate) fn client_hello(bytes: &[u8]) -> Look<ClientHello> {
                 return Look::No;
             }
             if let Some(hello) = handshake.get(4..want) {
-                return parse_hello(hello).map_or(Look::No, Look::Found);
+                return Look::Found(hello.to_vec());
             }
         }
     }
 }
 
-fn too_short(bytes: &[u8]) -> Look<ClientHello> {
+fn too_short(bytes: &[u8]) -> Look<Vec<u8>> {
     if bytes.len() >= MAX_HELLO { Look::No } else { Look::More }
 }
 

@@ -29,8 +29,8 @@ pub(crate) async fn ask(
     timeout: Duration,
     limit: usize,
 ) -> Option<(u16, Headers, Bytes)> {
-    worker.named_stats().inc(OWN_REQUESTS);
     let cluster = worker.cluster(cluster)?;
+    worker.named_stats().inc(OWN_REQUESTS);
     let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut());
     let Some(host) = host else {
         cluster.stats.charge(503, true);

@@ -202,7 +202,6 @@ pub(crate) async fn watch(overload: Arc<Overload>) {
 
 fn register(shared: &Arc<Shared>, overload: &Arc<Overload>) {
     let weak = Arc::downgrade(overload);
-    let counted = Arc::downgrade(shared);
     let computed = Computed(move |f: &mut dyn FnMut(&str, Sample)| {
         let Some(overload) = weak.upgrade() else { return };
         for action in &overload.config.actions {
@@ -219,9 +218,9 @@ fn register(shared: &Arc<Shared>, overload: &Arc<Overload>) {
             f(&format!("overload.{name}.failed_updates"), Sample::Counter(failed));
             f(&format!("overload.{name}.skipped_updates"), Sample::Counter(0));
         }
-        if let Some((name, most)) = &overload.config.max_connections {
-            let open = counted.upgrade().map_or(0, |shared| shared.connections.load(Relaxed));
-            f(&format!("overload.{name}.pressure"), Sample::Gauge(open * 100 / most));
+        if let Some((name, _)) = &overload.config.max_connections {
+            // Envoy looks at this one when a connection comes, and never at its pressure.
+            f(&format!("overload.{name}.pressure"), Sample::Gauge(0));
             f(&format!("overload.{name}.failed_updates"), Sample::Counter(overload.refused.load(Relaxed)));
         }
     });

@@ -22,6 +22,8 @@ pub(crate) enum BodyError {
     Protocol(&'static str),
     /// Its trailers are not to be had here (HTTP/2).
     Refused(&'static str),
+    /// A filter cannot read what it says.
+    Unreadable(&'static str),
 }
 
 impl From<ReadError> for BodyError {
@@ -63,7 +65,7 @@ impl From<&BodyError> for Gone {
             BodyError::Reset(reason) => Gone::Reset(*reason),
             BodyError::Malformed => Gone::Malformed,
             BodyError::Refused(details) => Gone::Refused(details),
-            BodyError::Closed | BodyError::Protocol(_) => Gone::Closed,
+            BodyError::Closed | BodyError::Protocol(_) | BodyError::Unreadable(_) => Gone::Closed,
         }
     }
 }
@@ -158,6 +160,16 @@ impl RecvBody {
             RecvBody::Memory(frames) => frames.is_empty(),
             RecvBody::Then(frames, rest) => frames.is_empty() && rest.is_over(),
             _ => false,
+        }
+    }
+
+    /// Whether its end has come, behind what is still to be read.
+    pub(crate) fn has_come(&self) -> bool {
+        match self {
+            RecvBody::Empty | RecvBody::Memory(_) => true,
+            RecvBody::H1(_) => false,
+            RecvBody::H2(body) => body.stream.is_end_stream(),
+            RecvBody::Then(_, rest) => rest.has_come(),
         }
     }
 

@@ -296,15 +296,13 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
                     copy::Ended::Complete(Side::Upstream) == ended || copy::Ended::Failed(Side::Upstream) == ended;
                 // Who says last that it ends is who ends it, as Envoy sees it.
                 counted.ended_by_peer(by_peer);
-                if let Some(delay) = delay.get() {
-                    linger(&mut down, delay).await;
-                }
-                ended
+                // Dropped in this order: the server hears of the end first.
+                (ended, Some((up, counted, down)))
             }
             Way::Tunnel(mut tunnel) => {
                 let ended = tunnel.run(down, &transfer, gate).await;
                 over.set(Some(tunnel));
-                ended
+                (ended, None)
             }
         }
     };
@@ -321,10 +319,10 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     let far = Duration::from_secs(86400 * 365);
     let every = proxy.access_log_flush_interval.unwrap_or(far);
     let mut records = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
-    let ended = loop {
+    let (ended, held) = loop {
         tokio::select! {
-            ended = &mut moving => break ended,
-            () = &mut failed => break copy::Ended::Complete(Side::Downstream),
+            over = &mut moving => break over,
+            () = &mut failed => break (copy::Ended::Complete(Side::Downstream), None),
             _ = records.tick(), if proxy.access_log_flush_interval.is_some() => {
                 (info.bytes_received, info.bytes_sent) = (transfer.received.get(), transfer.sent.get());
                 (info.downstream_wire_bytes_received, info.downstream_wire_bytes_sent) =
@@ -366,7 +364,15 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
         }
     }
     match ended {
-        copy::Ended::Denied(details) => info.connection_termination_details = Some(details.into()),
+        copy::Ended::Denied(details) => {
+            info.connection_termination_details = Some(details.into());
+            // The proxy filter has seen nothing.
+            (info.downstream_wire_bytes_received, info.upstream.wire_bytes_sent) = (0, 0);
+            // Both connections stay meanwhile.
+            if let (Some(delay), Some((_up, _counted, mut down))) = (delay.get(), held) {
+                linger(&mut down, delay, true).await;
+            }
+        }
         copy::Ended::Idle => {
             stats.idle_timeout.inc();
             info.local_close_reason = Some("tcp_session_idle_timeout".into());
@@ -383,11 +389,17 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     }
 }
 
-/// A refused client is not told at once; what it sends meanwhile goes nowhere.
-pub(crate) async fn linger(client: &mut Io, delay: Duration) {
+/// A refused client is not told at once; what it sends meanwhile goes nowhere. With `half_close` it may have said all and still wait.
+pub(crate) async fn linger(client: &mut Io, delay: Duration, half_close: bool) {
     let gone = async {
         let mut dropped = [0; 1024];
-        while client.read(&mut dropped).await.is_ok_and(|n| n > 0) {}
+        loop {
+            match client.read(&mut dropped).await {
+                Ok(0) if half_close => std::future::pending().await,
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
     };
     // Whichever comes first.
     let _ = tokio::time::timeout(delay, gone).await;

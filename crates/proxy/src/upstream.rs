@@ -327,7 +327,11 @@ impl WorkerCluster {
             hosts.entry(key).or_insert_with(|| Rc::new(HostPools { host: host.clone(), pools: RefCell::default() }));
         let mut list = pools.pools.borrow_mut();
         if let Some((_, pool)) = list.iter().find(|(v, _)| v == variant) {
-            return Some(pool.clone());
+            let place = pool.take_place();
+            if !place {
+                self.stats.upstream_cx_pool_overflow.inc();
+            }
+            return place.then(|| pool.clone());
         }
         let permit = match variant.protocol {
             Protocol::Raw => None,

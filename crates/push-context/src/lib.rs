@@ -207,11 +207,13 @@ impl PushContext {
         known.sort_unstable();
         known.dedup();
         let mut names: Vec<String> = known.into_iter().map(str::to_owned).collect();
-        // As istio pkg/spiffe, ExpandWithTrustDomains.
+        // As istio pkg/spiffe, ExpandWithTrustDomains: names of another shape stay as they are.
+        let own = names.len();
         for alias in &self.mesh.trust_domain_aliases {
-            let renamed = names.iter().filter_map(|name| {
-                let (_, path) = name.strip_prefix("spiffe://")?.split_once('/')?;
-                Some(format!("spiffe://{alias}/{path}"))
+            let renamed = names[..own].iter().filter_map(|name| {
+                let parts: Vec<&str> = name.strip_prefix("spiffe://")?.split('/').collect();
+                let [_, "ns", namespace, "sa", account] = parts[..] else { return None };
+                Some(format!("spiffe://{alias}/ns/{namespace}/sa/{account}"))
             });
             let renamed: Vec<String> = renamed.collect();
             names.extend(renamed);
@@ -260,8 +262,8 @@ impl PushContext {
         let workload = self.registry.workload(&node.query(&self.settings.cluster_id));
         let mut labels = match workload {
             Some(workload) if workload.is_pod => {
-                let of_node = if node.meta("NODE_NAME").is_some() { "" } else { &*workload.node };
-                augment_labels(&workload.labels, &self.settings.cluster_id, &workload.locality, of_node, "")
+                let (place, network) = (&workload.locality, &workload.network);
+                augment_labels(&workload.labels, &self.settings.cluster_id, place, "", network)
             }
             Some(workload) => (*workload.topology_labels).clone(),
             None => node.labels.clone(),

@@ -44,10 +44,19 @@ fn scalars_mean_what_kubectl_reads() {
 }
 
 #[test]
+fn names_of_fields_mean_what_kubectl_reads() {
+    let text = "apiVersion: v1\nkind: K\nk: {y: 1, 'n': 2, off: 3, 8080: 4, 0x10: 5, 1.50: 6, a: 7, \"on\": 8}\n";
+    let wanted = json!({"true": 1, "n": 2, "false": 3, "8080": 4, "16": 5, "1.5": 6, "a": 7, "on": 8});
+    assert_eq!(one(text).value["k"], wanted);
+    assert_eq!(parse_values(Path::new("a.yaml"), text).unwrap()[0]["k"], wanted);
+    assert!(error("apiVersion: v1\nkind: K\nk: {~: 1}\n").starts_with("a.yaml:3:"));
+}
+
+#[test]
 fn anchors_and_merge_keys_are_expanded() {
-    let document = one("apiVersion: v1\nkind: K\nbase: &b {x: 1, y: 2}\nused: {<<: *b, y: 3}\nagain: *b\n");
-    assert_eq!(document.value["used"], json!({"x": 1, "y": 3}));
-    assert_eq!(document.value["again"], json!({"x": 1, "y": 2}));
+    let document = one("apiVersion: v1\nkind: K\nbase: &b {x: 1, z: 2}\nused: {<<: *b, z: 3}\nagain: *b\n");
+    assert_eq!(document.value["used"], json!({"x": 1, "z": 3}));
+    assert_eq!(document.value["again"], json!({"x": 1, "z": 2}));
 }
 
 #[test]

@@ -91,7 +91,6 @@ impl LogFilter {
                 .map(|(i, f)| Self::compile(f, runtime).at_index("filters", i))
                 .collect::<Compiled<Vec<_>>>()
         };
-        crate::constraints::log_filter(filter)?;
         Ok(match filter.filter_specifier.as_ref().ok_or_else(|| Invalid::new("filter_specifier", "is missing"))? {
             Kind::StatusCodeFilter(f) => {
                 let (how, value) = comparison(f.comparison.as_ref(), runtime).at("status_code_filter")?;

@@ -69,6 +69,9 @@ impl Discovery {
             Some(ClusterDiscoveryType::Type(kind)) => fields::enumeration("type", *kind)?,
             None => DiscoveryType::Static,
         };
+        if kind != DiscoveryType::Eds && cluster.eds_cluster_config.is_some() {
+            return Err(Invalid::new("eds_cluster_config", "is for clusters of type EDS only"));
+        }
         Ok(match kind {
             DiscoveryType::Static => Self::Static,
             DiscoveryType::StrictDns => Self::StrictDns(DnsConfig::of_cluster(cluster)?),

@@ -157,6 +157,9 @@ impl NameCache {
         if max == 0 {
             return Err(Invalid::new("max_hosts", "must be greater than 0"));
         }
+        if cache.preresolve_hostnames.len() > max as usize {
+            return Err(Invalid::new("preresolve_hostnames", "has more names than max_hosts allows"));
+        }
         Ok(Self {
             name: fields::required("name", &cache.name)?,
             dns,

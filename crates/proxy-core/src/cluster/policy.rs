@@ -218,7 +218,7 @@ impl Balancing {
             let short = typed.name.strip_prefix("envoy.extensions.load_balancing_policies.").unwrap_or(&typed.name);
             match short {
                 "round_robin.v3.RoundRobin" => {
-                    let config: policy::round_robin::v3::RoundRobin = typed.decode()?;
+                    let config: policy::round_robin::v3::RoundRobin = typed.decode_unchecked()?;
                     let slow = config
                         .slow_start_config
                         .as_ref()
@@ -227,7 +227,7 @@ impl Balancing {
                     self.locality(config.locality_lb_config.as_ref(), runtime)?;
                 }
                 "least_request.v3.LeastRequest" => {
-                    let config: policy::least_request::v3::LeastRequest = typed.decode()?;
+                    let config: policy::least_request::v3::LeastRequest = typed.decode_unchecked()?;
                     let slow = config
                         .slow_start_config
                         .as_ref()
@@ -242,12 +242,12 @@ impl Balancing {
                     self.locality(config.locality_lb_config.as_ref(), runtime)?;
                 }
                 "random.v3.Random" => {
-                    let config: policy::random::v3::Random = typed.decode()?;
+                    let config: policy::random::v3::Random = typed.decode_unchecked()?;
                     self.lb = LbPolicy::Random;
                     self.locality(config.locality_lb_config.as_ref(), runtime)?;
                 }
                 "ring_hash.v3.RingHash" => {
-                    let config: policy::ring_hash::v3::RingHash = typed.decode()?;
+                    let config: policy::ring_hash::v3::RingHash = typed.decode_unchecked()?;
                     let hashing = config.consistent_hashing_lb_config.clone().unwrap_or_default();
                     self.hash_policies = HashPolicy::compile_all(&hashing.hash_policy)?;
                     let (min_size, max_size) =
@@ -264,7 +264,7 @@ impl Balancing {
                     self.locality_weighted |= config.locality_weighted_lb_config.is_some();
                 }
                 "maglev.v3.Maglev" => {
-                    let config: policy::maglev::v3::Maglev = typed.decode()?;
+                    let config: policy::maglev::v3::Maglev = typed.decode_unchecked()?;
                     let hashing = config.consistent_hashing_lb_config.clone().unwrap_or_default();
                     self.hash_policies = HashPolicy::compile_all(&hashing.hash_policy)?;
                     self.lb = LbPolicy::Maglev {
@@ -276,11 +276,11 @@ impl Balancing {
                 }
                 "cluster_provided.v3.ClusterProvided" => self.lb = LbPolicy::ClusterProvided,
                 "wrr_locality.v3.WrrLocality" => {
-                    let config: policy::wrr_locality::v3::WrrLocality = typed.decode()?;
+                    let config: policy::wrr_locality::v3::WrrLocality = typed.decode_unchecked()?;
                     return Err(picked_by_locality(config.endpoint_picking_policy.as_ref()));
                 }
                 "subset.v3.Subset" => {
-                    let config: policy::subset::v3::Subset = typed.decode()?;
+                    let config: policy::subset::v3::Subset = typed.decode_unchecked()?;
                     self.subsets = Some(SubsetConfig::of_policy(&config)?);
                     return self.explicit(&config.subset_lb_policy.unwrap_or_default(), runtime);
                 }

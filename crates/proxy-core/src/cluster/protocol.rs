@@ -1,7 +1,8 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::any::Typed;
-use crate::matchers::canonical_name;
+use crate::matchers::{StringMatcher, canonical_name};
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::{Options, fields};
@@ -57,6 +58,8 @@ pub struct Http1Options {
     pub send_fully_qualified_url: bool,
     /// Methods beyond the registered ones are taken.
     pub allow_custom_methods: bool,
+    /// Upgrades that are offered in vain: requests go on without them.
+    pub ignored_upgrades: Arc<[StringMatcher]>,
 }
 
 /// HTTP/2 options, of a listener or a cluster.
@@ -164,6 +167,9 @@ impl Http1Options {
                 .map(|v| v.value),
             send_fully_qualified_url: options.send_fully_qualified_url,
             allow_custom_methods: options.allow_custom_methods,
+            ignored_upgrades: StringMatcher::compile_list(&options.ignore_http_11_upgrade)
+                .at("ignore_http_11_upgrade")?
+                .into(),
         })
     }
 }
@@ -171,7 +177,6 @@ impl Http1Options {
 impl Http2Options {
     pub(crate) fn compile(options: Option<&pb::core::Http2ProtocolOptions>) -> Compiled<Self> {
         let Some(options) = options else { return Ok(Self::default()) };
-        crate::constraints::http2(options)?;
         refuse! {
             "allow_metadata": options.allow_metadata,
             "custom_settings_parameters": !options.custom_settings_parameters.is_empty(),

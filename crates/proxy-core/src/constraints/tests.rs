@@ -46,7 +46,7 @@ fn values_that_envoys_api_refuses_are_refused_with_their_place() {
         (
             json!({}),
             json!({"virtual_clusters": [{"headers": [{"name": ":path", "present_match": true}]}]}),
-            "virtual_clusters.name",
+            "virtual_clusters[0].name",
         ),
         (
             json!({}),

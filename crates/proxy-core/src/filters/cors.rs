@@ -42,7 +42,6 @@ pub enum CorsDecision {
 
 impl CorsPolicy {
     pub(super) fn compile(policy: &pb::http_filter::cors::v3::CorsPolicy, runtime: &Runtime) -> Compiled<Self> {
-        crate::constraints::shares_of_cors(policy.filter_enabled.as_ref(), policy.shadow_enabled.as_ref())?;
         Ok(Self {
             origins: StringMatcher::compile_list(&policy.allow_origin_string_match).at("allow_origin_string_match")?,
             methods: policy.allow_methods.as_str().into(),

@@ -83,7 +83,6 @@ impl RateLimitRule {
         if own && (limit.stage.is_some() || !limit.disable_key.is_empty()) {
             return Err(Invalid::new("", "'stage' field and 'disable_key' field are not supported"));
         }
-        crate::constraints::rate_limit(limit)?;
         refuse!("apply_on_stream_done": limit.apply_on_stream_done);
         if own {
             refuse!("limit": limit.limit.is_some());

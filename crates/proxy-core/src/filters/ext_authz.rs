@@ -1,8 +1,9 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_types::ArcStr;
 
-use crate::config_source::grpc_cluster;
+use crate::collector::GrpcService;
 use crate::fields;
 use crate::headers::Headers;
 use crate::matchers::{MetadataMatcher, StringMatcher};
@@ -45,6 +46,10 @@ pub struct ExtAuthz {
     pub raw_headers: bool,
     /// Answers with headers that cannot be written are refused.
     pub validate_mutations: bool,
+    /// Of a refusal's body.
+    pub max_denied_body: Option<usize>,
+    /// Metadata of answers is taken.
+    pub takes_metadata: bool,
     enabled: Fraction,
     enabled_metadata: Option<MetadataMatcher>,
     deny_at_disable: Live<bool>,
@@ -57,14 +62,10 @@ pub struct ExtAuthz {
 pub enum AuthzService {
     /// `envoy.service.auth.v3.Authorization/Check`.
     Grpc {
-        /// The cluster.
-        cluster: ArcStr,
+        /// Where it is.
+        service: Arc<GrpcService>,
         /// Answer by then.
         timeout: Duration,
-        /// The authority to send; empty: the cluster's name.
-        authority: ArcStr,
-        /// Headers of the call.
-        metadata: Vec<(ArcStr, ArcStr)>,
     },
     /// The request's own method and path.
     Http(Box<HttpAuthz>),
@@ -144,22 +145,11 @@ fn list(matchers: Option<&pb::matcher::ListStringMatcher>) -> Compiled<Vec<Strin
 
 impl AuthzService {
     fn grpc(service: Option<&pb::core::GrpcService>) -> Compiled<Self> {
-        use pb::core::grpc_service::TargetSpecifier;
         let service = service.ok_or_else(|| Invalid::new("grpc_service", "is missing"))?;
-        let authority = match &service.target_specifier {
-            Some(TargetSpecifier::EnvoyGrpc(grpc)) => grpc.authority.as_str(),
-            _ => "",
-        };
         Ok(Self::Grpc {
-            cluster: grpc_cluster(service).at("grpc_service")?,
+            service: GrpcService::compile(service).at("grpc_service")?,
             timeout: fields::duration("grpc_service.timeout", service.timeout.as_ref())?
                 .unwrap_or(Duration::from_millis(200)),
-            authority: authority.into(),
-            metadata: service
-                .initial_metadata
-                .iter()
-                .map(|h| (h.key.as_str().into(), h.value.as_str().into()))
-                .collect(),
         })
     }
 
@@ -282,6 +272,8 @@ impl ExtAuthz {
             route_metadata_namespaces: names(&config.route_metadata_context_namespaces),
             raw_headers: config.encode_raw_headers,
             validate_mutations: config.validate_mutations,
+            max_denied_body: Some(config.max_denied_response_body_bytes as usize).filter(|most| *most > 0),
+            takes_metadata: config.enable_dynamic_metadata_ingestion.as_ref().is_none_or(|v| v.value),
             enabled: Fraction::runtime(config.filter_enabled.as_ref(), Fraction::ALL, runtime).at("filter_enabled")?,
             enabled_metadata: config
                 .filter_enabled_metadata
@@ -320,6 +312,8 @@ impl ExtAuthz {
             route_metadata_namespaces: Vec::new(),
             raw_headers: false,
             validate_mutations: false,
+            max_denied_body: None,
+            takes_metadata: true,
             enabled: Fraction::ALL,
             enabled_metadata: config
                 .filter_enabled_metadata

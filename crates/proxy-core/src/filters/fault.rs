@@ -9,7 +9,7 @@ use crate::pb;
 use crate::percent::Fraction;
 use crate::random::Random;
 use crate::rejected::{At, Compiled, Invalid};
-use crate::runtime::{Live, Runtime};
+use crate::runtime::{Live, Runtime, RuntimeValue};
 
 /// Delays and aborts on purpose (`filters.http.fault.v3.HTTPFault`).
 #[derive(Clone, Debug)]
@@ -21,7 +21,8 @@ pub struct Fault {
     headers: Box<[HeaderMatcher]>,
     downstream_nodes: Vec<ArcStr>,
     max_active: Live<u64>,
-    /// Written into dynamic metadata with every delay and abort.
+    runtime: Runtime,
+    /// Written into dynamic metadata with every delay and abort, under the filter's name.
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// Faults are counted for each client that names itself, too.
     pub counts_clients: bool,
@@ -71,12 +72,33 @@ pub struct FaultDecision {
     pub overflow: u64,
 }
 
+/// What the runtime has for the client that a request names, `fault.http.CLIENT.*`, whose keys no configuration knows.
+struct OfClient<'r>(Option<(&'r Runtime, &'r str)>);
+
+impl OfClient<'_> {
+    fn get<T: RuntimeValue>(&self, key: &str) -> Option<T> {
+        self.0.and_then(|(runtime, client)| runtime.get(&format!("fault.http.{client}.{key}")))
+    }
+
+    /// A number, which stands over the filter's.
+    fn number(&self, key: &str, otherwise: u64) -> u64 {
+        self.get(key).unwrap_or(otherwise)
+    }
+
+    /// Whether a share is hit: the client's, if it has one.
+    fn hit(&self, share: &Fraction, key: &str, random: &mut Random) -> bool {
+        match self.get(key) {
+            Some(parts) => Fraction::of_parts(parts).hit(random),
+            None => share.hit(random),
+        }
+    }
+}
+
 impl Fault {
     pub(super) fn compile(fault: &pb::http_filter::fault::v3::HttpFault, runtime: &Runtime) -> Compiled<Self> {
         use pb::ext::filters::common::fault::v3::fault_delay::FaultDelaySecifier as Delay;
         use pb::ext::filters::common::fault::v3::fault_rate_limit::LimitType;
         use pb::http_filter::fault::v3::fault_abort::ErrorType;
-        crate::constraints::fault(fault)?;
         // The runtime's own names, where the configuration gives no others.
         let key = |given: &str, own: &'static str| if given.is_empty() { own.to_owned() } else { given.to_owned() };
         let share = |percentage: &Option<pb::kind::FractionalPercent>, given: &str, own: &'static str| {
@@ -160,6 +182,7 @@ impl Fault {
                 &fault.max_active_faults_runtime,
                 "fault.http.max_active_faults",
             ),
+            runtime: runtime.clone(),
             metadata: fault.filter_metadata.as_ref().map(crate::json_object).unwrap_or_default(),
             counts_clients: !fault.disable_downstream_cluster_stats,
             abort_body: body.map(Box::from),
@@ -201,6 +224,8 @@ impl Fault {
             return FaultDecision::default();
         }
         let number = |name: &str| headers.get_str(name).and_then(|v| v.trim().parse::<u64>().ok());
+        let client = headers.get_str("x-envoy-downstream-service-cluster");
+        let client = OfClient(client.map(|client| (&self.runtime, client)));
         // Percentages of headers may only lower the configured ones.
         let share = |fraction: &Fraction, name: &str| match number(name) {
             Some(asked) => fraction.at_most(u32::try_from(asked).unwrap_or(u32::MAX)),
@@ -208,28 +233,36 @@ impl Fault {
         };
         let delay = self.delay.as_ref().and_then(|(source, fraction)| match source {
             DelaySource::Fixed(delay) => {
-                let delay = Duration::from_millis(delay.get());
-                (fraction.hit(random) && !delay.is_zero()).then_some(delay)
+                let hit = client.hit(fraction, "delay.fixed_delay_percent", random);
+                let delay = Duration::from_millis(client.number("delay.fixed_duration_ms", delay.get()));
+                (hit && !delay.is_zero()).then_some(delay)
             }
             DelaySource::Header => {
-                let delay = number("x-envoy-fault-delay-request").map(Duration::from_millis)?;
-                (share(fraction, "x-envoy-fault-delay-request-percentage").hit(random) && !delay.is_zero())
-                    .then_some(delay)
+                let delay = number("x-envoy-fault-delay-request")?;
+                let share = share(fraction, "x-envoy-fault-delay-request-percentage");
+                let hit = client.hit(&share, "delay.fixed_delay_percent", random);
+                let delay = Duration::from_millis(client.number("delay.fixed_duration_ms", delay));
+                (hit && !delay.is_zero()).then_some(delay)
             }
         });
         let abort = self.abort.as_ref().and_then(|(source, fraction)| match source {
             AbortSource::Http(status) => {
-                let status = u16::try_from(status.get()).unwrap_or(u16::MAX);
-                fraction.hit(random).then_some(Abort::Http(status.clamp(200, 599)))
+                let status = client.number("abort.http_status", status.get());
+                let status = u16::try_from(status).unwrap_or(u16::MAX);
+                let hit = client.hit(fraction, "abort.abort_percent", random);
+                hit.then_some(Abort::Http(status.clamp(200, 599)))
             }
             AbortSource::Grpc(status) => {
-                fraction.hit(random).then_some(Abort::Grpc(u32::try_from(status.get()).unwrap_or(u32::MAX)))
+                let status = client.number("abort.grpc_status", status.get());
+                let hit = client.hit(fraction, "abort.abort_percent", random);
+                hit.then_some(Abort::Grpc(u32::try_from(status).unwrap_or(u32::MAX)))
             }
             AbortSource::Header => {
                 let http = number("x-envoy-fault-abort-request").filter(|s| (200..600).contains(s));
                 let grpc = || number("x-envoy-fault-abort-grpc-request").and_then(|s| u32::try_from(s).ok());
                 let abort = http.map(|s| Abort::Http(s as u16)).or_else(|| grpc().map(Abort::Grpc))?;
-                share(fraction, "x-envoy-fault-abort-request-percentage").hit(random).then_some(abort)
+                let share = share(fraction, "x-envoy-fault-abort-request-percentage");
+                client.hit(&share, "abort.abort_percent", random).then_some(abort)
             }
         });
         let rate_limit_kib = self.rate_limit.as_ref().and_then(|(source, fraction)| match source {

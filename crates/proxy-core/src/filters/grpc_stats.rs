@@ -48,11 +48,18 @@ impl GrpcStats {
         Self { emit_filter_state: config.emit_filter_state, names }
     }
 
+    /// Service and method of a call (Envoy `Grpc::Common::resolveServiceAndMethod`).
+    pub fn call(path: &str) -> Option<(&str, &str)> {
+        let mut parts = path_without_query(path).split('/').filter(|part| !part.is_empty());
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(service), Some(method), None) => Some((service, method)),
+            _ => None,
+        }
+    }
+
     /// What stands before a counter of a call, behind the cluster's name. `None`: the path names no call.
     pub fn prefix(&self, path: &str) -> Option<Cow<'static, str>> {
-        // Envoy `Grpc::Common::resolveServiceAndMethod`.
-        let mut parts = path_without_query(path).split('/').filter(|part| !part.is_empty());
-        let (Some(service), Some(method), None) = (parts.next(), parts.next(), parts.next()) else { return None };
+        let (service, method) = Self::call(path)?;
         let is_named = match &self.names {
             Names::All(true) => return Some(format!("grpc.{}.{method}.", service.replace('.', "_")).into()),
             Names::All(false) => true,

@@ -245,6 +245,12 @@ impl JwtOverride {
 }
 
 impl JwtAuthn {
+    /// The one provider, if there is but one: what is wrong with any token is then told by its settings (Envoy
+    /// `AuthenticatorImpl::doneWithStatus`).
+    pub fn only_provider(&self) -> Option<usize> {
+        (self.providers.len() == 1).then_some(0)
+    }
+
     pub(super) fn compile(
         config: &pb::http_filter::jwt_authn::v3::JwtAuthentication,
         runtime: &Runtime,

@@ -188,7 +188,6 @@ impl LocalRateLimit {
     ) -> Compiled<Self> {
         use pb::ext::common::ratelimit::v3::VhRateLimitsOptions;
         refuse!("local_cluster_rate_limit": limit.local_cluster_rate_limit.is_some());
-        crate::constraints::local_rate_limit(limit)?;
         let mut descriptors = Vec::new();
         if !(0..=1).contains(&limit.enable_x_ratelimit_headers) {
             return Err(Invalid::new("enable_x_ratelimit_headers", "is no known value"));

@@ -18,6 +18,8 @@ pub struct StatefulSession {
     pub kind: Option<SessionKind>,
     /// If the host is gone, fail with this status instead of choosing another.
     pub strict: Option<u16>,
+    /// What requests are counted under, unless empty. Only the filter's own settings count, not those of routes.
+    pub stat_prefix: ArcStr,
 }
 
 /// How the host is remembered.
@@ -45,7 +47,8 @@ impl StatefulSession {
             0 => 503,
             status => u16::try_from(status).unwrap_or(503),
         });
-        let Some(state) = &config.session_state else { return Ok(Self { kind: None, strict }) };
+        let stat_prefix = config.stat_prefix.as_str().into();
+        let Some(state) = &config.session_state else { return Ok(Self { kind: None, strict, stat_prefix }) };
         let typed = Typed::open(state.typed_config.as_ref()).at("session_state")?;
         let kind = match typed.name.as_str() {
             "envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState" => {
@@ -68,11 +71,11 @@ impl StatefulSession {
             }
             "envoy.extensions.http.stateful_session.envelope.v3.EnvelopeSessionState" => {
                 refuse!("session_state.envelope": true);
-                return Ok(Self { kind: None, strict });
+                return Ok(Self { kind: None, strict, stat_prefix });
             }
             _ => return Err(typed.unknown()).at("session_state"),
         };
-        Ok(Self { kind: Some(kind), strict })
+        Ok(Self { kind: Some(kind), strict, stat_prefix })
     }
 
     /// The host that the request's session names, as `address:port`. `now`: seconds since 1970.
@@ -177,6 +180,7 @@ mod tests {
     #[test]
     fn cookies_round_trip_until_they_expire() {
         let session = StatefulSession {
+            stat_prefix: "".into(),
             kind: Some(SessionKind::Cookie {
                 name: "sess".into(),
                 path: "/".into(),

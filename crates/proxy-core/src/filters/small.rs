@@ -22,6 +22,8 @@ use crate::runtime::Runtime;
 pub struct RouterConfig {
     /// Keep statistics of routes and codes.
     pub dynamic_stats: bool,
+    /// The codes of answers to calls of gRPC are not counted.
+    pub suppress_grpc_codes: bool,
     /// Do not add Envoy's headers to requests and responses.
     pub suppress_envoy_headers: bool,
     /// A span for the upstream request.
@@ -56,6 +58,7 @@ impl RouterConfig {
         }
         Ok(Self {
             dynamic_stats: fields::flag(router.dynamic_stats.as_ref(), true),
+            suppress_grpc_codes: router.suppress_grpc_request_failure_code_stats,
             suppress_envoy_headers: router.suppress_envoy_headers,
             start_child_span: router.start_child_span,
             retries: RetryRuntime::of(runtime),

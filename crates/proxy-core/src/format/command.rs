@@ -190,6 +190,8 @@ pub enum Field {
     UpstreamTransportFailure,
     DownstreamTransportFailure,
     RequestedServerName,
+    Ja3,
+    Ja4,
     FilterChainName,
     ListenerName,
     LocalReplyBody,

@@ -315,8 +315,9 @@ fn named(name: &str, argument: Option<&str>, dialect: Dialect) -> Compiled<Comma
         "HOSTNAME" => Command::Hostname,
         // Only extensions set these, and there are none.
         "CUSTOM_FLAGS" => Command::Stream(F::Nothing),
-        // Fingerprints are not taken; endpoints that are internal listeners do not exist.
-        "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => Command::Unmeasured,
+        "TLS_JA3_FINGERPRINT" => Command::Stream(F::Ja3),
+        "TLS_JA4_FINGERPRINT" => Command::Stream(F::Ja4),
+        // Endpoints that are internal listeners do not exist.
         "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID"
         | "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID"
         | "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID" => Command::Stream(F::Nothing),

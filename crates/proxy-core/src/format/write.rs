@@ -476,6 +476,8 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
         Field::UpstreamTransportFailure => text(info.upstream.transport_failure.as_deref(), out),
         Field::DownstreamTransportFailure => text(info.connection.transport_failure.as_deref(), out),
         Field::RequestedServerName => text(server_name, out),
+        Field::Ja3 => text(info.connection.fingerprints.ja3.as_deref(), out),
+        Field::Ja4 => text(info.connection.fingerprints.ja4.as_deref(), out),
         Field::FilterChainName => text(Some(&info.connection.filter_chain), out),
         Field::ListenerName => text(Some(&info.connection.listener), out),
         Field::LocalReplyBody => {

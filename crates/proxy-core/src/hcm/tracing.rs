@@ -4,7 +4,7 @@ use std::time::Duration;
 use mesh_types::ArcStr;
 
 use crate::any::Typed;
-use crate::collector::{GrpcCollector, HttpCollector};
+use crate::collector::{GrpcService, HttpCollector};
 use crate::fields;
 use crate::format::Format;
 use crate::matchers::canonical_name;
@@ -72,7 +72,7 @@ pub enum TracingProvider {
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum SpanService {
     /// As gRPC.
-    Grpc(Arc<GrpcCollector>),
+    Grpc(Arc<GrpcService>),
     /// As HTTP requests.
     Http(Arc<HttpCollector>),
 }
@@ -181,8 +181,9 @@ impl TracingProvider {
                 use pb::trace::zipkin_config::{
                     CollectorEndpointVersion as Version, TraceContextOption as ContextOption,
                 };
-                let protobuf = config.collector_endpoint_version == Version::HttpProto as i32;
-                refuse!("collector_endpoint_version": protobuf);
+                let version: Version =
+                    fields::enumeration("collector_endpoint_version", config.collector_endpoint_version)?;
+                refuse!("collector_endpoint_version": version != Version::HttpJson);
                 let collector = match &config.collector_service {
                     Some(service) => HttpCollector::compile(service).at("collector_service")?,
                     None => {
@@ -213,7 +214,7 @@ impl TracingProvider {
                     (Some(_), Some(_)) => {
                         return Err(Invalid::new("http_service", "cannot stand beside grpc_service"));
                     }
-                    (Some(grpc), None) => Some(SpanService::Grpc(GrpcCollector::compile(grpc).at("grpc_service")?)),
+                    (Some(grpc), None) => Some(SpanService::Grpc(GrpcService::compile(grpc).at("grpc_service")?)),
                     (None, Some(http)) => Some(SpanService::Http(HttpCollector::compile(http).at("http_service")?)),
                     (None, None) => None,
                 };

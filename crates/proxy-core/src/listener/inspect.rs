@@ -16,8 +16,19 @@ pub struct Inspect {
     pub original_src: Option<u32>,
     /// Read the PROXY protocol header first.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// What is made of the offers of TLS clients.
+    pub fingerprints: Fingerprints,
     tls: Option<Inspector>,
     http: Option<Inspector>,
+}
+
+/// Which fingerprints of TLS clients are taken.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Fingerprints {
+    /// JA3.
+    pub ja3: bool,
+    /// JA4.
+    pub ja4: bool,
 }
 
 /// An inspector and where it is off.
@@ -135,6 +146,10 @@ impl Inspect {
                 let config: pb::listener_filter::tls_inspector::v3::TlsInspector = typed.decode()?;
                 let close = config.close_connection_on_client_hello_parsing_errors;
                 refuse!("close_connection_on_client_hello_parsing_errors": close);
+                self.fingerprints = Fingerprints {
+                    ja3: fields::flag(config.enable_ja3_fingerprinting.as_ref(), false),
+                    ja4: fields::flag(config.enable_ja4_fingerprinting.as_ref(), false),
+                };
                 self.tls = Some(Inspector { disabled })
             }
             "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {

@@ -1,10 +1,13 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use crate::Options;
 use crate::address::Address;
+use crate::any::Typed;
 use crate::cidr::Cidr;
+use crate::match_tree::{MatchData, MatchTree, Place};
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 
@@ -23,6 +26,81 @@ pub struct ChainInput<'a> {
     pub transport_protocol: &'a str,
     /// In the client's order.
     pub application_protocols: &'a [Vec<u8>],
+}
+
+impl<'a> ChainInput<'a> {
+    fn match_data(&self) -> MatchData<'a> {
+        let transport_protocol = if self.transport_protocol.is_empty() { RAW } else { self.transport_protocol };
+        MatchData {
+            local: Some(self.destination),
+            remote: Some(self.source),
+            direct_remote: Some(self.direct_source),
+            server_name: self.server_name,
+            transport_protocol,
+            application_protocols: self.application_protocols,
+            ..MatchData::default()
+        }
+    }
+}
+
+/// The transport protocol where nobody has found another one.
+const RAW: &str = "raw_buffer";
+
+/// How a listener finds the chain of a connection.
+#[derive(Debug)]
+pub(super) enum Selection {
+    /// By the criteria of the chains.
+    Criteria(ChainTable),
+    /// By a matcher tree, which names them. `None`: there is no such chain.
+    Tree(Box<MatchTree<Option<usize>>>),
+}
+
+/// What a [`Selection`] says.
+pub(super) enum Selected {
+    /// This chain.
+    Chain(usize),
+    /// The default chain.
+    Default,
+    /// Not even that.
+    Nothing,
+}
+
+impl Selection {
+    pub(super) fn compile(listener: &pb::listener::Listener, options: &Options) -> Compiled<Self> {
+        let chains = &listener.filter_chains;
+        let Some(matcher) = &listener.filter_chain_matcher else {
+            return Ok(Self::Criteria(ChainTable::compile(chains)?));
+        };
+        let mut names = HashMap::new();
+        for (index, chain) in chains.iter().enumerate() {
+            let invalid = |reason: String| Err(Invalid::new(format!("filter_chains[{index}].name"), reason));
+            if chain.name.is_empty() {
+                return invalid("\"name\" field is required when using a listener matcher".to_owned());
+            }
+            if names.insert(chain.name.as_str(), index).is_some() {
+                return invalid(format!("\"name\" field is duplicated with value '{}'", chain.name));
+            }
+        }
+        let tree = MatchTree::compile(matcher, Place::Listener, options, &mut |typed: &Typed<'_>| {
+            if typed.name != "google.protobuf.StringValue" {
+                return Err(typed.unknown());
+            }
+            let name: String = typed.decode()?;
+            Ok(names.get(name.as_str()).copied())
+        });
+        Ok(Self::Tree(Box::new(tree.at("filter_chain_matcher")?)))
+    }
+
+    /// Envoy `FilterChainManagerImpl::findFilterChain`.
+    pub(super) fn find(&self, input: &ChainInput<'_>) -> Selected {
+        match self {
+            Self::Criteria(table) => table.find(input).map_or(Selected::Default, Selected::Chain),
+            Self::Tree(tree) => match tree.evaluate(&input.match_data()).found() {
+                Some(named) => named.map_or(Selected::Nothing, Selected::Chain),
+                None => Selected::Default,
+            },
+        }
+    }
 }
 
 /// Filter chains by their criteria, as Envoy's `FilterChainManagerImpl`: destination port, destination address, server
@@ -148,7 +226,7 @@ impl ChainTable {
             .and_then(|port| self.ports.get(&port))
             .or_else(|| self.ports.get(&0))?;
         let by_transport = by_name(by_address.find(input.destination)?, input.server_name)?;
-        let transport = if input.transport_protocol.is_empty() { "raw_buffer" } else { input.transport_protocol };
+        let transport = if input.transport_protocol.is_empty() { RAW } else { input.transport_protocol };
         let by_application = by_transport.get(transport).or_else(|| by_transport.get(""))?;
         let by_direct_source = input
             .application_protocols
@@ -158,7 +236,7 @@ impl ChainTable {
         let types = by_direct_source.find(input.direct_source)?;
         let specific = if types[SAME_IP_OR_LOOPBACK].0.is_empty() && types[EXTERNAL].0.is_empty() {
             ANY
-        } else if is_same_ip_or_loopback(input) {
+        } else if is_same_ip_or_loopback(input.source, input.destination) {
             SAME_IP_OR_LOOPBACK
         } else {
             EXTERNAL
@@ -187,10 +265,11 @@ fn by_name<'t>(names: &'t Names, server_name: &str) -> Option<&'t Transports> {
     names.get("")
 }
 
-fn is_same_ip_or_loopback(input: &ChainInput<'_>) -> bool {
-    match (input.source.ip(), input.destination.ip()) {
-        (Some(source), destination) => input.source.is_loopback() || Some(source) == destination,
-        (None, _) => true,
+/// Envoy `Utility::isSameIpOrLoopback`.
+pub(crate) fn is_same_ip_or_loopback(source: &Address, destination: &Address) -> bool {
+    match source.ip() {
+        Some(ip) => source.is_loopback() || Some(ip) == destination.ip(),
+        None => true,
     }
 }
 

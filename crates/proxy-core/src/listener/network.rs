@@ -411,7 +411,7 @@ fn compile(name: &str, typed: Typed<'_>, options: &Options) -> Compiled<Part> {
         }
         "envoy.extensions.filters.network.echo.v3.Echo" => return Ok(Part::Terminal(Terminal::Echo)),
         "envoy.extensions.filters.network.rbac.v3.RBAC" => {
-            NetworkFilter::Rbac(Arc::new(Rbac::compile_network(&typed.decode()?)?))
+            NetworkFilter::Rbac(Arc::new(Rbac::compile_network(&typed.decode()?, options)?))
         }
         "envoy.tcp.metadataexchange.config.MetadataExchange" => {
             NetworkFilter::MetadataExchange(MetadataExchange::of(&typed.fields()?)?)
@@ -430,7 +430,10 @@ fn compile(name: &str, typed: Typed<'_>, options: &Options) -> Compiled<Part> {
             let config: pb::network_filter::connection_limit::v3::ConnectionLimit = typed.decode()?;
             NetworkFilter::ConnectionLimit(Arc::new(ConnectionLimit {
                 stat_prefix: config.stat_prefix.as_str().into(),
-                max_connections: fields::ulong(config.max_connections.as_ref(), 0),
+                max_connections: config
+                    .max_connections
+                    .ok_or_else(|| Invalid::new("max_connections", "is missing"))?
+                    .value,
                 delay: fields::duration("delay", config.delay.as_ref())?,
                 enabled: options.runtime.flag(config.runtime_enabled.as_ref(), true),
                 active: AtomicU64::new(0),

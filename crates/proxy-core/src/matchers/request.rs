@@ -50,7 +50,6 @@ impl HeaderMatcher {
         if matcher.name.is_empty() {
             return Err(Invalid::new("name", "is empty"));
         }
-        crate::constraints::header_matcher(matcher)?;
         // The deprecated specifiers mean the same as a string match.
         let legacy = |pattern: Pattern| {
             StringMatcher::compile(&pb::matcher::StringMatcher { ignore_case: false, match_pattern: Some(pattern) })

@@ -6,6 +6,10 @@ use crate::stream_info::{PeerCertificate, TlsInfo};
 use pb::rbac::permission::Rule;
 use pb::rbac::principal::{Authenticated, Identifier};
 
+fn compile(config: pb::http_filter::rbac::v3::Rbac) -> Compiled<Rbac> {
+    Rbac::compile_http(&config, &crate::Options::default())
+}
+
 fn exact(text: &str) -> pb::matcher::StringMatcher {
     pb::matcher::StringMatcher {
         ignore_case: false,
@@ -24,7 +28,7 @@ fn policy(rule: Rule, identifier: Identifier) -> pb::rbac::Policy {
 fn rbac(action: i32, policies: &[(&str, pb::rbac::Policy)]) -> Rbac {
     let policies: HashMap<_, _> = policies.iter().map(|(n, p)| ((*n).to_owned(), p.clone())).collect();
     let rules = pb::rbac::Rbac { action, policies, audit_logging_options: None };
-    Rbac::compile_http(&pb::http_filter::rbac::v3::Rbac { rules: Some(rules), ..Default::default() }).unwrap()
+    compile(pb::http_filter::rbac::v3::Rbac { rules: Some(rules), ..Default::default() }).unwrap()
 }
 
 fn check(rbac: &Rbac, headers: &Headers, uri: Option<&str>) -> RbacVerdict {
@@ -92,19 +96,19 @@ fn conditions_narrow_policies_and_must_be_whole() {
         let call = Call { target: None, function: function.into(), args: arguments.clone() };
         expr(ExprKind::CallExpr(Box::new(call)))
     };
-    let compile = |condition| {
+    let with = |condition| {
         let policy = pb::rbac::Policy { condition: Some(condition), ..policy(Rule::Any(true), Identifier::Any(true)) };
         let rules = pb::rbac::Rbac { policies: HashMap::from([("p".to_owned(), policy)]), ..Default::default() };
-        Rbac::compile_http(&pb::http_filter::rbac::v3::Rbac { rules: Some(rules), ..Default::default() })
+        compile(pb::http_filter::rbac::v3::Rbac { rules: Some(rules), ..Default::default() })
     };
-    let rbac = compile(call("_==_")).unwrap();
+    let rbac = with(call("_==_")).unwrap();
     assert!(check(&rbac, &Headers::of([(":method", "GET")]), None).allowed);
     assert!(!check(&rbac, &Headers::of([(":method", "PUT")]), None).allowed);
     for (condition, reason) in [
         (Expr::default(), "invalid empty expression"),
         (call("nope"), "No overload found in reference resolve step for nope"),
     ] {
-        let rejected = compile(condition).unwrap_err().of("listener", "l").to_string();
+        let rejected = with(condition).unwrap_err().of("listener", "l").to_string();
         let place = r#"listener l: rules.policies["p"].condition: failed to create an expression: "#;
         assert_eq!(rejected, format!("{place}{reason}"));
     }

@@ -139,7 +139,6 @@ impl Mirror {
     }
 
     fn compile(policy: &pb::route::route_action::RequestMirrorPolicy, options: &Options) -> Compiled<Self> {
-        constraints::mirror(policy)?;
         let some = |text: &str| (!text.is_empty()).then(|| text.into());
         if policy.cluster.is_empty() == policy.cluster_header.is_empty() {
             return Err(Invalid::new("cluster", "exactly one of cluster and cluster_header must be given"));
@@ -495,6 +494,7 @@ impl WeightedCluster {
         if cluster.name.is_empty() == cluster.cluster_header.is_empty() {
             return Err(Invalid::new("name", "exactly one of name and cluster_header must be given"));
         }
+        let weight = cluster.weight.ok_or_else(|| Invalid::new("weight", "is missing"))?.value;
         let key = match runtime_prefix {
             "" => String::new(),
             prefix => format!("{prefix}.{}", cluster.name),
@@ -502,7 +502,7 @@ impl WeightedCluster {
         Ok(Self {
             name: cluster.name.as_str().into(),
             header: (!cluster.cluster_header.is_empty()).then(|| canonical_name(&cluster.cluster_header).into()),
-            weight: options.runtime.live(&key, fields::uint(cluster.weight.as_ref(), 0).into()),
+            weight: options.runtime.live(&key, weight.into()),
             metadata_match: MetadataMatch::compile(cluster.metadata_match.as_ref()).map(|m| m.merged_over(outer)),
             request_ops: HeaderOps::compile(&cluster.request_headers_to_add, &cluster.request_headers_to_remove)
                 .at("request_headers_to_add")?,

@@ -22,9 +22,19 @@ pub struct HashPolicy {
 
 #[derive(Debug)]
 enum Source {
-    Header { name: Box<str>, rewrite: Option<Substitution> },
-    Cookie { name: Box<str>, path: Box<str>, ttl: Option<Duration>, attributes: Box<[(Box<str>, Box<str>)]> },
+    Header {
+        name: Box<str>,
+        rewrite: Option<Substitution>,
+    },
+    Cookie {
+        name: Box<str>,
+        path: Box<str>,
+        ttl: Option<Duration>,
+        attributes: Box<[(Box<str>, Box<str>)]>,
+    },
     Address,
+    /// A connection's properties, none of which is asked for.
+    Nothing,
     Query(Box<str>),
     FilterState(ArcStr),
 }
@@ -75,9 +85,7 @@ impl HashPolicy {
                         .collect(),
                 },
                 Kind::ConnectionProperties(properties) if properties.source_ip => Source::Address,
-                Kind::ConnectionProperties(_) => {
-                    return Err(Invalid::new("connection_properties", "has nothing to hash"));
-                }
+                Kind::ConnectionProperties(_) => Source::Nothing,
                 Kind::QueryParameter(query) => Source::Query(query.name.as_str().into()),
                 Kind::FilterState(state) => Source::FilterState(state.key.as_str().into()),
             };
@@ -107,6 +115,7 @@ impl HashPolicy {
                 *set = Some(SetCookie(set_cookie(name, &value, path, ttl, attributes)));
                 Some(xx64(value.as_bytes(), 0))
             }
+            Source::Nothing => None,
             Source::Address => cx.remote.ip().map(|ip| xx64(ip.to_string().as_bytes(), 0)),
             Source::Query(name) => first_query_value(cx.headers.path()?, name).map(|value| xx64(value.as_bytes(), 0)),
             Source::FilterState(key) => {

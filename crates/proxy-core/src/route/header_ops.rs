@@ -57,7 +57,7 @@ impl HeaderOps {
     pub(crate) fn compile(add: &[pb::core::HeaderValueOption], remove: &[String]) -> Compiled<Self> {
         constraints::header_options(add)?;
         for name in remove {
-            if name.is_empty() || !is_modifiable(name) {
+            if !is_modifiable(name) {
                 return Err(Invalid::new("", format!(":-prefixed or host headers may not be removed: {name:?}")));
             }
         }

@@ -61,18 +61,12 @@ fn starts_with(path: &str, prefix: &str, ignore_case: bool) -> bool {
 
 impl RouteMatcher {
     pub(crate) fn compile(matcher: &pb::route::RouteMatch, runtime: &Runtime) -> Compiled<Self> {
-        crate::constraints::route_match(matcher)?;
         use pb::route::route_match::PathSpecifier;
         let ignore_case = matcher.case_sensitive.as_ref().is_some_and(|v| !v.value);
         let path = match matcher.path_specifier.as_ref().ok_or_else(|| Invalid::new("path_specifier", "is missing"))? {
             PathSpecifier::Prefix(text) => PathRule::Prefix { text: text.as_str().into(), ignore_case },
             PathSpecifier::Path(text) => PathRule::Exact { text: text.as_str().into(), ignore_case },
-            PathSpecifier::PathSeparatedPrefix(text) => {
-                if !text.starts_with('/') || text.ends_with('/') || text.contains(['?', '#']) {
-                    return Err(Invalid::new("path_separated_prefix", format!("{text:?} is no such prefix")));
-                }
-                PathRule::Separated { text: text.as_str().into(), ignore_case }
-            }
+            PathSpecifier::PathSeparatedPrefix(text) => PathRule::Separated { text: text.as_str().into(), ignore_case },
             PathSpecifier::SafeRegex(regex) => PathRule::Regex(Regex::compile(regex).at("safe_regex")?),
             PathSpecifier::ConnectMatcher(_) => PathRule::Connect,
             PathSpecifier::PathMatchPolicy(extension) => {

@@ -23,7 +23,6 @@ pub struct Redirect {
 impl Redirect {
     pub(super) fn compile(redirect: &pb::route::RedirectAction) -> Compiled<Self> {
         use pb::route::redirect_action::{PathRewriteSpecifier as Path, SchemeRewriteSpecifier as Scheme};
-        crate::constraints::redirect(redirect)?;
         let some = |text: &str| (!text.is_empty()).then(|| text.into());
         let (path, rewrite) = match &redirect.path_rewrite_specifier {
             None => (None, None),

@@ -108,10 +108,7 @@ impl Forward {
         let Some(duration) = self.stream_duration else { return of_listener };
         match duration.capped(headers) {
             // None at all is over at once.
-            Some(asked) => {
-                let offset = duration.grpc_header_offset.filter(|offset| *offset <= asked);
-                Some(asked - offset.unwrap_or_default())
-            }
+            Some(asked) => Some(asked.saturating_sub(duration.grpc_header_offset.unwrap_or_default())),
             None => match duration.max {
                 Some(max) => off_if_zero(max),
                 None => of_listener,

@@ -3,12 +3,14 @@
 
 use super::tables;
 use crate::control::Control;
+use crate::hcm;
 use crate::runtime::{ListenerEntry, Shared};
 use crate::stats::{
-    Computed, Entry, HistogramSample, HttpStats, Kind, ListenerHttpStats, ListenerStats, OWN_REQUESTS,
+    Computed, Entry, HistogramSample, HttpStats, Kind, ListenerHttpStats, ListenerStats, Named, OWN_REQUESTS,
     OWN_REQUESTS_ELSE, RequestStats, Sample, Scope, TcpStats, ssl_zero,
 };
 use mesh_types::ArcStr;
+use proxy_core::filters::PerFilter;
 use proxy_core::hcm::Routes;
 use proxy_core::listener::Terminal;
 use proxy_core::route::RouteTable;
@@ -111,10 +113,16 @@ pub(super) fn register(shared: &Arc<Shared>, control: &Weak<Mutex<Control>>) {
     }));
 }
 
-/// What virtual clusters and routes count, at zero.
+/// What virtual clusters, routes and their local rate limits count, at zero.
 fn of_routes(table: &RouteTable, put: &mut dyn FnMut(Kind, &ArcStr, &str, Sample)) {
     for name in table.stat_names() {
         RequestStats::default().visit(&mut |stat, sample| put(Kind::VirtualHost, name, stat, sample));
+    }
+    for settings in table.filter_settings() {
+        if let PerFilter::LocalRateLimit(limit) = settings {
+            let none: ArcStr = "".into();
+            hcm::limit_counters(limit).for_each(|name| put(Kind::Plain, &none, &name, Sample::Counter(0)));
+        }
     }
 }
 
@@ -151,7 +159,10 @@ fn of_listener(entry: &ListenerEntry, shared: &Shared, f: &mut dyn FnMut(Entry))
                 if let Routes::Inline(table) = &http.routes {
                     of_routes(table, &mut put);
                 }
-                HttpStats::default().visit(&mut |name, sample| put(Kind::Http, &http.stat_prefix, name, sample));
+                let (own, others) = (HttpStats::default(), Named::default());
+                hcm::touch_counters(http, &own, &others);
+                own.visit(&mut |name, sample| put(Kind::Http, &http.stat_prefix, name, sample));
+                others.visit(&mut |name, sample| put(Kind::Plain, &"".into(), name, sample));
                 ListenerHttpStats::default().visit(&mut |name, sample| {
                     put(Kind::Listener, address, &format!("http.{}.{name}", http.stat_prefix), sample);
                 });

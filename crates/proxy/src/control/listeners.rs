@@ -35,7 +35,8 @@ impl Control {
         let mut seen = HashSet::new();
         for incoming in updated {
             let again = !seen.insert(incoming.name.clone());
-            let put = match again {
+            // In a bootstrap, a later listener of the same name is an update.
+            let put = match again && dynamic {
                 true => Err(format!("duplicate listener {} found", incoming.name)),
                 false => self.put_listener(&incoming, dynamic),
             };

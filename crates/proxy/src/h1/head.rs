@@ -10,7 +10,9 @@ use super::scan::Extent;
 use fields::{Facts, Fields, Length, authority_char};
 use proxy_core::Headers;
 use proxy_core::cluster::{HeaderCase, Http1Options};
+use proxy_core::matchers::StringMatcher;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What to do with header names that contain `_`
 /// (`envoy.config.core.v3.HttpProtocolOptions.headers_with_underscores_action`).
@@ -23,7 +25,7 @@ pub(crate) enum UnderscoreAction {
 }
 
 /// Bounds of a head.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Limits {
     /// Bytes of the whole head.
     pub(crate) bytes: usize,
@@ -44,6 +46,8 @@ pub(crate) struct Limits {
     pub(crate) custom_methods: bool,
     /// Whether spellings of names are kept.
     pub(crate) case: HeaderCase,
+    /// `ignore_http_11_upgrade`.
+    pub(crate) ignored_upgrades: Arc<[StringMatcher]>,
 }
 
 impl Limits {
@@ -58,6 +62,7 @@ impl Limits {
             absolute_url: options.allow_absolute_url.unwrap_or(true),
             custom_methods: options.allow_custom_methods,
             case: options.header_case,
+            ignored_upgrades: options.ignored_upgrades.clone(),
             ..Self::default()
         }
     }
@@ -81,6 +86,7 @@ impl Default for Limits {
             https_url: true,
             custom_methods: false,
             case: HeaderCase::Lower,
+            ignored_upgrades: Arc::default(),
         }
     }
 }
@@ -281,6 +287,18 @@ fn remove_nominated(headers: &mut Headers) -> Result<(), HeadError> {
     Ok(())
 }
 
+/// Takes the ignored ones out of the upgrades that a request offers; whether there are others.
+fn leave_upgrades(headers: &mut Headers, ignored: &[StringMatcher]) -> bool {
+    let offered = headers.joined("upgrade").unwrap_or_default().into_owned();
+    let offered = offered.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    let left: Vec<&[u8]> = offered.filter(|name| !ignored.iter().any(|ignored| ignored.matches(name))).collect();
+    match left.is_empty() {
+        true => _ = headers.remove("upgrade"),
+        false => headers.set("upgrade", &left.join(&b","[..])),
+    }
+    !left.is_empty()
+}
+
 struct RequestLine {
     method: Range<usize>,
     target: Range<usize>,
@@ -363,6 +381,9 @@ impl RequestLine {
             headers.remove("upgrade");
             headers.remove("http2-settings");
             facts.upgrade = false;
+        }
+        if facts.upgrade && !limits.ignored_upgrades.is_empty() {
+            facts.upgrade = leave_upgrades(&mut headers, &limits.ignored_upgrades);
         }
         if facts.nominates && !facts.upgrade {
             remove_nominated(&mut headers).map_err(told)?;

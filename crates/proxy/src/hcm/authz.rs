@@ -84,7 +84,12 @@ pub(super) async fn jwt(exchange: &mut Exchange, config: &Arc<JwtAuthn>, per: Op
         Err(text) => {
             stats.other.inc(&config.counters.denied);
             let details = format!("jwt_authn_access_denied{{{}}}", text.replace(' ', "_"));
-            return Err(LocalReply::new(403, format!("Failed JWT authentication: {text}"), details).into());
+            let body = if config.strip_failure_response {
+                String::new()
+            } else {
+                format!("Failed JWT authentication: {text}")
+            };
+            return Err(LocalReply::new(403, body, details).into());
         }
     };
     let mut keys = vec![None; config.providers.len()];
@@ -239,7 +244,11 @@ fn any_tokens(
     let mut result = Ok(());
     // What an earlier requirement wrote does not outlive this one, as in Envoy.
     used.iter().filter_map(|at| config.providers.get(*at)).for_each(|provider| sanitize(exchange, provider));
-    for (place, owners) in config.tokens(used, &exchange.request).into_iter().rev() {
+    let tokens = config.tokens(used, &exchange.request);
+    if let (true, Some(only)) = (tokens.is_empty(), config.only_provider()) {
+        failed(exchange, &config.providers[only], MISSING);
+    }
+    for (place, owners) in tokens.into_iter().rev() {
         let issues = |issuer: &str| {
             owners.iter().any(|at| config.providers[*at].issuer.is_empty() || *config.providers[*at].issuer == *issuer)
         };
@@ -252,7 +261,7 @@ fn any_tokens(
             *clear |= apply(exchange, entry, &token, &place);
             Ok(())
         });
-        if let (Err(denied), Some(owner)) = (result, owner) {
+        if let (Err(denied), Some(owner)) = (result, owner.or(config.only_provider())) {
             failed(exchange, &config.providers[owner], denied);
         }
     }
@@ -271,6 +280,9 @@ fn all_tokens(
     let Some(provider) = config.providers.get(at) else { return Err(MISSING) };
     sanitize(exchange, provider);
     if tokens.is_empty() {
+        if let Some(only) = config.only_provider() {
+            failed(exchange, &config.providers[only], MISSING);
+        }
         return Err(MISSING);
     }
     for (place, _) in tokens.into_iter().rev() {

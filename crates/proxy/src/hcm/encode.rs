@@ -2,6 +2,7 @@
 
 use super::exchange::Exchange;
 use super::filters;
+use crate::stats::Named;
 use crate::stream::{BodyError, Frame, RecvBody};
 use proxy_core::filters::{HeaderMutation, HealthCheckFilter, HttpFilter, HttpFilterEntry, PerFilter, StatefulSession};
 use proxy_core::{FormatContext, Headers};
@@ -21,14 +22,39 @@ pub(crate) struct Session {
     pub(crate) wanted: Option<String>,
     /// Whether the answer names one.
     applies: bool,
+    /// In front of its counters, if it has some.
+    counters: Option<String>,
+}
+
+/// Counters of stateful sessions with a prefix (Envoy `StatefulSessionFilterStats`).
+const SESSION_COUNTERS: [&str; 4] = ["failed_closed", "failed_open", "no_session", "routed"];
+
+/// Makes the counters of a filter of sessions exist.
+pub(super) fn touch_sessions(stats: &Named, config: &StatefulSession) {
+    if let Some(prefix) = session_counters(config) {
+        SESSION_COUNTERS.iter().for_each(|what| stats.touch(&format!("{prefix}.{what}")));
+    }
+}
+
+fn session_counters(config: &StatefulSession) -> Option<String> {
+    (!config.stat_prefix.is_empty()).then(|| format!("stateful_session.{}", config.stat_prefix))
 }
 
 impl Session {
-    pub(super) fn begin(config: &Arc<StatefulSession>, request: &Headers) -> Self {
+    /// `config`: what holds for the request; `filter`: the filter's own.
+    pub(super) fn begin(config: &Arc<StatefulSession>, filter: &Arc<StatefulSession>, request: &Headers) -> Self {
         Self {
             config: config.clone(),
             wanted: config.wanted(request, unix_seconds()),
             applies: config.applies_to(request.path().unwrap_or_default()),
+            counters: if Arc::ptr_eq(config, filter) { session_counters(filter) } else { None },
+        }
+    }
+
+    /// Counts what became of it.
+    pub(super) fn count(&self, exchange: &Exchange, what: &str) {
+        if let Some(prefix) = &self.counters {
+            exchange.http.stats.other.inc(&format!("{prefix}.{what}"));
         }
     }
 }
@@ -65,7 +91,7 @@ impl AddToAnswer {
     pub(super) fn apply(&self, headers: &mut Headers) {
         let there = headers.contains(&self.name);
         match self.how {
-            Addition::Append => headers.push(self.name.as_bytes(), &self.value),
+            Addition::Append => headers.add(&self.name, &self.value),
             Addition::IfAbsent if there => {}
             Addition::IfPresent if !there => {}
             Addition::Set | Addition::IfAbsent | Addition::IfPresent => headers.set(&self.name, &self.value),
@@ -77,6 +103,7 @@ impl AddToAnswer {
 pub(super) fn head(exchange: &mut Exchange, headers: &mut Headers) {
     let http = exchange.http.clone();
     for entry in exchange.filters(&http.config).iter().rev() {
+        filters::pass_over(exchange, entry, Some(headers));
         match &entry.filter {
             HttpFilter::HeaderMutation(own) => {
                 let (enabled, _) = filters::settings(exchange, entry);
@@ -97,13 +124,24 @@ pub(super) fn head(exchange: &mut Exchange, headers: &mut Headers) {
                 };
                 rules.apply(headers, &mut exchange.info.dynamic_metadata);
             }
+            HttpFilter::GrpcWeb => exchange.web.iter().for_each(|web| web.head(headers)),
             HttpFilter::StatefulSession(_) => {
-                let Some(session) = exchange.session.as_ref().filter(|session| session.applies) else { continue };
+                let Some(session) = &exchange.session else { continue };
                 let Some(host) = &exchange.info.upstream.host else { continue };
+                if !session.applies {
+                    session.count(exchange, "no_session");
+                    continue;
+                }
                 let host = host.address.to_string();
-                if session.wanted.as_deref() != Some(&*host)
-                    && let Some((name, value)) = session.config.remember(&host, unix_seconds())
-                {
+                if session.wanted.as_deref() == Some(&*host) {
+                    session.count(exchange, "routed");
+                    continue;
+                }
+                // A session that begins is, to Envoy, one that led nowhere.
+                if session.config.strict.is_none() {
+                    session.count(exchange, "failed_open");
+                }
+                if let Some((name, value)) = session.config.remember(&host, unix_seconds()) {
                     headers.push(name.as_bytes(), value.as_bytes());
                 }
             }

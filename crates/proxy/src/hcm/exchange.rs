@@ -9,6 +9,7 @@ pub(crate) use grpc::is_grpc;
 pub(crate) use unread::{abandoned, malformed};
 
 use super::encode::{self, GrpcMessages, Session, Throttle};
+use super::grpc_web::GrpcWeb;
 use super::local_reply::LocalReply;
 use super::record::{self, Steps};
 use super::redirect::Redirected;
@@ -114,6 +115,8 @@ pub(crate) struct Exchange {
     pub(crate) session: Option<Session>,
     /// Slows the answer's body.
     pub(crate) throttle: Option<Throttle>,
+    /// Counts as long as it is here.
+    pub(crate) fault: Option<filters::ActiveFault>,
     /// Internal redirects followed so far.
     pub(crate) redirects: u32,
     /// Where they led, for those that may not lead there again.
@@ -122,6 +125,8 @@ pub(crate) struct Exchange {
     pub(crate) messages: Option<Box<[GrpcMessages; 2]>>,
     pub(crate) peer: peer::RequestPeer,
     pub(crate) grpc: bool,
+    /// A browser's call of gRPC.
+    pub(crate) web: Option<Box<GrpcWeb>>,
     pub(crate) grpc_status: Option<u32>,
     pub(crate) body_done: bool,
     /// A filter or the router waited for something.
@@ -134,6 +139,8 @@ pub(crate) struct Exchange {
     pub(crate) redirect_to_tls: Option<String>,
     /// A filter's bound on what is kept of a body.
     pub(crate) body_limit: Option<u32>,
+    /// The filters that may be passed over, as far as they were reached.
+    pub(super) passed_over: Vec<filters::PassedOver>,
 }
 
 impl Exchange {
@@ -171,11 +178,13 @@ impl Exchange {
             steps: Steps::with_room_for(http.config.filters.len()),
             session: None,
             throttle: None,
+            fault: None,
             redirects: 0,
             previous_routes: PreviousRoutes::default(),
             messages: None,
             peer: peer::RequestPeer::default(),
             grpc,
+            web: None,
             grpc_status: None,
             body_done: false,
             waited: false,
@@ -183,6 +192,7 @@ impl Exchange {
             tunnel: None,
             redirect_to_tls: None,
             body_limit: None,
+            passed_over: Vec::new(),
         };
         exchange.info.protocol = Some(protocol);
         exchange.info.downstream_header_bytes_received = header_bytes;

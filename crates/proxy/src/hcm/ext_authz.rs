@@ -11,6 +11,7 @@ use envoy_api::Message;
 use envoy_api::core::header_value_option::HeaderAppendAction;
 use envoy_api::core::{HeaderMap, HeaderValue, HeaderValueOption};
 use envoy_api::pb::envoy::service::auth::v3 as auth;
+use proxy_core::collector::GrpcService;
 use proxy_core::filters::{Asked, AuthzService, ExtAuthz, HttpAuthz, PerFilter};
 use proxy_core::{FormatContext, Headers, Metadata, ResponseFlags};
 use serde_json::{Map, Value};
@@ -35,7 +36,7 @@ const FOR_ROUTERS: [&str; 9] = [
 ];
 
 /// Counters of the filter below `http.PREFIX.ext_authz`.
-pub(super) const COUNTERS: [&str; 10] = [
+pub(super) const COUNTERS: [&str; 13] = [
     "ok",
     "denied",
     "error",
@@ -46,6 +47,9 @@ pub(super) const COUNTERS: [&str; 10] = [
     "omitted_response_headers",
     "filter_state_name_collision",
     "request_header_limits_reached",
+    "response_header_limits_reached",
+    "shadow_denied",
+    "shadow_error",
 ];
 
 /// The name of one of them; the configuration may put a prefix in between.
@@ -133,15 +137,14 @@ pub(super) async fn run(
     let asked_at = Instant::now();
     let decision = match &config.service {
         AuthzService::Http(http) => by_http(exchange, config, http, peeked).await?,
-        AuthzService::Grpc { cluster, timeout, authority, metadata } => {
+        AuthzService::Grpc { service, timeout } => {
             let context = over.as_ref().map(|o| o.context.as_slice()).unwrap_or_default();
             let as_bytes = buffer.is_some_and(|buffer| buffer.as_bytes);
             let check = check_request(exchange, config, context, peeked.as_ref(), as_bytes);
-            let authority = if authority.is_empty() { cluster } else { authority };
-            let mut headers = check_head(authority, *timeout, metadata);
+            let mut headers = check_head(service, *timeout);
             internal::mark(&worker, &mut headers, Some(*timeout));
-            let answer =
-                exchange.wait(internal::ask(&worker, cluster, headers, grpc_frame(&check), *timeout, 1 << 20)).await?;
+            let asked = internal::ask(&worker, &service.cluster, headers, grpc_frame(&check), *timeout, 1 << 20);
+            let answer = exchange.wait(asked).await?;
             answer.map_or(Decision::Error, |(status, headers, body)| grpc_decision(status, &headers, &body))
         }
     };
@@ -160,7 +163,7 @@ pub(super) async fn run(
                 let took = asked_at.elapsed().as_millis() as u64;
                 allowed.metadata.insert("ext_authz_duration".into(), took.into());
             }
-            set_metadata(exchange, std::mem::take(&mut allowed.metadata));
+            set_metadata(exchange, config, std::mem::take(&mut allowed.metadata));
             if let Some(reason) = allowed.fields().find_map(invalid) {
                 if config.validate_mutations {
                     count("invalid");
@@ -190,7 +193,7 @@ pub(super) async fn run(
             Ok(())
         }
         Decision::Deny { status, headers, body, metadata } => {
-            set_metadata(exchange, metadata);
+            set_metadata(exchange, config, metadata);
             if config.validate_mutations && headers.iter().any(|field| invalid(field).is_some()) {
                 count("invalid");
                 return Err(refuse(500, "ext_authz_invalid"));
@@ -200,7 +203,7 @@ pub(super) async fn run(
                 cluster.stats.charge(status, true);
             }
             let mut reply = LocalReply::new(status, "", "ext_authz_denied").flagged(ResponseFlags::UNAUTHORIZED);
-            reply.raw_body = Some(body);
+            reply.raw_body = Some(body.slice(..body.len().min(config.max_denied_body.unwrap_or(usize::MAX))));
             let grpc = super::exchange::is_grpc(&exchange.request);
             for (name, value) in headers {
                 // What it is in a gRPC status has no length.
@@ -233,7 +236,13 @@ fn refuse(status: u16, details: &'static str) -> Stop {
     LocalReply::new(status, "", details).flagged(ResponseFlags::UNAUTHORIZED).into()
 }
 
-fn set_metadata(exchange: &mut Exchange, metadata: Map<String, Value>) {
+fn set_metadata(exchange: &mut Exchange, config: &ExtAuthz, metadata: Map<String, Value>) {
+    if !config.takes_metadata {
+        if !metadata.is_empty() {
+            exchange.http.stats.other.inc(&counter(config, "ignored_dynamic_metadata"));
+        }
+        return;
+    }
     for (key, value) in metadata {
         exchange.info.dynamic_metadata.set(AUTHZ, &key, value);
     }
@@ -329,7 +338,7 @@ async fn by_http(
     for name in FOR_ROUTERS {
         headers.remove(name);
     }
-    http.headers_to_add.apply_to_request(&mut headers, &FormatContext::new(&exchange.info, None, None));
+    http.headers_to_add.apply(&mut headers, &FormatContext::new(&exchange.info, Some(request), None));
     if let Some(peeked) = &peeked {
         headers.set("x-envoy-auth-partial-body", if peeked.whole { b"false" } else { b"true" });
     }
@@ -346,6 +355,14 @@ async fn by_http(
     if (500..600).contains(&status) {
         return Ok(Decision::Error);
     }
+    // What it says to us goes no further.
+    let remove: Vec<String> = headers
+        .get_all("x-envoy-auth-headers-to-remove")
+        .filter_map(|list| std::str::from_utf8(list).ok())
+        .flat_map(|list| list.split(','))
+        .map(|name| name.trim().to_owned())
+        .collect();
+    headers.remove("x-envoy-auth-headers-to-remove");
     let pick = |wanted: &dyn Fn(&str) -> bool| -> Vec<Field> {
         headers
             .iter_regular()
@@ -359,12 +376,11 @@ async fn by_http(
         .map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned().into()))
         .collect();
     if status == 200 {
-        let remove = headers.get_all("x-envoy-auth-headers-to-remove").filter_map(|v| std::str::from_utf8(v).ok());
         let add = |(name, value)| AddToAnswer { name, value, how: Addition::Append };
         return Ok(Decision::Allow(Allowed {
             set: pick(&|name| http.sets_upstream(name)),
             append: pick(&|name| http.appends_upstream(name)),
-            remove: remove.flat_map(|list| list.split(',')).map(|name| name.trim().to_owned()).collect(),
+            remove,
             metadata,
             to_client: pick(&|name| http.tells_client_on_success(name)).into_iter().map(add).collect(),
             ..Allowed::default()
@@ -375,21 +391,17 @@ async fn by_http(
 }
 
 /// The head of a call of `Check`.
-pub(crate) fn check_head(
-    authority: &str,
-    timeout: std::time::Duration,
-    metadata: &[(mesh_types::ArcStr, mesh_types::ArcStr)],
-) -> Headers {
+pub(crate) fn check_head(service: &GrpcService, timeout: std::time::Duration) -> Headers {
     let mut headers = Headers::of([
         (":method", "POST"),
         (":scheme", "http"),
         (":path", "/envoy.service.auth.v3.Authorization/Check"),
-        (":authority", authority),
+        (":authority", &service.authority),
         ("te", "trailers"),
         ("grpc-timeout", &format!("{}m", timeout.as_millis())),
         ("content-type", "application/grpc"),
     ]);
-    for (name, value) in metadata {
+    for (name, value) in &service.metadata {
         headers.push(name.as_bytes(), value.as_bytes());
     }
     headers

@@ -2,8 +2,9 @@
 
 use super::encode::{AddToAnswer, Session, Throttle};
 use super::exchange::{Exchange, Stop};
+use super::grpc_web::GrpcWeb;
 use super::local_reply::LocalReply;
-use super::{authz, ext_authz, limits};
+use super::{Http, authz, ext_authz, limits};
 use crate::dns::{self, Lookup};
 use crate::stream::{BodyError, Frame, RecvBody};
 use bytes::Bytes;
@@ -14,11 +15,13 @@ use proxy_core::filters::{
     Abort, CorsDecision, FilterStateValue, ForwardProxy, HeaderMutation, HealthCheckFilter, HostRewrite, HttpFilter,
     HttpFilterEntry, PerFilter,
 };
+use proxy_core::match_tree::{MatchData, Outcome};
 use proxy_core::rbac::{HTTP_NAMESPACE, RbacInput, note};
 use proxy_core::route::Matched;
-use proxy_core::{FormatContext, ResponseFlags};
+use proxy_core::{FormatContext, Headers, ResponseFlags};
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
@@ -32,6 +35,8 @@ pub(super) fn settings(exchange: &Exchange, entry: &HttpFilterEntry) -> (bool, O
         Some(_) => true,
         None => !entry.disabled,
     };
+    let enabled =
+        enabled && !exchange.passed_over.iter().any(|over| over.decided == Some(true) && over.name == entry.name);
     if per.is_none() {
         return (enabled, None);
     }
@@ -39,6 +44,40 @@ pub(super) fn settings(exchange: &Exchange, entry: &HttpFilterEntry) -> (bool, O
     let all = exchange.matched.as_ref().into_iter().flat_map(|m| m.per_filters(&entry.name));
     let own = all.filter_map(PerFilter::settings).find(|per| !matches!(per, PerFilter::Disabled));
     (enabled, own.cloned())
+}
+
+/// Decides whether a filter that may be passed over is, as far as that can be told by now. What is decided once counts for
+/// request and answer (Envoy `DelegatingStreamFilter`).
+pub(super) fn pass_over(exchange: &mut Exchange, entry: &HttpFilterEntry, response: Option<&Headers>) {
+    let Some(own) = &entry.skip else { return };
+    let known = exchange.passed_over.iter().position(|over| over.name == entry.name);
+    if known.is_some_and(|at| exchange.passed_over[at].decided.is_some()) {
+        return;
+    }
+    // A filter that has not seen the request knows neither its head nor its route.
+    let reached = known.is_some() || response.is_none();
+    let of_route = exchange.matched.as_ref().and_then(|m| m.per_filter(&entry.name)).and_then(PerFilter::settings);
+    let tree = match of_route {
+        Some(PerFilter::Skip(tree)) if reached => tree,
+        _ => own,
+    };
+    let data = MatchData::of_stream(&exchange.info, reached.then_some(&exchange.request), response);
+    let decided = match tree.evaluate(&data) {
+        Outcome::Found(()) => Some(true),
+        Outcome::Nothing => Some(false),
+        Outcome::Unknown => None,
+    };
+    match known {
+        Some(at) => exchange.passed_over[at].decided = decided,
+        None => exchange.passed_over.push(PassedOver { name: entry.name.clone(), decided }),
+    }
+}
+
+/// What is known of a filter that may be passed over.
+pub(super) struct PassedOver {
+    name: ArcStr,
+    /// Whether it is.
+    decided: Option<bool>,
 }
 
 /// The changes of headers that a filter, a route and the levels around it want, in the order in which they are made.
@@ -70,6 +109,7 @@ pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<
         if matches!(entry.filter, HttpFilter::Router(_)) {
             return Ok(());
         }
+        pass_over(exchange, entry, None);
         let (enabled, per) = settings(exchange, entry);
         if !enabled {
             continue;
@@ -99,12 +139,12 @@ async fn one(
 ) -> Result<(), Stop> {
     match filter {
         HttpFilter::Router(_) => {}
-        HttpFilter::Fault(fault) => {
+        HttpFilter::Fault(own) => {
             let fault = match &per {
-                Some(PerFilter::Fault(own)) => own,
-                _ => fault,
+                Some(PerFilter::Fault(route)) => route,
+                _ => own,
             };
-            run_fault(exchange, name, fault).await?;
+            run_fault(exchange, name, fault, own).await?;
         }
         HttpFilter::Cors => cors(exchange, name)?,
         HttpFilter::Rbac(rbac) => {
@@ -165,7 +205,7 @@ async fn one(
                 Some(PerFilter::StatefulSession(route)) => route,
                 _ => own,
             };
-            exchange.session = Some(Session::begin(session, &exchange.request));
+            exchange.session = Some(Session::begin(session, own, &exchange.request));
         }
         HttpFilter::HealthCheck(check) => Box::pin(health_check(exchange, body, check)).await?,
         HttpFilter::DynamicForwardProxy(own) => {
@@ -175,8 +215,10 @@ async fn one(
             };
             Box::pin(resolve(exchange, own, rewrite)).await?;
         }
-        HttpFilter::GrpcStats(_) => {
-            if exchange.grpc {
+        HttpFilter::GrpcWeb => GrpcWeb::begin(exchange),
+        HttpFilter::GrpcStats(stats) => {
+            // Answers may be of gRPC whatever was asked, but only the filter state tells.
+            if exchange.grpc || stats.emit_filter_state {
                 exchange.messages = Some(Box::default());
             }
         }
@@ -188,6 +230,10 @@ async fn one(
     }
     Ok(())
 }
+
+/// Counters of the fault filter.
+pub(super) const FAULT_COUNTERS: [&str; 4] =
+    ["fault.aborts_injected", "fault.delays_injected", "fault.faults_overflow", "fault.response_rl_injected"];
 
 /// Counters of the health check filter.
 pub(super) const HEALTH_COUNTERS: [&str; 8] = [
@@ -223,10 +269,12 @@ async fn health_check(
     };
     let failed = worker.shared.health_failed.load(Relaxed);
     let Some(answer) = check.answer(failed, Instant::now(), members) else { return Ok(()) };
-    // As Envoy: answered once the whole request is there.
+    // As Envoy: answered once the whole request is there. A filter before may have read it already.
+    let mut size = 0;
     while let Some(frame) = poll_fn(|cx| exchange.poll_with(cx, |cx| body.poll_frame(cx).map(Ok))).await? {
         if let Frame::Data(data) = frame.map_err(|e| exchange.client_failed(e))? {
-            exchange.info.bytes_received += data.len() as u64;
+            size += data.len() as u64;
+            exchange.info.bytes_received = exchange.info.bytes_received.max(size);
         }
     }
     exchange.request_complete();
@@ -282,21 +330,41 @@ async fn resolve(exchange: &mut Exchange, filter: &ForwardProxy, rewrite: Option
     Err(reply.into())
 }
 
-/// Namespace of the fault filter's dynamic metadata.
-const FAULT: &str = "envoy.filters.http.fault";
+/// A request that a fault was done to counts as an active one until it ends, for whatever faults it has.
+pub(crate) struct ActiveFault(Rc<Http>);
+
+impl ActiveFault {
+    pub(super) const GAUGE: &str = "fault.active_faults";
+
+    fn begin(http: &Rc<Http>) -> Self {
+        http.worker.active_faults.set(http.worker.active_faults.get() + 1);
+        http.stats.other.shift(Self::GAUGE, true);
+        Self(http.clone())
+    }
+}
+
+impl Drop for ActiveFault {
+    fn drop(&mut self) {
+        let active = &self.0.worker.active_faults;
+        active.set(active.get() - 1);
+        self.0.stats.other.shift(Self::GAUGE, false);
+    }
+}
 
 /// Counts a fault for the client that the request names.
-fn fault_of_client(exchange: &Exchange, fault: &proxy_core::filters::Fault, what: &str) {
-    if let (true, Some(client)) = (fault.counts_clients, exchange.request.get_str("x-envoy-downstream-service-cluster"))
-    {
+fn fault_of_client(exchange: &Exchange, what: &str) {
+    let client = exchange.request.get_str("x-envoy-downstream-service-cluster");
+    if let Some(client) = client.filter(|client| !client.is_empty()) {
         exchange.http.stats.other.inc(&format!("fault.{client}.{what}"));
     }
 }
 
+/// `fault`: what holds for the request; `filter`: the filter's own.
 async fn run_fault(
     exchange: &mut Exchange,
     name: &ArcStr,
     fault: &Arc<proxy_core::filters::Fault>,
+    filter: &proxy_core::filters::Fault,
 ) -> Result<(), Stop> {
     let worker = exchange.http.worker.clone();
     let cluster = exchange.info.upstream.cluster.as_deref();
@@ -304,7 +372,11 @@ async fn run_fault(
         fault.decide(&exchange.request, cluster, &mut worker.random.borrow_mut(), worker.active_faults.get());
     let http = exchange.http.clone();
     let stats = &http.stats;
+    let counts_clients = fault.counts_clients && filter.counts_clients;
     (0..decision.overflow).for_each(|_| stats.other.inc("fault.faults_overflow"));
+    if decision.delay.is_some() || decision.abort.is_some() || decision.rate_limit_kib.is_some() {
+        exchange.fault = Some(ActiveFault::begin(&http));
+    }
     if let Some(kib) = decision.rate_limit_kib {
         stats.other.inc("fault.response_rl_injected");
         let limit = exchange.buffer_limit() as usize;
@@ -312,19 +384,20 @@ async fn run_fault(
     }
     if let Some(delay) = decision.delay {
         exchange.http.stats.other.inc("fault.delays_injected");
-        fault_of_client(exchange, fault, "delays_injected");
-        exchange.info.dynamic_metadata.merge(FAULT, &fault.metadata);
+        if counts_clients {
+            fault_of_client(exchange, "delays_injected");
+        }
+        exchange.info.dynamic_metadata.merge(name, &fault.metadata);
         exchange.info.flags.insert(ResponseFlags::FAULT_DELAY);
-        worker.active_faults.set(worker.active_faults.get() + 1);
-        let waited = exchange.wait(Box::pin(tokio::time::sleep(delay))).await;
-        worker.active_faults.set(worker.active_faults.get() - 1);
-        waited?;
+        exchange.wait(Box::pin(tokio::time::sleep(delay))).await?;
         exchange.steps.filter(exchange.timers.elapsed(), name, format!("delayed by {delay:?}"));
     }
     if let Some(abort) = decision.abort {
         exchange.http.stats.other.inc("fault.aborts_injected");
-        fault_of_client(exchange, fault, "aborts_injected");
-        exchange.info.dynamic_metadata.merge(FAULT, &fault.metadata);
+        if counts_clients {
+            fault_of_client(exchange, "aborts_injected");
+        }
+        exchange.info.dynamic_metadata.merge(name, &fault.metadata);
         let text = fault.abort_body.as_deref().unwrap_or("fault filter abort").to_owned();
         let mut reply = LocalReply::new(200, text, "fault_filter_abort").flagged(ResponseFlags::FAULT_ABORT);
         match abort {

@@ -58,6 +58,9 @@ enum End {
 }
 
 async fn close(http: &Http, conn: Shared, end: End) {
+    // From here on it does not grow older (Envoy `ConnectionManagerImpl::doConnectionClose`).
+    http.too_old();
+    http.aged.set(true);
     let Ok(conn) = Rc::try_unwrap(conn) else { return };
     let mut conn = conn.into_inner();
     match end {
@@ -132,13 +135,14 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
         keep.set(keep_alive);
         let answer = Answer::H1(H1Answer { conn: conn.clone(), head_request, http10, keep: keep.clone(), before });
         let protocol = if http10 { HttpProtocol::Http10 } else { HttpProtocol::Http11 };
+        http.spoken.set(Some(protocol));
         let header_bytes = Some(fields);
         let hints = exchange::Hints { upgrade, connect, expect_continue, absolute, header_bytes };
         // In a box, so that a connection that waits for its next request has no memory for one, and all requests use the same.
         let outcome = Box::pin(exchange::serve(http.clone(), protocol, headers, answer, hints, body)).await;
         if outcome == exchange::Outcome::Aborted {
-            // To a peer that is gone nothing is said. One that asked for the end has it.
-            return if !keep_alive && conn.borrow().body_done() { End::Clean } else { End::Delayed };
+            // To a peer that is gone nothing is said. One that asked for the end, or was told of it, has it.
+            return if !keep.get() && conn.borrow().body_done() { End::Clean } else { End::Delayed };
         }
         queued = match outcome {
             exchange::Outcome::AtOnce => queued + 1,
@@ -161,7 +165,8 @@ async fn requests(http: &Rc<Http>, conn: &Shared) -> End {
         if !keep.get() {
             // While a listener or the connection drains, the answer says so, but the client may have sent its next request
             // already: the end comes after the drain timeout (Envoy `ConnectionManagerImpl::startDrainSequence`).
-            if !(keep_alive && (http.drained.get() || http.ending.get().is_some())) {
+            let last = http.config.max_requests_per_connection.is_some_and(|max| http.requests.get() >= max);
+            if last || !(keep_alive && (http.drained.get() || http.ending.get().is_some())) {
                 return if outcome == exchange::Outcome::AtOnce { End::Delayed } else { End::Clean };
             }
             http.ending.set(http.ending.get().or_else(|| Some(Instant::now())));
@@ -304,6 +309,7 @@ fn begin(http: &Http) {
 async fn refuse(http: &Rc<Http>, conn: &Shared, before: (u64, u64), error: HeadError, protocol: bool) -> End {
     if protocol {
         http.stats.downstream_cx_protocol_error.inc();
+        http.broken.set(true);
     }
     if error.detail == "http1.unexpected_underscore" {
         http.worker.named_stats().inc("http1.requests_rejected_with_underscores_in_headers");

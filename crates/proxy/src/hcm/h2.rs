@@ -103,6 +103,7 @@ async fn requests(http: &Rc<Http>, io: Batch, outlet: &Outlet) -> Switch {
         Ok(Ok(connection)) => connection,
         _ => {
             http.stats.downstream_cx_protocol_error.inc();
+            http.broken.set(true);
             return switch;
         }
     };

@@ -3,9 +3,8 @@
 use super::encode::AddToAnswer;
 use super::exchange::{Exchange, Stop};
 use super::local_reply::LocalReply;
-use crate::stats::Named;
 use proxy_core::filters::{Demand, LocalRateLimit, RateLimitContext, TokenBucket};
-use proxy_core::{FormatContext, Headers, ResponseFlags};
+use proxy_core::{FormatContext, ResponseFlags};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -117,18 +116,16 @@ impl Shown {
     }
 }
 
-/// Makes its counters exist.
-pub(super) fn touch(stats: &Named, limit: &LocalRateLimit) {
-    for what in ["enabled", "enforced", "ok", "rate_limited", "shadow_mode"] {
-        stats.touch(&format!("{}.http_local_rate_limit.{what}", limit.stat_prefix));
-    }
+/// The names of its counters.
+pub(crate) fn counters(limit: &LocalRateLimit) -> impl Iterator<Item = String> {
+    let of = |what| format!("{}.http_local_rate_limit.{what}", limit.stat_prefix);
+    ["enabled", "enforced", "ok", "rate_limited", "shadow_mode"].into_iter().map(of)
 }
 
 pub(super) fn run(exchange: &mut Exchange, limit: &Arc<LocalRateLimit>) -> Result<(), Stop> {
     let worker = exchange.http.worker.clone();
     let stats = worker.named_stats();
     let prefix = format!("{}.http_local_rate_limit", limit.stat_prefix);
-    touch(stats, limit);
     if !limit.enabled.hit(&mut worker.random.borrow_mut()) {
         return Ok(());
     }
@@ -184,12 +181,9 @@ pub(super) fn run(exchange: &mut Exchange, limit: &Arc<LocalRateLimit>) -> Resul
     if limit.resource_exhausted {
         reply.grpc_status = Some(8);
     }
-    let mut extra = Headers::new();
-    let cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
-    limit.response_headers.apply(&mut extra, &cx);
     if let (true, 429, Some(shown)) = (limit.retry_after, limit.status, taken.shown) {
-        extra.set("retry-after", shown.reset.to_string().as_bytes());
+        reply.headers.push(("retry-after".into(), shown.reset.to_string().into_bytes()));
     }
-    reply.headers = extra.iter_regular().map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.to_vec())).collect();
+    reply.limit = Some(limit.clone());
     Err(reply.into())
 }

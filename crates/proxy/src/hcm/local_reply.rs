@@ -3,9 +3,11 @@
 use super::exchange::{Exchange, Stop};
 use crate::stream::{BodyError, Gone};
 use bytes::Bytes;
+use proxy_core::filters::LocalRateLimit;
 use proxy_core::retry::grpc_status_of_http;
 use proxy_core::{FormatContext, Headers, ResponseFlags};
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// What to answer, and how it shows in logs.
 pub(crate) struct LocalReply {
@@ -17,6 +19,8 @@ pub(crate) struct LocalReply {
     /// The flags show in logs only: Envoy knows of them once the answer is made.
     pub(crate) flagged_late: bool,
     pub(crate) headers: Vec<(String, Vec<u8>)>,
+    /// Refused by this limit, which changes the answer's headers after the route.
+    pub(crate) limit: Option<Arc<LocalRateLimit>>,
     pub(crate) grpc_status: Option<u32>,
     /// Close the connection afterwards (HTTP/1).
     pub(crate) close: bool,
@@ -37,6 +41,7 @@ impl LocalReply {
             flags: ResponseFlags::NONE,
             flagged_late: false,
             headers: Vec::new(),
+            limit: None,
             grpc_status: None,
             close: false,
             raw_body: None,
@@ -57,6 +62,10 @@ impl LocalReply {
         // As Envoy, the route's changes first: what a filter says itself stands over them.
         if !self.direct {
             exchange.add_route_headers(&mut headers, self.finalize);
+        }
+        if let Some(limit) = &self.limit {
+            let cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
+            limit.response_headers.apply_to_response(&mut headers, &cx);
         }
         for (name, _) in &self.headers {
             headers.remove(name);
@@ -87,7 +96,7 @@ impl LocalReply {
         let status = headers.status().unwrap_or(self.status);
         // Filters see it, whatever a call of gRPC is told; of what a filter answers itself they see it once it has left.
         exchange.info.response_code = (!self.direct).then_some(status);
-        if exchange.grpc && !self.direct {
+        if exchange.grpc && !self.direct && exchange.web.is_none() {
             headers.set_status(200);
             headers.set("content-type", b"application/grpc");
             // What a mapper says stands.
@@ -121,6 +130,7 @@ impl Exchange {
         match e {
             BodyError::Protocol(detail) if self.answer.is_h1() => {
                 self.http.stats.downstream_cx_protocol_error.inc();
+                self.http.broken.set(true);
                 let status = match detail {
                     "http1.headers_too_large" | "http1.too_many_headers" => 431,
                     _ => 400,
@@ -131,13 +141,16 @@ impl Exchange {
                 reply.flagged_late = true;
                 reply.into()
             }
+            BodyError::Unreadable(details) => {
+                LocalReply::new(400, "Bad gRPC-web request, invalid base64 data.", details).into()
+            }
             e => Stop::Gone(Gone::from(&e)),
         }
     }
 }
 
 /// gRPC's percent encoding of messages.
-fn percent_encode(bytes: &[u8]) -> String {
+pub(super) fn percent_encode(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for b in bytes {
         if (0x20..0x7f).contains(b) && *b != b'%' {

@@ -146,6 +146,7 @@ impl Exchange {
         self.timers.start();
         self.redirects += 1;
         self.add_to_response.clear();
+        self.passed_over.clear();
         self.matched = None;
         if redirected.body.is_empty() { RecvBody::Empty } else { RecvBody::Memory(redirected.body.into()) }
     }

@@ -213,8 +213,7 @@ async fn forward_request(
         return Err(reply.into());
     };
     exchange.name_cluster(&cluster);
-    let dynamic = router.is_none_or(|router| router.dynamic_stats);
-    let counted = Counted::of(exchange, matched, dynamic);
+    let counted = Counted::of(exchange, matched, router.map(|router| &**router));
     let suppress = router.is_some_and(|r| r.suppress_envoy_headers);
     let closed = in_maintenance(&cluster, &http.worker, suppress).or_else(|| drop_overload(&cluster, &http.worker));
     if let Some(reply) = closed {
@@ -276,7 +275,8 @@ async fn forward_request(
         drop_trailers: exchange.answer.is_h1() && !http.config.http1.enable_trailers,
         limits: (!exchange.answer.is_h1()).then(|| http.clone()),
         feeds: Vec::new(),
-        messages: exchange.messages.is_some().then(Default::default),
+        messages: (exchange.grpc && exchange.messages.is_some()).then(Default::default),
+        text: exchange.web.as_mut().and_then(|web| web.request.take()),
     };
     let plan = Plan {
         matched,
@@ -340,9 +340,11 @@ async fn tries(
             return Err(no_host().into());
         };
         exchange.info.upstream.host = Some(host.clone());
-        if let Some(strict) = strict_session(exchange, &host) {
+        if let Some(status) = strict_session(exchange, &plan.cluster, &host) {
+            stats.upstream_cx_none_healthy.inc();
             exchange.info.upstream.host = None;
-            return Err(strict);
+            plan.charge(exchange, status);
+            return Err(LocalReply { status, ..no_host() }.into());
         }
         if let (Some(timed_out), true) = (last_timed_out, plan.matched.vhost.include_is_timeout_retry_header) {
             let value: &[u8] = if timed_out { b"true" } else { b"false" };
@@ -438,7 +440,7 @@ async fn tries(
                     Some(permit) => {
                         if let Tried::Answer(reply, mut upstream, ..) = tried {
                             upstream.count_wire(&mut exchange.info.upstream, stats);
-                            stats.retry_rq.inc(reply.status);
+                            stats.charge_retry(reply.status, plan.counted.quiet);
                             host.state.stats.count(false);
                             let end = if reply.body.is_empty() { TryEnd::Complete } else { TryEnd::Canceled };
                             super::span::end_try(
@@ -628,16 +630,19 @@ fn no_host() -> LocalReply {
     LocalReply::new(503, "no healthy upstream", "no_healthy_upstream").flagged(ResponseFlags::NO_HEALTHY_UPSTREAM)
 }
 
-/// A strict session whose host is gone: the answer.
-fn strict_session(exchange: &Exchange, host: &Host) -> Option<Stop> {
+/// The status that answers a strict session whose host is not the one that could be chosen: the configured one if it is
+/// gone, 503 if it only gets nothing.
+fn strict_session(exchange: &Exchange, cluster: &WorkerCluster, host: &Host) -> Option<u16> {
     let session = exchange.session.as_ref()?;
     let status = session.config.strict?;
     let wanted = session.wanted.as_deref()?;
-    if host.address.to_string() == wanted {
+    let is_it = |host: &Host| host.address.to_string() == wanted;
+    if is_it(host) {
         return None;
     }
-    let reply = LocalReply::new(status, "no healthy upstream", "no_healthy_upstream");
-    Some(reply.flagged(ResponseFlags::NO_HEALTHY_UPSTREAM).into())
+    session.count(exchange, "failed_closed");
+    let is_there = cluster.entry.endpoints.load().hosts().any(|host| is_it(host));
+    Some(if is_there { 503 } else { status })
 }
 
 /// Has the name looked up that the request is for now, unless a filter has seen to that (Envoy

@@ -79,12 +79,20 @@ pub(crate) fn ssl_zero(f: &mut dyn FnMut(&str, Sample)) {
     }
 }
 
+/// On top of the code of an answer to a call of gRPC that counts as one only (`suppress_grpc_request_failure_code_stats`):
+/// the cluster's and the retries' codes leave it out, where Envoy tells apart who asked it is there.
+const QUIET: u16 = 1 << 15;
+
 /// `PREFIX_503` and `PREFIX_5xx` from one table.
 fn visit_codes(prefix: &str, codes: &Codes, f: &mut dyn FnMut(&str, Sample)) {
     let mut classes = [0u64; 6];
     let (mut unknown, mut all) = (0, 0);
     codes.each(|code, n| {
         all += n;
+        if code & QUIET != 0 && matches!(prefix, "upstream_rq" | "retry.upstream_rq") {
+            return;
+        }
+        let code = code & !QUIET;
         match classes.get_mut(usize::from(code / 100)) {
             Some(class) if code >= 100 => {
                 *class += n;
@@ -241,7 +249,7 @@ impl Named {
         *n = if up { n.wrapping_add(1) } else { n.wrapping_sub(1) };
     }
 
-    fn visit(&self, f: &mut dyn FnMut(&str, Sample)) {
+    pub(crate) fn visit(&self, f: &mut dyn FnMut(&str, Sample)) {
         for (name, n) in self.counters.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
             f(name, Sample::Counter(*n));
         }
@@ -420,6 +428,16 @@ impl More for ClusterStats {
 }
 
 impl ClusterStats {
+    /// As [`charge`](Self::charge), without the code of its own.
+    pub(crate) fn charge_quietly(&self, status: u16, internal: bool) {
+        self.charge(status | QUIET, internal);
+    }
+
+    /// As [`charge_quietly`](Self::charge_quietly), of an answer that is followed by a retry.
+    pub(crate) fn charge_retry(&self, status: u16, quiet: bool) {
+        self.retry_rq.inc(if quiet { status | QUIET } else { status });
+    }
+
     /// An answer that the cluster, or the proxy in its place, gave. `internal`: to a request from inside.
     pub(crate) fn charge(&self, status: u16, internal: bool) {
         self.upstream_rq.inc(status);

@@ -3,10 +3,7 @@
 use crate::downstream::Connection;
 use crate::hcm::{check_head, connection_attributes, grpc_frame, is_allowed};
 use crate::internal;
-use crate::upstream::{Protocol, Variant, call};
-use proxy_core::PickContext;
 use proxy_core::filters::{AuthzService, ExtAuthz};
-use std::time::Instant;
 
 /// Asks; false: close. Envoy asks at the first byte, so a server that speaks first is only heard after that.
 pub(crate) async fn check(connection: &Connection, config: &ExtAuthz) -> bool {
@@ -32,19 +29,11 @@ pub(crate) async fn check(connection: &Connection, config: &ExtAuthz) -> bool {
 
 /// `None`: no answer.
 async fn ask(connection: &Connection, config: &ExtAuthz) -> Option<bool> {
-    let AuthzService::Grpc { cluster: name, timeout, authority, metadata } = &config.service else { return None };
+    let AuthzService::Grpc { service, timeout } = &config.service else { return None };
     let worker = &connection.worker;
-    let cluster = worker.cluster(name)?;
-    let host = cluster.pick(&PickContext::at(Instant::now()), &mut worker.random.borrow_mut())?;
-    let variant = Variant { protocol: Protocol::of(&cluster.config().protocol, None), ..Variant::default() };
-    let pool = cluster.pool(worker, &host, &variant)?;
-    let mut headers = check_head(if authority.is_empty() { name } else { authority }, *timeout, metadata);
+    let mut headers = check_head(service, *timeout);
     internal::mark(worker, &mut headers, Some(*timeout));
     let request = grpc_frame(&connection_attributes(config, &connection.info));
-    let asked = async {
-        let acquired = pool.acquire().await.ok()?;
-        call(acquired, headers, request, 1 << 20, |_| ()).await.ok()
-    };
-    let (status, headers, body) = tokio::time::timeout(*timeout, asked).await.ok()??;
+    let (status, headers, body) = internal::ask(worker, &service.cluster, headers, request, *timeout, 1 << 20).await?;
     is_allowed(status, &headers, &body)
 }

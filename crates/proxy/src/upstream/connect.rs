@@ -172,6 +172,25 @@ pub(crate) struct ConnectionFacts {
     pub(crate) peer: Option<Workload>,
 }
 
+fn count(cluster: &WorkerCluster, host: &Host, protocol: Protocol) {
+    let stats = &cluster.stats;
+    stats.upstream_cx_total.inc();
+    match protocol {
+        Protocol::Http2 => stats.upstream_cx_http2_total.inc(),
+        Protocol::Http1 => {
+            stats.upstream_cx_http1_total.inc();
+            stats.other.touch_all(&crate::stats::HTTP1_CODEC);
+        }
+        Protocol::Auto | Protocol::Raw => {}
+    }
+    host.state.stats.cx_total.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// Counts a connection whose protocol ALPN has told: to Envoy it is another one (`HttpConnPoolImplMixed::onConnected`).
+pub(super) fn count_negotiated(cluster: &WorkerCluster, host: &Host, is_h2: bool) {
+    count(cluster, host, if is_h2 { Protocol::Http2 } else { Protocol::Http1 });
+}
+
 /// Opens a connection and counts how that went.
 pub(crate) async fn open(
     cluster: &Rc<WorkerCluster>,
@@ -181,19 +200,10 @@ pub(crate) async fn open(
     shared: &crate::runtime::Shared,
 ) -> Result<(Io, ConnectionFacts), ConnectError> {
     let stats = &cluster.stats;
-    stats.upstream_cx_total.inc();
     if !cluster.entry.used.load(std::sync::atomic::Ordering::Relaxed) {
         cluster.entry.used.store(true, std::sync::atomic::Ordering::Relaxed);
     }
-    match variant.protocol {
-        Protocol::Http2 => stats.upstream_cx_http2_total.inc(),
-        Protocol::Http1 => {
-            stats.upstream_cx_http1_total.inc();
-            stats.other.touch_all(&crate::stats::HTTP1_CODEC);
-        }
-        Protocol::Auto | Protocol::Raw => {}
-    }
-    host.state.stats.cx_total.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    count(cluster, host, variant.protocol);
     let begin = Instant::now();
     let timeout = cluster.config().connect_timeout;
     let result = match tokio::time::timeout(timeout, establish(cluster, host, tls, variant, shared)).await {

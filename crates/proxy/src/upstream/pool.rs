@@ -35,8 +35,8 @@ pub(crate) struct Pool {
     /// TCP streams waiting for a connection to end because the host may have no more; the oldest first.
     dialling: RefCell<VecDeque<oneshot::Sender<()>>>,
     pub(super) h2: H2Pool,
-    /// The circuit breaker's leave for a pool; TCP's are not counted.
-    _permit: Option<Permit>,
+    /// The circuit breaker's leave for a pool that has connections, or will; TCP's are not counted.
+    place: RefCell<Option<Permit>>,
 }
 
 /// How busy a pool is, in requests.
@@ -74,6 +74,8 @@ pub(crate) struct PooledH1 {
     pub(crate) facts: Rc<ConnectionFacts>,
     counted: Counted,
     requests: u32,
+    /// A CONNECT went over it: when its peer ends, that counts as an end from here (Envoy `CodecReadFilter::onData`).
+    half_close: bool,
     /// How many times the host had failed when it was made.
     failures: u32,
     opened: Instant,
@@ -83,7 +85,7 @@ pub(crate) struct PooledH1 {
 impl Drop for PooledH1 {
     fn drop(&mut self) {
         let by_peer = self.conn.try_borrow().is_ok_and(|conn| conn.at_eof());
-        self.counted.by_peer.set(by_peer);
+        self.counted.by_peer.set(by_peer && !self.half_close);
         self.counted.cluster.stats.upstream_rq_per_cx.record(self.requests.into());
     }
 }
@@ -189,10 +191,10 @@ impl Pool {
         host: Arc<Host>,
         variant: Variant,
         tls: Option<Arc<ClientTls>>,
-        permit: Option<Permit>,
+        place: Option<Permit>,
     ) -> Rc<Self> {
         Rc::new(Self {
-            _permit: permit,
+            place: RefCell::new(place),
             worker,
             cluster,
             host,
@@ -205,6 +207,15 @@ impl Pool {
             dialling: RefCell::default(),
             h2: H2Pool::default(),
         })
+    }
+
+    /// Takes a place among the cluster's pools again, if it was given back; false: there is none left.
+    pub(super) fn take_place(&self) -> bool {
+        let mut place = self.place.borrow_mut();
+        if place.is_none() && self.variant.protocol != Protocol::Raw {
+            *place = self.breaker().acquire(Resource::Pools);
+        }
+        place.is_some() || self.variant.protocol == Protocol::Raw
     }
 
     pub(super) fn breaker(&self) -> &Arc<Breaker> {
@@ -361,6 +372,9 @@ impl Pool {
             Protocol::Auto => facts.tls.as_ref().is_some_and(|t| t.alpn.as_deref() == Some("h2")),
             Protocol::Raw | Protocol::Http1 => false,
         };
+        if self.variant.protocol == Protocol::Auto {
+            super::connect::count_negotiated(&self.cluster, &self.host, is_h2);
+        }
         if is_h2 {
             return self.h2.adopt(self, io, facts, counted).await.map_err(|e| (e, None));
         }
@@ -372,6 +386,7 @@ impl Pool {
             facts,
             counted,
             requests: 0,
+            half_close: false,
             failures: self.host.state.failures(),
             opened: now,
             since: now,
@@ -436,6 +451,10 @@ impl Pool {
     /// A connection has ended.
     fn ended(self: &Rc<Self>) {
         self.connect_for_waiting();
+        // To Envoy a pool without connections is none.
+        if self.open.get() == 0 && self.waiting.len() == 0 {
+            self.place.take();
+        }
         while let Some(dialling) = self.dialling.borrow_mut().pop_front() {
             if dialling.send(()).is_ok() {
                 return;
@@ -561,6 +580,11 @@ impl Lease {
         if cluster.config().max_requests_per_connection == Some(self.inner.requests) {
             cluster.stats.upstream_cx_max_requests.inc();
         }
+    }
+
+    /// A CONNECT is sent.
+    pub(super) fn half_close(&mut self) {
+        self.inner.half_close = true;
     }
 
     pub(crate) fn conn(&self) -> &h1::Shared {

@@ -36,7 +36,9 @@ impl From<BodyError> for Failure {
             BodyError::Reset(h2::Reason::PROTOCOL_ERROR) | BodyError::Malformed => Failure::Blamed,
             BodyError::Reset(h2::Reason::CONNECT_ERROR) => Failure::Connect,
             BodyError::Reset(_) => Failure::Reset,
-            BodyError::Protocol(detail) | BodyError::Refused(detail) => Failure::Protocol(detail),
+            BodyError::Protocol(detail) | BodyError::Refused(detail) | BodyError::Unreadable(detail) => {
+                Failure::Protocol(detail)
+            }
         }
     }
 }
@@ -158,6 +160,9 @@ impl Upstream {
 
     fn start_h1(mut lease: Lease, headers: &mut Headers, end: bool, tunnel: Tunnel, enable_trailers: bool) -> Self {
         lease.begin();
+        if tunnel == Tunnel::Connect {
+            lease.half_close();
+        }
         let method = headers.get(":method").unwrap_or_default();
         let head_request = method == b"HEAD";
         let bodiless = h1::is_bodiless(method);

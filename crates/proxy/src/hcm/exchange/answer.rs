@@ -3,6 +3,7 @@
 use super::{Exchange, Outcome};
 use crate::hcm::date::http_date;
 use crate::hcm::encode;
+use crate::hcm::grpc_web::GrpcWeb;
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
 use crate::stream::{BodyError, Frame, Gone, Pump, RecvBody, SendBody};
@@ -73,8 +74,15 @@ impl Exchange {
         if reply.close || (reply.status == 400 && !self.only_stream_ends()) {
             self.answer.close_after();
         }
-        let (headers, body) = reply.render(self);
-        self.note_grpc(&headers);
+        let (mut headers, mut body) = reply.render(self);
+        match &self.web {
+            None => self.note_grpc(&headers),
+            // Said in the head, and no call's own end.
+            Some(_) if !body.is_empty() && GrpcWeb::is_foreign(&headers) => {
+                GrpcWeb::explain(&mut headers, &std::mem::take(&mut body));
+            }
+            Some(_) => {}
+        }
         self.info.flags.insert(flags);
         let body = if self.request.method() == Some("HEAD") { Default::default() } else { body };
         let sink = self.send_head(headers, body.is_empty(), false);

@@ -17,9 +17,12 @@ impl Exchange {
 
     /// `cluster.NAME.grpc.…`, for the grpc_stats filter.
     pub(super) fn count_grpc(&self) {
+        if self.web.is_some() {
+            self.count_web();
+        }
         // They are there when the filter ran.
         let Some(messages) = &self.messages else { return };
-        let Some(filter) = grpc_stats(&self.http) else { return };
+        let Some(filter) = grpc_stats(&self.http).filter(|_| self.grpc) else { return };
         let Some(prefix) = filter.prefix(self.request.path().unwrap_or_default()) else { return };
         let cluster = self.info.upstream.cluster.as_deref().and_then(|name| self.http.worker.cluster(name));
         let Some(cluster) = cluster else { return };
@@ -31,6 +34,17 @@ impl Exchange {
             add(&status.to_string(), 1);
             add(if status == 0 { "success" } else { "failure" }, 1);
             add("total", 1);
+        }
+    }
+
+    /// `cluster.NAME.grpc-web.…`, for the grpc_web filter.
+    fn count_web(&self) {
+        let call = GrpcStats::call(self.request.path().unwrap_or_default());
+        let cluster = self.info.upstream.cluster.as_deref().and_then(|name| self.http.worker.cluster(name));
+        if let (Some((service, method)), Some(cluster), Some(status)) = (call, cluster, self.grpc_status) {
+            for what in [&*status.to_string(), if status == 0 { "success" } else { "failure" }, "total"] {
+                cluster.stats.other.inc(&format!("grpc-web.{service}.{method}.{what}"));
+            }
         }
     }
 

@@ -6,9 +6,10 @@ use super::why::Why;
 use super::{Plan, asks_for_websocket, cancel};
 use crate::hcm::encode::{self, Throttle};
 use crate::hcm::exchange::{Exchange, Outcome, Stop};
+use crate::hcm::grpc_web::{GrpcWeb, foreign_body};
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
-use crate::stream::{BodyError, Frame, Gone, Pump, PumpError, SendBody};
+use crate::stream::{BodyError, Frame, Gone, Pump, PumpError, RecvBody, SendBody};
 use crate::upstream::{Failure, Reply, Tunnel, Upstream};
 use proxy_core::retry::http_status_of_grpc;
 use proxy_core::route::Matched;
@@ -100,7 +101,14 @@ pub(super) async fn pass_on(
     }
     // As `grpc_stats`, which counts no messages in what is not an answer of gRPC.
     let grpc = exchange.messages.is_some() && status == 200 && super::super::exchange::is_grpc(&headers);
+    let mut end = end;
+    if !end && exchange.web.is_some() && GrpcWeb::is_foreign(&headers) {
+        let text = foreign_body(exchange, &mut body).await?;
+        GrpcWeb::explain(&mut headers, &text);
+        (body, end) = (RecvBody::Empty, true);
+    }
     let mut sink = exchange.send_head(headers, end, tunnel);
+    let mut web = exchange.web.take();
     if upstream.protocol != HttpProtocol::Http2 {
         sink.end_apart();
     }
@@ -157,7 +165,7 @@ pub(super) async fn pass_on(
                 {
                     messages[1].look(data);
                 }
-                match frame {
+                let frame = match frame {
                     Poll::Ready(Some(Ok(Frame::Trailers(_)))) if drop_trailers => body.poll_frame(cx),
                     Poll::Ready(Some(Ok(Frame::Trailers(mut t)))) => {
                         encode::response_trailers(exchange, &mut t);
@@ -166,6 +174,10 @@ pub(super) async fn pass_on(
                     }
                     Poll::Ready(None) if endless => Poll::Ready(Some(Err(BodyError::Closed))),
                     other => other,
+                };
+                match (frame, &mut web) {
+                    (Poll::Ready(Some(Ok(frame))), Some(web)) => Poll::Ready(Some(Ok(web.frame(frame)))),
+                    (frame, _) => frame,
                 }
             },
             &mut sink,
@@ -214,6 +226,7 @@ pub(super) async fn pass_on(
     })
     .await;
     exchange.messages = messages;
+    exchange.web = web.take();
     upstream.count_wire(&mut exchange.info.upstream, stats);
     if upstream.protocol == HttpProtocol::Http2 {
         // Frames are not counted, only what is in them.
@@ -234,7 +247,8 @@ pub(super) async fn pass_on(
     }
     if let Some(trailers) = trailers {
         exchange.note_grpc(&trailers);
-        exchange.trailers = Some(trailers);
+        // A browser's are part of the body.
+        exchange.trailers = exchange.web.is_none().then_some(trailers);
     }
     match ended {
         Ok(()) => {
@@ -375,7 +389,6 @@ async fn abort(exchange: &mut Exchange, mut sink: SendBody, reason: h2::Reason) 
     }
     exchange.timers.waited();
     sink.reset(reason);
-    exchange.answer.close_after();
 }
 
 /// Whether gRPC's status, which must be there, is none of a server's failure.

@@ -158,11 +158,15 @@ pub(super) async fn one_try(
             }
             match upstream.response.poll_head(cx) {
                 Poll::Ready(Ok(mut reply)) if reply.interim => {
-                    plan.counted.answer(exchange, &plan.cluster, reply.status, Told::of(exchange, &reply.headers));
                     let first = !std::mem::replace(&mut outgoing.answered, true);
+                    let goes_on = exchange.http.config.proxy_100_continue;
                     exchange.info.upstream.header_bytes_received += reply.header_bytes;
-                    // Only the first one goes on (Envoy `Filter::onUpstream1xxHeaders`).
-                    if first && exchange.http.config.proxy_100_continue {
+                    // Where they go on, those after the first are not even seen (Envoy `Filter::onUpstream1xxHeaders`).
+                    if first || !goes_on {
+                        let told = Told::of(exchange, &reply.headers);
+                        plan.counted.answer(exchange, &plan.cluster, reply.status, told);
+                    }
+                    if first && goes_on {
                         for of_this_hop in ["connection", "keep-alive", "proxy-connection", "te", "upgrade"] {
                             reply.headers.remove(of_this_hop);
                         }
@@ -269,13 +273,22 @@ enum Acquire {
     TimedOut,
 }
 
+/// Bytes of a body that a client may send before it has heard of a window (RFC 9113, 6.9.2).
+const AT_ONCE: usize = 65_535;
+
 /// Waits for a connection. What the client sends meanwhile may end the request.
 async fn acquire(
     exchange: &mut Exchange,
     plan: &Plan<'_>,
-    body: &RecvBody,
+    body: &mut RecvBody,
     work: impl Future<Output = Result<Acquired, AcquireError>>,
 ) -> Result<Acquire, Stop> {
+    // Of HTTP/2, what came together with the head is there by now.
+    let is_h2 = !exchange.answer.is_h1();
+    if is_h2 {
+        exchange.info.bytes_received += body.gather(AT_ONCE) as u64;
+    }
+    let is_whole = is_h2 && body.has_come();
     let mut work = std::pin::pin!(work);
     let done = poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
@@ -294,9 +307,12 @@ async fn acquire(
         }
     })
     .await;
-    // A host that refuses does so at once; frames of HTTP/2 mostly come after that.
+    // A host that refuses does so at once; other frames of HTTP/2 mostly come after that.
     let refused = matches!(&done, Ok(Acquire::Done(Err(AcquireError::Connect(e)))) if !e.timeout);
     exchange.waited |= !refused || exchange.answer.is_h1();
+    if refused && is_whole {
+        exchange.request_complete();
+    }
     if !matches!(done, Ok(Acquire::Done(_))) {
         plan.cluster.stats.upstream_rq_cancelled.inc();
     }

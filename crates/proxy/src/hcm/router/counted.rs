@@ -3,6 +3,7 @@
 use crate::hcm::exchange::Exchange;
 use crate::stats::{Answers, RequestStats};
 use crate::upstream::WorkerCluster;
+use proxy_core::filters::RouterConfig;
 use proxy_core::route::Matched;
 use proxy_core::{Headers, Host};
 use std::sync::Arc;
@@ -14,6 +15,8 @@ pub(super) struct Counted {
     alternative: Option<String>,
     /// No answers are counted.
     silent: bool,
+    /// Of the cluster's answers only the number is (`suppress_grpc_request_failure_code_stats`).
+    pub(super) quiet: bool,
 }
 
 /// What cluster statistics tell apart.
@@ -46,8 +49,8 @@ impl Told {
 }
 
 impl Counted {
-    /// Takes the request's wish out of its headers. `dynamic`: the router counts answers.
-    pub(super) fn of(exchange: &mut Exchange, matched: &Matched, dynamic: bool) -> Self {
+    /// Takes the request's wish out of its headers.
+    pub(super) fn of(exchange: &mut Exchange, matched: &Matched, router: Option<&RouterConfig>) -> Self {
         const ALTERNATIVE: &str = "x-envoy-upstream-alt-stat-name";
         let worker = &exchange.http.worker;
         let cluster = matched.vhost.virtual_cluster(&exchange.request);
@@ -60,7 +63,9 @@ impl Counted {
             alternative = Some(String::from_utf8_lossy(&name).into_owned());
             exchange.request.remove(ALTERNATIVE);
         }
-        Self { requests, alternative, silent: !dynamic || exchange.info.health_check }
+        let dynamic = router.is_none_or(|router| router.dynamic_stats);
+        let quiet = exchange.grpc && router.is_some_and(|router| router.suppress_grpc_codes);
+        Self { requests, alternative, silent: !dynamic || exchange.info.health_check, quiet }
     }
 
     /// Counts something of the request where it counts besides its cluster.
@@ -73,7 +78,10 @@ impl Counted {
         if self.silent {
             return;
         }
-        cluster.stats.charge(status, told.internal);
+        match self.quiet {
+            false => cluster.stats.charge(status, told.internal),
+            true => cluster.stats.charge_quietly(status, told.internal),
+        }
         self.each(|stats| stats.codes.inc(status));
         self.again(exchange, cluster, told, |answers| answers.charge(status));
     }

@@ -2,6 +2,7 @@
 
 use crate::hcm::encode;
 use crate::hcm::exchange::Exchange;
+use crate::hcm::grpc_web::TextBody;
 use crate::hcm::mirror::Feed;
 use crate::hcm::{Http, h2};
 use crate::stream::{BodyError, Frame, RecvBody};
@@ -36,6 +37,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) feeds: Vec<Feed>,
     /// Counts gRPC messages.
     pub(super) messages: Option<encode::GrpcMessages>,
+    /// Reads a body that is base64.
+    pub(super) text: Option<TextBody>,
 }
 
 impl Outgoing<'_> {
@@ -91,8 +94,15 @@ impl Outgoing<'_> {
                 {
                     return Poll::Ready(Some(Err(BodyError::Refused(details))));
                 }
-                if let Frame::Data(data) = &frame {
+                if let Frame::Data(data) = &mut frame {
                     self.received += data.len() as u64;
+                    if let Some(text) = &mut self.text {
+                        match text.read(data) {
+                            Ok(read) if read.is_empty() => return self.poll_rest(cx),
+                            Ok(read) => *data = read,
+                            Err(e) => return Poll::Ready(Some(Err(e))),
+                        }
+                    }
                     if let Some(messages) = &mut self.messages {
                         messages.look(data);
                     }
@@ -114,6 +124,9 @@ impl Outgoing<'_> {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(None) => {
+                if let Some(Err(e)) = self.text.as_ref().map(TextBody::end) {
+                    return Poll::Ready(Some(Err(e)));
+                }
                 self.ended = true;
                 self.feeds.iter().for_each(Feed::end);
                 Poll::Ready(None)
