@@ -5,7 +5,7 @@
 //! are encoded.
 
 use std::ops::RangeInclusive;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use foldhash::HashMap;
 use prost::{Message, Name};
@@ -21,7 +21,13 @@ const DURATIONS: RangeInclusive<i128> = 0..=(9_223_372_036 * UNIT + UNIT - 1);
 
 struct Table {
     by_name: HashMap<&'static str, usize>,
-    messages: Vec<Rules>,
+    messages: Vec<Entry>,
+}
+
+/// A message's lines, and what they say: few of the messages are ever met.
+struct Entry {
+    lines: &'static str,
+    rules: OnceLock<Box<Rules>>,
 }
 
 /// The rules of one message.
@@ -144,30 +150,30 @@ pub fn are_kept(name: &str, bytes: &[u8]) -> bool {
 }
 
 impl Table {
-    /// Reads the table, whose form the program that writes it tells.
+    /// Finds the messages in the table, whose form the program that writes it tells.
     fn parse(text: &'static str) -> Self {
-        let names = text.lines().filter(|line| !line.contains('\t'));
-        let by_name: HashMap<&str, usize> = names.enumerate().map(|(index, name)| (name, index)).collect();
-        let mut messages: Vec<Rules> = Vec::with_capacity(by_name.len());
-        for line in text.lines() {
-            let mut parts = line.split('\t');
-            match (parts.next(), parts.next(), parts.next()) {
-                (Some("oneof"), Some(name), Some(numbers)) => {
-                    let numbers = numbers.split(',').filter_map(|n| n.parse().ok()).collect();
-                    messages.last_mut().expect("a message's name").oneofs.push((name, numbers));
-                }
-                (Some(number), Some(name), Some(kind)) => {
-                    let field = Field::parse(&by_name, number, name, kind, parts);
-                    messages.last_mut().expect("a message's name").fields.push(field);
-                }
-                _ => messages.push(Rules::default()),
+        let (mut by_name, mut messages) = (HashMap::default(), Vec::new());
+        let mut rest = text;
+        while let Some((name, behind)) = rest.split_once('\n') {
+            let mut length = 0;
+            for line in behind.split_inclusive('\n').take_while(|line| line.contains('\t')) {
+                length += line.len();
             }
+            let (lines, others) = behind.split_at(length);
+            by_name.insert(name, messages.len());
+            messages.push(Entry { lines, rules: OnceLock::new() });
+            rest = others;
         }
         Self { by_name, messages }
     }
 
+    fn rules(&self, index: usize) -> &Rules {
+        let entry = &self.messages[index];
+        entry.rules.get_or_init(|| Box::new(Rules::parse(&self.by_name, entry.lines)))
+    }
+
     fn message(&self, index: usize, bytes: &[u8]) -> Compiled<()> {
-        let rules = &self.messages[index];
+        let rules = self.rules(index);
         // How often each field is there, and the last value of what has no items.
         let mut found: Vec<(usize, Value<'_>)> = rules.fields.iter().map(|f| (0, f.kind.default())).collect();
         let mut set = Vec::new();
@@ -253,6 +259,26 @@ impl Table {
                 None => Ok(()),
             },
         }
+    }
+}
+
+impl Rules {
+    fn parse(messages: &HashMap<&'static str, usize>, lines: &'static str) -> Self {
+        let mut rules = Self::default();
+        for line in lines.lines() {
+            let mut parts = line.split('\t');
+            match (parts.next(), parts.next(), parts.next()) {
+                (Some("oneof"), Some(name), Some(numbers)) => {
+                    let numbers = numbers.split(',').filter_map(|n| n.parse().ok()).collect();
+                    rules.oneofs.push((name, numbers));
+                }
+                (Some(number), Some(name), Some(kind)) => {
+                    rules.fields.push(Field::parse(messages, number, name, kind, parts));
+                }
+                _ => unreachable!("a line of the table without its columns: {line}"),
+            }
+        }
+        rules
     }
 }
 
@@ -584,7 +610,10 @@ mod tests {
     fn the_table_has_what_envoys_messages_ask() {
         assert!(TABLE.by_name.len() > 500);
         let cluster = TABLE.by_name["envoy.config.cluster.v3.Cluster"];
-        let timeout = TABLE.messages[cluster].fields.iter().find(|f| f.name == "connect_timeout").unwrap();
+        // All of it can be read.
+        let fields: usize = (0..TABLE.messages.len()).map(|index| TABLE.rules(index).fields.len()).sum();
+        assert!(fields > 2000, "{fields}");
+        let timeout = TABLE.rules(cluster).fields.iter().find(|f| f.name == "connect_timeout").unwrap();
         assert!(matches!(timeout.rules[..], [Rule::Above(0, false)]));
         assert!(check_encoded("a.message.without.Rules", b"\xff").is_ok());
     }

@@ -5,6 +5,10 @@ use crate::route::Forward;
 use crate::route::action::StreamDuration;
 use crate::route::matching::is_grpc;
 
+/// A stream that may last for nothing is over in the event loop's next turn, when what came with its head was passed on
+/// (as Envoy's timers do).
+const LEAST_STREAM_DURATION: Duration = Duration::from_millis(10);
+
 /// The limits of one request towards its upstream; `None`: no limit.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Timeouts {
@@ -107,8 +111,10 @@ impl Forward {
     pub(super) fn max_stream_duration(&self, headers: &Headers, of_listener: Option<Duration>) -> Option<Duration> {
         let Some(duration) = self.stream_duration else { return of_listener };
         match duration.capped(headers) {
-            // None at all is over at once.
-            Some(asked) => Some(asked.saturating_sub(duration.grpc_header_offset.unwrap_or_default())),
+            Some(asked) => {
+                let left = asked.saturating_sub(duration.grpc_header_offset.unwrap_or_default());
+                Some(left.max(LEAST_STREAM_DURATION))
+            }
             None => match duration.max {
                 Some(max) => off_if_zero(max),
                 None => of_listener,

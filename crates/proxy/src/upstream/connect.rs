@@ -221,6 +221,8 @@ pub(crate) async fn open(
         Err(e) => {
             stats.upstream_cx_connect_fail.inc();
             host.state.stats.cx_connect_fail.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            // As Envoy, who says it in the loop's next turn: what its client sent meanwhile has come by then.
+            tokio::task::yield_now().await;
             Err(e)
         }
     }
