@@ -43,6 +43,11 @@ impl Generated {
         Generated { push, node }
     }
 
+    /// The proxy as its pod says.
+    pub(crate) fn effective(&self) -> Node {
+        self.push.effective(&self.node).expect("a proxy with a pod")
+    }
+
     /// All resources of a type by name.
     pub(crate) fn all(&self, type_url: &str) -> Value {
         let all = generate(&self.push, &self.node, type_url, Names::Wildcard);

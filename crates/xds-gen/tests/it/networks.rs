@@ -7,7 +7,7 @@ use istio_api::MeshNetworks;
 use push_context::Settings;
 use serde_json::{Value, json};
 
-use crate::generated::{Generated, service};
+use crate::generated::{Generated, find, service};
 
 const A: &str = "outbound|80||a.default.svc.cluster.local";
 
@@ -318,4 +318,45 @@ spec: {host: a.default.svc.cluster.local, trafficPolicy: {tls: {mode: ISTIO_MUTU
             .to_string()
             .contains("tlsMode")
     );
+}
+
+#[test]
+fn a_client_is_in_its_pods_network_and_on_the_node_that_it_names() {
+    let root = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: istio-system, labels: {topology.istio.io/network: one}}
+";
+    let objects =
+        mesh(&[("client", "10.0.0.9", "")], root).replace("status: {podIP", "spec: {nodeName: n7}\nstatus: {podIP");
+    let labels = |proxy: &str| of(&objects, &Settings::default(), proxy).effective().labels;
+    let own = labels("labels: {app: a}");
+    assert_eq!(own.get("topology.istio.io/network").map(String::as_str), Some("one"));
+    assert_eq!(own.get("kubernetes.io/hostname"), None);
+    let named = labels("labels: {app: a}, metadata: {NODE_NAME: m}");
+    assert_eq!(named.get("kubernetes.io/hostname").map(String::as_str), Some("m"));
+}
+
+#[test]
+fn only_identities_are_known_in_other_trust_domains() {
+    let entry = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: e, namespace: default}
+spec:
+  hosts: [e.com]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  endpoints: [{address: 2.2.2.2, labels: {security.istio.io/tlsMode: istio}}]
+  subjectAltNames: [spiffe://one/x, spiffe://one/ns/a/sa/b, e.com]
+";
+    let generated = Generated::of(entry, "trustDomainAliases: [two]", &[], "labels: {app: a}");
+    let cluster = generated.cluster("outbound|80||e.com");
+    let mut names = Vec::new();
+    find(&cluster, "exact", &mut names);
+    let mut names: Vec<&str> = names.into_iter().filter_map(Value::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names, ["e.com", "spiffe://one/ns/a/sa/b", "spiffe://one/x", "spiffe://two/ns/a/sa/b"]);
 }
