@@ -63,13 +63,12 @@ mod tests {
     fn errors_name_file_line_and_field() {
         let load = |yaml: &str| MeshNetworks::load(Path::new("n.yaml"), yaml).map_err(|error| error.to_string());
         assert_eq!(load("").unwrap(), MeshNetworks::default());
-        let good =
-            "networks: {n: {endpoints: [{fromCidr: 10.0.0.0/8}], gateways: [{address: gw.example.com, port: 15443}]}}";
-        assert_eq!(load(good).unwrap().networks["n"].gateways[0].address.as_deref(), Some("gw.example.com"));
-        let network = |fields: &str| load(&format!("networks:\n  n:\n    {fields}\n")).unwrap_err();
+        let good = "networks: {net: {endpoints: [{fromCidr: 10.0.0.0/8}], gateways: [{address: gw.example.com, port: 15443}]}}";
+        assert_eq!(load(good).unwrap().networks["net"].gateways[0].address.as_deref(), Some("gw.example.com"));
+        let network = |fields: &str| load(&format!("networks:\n  net:\n    {fields}\n")).unwrap_err();
         assert_eq!(
             network("gateways: [{address: 10.0.0.1}]"),
-            "n.yaml:3:16: networks[\"n\"].gateways[0].port: port number 0 must be in the range 1..65535"
+            "n.yaml:3:16: networks[\"net\"].gateways[0].port: port number 0 must be in the range 1..65535"
         );
         assert!(network("gateways: [{address: not_a_name, port: 1}]").contains("not a valid IP address or DNS name"));
         assert!(network("gateways: [{registryServiceName: '-', port: 1}]").contains("registryServiceName"));

@@ -10,7 +10,7 @@ mod parse;
 mod read;
 
 pub use document::{Document, type_name};
-pub use parse::{parse, parse_each, parse_lenient, parse_plain, parse_values};
+pub use parse::{parse, parse_each, parse_envoy, parse_lenient, parse_plain, parse_values};
 pub use read::{ALIAS_EVENTS_LIMIT, FILE_SIZE_LIMIT, is_manifest, read, read_each};
 
 use std::path::PathBuf;

@@ -84,7 +84,16 @@ fn further_down(error: Error, lines: u32) -> Error {
 /// # Errors
 /// The first syntax error, or the first document that is not a mapping.
 pub fn parse_plain(file: &Path, text: &str) -> Result<Vec<Document>, Error> {
-    plain(file, text, DuplicateKeyPolicy::Error)
+    plain::<true>(file, text, DuplicateKeyPolicy::Error)
+}
+
+/// As [`parse_plain`] for Envoy's configuration, whose reader (yaml-cpp) takes the name of a field as it is written: `y` is
+/// no truth.
+///
+/// # Errors
+/// As [`parse_plain`].
+pub fn parse_envoy(file: &Path, text: &str) -> Result<Vec<Document>, Error> {
+    plain::<false>(file, text, DuplicateKeyPolicy::Error)
 }
 
 /// As [`parse_plain`], but of a key that is written twice the last counts: as sigs.k8s.io/yaml reads what
@@ -93,13 +102,18 @@ pub fn parse_plain(file: &Path, text: &str) -> Result<Vec<Document>, Error> {
 /// # Errors
 /// As [`parse_plain`].
 pub fn parse_lenient(file: &Path, text: &str) -> Result<Vec<Document>, Error> {
-    plain(file, text, DuplicateKeyPolicy::LastWins)
+    plain::<true>(file, text, DuplicateKeyPolicy::LastWins)
 }
 
-fn plain(file: &Path, text: &str, duplicates: DuplicateKeyPolicy) -> Result<Vec<Document>, Error> {
+fn plain<const TYPED_KEYS: bool>(
+    file: &Path,
+    text: &str,
+    duplicates: DuplicateKeyPolicy,
+) -> Result<Vec<Document>, Error> {
     let file: Arc<Path> = file.into();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let roots = match serde_saphyr::from_multiple_with_options::<Spanned<Node<true>>>(text, options(duplicates)) {
+    type Root<const TYPED_KEYS: bool> = Spanned<Node<true, TYPED_KEYS>>;
+    let roots = match serde_saphyr::from_multiple_with_options::<Root<TYPED_KEYS>>(text, options(duplicates)) {
         Ok(roots) => roots,
         // JSON may be indented by tabs, which YAML forbids; then only the positions are lost.
         Err(error) => match serde_json::from_str::<Value>(text) {
@@ -128,7 +142,7 @@ fn plain(file: &Path, text: &str, duplicates: DuplicateKeyPolicy) -> Result<Vec<
 /// # Errors
 /// As [`parse_lenient`].
 pub fn parse_values(file: &Path, text: &str) -> Result<Vec<Value>, Error> {
-    match serde_saphyr::from_multiple_with_options::<Node<false>>(text, options(DuplicateKeyPolicy::LastWins)) {
+    match serde_saphyr::from_multiple_with_options::<Node<false, true>>(text, options(DuplicateKeyPolicy::LastWins)) {
         Ok(roots) if roots.iter().all(|root| root.value.is_object()) => {
             Ok(roots.into_iter().map(|root| root.value).collect())
         }
@@ -192,28 +206,28 @@ fn mark(location: Location) -> Mark {
     Mark { line: location.line() as u32, column: location.column() as u32 }
 }
 
-/// A JSON value with the marks of what is inside it, if it is `MARKED`.
-struct Node<const MARKED: bool> {
+/// A JSON value with the marks of what is inside it, if it is `MARKED`. Names of fields are [`Key`]s.
+struct Node<const MARKED: bool, const TYPED_KEYS: bool> {
     value: Value,
     marks: Marks,
 }
 
-impl<const MARKED: bool> Node<MARKED> {
+impl<const MARKED: bool, const TYPED_KEYS: bool> Node<MARKED, TYPED_KEYS> {
     fn leaf(value: impl Into<Value>) -> Self {
         Self { value: value.into(), marks: Marks::Leaf }
     }
 }
 
-impl<'de, const MARKED: bool> Deserialize<'de> for Node<MARKED> {
+impl<'de, const MARKED: bool, const TYPED_KEYS: bool> Deserialize<'de> for Node<MARKED, TYPED_KEYS> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NodeVisitor::<MARKED>)
+        deserializer.deserialize_any(NodeVisitor::<MARKED, TYPED_KEYS>)
     }
 }
 
-struct NodeVisitor<const MARKED: bool>;
+struct NodeVisitor<const MARKED: bool, const TYPED_KEYS: bool>;
 
-impl<'de, const MARKED: bool> Visitor<'de> for NodeVisitor<MARKED> {
-    type Value = Node<MARKED>;
+impl<'de, const MARKED: bool, const TYPED_KEYS: bool> Visitor<'de> for NodeVisitor<MARKED, TYPED_KEYS> {
+    type Value = Node<MARKED, TYPED_KEYS>;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("any YAML value")
@@ -285,13 +299,13 @@ impl<'de, const MARKED: bool> Visitor<'de> for NodeVisitor<MARKED> {
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
         let (mut values, mut marks) = (Map::new(), BTreeMap::new());
         if !MARKED {
-            while let Some(Key(key)) = fields.next_key()? {
+            while let Some(Key::<TYPED_KEYS>(key)) = fields.next_key()? {
                 let node = fields.next_value::<Self::Value>()?;
                 values.insert(key, node.value);
             }
             return Ok(Node { value: Value::Object(values), marks: Marks::Leaf });
         }
-        while let Some(Spanned { value: Key(key), referenced, .. }) = fields.next_key()? {
+        while let Some(Spanned { value: Key::<TYPED_KEYS>(key), referenced, .. }) = fields.next_key()? {
             let node = fields.next_value::<Self::Value>()?;
             // The key's position, not the value's: a block value starts on a later line.
             marks.insert(key.as_str().into(), (mark(referenced), node.marks));
@@ -301,47 +315,51 @@ impl<'de, const MARKED: bool> Visitor<'de> for NodeVisitor<MARKED> {
     }
 }
 
-/// The name of a field. As `kubectl` (sigs.k8s.io/yaml), what would be a number or a boolean as a value is the text of
-/// that: `y` is `true`.
-struct Key(String);
+/// The name of a field. `TYPED`: as `kubectl` (sigs.k8s.io/yaml), what would be a number or a boolean as a value is the
+/// text of that, and `y` is `true`.
+struct Key<const TYPED: bool>(String);
 
-impl<'de> Deserialize<'de> for Key {
+impl<'de, const TYPED: bool> Deserialize<'de> for Key<TYPED> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct KeyVisitor;
 
         impl Visitor<'_> for KeyVisitor {
-            type Value = Key;
+            type Value = String;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("a field's name")
             }
 
-            fn visit_bool<E>(self, v: bool) -> Result<Key, E> {
-                Ok(Key(v.to_string()))
+            fn visit_bool<E>(self, v: bool) -> Result<String, E> {
+                Ok(v.to_string())
             }
 
-            fn visit_i64<E>(self, v: i64) -> Result<Key, E> {
-                Ok(Key(v.to_string()))
+            fn visit_i64<E>(self, v: i64) -> Result<String, E> {
+                Ok(v.to_string())
             }
 
-            fn visit_u64<E>(self, v: u64) -> Result<Key, E> {
-                Ok(Key(v.to_string()))
+            fn visit_u64<E>(self, v: u64) -> Result<String, E> {
+                Ok(v.to_string())
             }
 
-            fn visit_f64<E>(self, v: f64) -> Result<Key, E> {
-                Ok(Key(v.to_string()))
+            fn visit_f64<E>(self, v: f64) -> Result<String, E> {
+                Ok(v.to_string())
             }
 
-            fn visit_str<E>(self, v: &str) -> Result<Key, E> {
-                Ok(Key(v.to_owned()))
+            fn visit_str<E>(self, v: &str) -> Result<String, E> {
+                Ok(v.to_owned())
             }
 
-            fn visit_string<E>(self, v: String) -> Result<Key, E> {
-                Ok(Key(v))
+            fn visit_string<E>(self, v: String) -> Result<String, E> {
+                Ok(v)
             }
         }
 
-        deserializer.deserialize_any(KeyVisitor)
+        match TYPED {
+            true => deserializer.deserialize_any(KeyVisitor),
+            false => deserializer.deserialize_str(KeyVisitor),
+        }
+        .map(Self)
     }
 }
 

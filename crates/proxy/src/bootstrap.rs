@@ -121,7 +121,7 @@ impl Parts {
 }
 
 fn parse(path: &Path, text: &str) -> Result<Value, InvalidBootstrap> {
-    let mut documents = manifest::parse_plain(path, text).map_err(|e| InvalidBootstrap::Syntax(e.to_string()))?;
+    let mut documents = manifest::parse_envoy(path, text).map_err(|e| InvalidBootstrap::Syntax(e.to_string()))?;
     match documents.len() {
         0 => Ok(Value::Object(Map::new())),
         _ => {

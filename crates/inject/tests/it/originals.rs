@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 fn config(template: &str) -> Config {
     let quoted = serde_json::to_string(template).unwrap();
     let inject =
-        format!("policy: enabled\ninjectedAnnotations: {{n: 1, b: true, f: 1.50}}\ntemplates: {{sidecar: {quoted}}}");
+        format!("policy: enabled\ninjectedAnnotations: {{i: 1, b: true, f: 1.50}}\ntemplates: {{sidecar: {quoted}}}");
     let texts = Texts { inject: Some(inject), ..Texts::default() };
     Config::from_texts(&texts, "test", &Builtin::default()).unwrap()
 }
@@ -50,7 +50,7 @@ fn scalars_become_strings_where_strings_belong() {
 #[test]
 fn injected_annotations_may_be_written_as_scalars() {
     let pod = webhook("metadata: {}", &json!({"spec": {"containers": []}}));
-    for (name, value) in [("n", "1"), ("b", "true"), ("f", "1.5")] {
+    for (name, value) in [("i", "1"), ("b", "true"), ("f", "1.5")] {
         assert_eq!(pod["metadata"]["annotations"][name], value);
     }
 }

@@ -50,6 +50,9 @@ fn names_of_fields_mean_what_kubectl_reads() {
     assert_eq!(one(text).value["k"], wanted);
     assert_eq!(parse_values(Path::new("a.yaml"), text).unwrap()[0]["k"], wanted);
     assert!(error("apiVersion: v1\nkind: K\nk: {~: 1}\n").starts_with("a.yaml:3:"));
+    // Envoy reads them as they are written.
+    let written = parse_envoy(Path::new("a.yaml"), "k: {y: yes, 0x10: 1}\n").unwrap();
+    assert_eq!(written[0].value["k"], json!({"y": true, "0x10": 1}));
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn parse(path: &str, bytes: &[u8]) -> Result<DiscoveryResponse, String> {
         return Err("protobuf's text format is not supported".to_owned());
     }
     let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
-    let mut documents = manifest::parse_plain(Path::new(path), text).map_err(|e| e.to_string())?;
+    let mut documents = manifest::parse_envoy(Path::new(path), text).map_err(|e| e.to_string())?;
     if documents.is_empty() {
         return Ok(DiscoveryResponse::default());
     }
