@@ -71,32 +71,9 @@ enum Kind {
     Fixed,
     Duration,
     /// A number, text or truth in a message of its own.
-    Wrapped(Wrapped),
+    Wrapped(&'static Kind),
     /// Rules of a message by their place, if it has any.
     Message(Option<usize>),
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Wrapped {
-    Text,
-    Bytes,
-    Varint,
-    Signed,
-    Double,
-    Float,
-}
-
-impl Wrapped {
-    fn kind(self) -> Kind {
-        match self {
-            Self::Text => Kind::Text,
-            Self::Bytes => Kind::Bytes,
-            Self::Varint => Kind::Varint,
-            Self::Signed => Kind::Signed,
-            Self::Double => Kind::Double,
-            Self::Float => Kind::Float,
-        }
-    }
 }
 
 /// One rule; counts, lengths and bounds as numbers.
@@ -245,8 +222,7 @@ impl Table {
                 }
             }
             (Kind::Message(_), _) => Ok(()),
-            (Kind::Wrapped(wrapped), Value::Bytes(mut rest)) => {
-                let kind = wrapped.kind();
+            (Kind::Wrapped(&kind), Value::Bytes(mut rest)) => {
                 let inner = std::iter::from_fn(|| next(&mut rest)).last().map_or(kind.default(), |(_, value)| value);
                 self.value(kind, rules, inner)
             }
@@ -345,14 +321,14 @@ impl Kind {
             "float" => Self::Float,
             "fixed32" | "fixed64" | "sfixed32" | "sfixed64" => Self::Fixed,
             "duration" => Self::Duration,
-            ".google.protobuf.StringValue" => Self::Wrapped(Wrapped::Text),
-            ".google.protobuf.BytesValue" => Self::Wrapped(Wrapped::Bytes),
+            ".google.protobuf.StringValue" => Self::Wrapped(&Self::Text),
+            ".google.protobuf.BytesValue" => Self::Wrapped(&Self::Bytes),
             ".google.protobuf.BoolValue" | ".google.protobuf.UInt32Value" | ".google.protobuf.UInt64Value" => {
-                Self::Wrapped(Wrapped::Varint)
+                Self::Wrapped(&Self::Varint)
             }
-            ".google.protobuf.Int32Value" | ".google.protobuf.Int64Value" => Self::Wrapped(Wrapped::Signed),
-            ".google.protobuf.DoubleValue" => Self::Wrapped(Wrapped::Double),
-            ".google.protobuf.FloatValue" => Self::Wrapped(Wrapped::Float),
+            ".google.protobuf.Int32Value" | ".google.protobuf.Int64Value" => Self::Wrapped(&Self::Signed),
+            ".google.protobuf.DoubleValue" => Self::Wrapped(&Self::Double),
+            ".google.protobuf.FloatValue" => Self::Wrapped(&Self::Float),
             name => Self::Message(name.strip_prefix('.').and_then(|name| messages.get(name)).copied()),
         }
     }
