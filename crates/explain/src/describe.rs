@@ -193,7 +193,7 @@ impl About<'_> {
     fn destination_rule(&self, service: &registry::Service, port: u16) -> Option<Key> {
         let name = format!("outbound|{port}||{}", service.hostname);
         let (cluster, _) = self.configuration.cluster(&name)?.ok()?;
-        origin::key_of_metadata(&cluster.metadata).filter(|key| key.kind == Kind::DestinationRule)
+        origin::key_of_metadata(cluster.metadata()).filter(|key| key.kind == Kind::DestinationRule)
     }
 
     fn virtual_service(&self, service: &registry::Service, port: u16) -> Option<Key> {

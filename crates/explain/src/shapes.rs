@@ -53,7 +53,7 @@ fn inbound_clusters(at: &Configuration) -> Value {
         let Some(Ok((cluster, endpoints))) = at.cluster(&raw.name) else { continue };
         let hosts: Vec<String> = endpoints.hosts().map(|host| host.address.to_string()).collect();
         clusters.insert(raw.name.clone(), if hosts.is_empty() { Value::Null } else { json!(hosts) });
-        let services = cluster.metadata.get("istio", &["services"]).and_then(Value::as_array);
+        let services = cluster.metadata().get("istio", &["services"]).and_then(Value::as_array);
         let names: Vec<&Value> = services.into_iter().flatten().filter_map(|service| service.get("host")).collect();
         if !names.is_empty() {
             telemetry.insert(raw.name.clone(), json!(names));

@@ -115,7 +115,7 @@ impl Departure<'_> {
 
     /// The DestinationRule, and the subset's entry in it.
     fn rule(&self, cluster: &Cluster, subset: &str) -> Option<Source> {
-        let source = origin::of_metadata(&cluster.metadata, self.mesh)?;
+        let source = origin::of_metadata(cluster.metadata(), self.mesh)?;
         let mesh = self.mesh.filter(|_| !subset.is_empty());
         let found = mesh.and_then(|mesh| {
             let (namespace, name) = source.object.split_once(' ')?.1.split_once('/')?;
@@ -250,7 +250,7 @@ impl Departure<'_> {
         let client = self.client_tls(tls);
         let alpn: Vec<_> = client.alpn.iter().map(|protocol| String::from_utf8_lossy(protocol)).collect();
         step = step.fact(format!("SNI {}, ALPN {}", client.sni, alpn.join(",")));
-        steps.push(step.source(origin::of_metadata(&cluster.metadata, self.mesh)));
+        steps.push(step.source(origin::of_metadata(cluster.metadata(), self.mesh)));
         Some(client)
     }
 

@@ -128,9 +128,12 @@ impl StatsNames {
 impl Bootstrap {
     /// Compiles a `config.bootstrap.v3.Bootstrap` with all static resources; the first that is refused is the error.
     pub fn compile(bootstrap: &pb::bootstrap::Bootstrap, options: &Options) -> Result<Self> {
-        let fixed = bootstrap.static_resources.clone().unwrap_or_default();
-        let compiled = Self::settings(bootstrap, options)?;
-        let options = &Options { runtime: compiled.runtime.clone(), ..options.clone() };
+        let mut head = bootstrap.clone();
+        // Each of them is looked at when it is compiled.
+        let fixed = head.static_resources.take().unwrap_or_default();
+        let compiled = Self::settings(&head, options)?;
+        let options =
+            &Options { runtime: compiled.runtime.clone(), tracing: compiled.tracing.clone(), ..options.clone() };
         let clusters =
             fixed.clusters.iter().map(|c| Cluster::compile(c, options).map(Arc::new)).collect::<Result<Vec<_>>>()?;
         let listeners =

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_types::ArcStr;
-use prost::Message;
+use prost::{Message, Name};
 
 pub use discovery::{Discovery, OriginalDst};
 pub use dns::{DnsConfig, DnsFamily, DnsServers, NameCache};
@@ -26,7 +26,7 @@ use crate::endpoints::{Endpoints, Host};
 use crate::fields;
 use crate::health_check::{CheckKind, HealthCheckConfig};
 use crate::listener::{NetworkFilter, SocketOption, TcpKeepalive};
-use crate::metadata::Metadata;
+use crate::metadata::{EncodedMetadata, Metadata};
 use crate::outlier::OutlierConfig;
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, Result, refuse};
@@ -59,7 +59,7 @@ pub struct Cluster {
     /// HTTP/1 options.
     pub http1: Http1Options,
     /// HTTP/2 options.
-    pub http2: Http2Options,
+    pub http2: Arc<Http2Options>,
     /// Send the request's host as SNI.
     pub auto_sni: bool,
     /// Header that holds the SNI to send.
@@ -120,21 +120,28 @@ pub struct Cluster {
     pub socket_options: Vec<SocketOption>,
     /// Keep-alive probes.
     pub keepalive: Option<TcpKeepalive>,
-    /// Metadata; Istio's default metrics read `istio`/`services` from it.
-    pub metadata: Arc<Metadata>,
+    metadata: EncodedMetadata,
     /// Filters on upstream connections.
     pub filters: Vec<NetworkFilter>,
+}
+
+/// What stays encoded of a `config.cluster.v3.Cluster`.
+#[derive(Message)]
+struct Facts {
+    #[prost(bytes = "vec", tag = "25")]
+    metadata: Vec<u8>,
 }
 
 impl Cluster {
     /// Compiles a `config.cluster.v3.Cluster`.
     pub fn compile(cluster: &pb::cluster::Cluster, options: &Options) -> Result<Self> {
-        rules::check(cluster)
-            .and_then(|()| Self::build(cluster, options))
+        let encoded = cluster.encode_to_vec();
+        rules::check_encoded(&pb::cluster::Cluster::full_name(), &encoded)
+            .and_then(|()| Self::build(cluster, &encoded, options))
             .map_err(|invalid| invalid.of("cluster", &cluster.name))
     }
 
-    fn build(cluster: &pb::cluster::Cluster, options: &Options) -> Compiled<Self> {
+    fn build(cluster: &pb::cluster::Cluster, encoded: &[u8], options: &Options) -> Compiled<Self> {
         refuse! {
             "transport_socket_matcher": cluster.transport_socket_matcher.is_some(),
             "upstream_config": cluster.upstream_config.is_some(),
@@ -187,7 +194,7 @@ impl Cluster {
             transport: TransportSockets::compile(cluster)?,
             protocol: http.protocol,
             http1: http.http1,
-            http2: http.http2,
+            http2: http.http2.shared(),
             auto_sni: http.auto_sni,
             auto_sni_header: http.auto_sni_header,
             auto_san_validation: http.auto_san_validation,
@@ -224,7 +231,7 @@ impl Cluster {
             bind,
             socket_options,
             keepalive: keepalive.map(TcpKeepalive::compile),
-            metadata: Arc::new(Metadata::compile(cluster.metadata.as_ref())),
+            metadata: EncodedMetadata::new(Facts::decode(encoded).unwrap_or_default().metadata),
             filters,
             discovery,
             name,
@@ -282,6 +289,11 @@ impl Cluster {
     /// Equal numbers mean an unchanged cluster, however its maps are ordered: hosts and connections stay.
     pub fn fingerprint(cluster: &pb::cluster::Cluster) -> u64 {
         hash(cluster)
+    }
+
+    /// Its metadata; Istio's default metrics read `istio`/`services` from it.
+    pub fn metadata(&self) -> &Arc<Metadata> {
+        self.metadata.get()
     }
 
     /// Most bytes of a response head. HTTP/1 has another default (Envoy `MAX_RESPONSE_HEADERS_KB`).

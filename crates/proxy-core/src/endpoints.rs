@@ -230,11 +230,14 @@ impl<'a> Builder<'a> {
                 return Err(Invalid::new(format!("endpoints[{i}].priority"), format!("{priority} is above 128")));
             }
             if priorities.len() <= priority {
+                priorities.reserve_exact(priority + 1 - priorities.len());
                 priorities.resize_with(priority + 1, PrioritySet::default);
             }
             let set = self.locality(locality, &mut seen).at_index("endpoints", i)?;
             priorities[priority].localities.push(set);
         }
+        // Most have one, and there are thousands of them.
+        priorities.iter_mut().for_each(|set| set.localities.shrink_to_fit());
         Ok(Endpoints {
             priorities,
             overprovisioning: fields::uint(policy.overprovisioning_factor.as_ref(), 140),

@@ -1,5 +1,6 @@
 //! HTTP filters: their configuration and their decisions. Waiting, asking others and answering is the proxy's part.
 
+mod composite;
 mod cors;
 mod descriptors;
 mod ext_authz;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use envoy_api::Message;
 use mesh_types::ArcStr;
 
+pub use composite::{Composite, Delegates, Execution, FilterAction, FilterTree};
 pub use cors::{CorsDecision, CorsPolicy, cors_decide};
 pub use descriptors::{RateLimitContext, RateLimitRule};
 pub use ext_authz::{Asked, AuthzService, BodyBuffer, ExtAuthz, ExtAuthzOverride, HttpAuthz};
@@ -32,7 +34,7 @@ pub use jwt::{
     TokenPlace,
 };
 pub use local_rate_limit::{Demand, Descriptor, LocalRateLimit, TokenBucket, TokenBucketConfig};
-pub use session::{SessionKind, StatefulSession};
+pub use session::{SessionCounters, SessionKind, StatefulSession};
 pub use set_metadata::SetMetadata;
 pub use small::{FilterStateValue, HeaderMutation, HealthAnswer, HealthCheckFilter, RouterConfig};
 
@@ -52,12 +54,9 @@ pub struct HttpFilterEntry {
     pub disabled: bool,
     /// The filter.
     pub filter: HttpFilter,
-    /// It is passed over where this leads to an action (`ExtensionWithMatcher`).
-    pub skip: Option<SkipTree>,
+    /// Whether it takes part, and who in its place (`ExtensionWithMatcher`).
+    pub tree: Option<FilterTree>,
 }
-
-/// Leads to an action where a filter is to be passed over.
-pub type SkipTree = Arc<MatchTree<()>>;
 
 /// An HTTP filter.
 #[derive(Clone, Debug)]
@@ -74,6 +73,8 @@ pub enum HttpFilter {
     Jwt(Arc<JwtAuthn>),
     /// Asks a service.
     ExtAuthz(Arc<ExtAuthz>),
+    /// What others do, as its tree says.
+    Composite(Arc<Composite>),
     /// So many requests a time.
     LocalRateLimit(Arc<LocalRateLimit>),
     /// Waits for the whole request, up to this many bytes.
@@ -140,8 +141,8 @@ pub enum PerFilter {
     HeaderToMetadata(Arc<HeaderToMetadata>),
     /// Another name than the request's.
     ForwardProxy(HostRewrite),
-    /// Replaces the tree that says where the filter is passed over.
-    Skip(SkipTree),
+    /// Replaces the tree around the filter.
+    Tree(FilterTree),
 }
 
 const PREFIX: &str = "envoy.extensions.filters.http.";
@@ -155,6 +156,8 @@ impl HttpFilterEntry {
             }
         }
         match all.iter().position(|f: &Self| matches!(f.filter, HttpFilter::Router(_))) {
+            // Nobody answers then.
+            None if filters.is_empty() => Ok(all),
             Some(at) if all[at].disabled => {
                 Err(Invalid::new(format!("http_filters[{at}].disabled"), "is for no router"))
             }
@@ -176,46 +179,48 @@ impl HttpFilterEntry {
             "envoy.extensions.common.matching.v3.ExtensionWithMatcher" => Some(typed.decode()?),
             _ => None,
         };
-        let (typed, skip) = match &delegating {
+        let name = fields::required("name", &filter.name)?;
+        let mut compiler = composite::Compiler { name: &name, options, inline: Vec::new() };
+        let (typed, mut tree) = match &delegating {
             None => (typed, None),
             Some(delegating) => {
                 let extension = delegating.extension_config.as_ref();
                 let extension = extension.ok_or_else(|| Invalid::new("extension_config", "is missing"))?;
                 let typed = Typed::open(extension.typed_config.as_ref()).at("extension_config")?;
-                (typed, Some(skip_tree(delegating, options)?))
+                (typed, Some(tree_around(delegating, &mut compiler)?))
             }
         };
         let compiled = match HttpFilter::compile(&typed, options)? {
             Some(compiled) => compiled,
+            None if typed.name == "envoy.extensions.filters.http.composite.v3.Composite" => {
+                let (composite, own) = compiler.composite(&typed.decode()?)?;
+                // Routes may bring one.
+                tree = tree.or(own).or_else(|| Some(Arc::new(MatchTree::nowhere())));
+                HttpFilter::Composite(Arc::new(composite.with(compiler.inline)))
+            }
             None if filter.is_optional => return Ok(None),
             None if options.allow_unsupported_filters => HttpFilter::NoOp { type_name: typed.name.as_str().into() },
             None => return Err(typed.unknown()),
         };
-        let name = fields::required("name", &filter.name)?;
-        Ok(Some(Self { name, disabled: filter.disabled, filter: compiled, skip }))
+        Ok(Some(Self { name, disabled: filter.disabled, filter: compiled, tree }))
     }
 }
 
-/// The tree of a filter that may be passed over, which without one always is (Envoy `DelegatingStreamFilter`).
-fn skip_tree(config: &pb::ext::common::matching::v3::ExtensionWithMatcher, options: &Options) -> Compiled<SkipTree> {
-    let tree = match (&config.xds_matcher, &config.matcher) {
-        (Some(tree), _) => skip_when(tree, Place::Filter, options).at("xds_matcher"),
+/// The tree around a filter; without one it is always passed over (Envoy `DelegatingStreamFilter`).
+fn tree_around(
+    config: &pb::ext::common::matching::v3::ExtensionWithMatcher,
+    compiler: &mut composite::Compiler<'_>,
+) -> Compiled<FilterTree> {
+    match (&config.xds_matcher, &config.matcher) {
+        (Some(tree), _) => compiler.tree(tree, Place::Filter).at("xds_matcher"),
         // The older message has the same fields.
         (None, Some(older)) => {
             let tree = pb::xds_matcher::Matcher::decode(older.encode_to_vec().as_slice());
             let tree = tree.map_err(|e| Invalid::new("", e.to_string()));
-            tree.and_then(|tree| skip_when(&tree, Place::Filter, options)).at("matcher")
+            tree.and_then(|tree| compiler.tree(&tree, Place::Filter)).at("matcher")
         }
-        (None, None) => Ok(MatchTree::always(())),
-    };
-    Ok(Arc::new(tree?))
-}
-
-fn skip_when(tree: &pb::xds_matcher::Matcher, place: Place, options: &Options) -> Compiled<MatchTree<()>> {
-    MatchTree::compile(tree, place, options, &mut |typed: &Typed<'_>| match typed.name.as_str() {
-        "envoy.extensions.filters.common.matcher.action.v3.SkipFilter" => Ok(()),
-        _ => Err(typed.unknown()),
-    })
+        (None, None) => Ok(Arc::new(MatchTree::always(FilterAction::Skip))),
+    }
 }
 
 impl HttpFilter {
@@ -279,8 +284,13 @@ fn buffer_limit(buffer: &pb::http_filter::buffer::v3::Buffer) -> Compiled<u64> {
 }
 
 impl PerFilter {
+    fn of_tree(name: &ArcStr, tree: &pb::xds_matcher::Matcher, options: &Options) -> Compiled<Self> {
+        let mut compiler = composite::Compiler { name, options, inline: Vec::new() };
+        Ok(Self::Tree(compiler.tree(tree, Place::FilterOfRoute)?))
+    }
+
     /// `None`: optional and not known, or nothing is said.
-    pub(crate) fn compile(any: &pb::Any, options: &Options) -> Compiled<Option<Self>> {
+    pub(crate) fn compile(name: &ArcStr, any: &pb::Any, options: &Options) -> Compiled<Option<Self>> {
         use pb::http_filter as http;
         let runtime = &options.runtime;
         let typed = Typed::open(Some(any))?;
@@ -296,7 +306,7 @@ impl PerFilter {
                 None => None,
                 // `{}`: it is on, and that is all.
                 Some(any) if any.type_url.is_empty() => None,
-                Some(any) => match Self::compile(any, options) {
+                Some(any) => match Self::compile(name, any, options) {
                     Ok(inner) => inner,
                     Err(_) if config.is_optional => return Ok(None),
                     Err(invalid) => return Err(invalid).at("config"),
@@ -319,7 +329,11 @@ impl PerFilter {
             "envoy.extensions.common.matching.v3.ExtensionWithMatcherPerRoute" => {
                 let config: pb::ext::common::matching::v3::ExtensionWithMatcherPerRoute = typed.decode()?;
                 let tree = config.xds_matcher.unwrap_or_default();
-                Self::Skip(Arc::new(skip_when(&tree, Place::FilterOfRoute, options).at("xds_matcher")?))
+                Self::of_tree(name, &tree, options).at("xds_matcher")?
+            }
+            "composite.v3.CompositePerRoute" => {
+                let config: http::composite::v3::CompositePerRoute = typed.decode()?;
+                Self::of_tree(name, &config.matcher.unwrap_or_default(), options).at("matcher")?
             }
             "dynamic_forward_proxy.v3.PerRouteConfig" => Self::ForwardProxy(HostRewrite::compile(typed.decode()?)),
             "jwt_authn.v3.PerRouteConfig" => Self::Jwt(JwtOverride::compile(&typed.decode()?)?),

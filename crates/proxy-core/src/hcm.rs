@@ -443,7 +443,7 @@ impl HttpConnectionManager {
                 }
             },
             stream_error_on_invalid_message: fields::flag(hcm.stream_error_on_invalid_http_message.as_ref(), false),
-            tracing: hcm.tracing.as_ref().map(|t| Tracing::compile(t, &options.runtime)).transpose().at("tracing")?,
+            tracing: hcm.tracing.as_ref().map(|t| Tracing::compile(t, options)).transpose().at("tracing")?,
             local_reply: LocalReply::compile(hcm.local_reply_config.as_ref(), &options.runtime)
                 .at("local_reply_config")?,
             append_x_forwarded_port: hcm.append_x_forwarded_port,

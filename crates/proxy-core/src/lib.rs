@@ -92,4 +92,6 @@ pub struct Options {
     pub node_cluster: String,
     /// Where keys beside defaults are looked up.
     pub runtime: Runtime,
+    /// Who takes the spans of connection managers that name nobody.
+    pub tracing: Option<hcm::TracingProvider>,
 }

@@ -123,6 +123,11 @@ impl<A> MatchTree<A> {
         Compiler { place, options, action }.tree(matcher, 0)
     }
 
+    /// Leads nowhere.
+    pub(crate) fn nowhere() -> Self {
+        Self { rule: Rule::None, otherwise: None }
+    }
+
     /// Leads to this, whatever it looks at.
     pub(crate) fn always(action: A) -> Self {
         let otherwise = OnMatch { then: Then::Act(action), keep_matching: false };

@@ -1,7 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use mesh_types::ArcStr;
+use prost::Message as _;
 use serde_json::{Map, Number, Value};
 
 use crate::pb;
@@ -12,6 +13,33 @@ use crate::pb;
 /// are shared by them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata(Vec<(ArcStr, Arc<Map<String, Value>>)>);
+
+/// Metadata that stays encoded until somebody asks for it: of thousands of clusters few are ever used.
+pub(crate) struct EncodedMetadata {
+    encoded: Box<[u8]>,
+    compiled: OnceLock<Arc<Metadata>>,
+}
+
+impl EncodedMetadata {
+    /// `encoded`: a `core.v3.Metadata`.
+    pub(crate) fn new(encoded: Vec<u8>) -> Self {
+        Self { encoded: encoded.into(), compiled: OnceLock::new() }
+    }
+
+    pub(crate) fn get(&self) -> &Arc<Metadata> {
+        self.compiled.get_or_init(|| {
+            // It is part of a message that was read before.
+            let metadata = pb::core::Metadata::decode(&*self.encoded).unwrap_or_default();
+            Arc::new(Metadata::compile(Some(&metadata)))
+        })
+    }
+}
+
+impl std::fmt::Debug for EncodedMetadata {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.get().fmt(f)
+    }
+}
 
 /// Facts by name that filters of one connection or request hand to each other; text is all that is needed here.
 #[derive(Clone, Debug, Default, PartialEq)]

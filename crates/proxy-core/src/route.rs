@@ -364,8 +364,9 @@ pub(crate) fn without_port(authority: &str) -> &str {
 fn per_filter(configs: &HashMap<String, pb::Any>, options: &Options) -> Compiled<PerFilterTable> {
     let mut table = PerFilterTable::new();
     for (name, any) in configs {
-        if let Some(settings) = PerFilter::compile(any, options).at_key("typed_per_filter_config", name)? {
-            table.insert(name.as_str().into(), settings);
+        let key = name.as_str().into();
+        if let Some(settings) = PerFilter::compile(&key, any, options).at_key("typed_per_filter_config", name)? {
+            table.insert(key, settings);
         }
     }
     Ok(table)

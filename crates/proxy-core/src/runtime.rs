@@ -1,7 +1,8 @@
 //! The runtime: values by key that may change while the proxy runs, over the defaults of the configuration.
 //!
 //! Compilation binds a key once ([`Runtime::live`]); from then on whoever decides reads one atomic, and a change of the
-//! runtime writes it. Nothing looks a key up while traffic flows.
+//! runtime writes it. Keys that only requests know are looked up in a snapshot ([`Runtime::get`]). Nothing is locked while
+//! traffic flows.
 
 mod entry;
 mod live;
@@ -9,6 +10,7 @@ mod live;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use mesh_types::ArcStr;
 use serde_json::Value;
 
@@ -31,18 +33,19 @@ impl std::fmt::Debug for Runtime {
 
 #[derive(Default)]
 struct Inner {
-    state: Mutex<State>,
+    snapshot: ArcSwap<Snapshot>,
+    /// Whoever changes the snapshot holds its lock.
+    cells: Mutex<live::Cells>,
 }
 
-#[derive(Default)]
-struct State {
+#[derive(Clone, Default)]
+struct Snapshot {
     layers: Vec<Layer>,
-    cells: live::Cells,
     /// Times the layers were put together.
     loads: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Layer {
     name: ArcStr,
     kind: LayerKind,
@@ -69,12 +72,12 @@ pub struct RuntimeCounts {
     pub loads: u64,
 }
 
-/// What holds under a key: the last layer that says something wins.
-fn entry<'a>(layers: &'a [Layer], key: &str) -> Option<&'a Entry> {
-    layers.iter().rev().find_map(|layer| layer.values.get(key))
-}
+impl Snapshot {
+    /// What holds under a key: the last layer that says something wins.
+    fn entry(&self, key: &str) -> Option<&Entry> {
+        self.layers.iter().rev().find_map(|layer| layer.values.get(key))
+    }
 
-impl State {
     fn keys(&self) -> BTreeSet<&ArcStr> {
         self.layers.iter().flat_map(|layer| layer.values.keys()).collect()
     }
@@ -95,12 +98,12 @@ impl Runtime {
             layers.push(layer);
         }
         // Envoy puts the layers together twice while it starts.
-        let state = State { layers, cells: live::Cells::default(), loads: 2 };
-        Ok(Self(Arc::new(Inner { state: Mutex::new(state) })))
+        let snapshot = ArcSwap::from_pointee(Snapshot { layers, loads: 2 });
+        Ok(Self(Arc::new(Inner { snapshot, cells: Mutex::default() })))
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cells(&self) -> std::sync::MutexGuard<'_, live::Cells> {
+        self.0.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What stands under `key`, or `default`, now and after every change. Without a key: always the default.
@@ -108,9 +111,9 @@ impl Runtime {
         if key.is_empty() {
             return Live::fixed(default);
         }
-        let mut state = self.state();
-        let now = entry(&state.layers, key).and_then(T::of_entry).unwrap_or(default);
-        state.cells.bind(key, default, now)
+        let mut cells = self.cells();
+        let now = self.get(key).unwrap_or(default);
+        cells.bind(key, default, now)
     }
 
     /// A switch of the configuration, with its own default or this one.
@@ -129,53 +132,54 @@ impl Runtime {
 
     /// What stands under `key` at this moment.
     pub fn get<T: RuntimeValue>(&self, key: &str) -> Option<T> {
-        entry(&self.state().layers, key).and_then(T::of_entry)
+        self.0.snapshot.load().entry(key).and_then(T::of_entry)
     }
 
     /// Sets values of the admin layer; an empty one takes the key out. `false`: there is no such layer.
     pub fn modify<'a>(&self, changes: impl IntoIterator<Item = (&'a str, &'a str)>) -> bool {
-        let mut state = self.state();
-        let Some(admin) = state.layers.iter_mut().find(|layer| layer.kind == LayerKind::Admin) else { return false };
+        let mut cells = self.cells();
+        let mut next = Snapshot::clone(&self.0.snapshot.load());
+        let Some(admin) = next.layers.iter_mut().find(|layer| layer.kind == LayerKind::Admin) else { return false };
         for (key, value) in changes {
             match value {
                 "" => drop(admin.values.remove(key)),
                 value => drop(admin.values.insert(key.into(), Entry::of_written(value))),
             }
         }
-        state.loads += 1;
-        let State { layers, cells, .. } = &mut *state;
-        cells.refresh(|key| entry(layers, key));
+        next.loads += 1;
+        cells.refresh(|key| next.entry(key));
+        self.0.snapshot.store(Arc::new(next));
         true
     }
 
     /// Whether any key begins so.
     pub fn mentions(&self, prefix: &str) -> bool {
-        self.state().layers.iter().flat_map(|layer| layer.values.keys()).any(|key| key.starts_with(prefix))
+        self.0.snapshot.load().layers.iter().flat_map(|layer| layer.values.keys()).any(|key| key.starts_with(prefix))
     }
 
     /// The layers' names.
     pub fn layers(&self) -> Vec<ArcStr> {
-        self.state().layers.iter().map(|layer| layer.name.clone()).collect()
+        self.0.snapshot.load().layers.iter().map(|layer| layer.name.clone()).collect()
     }
 
     /// All keys with their values as they were written, one a layer; "" where a layer says nothing.
     pub fn entries(&self) -> BTreeMap<ArcStr, Vec<String>> {
-        let state = self.state();
+        let snapshot = self.0.snapshot.load();
         let written = |key: &ArcStr| {
             let of = |layer: &Layer| layer.values.get(key).map(|e| e.written().to_owned()).unwrap_or_default();
-            state.layers.iter().map(of).collect()
+            snapshot.layers.iter().map(of).collect()
         };
-        state.keys().into_iter().map(|key| (key.clone(), written(key))).collect()
+        snapshot.keys().into_iter().map(|key| (key.clone(), written(key))).collect()
     }
 
     /// For statistics.
     pub fn counts(&self) -> RuntimeCounts {
-        let state = self.state();
+        let snapshot = self.0.snapshot.load();
         RuntimeCounts {
-            keys: state.keys().len() as u64,
-            layers: state.layers.len() as u64,
-            overridden: state.layers.iter().any(|l| l.kind == LayerKind::Admin && !l.values.is_empty()),
-            loads: state.loads,
+            keys: snapshot.keys().len() as u64,
+            layers: snapshot.layers.len() as u64,
+            overridden: snapshot.layers.iter().any(|l| l.kind == LayerKind::Admin && !l.values.is_empty()),
+            loads: snapshot.loads,
         }
     }
 }

@@ -46,7 +46,7 @@ pub(crate) fn read(path: Option<&Path>, inline: Option<&str>) -> Result<Parts, I
             && let Ok(json) = serde_json::from_str::<Json<'_>>(&text)
             && let Some(bytes) = transcode::encode(TYPE, &json)
         {
-            return Parts::split(bytes.into());
+            return Parts::split(bytes.into_boxed_slice().into());
         }
         value = parse(path, &text)?;
     }
@@ -57,7 +57,7 @@ pub(crate) fn read(path: Option<&Path>, inline: Option<&str>) -> Result<Parts, I
         Some(bytes) => bytes,
         None => envoy_api::json::from_json(TYPE, &value).map_err(|e| InvalidBootstrap::Shape(e.to_string()))?,
     };
-    Parts::split(bytes.into())
+    Parts::split(bytes.into_boxed_slice().into())
 }
 
 /// A bootstrap whose static resources are still encoded: there may be thousands, each of which is wanted once.

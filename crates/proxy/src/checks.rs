@@ -472,13 +472,13 @@ async fn exchange(
     limit: usize,
 ) -> Result<(u16, Headers, Vec<u8>), h2::Error> {
     let mut send = send.ready().await?;
-    let request = crate::upstream::h2_request(head).ok_or_else(|| h2::Error::from(h2::Reason::PROTOCOL_ERROR))?;
+    let request = h2_request(head).ok_or_else(|| h2::Error::from(h2::Reason::PROTOCOL_ERROR))?;
     let (answer, mut stream) = send.send_request(request, body.is_empty())?;
     if !body.is_empty() {
         stream.send_data(body, true)?;
     }
     let (parts, mut stream) = answer.await?.into_parts();
-    let mut headers = crate::stream::from_map(&parts.headers);
+    let mut headers = from_map(&parts.headers);
     let mut data = Vec::new();
     while let Some(piece) = stream.data().await {
         let piece = piece?;
@@ -486,9 +486,44 @@ async fn exchange(
         data.extend_from_slice(&piece[..piece.len().min(limit.saturating_sub(data.len()))]);
     }
     if let Some(trailers) = stream.trailers().await? {
-        crate::stream::push_map(&mut headers, &trailers);
+        push_map(&mut headers, &trailers);
     }
     Ok((parts.status.as_u16(), headers, data))
+}
+
+/// The head as the h2 crate wants it; `None` when it is no request.
+fn h2_request(headers: &Headers) -> Option<http::Request<()>> {
+    let authority = headers.authority().filter(|authority| !authority.is_empty());
+    let mut uri = http::uri::Builder::new();
+    uri = uri.scheme(headers.scheme().unwrap_or("http")).path_and_query(headers.path().unwrap_or("/"));
+    if let Some(authority) = authority {
+        uri = uri.authority(authority);
+    }
+    let mut request = http::Request::new(());
+    *request.method_mut() = http::Method::from_bytes(headers.get(":method")?).ok()?;
+    *request.uri_mut() = uri.build().ok()?;
+    *request.version_mut() = http::Version::HTTP_2;
+    let map = request.headers_mut();
+    for (name, value) in headers.iter_regular() {
+        if let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(name), http::HeaderValue::from_bytes(value)) {
+            map.append(name, value);
+        }
+    }
+    map.remove(http::header::CONNECTION);
+    Some(request)
+}
+
+/// Fields of an `http` map, appended to nothing.
+fn from_map(map: &http::HeaderMap) -> Headers {
+    let mut headers = Headers::with_capacity(map.len(), 512);
+    push_map(&mut headers, map);
+    headers
+}
+
+fn push_map(headers: &mut Headers, map: &http::HeaderMap) {
+    for (name, value) in map {
+        headers.push_lower(name.as_str(), value.as_bytes());
+    }
 }
 
 async fn tcp(mut io: Io, send: &Bytes, receive: &[Bytes]) -> io::Result<(CheckResult, Kept)> {

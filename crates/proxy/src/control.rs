@@ -16,7 +16,7 @@ use ads::client::{Subscriptions, Wanted};
 use bytes::Bytes;
 use envoy_api::{Message, pb, type_url};
 use mesh_types::ArcStr;
-use proxy_core::cluster::Discovery;
+use proxy_core::cluster::{Discovery, NameCache};
 use proxy_core::config_source::{ConfigSource, Origin};
 use proxy_core::hcm::Routes;
 use proxy_core::listener::Terminal;
@@ -134,6 +134,8 @@ pub(crate) struct Control {
     listeners_later: Option<ConfigSource>,
     /// The last assignment of each EDS name, so that a changed cluster need not wait.
     assignments: HashMap<ArcStr, Bytes>,
+    /// The caches of names that clusters and filters ever asked for.
+    name_caches: HashMap<ArcStr, Arc<NameCache>>,
     bound: HashMap<ArcStr, Vec<Address>>,
     /// Listeners that accept no more by `/drain_listeners`, and which there are no new ones of.
     stopped: BTreeSet<ArcStr>,
@@ -184,6 +186,7 @@ impl Control {
             last_failed: Vec::new(),
             listeners_later: None,
             assignments: HashMap::new(),
+            name_caches: HashMap::new(),
             bound: HashMap::new(),
             stopped: BTreeSet::new(),
             stops: None,

@@ -23,7 +23,6 @@ mod timers;
 
 pub(crate) use exchange::Exchange;
 pub(crate) use ext_authz::{check_head, connection_attributes, grpc_frame, is_allowed};
-pub(crate) use h2::Late;
 pub(crate) use keys::{Kept, fetch_ahead, fetches_ahead};
 pub(crate) use limits::{LocalLimits, counters as limit_counters};
 pub(crate) use record::{Ring, Rings};
@@ -37,7 +36,7 @@ use proxy_core::filters::HttpFilter;
 use proxy_core::hcm::{Codec, HeadersWithUnderscores, HttpConnectionManager, Routes};
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::{ConnectionInfo, Listener, ResponseFlags, RouteTable};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -68,13 +67,13 @@ pub(crate) struct Http {
     sent: Cell<u64>,
     /// Requests that their client took back at once.
     premature_resets: Cell<u32>,
-    /// The stream of HTTP/2 whose trailers came last, and what is wrong with them if something is.
-    trailers: Cell<Option<(u32, &'static str)>>,
     /// Since when it says with each answer that it ends, because it idled, grew old or drains; it does after the drain timeout.
     ending: Cell<Option<Instant>>,
     /// It ends because its listener drains.
     drained: Cell<bool>,
-    /// An HTTP/2 client is to be told to leave.
+    /// Of HTTP/2.
+    h2: OnceCell<crate::wire::Connection>,
+    /// An HTTP/2 client was told to leave.
     leaves: Cell<bool>,
     /// Wakes what tells it.
     told: tokio::sync::Notify,
@@ -171,10 +170,15 @@ impl Http {
         self.stats.downstream_cx_destroy_remote_active_rq.inc();
     }
 
-    /// Tells an HTTP/2 client to use another connection.
+    /// Tells an HTTP/2 client to use another connection, before anything else is said. After the drain timeout this one takes
+    /// no more streams.
     fn leave(&self) {
-        self.leaves.set(true);
-        self.told.notify_one();
+        if let Some(conn) = self.h2.get()
+            && !self.leaves.replace(true)
+        {
+            conn.announce_end();
+            self.told.notify_one();
+        }
     }
 
     /// Whether `max_connection_duration` is over: then the connection ends after the drain timeout, and says so until then
@@ -281,9 +285,9 @@ pub(crate) fn serve(connection: Connection, config: Arc<HttpConnectionManager>) 
         received: Cell::new(0),
         sent: Cell::new(0),
         premature_resets: Cell::new(0),
-        trailers: Cell::new(None),
         ending: Cell::new(None),
         drained: Cell::new(false),
+        h2: OnceCell::new(),
         leaves: Cell::new(false),
         told: tokio::sync::Notify::new(),
         aged: Cell::new(false),
@@ -337,12 +341,19 @@ pub(crate) fn touch_counters(config: &HttpConnectionManager, stats: &HttpStats, 
         others.touch_all(crate::export::counters(provider));
     }
     let own = &stats.other;
-    for entry in &config.filters {
+    let of_composites = config.filters.iter().filter_map(|entry| match &entry.filter {
+        HttpFilter::Composite(composite) => Some(composite.all()),
+        _ => None,
+    });
+    for entry in config.filters.iter().chain(of_composites.flatten()) {
         match &entry.filter {
+            HttpFilter::Composite(_) => own.touch_all(&filters::DELEGATION_COUNTERS),
             HttpFilter::ExtAuthz(config) => {
                 ext_authz::COUNTERS.iter().for_each(|what| own.touch(&ext_authz::counter(config, what)));
             }
-            HttpFilter::StatefulSession(session) => encode::touch_sessions(own, session),
+            HttpFilter::StatefulSession(session) => {
+                session.counters.iter().for_each(|counters| own.touch_all(&counters.all()));
+            }
             HttpFilter::LocalRateLimit(limit) => limits::counters(limit).for_each(|name| others.touch(&name)),
             HttpFilter::Fault(_) => {
                 own.touch_gauges(&[filters::ActiveFault::GAUGE]);
@@ -385,21 +396,10 @@ async fn sniff(http: &Rc<Http>, io: &mut Io, known: Option<bool>) -> Option<bool
             }
             _ => return known.or(Some(false)),
         };
-        loop {
-            match stream.peek(&mut buf).await {
-                Ok(0) | Err(_) => return None,
-                Ok(_) if known.is_some() => return known,
-                Ok(n) => {
-                    let seen = &buf[..n.min(PREFIX)];
-                    if !crate::inspect::PREFACE.starts_with(seen) {
-                        return Some(false);
-                    }
-                    if n >= PREFIX {
-                        return Some(true);
-                    }
-                }
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        // As Envoy, by what came first: who writes less of the preface at once speaks HTTP/1.
+        match stream.peek(&mut buf).await {
+            Ok(0) | Err(_) => None,
+            Ok(n) => known.or_else(|| Some(n >= PREFIX && crate::inspect::PREFACE.starts_with(&buf[..n.min(PREFIX)]))),
         }
     };
     let (config, stats) = (&http.config, &http.stats);

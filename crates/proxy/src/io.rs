@@ -172,17 +172,18 @@ thread_local! {
     static SPARE_READS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
     /// A few large ones for bodies, which the allocator would give back to the kernel and get again each time.
     static LARGE_READS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    /// Buffers of which pieces are in use elsewhere, mostly until they are written.
+    static LENT_READS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
     static SPARE_WRITES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Takes the buffer of a connection that has nothing to read. If pieces of it are still in use it is freed with them.
+/// Takes the buffer of a connection that has nothing to read. If pieces of it are still in use it is freed with them, unless
+/// it is one of a few that wait for that.
 pub(crate) fn give_back(buf: &mut BytesMut) {
     let mut buf = std::mem::take(buf);
-    if buf.capacity() == 0 {
-        return;
-    }
     buf.clear();
     if !buf.try_reclaim(FIRST_READ) {
+        keep(&LENT_READS, SPARE_LARGE, buf);
         return;
     }
     match buf.capacity() {
@@ -201,8 +202,16 @@ fn keep<T>(spare: &'static std::thread::LocalKey<RefCell<Vec<T>>>, limit: usize,
 
 /// A buffer that nobody else uses, of about that size or none.
 fn spare_read(size: usize) -> BytesMut {
-    let large = if size > SPARE_SIZE { LARGE_READS.with_borrow_mut(Vec::pop) } else { None };
+    let large = if size > SPARE_SIZE { LARGE_READS.with_borrow_mut(Vec::pop).or_else(returned) } else { None };
     large.or_else(|| SPARE_READS.with_borrow_mut(Vec::pop)).unwrap_or_default()
+}
+
+/// One of the buffers that were lent, if all its pieces are gone.
+fn returned() -> Option<BytesMut> {
+    LENT_READS.with_borrow_mut(|lent| {
+        let free = lent.iter_mut().position(|buf| buf.try_reclaim(FIRST_READ))?;
+        Some(lent.swap_remove(free))
+    })
 }
 
 impl Io {

@@ -1,5 +1,6 @@
 //! PINGs that find dead HTTP/2 connections (Envoy `Http2::ConnectionImpl::sendKeepalive`).
 
+use crate::wire::Connection;
 use crate::worker::Worker;
 use proxy_core::cluster::Keepalive;
 use std::cell::{Cell, RefCell};
@@ -7,7 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::time::Sleep;
 
 /// Counts connections that ended because a PING was not answered: of a cluster, and of all listeners.
@@ -42,10 +43,15 @@ impl Pulse {
     }
 }
 
-/// The PINGs of a connection.
+/// What a PING carries, as Envoy's do: milliseconds since 1970.
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// The PINGs of a connection. They are answered and sent in turns of its driver, who asks this before each.
 pub(crate) struct Pinger {
     config: Keepalive,
-    pings: h2::PingPong,
+    pings: Connection,
     pulse: Rc<Pulse>,
     worker: Rc<Worker>,
     next: Option<Instant>,
@@ -55,7 +61,7 @@ pub(crate) struct Pinger {
 }
 
 impl Pinger {
-    pub(crate) fn new(config: Keepalive, pings: h2::PingPong, pulse: Rc<Pulse>, worker: Rc<Worker>) -> Self {
+    pub(crate) fn new(config: Keepalive, pings: Connection, pulse: Rc<Pulse>, worker: Rc<Worker>) -> Self {
         let mut pinger = Self { config, pings, pulse, worker, next: None, sent: None, sleep: None };
         pinger.plan();
         pinger
@@ -74,22 +80,16 @@ impl Pinger {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let due = if let Some(sent) = self.sent {
-                match self.pings.poll_pong(cx) {
-                    Poll::Ready(Ok(_)) => {
-                        self.sent = None;
-                        self.plan();
-                        continue;
-                    }
-                    // The connection is over, which its owner finds out.
-                    Poll::Ready(Err(_)) => return Poll::Pending,
-                    // Whatever comes shows that the peer is there; its answer may stand behind that.
-                    Poll::Pending => Some(sent.max(self.pulse.heard.get()) + self.config.timeout),
+                if self.pings.take_pongs() > 0 {
+                    self.sent = None;
+                    self.plan();
+                    continue;
                 }
+                // Whatever comes shows that the peer is there; its answer may stand behind that.
+                Some(sent.max(self.pulse.heard.get()) + self.config.timeout)
             } else {
                 if self.pulse.asked.take() || self.next.is_some_and(|next| next <= Instant::now()) {
-                    if self.pings.send_ping(h2::Ping::opaque()).is_err() {
-                        return Poll::Pending;
-                    }
+                    self.pings.ping(now_ms());
                     self.sent = Some(Instant::now());
                     continue;
                 }

@@ -11,7 +11,6 @@
 
 mod admin;
 mod args;
-mod batch;
 mod bootstrap;
 mod checks;
 mod control;
@@ -21,7 +20,6 @@ mod drain;
 mod ejection;
 mod events;
 mod export;
-mod frames;
 #[cfg(test)]
 mod fuzz;
 mod h1;
@@ -44,6 +42,7 @@ mod stream;
 mod tcp;
 mod tls;
 mod upstream;
+mod wire;
 mod worker;
 mod xds;
 

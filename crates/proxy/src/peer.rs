@@ -206,7 +206,7 @@ impl LocalIdentity {
 
 /// Whether the hosts of a cluster are not told who we are.
 fn tells_nothing(cluster: &Cluster, skip_external: bool) -> bool {
-    let says = |key: &str| cluster.metadata.get("istio", &[key]).and_then(Value::as_bool).unwrap_or(false);
+    let says = |key: &str| cluster.metadata().get("istio", &[key]).and_then(Value::as_bool).unwrap_or(false);
     says("disable_mx") || skip_external && (&*cluster.name == "PassthroughCluster" || says("external"))
 }
 
@@ -252,7 +252,7 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn of(cluster: &Cluster) -> Self {
-        let entry = cluster.metadata.get("istio", &["services"]).and_then(|s| s.get(0));
+        let entry = cluster.metadata().get("istio", &["services"]).and_then(|s| s.get(0));
         let field = |key: &str| entry.and_then(|e| e.get(key)).and_then(Value::as_str).unwrap_or_default().into();
         // Pass-through and black-hole traffic is labelled with the cluster's name, as Istio does.
         if entry.is_none() && cluster.name.ends_with("Cluster") {
@@ -291,7 +291,7 @@ fn labels(
     let (source, destination) = if inbound { (Peer(peer), own) } else { (own, Peer(peer)) };
     let (source_principal, destination_principal) =
         if inbound { (peer_principal, local_principal) } else { (local_principal, peer_principal) };
-    let service = cluster.map(|c| &c.entry.service);
+    let service = cluster.map(|c| c.entry.service());
     TcpLabels {
         reporter,
         source,

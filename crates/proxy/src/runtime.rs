@@ -114,8 +114,8 @@ pub(crate) type Clusters = HashMap<ArcStr, Arc<ClusterEntry>>;
 pub(crate) struct ClusterEntry {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) endpoints: ArcSwap<Endpoints>,
-    /// The service's names, for metrics.
-    pub(crate) service: crate::peer::Service,
+    /// The service's names, once there is traffic to count.
+    service: OnceLock<crate::peer::Service>,
     /// Circuit breakers, shared by all workers.
     pub(crate) breakers: Breakers,
     /// So many percent of the requests are answered 503, by a key of the runtime.
@@ -180,7 +180,7 @@ impl ClusterEntry {
             matches!(cluster.discovery, Discovery::Eds { .. } | Discovery::StrictDns(_) | Discovery::LogicalDns(_));
         let entry = Arc::new(Self {
             endpoints,
-            service: crate::peer::Service::of(&cluster),
+            service: OnceLock::new(),
             breakers: Breakers::new(&cluster.breakers),
             maintenance: AtomicU32::new(0),
             outlier: cluster.outlier.clone().map(|c| Box::new(Mutex::new(OutlierDetector::new(*c, Instant::now())))),
@@ -203,6 +203,11 @@ impl ClusterEntry {
         });
         entry.follow(runtime);
         entry
+    }
+
+    /// The service's names, for metrics.
+    pub(crate) fn service(&self) -> &crate::peer::Service {
+        self.service.get_or_init(|| crate::peer::Service::of(&self.cluster))
     }
 
     /// Takes what the runtime says of this cluster.

@@ -168,11 +168,12 @@ pub(crate) fn start_parts(bootstrap: Parts, mut options: Options) -> Result<Hand
         local_address: shared.own_address,
         node_id: shared.node.id.clone(),
         node_cluster: shared.node.cluster.clone(),
-        runtime: proxy_core::Runtime::default(),
+        ..Default::default()
     };
     let settings = proxy_core::Bootstrap::settings(&bootstrap.head, &core_options)
         .map_err(|e| InvalidBootstrap::Refused(e.to_string()))?;
     core_options.runtime = settings.runtime.clone();
+    core_options.tracing = settings.tracing.clone();
     overload::limit_connections(&shared, &settings);
     if let Some(path) = settings.outlier_log.clone().filter(|_| !options.validate) {
         events::open(&shared, [&path]);
@@ -281,9 +282,30 @@ fn twice(all: &[Incoming]) -> Option<&mesh_types::ArcStr> {
     all.iter().map(|incoming| &incoming.name).find(|name| !seen.insert(*name))
 }
 
+/// A secret that stands there twice: each kind has its own names (Envoy `SecretManagerImpl::addStaticSecret`).
+fn secret_twice(secrets: &[Bytes]) -> Option<String> {
+    use envoy_api::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, secret::Type};
+    let mut seen = std::collections::HashSet::new();
+    let kinds = secrets.iter().filter_map(|body| {
+        let secret = Secret::decode(body.clone()).ok()?;
+        let kind = match secret.r#type? {
+            Type::TlsCertificate(_) => "TlsCertificate",
+            Type::ValidationContext(_) => "CertificateValidationContext",
+            Type::SessionTicketKeys(_) => "TlsSessionTicketKeys",
+            Type::GenericSecret(_) => "GenericSecret",
+        };
+        Some((kind, secret.name))
+    });
+    let mut twice = kinds.filter(|secret| !seen.insert(secret.clone()));
+    twice.next().map(|(kind, name)| format!("duplicate static {kind} secret name {name}"))
+}
+
 /// Secrets, clusters, listeners of the bootstrap; any refused one stops the start, as in Envoy.
 fn load_static(control: &mut Control, bootstrap: &Parts) -> Result<(), InvalidBootstrap> {
     let resources = &bootstrap.resources;
+    if let Some(twice) = secret_twice(&resources.secrets) {
+        return Err(InvalidBootstrap::Refused(twice));
+    }
     let secrets = resources.secrets.iter().map(incoming).collect::<Result<_, _>>()?;
     refuse(control.update_secrets(&Origin::Static, secrets, &[]))?;
     let clusters = resources.clusters.iter().map(incoming).collect::<Result<Vec<_>, _>>()?;

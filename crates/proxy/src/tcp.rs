@@ -160,7 +160,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     }
     info.upstream.cluster = Some(name.clone());
     info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
-    info.upstream.cluster_metadata = Some(cluster.config().metadata.clone());
+    info.upstream.cluster_metadata = Some(cluster.config().metadata().clone());
     let mut previous = Vec::new();
     let upstream = loop {
         // Nobody waits for room (Envoy `TcpProxy::Filter::establishUpstreamConnection`).

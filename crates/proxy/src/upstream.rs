@@ -2,14 +2,13 @@
 
 mod connect;
 mod h2_pool;
-mod h2_watch;
 mod pool;
 mod request;
 mod waiting;
 
 pub(crate) use connect::{Announced, ConnectError, Protocol, ServerNames, Source, Variant};
 pub(crate) use pool::{AcquireError, Acquired, Counted, Pool};
-pub(crate) use request::{Failure, Reply, Tunnel, Upstream, call, h2_request};
+pub(crate) use request::{Failure, Reply, Tunnel, Upstream, call};
 
 use crate::dns;
 use crate::events::HealthEvent;

@@ -1,7 +1,7 @@
 use crate::shell::{command, must};
 
 /// The crates with fuzz targets: tests in a module `fuzz`.
-const PACKAGES: [&str; 4] = ["agent", "inject", "proxy", "proxy-core"];
+const PACKAGES: [&str; 5] = ["agent", "http2", "inject", "proxy", "proxy-core"];
 
 /// Runs the fuzz targets, each for so long, as many at a time as there are processors. The build is the tests' own.
 /// Without a seed each run looks elsewhere.

@@ -259,7 +259,7 @@ impl Balancing {
                         by_hostname: hashing.use_hostname_for_hashing || config.use_hostname_for_hashing,
                         balance_factor: balance_factor(
                             hashing.hash_balance_factor.as_ref().or(config.hash_balance_factor.as_ref()),
-                        )?,
+                        ),
                     };
                     self.locality_weighted |= config.locality_weighted_lb_config.is_some();
                 }
@@ -270,7 +270,7 @@ impl Balancing {
                     self.lb = LbPolicy::Maglev {
                         table_size: table_size(fields::ulong(config.table_size.as_ref(), 65_537))?,
                         by_hostname: hashing.use_hostname_for_hashing,
-                        balance_factor: balance_factor(hashing.hash_balance_factor.as_ref())?,
+                        balance_factor: balance_factor(hashing.hash_balance_factor.as_ref()),
                     };
                     self.locality_weighted |= config.locality_weighted_lb_config.is_some();
                 }
@@ -349,7 +349,7 @@ fn by_enum(
     }
     let hashing = common.consistent_hashing_lb_config.unwrap_or_default();
     let by_hostname = hashing.use_hostname_for_hashing;
-    let balance_factor = balance_factor(hashing.hash_balance_factor.as_ref()).at("common_lb_config")?;
+    let balance_factor = balance_factor(hashing.hash_balance_factor.as_ref());
     Ok(match fields::enumeration("lb_policy", cluster.lb_policy)? {
         Enum::RoundRobin => LbPolicy::RoundRobin(match &cluster.lb_config {
             Some(LbConfig::RoundRobinLbConfig(config)) => {
@@ -393,11 +393,9 @@ fn by_enum(
     })
 }
 
-fn balance_factor(factor: Option<&pb::UInt32Value>) -> Compiled<Option<u32>> {
-    match factor.map(|factor| factor.value) {
-        Some(factor) if factor < 100 => Err(Invalid::new("hash_balance_factor", format!("{factor} is below 100"))),
-        factor => Ok(factor),
-    }
+/// Less than 100 is refused in clusters' own fields only, whose rules Envoy looks at; 0 is no bound.
+fn balance_factor(factor: Option<&pb::UInt32Value>) -> Option<u32> {
+    factor.map(|factor| factor.value).filter(|factor| *factor > 0)
 }
 
 /// Bounds of a ring's entries: every one takes memory.

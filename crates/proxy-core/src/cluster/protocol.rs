@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::any::Typed;
@@ -63,7 +63,7 @@ pub struct Http1Options {
 }
 
 /// HTTP/2 options, of a listener or a cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Http2Options {
     /// Streams at a time.
     pub max_concurrent_streams: u32,
@@ -175,6 +175,12 @@ impl Http1Options {
 }
 
 impl Http2Options {
+    /// The same object for all clusters that ask for nothing else than the defaults.
+    pub(super) fn shared(self) -> Arc<Self> {
+        static DEFAULT: LazyLock<Arc<Http2Options>> = LazyLock::new(Arc::default);
+        if self == **DEFAULT { DEFAULT.clone() } else { Arc::new(self) }
+    }
+
     pub(crate) fn compile(options: Option<&pb::core::Http2ProtocolOptions>) -> Compiled<Self> {
         let Some(options) = options else { return Ok(Self::default()) };
         refuse! {

@@ -50,6 +50,8 @@ pub struct ExtAuthz {
     pub max_denied_body: Option<usize>,
     /// Metadata of answers is taken.
     pub takes_metadata: bool,
+    /// What would be refused goes on, and is counted.
+    pub shadow: bool,
     enabled: Fraction,
     enabled_metadata: Option<MetadataMatcher>,
     deny_at_disable: Live<bool>,
@@ -234,7 +236,6 @@ impl ExtAuthz {
         crate::constraints::ext_authz(config)?;
         use pb::http_filter::ext_authz::v3::ext_authz::Services;
         refuse! {
-            "shadow_mode": config.shadow_mode,
             "decoder_header_mutation_rules": config.decoder_header_mutation_rules.is_some(),
             "bootstrap_metadata_labels_key": !config.bootstrap_metadata_labels_key.is_empty(),
             "typed_metadata_context_namespaces": !config.typed_metadata_context_namespaces.is_empty(),
@@ -274,6 +275,7 @@ impl ExtAuthz {
             validate_mutations: config.validate_mutations,
             max_denied_body: Some(config.max_denied_response_body_bytes as usize).filter(|most| *most > 0),
             takes_metadata: config.enable_dynamic_metadata_ingestion.as_ref().is_none_or(|v| v.value),
+            shadow: config.shadow_mode,
             enabled: Fraction::runtime(config.filter_enabled.as_ref(), Fraction::ALL, runtime).at("filter_enabled")?,
             enabled_metadata: config
                 .filter_enabled_metadata
@@ -314,6 +316,7 @@ impl ExtAuthz {
             validate_mutations: false,
             max_denied_body: None,
             takes_metadata: true,
+            shadow: false,
             enabled: Fraction::ALL,
             enabled_metadata: config
                 .filter_enabled_metadata
@@ -372,11 +375,14 @@ pub struct ExtAuthzOverride {
     pub no_body: bool,
     /// Send the body like this.
     pub body: Option<BodyBuffer>,
+    /// Ask this one instead.
+    pub service: Option<AuthzService>,
 }
 
 impl ExtAuthzOverride {
     /// `None`: no check at this route.
     pub(super) fn compile(config: &pb::http_filter::ext_authz::v3::ExtAuthzPerRoute) -> Compiled<Option<Self>> {
+        use pb::http_filter::ext_authz::v3::check_settings::ServiceOverride;
         use pb::http_filter::ext_authz::v3::ext_authz_per_route::Override;
         let settings = match &config.r#override {
             Some(Override::Disabled(_)) => return Ok(None),
@@ -386,7 +392,11 @@ impl ExtAuthzOverride {
         if settings.disable_request_body_buffering && settings.with_request_body.is_some() {
             return Err(Invalid::new("check_settings.with_request_body", "is there, but switched off"));
         }
-        refuse!("check_settings.service_override": settings.service_override.is_some());
+        let service = match &settings.service_override {
+            Some(ServiceOverride::GrpcService(service)) => Some(AuthzService::grpc(Some(service))),
+            Some(ServiceOverride::HttpService(service)) => Some(AuthzService::http(service).at("http_service")),
+            None => None,
+        };
         let mut context: Vec<(ArcStr, ArcStr)> =
             settings.context_extensions.iter().map(|(k, v)| (k.as_str().into(), v.as_str().into())).collect();
         context.sort();
@@ -394,6 +404,7 @@ impl ExtAuthzOverride {
             context,
             no_body: settings.disable_request_body_buffering,
             body: settings.with_request_body.as_ref().map(BodyBuffer::compile),
+            service: service.transpose().at("check_settings")?,
         }))
     }
 }

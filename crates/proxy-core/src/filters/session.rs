@@ -18,8 +18,38 @@ pub struct StatefulSession {
     pub kind: Option<SessionKind>,
     /// If the host is gone, fail with this status instead of choosing another.
     pub strict: Option<u16>,
-    /// What requests are counted under, unless empty. Only the filter's own settings count, not those of routes.
-    pub stat_prefix: ArcStr,
+    /// What requests are counted under, if they are. Only the filter's own settings count, not those of routes.
+    pub counters: Option<SessionCounters>,
+}
+
+/// Names of the counters of sessions (Envoy `StatefulSessionFilterStats`).
+#[derive(Clone, Debug)]
+pub struct SessionCounters {
+    /// The host was not there, and no other was chosen.
+    pub failed_closed: ArcStr,
+    /// The host was not there, and another one was chosen.
+    pub failed_open: ArcStr,
+    /// The request named no host.
+    pub no_session: ArcStr,
+    /// The host was chosen.
+    pub routed: ArcStr,
+}
+
+impl SessionCounters {
+    fn under(prefix: &str) -> Option<Self> {
+        let name = |what: &str| format!("stateful_session.{prefix}.{what}").into();
+        (!prefix.is_empty()).then(|| Self {
+            failed_closed: name("failed_closed"),
+            failed_open: name("failed_open"),
+            no_session: name("no_session"),
+            routed: name("routed"),
+        })
+    }
+
+    /// All of them.
+    pub fn all(&self) -> [&str; 4] {
+        [&self.failed_closed, &self.failed_open, &self.no_session, &self.routed]
+    }
 }
 
 /// How the host is remembered.
@@ -47,8 +77,8 @@ impl StatefulSession {
             0 => 503,
             status => u16::try_from(status).unwrap_or(503),
         });
-        let stat_prefix = config.stat_prefix.as_str().into();
-        let Some(state) = &config.session_state else { return Ok(Self { kind: None, strict, stat_prefix }) };
+        let counters = SessionCounters::under(&config.stat_prefix);
+        let Some(state) = &config.session_state else { return Ok(Self { kind: None, strict, counters }) };
         let typed = Typed::open(state.typed_config.as_ref()).at("session_state")?;
         let kind = match typed.name.as_str() {
             "envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState" => {
@@ -71,11 +101,11 @@ impl StatefulSession {
             }
             "envoy.extensions.http.stateful_session.envelope.v3.EnvelopeSessionState" => {
                 refuse!("session_state.envelope": true);
-                return Ok(Self { kind: None, strict, stat_prefix });
+                return Ok(Self { kind: None, strict, counters });
             }
             _ => return Err(typed.unknown()).at("session_state"),
         };
-        Ok(Self { kind: Some(kind), strict, stat_prefix })
+        Ok(Self { kind: Some(kind), strict, counters })
     }
 
     /// The host that the request's session names, as `address:port`. `now`: seconds since 1970.
@@ -180,7 +210,7 @@ mod tests {
     #[test]
     fn cookies_round_trip_until_they_expire() {
         let session = StatefulSession {
-            stat_prefix: "".into(),
+            counters: None,
             kind: Some(SessionKind::Cookie {
                 name: "sess".into(),
                 path: "/".into(),

@@ -5,14 +5,13 @@ use mesh_types::ArcStr;
 
 use crate::any::Typed;
 use crate::collector::{GrpcService, HttpCollector};
-use crate::fields;
 use crate::format::Format;
 use crate::matchers::canonical_name;
 use crate::pb;
 use crate::percent::Fraction;
 use crate::rejected::{At, Compiled, Invalid, refuse};
-use crate::runtime::Runtime;
 use crate::trace::Propagation;
+use crate::{Options, fields};
 
 /// Which requests are traced, and what spans say.
 #[derive(Clone, Debug)]
@@ -143,9 +142,9 @@ pub enum TagSource {
 }
 
 impl Tracing {
-    pub(super) fn compile(tracing: &pb::hcm::http_connection_manager::Tracing, runtime: &Runtime) -> Compiled<Self> {
+    pub(super) fn compile(tracing: &pb::hcm::http_connection_manager::Tracing, options: &Options) -> Compiled<Self> {
         let share = |percent: &Option<pb::kind::Percent>, key: &str| {
-            percent.as_ref().map_or(Fraction::ALL, |p| Fraction::of_percent(p.value)).under(key, runtime)
+            percent.as_ref().map_or(Fraction::ALL, |p| Fraction::of_percent(p.value)).under(key, &options.runtime)
         };
         Ok(Self {
             client: share(&tracing.client_sampling, "tracing.client_enabled"),
@@ -158,12 +157,35 @@ impl Tracing {
             upstream_operation: operation(&tracing.upstream_operation).at("upstream_operation")?,
             spawn_upstream_span: fields::flag(tracing.spawn_upstream_span.as_ref(), false),
             no_context_propagation: tracing.no_context_propagation,
-            provider: tracing.provider.as_ref().map(TracingProvider::compile).transpose().at("provider")?,
+            provider: match &tracing.provider {
+                Some(provider) => Some(TracingProvider::compile(provider).at("provider")?),
+                None => options.tracing.clone(),
+            }
+            .map(TracingProvider::used)
+            .transpose()?,
         })
     }
 }
 
 impl TracingProvider {
+    /// What a connection manager asks of it.
+    fn used(self) -> Compiled<Self> {
+        match self {
+            Self::OpenTelemetry { collector: None, .. } => {
+                Err(Invalid::new("provider", "an OpenTelemetry tracer needs grpc_service or http_service"))
+            }
+            provider => Ok(provider),
+        }
+    }
+
+    /// A cluster that must be there (Envoy `Config::Utility::checkCluster`).
+    pub fn needed_cluster(&self) -> Option<&ArcStr> {
+        match self {
+            Self::Zipkin { collector, .. } => Some(&collector.cluster),
+            Self::OpenTelemetry { .. } => None,
+        }
+    }
+
     /// How requests carry the context.
     pub fn propagation(&self) -> Propagation {
         match self {

@@ -7,7 +7,7 @@ use crate::worker::Command;
 use bytes::Bytes;
 use envoy_api::{Message, pb};
 use mesh_types::ArcStr;
-use proxy_core::cluster::Discovery;
+use proxy_core::cluster::{Discovery, NameCache};
 use proxy_core::{Cluster, Endpoints};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -56,14 +56,7 @@ impl Control {
         let cluster = Cluster::compile(&message, &self.options).map_err(|e| e.to_string())?;
         let name = cluster.name.clone();
         if let Discovery::DynamicForwardProxy { cache, .. } = &cluster.discovery {
-            let others = self.clusters.values().chain(self.warming.values());
-            let differs = |other: &Discovery| match other {
-                Discovery::DynamicForwardProxy { cache: other, .. } => other.name == cache.name && other != cache,
-                _ => false,
-            };
-            if others.filter(|other| other.cluster.name != name).any(|other| differs(&other.cluster.discovery)) {
-                return Err(format!("config specified DNS cache '{}' with different settings", cache.name));
-            }
+            self.claim_cache(cache)?;
         }
         if dynamic {
             self.check_tls(cluster.transport.tls_contexts().map(|tls| &tls.common))?;
@@ -120,6 +113,14 @@ impl Control {
             self.warming.insert(name, entry);
         }
         Ok(())
+    }
+
+    /// What a cache of names is first said to be, it is for as long as the proxy lives (Envoy `DnsCacheManagerImpl::getCache`).
+    pub(super) fn claim_cache(&mut self, cache: &Arc<NameCache>) -> Result<(), String> {
+        match self.name_caches.entry(cache.name.clone()).or_insert_with(|| cache.clone()) {
+            first if first == cache => Ok(()),
+            _ => Err(format!("config specified DNS cache '{}' with different settings", cache.name)),
+        }
     }
 
     /// Puts a cluster's endpoints into use.

@@ -8,8 +8,10 @@ use bytes::Bytes;
 use envoy_api::{Message, pb, type_url};
 use mesh_types::ArcStr;
 use proxy_core::access_log::LogSink;
-use proxy_core::hcm::Routes;
-use proxy_core::listener::{Direction, Terminal};
+use proxy_core::cluster::NameCache;
+use proxy_core::filters::HttpFilter;
+use proxy_core::hcm::{HttpConnectionManager, Routes};
+use proxy_core::listener::{Direction, NetworkFilter, Terminal};
 use proxy_core::{Address, Listener, ListenerSet};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -100,6 +102,10 @@ impl Control {
             }
             self.check_tls(tls_of(&listener))?;
         }
+        if let Some(cluster) = tracers(&listener).find(|cluster| !self.has_cluster(cluster)) {
+            return Err(format!("envoy.tracers.zipkin: unknown cluster '{cluster}'"));
+        }
+        name_caches(&listener).try_for_each(|cache| self.claim_cache(cache))?;
         for path in log_files(&listener) {
             self.shared.logs.open(path).map_err(|e| format!("unable to open file '{path}': {e}"))?;
         }
@@ -303,6 +309,36 @@ fn same_but_chains(
         listener.default_filter_chain = None;
     }
     one == other
+}
+
+/// The connection managers of a listener.
+fn managers(listener: &Listener) -> impl Iterator<Item = &HttpConnectionManager> {
+    listener.all_chains().filter_map(|chain| match &chain.terminal {
+        Terminal::Http(hcm) => Some(&**hcm),
+        _ => None,
+    })
+}
+
+/// The clusters that tracers of a listener need.
+fn tracers(listener: &Listener) -> impl Iterator<Item = &ArcStr> {
+    managers(listener).filter_map(|hcm| hcm.tracing.as_ref()?.provider.as_ref()?.needed_cluster())
+}
+
+/// The caches of names that filters of a listener use.
+fn name_caches(listener: &Listener) -> impl Iterator<Item = &Arc<NameCache>> {
+    let of_sni = listener.all_chains().flat_map(|chain| &chain.filters).filter_map(|filter| match filter {
+        NetworkFilter::SniDynamicForwardProxy(forward) => Some(&forward.cache),
+        _ => None,
+    });
+    let entries = managers(listener).flat_map(|hcm| {
+        let of_upgrades = hcm.upgrades.iter().flat_map(|upgrade| upgrade.filters.iter().flatten());
+        hcm.filters.iter().chain(of_upgrades)
+    });
+    let of_http = entries.filter_map(|entry| match &entry.filter {
+        HttpFilter::DynamicForwardProxy(forward) => Some(&forward.cache),
+        _ => None,
+    });
+    of_sni.chain(of_http)
 }
 
 /// The files that a listener writes its records to.

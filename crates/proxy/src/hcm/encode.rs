@@ -2,9 +2,11 @@
 
 use super::exchange::Exchange;
 use super::filters;
-use crate::stats::Named;
 use crate::stream::{BodyError, Frame, RecvBody};
-use proxy_core::filters::{HeaderMutation, HealthCheckFilter, HttpFilter, HttpFilterEntry, PerFilter, StatefulSession};
+use mesh_types::ArcStr;
+use proxy_core::filters::{
+    HeaderMutation, HealthCheckFilter, HttpFilter, HttpFilterEntry, PerFilter, SessionCounters, StatefulSession,
+};
 use proxy_core::{FormatContext, Headers};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -22,22 +24,8 @@ pub(crate) struct Session {
     pub(crate) wanted: Option<String>,
     /// Whether the answer names one.
     applies: bool,
-    /// In front of its counters, if it has some.
-    counters: Option<String>,
-}
-
-/// Counters of stateful sessions with a prefix (Envoy `StatefulSessionFilterStats`).
-const SESSION_COUNTERS: [&str; 4] = ["failed_closed", "failed_open", "no_session", "routed"];
-
-/// Makes the counters of a filter of sessions exist.
-pub(super) fn touch_sessions(stats: &Named, config: &StatefulSession) {
-    if let Some(prefix) = session_counters(config) {
-        SESSION_COUNTERS.iter().for_each(|what| stats.touch(&format!("{prefix}.{what}")));
-    }
-}
-
-fn session_counters(config: &StatefulSession) -> Option<String> {
-    (!config.stat_prefix.is_empty()).then(|| format!("stateful_session.{}", config.stat_prefix))
+    /// Whether the settings are the filter's own, which count.
+    own: bool,
 }
 
 impl Session {
@@ -47,14 +35,14 @@ impl Session {
             config: config.clone(),
             wanted: config.wanted(request, unix_seconds()),
             applies: config.applies_to(request.path().unwrap_or_default()),
-            counters: if Arc::ptr_eq(config, filter) { session_counters(filter) } else { None },
+            own: Arc::ptr_eq(config, filter),
         }
     }
 
     /// Counts what became of it.
-    pub(super) fn count(&self, exchange: &Exchange, what: &str) {
-        if let Some(prefix) = &self.counters {
-            exchange.http.stats.other.inc(&format!("{prefix}.{what}"));
+    pub(super) fn count(&self, exchange: &Exchange, counter: fn(&SessionCounters) -> &ArcStr) {
+        if let Some(counters) = self.config.counters.as_ref().filter(|_| self.own) {
+            exchange.http.stats.other.inc(counter(counters));
         }
     }
 }
@@ -104,59 +92,70 @@ pub(super) fn head(exchange: &mut Exchange, headers: &mut Headers) {
     let http = exchange.http.clone();
     for entry in exchange.filters(&http.config).iter().rev() {
         filters::pass_over(exchange, entry, Some(headers));
-        match &entry.filter {
-            HttpFilter::HeaderMutation(own) => {
-                let (enabled, _) = filters::settings(exchange, entry);
-                if !enabled {
-                    continue;
-                }
-                let cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
-                for changes in filters::mutations(own, exchange.matched.as_deref(), &entry.name) {
-                    changes.response.apply_to_response(headers, &cx);
-                }
-            }
-            HttpFilter::HeaderToMetadata(own) => {
-                let (enabled, per) = filters::settings(exchange, entry);
-                let rules = match &per {
-                    _ if !enabled => continue,
-                    Some(PerFilter::HeaderToMetadata(route)) => &route.response,
-                    _ => &own.response,
-                };
-                rules.apply(headers, &mut exchange.info.dynamic_metadata);
-            }
-            HttpFilter::GrpcWeb => exchange.web.iter().for_each(|web| web.head(headers)),
-            HttpFilter::StatefulSession(_) => {
-                let Some(session) = &exchange.session else { continue };
-                let Some(host) = &exchange.info.upstream.host else { continue };
-                if !session.applies {
-                    session.count(exchange, "no_session");
-                    continue;
-                }
-                let host = host.address.to_string();
-                if session.wanted.as_deref() == Some(&*host) {
-                    session.count(exchange, "routed");
-                    continue;
-                }
-                // A session that begins is, to Envoy, one that led nowhere.
-                if session.config.strict.is_none() {
-                    session.count(exchange, "failed_open");
-                }
-                if let Some((name, value)) = session.config.remember(&host, unix_seconds()) {
-                    headers.push(name.as_bytes(), value.as_bytes());
-                }
-            }
-            HttpFilter::HealthCheck(check) if filters::settings(exchange, entry).0 => {
-                health_check(exchange, check, headers);
-            }
-            _ => {}
+        if let HttpFilter::Composite(_) = entry.filter {
+            let Some(acting) = filters::delegates(exchange, entry).cloned() else { continue };
+            acting.iter().rev().for_each(|filter| head_of(exchange, filter, headers));
+        } else {
+            head_of(exchange, entry, headers);
         }
+    }
+}
+
+/// Lets one filter change the head of the answer.
+fn head_of(exchange: &mut Exchange, entry: &HttpFilterEntry, headers: &mut Headers) {
+    match &entry.filter {
+        HttpFilter::HeaderMutation(own) => {
+            let (enabled, _) = filters::settings(exchange, entry);
+            if !enabled {
+                return;
+            }
+            let cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
+            for changes in filters::mutations(own, exchange.matched.as_deref(), &entry.name) {
+                changes.response.apply_to_response(headers, &cx);
+            }
+        }
+        HttpFilter::HeaderToMetadata(own) => {
+            let (enabled, per) = filters::settings(exchange, entry);
+            let rules = match &per {
+                _ if !enabled => return,
+                Some(PerFilter::HeaderToMetadata(route)) => &route.response,
+                _ => &own.response,
+            };
+            rules.apply(headers, &mut exchange.info.dynamic_metadata);
+        }
+        HttpFilter::GrpcWeb => exchange.web.iter().for_each(|web| web.head(headers)),
+        HttpFilter::StatefulSession(_) => {
+            let Some(session) = &exchange.session else { return };
+            let Some(host) = &exchange.info.upstream.host else { return };
+            if !session.applies {
+                session.count(exchange, |counters| &counters.no_session);
+                return;
+            }
+            let host = host.address.to_string();
+            if session.wanted.as_deref() == Some(&*host) {
+                session.count(exchange, |counters| &counters.routed);
+                return;
+            }
+            // A session that begins is, to Envoy, one that led nowhere.
+            if session.config.strict.is_none() {
+                session.count(exchange, |counters| &counters.failed_open);
+            }
+            if let Some((name, value)) = session.config.remember(&host, unix_seconds()) {
+                headers.push(name.as_bytes(), value.as_bytes());
+            }
+        }
+        HttpFilter::HealthCheck(check) if filters::settings(exchange, entry).0 => {
+            health_check(exchange, check, headers);
+        }
+        _ => {}
     }
 }
 
 /// Lets the filters change the request's trailers.
 pub(super) fn request_trailers(exchange: &Exchange, trailers: &mut Headers) {
     let cx = FormatContext::new(&exchange.info, Some(&exchange.request), None);
-    for entry in exchange.filters(&exchange.http.config) {
+    let all = exchange.filters(&exchange.http.config).iter();
+    for entry in all.flat_map(|entry| filters::acting(exchange, entry)) {
         each_mutation(exchange, entry, |changes| changes.request_trailers.apply_to_trailers(trailers, &cx));
     }
 }
@@ -164,7 +163,8 @@ pub(super) fn request_trailers(exchange: &Exchange, trailers: &mut Headers) {
 /// Lets the filters change the answer's trailers, the last one first.
 pub(super) fn response_trailers(exchange: &Exchange, trailers: &mut Headers) {
     let cx = FormatContext::new(&exchange.info, Some(&exchange.request), exchange.response.as_ref());
-    for entry in exchange.filters(&exchange.http.config).iter().rev() {
+    let all = exchange.filters(&exchange.http.config).iter().rev();
+    for entry in all.flat_map(|entry| filters::acting(exchange, entry).iter().rev()) {
         each_mutation(exchange, entry, |changes| changes.response_trailers.apply_to_trailers(trailers, &cx));
     }
 }

@@ -15,7 +15,7 @@ use super::record::{self, Steps};
 use super::redirect::Redirected;
 use super::respond::Answer;
 use super::timers::{Deadline, Timers};
-use super::{End, Http, filters, h2 as h2_codec, router};
+use super::{End, Http, filters, router};
 use crate::h1;
 use crate::peer;
 use crate::stream::{Frame, Gone, RecvBody, header_bytes};
@@ -331,7 +331,7 @@ impl Exchange {
     }
 
     /// Resets a stream that the codec refused (HTTP/2).
-    pub(crate) fn reset(mut self, detail: &'static str, reason: h2::Reason) {
+    pub(crate) fn reset(mut self, detail: &'static str, reason: http2::Reason) {
         self.answer.reset(reason);
         self.info.flags.insert(ResponseFlags::DOWNSTREAM_RESET);
         self.info.response_code_details = Some(Cow::Borrowed(detail));
@@ -381,7 +381,7 @@ impl Exchange {
                 if let Some(cluster) = &cluster {
                     self.info.upstream.cluster = Some(cluster.config().name.clone());
                     self.info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
-                    self.info.upstream.cluster_metadata = Some(cluster.config().metadata.clone());
+                    self.info.upstream.cluster_metadata = Some(cluster.config().metadata().clone());
                 }
                 self.cluster = cluster.map(|cluster| (cluster, worker.table_changes.get()));
                 self.matched = Some(Rc::new(matched));
@@ -402,7 +402,7 @@ impl Exchange {
         if !info.cluster.as_ref().is_some_and(|known| Arc::ptr_eq(known, &config.name)) {
             info.cluster = Some(config.name.clone());
             info.cluster_stat_name = Some(config.stat_name.clone());
-            info.cluster_metadata = Some(config.metadata.clone());
+            info.cluster_metadata = Some(config.metadata().clone());
         }
     }
 
@@ -497,28 +497,28 @@ impl Exchange {
         let stats = &self.http.stats;
         stats.downstream_rq_rx_reset.inc();
         let end = self.http.end.get();
-        if let (Gone::Reset(_), None) = (gone, end) {
-            if self.elapsed() < PREMATURE {
-                self.http.premature_resets.set(self.http.premature_resets.get() + 1);
-            }
-            self.http.worker.named_stats().inc("http2.rx_reset");
+        if let (Gone::Reset(_), None) = (gone, end)
+            && self.elapsed() < PREMATURE
+        {
+            self.http.premature_resets.set(self.http.premature_resets.get() + 1);
         }
         let (flag, details) = match (gone, end) {
             (Gone::Refused(details), _) => {
-                self.answer.reset(h2::Reason::INTERNAL_ERROR);
+                self.answer.reset(http2::Reason::INTERNAL_ERROR);
                 (ResponseFlags::DOWNSTREAM_RESET, details)
             }
             // To Envoy that is no reset.
-            (Gone::Reset(h2::Reason::NO_ERROR), None) if self.body_done => return,
-            (Gone::Reset(h2::Reason::PROTOCOL_ERROR) | Gone::Malformed, None) => {
-                let trailers = self.http.trailers.get().filter(|(stream, _)| self.answer.stream() == Some(*stream));
-                if trailers.is_some() {
-                    self.http.worker.named_stats().inc("http2.rx_messaging_error");
-                }
-                let details = trailers.map_or("http2.remote_reset", |(_, details)| self.details_of_message(details));
+            (Gone::Reset(http2::Reason::NO_ERROR), None) if self.body_done => return,
+            (Gone::Malformed(Some(details)), None) => {
+                self.http.worker.named_stats().inc("http2.rx_messaging_error");
                 (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, details)
             }
-            (Gone::Reset(h2::Reason::REFUSED_STREAM), None) => (ResponseFlags::DOWNSTREAM_RESET, "http2.remote_refuse"),
+            (Gone::Reset(http2::Reason::PROTOCOL_ERROR) | Gone::Malformed(None), None) => {
+                (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http2.remote_reset")
+            }
+            (Gone::Reset(http2::Reason::REFUSED_STREAM), None) => {
+                (ResponseFlags::DOWNSTREAM_RESET, "http2.remote_refuse")
+            }
             (Gone::Reset(_), None) => (ResponseFlags::DOWNSTREAM_RESET, "http2.remote_reset"),
             (Gone::Closed, None) => {
                 if self.answer.is_h1() {
@@ -538,20 +538,12 @@ impl Exchange {
             }
             (_, Some(End::Codec { details, blamed })) => {
                 let own = blamed.filter(|(stream, _)| self.answer.stream() == Some(*stream));
-                let details = own.map_or(details, |(_, details)| self.details_of_message(details));
+                let details = own.map_or(details, |(_, details)| details);
                 (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, details)
             }
         };
         self.info.flags.insert(flag);
         self.info.response_code_details = Some(details.into());
-    }
-
-    /// What Envoy's codec finds wrong with trailers: the length that was announced comes before fields that it would refuse.
-    fn details_of_message(&self, details: &'static str) -> &'static str {
-        match details {
-            h2_codec::INVALID_FIELD if self.request.contains("content-length") => h2_codec::VIOLATION,
-            details => details,
-        }
     }
 
     /// Logs and counts.

@@ -114,6 +114,11 @@ pub(super) async fn run(
     if asked != Asked::Yes {
         exchange.http.stats.other.inc(&counter(config, "disabled"));
         return match asked {
+            Asked::Refused if config.shadow => {
+                exchange.http.stats.other.inc(&counter(config, "shadow_denied"));
+                exchange.info.flags.insert(ResponseFlags::UNAUTHORIZED);
+                Ok(())
+            }
             Asked::Refused => Err(refuse(config.status_on_error, "ext_authz_error")),
             _ => Ok(()),
         };
@@ -135,7 +140,8 @@ pub(super) async fn run(
         _ => None,
     };
     let asked_at = Instant::now();
-    let decision = match &config.service {
+    let of_route = over.as_ref().and_then(|over| over.service.as_ref());
+    let decision = match of_route.unwrap_or(&config.service) {
         AuthzService::Http(http) => by_http(exchange, config, http, peeked).await?,
         AuthzService::Grpc { service, timeout } => {
             let context = over.as_ref().map(|o| o.context.as_slice()).unwrap_or_default();
@@ -202,6 +208,10 @@ pub(super) async fn run(
             if let Some(cluster) = cluster.as_ref().filter(|_| config.charges_cluster) {
                 cluster.stats.charge(status, true);
             }
+            if config.shadow {
+                own.stats.other.inc(&counter(config, "shadow_denied"));
+                return Ok(());
+            }
             let mut reply = LocalReply::new(status, "", "ext_authz_denied").flagged(ResponseFlags::UNAUTHORIZED);
             reply.raw_body = Some(body.slice(..body.len().min(config.max_denied_body.unwrap_or(usize::MAX))));
             let grpc = super::exchange::is_grpc(&exchange.request);
@@ -220,6 +230,10 @@ pub(super) async fn run(
         }
         Decision::Error => {
             count("error");
+            if config.shadow {
+                own.stats.other.inc(&counter(config, "shadow_error"));
+                return Ok(());
+            }
             if config.failure_mode_allow {
                 count("failure_mode_allowed");
                 if config.failure_mode_allow_header {

@@ -12,13 +12,14 @@ use mesh_types::ArcStr;
 use proxy_core::cluster::Discovery;
 use proxy_core::endpoints::Health;
 use proxy_core::filters::{
-    Abort, CorsDecision, FilterStateValue, ForwardProxy, HeaderMutation, HealthCheckFilter, HostRewrite, HttpFilter,
-    HttpFilterEntry, PerFilter,
+    Abort, CorsDecision, Delegates, Execution, FilterAction, FilterStateValue, ForwardProxy, HeaderMutation,
+    HealthCheckFilter, HostRewrite, HttpFilter, HttpFilterEntry, PerFilter,
 };
 use proxy_core::match_tree::{MatchData, Outcome};
 use proxy_core::rbac::{HTTP_NAMESPACE, RbacInput, note};
 use proxy_core::route::Matched;
 use proxy_core::{FormatContext, Headers, ResponseFlags};
+use serde_json::{Map, Value};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -35,8 +36,8 @@ pub(super) fn settings(exchange: &Exchange, entry: &HttpFilterEntry) -> (bool, O
         Some(_) => true,
         None => !entry.disabled,
     };
-    let enabled =
-        enabled && !exchange.passed_over.iter().any(|over| over.decided == Some(true) && over.name == entry.name);
+    let enabled = enabled
+        && !exchange.passed_over.iter().any(|over| matches!(over.decided, Some(Decision::Pass)) && over.is(entry));
     if per.is_none() {
         return (enabled, None);
     }
@@ -49,8 +50,8 @@ pub(super) fn settings(exchange: &Exchange, entry: &HttpFilterEntry) -> (bool, O
 /// Decides whether a filter that may be passed over is, as far as that can be told by now. What is decided once counts for
 /// request and answer (Envoy `DelegatingStreamFilter`).
 pub(super) fn pass_over(exchange: &mut Exchange, entry: &HttpFilterEntry, response: Option<&Headers>) {
-    let Some(own) = &entry.skip else { return };
-    let known = exchange.passed_over.iter().position(|over| over.name == entry.name);
+    let Some(own) = &entry.tree else { return };
+    let known = exchange.passed_over.iter().position(|over| over.is(entry));
     if known.is_some_and(|at| exchange.passed_over[at].decided.is_some()) {
         return;
     }
@@ -58,26 +59,87 @@ pub(super) fn pass_over(exchange: &mut Exchange, entry: &HttpFilterEntry, respon
     let reached = known.is_some() || response.is_none();
     let of_route = exchange.matched.as_ref().and_then(|m| m.per_filter(&entry.name)).and_then(PerFilter::settings);
     let tree = match of_route {
-        Some(PerFilter::Skip(tree)) if reached => tree,
+        Some(PerFilter::Tree(tree)) if reached => tree,
         _ => own,
     };
     let data = MatchData::of_stream(&exchange.info, reached.then_some(&exchange.request), response);
     let decided = match tree.evaluate(&data) {
-        Outcome::Found(()) => Some(true),
-        Outcome::Nothing => Some(false),
+        Outcome::Found(FilterAction::Skip) => Some(Decision::Pass),
+        Outcome::Found(FilterAction::Execute(execution)) => {
+            let execution = execution.clone();
+            Some(delegate(exchange, entry, &execution))
+        }
+        Outcome::Nothing => Some(Decision::Stay),
         Outcome::Unknown => None,
     };
     match known {
         Some(at) => exchange.passed_over[at].decided = decided,
-        None => exchange.passed_over.push(PassedOver { name: entry.name.clone(), decided }),
+        None => exchange.passed_over.push(PassedOver { entry, decided }),
     }
 }
 
 /// What is known of a filter that may be passed over.
 pub(super) struct PassedOver {
-    name: ArcStr,
-    /// Whether it is.
-    decided: Option<bool>,
+    /// Which: names may stand there twice.
+    entry: *const HttpFilterEntry,
+    decided: Option<Decision>,
+}
+
+impl PassedOver {
+    fn is(&self, entry: &HttpFilterEntry) -> bool {
+        std::ptr::eq(self.entry, entry)
+    }
+}
+
+/// What becomes of a filter with a tree.
+enum Decision {
+    /// It takes part.
+    Stay,
+    /// It is passed over.
+    Pass,
+    /// These take part in its place.
+    Delegate(Delegates),
+}
+
+/// The filters that do the work of a composite one (Envoy `Composite::Filter::onMatchCallback`).
+fn delegate(exchange: &mut Exchange, entry: &HttpFilterEntry, execution: &Execution) -> Decision {
+    let HttpFilter::Composite(composite) = &entry.filter else { return Decision::Stay };
+    let http = exchange.http.clone();
+    if !settings(exchange, entry).0 || !execution.hit(&mut http.worker.random.borrow_mut()) {
+        return Decision::Stay;
+    }
+    let Some(filters) = execution.filters(composite) else { return Decision::Stay };
+    http.stats.other.inc(DELEGATIONS);
+    let values = &mut exchange.info.filter_state.values;
+    let mut actions: Map<String, Value> =
+        values.get(MATCHED_ACTIONS).and_then(|known| serde_json::from_str(known).ok()).unwrap_or_default();
+    actions.insert(entry.name.to_string(), execution.name.to_string().into());
+    values.insert(MATCHED_ACTIONS.into(), Value::Object(actions).to_string().into());
+    Decision::Delegate(filters.clone())
+}
+
+/// How often composite filters found others; nothing of what can be found here fails (`filter_delegation_error`).
+const DELEGATIONS: &str = "composite.filter_delegation_success";
+pub(super) const DELEGATION_COUNTERS: [&str; 2] = ["composite.filter_delegation_error", DELEGATIONS];
+
+/// Which actions the trees of composite filters led to, by the filters' names.
+const MATCHED_ACTIONS: &str = "envoy.extensions.filters.http.composite.matched_actions";
+
+/// The filters that do the work of a composite one, if any were found.
+pub(super) fn delegates<'a>(exchange: &'a Exchange, entry: &HttpFilterEntry) -> Option<&'a Delegates> {
+    let known = exchange.passed_over.iter().find(|over| over.is(entry));
+    match known?.decided.as_ref()? {
+        Decision::Delegate(filters) => Some(filters),
+        _ => None,
+    }
+}
+
+/// The filters that take part as this one, in order: itself, or those that do its work.
+pub(super) fn acting<'a>(exchange: &'a Exchange, entry: &'a HttpFilterEntry) -> &'a [HttpFilterEntry] {
+    match entry.filter {
+        HttpFilter::Composite(_) => delegates(exchange, entry).map(|filters| &**filters).unwrap_or_default(),
+        _ => std::slice::from_ref(entry),
+    }
 }
 
 /// The changes of headers that a filter, a route and the levels around it want, in the order in which they are made.
@@ -110,25 +172,43 @@ pub(super) async fn run(exchange: &mut Exchange, body: &mut RecvBody) -> Result<
             return Ok(());
         }
         pass_over(exchange, entry, None);
-        let (enabled, per) = settings(exchange, entry);
-        if !enabled {
-            continue;
-        }
-        let steps = exchange.steps.count();
-        let done = one(exchange, body, entry, per).await;
-        let at = exchange.elapsed();
-        match &done {
-            Ok(()) if exchange.steps.count() > steps => {}
-            Ok(()) => exchange.steps.passed(at, &entry.name),
-            Err(Stop::Reply(reply)) => {
-                let text = format!("answered {}: {}", reply.status, reply.details);
-                exchange.steps.filter(at, &entry.name, text);
+        if let HttpFilter::Composite(_) = entry.filter {
+            let Some(filters) = delegates(exchange, entry).cloned() else { continue };
+            for filter in filters.iter() {
+                pass(exchange, body, filter).await?;
             }
-            Err(_) => exchange.steps.filter(at, &entry.name, "the client left"),
+        } else {
+            pass(exchange, body, entry).await?;
         }
-        done?;
     }
-    Ok(())
+    // There is no router: requests are read, and wait for what never comes.
+    let mut held = Held::new(exchange, u64::MAX);
+    while let Some(frame) = held.next(exchange, body).await? {
+        frame.map_err(|e| exchange.client_failed(e))?;
+    }
+    exchange.request_complete();
+    exchange.wait(std::future::pending()).await
+}
+
+/// Runs one, if it takes part.
+async fn pass(exchange: &mut Exchange, body: &mut RecvBody, entry: &HttpFilterEntry) -> Result<(), Stop> {
+    let (enabled, per) = settings(exchange, entry);
+    if !enabled {
+        return Ok(());
+    }
+    let steps = exchange.steps.count();
+    let done = one(exchange, body, entry, per).await;
+    let at = exchange.elapsed();
+    match &done {
+        Ok(()) if exchange.steps.count() > steps => {}
+        Ok(()) => exchange.steps.passed(at, &entry.name),
+        Err(Stop::Reply(reply)) => {
+            let text = format!("answered {}: {}", reply.status, reply.details);
+            exchange.steps.filter(at, &entry.name, text);
+        }
+        Err(_) => exchange.steps.filter(at, &entry.name, "the client left"),
+    }
+    done
 }
 
 async fn one(
@@ -138,7 +218,7 @@ async fn one(
     per: Option<PerFilter>,
 ) -> Result<(), Stop> {
     match filter {
-        HttpFilter::Router(_) => {}
+        HttpFilter::Router(_) | HttpFilter::Composite(_) => {}
         HttpFilter::Fault(own) => {
             let fault = match &per {
                 Some(PerFilter::Fault(route)) => route,

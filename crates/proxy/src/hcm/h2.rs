@@ -1,50 +1,73 @@
-//! Downstream HTTP/2 on the `h2` crate: one task per stream.
-
-mod flood;
-#[cfg(test)]
-mod fuzz;
-mod guard;
-mod late;
-mod seen;
-mod switch;
+//! Downstream HTTP/2: one task per connection, and one per stream.
 
 use super::exchange::{self, Exchange};
-use super::respond::{Answer, H2Answer};
+use super::respond::Answer;
 use super::{End, Http};
-use crate::batch::{Batch, Outlet};
 use crate::h1::UnderscoreAction;
-use crate::io::Io;
+use crate::io::{Io, Out};
 use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
 use crate::stats::{Counter, HTTP2_CODEC, HTTP2_GAUGES};
-use crate::stream::{RecvBody, push_map};
-use bytes::Bytes;
-use guard::{Guard, Settings};
+use crate::stream::RecvBody;
+use crate::wire::{Connection, Turn, Wire};
+use http2::{CALLBACK_FAILED, Excess, Fault, Incoming, Limits, Reason, Tally, is_rapid_reset};
 use proxy_core::Headers;
 use proxy_core::stream_info::HttpProtocol;
-use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
-use switch::{Fault, Switch};
 use tokio::time::Instant;
 
-pub(crate) use late::Late;
-
-/// Resets of its own streams that a peer may pile up before the connection ends (CVE-2023-44487).
-const MAX_RESETS: usize = 100;
+/// How a connection came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// The peer closed before the proxy did.
+    ByPeer,
+    /// The peer gets time to close.
+    Gentle,
+    /// Nobody waits for the peer.
+    Abrupt,
+}
 
 pub(super) async fn serve(http: Rc<Http>, io: Io) {
     http.stats.downstream_cx_http2_total.inc();
     http.stats.downstream_cx_http2_active.inc();
-    let (io, outlet) = Batch::new(io, false);
-    let switch = requests(&http, io, &outlet).await;
+    let options = &http.config.http2;
+    let limits = http.head_limits();
+    let conn = Connection::server(
+        http2::Options {
+            table_size: options.hpack_table_size,
+            connect: options.allow_connect,
+            max_streams: options.max_concurrent_streams,
+            stream_window: options.initial_stream_window,
+            connection_window: options.initial_connection_window,
+            max_head: (limits.bytes, limits.fields),
+            stream_errors: options.stream_error_on_invalid_message || http.config.stream_error_on_invalid_message,
+            limits: Some(Limits::of(options)),
+        },
+        Out::default(),
+    );
+    let named = http.worker.named_stats();
+    named.touch_all(&HTTP2_CODEC);
+    named.touch_gauges(&HTTP2_GAUGES);
+    named.inc("http2.nghttp2_downstream_connections");
+    // Set once: a connection is served once.
+    let _ = http.h2.set(conn.clone());
+    let mut wire = Wire::new(io, conn);
+    let ending = Driver::new(&http, &mut wire).run().await;
+    let conn = wire.conn.clone();
+    count(&http, conn.take_tally());
+    // What came before a fault and was not answered never is.
+    if ending == Ending::Abrupt || conn.fault().is_some_and(|fault| fault.is_silent()) {
+        conn.with_out(http2::Out::clear);
+    }
+    conn.close();
     // As Envoy, a connection that ends here has time to hear of it.
-    let wait = http.config.delayed_close_timeout.filter(|wait| !wait.is_zero() && !switch.is_abrupt());
+    let wait = http.config.delayed_close_timeout.filter(|wait| !wait.is_zero() && ending == Ending::Gentle);
     let by_peer = match wait {
-        _ if switch.is_by_peer() => true,
+        _ if ending == Ending::ByPeer => true,
         Some(wait) => {
-            let left = tokio::time::timeout(wait, std::future::poll_fn(|cx| outlet.poll_drain(cx))).await;
+            let left = tokio::time::timeout(wait, std::future::poll_fn(|cx| wire.poll_drain(cx))).await;
             if left.is_err() {
                 http.stats.downstream_cx_delayed_close_timeout.inc();
             }
@@ -56,219 +79,290 @@ pub(super) async fn serve(http: Rc<Http>, io: Io) {
         http.stats.downstream_cx_destroy_remote.inc();
     } else {
         http.stats.downstream_cx_destroy_local.inc();
-        if !switch.is_abrupt() {
+        if ending != Ending::Abrupt {
             // Nothing can be done about a peer that does not take the end.
-            let _ = tokio::time::timeout(Duration::from_secs(1), std::future::poll_fn(|cx| outlet.poll_end(cx))).await;
+            let _ = tokio::time::timeout(Duration::from_secs(1), std::future::poll_fn(|cx| wire.poll_end(cx))).await;
         }
     }
     http.stats.downstream_cx_http2_active.dec();
 }
 
-/// What the codec of Envoy says of malformed fields, and of messages that lack some or have them twice.
-pub(super) const INVALID_FIELD: &str = "http2.invalid.header.field";
-pub(super) const VIOLATION: &str = "http2.violation.of.messaging.rule";
-/// And of streams whose connection ends for what another one did.
-const BROKEN: &str = "codec_error:The_user_callback_function_failed";
+/// What a connection's task waits for.
+enum Event {
+    Request(Incoming<Out>),
+    /// The peer broke its rules.
+    Fault(Fault),
+    /// The peer closed.
+    Closed,
+    /// All was said.
+    Over,
+    /// A PING was not answered.
+    Silent,
+    /// A head did not come in time; its stream, what that is called, and where it is counted.
+    Late(u32, &'static str),
+    /// Nothing was asked for so long.
+    Idle,
+    /// The connection may not live longer.
+    Old,
+    /// It was told to leave so long ago that it leaves.
+    Drained,
+    /// Look at everything again.
+    Again,
+    Cut,
+}
 
-async fn requests(http: &Rc<Http>, io: Batch, outlet: &Outlet) -> Switch {
-    let options = &http.config.http2;
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_window_size(options.initial_stream_window)
-        .initial_connection_window_size(options.initial_connection_window)
-        .max_concurrent_streams(options.max_concurrent_streams)
-        // A header block may be as large as the head limit; we answer above it, the crate refuses far above it.
-        .max_header_list_size((http.config.max_request_headers_bytes * 2).max(128 * 1024))
-        .max_concurrent_reset_streams(MAX_RESETS)
-        .max_pending_accept_reset_streams(MAX_RESETS)
-        .max_send_buffer_size(256 * 1024);
-    if options.allow_connect {
-        builder.enable_connect_protocol();
+/// A connection at work.
+struct Driver<'a> {
+    http: &'a Rc<Http>,
+    wire: &'a mut Wire,
+    /// The stream whose head is not complete, and since when.
+    head: Option<(u32, Instant)>,
+    /// When it says that it takes no more streams; it has said that it will not.
+    leaves: Option<Instant>,
+    idle_since: Instant,
+    sleep: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl<'a> Driver<'a> {
+    fn new(http: &'a Rc<Http>, wire: &'a mut Wire) -> Self {
+        Self { http, wire, head: None, leaves: None, idle_since: Instant::now(), sleep: None }
     }
-    let settings = Settings {
-        table_size: options.hpack_table_size,
-        connect: options.allow_connect,
-        streams: options.max_concurrent_streams,
-        window: options.initial_stream_window,
-    };
-    let stream_errors = options.stream_error_on_invalid_message || http.config.stream_error_on_invalid_message;
-    http.worker.named_stats().touch_all(&HTTP2_CODEC);
-    http.worker.named_stats().touch_gauges(&HTTP2_GAUGES);
-    http.worker.named_stats().inc("http2.nghttp2_downstream_connections");
-    let limits = flood::Limits::of(options);
-    let guard = Guard::new(io, settings, limits, stream_errors, http.config.drain_timeout, Some(http.clone()));
-    let switch = guard.switch();
-    let handshake = builder.handshake::<Guard, Bytes>(guard);
-    let mut connection = match tokio::time::timeout(Duration::from_secs(10), handshake).await {
-        Ok(Ok(connection)) => connection,
-        _ => {
-            http.stats.downstream_cx_protocol_error.inc();
-            http.broken.set(true);
-            return switch;
-        }
-    };
-    outlet.gather();
-    // Idle time is only looked at before requests, which a server does not make.
-    let mut pinger = options.keepalive.and_then(|keepalive| {
-        let pulse = Pulse::new();
-        outlet.tell(pulse.clone());
-        Some(Pinger::new(keepalive, connection.ping_pong()?, pulse, http.worker.clone()))
-    });
-    let draining = Cell::new(false);
-    let idle = http.config.idle_timeout;
-    let mut idle_since = Instant::now();
-    let mut cut = std::pin::pin!(http.chain.cut());
-    loop {
-        if flood::is_rapid_reset(http.premature_resets.get(), http.requests.get()) {
-            http.stats.downstream_rq_too_many_premature_resets.inc();
-            switch.end_abruptly();
-            return switch;
-        }
-        let busy = http.active.get() > 0;
-        if busy {
-            idle_since = Instant::now();
-        }
-        let idle_end = async {
-            match idle {
-                Some(timeout) if !busy => tokio::time::sleep_until(idle_since + timeout).await,
-                // Looked at again when the last stream ends, which wakes the connection.
-                Some(timeout) => tokio::time::sleep(timeout).await,
-                None => std::future::pending().await,
-            }
-        };
-        let old = async {
-            match http.config.max_connection_duration {
-                Some(max) if !draining.get() => tokio::time::sleep(max.saturating_sub(http.since.elapsed())).await,
-                _ => std::future::pending().await,
-            }
-        };
-        let accept = std::future::poll_fn(|cx| {
-            if http.leaves.get() && !draining.replace(true) {
-                // Before the answer that made it so.
-                connection.graceful_shutdown();
-            }
-            let mut polled = connection.poll_accept(cx);
-            if switch.is_cut() && polled.is_pending() {
-                // Before the streams find out.
-                polled = Poll::Ready(None);
-            }
-            // Streams that came in together are answered together, if they can be at once.
-            if polled.is_pending() {
-                outlet.poll_out(cx);
-            }
-            for details in switch.take_resets() {
-                exchange::malformed(http, details);
-            }
-            polled
+
+    async fn run(mut self) -> Ending {
+        let http = self.http;
+        let options = &http.config.http2;
+        // Idle time is only looked at before requests, which a server does not make.
+        let mut pinger = options.keepalive.map(|keepalive| {
+            let pulse = Pulse::new();
+            self.wire.pulse = Some(pulse.clone());
+            Pinger::new(keepalive, self.wire.conn.clone(), pulse, http.worker.clone())
         });
-        let mut pause = None;
-        let late = std::future::poll_fn(|cx| {
-            let owed = switch.head().and_then(|(stream, since)| Some((stream, since, head_timeout(http)?)));
-            let Some((stream, since, (after, details, counter))) = owed else {
-                pause = None;
-                return Poll::Pending;
+        let mut cut = std::pin::pin!(http.chain.cut());
+        loop {
+            if is_rapid_reset(http.premature_resets.get(), http.requests.get()) {
+                http.stats.downstream_rq_too_many_premature_resets.inc();
+                return Ending::Abrupt;
+            }
+            let event = {
+                let mut told = std::pin::pin!(http.told.notified());
+                std::future::poll_fn(|cx| {
+                    let polled = self.poll(cx);
+                    if polled.is_ready() {
+                        return polled;
+                    }
+                    if pinger.as_mut().is_some_and(|pinger| pinger.poll(cx).is_ready()) {
+                        return Poll::Ready(Event::Silent);
+                    }
+                    if self.leaves.is_none() && told.as_mut().poll(cx).is_ready() {
+                        return Poll::Ready(Event::Again);
+                    }
+                    cut.as_mut().poll(cx).map(|()| Event::Cut)
+                })
+                .await
             };
-            let sleep = pause.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(since + after)));
-            sleep.as_mut().poll(cx).map(|()| (stream, details, counter))
-        });
-        let silent = std::future::poll_fn(|cx| pinger.as_mut().map_or(Poll::Pending, |pinger| pinger.poll(cx)));
-        tokio::select! {
-            biased;
-            accepted = accept => match accepted {
-                Some(Ok((request, answer))) => {
-                    let last = http.config.max_requests_per_connection.is_some_and(|max| http.requests.get() + 1 >= max);
-                    stream(http, request, answer, &switch, stream_errors);
+            match event {
+                Event::Request(incoming) => {
+                    let last =
+                        http.config.max_requests_per_connection.is_some_and(|max| http.requests.get() + 1 >= max);
+                    stream(http, incoming);
                     if last {
                         http.stats.downstream_cx_max_requests_reached.inc();
-                        if !draining.replace(true) {
-                            connection.graceful_shutdown();
-                        }
+                        http.leave();
                     }
                 }
-                Some(Err(e)) => {
-                    ended(http, &switch, Some(&e));
-                    tracing::debug!(error = %e, "downstream HTTP/2 connection ended");
-                    return switch;
+                Event::Fault(fault) => {
+                    self.ended(Some(fault));
+                    tracing::debug!(?fault, "downstream HTTP/2 connection ended");
+                    return Ending::Gentle;
                 }
-                None => {
-                    ended(http, &switch, None);
-                    return switch;
+                Event::Over => {
+                    self.ended(None);
+                    return Ending::Gentle;
                 }
-            },
-            () = silent => {
-                http.worker.named_stats().inc(KEEPALIVE_TIMEOUT);
-                http.end.set(Some(End::Unanswered));
-                if http.active.get() > 0 {
-                    http.stats.downstream_cx_destroy_active_rq.inc();
-                    http.stats.downstream_cx_destroy_local_active_rq.inc();
+                Event::Closed => {
+                    self.ended(None);
+                    return Ending::ByPeer;
                 }
-                switch.end_abruptly();
-                return switch;
-            }
-            (stream, details, counter) = late => {
-                counter.inc();
-                late::refuse(http, &switch, stream, details).await;
-            }
-            () = idle_end => {
-                if http.active.get() == 0 && !draining.replace(true) {
+                Event::Silent => {
+                    http.worker.named_stats().inc(KEEPALIVE_TIMEOUT);
+                    http.end.set(Some(End::Unanswered));
+                    if http.active.get() > 0 {
+                        http.stats.downstream_cx_destroy_active_rq.inc();
+                        http.stats.downstream_cx_destroy_local_active_rq.inc();
+                    }
+                    return Ending::Abrupt;
+                }
+                Event::Late(id, details) => {
+                    self.head = None;
+                    self.refuse_late(id, details).await;
+                }
+                Event::Idle => {
                     http.stats.downstream_cx_idle_timeout.inc();
-                    connection.graceful_shutdown();
+                    http.leave();
+                }
+                Event::Old => {
+                    http.too_old();
+                    http.leave();
+                }
+                Event::Drained => self.wire.conn.leave(),
+                Event::Again => {}
+                Event::Cut => {
+                    http.end.set(Some(End::Cut));
+                    if http.active.get() > 0 {
+                        http.count_end_of_active();
+                    }
+                    return Ending::Abrupt;
                 }
             }
-            () = old => {
-                http.too_old();
-                draining.set(true);
-                connection.graceful_shutdown();
-            }
-            // Which is looked at with the next poll.
-            () = http.told.notified(), if !draining.get() => {}
-            () = cut.as_mut() => {
-                http.end.set(Some(End::Cut));
-                if http.active.get() > 0 {
-                    http.count_end_of_active();
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let http = self.http;
+        if http.leaves.get() && self.leaves.is_none() {
+            self.leaves = Some(Instant::now() + http.config.drain_timeout);
+        }
+        loop {
+            match self.wire.conn.accept() {
+                Some(Ok(incoming)) => return Poll::Ready(Event::Request(incoming)),
+                Some(Err(malformed)) => {
+                    exchange::malformed(http, malformed.0);
+                    continue;
                 }
-                switch.end_abruptly();
-                return switch;
+                None => {}
+            }
+            if let Some(fault) = self.wire.conn.fault() {
+                return Poll::Ready(Event::Fault(fault));
+            }
+            let sent = self.wire.sent;
+            let turn = self.wire.poll_turn(cx);
+            let sent = self.wire.sent - sent;
+            if sent > 0 {
+                http.stats.downstream_cx_tx_bytes_total.add(sent);
+                http.sent.set(http.sent.get() + sent);
+            }
+            count(http, self.wire.conn.take_tally());
+            match turn {
+                Poll::Ready(Turn::Received(came)) => {
+                    http.stats.downstream_cx_rx_bytes_total.add(came as u64);
+                    http.received.set(http.received.get() + came as u64);
+                    let owed = self.wire.owed_head();
+                    if owed != self.head.map(|(id, _)| id) {
+                        self.head = owed.map(|id| (id, Instant::now()));
+                    }
+                }
+                Poll::Ready(Turn::Closed) => return Poll::Ready(Event::Closed),
+                Poll::Pending if self.wire.conn.is_over() => return Poll::Ready(Event::Over),
+                Poll::Pending => return self.poll_due(cx),
+            }
+        }
+    }
+
+    /// Ready when the first of the times comes at which something is to be done.
+    fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let http = self.http;
+        let config = &http.config;
+        if http.active.get() > 0 {
+            self.idle_since = Instant::now();
+        }
+        let late = self.head.and_then(|(id, since)| {
+            let (after, details, counter) = head_timeout(http)?;
+            Some((since + after, Event::Late(id, details), Some(counter)))
+        });
+        let idle = config.idle_timeout.filter(|_| http.active.get() == 0 && self.leaves.is_none());
+        let idle = idle.map(|timeout| (self.idle_since + timeout, Event::Idle, None));
+        let old = config.max_connection_duration.filter(|_| self.leaves.is_none());
+        let old = old.map(|max| (Instant::from_std(http.since) + max, Event::Old, None));
+        let drained = self.leaves.filter(|_| !self.wire.conn.is_leaving()).map(|at| (at, Event::Drained, None));
+        let first = [late, idle, old, drained].into_iter().flatten().min_by_key(|(at, ..)| *at);
+        let Some((at, event, counter)) = first else {
+            self.sleep = None;
+            return Poll::Pending;
+        };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if sleep.deadline() != at {
+            sleep.as_mut().reset(at);
+        }
+        std::task::ready!(sleep.as_mut().poll(cx));
+        self.sleep = None;
+        if let Some(counter) = counter {
+            counter.inc();
+        }
+        Poll::Ready(event)
+    }
+
+    /// Answers a stream whose head does not end in time.
+    async fn refuse_late(&self, id: u32, details: &'static str) {
+        let http = self.http;
+        http.count_h2_request();
+        let early = self.wire.conn.take_early(id);
+        let hints = exchange::Hints::default();
+        let exchange = Exchange::new(http, HttpProtocol::Http2, Headers::new(), Answer::H2(early.clone()), hints);
+        exchange.refuse(408, details, false).await;
+        // The rest of the request is not wanted.
+        early.reset(Reason::NO_ERROR);
+    }
+
+    /// Counts and logs what a connection ended by, and has its streams know.
+    fn ended(&self, fault: Option<Fault>) {
+        let http = self.http;
+        let stats = &http.stats;
+        // A head that is not complete, or cannot be read, is a stream to Envoy.
+        let headless = self.head.is_some() || self.wire.conn.is_headless();
+        let mut malformed = false;
+        let broken = |details, blamed| {
+            stats.downstream_cx_protocol_error.inc();
+            http.end.set(Some(End::Codec { details, blamed }));
+        };
+        match fault {
+            Some(Fault::Flood(flooded)) => {
+                if let Some(counter) = flooded.counter() {
+                    http.worker.named_stats().inc(counter);
+                }
+                http.end.set(Some(End::Codec { details: flooded.details(), blamed: flooded.blames() }));
+            }
+            Some(Fault::Told(_)) => broken(CALLBACK_FAILED, None),
+            Some(Fault::Broken(details)) => broken(details, None),
+            Some(Fault::Of(stream, details)) => {
+                if details != http2::UNKNOWN {
+                    http.worker.named_stats().inc("http2.rx_messaging_error");
+                }
+                broken(CALLBACK_FAILED, Some((stream, details)));
+            }
+            Some(Fault::Message(details)) => {
+                broken(CALLBACK_FAILED, None);
+                exchange::malformed(http, details);
+                malformed = true;
+            }
+            None => {}
+        }
+        if headless {
+            exchange::abandoned(http, HttpProtocol::Http2, 0);
+        }
+        if headless || malformed || http.active.get() > 0 {
+            stats.downstream_cx_destroy_active_rq.inc();
+            match http.end.get() {
+                Some(_) => stats.downstream_cx_destroy_local_active_rq.inc(),
+                None => stats.downstream_cx_destroy_remote_active_rq.inc(),
             }
         }
     }
 }
 
-/// Counts and logs what a connection ended by, and has its streams know.
-fn ended(http: &Rc<Http>, switch: &Switch, error: Option<&h2::Error>) {
-    let stats = &http.stats;
-    // A head that is not complete, or cannot be read, is a stream to Envoy.
-    let mut headless = switch.head().is_some();
-    let mut malformed = false;
-    match switch.fault() {
-        Some(Fault::Flood(flooded)) => {
-            http.end.set(Some(End::Codec { details: flooded.details(), blamed: flooded.blames() }));
-        }
-        fault => {
-            if switch.is_cut() || error.is_some_and(h2::Error::is_library) {
-                stats.downstream_cx_protocol_error.inc();
-                http.end.set(Some(End::Codec { details: BROKEN, blamed: None }));
-                headless |= error.and_then(h2::Error::reason) == Some(h2::Reason::COMPRESSION_ERROR);
-            }
-            if let Some(Fault::Trailers(stream, details)) = fault {
-                http.worker.named_stats().inc("http2.rx_messaging_error");
-                http.end.set(Some(End::Codec { details: BROKEN, blamed: Some((stream, details)) }));
-            }
-            if let Some(Fault::Message(details)) = fault {
-                exchange::malformed(http, details);
-                malformed = true;
-            }
-        }
+fn count(http: &Http, tally: Tally) {
+    if tally == Tally::default() {
+        return;
     }
-    if headless {
-        exchange::abandoned(http, HttpProtocol::Http2, 0);
-    }
-    if headless || malformed || http.active.get() > 0 {
-        stats.downstream_cx_destroy_active_rq.inc();
-        match http.end.get() {
-            Some(_) => stats.downstream_cx_destroy_local_active_rq.inc(),
-            None => stats.downstream_cx_destroy_remote_active_rq.inc(),
-        }
+    let named = http.worker.named_stats();
+    let counts = [
+        ("http2.rx_reset", tally.rx_reset),
+        ("http2.tx_reset", tally.tx_reset),
+        ("http2.trailers", tally.rx_trailers),
+        ("http2.goaway_sent", tally.tx_goaway),
+        ("http2.stream_refused_errors", tally.refused),
+    ];
+    for (name, count) in counts {
+        named.add(name, count.into());
     }
 }
 
@@ -285,55 +379,20 @@ fn head_timeout(http: &Http) -> Option<(Duration, &'static str, &Counter)> {
 }
 
 /// Starts the exchange of one stream.
-/// `switch`: ends the connection when the message is malformed, unless `stream_errors`: then only its stream ends.
-fn stream(
-    http: &Rc<Http>,
-    request: http::Request<h2::RecvStream>,
-    mut answer: h2::server::SendResponse<Bytes>,
-    switch: &Switch,
-    stream_errors: bool,
-) {
-    switch.given_out(answer.stream_id().into());
-    if switch.has_answered(answer.stream_id().into()) {
-        // Its head came too late. The guard keeps this to itself.
-        answer.send_reset(h2::Reason::NO_ERROR);
-        return;
-    }
-    let excess = exceeds(http, size_of(&request));
-    if let (Some(details), None) = (fault(&request), excess) {
-        if stream_errors {
-            switch.explain(details);
-            answer.send_reset(h2::Reason::PROTOCOL_ERROR);
-        } else {
-            switch.blame(Fault::Message(details));
-        }
-        return;
-    }
+fn stream(http: &Rc<Http>, incoming: Incoming<Out>) {
     http.count_h2_request();
-    let (parts, body) = request.into_parts();
-    let mut headers = Headers::with_capacity(parts.headers.len() + 4, 768);
-    headers.push(b":method", parts.method.as_str().as_bytes());
-    if let Some(scheme) = parts.uri.scheme_str() {
-        headers.push(b":scheme", scheme.as_bytes());
+    let Incoming { stream, mut headers, excess, .. } = incoming;
+    let connect = headers.get(":method") == Some(b"CONNECT");
+    // What is called so is no other protocol (Envoy `HeaderUtility::isExtendedH2ConnectRequest`).
+    let protocol = headers.get(":protocol").filter(|protocol| *protocol != b"bytestream").map(<[u8]>::to_vec);
+    if headers.contains("host") {
+        if !headers.contains(":authority")
+            && let Some(host) = headers.get("host").map(<[u8]>::to_vec)
+        {
+            headers.set(":authority", &host);
+        }
+        headers.remove("host");
     }
-    if let Some(authority) = parts.uri.authority() {
-        headers.push(b":authority", authority.as_str().as_bytes());
-    }
-    let protocol = parts.extensions.get::<h2::ext::Protocol>().map(|p| p.as_str().to_owned());
-    let connect = parts.method == http::Method::CONNECT;
-    if !connect || protocol.is_some() {
-        let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
-        headers.push(b":path", path.as_bytes());
-    }
-    if let Some(protocol) = &protocol {
-        headers.push(b":protocol", protocol.as_bytes());
-    }
-    let has_authority = headers.contains(":authority");
-    if !has_authority && let Some(host) = parts.headers.get("host") {
-        headers.push(b":authority", host.as_bytes());
-    }
-    push_map(&mut headers, &parts.headers);
-    headers.remove("host");
     if headers.contains("cookie") {
         // Crumbs of one header (RFC 9113, 8.2.3), which Envoy puts behind the others.
         let crumbs = headers.get_all("cookie").filter(|crumb| !crumb.is_empty());
@@ -348,11 +407,11 @@ fn stream(
         // Inside it is the upgrade of HTTP/1 (Envoy `transformUpgradeRequestFromH2toH1`).
         headers.set(":method", b"GET");
         headers.remove(":protocol");
-        headers.set("upgrade", protocol.as_bytes());
+        headers.set("upgrade", protocol);
         headers.set("connection", b"upgrade");
         headers.remove("content-length");
     }
-    let answer = Answer::H2(H2Answer { answer });
+    let answer = Answer::H2(stream.clone());
     let hints = exchange::Hints {
         upgrade: protocol.is_some(),
         connect: connect && protocol.is_none(),
@@ -360,7 +419,10 @@ fn stream(
         absolute: None,
         header_bytes: None,
     };
-    let verdict = excess.map_or_else(|| drop_or_refuse(http, &mut headers), Err);
+    let verdict = match excess {
+        Some(excess) => Err(exceeds(http, excess)),
+        None => drop_or_refuse(http, &mut headers),
+    };
     let mut exchange = Exchange::new(http, HttpProtocol::Http2, headers, answer, hints);
     let worker = http.worker.clone();
     worker.h2_streams().inc();
@@ -368,9 +430,9 @@ fn stream(
     let work = Box::pin(async move {
         match verdict {
             Ok(()) => {
-                exchange.run(RecvBody::h2(body)).await;
+                exchange.run(RecvBody::h2(stream)).await;
             }
-            Err(detail) => exchange.reset(detail, h2::Reason::INTERNAL_ERROR),
+            Err(detail) => exchange.reset(detail, Reason::INTERNAL_ERROR),
         }
         worker.h2_streams().dec();
     });
@@ -378,68 +440,32 @@ fn stream(
     tokio::task::spawn_local(work);
 }
 
-/// What Envoy's codec refuses and the crate lets through.
-fn fault(request: &http::Request<h2::RecvStream>) -> Option<&'static str> {
-    let (uri, headers) = (request.uri(), request.headers());
-    let connect = request.method() == http::Method::CONNECT;
-    let options = request.method() == http::Method::OPTIONS;
-    let rooted =
-        uri.path_and_query().is_none_or(|path| path.as_str().starts_with('/') || (options && path.as_str() == "*"));
-    let has_host = uri.authority().is_some() || headers.contains_key("host");
-    if !has_host || (!connect && !rooted) {
-        return Some(VIOLATION);
-    }
-    let userinfo = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
-    let twice = |name| headers.get_all(name).iter().nth(1).is_some();
-    let no_length = headers.get("content-length").is_some_and(http::HeaderValue::is_empty);
-    // The crate keeps no scheme that is empty.
-    let no_scheme = !connect && uri.authority().is_some() && uri.scheme().is_none();
-    (userinfo || no_length || no_scheme || twice("content-length") || twice("host")).then_some(INVALID_FIELD)
-}
-
-/// Bytes and number of a head's fields as they came: each crumb of a cookie, and a `host` beside the authority.
-fn size_of(request: &http::Request<h2::RecvStream>) -> (usize, usize) {
-    let (uri, headers) = (request.uri(), request.headers());
-    let protocol = request.extensions().get::<h2::ext::Protocol>().map(|protocol| protocol.as_str().len());
-    let path = uri.path_and_query().map(|path| path.as_str().len());
-    let pseudo = [
-        Some((":method".len(), request.method().as_str().len())),
-        // Which the crate drops when there is no authority.
-        uri.scheme_str()
-            .or((uri.authority().is_none()).then_some("http"))
-            .map(|scheme| (":scheme".len(), scheme.len())),
-        uri.authority().map(|authority| (":authority".len(), authority.as_str().len())),
-        path.filter(|_| request.method() != http::Method::CONNECT || protocol.is_some())
-            .map(|path| (":path".len(), path)),
-        protocol.map(|protocol| (":protocol".len(), protocol)),
-    ];
-    let regular = headers.iter().map(|(name, value)| (name.as_str().len(), value.len()));
-    let add = |(bytes, fields), (name, value)| (bytes + name + value, fields + 1);
-    pseudo.into_iter().flatten().chain(regular).fold((0, 0), add)
-}
-
 /// What the codec of Envoy says, and counts, of more bytes or fields than there may be.
-fn exceeds(http: &Http, (bytes, fields): (usize, usize)) -> Option<&'static str> {
-    let limits = http.head_limits();
+fn exceeds(http: &Http, excess: Excess) -> &'static str {
     let stats = http.worker.named_stats();
-    if bytes > limits.bytes {
-        stats.inc("http2.header_list_size_too_large");
-        return Some("http2.header_list_size_too_large");
+    match excess {
+        Excess::Bytes => {
+            stats.inc("http2.header_list_size_too_large");
+            "http2.header_list_size_too_large"
+        }
+        // Which counts the pseudo-headers.
+        Excess::Fields => {
+            stats.inc("http2.header_overflow");
+            "http2.too_many_headers"
+        }
     }
-    // Which counts the pseudo-headers.
-    if fields > limits.fields {
-        stats.inc("http2.header_overflow");
-        return Some("http2.too_many_headers");
-    }
-    None
 }
 
 /// Limits and names that the codec of Envoy checks, of trailers.
 pub(super) fn check(http: &Http, trailers: &mut Headers) -> Result<(), &'static str> {
-    match exceeds(http, (trailers.byte_size(), trailers.len())) {
-        Some(details) => Err(details),
-        None => drop_or_refuse(http, trailers),
+    let limits = http.head_limits();
+    if trailers.byte_size() > limits.bytes {
+        return Err(exceeds(http, Excess::Bytes));
     }
+    if trailers.len() > limits.fields {
+        return Err(exceeds(http, Excess::Fields));
+    }
+    drop_or_refuse(http, trailers)
 }
 
 /// Does with names that have an underscore what the configuration says.

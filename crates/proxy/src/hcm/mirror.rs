@@ -259,7 +259,7 @@ impl Sending {
         }
         match result {
             Ok(true) => upstream.response.finish(),
-            Ok(false) => upstream.send.reset(h2::Reason::NO_ERROR),
+            Ok(false) => upstream.send.reset(http2::Reason::NO_ERROR),
             Err(_) => super::router::cancel(stats, &mut upstream),
         }
         match result {

@@ -1,9 +1,9 @@
 //! Writing answers to the client, HTTP/1 or HTTP/2.
 
-use super::h2::Late;
 use crate::h1;
-use crate::stream::{Framing, Gone, SendBody, header_bytes, to_map};
-use bytes::Bytes;
+use crate::stream::{BodyError, Framing, Gone, SendBody, header_bytes};
+use crate::wire::Stream;
+use http2::Reason;
 use proxy_core::{Headers, hcm};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -12,9 +12,7 @@ use std::task::{Context, Poll};
 /// Where the answer of one request goes.
 pub(crate) enum Answer {
     H1(H1Answer),
-    H2(H2Answer),
-    /// To a request of HTTP/2 whose head is not complete.
-    Late(Late),
+    H2(Stream),
 }
 
 pub(crate) struct H1Answer {
@@ -25,10 +23,6 @@ pub(crate) struct H1Answer {
     pub(crate) keep: Rc<Cell<bool>>,
     /// What the connection had read and written before this request.
     pub(crate) before: (u64, u64),
-}
-
-pub(crate) struct H2Answer {
-    pub(crate) answer: h2::server::SendResponse<Bytes>,
 }
 
 impl Answer {
@@ -52,8 +46,8 @@ impl Answer {
     /// The number of an HTTP/2 stream.
     pub(crate) fn stream(&self) -> Option<u32> {
         match self {
-            Answer::H2(h2) => Some(h2.answer.stream_id().into()),
-            Answer::H1(_) | Answer::Late(_) => None,
+            Answer::H2(stream) => Some(stream.id()),
+            Answer::H1(_) => None,
         }
     }
 
@@ -64,17 +58,8 @@ impl Answer {
                 let conn = &mut *h1.conn.borrow_mut();
                 conn.out.write(|out| h1::write_response(out, status, h1.http10, headers, None, conn.style));
             }
-            Answer::H2(h2) => {
-                if let Ok(status) = http::StatusCode::from_u16(status) {
-                    let mut response = http::Response::new(());
-                    *response.status_mut() = status;
-                    *response.headers_mut() = to_map(headers);
-                    // A stream that is gone shows at the next write.
-                    let _ = h2.answer.send_informational(response);
-                }
-            }
-            // Nothing comes before a refusal.
-            Answer::Late(_) => {}
+            // A stream that is gone shows at the next write.
+            Answer::H2(stream) => _ = stream.send_head(status, headers, false),
         }
     }
 
@@ -90,7 +75,7 @@ impl Answer {
     ) -> (SendBody, u64) {
         match self {
             Answer::H1(h1) => h1.head(status, headers, end, tunnel, trailers),
-            Answer::H2(h2) => {
+            Answer::H2(stream) => {
                 headers.remove("transfer-encoding");
                 headers.remove("connection");
                 headers.remove("upgrade");
@@ -100,21 +85,12 @@ impl Answer {
                 }
                 // The answer to an extended CONNECT (RFC 8441) is 200.
                 let status = if tunnel && status == 101 { 200 } else { status };
-                let mut response = http::Response::new(());
-                *response.status_mut() =
-                    http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
-                *response.headers_mut() = to_map(headers);
-                let body = match h2.answer.send_response(response, end) {
-                    Ok(stream) if end => SendBody::h2_ended(stream),
-                    Ok(stream) => SendBody::h2(stream),
+                let body = match stream.send_head(status, headers, end) {
+                    Ok(()) => SendBody::h2(stream.clone()),
                     // The client reset the stream; writing on goes nowhere.
                     Err(_) => SendBody::Discard,
                 };
                 (body, header_bytes(headers, 4))
-            }
-            Answer::Late(late) => {
-                late.head(status, headers);
-                (SendBody::Late(late.clone()), header_bytes(headers, 4))
             }
         }
     }
@@ -128,21 +104,15 @@ impl Answer {
                 }
                 h1.conn.borrow_mut().poll_peer_closed(cx).map(|()| Gone::Closed)
             }
-            Answer::H2(h2) => match h2.answer.poll_reset(cx) {
-                Poll::Ready(Ok(reason)) => Poll::Ready(Gone::Reset(reason)),
-                Poll::Ready(Err(_)) => Poll::Ready(Gone::Closed),
-                Poll::Pending => Poll::Pending,
-            },
-            Answer::Late(_) => Poll::Pending,
+            Answer::H2(stream) => stream.poll_broken(cx).map(|broken| Gone::from(&BodyError::from(broken))),
         }
     }
 
     /// Resets the stream (HTTP/2); on HTTP/1 the connection is closed by its owner.
-    pub(crate) fn reset(&mut self, reason: h2::Reason) {
+    pub(crate) fn reset(&mut self, reason: Reason) {
         match self {
             Answer::H1(h1) => h1.keep.set(false),
-            Answer::H2(h2) => h2.answer.send_reset(reason),
-            Answer::Late(_) => {}
+            Answer::H2(stream) => stream.reset(reason),
         }
     }
 }

@@ -395,10 +395,10 @@ async fn tries(
                 plan.cluster.on_result(&host, result, &worker);
                 match why {
                     Why::Stream(Failure::Protocol(_) | Failure::Blamed) => {
+                        // Of HTTP/2 the connection counts what ends it.
                         if exchange.info.upstream.protocol == Some(HttpProtocol::Http2) {
                             stats.upstream_rq_tx_reset.inc();
-                        }
-                        if matches!(why, Why::Stream(Failure::Protocol(_))) {
+                        } else if matches!(why, Why::Stream(Failure::Protocol(_))) {
                             stats.upstream_cx_protocol_error.inc();
                         }
                     }
@@ -531,7 +531,10 @@ async fn tries(
                     exchange.info.upstream.local = None;
                 }
                 let reply = why.reply(retried, outgoing.answered, plan.suppress_envoy_headers);
-                plan.charge(exchange, reply.status);
+                // Interim answers were charged instead (Envoy `Filter::chargeUpstreamAbort`).
+                if !outgoing.answered {
+                    plan.charge(exchange, reply.status);
+                }
                 Err(reply.into())
             }
             Tried::PerTryTimeout(deadline) => Err(timed_out(exchange, plan, deadline)),
@@ -592,7 +595,7 @@ fn discard(reply: &Reply, upstream: &mut Upstream) {
     if reply.body.is_empty() {
         upstream.response.finish();
     } else {
-        upstream.send.reset(h2::Reason::INTERNAL_ERROR);
+        upstream.send.reset(http2::Reason::INTERNAL_ERROR);
     }
 }
 
@@ -640,7 +643,7 @@ fn strict_session(exchange: &Exchange, cluster: &WorkerCluster, host: &Host) -> 
     if is_it(host) {
         return None;
     }
-    session.count(exchange, "failed_closed");
+    session.count(exchange, |counters| &counters.failed_closed);
     let is_there = cluster.entry.endpoints.load().hosts().any(|host| is_it(host));
     Some(if is_there { 503 } else { status })
 }
@@ -721,5 +724,5 @@ pub(super) fn cancel(stats: &ClusterStats, upstream: &mut Upstream) {
     if upstream.protocol == HttpProtocol::Http2 {
         stats.upstream_rq_tx_reset.inc();
     }
-    upstream.send.reset(h2::Reason::INTERNAL_ERROR);
+    upstream.send.reset(http2::Reason::INTERNAL_ERROR);
 }

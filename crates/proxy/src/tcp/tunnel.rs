@@ -76,7 +76,7 @@ pub(super) async fn open(
         upstream.count_wire(&mut info.upstream, stats);
         stats.upstream_rq_total.inc();
         pool.host().state.stats.rq_total.fetch_add(1, Relaxed);
-        upstream.send.reset(h2::Reason::INTERNAL_ERROR);
+        upstream.send.reset(http2::Reason::INTERNAL_ERROR);
         Err(failed(&format!("tunnel_response:{}", reply.status)))
     }
 }

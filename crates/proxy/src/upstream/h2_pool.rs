@@ -1,20 +1,19 @@
 //! HTTP/2 connections of a pool: each shared by many requests.
 
 use super::connect::{ConnectError, ConnectionFacts};
-use super::h2_watch::{Fate, Watch};
 use super::pool::{Counted, Pool};
-use crate::batch::Batch;
+use super::request::Failure;
 use crate::io::Io;
+use crate::io::Out;
 use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
 use crate::stats::{ClusterStats, HTTP2_CODEC, HTTP2_GAUGES};
-use bytes::Bytes;
-use proxy_core::Host;
+use crate::wire::{Connection, Stream, Turn, Wire};
+use http2::{Broken, Fault, Limits, Reason, Tally};
+use proxy_core::{Headers, Host};
 use std::cell::{Cell, RefCell};
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 #[derive(Default)]
@@ -23,7 +22,7 @@ pub(crate) struct H2Pool {
 }
 
 struct Inner {
-    send: h2::client::SendRequest<Bytes>,
+    conn: Connection,
     facts: Rc<ConnectionFacts>,
     /// The cluster's.
     stats: Arc<ClusterStats>,
@@ -35,10 +34,8 @@ struct Inner {
     max_streams: u32,
     /// Bytes and number of an answer's fields.
     max_head: (u32, u32),
-    /// Whether it may take more requests.
-    fate: Rc<Fate>,
-    /// Malformed answers end their stream only.
-    stream_errors: bool,
+    /// It takes no more requests, by our own word.
+    closed: Cell<bool>,
     idle_since: Cell<Instant>,
     opened: Instant,
     /// How many times the host had failed when it was made.
@@ -49,38 +46,42 @@ struct Inner {
 }
 
 impl Inner {
+    fn is_closed(&self) -> bool {
+        self.closed.get() || !self.conn.is_open()
+    }
+
     /// Whether it has lived as long as it may; then it takes no more requests.
     fn is_too_old(&self) -> bool {
         let old = self.max_duration.is_some_and(|max| self.opened.elapsed() >= max);
-        if old && !self.fate.is_closed() {
+        if old && !self.is_closed() {
             self.stats.upstream_cx_max_duration_reached.inc();
-            self.fate.close();
+            self.closed.set(true);
         }
         old
     }
 
     /// By the cluster's and by the host's word.
     fn most_streams(&self) -> u32 {
-        self.max_streams.min(u32::try_from(self.send.current_max_send_streams()).unwrap_or(u32::MAX))
+        self.max_streams.min(self.conn.max_streams())
+    }
+}
+
+impl Drop for Inner {
+    /// It ends with its last stream.
+    fn drop(&mut self) {
+        self.conn.release();
     }
 }
 
 /// A request's share of a connection.
 pub(crate) struct H2Connection {
     inner: Rc<Inner>,
-    send: h2::client::SendRequest<Bytes>,
 }
 
 impl H2Connection {
     /// `None` when it takes no more requests.
     fn new(inner: &Rc<Inner>) -> Option<Self> {
-        if inner.fate.is_closed() {
-            return None;
-        }
-        let mut send = inner.send.clone();
-        // A handle that has sent nothing waits for nothing: this only finds connections that have ended.
-        if let Poll::Ready(Err(_)) = send.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            inner.fate.close();
+        if inner.is_closed() {
             return None;
         }
         inner.streams.set(inner.streams.get() + 1);
@@ -91,26 +92,42 @@ impl H2Connection {
         }
         if inner.max_requests.is_some_and(|max| inner.requests.get() >= max) {
             inner.stats.upstream_cx_max_requests.inc();
-            inner.fate.close();
+            inner.closed.set(true);
         }
-        Some(Self { inner: inner.clone(), send })
+        Some(Self { inner: inner.clone() })
     }
 
-    /// Queues a request's head.
-    pub(super) fn send(
-        &mut self,
-        request: http::Request<()>,
-        end: bool,
-    ) -> Result<(h2::client::ResponseFuture, h2::SendStream<Bytes>), h2::Error> {
-        let sent = self.send.send_request(request, end);
-        if sent.is_err() {
-            self.inner.fate.close();
+    /// Sends a request's head, without what is of HTTP/1 only, which a route may have added. `None` when the connection has ended.
+    pub(super) fn send(&self, head: &Headers, end: bool) -> Option<Stream> {
+        let mut plain = None;
+        if head.method() == Some("CONNECT") && !head.contains(":protocol") {
+            // RFC 9113, 8.5.
+            let plain = plain.insert(head.clone());
+            plain.remove(":scheme");
+            plain.remove(":path");
         }
-        sent
+        self.inner.conn.open(plain.as_ref().unwrap_or(head), end, |name, value| match name {
+            b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding" => false,
+            b"te" => value == b"trailers",
+            _ => true,
+        })
     }
 
-    pub(super) fn stats(&self) -> &ClusterStats {
-        &self.inner.stats
+    /// What it is to a request that it broke before its answer.
+    pub(super) fn failure(&self, broken: Broken) -> Failure {
+        match broken {
+            Broken::Reset(Reason::REFUSED_STREAM) | Broken::Refused => Failure::Refused,
+            Broken::Reset(Reason::PROTOCOL_ERROR) => Failure::Blamed,
+            Broken::Reset(Reason::CONNECT_ERROR) => Failure::Connect,
+            Broken::Reset(_) => Failure::Reset,
+            Broken::Malformed(details) => Failure::Protocol(details.unwrap_or(http2::VIOLATION)),
+            // Envoy's codec client blames the host for all that was under way on such a connection.
+            Broken::Protocol => Failure::Protocol(http2::VIOLATION),
+            Broken::Closed | Broken::Given => {
+                self.inner.stats.upstream_rq_pending_failure_eject.inc();
+                Failure::Terminated
+            }
+        }
     }
 
     pub(crate) fn facts(&self) -> &Rc<ConnectionFacts> {
@@ -118,7 +135,7 @@ impl H2Connection {
     }
 
     /// Whether the head of an answer is within the cluster's limits.
-    pub(super) fn accepts(&self, headers: &proxy_core::Headers) -> bool {
+    pub(super) fn accepts(&self, headers: &Headers) -> bool {
         let (bytes, fields) = self.inner.max_head;
         let (fits, few) = (headers.byte_size() <= bytes as usize, headers.len() <= fields as usize);
         if !fits {
@@ -127,20 +144,6 @@ impl H2Connection {
             self.inner.stats.other.inc("http2.header_overflow");
         }
         fits && few
-    }
-
-    /// Whether the connection ended for a malformed answer.
-    pub(super) fn is_blamed(&self) -> bool {
-        self.inner.fate.is_cut()
-    }
-
-    /// An answer is malformed. As Envoy, the connection ends with it, unless only streams are to
-    /// (`override_stream_error_on_invalid_http_message`).
-    pub(super) fn blame(&self) {
-        self.inner.stats.other.inc("http2.rx_messaging_error");
-        if !self.inner.stream_errors {
-            self.inner.fate.cut();
-        }
     }
 }
 
@@ -160,7 +163,7 @@ impl H2Pool {
     pub(super) fn ready(&self, host: &Host) -> Option<H2Connection> {
         let mut connections = self.connections.borrow_mut();
         // A host that failed since is not trusted with the same connections.
-        connections.retain(|c| !c.fate.is_closed() && c.failures == host.state.failures() && !c.is_too_old());
+        connections.retain(|c| !c.is_closed() && c.failures == host.state.failures() && !c.is_too_old());
         connections.iter().filter(|c| c.streams.get() < c.most_streams()).find_map(H2Connection::new)
     }
 
@@ -170,7 +173,7 @@ impl H2Pool {
         let add = |(streams, room): (usize, usize), c: &Rc<Inner>| {
             let used = c.streams.get();
             let left = c.max_requests.map_or(u32::MAX, |max| max.saturating_sub(c.requests.get()));
-            let free = if c.fate.is_closed() { 0 } else { c.most_streams().saturating_sub(used).min(left) };
+            let free = if c.is_closed() { 0 } else { c.most_streams().saturating_sub(used).min(left) };
             (streams + used as usize, room + free as usize)
         };
         let (streams, room) = connections.iter().fold((0, 0), add);
@@ -187,26 +190,28 @@ impl H2Pool {
     ) -> Result<(), ConnectError> {
         let config = pool.cluster.config();
         let options = &config.http2;
-        let mut builder = h2::client::Builder::new();
-        builder
-            .initial_window_size(options.initial_stream_window)
-            .initial_connection_window_size(options.initial_connection_window)
-            .max_concurrent_reset_streams(64)
-            .enable_push(false)
-            // Until the host has said how many it takes.
-            .initial_max_send_streams(options.max_concurrent_streams as usize)
-            .max_send_buffer_size(256 * 1024);
-        let failed = |e: h2::Error| ConnectError { timeout: false, reason: format!("{e}") };
-        let (io, outlet) = Batch::new(io, true);
-        let fate = Fate::new(pool.cluster.stats.clone());
-        let watch = Watch::new(io, fate.clone());
-        let (send, mut connection) = builder.handshake(watch).await.map_err(failed)?;
+        let max_head = (config.max_response_header_bytes(false), config.max_response_headers);
+        let conn = Connection::client(
+            http2::Options {
+                table_size: options.hpack_table_size,
+                connect: options.allow_connect,
+                // Until the host has said how many it takes.
+                max_streams: options.max_concurrent_streams,
+                stream_window: options.initial_stream_window,
+                connection_window: options.initial_connection_window,
+                max_head: (max_head.0 as usize, max_head.1 as usize),
+                stream_errors: options.stream_error_on_invalid_message,
+                limits: Some(Limits::of(options)),
+            },
+            Out::default(),
+        );
+        let mut wire = Wire::new(io, conn.clone());
         let mut pulse = None;
-        let mut pinger = options.keepalive.and_then(|keepalive| {
+        let mut pinger = options.keepalive.map(|keepalive| {
             let own = Pulse::new();
-            outlet.tell(own.clone());
+            wire.pulse = Some(own.clone());
             pulse = keepalive.idle_interval.map(|idle| (own.clone(), idle));
-            Some(Pinger::new(keepalive, connection.ping_pong()?, own, pool.worker.clone()))
+            Pinger::new(keepalive, conn.clone(), own, pool.worker.clone())
         });
         let stats = pool.cluster.stats.clone();
         stats.other.touch_all(&HTTP2_CODEC);
@@ -214,43 +219,57 @@ impl H2Pool {
         stats.other.inc("http2.nghttp2_upstream_connections");
         let streams = Rc::new(Cell::new(0));
         let busy = streams.clone();
-        let driver = fate.clone();
         // The driver owns the connection and ends with it; requests find out through their streams.
         tokio::task::spawn_local(async move {
             let counted = counted;
             let driven = std::future::poll_fn(|cx| {
-                driver.drive(cx.waker());
-                // First, so that a PING goes out before the request that wants to know.
-                if let Some(pinger) = &mut pinger
-                    && pinger.poll(cx).is_ready()
-                {
-                    return Poll::Ready(None);
-                }
-                let polled = Pin::new(&mut connection).poll(cx);
-                outlet.poll_out(cx);
-                polled.map(Some)
-            });
-            let ending = driven.await;
-            match ending {
-                Some(result) => {
-                    // What the proxy ends has no request that counts: it was refused, or broke the connection itself.
-                    let by_peer = driver.is_by_peer();
-                    counted.by_peer.set(by_peer);
-                    counted.busy.set(by_peer && busy.get() > 0);
-                    if let Err(e) = result {
-                        tracing::debug!(error = %e, "upstream HTTP/2 connection ended");
+                loop {
+                    // First, so that a PING goes out before the request that wants to know.
+                    if let Some(pinger) = &mut pinger
+                        && pinger.poll(cx).is_ready()
+                    {
+                        return Poll::Ready(Ending::Unanswered);
+                    }
+                    let turn = wire.poll_turn(cx);
+                    count(&stats, wire.conn.take_tally());
+                    match turn {
+                        Poll::Ready(Turn::Closed) => return Poll::Ready(Ending::ByPeer),
+                        _ if wire.conn.fault().is_some() || wire.conn.is_over() => return Poll::Ready(Ending::Here),
+                        Poll::Ready(Turn::Received(_)) => {}
+                        Poll::Pending => return Poll::Pending,
                     }
                 }
-                None => {
+            });
+            match driven.await {
+                // What the proxy ends has no request that counts: it was refused, or broke the connection itself.
+                Ending::Here => {
+                    let fault = wire.conn.fault();
+                    // Closing while frames are taken is an error to Envoy's codec, as well (`setAndCheckCodecCallbackStatus`).
+                    if fault.is_some() || wire.conn.is_over_by_answer() {
+                        stats.upstream_cx_protocol_error.inc();
+                    }
+                    if let Some(Fault::Flood(flooded)) = fault
+                        && let Some(counter) = flooded.counter()
+                    {
+                        stats.other.inc(counter);
+                    }
+                    if fault.is_some_and(|fault| fault.is_silent()) {
+                        wire.conn.with_out(http2::Out::clear);
+                    }
+                }
+                Ending::ByPeer => {
+                    counted.by_peer.set(true);
+                    counted.busy.set(busy.get() > 0);
+                }
+                Ending::Unanswered => {
                     counted.busy.set(busy.get() > 0);
                     stats.other.inc(KEEPALIVE_TIMEOUT);
                 }
             }
-            driver.close();
         });
         let now = Instant::now();
         let inner = Rc::new(Inner {
-            send,
+            conn,
             facts,
             streams,
             stats: pool.cluster.stats.clone(),
@@ -258,9 +277,8 @@ impl H2Pool {
             max_requests: config.max_requests_per_connection,
             max_duration: config.max_connection_duration,
             max_streams: options.max_concurrent_streams,
-            max_head: (config.max_response_header_bytes(false), config.max_response_headers),
-            fate,
-            stream_errors: options.stream_error_on_invalid_message,
+            max_head,
+            closed: Cell::new(false),
             idle_since: Cell::new(now),
             opened: now,
             failures: pool.host.state.failures(),
@@ -280,7 +298,7 @@ impl H2Pool {
                 stats.upstream_cx_idle_timeout.inc();
                 tracing::debug!(age = ?now.duration_since(c.opened), "closing an idle HTTP/2 connection");
             }
-            !idle && !c.fate.is_closed() && !c.is_too_old()
+            !idle && !c.is_closed() && !c.is_too_old()
         });
         !connections.is_empty()
     }
@@ -289,4 +307,24 @@ impl H2Pool {
     pub(super) fn drain(&self) {
         self.connections.borrow_mut().clear();
     }
+}
+
+/// How a connection came to its end.
+enum Ending {
+    ByPeer,
+    Here,
+    /// A PING was not answered.
+    Unanswered,
+}
+
+fn count(stats: &ClusterStats, tally: Tally) {
+    if tally == Tally::default() {
+        return;
+    }
+    let other = &stats.other;
+    // As Envoy, each of them: a host that leaves gently says it twice.
+    stats.upstream_cx_close_notify.add(tally.rx_goaway.into());
+    other.add("http2.rx_reset", tally.rx_reset.into());
+    other.add("http2.tx_reset", tally.tx_reset.into());
+    other.add("http2.rx_messaging_error", tally.malformed.into());
 }

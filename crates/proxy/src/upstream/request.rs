@@ -4,8 +4,10 @@ use super::connect::ConnectionFacts;
 use super::h2_pool::H2Connection;
 use super::pool::{Acquired, Lease};
 use crate::h1::{self, Limits, ReadError};
-use crate::stream::{BodyError, Frame, Framing, RecvBody, SendBody, header_bytes, push_map, to_map};
+use crate::stream::{BodyError, Frame, Framing, RecvBody, SendBody, header_bytes};
+use crate::wire::Stream;
 use bytes::Bytes;
+use http2::{Item, Reason};
 use proxy_core::Headers;
 use proxy_core::stream_info::{HttpProtocol, UpstreamInfo};
 use std::rc::Rc;
@@ -32,28 +34,14 @@ impl From<BodyError> for Failure {
     fn from(e: BodyError) -> Self {
         match e {
             BodyError::Closed => Failure::Terminated,
-            BodyError::Reset(h2::Reason::REFUSED_STREAM) => Failure::Refused,
-            BodyError::Reset(h2::Reason::PROTOCOL_ERROR) | BodyError::Malformed => Failure::Blamed,
-            BodyError::Reset(h2::Reason::CONNECT_ERROR) => Failure::Connect,
+            BodyError::Reset(Reason::REFUSED_STREAM) => Failure::Refused,
+            BodyError::Reset(Reason::PROTOCOL_ERROR) | BodyError::Malformed(_) => Failure::Blamed,
+            BodyError::Reset(Reason::CONNECT_ERROR) => Failure::Connect,
             BodyError::Reset(_) => Failure::Reset,
             BodyError::Protocol(detail) | BodyError::Refused(detail) | BodyError::Unreadable(detail) => {
                 Failure::Protocol(detail)
             }
         }
-    }
-}
-
-fn h2_failure(e: &h2::Error) -> Failure {
-    match e.reason() {
-        Some(h2::Reason::REFUSED_STREAM) => Failure::Refused,
-        Some(h2::Reason::PROTOCOL_ERROR) if e.is_reset() && e.is_remote() => Failure::Blamed,
-        Some(h2::Reason::CONNECT_ERROR) if e.is_reset() && e.is_remote() => Failure::Connect,
-        Some(_) if e.is_reset() && e.is_remote() => Failure::Reset,
-        // Beyond the last stream of a GOAWAY: not processed, whatever the GOAWAY is for.
-        Some(_) if e.is_go_away() && e.is_remote() => Failure::Refused,
-        Some(h2::Reason::NO_ERROR) => Failure::Terminated,
-        Some(_) if e.is_library() => Failure::Protocol("http2.violation.of.messaging.rule"),
-        _ => Failure::Terminated,
     }
 }
 
@@ -88,7 +76,7 @@ pub(crate) enum Response {
         tunnel: Tunnel,
     },
     H2 {
-        future: h2::client::ResponseFuture,
+        stream: Stream,
         connection: H2Connection,
         tunnel: Tunnel,
         /// What an extended CONNECT asks for.
@@ -207,14 +195,17 @@ impl Upstream {
         }
     }
 
-    fn start_h2(mut connection: H2Connection, headers: &Headers, end: bool, tunnel: Tunnel) -> Result<Self, Failure> {
-        let mut request = h2_request(headers).ok_or(Failure::Protocol("http2.invalid_request"))?;
-        let upgrade = (tunnel == Tunnel::Upgrade).then(|| extended_connect(&mut request));
-        let (future, stream) = connection.send(request, end).map_err(|e| h2_failure(&e))?;
+    fn start_h2(connection: H2Connection, headers: &Headers, end: bool, tunnel: Tunnel) -> Result<Self, Failure> {
+        let upgrade = (tunnel == Tunnel::Upgrade).then(|| extended_connect(headers));
+        let (head, asked) = match upgrade {
+            Some((head, asked)) => (Some(head), Some(asked)),
+            None => (None, None),
+        };
+        let stream = connection.send(head.as_ref().unwrap_or(headers), end).ok_or(Failure::Refused)?;
         let facts = connection.facts().clone();
         Ok(Self {
-            send: if end { SendBody::h2_ended(stream) } else { SendBody::h2_opening(stream) },
-            response: Response::H2 { future, connection, tunnel, upgrade },
+            send: SendBody::h2(stream.clone()),
+            response: Response::H2 { stream, connection, tunnel, upgrade: asked },
             facts,
             protocol: HttpProtocol::Http2,
             head_bytes: header_bytes(headers, 4),
@@ -228,48 +219,18 @@ fn is_h2c(headers: &Headers) -> bool {
     headers.get("upgrade").is_some_and(|kind| kind.eq_ignore_ascii_case(b"h2c"))
 }
 
-/// The head as the h2 crate wants it; `None` when it is no request.
-pub(crate) fn h2_request(headers: &Headers) -> Option<http::Request<()>> {
-    let method = http::Method::from_bytes(headers.get(":method")?).ok()?;
-    let authority = headers.authority().unwrap_or_default();
-    let mut uri = http::uri::Builder::new();
-    if method == http::Method::CONNECT && headers.path().is_none() {
-        uri = uri.authority(authority);
-    } else {
-        let scheme = headers.scheme().unwrap_or("http");
-        uri = uri.scheme(scheme).path_and_query(headers.path().unwrap_or("/"));
-        if !authority.is_empty() {
-            uri = uri.authority(authority);
-        }
-    }
-    let mut request = http::Request::new(());
-    *request.method_mut() = method;
-    *request.uri_mut() = uri.build().ok()?;
-    *request.version_mut() = http::Version::HTTP_2;
-    *request.headers_mut() = to_map(headers);
-    request.headers_mut().remove(http::header::CONNECTION);
-    // The crate refuses one that says anything else, and those that are of HTTP/1 (a route may have added them).
-    if request.headers().get(http::header::TE).is_some_and(|te| te != "trailers") {
-        request.headers_mut().remove(http::header::TE);
-    }
-    for of_http1 in ["keep-alive", "proxy-connection", "transfer-encoding"] {
-        request.headers_mut().remove(of_http1);
-    }
-    Some(request)
-}
-
-/// Makes the upgrade of HTTP/1 the one of HTTP/2 (RFC 8441), and returns what is asked for (Envoy
+/// Makes the upgrade of HTTP/1 the one of HTTP/2 (RFC 8441), and returns what is asked for as well (Envoy
 /// `Utility::transformUpgradeRequestFromH1toH2`). Like Envoy, this does not look at whether the peer announced it.
-fn extended_connect(request: &mut http::Request<()>) -> Box<[u8]> {
-    *request.method_mut() = http::Method::CONNECT;
-    let upgrade = request.headers_mut().remove(http::header::UPGRADE);
-    let upgrade = upgrade.as_ref().map(http::HeaderValue::as_bytes).unwrap_or_default();
-    let protocol = h2::ext::Protocol::from(&*String::from_utf8_lossy(upgrade));
-    request.extensions_mut().insert(protocol);
-    if request.headers().get(http::header::CONTENT_LENGTH).is_some_and(|length| length == "0") {
-        request.headers_mut().remove(http::header::CONTENT_LENGTH);
+fn extended_connect(headers: &Headers) -> (Headers, Box<[u8]>) {
+    let mut head = headers.clone();
+    let asked: Box<[u8]> = headers.get("upgrade").unwrap_or_default().into();
+    head.set(":method", b"CONNECT");
+    head.set(":protocol", &asked);
+    head.remove("upgrade");
+    if head.get("content-length") == Some(b"0") {
+        head.remove("content-length");
     }
-    upgrade.into()
+    (head, asked)
 }
 
 impl Response {
@@ -332,70 +293,40 @@ impl Response {
                 *self = Response::Taken { reusable: keep_alive, lease: Some(lease), _h2: None };
                 Poll::Ready(Ok(reply))
             }
-            Response::H2 { future, connection, tunnel, upgrade } => {
-                if let Poll::Ready(Some(Ok(interim))) = future.poll_informational(cx) {
-                    let mut headers = Headers::new();
-                    push_map(&mut headers, interim.headers());
-                    let status = interim.status().as_u16();
-                    if headers.contains("content-length") {
-                        connection.blame();
-                        return Poll::Ready(Err(Failure::Protocol("http2.invalid.header.field")));
-                    }
+            Response::H2 { stream, connection, tunnel, upgrade } => {
+                let mut headers = match ready!(stream.poll_item(cx)) {
+                    Ok(Item::Head(headers, _)) => headers,
+                    Ok(_) => return Poll::Ready(Err(Failure::Protocol(http2::VIOLATION))),
+                    Err(broken) => return Poll::Ready(Err(connection.failure(broken))),
+                };
+                let mut status = headers.status().unwrap_or_default();
+                if (100..200).contains(&status) {
                     let bytes = header_bytes(&headers, 3);
+                    headers.remove(":status");
                     return Poll::Ready(Ok(Box::new(Reply::interim(status, headers, bytes))));
                 }
-                let response = match ready!(std::pin::Pin::new(future).poll(cx)) {
-                    Ok(response) => response,
-                    Err(e) => {
-                        let failure = h2_failure(&e);
-                        match failure {
-                            // Envoy's codec client blames the host for all that was under way on such a connection.
-                            Failure::Terminated if connection.is_blamed() => {
-                                return Poll::Ready(Err(Failure::Protocol("http2.violation.of.messaging.rule")));
-                            }
-                            Failure::Terminated => connection.stats().upstream_rq_pending_failure_eject.inc(),
-                            Failure::Protocol(_) => connection.blame(),
-                            _ => {}
-                        }
-                        return Poll::Ready(Err(failure));
-                    }
-                };
-                let mut lengths = response.headers().get_all(http::header::CONTENT_LENGTH).iter();
-                let length = lengths.next();
-                let too_much = response.status() == http::StatusCode::NO_CONTENT && length.is_some_and(|n| n != "0");
-                if too_much || lengths.next().is_some() {
-                    connection.blame();
-                    return Poll::Ready(Err(Failure::Protocol("http2.violation.of.messaging.rule")));
-                }
-                let (parts, body) = response.into_parts();
-                let mut headers = Headers::with_capacity(parts.headers.len() + 1, 512);
-                let mut status = parts.status.as_u16();
                 let tunnel = match tunnel {
                     Tunnel::No => false,
-                    Tunnel::Connect => parts.status.is_success(),
+                    Tunnel::Connect => (200..300).contains(&status),
                     Tunnel::Upgrade => status == 200,
                 };
-                let upgrade = upgrade.take().filter(|_| tunnel);
-                if upgrade.is_some() {
+                if let Some(upgrade) = upgrade.take().filter(|_| tunnel) {
                     status = 101;
-                }
-                headers.set_status(status);
-                if let Some(upgrade) = upgrade {
+                    headers.set_status(status);
                     headers.push(b"upgrade", &upgrade);
                     headers.push(b"connection", b"upgrade");
                 }
-                push_map(&mut headers, &parts.headers);
                 if tunnel && headers.get("content-length") == Some(b"0") {
                     // Of a tunnel that says nothing, and the codec of Envoy leaves it out.
                     headers.remove("content-length");
                 }
                 headers.join_single();
                 if !connection.accepts(&headers) {
-                    // Dropping the body resets the stream; Envoy calls that the peer's reset.
+                    // Envoy calls that the peer's reset.
+                    stream.reset(Reason::INTERNAL_ERROR);
                     return Poll::Ready(Err(Failure::Reset));
                 }
-                let bodiless = matches!(parts.status, http::StatusCode::NO_CONTENT | http::StatusCode::NOT_MODIFIED);
-                let body = if bodiless { RecvBody::h2_bodiless(body) } else { RecvBody::h2(body) };
+                let body = RecvBody::h2(stream.clone());
                 let header_bytes = header_bytes(&headers, 3);
                 let reply = Box::new(Reply { status, headers, body, header_bytes, interim: false, tunnel });
                 if let Response::H2 { connection, .. } = std::mem::replace(self, Response::taken()) {

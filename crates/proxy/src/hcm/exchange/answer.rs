@@ -6,7 +6,7 @@ use crate::hcm::encode;
 use crate::hcm::grpc_web::GrpcWeb;
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
-use crate::stream::{BodyError, Frame, Gone, Pump, RecvBody, SendBody};
+use crate::stream::{Frame, Gone, Pump, RecvBody, SendBody};
 use crate::upstream::Tunnel;
 use proxy_core::{FormatContext, Headers, ResponseFlags, hcm};
 use std::task::Poll;
@@ -103,10 +103,10 @@ impl Exchange {
 
     /// The code of the reset of a stream whose request is given up, if it says more than that (Envoy
     /// `ConnectionManagerImpl::doEndStream`).
-    fn why_reset(&self) -> Option<h2::Reason> {
+    fn why_reset(&self) -> Option<http2::Reason> {
         let lost = [ResponseFlags::UPSTREAM_CONNECTION_FAILURE, ResponseFlags::UPSTREAM_TERMINATION];
         let lost = self.hints.tunnel() != Tunnel::No && lost.iter().any(|flag| self.info.flags.contains(*flag));
-        lost.then_some(h2::Reason::CONNECT_ERROR)
+        lost.then_some(http2::Reason::CONNECT_ERROR)
     }
 
     /// Has the rest of an answer written that is over as far as the request is concerned (HTTP/2): a client that makes no
@@ -120,22 +120,16 @@ impl Exchange {
             if given_up {
                 // First the connection writes what there is room for.
                 tokio::task::yield_now().await;
-                return sink.reset(h2::Reason::INTERNAL_ERROR);
+                return sink.reset(http2::Reason::INTERNAL_ERROR);
             }
             let flush = std::future::poll_fn(|cx| sink.poll_flush(cx));
             let flushed = match timeout {
                 Some(timeout) => tokio::time::timeout(timeout, flush).await,
                 None => Ok(flush.await),
             };
-            match flushed {
-                Ok(Ok(())) => {}
-                Ok(Err(BodyError::Reset(_))) => worker.named_stats().inc("http2.rx_reset"),
-                // The connection is over.
-                Ok(Err(_)) => {}
-                Err(_) => {
-                    worker.named_stats().inc("http2.tx_flush_timeout");
-                    sink.reset(h2::Reason::INTERNAL_ERROR);
-                }
+            if flushed.is_err() {
+                worker.named_stats().inc("http2.tx_flush_timeout");
+                sink.reset(http2::Reason::INTERNAL_ERROR);
             }
         };
         // It ends with its connection, or with the timeout.

@@ -267,7 +267,7 @@ pub(super) async fn pass_on(
                 {
                     stats.upstream_cx_protocol_error.inc();
                 }
-                upstream.send.reset(h2::Reason::INTERNAL_ERROR);
+                upstream.send.reset(http2::Reason::INTERNAL_ERROR);
                 if upstream.protocol == HttpProtocol::Http2 {
                     stats.upstream_rq_tx_reset.inc();
                 }
@@ -288,7 +288,7 @@ pub(super) async fn pass_on(
                 // On HTTP/2 the rest of an answer breaks its stream only.
                 Failure::Protocol(_) | Failure::Blamed if upstream.protocol == HttpProtocol::Http2 => {
                     stats.upstream_rq_tx_reset.inc();
-                    upstream.send.reset(h2::Reason::PROTOCOL_ERROR);
+                    upstream.send.reset(http2::Reason::PROTOCOL_ERROR);
                 }
                 Failure::Protocol(_) => stats.upstream_cx_protocol_error.inc(),
                 // To Envoy's codec that is no reset.
@@ -309,7 +309,7 @@ pub(super) async fn pass_on(
             exchange.http.stats.downstream_rq_tx_reset.inc();
             // Envoy's callback for resets in any direction.
             exchange.http.stats.downstream_rq_rx_reset.inc();
-            let reason = if tunnel { h2::Reason::CONNECT_ERROR } else { h2::Reason::INTERNAL_ERROR };
+            let reason = if tunnel { http2::Reason::CONNECT_ERROR } else { http2::Reason::INTERNAL_ERROR };
             abort(exchange, sink, reason).await;
             Ok(Outcome::Aborted)
         }
@@ -352,7 +352,7 @@ pub(super) async fn pass_on(
             exchange.info.response_code_details = Some(details.into());
             exchange.http.stats.downstream_rq_tx_reset.inc();
             exchange.http.stats.downstream_rq_rx_reset.inc();
-            abort(exchange, sink, h2::Reason::INTERNAL_ERROR).await;
+            abort(exchange, sink, http2::Reason::INTERNAL_ERROR).await;
             Ok(Outcome::Aborted)
         }
     }
@@ -379,7 +379,7 @@ enum Broken {
 }
 
 /// What was read is written, then the stream is cut.
-async fn abort(exchange: &mut Exchange, mut sink: SendBody, reason: h2::Reason) {
+async fn abort(exchange: &mut Exchange, mut sink: SendBody, reason: http2::Reason) {
     let flush = poll_fn(|cx| sink.poll_flush(cx));
     // A client that does not read loses the rest at once.
     let _ = tokio::time::timeout(std::time::Duration::from_millis(100), flush).await;

@@ -1,11 +1,11 @@
 //! Frames that cost a server more than their sender, counted as Envoy counts them (`ProtocolConstraints`).
 
-use crate::frames::{ACK, CONTINUATION, DATA, END_STREAM, HEADERS, Head, PING, PRIORITY, SETTINGS, WINDOW_UPDATE};
+use crate::frame::{ACK, CONTINUATION, DATA, END_STREAM, HEADERS, Head, PING, PRIORITY, SETTINGS, WINDOW_UPDATE};
 use proxy_core::cluster::Http2Options;
 
 /// Bounds of one connection (`envoy.config.core.v3.Http2ProtocolOptions`).
 #[derive(Clone, Copy, Debug)]
-pub(in crate::hcm) struct Limits {
+pub struct Limits {
     /// `max_consecutive_inbound_frames_with_empty_payload`.
     empty: u64,
     /// `max_inbound_priority_frames_per_stream`.
@@ -17,7 +17,7 @@ pub(in crate::hcm) struct Limits {
 }
 
 impl Limits {
-    pub(super) fn of(options: &Http2Options) -> Self {
+    pub fn of(options: &Http2Options) -> Self {
         Self {
             empty: options.max_consecutive_empty_frames.into(),
             priority: options.max_priority_frames_per_stream.into(),
@@ -33,7 +33,7 @@ const CODEC_ACKS: u64 = 1000;
 
 /// What there was one too many of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flooded {
+pub enum Flooded {
     /// Frames without a payload, the last on this stream.
     Empty(u32),
     Priority,
@@ -46,7 +46,7 @@ pub(super) enum Flooded {
 
 impl Flooded {
     /// Its counter; the codec has none.
-    pub(super) fn counter(self) -> Option<&'static str> {
+    pub fn counter(self) -> Option<&'static str> {
         match self {
             Self::Empty(_) => Some(EMPTY_FRAMES),
             Self::Priority => Some("http2.inbound_priority_frames_flood"),
@@ -56,7 +56,7 @@ impl Flooded {
     }
 
     /// What is logged of the streams that end with the connection.
-    pub(super) fn details(self) -> &'static str {
+    pub fn details(self) -> &'static str {
         match self {
             Self::Empty(_) => "codec_error:Too_many_consecutive_frames_with_an_empty_payload",
             Self::Priority => "codec_error:Too_many_PRIORITY_frames",
@@ -69,7 +69,7 @@ impl Flooded {
     }
 
     /// The stream that did it, and what is logged of that one.
-    pub(super) fn blames(self) -> Option<(u32, &'static str)> {
+    pub fn blames(self) -> Option<(u32, &'static str)> {
         match self {
             Self::Empty(stream) => Some((stream, EMPTY_FRAMES)),
             _ => None,
@@ -81,7 +81,7 @@ const EMPTY_FRAMES: &str = "http2.inbound_empty_frames_flood";
 
 /// What one connection did so far.
 #[derive(Debug)]
-pub(super) struct Flood {
+pub(crate) struct Flood {
     limits: Limits,
     empty: u64,
     priority: u64,
@@ -92,12 +92,12 @@ pub(super) struct Flood {
 }
 
 impl Flood {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self { limits, empty: 0, priority: 0, window_updates: 0, control: 0, streams: 0, data_sent: 0 }
     }
 
     /// Takes note of a frame; an error when there were too many.
-    pub(super) fn received(&mut self, head: Head) -> Result<(), Flooded> {
+    pub(crate) fn received(&mut self, head: Head) -> Result<(), Flooded> {
         let (calm, of) = match head.kind {
             HEADERS | DATA | CONTINUATION => {
                 self.streams += u64::from(head.kind == HEADERS);
@@ -116,27 +116,33 @@ impl Flood {
             }
             SETTINGS | PING if head.flags & ACK == 0 => {
                 self.control += 1;
-                let own = self.limits.control < CODEC_ACKS;
-                (self.control <= self.limits.control.min(CODEC_ACKS), Flooded::Control { own })
+                (self.control <= CODEC_ACKS, Flooded::Control { own: false })
             }
             _ => return Ok(()),
         };
         if calm { Ok(()) } else { Err(of) }
     }
 
-    pub(super) fn sent(&mut self, head: Head) {
-        self.data_sent += u64::from(head.kind == DATA);
+    /// Whether there are more answers to SETTINGS and PINGs than the configuration allows. They are looked at together.
+    pub(crate) fn answers(&self) -> Result<(), Flooded> {
+        let fine = self.control <= self.limits.control;
+        if fine { Ok(()) } else { Err(Flooded::Control { own: true }) }
+    }
+
+    /// A frame of data was sent.
+    pub(crate) fn sent_data(&mut self) {
+        self.data_sent += 1;
     }
 
     /// The peer waits for us: what it asked for is answered.
-    pub(super) fn rests(&mut self) {
+    pub(crate) fn rests(&mut self) {
         self.control = 0;
     }
 }
 
 /// Whether requests that their client took back at once are so many that the connection ends (CVE-2023-44487; Envoy's
 /// `overload.premature_reset_total_stream_count`, 500): half of those, or of all requests if there were more.
-pub(super) fn is_rapid_reset(premature: u32, requests: u32) -> bool {
+pub fn is_rapid_reset(premature: u32, requests: u32) -> bool {
     u64::from(premature) * 2 >= u64::from(requests.max(500))
 }
 
@@ -163,7 +169,7 @@ mod tests {
         assert_eq!(flood.received(head(DATA, 0, 0)), Err(Flooded::Empty(1)), "two in a row");
         assert!((0..200).all(|_| flood.takes(head(PRIORITY, 5, 0))) && !flood.takes(head(PRIORITY, 5, 0)));
         assert!((0..7).all(|_| flood.takes(head(WINDOW_UPDATE, 4, 0))) && !flood.takes(head(WINDOW_UPDATE, 4, 0)));
-        (0..10).for_each(|_| flood.sent(head(DATA, 10, 0)));
+        (0..10).for_each(|_| flood.sent_data());
         assert!((0..199).all(|_| flood.takes(head(WINDOW_UPDATE, 4, 0))));
         assert!(!flood.takes(head(WINDOW_UPDATE, 4, 0)));
         assert!((0..1000).all(|_| flood.takes(head(PING, 8, 0))) && flood.takes(head(PING, 8, ACK)));
@@ -172,8 +178,9 @@ mod tests {
         assert_eq!(flood.received(head(SETTINGS, 0, 0)).unwrap_err().counter(), None, "the codec's own limit");
         let options = Http2Options { max_outbound_control_frames: 10, ..Http2Options::default() };
         let mut flood = Flood::new(Limits::of(&options));
-        assert!((0..10).all(|_| flood.takes(head(PING, 8, 0))));
-        assert_eq!(flood.received(head(PING, 8, 0)), Err(Flooded::Control { own: true }));
+        assert!((0..10).all(|_| flood.takes(head(PING, 8, 0))) && flood.answers().is_ok());
+        assert!(flood.takes(head(PING, 8, 0)));
+        assert_eq!(flood.answers(), Err(Flooded::Control { own: true }));
     }
 
     #[test]
