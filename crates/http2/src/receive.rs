@@ -21,8 +21,8 @@ const MAX_CONTINUATIONS: u32 = 1000;
 const BLOCK_MARGIN: usize = 64 * 1024;
 /// Entries of one SETTINGS frame (nghttp2's `NGHTTP2_DEFAULT_MAX_SETTINGS`).
 const MAX_SETTINGS: usize = 32;
-/// Data below this is copied, so that a small piece does not keep a large buffer.
-const COPY_BELOW: usize = 2048;
+/// Data below this is copied, so that a small piece does not keep a large buffer: eight times its own size at most.
+const COPY_BELOW: usize = 8192;
 
 /// A header block that is not complete.
 pub(crate) struct Block {
