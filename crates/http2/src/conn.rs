@@ -372,7 +372,7 @@ impl<O: Out> Connection<O> {
         std::mem::take(&mut self.0.borrow_mut().tally)
     }
 
-    /// The peer waits for us: what it asked for is answered.
+    /// The peer waits for us, and has taken all answers to what it asked for.
     pub fn rests(&self) {
         if let Some(flood) = &mut self.0.borrow_mut().flood {
             flood.rests();

@@ -38,6 +38,9 @@ const FIRST_READ: usize = 4 * 1024;
 /// Bytes that are read before others have their turn.
 const BURST: usize = 64 * 1024;
 
+/// Bytes that wait for the socket before nothing more is read: answers to what is read are not bounded by windows.
+const MOST_WAITING: usize = 256 * 1024;
+
 /// What a turn of a connection came to.
 pub(crate) enum Turn {
     /// So many bytes came, and the codec has them.
@@ -97,6 +100,17 @@ impl Wire {
             cx.waker().wake_by_ref();
             return self.poll_pause(cx);
         }
+        if self.waiting() >= MOST_WAITING {
+            if self.poll_out(cx).is_err() {
+                self.failed = true;
+                return Poll::Ready(Turn::Closed);
+            }
+            if self.waiting() >= MOST_WAITING {
+                // Who does not read is not listened to either. The socket wakes the task when it takes more.
+                self.conn.pause();
+                return Poll::Pending;
+            }
+        }
         let want = self.size.max(self.conn.missing(&self.read));
         match self.io.poll_read_into(cx, &mut self.read, want) {
             Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Turn::Closed),
@@ -116,10 +130,18 @@ impl Wire {
                 Poll::Ready(Turn::Received(n))
             }
             Poll::Pending => {
-                self.conn.rests();
-                self.poll_pause(cx)
+                let paused = self.poll_pause(cx);
+                if self.waiting() == 0 {
+                    self.conn.rests();
+                }
+                paused
             }
         }
+    }
+
+    /// Bytes that the socket has not taken.
+    fn waiting(&self) -> usize {
+        self.conn.with_out(|out| Out::len(out))
     }
 
     /// Writes what waits, and leaves the rest to the next turn.

@@ -3,6 +3,7 @@
 use crate::fixture::{self, bootstrap, cluster, connect, free_port, http_manager, listener};
 use serde_json::json;
 use std::collections::HashSet;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -149,6 +150,23 @@ async fn floods_of_frames_end_the_connection() {
     // Together they sent some megabytes and asked for gigabytes.
     let grown = resident_kilobytes().saturating_sub(before);
     assert!(grown < 64 * 1024, "{grown} KB more");
+
+    // Who reads no answers is not read from for long: nothing piles up.
+    for asks in [
+        (0..100_000).flat_map(|n| frame(HEADERS, 5, n * 2 + 1, &head("/"))).collect::<Vec<u8>>(),
+        (0..200).flat_map(|_| times(900, &frame(PING, 0, 0, b"12345678"))).collect(),
+    ] {
+        let before = resident_kilobytes();
+        let mut stream = connect(port).await;
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("the proxy reads");
+        stream.write_all(&frame(SETTINGS, 0, 0, b"")).await.expect("the proxy reads");
+        for part in asks.chunks(900 * 17).cycle().take(4 * asks.len() / (900 * 17)) {
+            let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(1), stream.write_all(part)).await else { break };
+        }
+        let grown = resident_kilobytes().saturating_sub(before);
+        assert!(grown < 32 * 1024, "{grown} KB more");
+        assert!(is_served(port).await);
+    }
 
     // What well-behaved clients do.
     let fine: [(&str, Vec<u8>); 4] = [
