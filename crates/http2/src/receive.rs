@@ -84,11 +84,6 @@ impl<O: Out> State<O> {
         while self.fault.is_none()
             && let Some(head) = buf.first_chunk().map(Head::read)
         {
-            if self.server && self.peer_leaves && self.by_id.is_empty() {
-                // As nghttp2, which wants to read nothing more.
-                buf.clear();
-                break;
-            }
             if !self.begun && (head.kind != SETTINGS || head.flags & ACK != 0) {
                 self.tell(Reason::PROTOCOL_ERROR, "SETTINGS expected");
                 break;
@@ -405,7 +400,9 @@ impl<O: Out> State<O> {
             self.blame(Fault::Broken(CALLBACK_FAILED));
             return None;
         }
-        if self.leaving {
+        // DIFFERS: of who has left and has no streams Envoy reads nothing more, and answers no PINGs.
+        let left = self.peer_leaves && self.by_id.is_empty();
+        if self.leaving || left {
             return Some(Target::Nobody);
         }
         if on_itself {
