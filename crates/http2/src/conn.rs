@@ -9,6 +9,7 @@ use crate::stream::{Broken, Entry, Stream};
 use bytes::{Bytes, BytesMut};
 use foldhash::HashMap;
 use proxy_core::Headers;
+use proxy_core::cluster::Http2Options;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -56,8 +57,24 @@ pub struct Options {
     pub max_head: (usize, usize),
     /// Malformed messages end their stream only.
     pub stream_errors: bool,
-    /// What a client may send that costs the server more than it; of servers only.
+    /// What a peer may send that costs us more than it.
     pub limits: Option<Limits>,
+}
+
+impl Options {
+    /// What the configuration says. `max_head`: see [`Options::max_head`].
+    pub fn of(options: &Http2Options, max_head: (usize, usize)) -> Self {
+        Self {
+            table_size: options.hpack_table_size,
+            connect: options.allow_connect,
+            max_streams: options.max_concurrent_streams,
+            stream_window: options.initial_stream_window,
+            connection_window: options.initial_connection_window,
+            max_head,
+            stream_errors: options.stream_error_on_invalid_message,
+            limits: Some(Limits::of(options)),
+        }
+    }
 }
 
 /// A request that came.

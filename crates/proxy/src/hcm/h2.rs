@@ -9,7 +9,7 @@ use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
 use crate::stats::{Counter, HTTP2_CODEC, HTTP2_GAUGES};
 use crate::stream::RecvBody;
 use crate::wire::{Connection, Turn, Wire};
-use http2::{CALLBACK_FAILED, Excess, Fault, Incoming, Limits, Reason, Tally, is_rapid_reset};
+use http2::{CALLBACK_FAILED, Excess, Fault, Incoming, Reason, Tally, is_rapid_reset};
 use proxy_core::Headers;
 use proxy_core::stream_info::HttpProtocol;
 use std::future::Future;
@@ -34,19 +34,9 @@ pub(super) async fn serve(http: Rc<Http>, io: Io) {
     http.stats.downstream_cx_http2_active.inc();
     let options = &http.config.http2;
     let limits = http.head_limits();
-    let conn = Connection::server(
-        http2::Options {
-            table_size: options.hpack_table_size,
-            connect: options.allow_connect,
-            max_streams: options.max_concurrent_streams,
-            stream_window: options.initial_stream_window,
-            connection_window: options.initial_connection_window,
-            max_head: (limits.bytes, limits.fields),
-            stream_errors: options.stream_error_on_invalid_message || http.config.stream_error_on_invalid_message,
-            limits: Some(Limits::of(options)),
-        },
-        Out::default(),
-    );
+    let mut codec = http2::Options::of(options, (limits.bytes, limits.fields));
+    codec.stream_errors |= http.config.stream_error_on_invalid_message;
+    let conn = Connection::server(codec, Out::default());
     let named = http.worker.named_stats();
     named.touch_all(&HTTP2_CODEC);
     named.touch_gauges(&HTTP2_GAUGES);

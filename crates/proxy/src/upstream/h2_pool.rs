@@ -8,7 +8,7 @@ use crate::io::Out;
 use crate::keepalive::{KEEPALIVE_TIMEOUT, Pinger, Pulse};
 use crate::stats::{ClusterStats, HTTP2_CODEC, HTTP2_GAUGES};
 use crate::wire::{Connection, Stream, Turn, Wire};
-use http2::{Broken, Fault, Limits, Reason, Tally};
+use http2::{Broken, Fault, Reason, Tally};
 use proxy_core::{Headers, Host};
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -191,20 +191,8 @@ impl H2Pool {
         let config = pool.cluster.config();
         let options = &config.http2;
         let max_head = (config.max_response_header_bytes(false), config.max_response_headers);
-        let conn = Connection::client(
-            http2::Options {
-                table_size: options.hpack_table_size,
-                connect: options.allow_connect,
-                // Until the host has said how many it takes.
-                max_streams: options.max_concurrent_streams,
-                stream_window: options.initial_stream_window,
-                connection_window: options.initial_connection_window,
-                max_head: (max_head.0 as usize, max_head.1 as usize),
-                stream_errors: options.stream_error_on_invalid_message,
-                limits: Some(Limits::of(options)),
-            },
-            Out::default(),
-        );
+        let codec = http2::Options::of(options, (max_head.0 as usize, max_head.1 as usize));
+        let conn = Connection::client(codec, Out::default());
         let mut wire = Wire::new(io, conn.clone());
         let mut pulse = None;
         let mut pinger = options.keepalive.map(|keepalive| {
