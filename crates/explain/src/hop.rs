@@ -39,8 +39,9 @@ impl Hop<'_> {
     /// In the proxy's order: head, route, filters, action.
     pub(crate) fn run(&self, mut head: Headers, side: &mut Side) -> Result<Onward, Outcome> {
         let Side { steps, logged, .. } = side;
+        let info = StreamInfo::new(Arc::clone(self.connection), std::time::SystemTime::UNIX_EPOCH);
         let identity =
-            conform_request(self.hcm, &mut head, self.connection, || "00000000-0000-4000-8000-000000000000".to_owned());
+            conform_request(self.hcm, &mut head, &info, || "00000000-0000-4000-8000-000000000000".to_owned());
         match normalize(self.hcm, &mut head) {
             PathVerdict::Ok => {}
             PathVerdict::Reject(details) => {
@@ -76,7 +77,6 @@ impl Hop<'_> {
         for mirror in matched.mirrors() {
             steps.push(Step::new("mirror", format!("{} of requests also go to {}", mirror.fraction, mirror.cluster)));
         }
-        let info = StreamInfo::new(Arc::clone(self.connection), std::time::SystemTime::UNIX_EPOCH);
         let before = (head.authority().map(str::to_owned), head.path().map(str::to_owned));
         matched.finalize_request(&mut head, &FormatContext::new(&info, None, None), true);
         let after = (head.authority().map(str::to_owned), head.path().map(str::to_owned));
@@ -346,7 +346,7 @@ impl Hop<'_> {
             remote,
             metadata,
             filter_state: &FilterState::default(),
-            route_metadata: matched.map(|m| &m.route.metadata),
+            route: matched,
             stream: None,
         });
         steps.extend(verdict_step(rbac, &verdict, self.mesh));

@@ -387,7 +387,7 @@ impl Proxy<'_> {
                     remote: &connection.remote,
                     metadata: &Metadata::default(),
                     filter_state: &FilterState::default(),
-                    route_metadata: None,
+                    route: None,
                     stream: None,
                 });
                 steps.extend(verdict_step(rbac, &verdict, self.mesh));

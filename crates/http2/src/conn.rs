@@ -132,6 +132,9 @@ pub struct Tally {
     pub refused: u32,
     /// Malformed messages, of clients' connections.
     pub malformed: u32,
+    /// Trailers of clients' connections with too many bytes, and with too many fields. Of heads whoever reads them tells.
+    pub large_trailers: u32,
+    pub many_trailers: u32,
 }
 
 /// What the peer's SETTINGS say.
@@ -211,7 +214,6 @@ pub(crate) struct State<O> {
     pub(crate) awake: bool,
     /// Whoever opens streams has gone: it ends with its last stream.
     pub(crate) unwanted: bool,
-    pub(crate) scratch: Headers,
 }
 
 /// So much at once, and so much a second after (nghttp2's `nghttp2_ratelim`).
@@ -482,7 +484,6 @@ impl<O: Out> State<O> {
             driver: None,
             awake: false,
             unwanted: false,
-            scratch: Headers::new(),
             options,
         }
     }

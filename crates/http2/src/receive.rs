@@ -19,6 +19,9 @@ use std::time::Instant;
 const MAX_CONTINUATIONS: u32 = 1000;
 /// Bytes of a block beyond what its head may have.
 const BLOCK_MARGIN: usize = 64 * 1024;
+/// Fields of a head, and bytes of them beyond those of its block, for which there is room from the start.
+const USUAL_FIELDS: usize = 16;
+const USUAL_BYTES: usize = 256;
 /// Entries of one SETTINGS frame (nghttp2's `NGHTTP2_DEFAULT_MAX_SETTINGS`).
 const MAX_SETTINGS: usize = 32;
 /// Data below this is copied, so that a small piece does not keep a large buffer: eight times its own size at most.
@@ -126,12 +129,19 @@ impl<O: Out> State<O> {
                 buf.advance(head.length);
             }
             self.over_by_answer |= last && self.by_id.is_empty();
+            if !self.server && self.peer_leaves && self.by_id.is_empty() {
+                // It ends here, whatever the host still says: often that it was not done with our frames.
+                buf.clear();
+                break;
+            }
         }
         if self.fault.is_some() {
             buf.clear();
             return;
         }
-        self.out.write(|out| out.append(&mut self.urgent));
+        if !self.urgent.is_empty() {
+            self.out.write(|out| out.append(&mut self.urgent));
+        }
         if self.preface == 0
             && let Some(more) = self.window_owed.take()
         {
@@ -442,7 +452,10 @@ impl<O: Out> State<O> {
         // A stream that was answered before its head was complete is over, and its entry may be another's.
         let key = key.filter(|key| self.by_id.get(&id) == Some(key));
         let mut reading = Reading {
-            headers: std::mem::take(&mut self.scratch),
+            headers: match key.filter(|_| !trailer) {
+                Some(_) => Headers::with_capacity(USUAL_FIELDS, block.len() + USUAL_BYTES),
+                None => Headers::new(),
+            },
             rules: key.map(|key| std::mem::take(&mut self.streams[key].rules)).unwrap_or_default(),
             size: 0,
             excess: None,
@@ -464,10 +477,7 @@ impl<O: Out> State<O> {
             self.headless = matches!(target, Target::Request(_)) && key.is_some();
             return self.tell(Reason::COMPRESSION_ERROR, "");
         }
-        let Some(key) = key else {
-            self.scratch = reading.headers;
-            return;
-        };
+        let Some(key) = key else { return };
         let Reading { headers, mut rules, excess, malformed, .. } = reading;
         if malformed {
             return self.malformed(key, INVALID_FIELD);
@@ -482,10 +492,12 @@ impl<O: Out> State<O> {
         if !whole {
             return self.malformed(key, VIOLATION);
         }
-        if excess.is_some() && !self.server {
+        if let Some(excess) = excess.filter(|_| !self.server) {
             // Whoever reads it finds out that it is too much, or that there is no end.
-            if matches!(target, Target::Answer(_)) {
-                self.streams[key].deliver(Item::Head(headers, end));
+            match (target, excess) {
+                (Target::Answer(_), _) => self.streams[key].deliver(Item::Head(headers, end)),
+                (_, Excess::Bytes) => self.tally.large_trailers += 1,
+                (_, Excess::Fields) => self.tally.many_trailers += 1,
             }
             let id = self.streams[key].id;
             self.rst(id, Reason::INTERNAL_ERROR);
@@ -612,8 +624,9 @@ impl<O: Out> State<O> {
             return self.blame(Fault::Broken(CALLBACK_FAILED));
         }
         self.peer_last = last;
+        // A peer that leaves gently says it twice; Envoy's codec tells the first.
+        self.tally.rx_goaway += u32::from(!self.peer_leaves);
         self.peer_leaves = true;
-        self.tally.rx_goaway += 1;
         if !self.server {
             let beyond: Vec<usize> = self.by_id.iter().filter(|(id, _)| **id > last).map(|(_, key)| *key).collect();
             for key in beyond {

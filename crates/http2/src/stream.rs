@@ -301,6 +301,13 @@ impl<O: Out> Stream<O> {
         self.with(|entry| entry.queued)
     }
 
+    /// Whether the peer's windows have no room for all that waits.
+    pub fn is_held(&self) -> bool {
+        let state = self.state.borrow();
+        let entry = &state.streams[self.key];
+        entry.has_more() && entry.queued as i64 > state.send_window.min(entry.send_window)
+    }
+
     /// Writes what is queued, as far as there is room. Ready when all of it has left.
     pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let mut state = self.state.borrow_mut();

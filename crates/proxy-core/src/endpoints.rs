@@ -123,7 +123,8 @@ impl Endpoints {
         let weights = |endpoints: &Self| {
             let localities = endpoints.priorities.iter().enumerate();
             let localities = localities.flat_map(|(priority, set)| set.localities.iter().map(move |l| (priority, l)));
-            let named = localities.map(|(priority, l)| ((priority, Arc::clone(&l.locality)), l.weight));
+            let weighted = localities.filter(|(_, l)| l.weight > 0);
+            let named = weighted.map(|(priority, l)| ((priority, Arc::clone(&l.locality)), l.weight));
             named.collect::<HashMap<_, _>>()
         };
         let hosts: HashMap<_, _> = self.hosts().map(|host| (Arc::as_ptr(&host.state), host)).collect();

@@ -36,7 +36,7 @@ pub use jwt::{
 pub use local_rate_limit::{Demand, Descriptor, LocalRateLimit, TokenBucket, TokenBucketConfig};
 pub use session::{SessionCounters, SessionKind, StatefulSession};
 pub use set_metadata::SetMetadata;
-pub use small::{FilterStateValue, HeaderMutation, HealthAnswer, HealthCheckFilter, RouterConfig};
+pub use small::{FilterStateValue, HeaderChanges, HeaderMutation, HealthAnswer, HealthCheckFilter, RouterConfig};
 
 use crate::any::Typed;
 use crate::match_tree::{MatchTree, Place};
@@ -378,7 +378,7 @@ impl PerFilter {
                 Self::SetFilterState(FilterStateValue::compile_all(&config.on_request_headers)?)
             }
             "header_to_metadata.v3.Config" => {
-                Self::HeaderToMetadata(Arc::new(HeaderToMetadata::compile(&typed.decode()?)?))
+                Self::HeaderToMetadata(Arc::new(HeaderToMetadata::of_route(&typed.decode()?)?))
             }
             _ if options.allow_unsupported_filters => return Ok(None),
             _ => return Err(typed.unknown()),

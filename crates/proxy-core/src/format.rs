@@ -6,6 +6,7 @@ mod parse;
 mod time;
 mod write;
 
+use std::io::Write;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
@@ -147,12 +148,19 @@ impl Format {
 }
 
 fn write_json_string(text: &[u8], out: &mut Vec<u8>) {
-    // Bytes that are no UTF-8 are taken for Latin-1, so that none is lost. Writing into a vector does not fail, and a
-    // string always serializes.
-    let _ = match std::str::from_utf8(text) {
-        Ok(text) => serde_json::to_writer(out, text),
-        Err(_) => serde_json::to_writer(out, &text.iter().map(|b| char::from(*b)).collect::<String>()),
-    };
+    // Writing into a vector does not fail, and a string always serializes.
+    if let Ok(text) = std::str::from_utf8(text) {
+        let _ = serde_json::to_writer(out, text);
+        return;
+    }
+    // Bytes that are no UTF-8 are escaped as if they were Latin-1, so that none is lost (Envoy `Json::sanitize`).
+    let latin: String = text.iter().map(|b| char::from(*b)).collect();
+    for c in serde_json::to_string(&latin).unwrap_or_default().chars() {
+        match u8::try_from(c) {
+            Ok(ascii @ ..0x80) => out.push(ascii),
+            _ => _ = write!(out, "\\u{:04x}", u32::from(c)),
+        }
+    }
 }
 
 /// A parsed JSON format: a tree whose strings are formats. Keys are sorted.

@@ -3,6 +3,7 @@
 mod detect;
 mod local_reply;
 mod path;
+mod proxy_status;
 mod request;
 mod response;
 mod tracing;
@@ -15,8 +16,9 @@ use mesh_types::ArcStr;
 
 pub use local_reply::{LocalReply, Rewritten};
 pub use path::{PathVerdict, connect_udp_target, normalize};
+pub use proxy_status::ProxyStatus;
 pub use request::{RequestIdentity, conform_request, is_upgrade};
-pub use response::conform_response;
+pub use response::{conform_response, tell_request_id};
 pub use tracing::{CustomTag, RouteTracing, SpanService, TagSource, Tracing, TracingProvider};
 
 use crate::access_log::AccessLog;
@@ -24,11 +26,11 @@ use crate::address::Address;
 use crate::cidr::Cidr;
 use crate::cluster::{Http1Options, Http2Options};
 use crate::config_source::ConfigSource;
-use crate::filters::{HttpFilter, HttpFilterEntry, RouterConfig};
+use crate::filters::{HeaderChanges, HttpFilter, HttpFilterEntry, RouterConfig};
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::route::RouteTable;
-use crate::{Options, constraints, fields};
+use crate::{Jittered, Options, constraints, fields};
 
 /// A compiled `HttpConnectionManager`.
 #[derive(Debug)]
@@ -55,6 +57,10 @@ pub struct HttpConnectionManager {
     pub server_header: ServerHeader,
     /// Added to `via`.
     pub via: Option<ArcStr>,
+    /// Tell of errors in answers.
+    pub proxy_status: Option<ProxyStatus>,
+    /// Of requests, before anything is made of their headers but host and path.
+    pub early_changes: Box<[HeaderChanges]>,
     /// Most bytes of a request head.
     pub max_request_headers_bytes: u32,
     /// Most headers of a request.
@@ -62,7 +68,7 @@ pub struct HttpConnectionManager {
     /// Close connections without requests after this.
     pub idle_timeout: Option<Duration>,
     /// Drain connections after this.
-    pub max_connection_duration: Option<Duration>,
+    pub max_connection_duration: Option<Jittered>,
     /// End streams on which nothing happens after this.
     pub stream_idle_timeout: Option<Duration>,
     /// The request must be there by then.
@@ -70,7 +76,7 @@ pub struct HttpConnectionManager {
     /// The request's head must be there by then.
     pub request_headers_timeout: Option<Duration>,
     /// Between the two GOAWAYs of a drain.
-    pub drain_timeout: Duration,
+    pub drain_timeout: Jittered,
     /// Wait for the client to close before closing hard.
     pub delayed_close_timeout: Option<Duration>,
     /// A stream may take this long.
@@ -283,10 +289,8 @@ impl HttpConnectionManager {
     pub(crate) fn compile(hcm: &pb::hcm::HttpConnectionManager, options: &Options) -> Compiled<Self> {
         refuse! {
             "codec_type": hcm.codec_type == 3,
-            "early_header_mutation_extensions": !hcm.early_header_mutation_extensions.is_empty(),
             "forward_client_cert_matcher": hcm.forward_client_cert_matcher.is_some(),
             "path_normalization_options": hcm.path_normalization_options.as_ref().is_some_and(|o| *o != Default::default()),
-            "proxy_status_config": hcm.proxy_status_config.is_some(),
             "typed_header_validation_config": hcm.typed_header_validation_config.is_some(),
             "forward_proto_config": hcm.forward_proto_config.is_some(),
             "add_proxy_protocol_connection_state": fields::flag(hcm.add_proxy_protocol_connection_state.as_ref(), false),
@@ -325,6 +329,15 @@ impl HttpConnectionManager {
                 }
             },
             via: (!hcm.via.is_empty()).then(|| hcm.via.as_str().into()),
+            proxy_status: hcm.proxy_status_config.as_ref().map(|config| {
+                let server = if hcm.server_name.is_empty() { "envoy" } else { &hcm.server_name };
+                ProxyStatus::compile(config, server, &options.node_id)
+            }),
+            early_changes: {
+                let each = hcm.early_header_mutation_extensions.iter().enumerate();
+                each.map(|(i, extension)| early_changes(extension).at_index("early_header_mutation_extensions", i))
+                    .collect::<Compiled<_>>()?
+            },
             max_request_headers_bytes: match fields::uint(hcm.max_request_headers_kb.as_ref(), 60) {
                 kb @ 1..=8192 => kb * 1024,
                 other => {
@@ -341,7 +354,11 @@ impl HttpConnectionManager {
                 "common_http_protocol_options.max_connection_duration",
                 &common.max_connection_duration,
                 None,
-            )?,
+            )?
+            .map(|least| Jittered {
+                least,
+                percent: common.max_connection_duration_jitter.map_or(0.0, |jitter| jitter.value),
+            }),
             stream_idle_timeout: duration(
                 "stream_idle_timeout",
                 &hcm.stream_idle_timeout,
@@ -349,8 +366,10 @@ impl HttpConnectionManager {
             )?,
             request_timeout: duration("request_timeout", &hcm.request_timeout, None)?,
             request_headers_timeout: duration("request_headers_timeout", &hcm.request_headers_timeout, None)?,
-            drain_timeout: fields::duration("drain_timeout", hcm.drain_timeout.as_ref())?
-                .unwrap_or(Duration::from_secs(5)),
+            drain_timeout: Jittered {
+                least: fields::duration("drain_timeout", hcm.drain_timeout.as_ref())?.unwrap_or(Duration::from_secs(5)),
+                percent: hcm.drain_timeout_jitter.map_or(0.0, |jitter| jitter.value),
+            },
             delayed_close_timeout: duration(
                 "delayed_close_timeout",
                 &hcm.delayed_close_timeout,
@@ -516,6 +535,15 @@ impl Upgrade {
             },
         })
     }
+}
+
+fn early_changes(extension: &pb::core::TypedExtensionConfig) -> Compiled<HeaderChanges> {
+    let typed = crate::any::Typed::open(extension.typed_config.as_ref())?;
+    if typed.name != "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation" {
+        return Err(typed.unknown());
+    }
+    let config: pb::ext::http::early_header_mutation::header_mutation::v3::HeaderMutation = typed.decode()?;
+    HeaderChanges::compile(&config.mutations)
 }
 
 fn request_id(extension: Option<&pb::hcm::RequestIdExtension>) -> Compiled<(bool, bool)> {

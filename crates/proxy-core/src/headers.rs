@@ -1,4 +1,5 @@
 use crate::text::Digits;
+use std::borrow::Cow;
 
 /// A message head: pseudo headers (`:method`, `:path`, `:status`, …) and headers, in order, as Envoy keeps them.
 ///
@@ -422,9 +423,9 @@ impl Headers {
 
     /// All values under this name joined by commas, as header matchers and formats see them
     /// (Envoy `HeaderUtility::getAllOfHeaderAsString`). Borrowed when there is only one.
-    pub fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
+    pub fn joined(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         let first = self.position(name)?;
-        let mut value = std::borrow::Cow::Borrowed(self.entries[first].value(&self.buffer));
+        let mut value = Cow::Borrowed(self.entries[first].value(&self.buffer));
         let tag = self.entries[first].tag;
         for entry in self.entries[first + 1..].iter().filter(|e| e.is(tag, name.as_bytes(), &self.buffer)) {
             let joined = value.to_mut();
@@ -546,6 +547,14 @@ impl Headers {
     /// `:path`, with the query.
     pub fn path(&self) -> Option<&str> {
         self.get_str(":path")
+    }
+
+    /// The same as text, for rules about it: bytes that are not UTF-8 are U+FFFD there, for Envoy's rules look at bytes, and hold
+    /// for the others.
+    pub fn path_text(&self) -> Option<Cow<'_, str>> {
+        let path = self.get(":path")?;
+        // Faster for the usual case than the lossy conversion.
+        Some(std::str::from_utf8(path).map_or_else(|_| String::from_utf8_lossy(path), Cow::Borrowed))
     }
 
     /// `:authority` (HTTP/1's `Host`).

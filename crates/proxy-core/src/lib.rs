@@ -70,7 +70,7 @@ pub use listener::{FilterChain, Listener, ListenerSet};
 pub use mesh_types::ArcStr;
 pub use metadata::{FilterState, Metadata, MetadataMatch, object as json_object};
 pub use percent::Fraction;
-pub use random::Random;
+pub use random::{Jittered, Random};
 pub use rbac::Rbac;
 pub use rejected::{Rejected, Result};
 pub use retry::RetryState;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::address::Address;
 use crate::endpoints::{Endpoints, HealthFlag, Host, HostState};
 use crate::fields;
+use crate::headers::Headers;
 use crate::pb;
 use crate::random::Random;
 use crate::rejected::{Compiled, Invalid, refuse};
@@ -37,6 +38,8 @@ pub struct OutlierConfig {
     failure_percentage: RateRule,
     failure_threshold: Live<u64>,
     uneject_on_active_check: Live<bool>,
+    /// Hosts that call themselves degraded in answers get less for a while.
+    detect_degraded: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +64,8 @@ struct RateRule {
 pub enum Outcome {
     /// The host answered with this status.
     Status(u16),
+    /// It did, and said that it is degraded (`x-envoy-degraded`).
+    Degraded(u16),
     /// It did not take the connection.
     ConnectFailed,
     /// It did not take the connection in time.
@@ -73,6 +78,13 @@ pub enum Outcome {
     ConnectedForRequests,
     /// It took a connection that carries no HTTP.
     Connected,
+}
+
+impl Outcome {
+    /// The host answered with these headers.
+    pub fn of_answer(status: u16, headers: &Headers) -> Self {
+        if headers.contains("x-envoy-degraded") { Self::Degraded(status) } else { Self::Status(status) }
+    }
 }
 
 /// Why a host is ejected (names as in Envoy's event log).
@@ -115,7 +127,14 @@ pub enum Event {
         /// Why.
         cause: Cause,
     },
-    /// A host is back.
+    /// A host said that it is degraded.
+    Degraded {
+        /// The host.
+        host: Arc<Host>,
+        /// What came before.
+        history: History,
+    },
+    /// A host is back, or degraded no more.
     Returned {
         /// The host.
         host: Arc<Host>,
@@ -137,7 +156,6 @@ impl OutlierConfig {
     pub(crate) fn compile(config: &pb::cluster::OutlierDetection, runtime: &Runtime) -> Compiled<Self> {
         refuse! {
             "monitors": !config.monitors.is_empty(),
-            "detect_degraded_hosts": fields::flag(config.detect_degraded_hosts.as_ref(), false),
         }
         let live = |key: &str, value: u64| runtime.live(&format!("outlier_detection.{key}"), value);
         let uint = |key: &str, value: &Option<pb::UInt32Value>, default: u32| {
@@ -208,13 +226,14 @@ impl OutlierConfig {
             failure_threshold: percent("failure_percentage_threshold", &config.failure_percentage_threshold, 85)?,
             uneject_on_active_check: runtime
                 .live("outlier_detection.successful_active_health_check_uneject_host", uneject),
+            detect_degraded: fields::flag(config.detect_degraded_hosts.as_ref(), false),
         })
     }
 
     /// Counts a result (Envoy `DetectorHostMonitorImpl::putResult`). Causes mean: tell the detector, in this order.
     pub fn report(&self, host: &Host, outcome: Outcome) -> [Option<Cause>; 2] {
         match outcome {
-            Outcome::Status(status) => self.external(host, status),
+            Outcome::Status(status) | Outcome::Degraded(status) => self.external(host, status),
             Outcome::Reset if self.split => self.external(host, 500),
             Outcome::Connected | Outcome::ConnectedForRequests if self.split => [self.local(host, true), None],
             _ if self.split => [self.local(host, false), None],
@@ -224,6 +243,12 @@ impl OutlierConfig {
             Outcome::Connected => self.external(host, 200),
             Outcome::ConnectedForRequests => [None, None],
         }
+    }
+
+    /// Whether the detector is to hear that the host called itself degraded: errors count as errors alone.
+    pub fn degrades(&self, host: &Host, outcome: Outcome) -> bool {
+        let said = matches!(outcome, Outcome::Degraded(status) if !(500..600).contains(&status));
+        said && self.detect_degraded && !host.state.has(HealthFlag::DegradedOutlier)
     }
 
     fn external(&self, host: &Host, status: u16) -> [Option<Cause>; 2] {
@@ -305,12 +330,44 @@ pub struct RateLine {
 
 #[derive(Debug, Default)]
 struct Monitor {
-    /// How many times in a row it was ejected; the ejection lasts so many base times.
-    backoff: u64,
-    until: Option<Instant>,
+    ejection: Penalty,
+    degradation: Penalty,
     ejections: u32,
     ejected: Option<Instant>,
     returned: Option<Instant>,
+}
+
+/// How long a host stays ejected or degraded.
+#[derive(Debug, Default)]
+struct Penalty {
+    /// How many times in a row there was one; it lasts so many base times.
+    backoff: u64,
+    until: Option<Instant>,
+}
+
+impl Penalty {
+    fn begin(&mut self, config: &OutlierConfig, now: Instant, random: &mut Random) {
+        let (base, most) = (config.base_ejection.get(), config.max_ejection.get());
+        if base.saturating_mul(self.backoff) < most {
+            self.backoff += 1;
+        }
+        let time = base.saturating_mul(self.backoff).min(most);
+        let jitter = random.below(config.jitter.get().saturating_add(1));
+        self.until = now.checked_add(Duration::from_millis(time.saturating_add(jitter)));
+    }
+
+    /// Whether it ends at this look at all hosts. Each look without one makes the next shorter.
+    fn ends(&mut self, now: Instant) -> bool {
+        match self.until {
+            Some(until) if until <= now => {
+                self.until = None;
+                return true;
+            }
+            Some(_) => {}
+            None => self.backoff = self.backoff.saturating_sub(1),
+        }
+        false
+    }
 }
 
 impl Monitor {
@@ -338,7 +395,7 @@ impl OutlierDetector {
 
     /// Hosts ejected now.
     pub fn ejections_active(&self) -> usize {
-        self.monitors.values().filter(|(_, monitor)| monitor.until.is_some()).count()
+        self.monitors.values().filter(|(_, monitor)| monitor.ejection.until.is_some()).count()
     }
 
     /// A worker saw a threshold reached.
@@ -383,15 +440,8 @@ impl OutlierDetector {
         }
         let enforced = random.below(100) < self.config.enforcing(cause);
         if enforced {
-            let new = || (Arc::clone(&host.state), Monitor::default());
-            let (_, monitor) = self.monitors.entry(host.address.clone()).or_insert_with(new);
-            let (base, most) = (self.config.base_ejection.get(), self.config.max_ejection.get());
-            if base.saturating_mul(monitor.backoff) < most {
-                monitor.backoff += 1;
-            }
-            let time = base.saturating_mul(monitor.backoff).min(most);
-            let jitter = random.below(self.config.jitter.get().saturating_add(1));
-            monitor.until = now.checked_add(Duration::from_millis(time.saturating_add(jitter)));
+            let monitor = monitor(&mut self.monitors, &host);
+            monitor.ejection.begin(&self.config, now, random);
             monitor.ejections += 1;
             monitor.ejected = Some(now);
             host.state.set(HealthFlag::FailedOutlier, true);
@@ -399,6 +449,24 @@ impl OutlierDetector {
         let monitor = self.monitors.get(&host.address);
         let history = monitor.map(|(_, m)| m.history(m.returned, now)).unwrap_or_default();
         Event::Ejected { host, cause, enforced, history }
+    }
+
+    /// A worker heard a host call itself degraded (`detect_degraded_hosts`). Unlike ejections, of which it knows nothing,
+    /// it is for any number of hosts.
+    pub fn degrade(
+        &mut self,
+        host: &Arc<Host>,
+        endpoints: &Endpoints,
+        now: Instant,
+        random: &mut Random,
+    ) -> Option<Event> {
+        self.forget_gone(endpoints);
+        if !host.state.set(HealthFlag::DegradedOutlier, true) {
+            return None;
+        }
+        let monitor = monitor(&mut self.monitors, host);
+        monitor.degradation.begin(&self.config, now, random);
+        Some(Event::Degraded { host: Arc::clone(host), history: monitor.history(monitor.returned, now) })
     }
 
     fn forget_gone(&mut self, endpoints: &Endpoints) {
@@ -416,17 +484,17 @@ impl OutlierDetector {
         self.forget_gone(endpoints);
         for host in endpoints.hosts() {
             let Some((_, monitor)) = self.monitors.get_mut(&host.address) else { continue };
-            match monitor.until {
-                Some(until) if until <= now => {
-                    monitor.until = None;
-                    monitor.returned = Some(now);
-                    host.state.outlier.reset_consecutive();
-                    host.state.set(HealthFlag::FailedOutlier, false);
-                    let history = monitor.history(monitor.ejected, now);
-                    events.push(Event::Returned { host: Arc::clone(host), history });
-                }
-                Some(_) => {}
-                None => monitor.backoff = monitor.backoff.saturating_sub(1),
+            if monitor.ejection.ends(now) {
+                monitor.returned = Some(now);
+                host.state.outlier.reset_consecutive();
+                host.state.set(HealthFlag::FailedOutlier, false);
+                let history = monitor.history(monitor.ejected, now);
+                events.push(Event::Returned { host: Arc::clone(host), history });
+            }
+            if monitor.degradation.ends(now) {
+                host.state.set(HealthFlag::DegradedOutlier, false);
+                let history = monitor.history(monitor.ejected, now);
+                events.push(Event::Returned { host: Arc::clone(host), history });
             }
         }
         self.rates = [None; 2];
@@ -496,13 +564,19 @@ impl OutlierDetector {
         }
         let mut history = History::default();
         if let Some((_, monitor)) = self.monitors.get_mut(&host.address) {
-            monitor.until = None;
+            monitor.ejection.until = None;
             monitor.returned = Some(now);
             history = monitor.history(monitor.ejected, now);
         }
         host.state.outlier.reset_consecutive();
         Some(Event::Returned { host: Arc::clone(host), history })
     }
+}
+
+/// What is known of a host, from now on.
+fn monitor<'a>(monitors: &'a mut HashMap<Address, (Arc<HostState>, Monitor)>, host: &Host) -> &'a mut Monitor {
+    let new = || (Arc::clone(&host.state), Monitor::default());
+    &mut monitors.entry(host.address.clone()).or_insert_with(new).1
 }
 
 impl crate::endpoints::OutlierCounters {

@@ -1,3 +1,25 @@
+use std::time::Duration;
+
+/// A time that is longer at random, so that not all do at once what it is for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Jittered {
+    /// The least.
+    pub least: Duration,
+    /// By how much it may be longer, in percent.
+    pub(crate) percent: f64,
+}
+
+impl Jittered {
+    /// One of the times between the least and the longest.
+    pub fn draw(&self, random: &mut Random) -> Duration {
+        if self.percent == 0.0 {
+            return self.least;
+        }
+        let longer = Duration::try_from_secs_f64(self.least.as_secs_f64() * self.percent / 100.0 * random.unit());
+        self.least.saturating_add(longer.unwrap_or_default())
+    }
+}
+
 /// Numbers for choices that need not be unpredictable: weights, sampling, jitter, balancing.
 ///
 /// SplitMix64. One per worker, seeded by the caller, so that decisions can be repeated in tests.
@@ -34,6 +56,16 @@ impl Random {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn jitter_only_makes_longer() {
+        let mut random = Random::new(7);
+        let second = |percent| Jittered { least: Duration::from_secs(1), percent };
+        assert_eq!(second(0.0).draw(&mut random), Duration::from_secs(1));
+        let times: Vec<Duration> = (0..1000).map(|_| second(50.0).draw(&mut random)).collect();
+        assert!(times.iter().all(|time| (1000..1500).contains(&time.as_millis())));
+        assert!(times.iter().any(|time| time.as_millis() > 1400));
+    }
 
     #[test]
     fn below_stays_below_and_reaches_all() {

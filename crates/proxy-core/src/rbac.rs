@@ -16,6 +16,7 @@ use crate::match_tree::{MatchData, MatchTree, Place};
 use crate::metadata::{FilterState, Metadata};
 use crate::pb;
 use crate::rejected::{At, Compiled, Invalid, refuse};
+use crate::route::Matched;
 use crate::stream_info::{ConnectionInfo, StreamInfo};
 use rules::{Permission, Principal};
 
@@ -129,8 +130,8 @@ pub struct RbacInput<'a> {
     pub metadata: &'a Metadata,
     /// Written by earlier filters.
     pub filter_state: &'a FilterState,
-    /// The route's metadata, for `sourced_metadata`.
-    pub route_metadata: Option<&'a Metadata>,
+    /// The request's route, for its metadata and how paths match there.
+    pub route: Option<&'a Matched>,
     /// What is known of the request, for conditions; without, they know only what else stands here.
     pub stream: Option<&'a StreamInfo>,
 }

@@ -26,6 +26,7 @@ pub use header_ops::HeaderOps;
 pub use internal_redirect::{Hop, InternalRedirect, NotFollowed, PreviousRoutes};
 pub use matching::RouteMatcher;
 pub(crate) use matching::is_grpc;
+pub(crate) use matching::without_parameters;
 pub use redirect::{Redirect, own_location, tls_location};
 pub(crate) use template::template_regex;
 pub use timeouts::{Timeouts, grpc_timeout};
@@ -55,7 +56,6 @@ pub struct RouteTable {
     hosts: Vec<Arc<VirtualHost>>,
     domains: Domains,
     ignore_port: bool,
-    ignore_path_parameters: bool,
     host_header: Option<Box<str>>,
 }
 
@@ -64,6 +64,8 @@ pub struct RouteTable {
 pub struct TableCommon {
     /// The route configuration's name.
     pub name: ArcStr,
+    /// Paths match without what stands behind a semicolon.
+    pub ignore_path_parameters: bool,
     /// Header changes of this level.
     pub request_ops: HeaderOps,
     /// Header changes of this level.
@@ -251,10 +253,10 @@ impl RouteTable {
             domains: Domains::compile(&hosts)?,
             hosts,
             ignore_port: config.ignore_port_in_host_matching,
-            ignore_path_parameters: config.ignore_path_parameters_in_path_matching,
             host_header: (!config.vhost_header.is_empty()).then(|| config.vhost_header.to_ascii_lowercase().into()),
             common: Arc::new(TableCommon {
                 name: config.name.as_str().into(),
+                ignore_path_parameters: config.ignore_path_parameters_in_path_matching,
                 request_ops: HeaderOps::compile(&config.request_headers_to_add, &config.request_headers_to_remove)
                     .at("request_headers_to_add")?,
                 response_ops: HeaderOps::compile(&config.response_headers_to_add, &config.response_headers_to_remove)
@@ -305,7 +307,11 @@ impl RouteTable {
             let location = tls_location(input.headers);
             return RouteResult::RedirectToTls(Arc::clone(vhost), location);
         }
-        match vhost.candidates(input).iter().find(|route| route.matcher.matches(input, self.ignore_path_parameters)) {
+        match vhost
+            .candidates(input)
+            .iter()
+            .find(|route| route.matcher.matches(input, self.common.ignore_path_parameters))
+        {
             None => RouteResult::NoRoute(Arc::clone(vhost)),
             Some(route) => {
                 let weighted = route.forward().and_then(|f| f.draw(input.headers, input.random));
@@ -325,7 +331,7 @@ impl RouteTable {
 
     /// Why a route of this table does not apply to a request, in words; `None` if it does.
     pub fn mismatch(&self, route: &Route, input: &RouteInput<'_>) -> Option<String> {
-        route.matcher.mismatch(input, self.ignore_path_parameters)
+        route.matcher.mismatch(input, self.common.ignore_path_parameters)
     }
 
     /// All names under which requests count besides their clusters.
@@ -545,6 +551,11 @@ impl Route {
             ),
             stat_name: (!route.stat_prefix.is_empty()).then(|| format!("{vhost}.route.{}", route.stat_prefix).into()),
         })
+    }
+
+    /// Whether it answers by itself, with a redirect or a body.
+    pub fn answers(&self) -> bool {
+        matches!(self.action, Action::Redirect(_) | Action::Direct(_))
     }
 
     /// The forwarding action, if that is what it does.

@@ -27,6 +27,8 @@ pub struct DownstreamTls {
     pub require_sni: bool,
     /// Issue session tickets (RFC 5077, and those of TLS 1.3).
     pub session_tickets: bool,
+    /// What tickets are sealed with: by the first, and opened by any. Without, no other process can open them.
+    pub ticket_keys: Vec<DataSource>,
     /// Keep sessions on the server side.
     pub stateful_resumption: bool,
     /// How long sessions may be resumed.
@@ -138,6 +140,26 @@ pub enum DataSource {
     Environment(ArcStr),
 }
 
+/// Name of a session ticket's key, key of its MAC and key of its cipher, as in Envoy.
+pub const TICKET_KEY_LENGTH: usize = 80;
+
+fn ticket_keys(keys: &pb::tls::TlsSessionTicketKeys) -> Compiled<Vec<DataSource>> {
+    if keys.keys.is_empty() {
+        return Err(Invalid::new("keys", "is empty"));
+    }
+    let compile = |(i, source)| {
+        let key = DataSource::compile(source).at_index("keys", i)?;
+        match &key {
+            DataSource::Inline(bytes) if bytes.0.len() != TICKET_KEY_LENGTH => {
+                let text = format!("has {} bytes, not {TICKET_KEY_LENGTH}", bytes.0.len());
+                Err(Invalid::new(format!("keys[{i}]"), text))
+            }
+            _ => Ok(key),
+        }
+    };
+    keys.keys.iter().enumerate().map(compile).collect()
+}
+
 /// Bytes that `Debug` does not show.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Secretive(pub Bytes);
@@ -226,8 +248,8 @@ impl DownstreamTls {
         use pb::tls::downstream_tls_context::OcspStaplePolicy as Policy;
         use pb::tls::downstream_tls_context::SessionTicketKeysType as Tickets;
         refuse! {
-            "session_ticket_keys": matches!(context.session_ticket_keys_type,
-                Some(Tickets::SessionTicketKeys(_) | Tickets::SessionTicketKeysSdsSecretConfig(_))),
+            "session_ticket_keys_sds_secret_config":
+                matches!(context.session_ticket_keys_type, Some(Tickets::SessionTicketKeysSdsSecretConfig(_))),
         }
         let mut common =
             TlsCommon::compile(context.common_tls_context.as_ref(), TlsVersion::V13).at("common_tls_context")?;
@@ -251,6 +273,10 @@ impl DownstreamTls {
                 context.session_ticket_keys_type,
                 Some(Tickets::DisableStatelessSessionResumption(true))
             ),
+            ticket_keys: match &context.session_ticket_keys_type {
+                Some(Tickets::SessionTicketKeys(keys)) => ticket_keys(keys).at("session_ticket_keys")?,
+                _ => Vec::new(),
+            },
             stateful_resumption: !context.disable_stateful_session_resumption,
             session_timeout: fields::duration("session_timeout", context.session_timeout.as_ref())?
                 .map(|timeout| match timeout.as_secs() > u64::from(u32::MAX) {

@@ -16,7 +16,7 @@ use proxy_core::health_check::{
 };
 use proxy_core::route::HeaderOps;
 use proxy_core::{Address, ConnectionInfo, FormatContext, Headers, Host, Random, StreamInfo};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::io;
 use std::net::Ipv4Addr;
@@ -54,17 +54,20 @@ async fn follow(
     stats: Arc<ClusterStats>,
     done: impl FnOnce() + Send + 'static,
 ) {
-    let mut running: HashMap<Address, (Arc<Host>, Vec<AbortHandle>)> = HashMap::new();
+    // By where its state is: an address may be there twice, as two hosts.
+    let place = |host: &Arc<Host>| Arc::as_ptr(&host.state).addr();
+    let mut running: HashMap<usize, (Arc<Host>, Vec<AbortHandle>)> = HashMap::new();
     let first = Arc::new(Notify::new());
     let mut done = Some(done);
     while let Some(cluster) = entry.upgrade() {
         let endpoints = cluster.endpoints.load_full();
-        running.retain(|address, (host, tasks)| {
-            let same = endpoints.find(address).is_some_and(|now| Arc::ptr_eq(&now.state, &host.state));
-            if !same {
+        let present: HashSet<usize> = endpoints.hosts().map(place).collect();
+        running.retain(|place, (_, tasks)| {
+            let stays = present.contains(place);
+            if !stays {
                 tasks.iter().for_each(AbortHandle::abort);
             }
-            same
+            stays
         });
         let mut waited_for = 0;
         for host in endpoints.hosts() {
@@ -72,7 +75,7 @@ async fn follow(
                 continue;
             }
             waited_for += usize::from(!host.state.was_checked());
-            if running.contains_key(&host.address) {
+            if running.contains_key(&place(host)) {
                 continue;
             }
             let checks = (0..cluster.cluster.health_checks.len()).map(|index| {
@@ -80,7 +83,7 @@ async fn follow(
                 let (host, stats, first) = (host.clone(), stats.clone(), first.clone());
                 tokio::spawn(check_host(Session { shared, entry, host, index, stats, first })).abort_handle()
             });
-            running.insert(host.address.clone(), (host.clone(), checks.collect()));
+            running.insert(place(host), (host.clone(), checks.collect()));
         }
         if waited_for == 0 && cluster.has_endpoints() {
             cluster.checked.store(true, Release);

@@ -112,21 +112,25 @@ pub(crate) fn health(shared: &Shared, config: &HealthCheckConfig, cluster: &str,
 /// Tells of an ejection or a return, if the bootstrap says where (`data.cluster.v3.OutlierDetectionEvent`).
 pub(crate) fn outlier(shared: &Shared, cluster: &str, event: &Event, line: Option<proxy_core::outlier::RateLine>) {
     let Some(path) = shared.outlier_log.get() else { return };
-    let (host, history, cause, enforced) = match event {
-        Event::Ejected { host, cause, enforced, history } => (host, history, Some(*cause), *enforced),
-        Event::Returned { host, history } => (host, history, None, false),
+    // That a host is degraded is told as if it were ejected.
+    let (host, history, kind, cause, enforced) = match event {
+        Event::Ejected { host, cause, enforced, history } => {
+            (host, history, Some(cause_name(*cause)), Some(*cause), *enforced)
+        }
+        Event::Degraded { host, history } => (host, history, Some("DEGRADED"), None, true),
+        Event::Returned { host, history } => (host, history, None, None, false),
         Event::Overflow { .. } => return,
     };
     let mut out = Map::new();
     let mut put = |name: &str, value: Value| drop(out.insert(name.to_owned(), value));
-    put("type", cause.map_or("CONSECUTIVE_5XX", cause_name).into());
+    put("type", kind.unwrap_or("CONSECUTIVE_5XX").into());
     put("timestamp", now().into());
     if let Some(since) = history.since_last {
         put("secs_since_last_action", since.as_secs().to_string().into());
     }
     put("cluster_name", cluster.into());
     put("upstream_url", host.address.to_string().into());
-    put("action", if cause.is_some() { "EJECT" } else { "UNEJECT" }.into());
+    put("action", if kind.is_some() { "EJECT" } else { "UNEJECT" }.into());
     put("num_ejections", history.ejections.into());
     put("enforced", enforced.into());
     // Whole percents, as the event's fields.
@@ -145,8 +149,8 @@ pub(crate) fn outlier(shared: &Shared, cluster: &str, event: &Event, line: Optio
             let local = cause == Cause::LocalFailurePercentage;
             put("eject_failure_percentage_event", json!({"host_success_rate": own(local)}));
         }
-        Some(_) => put("eject_consecutive_event", json!({})),
-        None => {}
+        _ if kind.is_some() => put("eject_consecutive_event", json!({})),
+        _ => {}
     }
     write(shared, path, &out);
 }

@@ -40,7 +40,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A downstream HTTP connection: what its requests share.
 pub(crate) struct Http {
@@ -77,7 +77,10 @@ pub(crate) struct Http {
     leaves: Cell<bool>,
     /// Wakes what tells it.
     told: tokio::sync::Notify,
-    /// `max_connection_duration` passed and was counted.
+    /// How long this one may last, and how long it goes on after it said that it ends.
+    max_duration: Option<Duration>,
+    drain_timeout: Duration,
+    /// `max_duration` passed and was counted.
     aged: Cell<bool>,
     /// Requests under way.
     active: Cell<u32>,
@@ -181,10 +184,10 @@ impl Http {
         }
     }
 
-    /// Whether `max_connection_duration` is over: then the connection ends after the drain timeout, and says so until then
+    /// Whether `max_duration` is over: then the connection ends after the drain timeout, and says so until then
     /// (Envoy `ConnectionManagerImpl::onConnectionDurationTimeout`).
     fn too_old(&self) -> bool {
-        let Some(max) = self.config.max_connection_duration.filter(|max| self.since.elapsed() >= *max) else {
+        let Some(max) = self.max_duration.filter(|max| self.since.elapsed() >= *max) else {
             return false;
         };
         if !self.aged.replace(true) {
@@ -268,6 +271,10 @@ pub(crate) fn serve(connection: Connection, config: Arc<HttpConnectionManager>) 
     }
     let address = &connection.listener.stat_prefix;
     let of_listener = connection.worker.listener_http_stats(address, &config.stat_prefix);
+    let (max_duration, drain_timeout) = {
+        let random = &mut *connection.worker.random.borrow_mut();
+        (config.max_connection_duration.map(|max| max.draw(random)), config.drain_timeout.draw(random))
+    };
     let http = Rc::new(Http {
         routes: connection.chain.routes.clone(),
         worker: connection.worker,
@@ -290,6 +297,8 @@ pub(crate) fn serve(connection: Connection, config: Arc<HttpConnectionManager>) 
         h2: OnceCell::new(),
         leaves: Cell::new(false),
         told: tokio::sync::Notify::new(),
+        max_duration,
+        drain_timeout,
         aged: Cell::new(false),
         active: Cell::new(0),
         end: Cell::new(None),
@@ -354,6 +363,7 @@ pub(crate) fn touch_counters(config: &HttpConnectionManager, stats: &HttpStats, 
             HttpFilter::StatefulSession(session) => {
                 session.counters.iter().for_each(|counters| own.touch_all(&counters.all()));
             }
+            HttpFilter::HeaderToMetadata(rules) => rules.counters().for_each(|name| others.touch(name)),
             HttpFilter::LocalRateLimit(limit) => limits::counters(limit).for_each(|name| others.touch(&name)),
             HttpFilter::Fault(_) => {
                 own.touch_gauges(&[filters::ActiveFault::GAUGE]);
@@ -405,7 +415,7 @@ async fn sniff(http: &Rc<Http>, io: &mut Io, known: Option<bool>) -> Option<bool
     let (config, stats) = (&http.config, &http.stats);
     let limits = [
         (config.idle_timeout, &stats.downstream_cx_idle_timeout),
-        (config.max_connection_duration, &stats.downstream_cx_max_duration_reached),
+        (http.max_duration, &stats.downstream_cx_max_duration_reached),
     ];
     let limit = limits.into_iter().filter_map(|(after, counter)| Some((after?, counter))).min_by_key(|limit| limit.0);
     let found = match limit {

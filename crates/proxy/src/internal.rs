@@ -4,6 +4,7 @@ use crate::stats::OWN_REQUESTS;
 use crate::upstream::{Protocol, Variant, call};
 use crate::worker::Worker;
 use bytes::Bytes;
+use proxy_core::circuit::Resource;
 use proxy_core::{Headers, PickContext};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -42,6 +43,12 @@ pub(crate) async fn ask(
     let head = Cell::new(None);
     let work = async {
         let acquired = pool.acquire().await.ok()?;
+        let Some(_permit) = cluster.entry.breakers.get(Default::default()).acquire(Resource::Requests) else {
+            acquired.put_back();
+            stats.other.inc("upstream_rq_active_overflow");
+            host.state.stats.count(false);
+            return None;
+        };
         stats.upstream_rq_total.inc();
         call(acquired, headers, body, limit, |status| head.set(Some(status))).await.ok()
     };

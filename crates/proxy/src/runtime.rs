@@ -143,7 +143,7 @@ pub(crate) struct ClusterEntry {
     /// How many hosts were ever made.
     pub(crate) hosts_made: AtomicU64,
     table_size: Mutex<Option<Measured>>,
-    /// How often endpoints came that change nothing (`update_no_rebuild`).
+    /// How often endpoints came by EDS that change nothing (`update_no_rebuild`).
     pub(crate) unchanged: AtomicU64,
     /// Counts the times that a host was found to fail, where connections must end then.
     pub(crate) failures: Option<tokio::sync::watch::Sender<u64>>,
@@ -332,7 +332,8 @@ impl ClusterEntry {
         let before = self.endpoints.load();
         let changes = moved(&before, &endpoints);
         self.membership_changes.fetch_add(changes, Ordering::Relaxed);
-        if self.has_endpoints() && changes == 0 && before.weighs_as(&endpoints) {
+        let is_eds = matches!(self.cluster.discovery, Discovery::Eds { .. });
+        if is_eds && changes == 0 && before.weighs_as(&endpoints) {
             self.unchanged.fetch_add(1, Ordering::Relaxed);
         }
         self.endpoints.store(endpoints);

@@ -239,8 +239,6 @@ pub(crate) enum SendBody {
         stream: Stream,
         apart: bool,
     },
-    /// Swallows everything: nobody is there to take it.
-    Discard,
 }
 
 impl SendBody {
@@ -251,7 +249,6 @@ impl SendBody {
     /// Queues one frame.
     pub(crate) fn push(&mut self, frame: Frame) {
         match (self, frame) {
-            (SendBody::Discard, _) => {}
             (SendBody::H1 { conn, framing }, Frame::Data(data)) => {
                 if data.is_empty() {
                     return;
@@ -279,7 +276,11 @@ impl SendBody {
                 });
             }
             (SendBody::H1 { .. }, Frame::Trailers(_)) => {}
-            (SendBody::H2 { stream, .. }, Frame::Data(data)) => stream.push(data),
+            (SendBody::H2 { stream, apart }, Frame::Data(data)) => {
+                // The end that comes in a frame of its own goes on in one.
+                *apart |= data.is_empty();
+                stream.push(data);
+            }
             (SendBody::H2 { stream, .. }, Frame::Trailers(fields)) => stream.push_trailers(fields),
         }
     }
@@ -287,7 +288,6 @@ impl SendBody {
     /// Queues the end of the message. `trailers_sent`: the last frame pushed was trailers.
     pub(crate) fn end(&mut self, trailers_sent: bool) {
         match self {
-            SendBody::Discard => {}
             SendBody::H1 { conn, framing: Framing::Chunked { trailers } } => {
                 if !(trailers_sent && *trailers) {
                     conn.borrow_mut().out.write(|v| v.extend_from_slice(b"0\r\n\r\n"));
@@ -312,16 +312,19 @@ impl SendBody {
     /// Bytes that wait to be written.
     pub(crate) fn buffered(&self) -> usize {
         match self {
-            SendBody::Discard => 0,
             SendBody::H1 { conn, .. } => conn.borrow().out.len(),
             SendBody::H2 { stream, .. } => stream.queued(),
         }
     }
 
+    /// Whether the peer has to make room for what waits (HTTP/2).
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(self, SendBody::H2 { stream, .. } if stream.is_held())
+    }
+
     /// Writes what is queued.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         match self {
-            SendBody::Discard => Poll::Ready(Ok(())),
             SendBody::H1 { conn, .. } => conn.borrow_mut().poll_flush(cx).map_err(|_| BodyError::Closed),
             SendBody::H2 { stream, .. } => stream.poll_flush(cx).map_err(BodyError::from),
         }

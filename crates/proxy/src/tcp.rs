@@ -267,7 +267,9 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     let own_timeout = own_timeout.and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
     let transfer = Transfer {
         idle_timeout: own_timeout.or(proxy.idle_timeout),
-        max_duration: proxy.max_downstream_connection_duration.map(|max| max.saturating_sub(began.elapsed())),
+        max_duration: proxy
+            .max_downstream_connection_duration
+            .map(|max| max.draw(&mut worker.random.borrow_mut()).saturating_sub(began.elapsed())),
         received: Cell::new(0),
         sent: Cell::new(0),
         continuous: gates.iter().any(|rbac| rbac.continuous),
@@ -458,7 +460,7 @@ pub(crate) fn check_rbac(
         remote: &info.remote,
         metadata: &Metadata::default(),
         filter_state: &info.filter_state,
-        route_metadata: None,
+        route: None,
         stream: None,
     });
     let stats = worker.named_stats();

@@ -80,6 +80,8 @@ pub(crate) enum TlsError {
     NoCertificate,
     #[error("private_key cannot be read: {0}")]
     Password(&'static str),
+    #[error("a session ticket key has {0} bytes, not 80")]
+    TicketKey(usize),
     #[error("OCSP response {0}")]
     Staple(&'static str),
     #[error(transparent)]

@@ -232,11 +232,6 @@ impl WorkerCluster {
 
     /// Whether the load assignment wants this request dropped; true: like all others.
     pub(crate) fn drops(&self, random: &mut proxy_core::Random) -> Option<bool> {
-        if self.endpoints.borrow().drops.is_empty() {
-            return None;
-        }
-        // What is dropped is never picked for, so that nobody else looks for changes.
-        self.refresh();
         let endpoints = self.endpoints.borrow();
         endpoints.drop_category(random)?;
         Some(endpoints.drops_all())
@@ -411,7 +406,8 @@ impl WorkerCluster {
         let stats = &host.state.stats;
         match outcome {
             // Whether an answer is a success shows later.
-            None | Some(Outcome::Connected | Outcome::ConnectedForRequests | Outcome::Status(_)) => {}
+            None
+            | Some(Outcome::Connected | Outcome::ConnectedForRequests | Outcome::Status(_) | Outcome::Degraded(_)) => {}
             Some(_) => stats.count(false),
         }
         if outcome == Some(Outcome::Timeout) {
@@ -426,16 +422,24 @@ impl WorkerCluster {
         else {
             return;
         };
-        for cause in config.report(host, outcome).into_iter().flatten() {
-            let endpoints = self.entry.endpoints.load();
+        let causes = config.report(host, outcome);
+        let degrades = config.degrades(host, outcome);
+        if causes == [None, None] && !degrades {
+            return;
+        }
+        let endpoints = self.entry.endpoints.load();
+        let (now, random) = (Instant::now(), &mut *worker.random.borrow_mut());
+        let events: Vec<Event> = {
             let mut detector = detector.lock().unwrap_or_else(PoisonError::into_inner);
-            let event = detector.on_threshold(host, cause, &endpoints, Instant::now(), &mut worker.random.borrow_mut());
-            drop(detector);
-            if let Some(event) = event {
-                count_outlier(&self.stats, &event);
-                crate::events::outlier(&worker.shared, &self.config().name, &event, None);
-                self.entry.tell_of_failure(matches!(event, Event::Ejected { enforced: true, .. }));
-            }
+            let degraded = degrades.then(|| detector.degrade(host, &endpoints, now, random)).flatten();
+            let causes = causes.into_iter().flatten();
+            let ejected = causes.filter_map(|cause| detector.on_threshold(host, cause, &endpoints, now, random));
+            degraded.into_iter().chain(ejected).collect()
+        };
+        for event in events {
+            count_outlier(&self.stats, &event);
+            crate::events::outlier(&worker.shared, &self.config().name, &event, None);
+            self.entry.tell_of_failure(matches!(event, Event::Ejected { enforced: true, .. }));
         }
     }
 
@@ -455,7 +459,12 @@ impl WorkerCluster {
 
 /// Counts an ejection as Envoy (`outlier_detection.*`).
 pub(crate) fn count_outlier(stats: &ClusterStats, event: &Event) {
-    let (Event::Ejected { cause, .. } | Event::Overflow { cause, .. }) = event else { return };
+    let (Event::Ejected { cause, .. } | Event::Overflow { cause, .. }) = event else {
+        if matches!(event, Event::Degraded { .. }) {
+            stats.other.inc("outlier_detection.ejections_detected_degradation");
+        }
+        return;
+    };
     stats.other.inc(&format!("outlier_detection.ejections_detected_{}", cause_name(*cause)));
     match cause {
         Cause::Consecutive5xx => stats.other.inc("outlier_detection.ejections_consecutive_5xx"),
@@ -481,7 +490,6 @@ pub(crate) fn touch_outlier(stats: &ClusterStats) {
     for what in ["consecutive_5xx", "enforced_total", "overflow", "success_rate", "total"] {
         stats.other.touch(&format!("outlier_detection.ejections_{what}"));
     }
-    // Hosts that answer badly in other ways (`detect_degraded_hosts`) are not looked for.
     stats.other.touch("outlier_detection.ejections_detected_degradation");
     for cause in [
         Cause::Consecutive5xx,

@@ -35,7 +35,7 @@ pub(crate) enum Command {
     ForgetStats(Kind, ArcStr),
     /// New requests to the cluster use new connections.
     DrainCluster(ArcStr),
-    /// Hosts of the cluster came or went: idle connections to those that are gone end.
+    /// Hosts of the cluster came or went, whose idle connections end, or others of its requests are to be dropped.
     Endpoints(ArcStr),
     /// Let everything go and end.
     Shutdown,

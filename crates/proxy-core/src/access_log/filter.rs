@@ -34,7 +34,7 @@ pub enum LogFilter {
     /// By gRPC status.
     GrpcStatus { statuses: Vec<u32>, exclude: bool },
     /// By dynamic metadata.
-    Metadata { matcher: Box<MetadataMatcher>, if_missing: bool },
+    Metadata { matcher: Option<Box<MetadataMatcher>>, if_missing: bool },
     /// By kind of record.
     Type { types: Vec<&'static str>, exclude: bool },
     /// By expression.
@@ -127,10 +127,14 @@ impl LogFilter {
                 exclude: f.exclude,
             },
             Kind::MetadataFilter(f) => {
-                let matcher =
-                    f.matcher.as_ref().ok_or_else(|| Invalid::new("metadata_filter.matcher", "is missing"))?;
+                // Envoy's filter looks at path and value only.
+                let matcher = f
+                    .matcher
+                    .clone()
+                    .map(|m| MetadataMatcher::compile(&pb::matcher::MetadataMatcher { invert: false, ..m }));
+                let matcher = matcher.transpose();
                 Self::Metadata {
-                    matcher: Box::new(MetadataMatcher::compile(matcher).at("metadata_filter.matcher")?),
+                    matcher: matcher.at("metadata_filter.matcher")?.map(Box::new),
                     if_missing: f.match_if_key_not_found.as_ref().is_none_or(|v| v.value),
                 }
             }
@@ -184,9 +188,11 @@ impl LogFilter {
                 };
                 statuses.contains(&code.unwrap_or(2)) != *exclude
             }
-            Self::Metadata { matcher, if_missing } => match matcher.find(&info.dynamic_metadata) {
-                Some(_) => matcher.matches(&info.dynamic_metadata),
-                None => *if_missing,
+            Self::Metadata { matcher, if_missing } => match matcher {
+                Some(matcher) if matcher.find(&info.dynamic_metadata).is_some() => {
+                    matcher.matches(&info.dynamic_metadata)
+                }
+                _ => *if_missing,
             },
             Self::Type { types, exclude } => types.contains(&cx.access_log_type) != *exclude,
             Self::Cel(expression) => expression.holds(cx),

@@ -93,7 +93,7 @@ impl Host {
             _ if has(HealthFlag::FailedActive) && has(HealthFlag::ActiveTimeout) => Status::Timeout,
             _ if has(HealthFlag::FailedActive) || has(HealthFlag::FailedOutlier) => Status::Unhealthy,
             Status::Unhealthy | Status::Draining | Status::Timeout => said,
-            _ if has(HealthFlag::DegradedActive) => Status::Degraded,
+            _ if has(HealthFlag::DegradedActive) || has(HealthFlag::DegradedOutlier) => Status::Degraded,
             _ => said,
         };
         status as u32
@@ -189,10 +189,12 @@ pub enum HealthFlag {
     ActiveTimeout = 256,
     /// The control plane lets it drain.
     EdsDraining = 512,
+    /// It called itself degraded in an answer to a request.
+    DegradedOutlier = 1024,
 }
 
 /// Names of the flags as `/clusters` prints them.
-pub(crate) const FLAG_NAMES: [(HealthFlag, &str); 10] = [
+pub(crate) const FLAG_NAMES: [(HealthFlag, &str); 11] = [
     (HealthFlag::FailedActive, "/failed_active_hc"),
     (HealthFlag::FailedOutlier, "/failed_outlier_check"),
     (HealthFlag::EdsUnhealthy, "/failed_eds_health"),
@@ -203,6 +205,7 @@ pub(crate) const FLAG_NAMES: [(HealthFlag, &str); 10] = [
     (HealthFlag::Excluded, "/excluded_via_immediate_hc_fail"),
     (HealthFlag::ActiveTimeout, "/active_hc_timeout"),
     (HealthFlag::EdsDraining, "/eds_status_draining"),
+    (HealthFlag::DegradedOutlier, "/degraded_outlier_detection"),
 ];
 
 /// What changes about a host. Shared by all workers; single counters, no invariant between them.
@@ -421,7 +424,8 @@ impl HostState {
             | HealthFlag::FailedOutlier as u32
             | HealthFlag::EdsUnhealthy as u32
             | HealthFlag::EdsDraining as u32;
-        let degraded = HealthFlag::DegradedActive as u32 | HealthFlag::EdsDegraded as u32;
+        let degraded =
+            HealthFlag::DegradedActive as u32 | HealthFlag::EdsDegraded as u32 | HealthFlag::DegradedOutlier as u32;
         match flags {
             flags if flags & unhealthy != 0 => Health::Unhealthy,
             flags if flags & degraded != 0 => Health::Degraded,

@@ -2,6 +2,7 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
+use mesh_types::ArcStr;
 use serde_json::Value;
 
 use crate::headers::Headers;
@@ -22,7 +23,31 @@ pub struct HeaderToMetadata {
 
 /// Rules, all of which are looked at.
 #[derive(Clone, Debug, Default)]
-pub struct MetadataRules(Box<[Rule]>);
+pub struct MetadataRules {
+    rules: Box<[Rule]>,
+    counters: Option<RuleCounters>,
+}
+
+/// Names of the counters of rules, for a filter that counts (Envoy `HeaderToMetadataFilterStats`).
+#[derive(Clone, Debug)]
+struct RuleCounters {
+    processed: ArcStr,
+    added: ArcStr,
+    not_found: ArcStr,
+    too_long: ArcStr,
+    not_decoded: ArcStr,
+    not_rewritten: ArcStr,
+}
+
+/// What became of a value.
+enum Written {
+    Added,
+    TooLong,
+    NotDecoded,
+    /// The rewrite left nothing of it.
+    NotRewritten,
+    LeftOut,
+}
 
 #[derive(Clone, Debug)]
 struct Rule {
@@ -54,32 +79,73 @@ const LONGEST: usize = 8 * 1024;
 
 impl HeaderToMetadata {
     pub(super) fn compile(config: &api::Config) -> Compiled<Self> {
+        let rules = |rules, of| MetadataRules::compile(rules, of, &config.stat_prefix);
         Ok(Self {
-            request: MetadataRules::compile(&config.request_rules, "request_rules")?,
-            response: MetadataRules::compile(&config.response_rules, "response_rules")?,
+            request: rules(&config.request_rules, "request")?,
+            response: rules(&config.response_rules, "response")?,
+        })
+    }
+
+    /// The names of its counters.
+    pub fn counters(&self) -> impl Iterator<Item = &str> {
+        let of_rules = [&self.request, &self.response].into_iter().flat_map(|rules| &rules.counters);
+        of_rules
+            .flat_map(|c| [&c.processed, &c.added, &c.not_found, &c.too_long, &c.not_decoded, &c.not_rewritten])
+            .map(|n| &**n)
+    }
+
+    /// The settings of a route, which must say something.
+    pub(super) fn of_route(config: &api::Config) -> Compiled<Self> {
+        match config.request_rules.is_empty() && config.response_rules.is_empty() {
+            true => Err(Invalid::new("", "needs request_rules or response_rules")),
+            false => Self::compile(config),
+        }
+    }
+}
+
+impl RuleCounters {
+    fn under(prefix: &str, of: &str) -> Option<Self> {
+        let name = |what: &str| format!("http_filter_name.{prefix}.{what}").into();
+        (!prefix.is_empty()).then(|| Self {
+            processed: name(&format!("{of}_rules_processed")),
+            added: name(&format!("{of}_metadata_added")),
+            not_found: name(&format!("{of}_header_not_found")),
+            too_long: name("header_value_too_long"),
+            not_decoded: name("base64_decode_failed"),
+            not_rewritten: name("regex_substitution_failed"),
         })
     }
 }
 
 impl MetadataRules {
-    fn compile(rules: &[api::config::Rule], field: &str) -> Compiled<Self> {
-        let rules = rules.iter().enumerate().map(|(i, rule)| Rule::compile(rule).at_index(field, i));
-        rules.collect::<Compiled<_>>().map(Self)
+    fn compile(rules: &[api::config::Rule], of: &str, stat_prefix: &str) -> Compiled<Self> {
+        let field = format!("{of}_rules");
+        let rules = rules.iter().enumerate().map(|(i, rule)| Rule::compile(rule).at_index(&field, i));
+        Ok(Self { rules: rules.collect::<Compiled<_>>()?, counters: RuleCounters::under(stat_prefix, of) })
     }
 
-    /// Applies them to a head.
-    pub fn apply(&self, headers: &mut Headers, metadata: &mut Metadata) {
-        for rule in &self.0 {
+    /// Applies them to a head; `count` is told the name of each counter.
+    pub fn apply(&self, headers: &mut Headers, metadata: &mut Metadata, count: impl Fn(&str)) {
+        let count = |counter: fn(&RuleCounters) -> &ArcStr| {
+            self.counters.iter().for_each(|counters| count(counter(counters)));
+        };
+        for rule in &self.rules {
+            count(|c| &c.processed);
             let found = rule.source.find(headers);
-            match (found, &rule.present, &rule.missing) {
-                (Some(value), Some(target), _) => {
-                    target.write(&value, metadata);
-                    if let (true, Source::Header(name)) = (rule.remove, &rule.source) {
-                        headers.remove(name);
-                    }
-                }
-                (None, _, Some(target)) => target.write("", metadata),
-                _ => {}
+            if let (true, Some(_), Source::Header(name)) = (rule.remove, &found, &rule.source) {
+                headers.remove(name);
+            }
+            let target = if found.is_some() { &rule.present } else { &rule.missing };
+            let Some(target) = target else { continue };
+            if found.is_none() {
+                count(|c| &c.not_found);
+            }
+            match target.write(found.as_deref().unwrap_or_default(), metadata) {
+                Written::Added => count(|c| &c.added),
+                Written::TooLong => count(|c| &c.too_long),
+                Written::NotDecoded => count(|c| &c.not_decoded),
+                Written::NotRewritten => count(|c| &c.not_rewritten),
+                Written::LeftOut => {}
             }
         }
     }
@@ -160,14 +226,17 @@ impl Target {
     }
 
     /// Envoy `HeaderToMetadataFilter::addMetadata`: what cannot be read is left out.
-    fn write(&self, found: &str, metadata: &mut Metadata) {
+    fn write(&self, found: &str, metadata: &mut Metadata) -> Written {
         let value: Cow<'_, [u8]> = match (&*self.constant, &self.rewrite) {
             ("", Some(rewrite)) => rewrite.apply(found.as_bytes()).into(),
             ("", None) => found.as_bytes().into(),
             (constant, _) => constant.as_bytes().into(),
         };
-        if value.is_empty() || value.len() >= LONGEST {
-            return;
+        if value.is_empty() {
+            return if found.is_empty() { Written::LeftOut } else { Written::NotRewritten };
+        }
+        if value.len() >= LONGEST {
+            return Written::TooLong;
         }
         let value = match self.base64 {
             false => value,
@@ -175,7 +244,7 @@ impl Target {
                 let unpadded: Vec<u8> = value.iter().copied().filter(|b| *b != b'=').collect();
                 match STANDARD_NO_PAD.decode(unpadded) {
                     Ok(decoded) if !decoded.is_empty() => decoded.into(),
-                    _ => return,
+                    _ => return Written::NotDecoded,
                 }
             }
         };
@@ -184,14 +253,15 @@ impl Target {
             api::config::ValueType::String => Value::String(text()),
             api::config::ValueType::Number => match text().trim().parse::<f64>() {
                 Ok(number) => crate::metadata::number(number),
-                Err(_) => return,
+                Err(_) => return Written::LeftOut,
             },
             api::config::ValueType::ProtobufValue => match <pb::Value as envoy_api::Message>::decode(&*value) {
                 Ok(message) => crate::metadata::json(&message),
-                Err(_) => return,
+                Err(_) => return Written::LeftOut,
             },
         };
         metadata.set(&self.namespace, &self.key, value);
+        Written::Added
     }
 }
 
@@ -228,13 +298,13 @@ mod tests {
         let rules = HeaderToMetadata::compile(&config).unwrap().request;
         let mut metadata = Metadata::default();
         let mut headers = Headers::of([("x-n", "1.5"), ("cookie", "b=1; c=YWJj")]);
-        rules.apply(&mut headers, &mut metadata);
+        rules.apply(&mut headers, &mut metadata, |_| {});
         const NAMESPACE: &str = "envoy.filters.http.header_to_metadata";
         assert_eq!(metadata.get(NAMESPACE, &["n"]), Some(&Value::from(1.5)));
         assert_eq!(metadata.get(NAMESPACE, &["c"]), Some(&Value::from("abc")));
         assert!(!headers.contains("x-n"));
         let mut none = Metadata::default();
-        rules.apply(&mut Headers::of([("x-n", "no"), ("cookie", "c=!")]), &mut none);
+        rules.apply(&mut Headers::of([("x-n", "no"), ("cookie", "c=!")]), &mut none, |_| {});
         assert!(none.is_empty());
     }
 }

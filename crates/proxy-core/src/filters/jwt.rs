@@ -274,7 +274,6 @@ impl JwtAuthn {
                 rule.r#match.as_ref().ok_or_else(|| Invalid::new(format!("rules[{i}].match"), "is missing"))?;
             let requirement = match &rule.requirement_type {
                 None => None,
-                Some(RequirementType::Requires(r)) if r.requires_type.is_none() => None,
                 Some(RequirementType::Requires(r)) => Some(Requirement::compile(r, &providers).at_index("rules", i)?),
                 Some(RequirementType::RequirementName(name)) => {
                     let unknown =
@@ -415,7 +414,11 @@ impl Requirement {
             requirements.iter().map(|r| Self::compile(r, providers)).collect::<Compiled<Vec<_>>>()
         };
         let everybody = || (0..providers.len()).collect();
-        Ok(match requirement.requires_type.as_ref().ok_or_else(|| Invalid::new("requires_type", "is missing"))? {
+        let Some(kind) = &requirement.requires_type else {
+            // Envoy's `AllowAllVerifierImpl`.
+            return Ok(Self::All(Vec::new()));
+        };
+        Ok(match kind {
             Kind::ProviderName(name) => Self::Provider { provider: find(name)?, audiences: None },
             Kind::ProviderAndAudiences(both) => Self::Provider {
                 provider: find(&both.provider_name)?,

@@ -105,6 +105,14 @@ impl StatefulSession {
             }
             _ => return Err(typed.unknown()).at("session_state"),
         };
+        // Envoy finds the kind by the name and then reads its message.
+        let name = match kind {
+            SessionKind::Cookie { .. } => "envoy.http.stateful_session.cookie",
+            SessionKind::Header(_) => "envoy.http.stateful_session.header",
+        };
+        if state.name != name {
+            return Err(Invalid::new("session_state.name", format!("must be {name} for this configuration")));
+        }
         Ok(Self { kind: Some(kind), strict, counters })
     }
 

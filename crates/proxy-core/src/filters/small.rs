@@ -210,6 +210,10 @@ fn encoded(value: &[u8]) -> String {
 pub struct HeaderChanges(Vec<HeaderOps>);
 
 impl HeaderChanges {
+    pub(crate) fn compile(mutations: &[pb::mutation::HeaderMutation]) -> Compiled<Self> {
+        HeaderOps::compile_mutations(mutations).map(Self)
+    }
+
     /// Changes a request; formats see it as it is then.
     pub fn apply_to_request(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
         for ops in &self.0 {
@@ -235,7 +239,7 @@ impl HeaderChanges {
 impl HeaderMutation {
     pub(super) fn compile(mutations: Option<&pb::http_filter::header_mutation::v3::Mutations>) -> Compiled<Self> {
         let Some(mutations) = mutations else { return Ok(Self::default()) };
-        let changes = |field, mutations: &[_]| Ok(HeaderChanges(HeaderOps::compile_mutations(mutations).at(field)?));
+        let changes = |field, mutations: &[_]| HeaderChanges::compile(mutations).at(field);
         Ok(Self {
             query: QueryChanges::compile(&mutations.query_parameter_mutations)?,
             request: changes("request_mutations", &mutations.request_mutations)?,

@@ -223,7 +223,7 @@ fn named(name: &str, argument: Option<&str>, dialect: Dialect) -> Compiled<Comma
         "DOWNSTREAM_LOCAL_CLOSE_REASON" => Command::Stream(F::DownstreamLocalCloseReason),
         "UPSTREAM_LOCAL_CLOSE_REASON" => Command::Unmeasured,
         "SPAN_ID" => Command::Stream(F::SpanId),
-        "REQUEST_HEADER" => header(needs()?, Command::Request)?,
+        "REQUEST_HEADER" | "STREAM_INFO_REQ" => header(needs()?, Command::Request)?,
         "RESPONSE_HEADER" => header(needs()?, Command::Response)?,
         "RESPONSE_TRAILER" => header(needs()?, Command::Trailer)?,
         "CONNECTION_TERMINATION_DETAILS" => Command::Stream(F::ConnectionTerminationDetails),

@@ -272,7 +272,8 @@ fn part_of(address: &Address, part: AddressPart, out: &mut Vec<u8>) -> Written {
             }
         }
         (AddressPart::Port, Address::Ip(ip)) => return number(u64::from(ip.port()), out),
-        (AddressPart::Port, _) => return Written::Missing,
+        // To Envoy, a path has an empty one.
+        (AddressPart::Port, _) => {}
         (_, address) => crate::text::address(out, address),
     }
     Written::Text

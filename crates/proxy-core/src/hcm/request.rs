@@ -1,10 +1,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::address::Address;
+use crate::format::FormatContext;
 use crate::hcm::{ForwardClientCert, HttpConnectionManager, StripPort};
 use crate::headers::Headers;
 use crate::route::without_port;
-use crate::stream_info::ConnectionInfo;
+use crate::stream_info::{ConnectionInfo, StreamInfo};
 use crate::text::IpText;
 
 /// Who a request is from.
@@ -49,15 +50,19 @@ const EDGE_REMOVED: [&str; 5] = [
 ];
 
 /// Brings a request head into the form that filters and upstreams expect (Envoy
-/// `ConnectionManagerUtility::mutateRequestHeaders`): host, hop-by-hop headers, forwarding headers, internal headers,
+/// `ConnectionManagerUtility::mutateRequestHeaders`): host, early changes, hop-by-hop headers, forwarding headers, internal headers,
 /// request id, client certificate.
 pub fn conform_request<Id: AsRef<[u8]>>(
     config: &HttpConnectionManager,
     headers: &mut Headers,
-    connection: &ConnectionInfo,
+    info: &StreamInfo,
     new_request_id: impl FnOnce() -> Id,
 ) -> RequestIdentity {
+    let connection = &info.connection;
     host(config, headers, connection);
+    for changes in &config.early_changes {
+        changes.apply_to_request(headers, &FormatContext::new(info, None, None));
+    }
     hop_by_hop(headers);
     let tls = connection.tls.is_some();
     let (trusted, single) = match client_address(config, headers, connection, tls) {

@@ -20,11 +20,7 @@ pub fn conform_response(config: &HttpConnectionManager, headers: &mut Headers, r
     headers.remove("transfer-encoding");
     headers.remove("keep-alive");
     headers.remove("proxy-connection");
-    if (config.always_set_request_id_in_response || request.contains("x-envoy-force-trace"))
-        && let Some(id) = request.get("x-request-id")
-    {
-        headers.set("x-request-id", id);
-    }
+    tell_request_id(config, headers, request);
     if let Some(via) = &config.via {
         headers.append("via", via.as_bytes(), ", ");
     }
@@ -35,5 +31,14 @@ pub fn conform_response(config: &HttpConnectionManager, headers: &mut Headers, r
     };
     if set {
         headers.set("server", config.server_name.as_bytes());
+    }
+}
+
+/// Tells the client the request's id, where it is to know it; in interim answers of upstreams, too.
+pub fn tell_request_id(config: &HttpConnectionManager, headers: &mut Headers, request: &Headers) {
+    if (config.always_set_request_id_in_response || request.contains("x-envoy-force-trace"))
+        && let Some(id) = request.get("x-request-id")
+    {
+        headers.set("x-request-id", id);
     }
 }

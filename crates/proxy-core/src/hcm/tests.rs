@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::address::Address;
 use crate::headers::Headers;
-use crate::stream_info::{ConnectionInfo, PeerCertificate, TlsInfo};
+use crate::stream_info::{ConnectionInfo, PeerCertificate, StreamInfo, TlsInfo};
 
 fn hcm(extra: serde_json::Value) -> HttpConnectionManager {
     let mut config = json!({
@@ -38,7 +38,8 @@ fn conform(
     for (name, value) in headers {
         head.push(name.as_bytes(), value.as_bytes());
     }
-    let identity = conform_request(&hcm(extra), &mut head, connection, || "id".to_owned());
+    let info = StreamInfo::new(Arc::new(connection.clone()), std::time::SystemTime::UNIX_EPOCH);
+    let identity = conform_request(&hcm(extra), &mut head, &info, || "id".to_owned());
     (head, identity)
 }
 

@@ -18,7 +18,7 @@ use crate::rbac::Rbac;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::route::HeaderOps;
 use crate::runtime::Live;
-use crate::{Options, fields, pb};
+use crate::{Jittered, Options, fields, pb};
 
 /// A network filter that does not end the chain.
 #[derive(Clone, Debug)]
@@ -174,7 +174,7 @@ pub struct TcpProxy {
     /// Wait between tries.
     pub backoff: Option<crate::retry::BackOff>,
     /// Close after so long.
-    pub max_downstream_connection_duration: Option<Duration>,
+    pub max_downstream_connection_duration: Option<Jittered>,
     /// Logs.
     pub access_log: Vec<Arc<AccessLog>>,
     /// Write a log record every so often.
@@ -297,7 +297,11 @@ impl TcpProxy {
                 "max_downstream_connection_duration",
                 proxy.max_downstream_connection_duration.as_ref(),
                 None,
-            )?,
+            )?
+            .map(|least| Jittered {
+                least,
+                percent: proxy.max_downstream_connection_duration_jitter_percentage.map_or(0.0, |jitter| jitter.value),
+            }),
             access_log: AccessLog::compile_all(&proxy.access_log, options)?,
             access_log_flush_interval: fields::duration_or_off(
                 "access_log_flush_interval",

@@ -37,6 +37,36 @@ fn consecutive_errors_eject_for_longer_each_time() {
 }
 
 #[test]
+fn hosts_that_call_themselves_degraded_are_so_for_longer_each_time() {
+    let cluster = cluster(
+        json!({"detect_degraded_hosts": true, "consecutive_5xx": 1, "max_ejection_percent": 0, "base_ejection_time": "30s"}),
+        1,
+    );
+    let config = cluster.outlier.clone().unwrap();
+    let host = Arc::clone(cluster.endpoints.hosts().next().unwrap());
+    let mut random = Random::new(1);
+    let start = Instant::now();
+    let at = |seconds: u64| start + Duration::from_secs(seconds);
+    let mut detector = OutlierDetector::new(*config.clone(), start);
+    assert!(!config.degrades(&host, Outcome::Status(200)));
+    assert!(!config.degrades(&host, Outcome::Degraded(500)), "an error is an error");
+    assert!(config.degrades(&host, Outcome::Degraded(404)));
+    let degrade = |detector: &mut OutlierDetector, seconds| {
+        detector.degrade(&host, &cluster.endpoints, at(seconds), &mut Random::new(1)).is_some()
+    };
+    assert!(degrade(&mut detector, 0));
+    assert!(!degrade(&mut detector, 1), "it is already");
+    assert!(!config.degrades(&host, Outcome::Degraded(200)));
+    assert_eq!((host.health(), detector.ejections_active()), (crate::endpoints::Health::Degraded, 0));
+    let mut events = |seconds| detector.tick(&cluster.endpoints, at(seconds), &mut random).len();
+    assert_eq!([events(29), events(30)], [0, 1]);
+    assert_eq!(host.health(), crate::endpoints::Health::Healthy);
+    assert!(degrade(&mut detector, 30));
+    let mut events = |seconds| detector.tick(&cluster.endpoints, at(seconds), &mut random).len();
+    assert_eq!([events(89), events(90)], [0, 1]);
+}
+
+#[test]
 fn not_all_hosts_are_ejected() {
     let cluster = cluster(json!({"consecutive_5xx": 1, "max_ejection_percent": 50}), 2);
     let mut random = Random::new(1);

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::any::Typed;
@@ -7,7 +8,7 @@ use crate::matchers::{FilterStateMatcher, HeaderMatcher, MetadataMatcher, Regex,
 use crate::pb;
 use crate::rbac::RbacInput;
 use crate::rejected::{At, Compiled, Invalid};
-use crate::route::template_regex;
+use crate::route::{template_regex, without_parameters};
 use crate::tls::SanMatcher;
 
 /// A condition on what is asked for.
@@ -136,7 +137,7 @@ impl Permission {
                 input.connection.local.port().is_some_and(|p| ports.contains(&u32::from(p)))
             }
             Self::Metadata(matcher) => matcher.matches(input.metadata),
-            Self::RouteMetadata(matcher) => input.route_metadata.is_some_and(|m| matcher.matches(m)),
+            Self::RouteMetadata(matcher) => input.route.is_some_and(|m| matcher.matches(&m.route.metadata)),
             Self::ServerName(name) => {
                 name.matches(input.connection.server_name.as_deref().unwrap_or_default().as_bytes())
             }
@@ -213,14 +214,17 @@ impl Principal {
             Self::Header(header) => input.headers.is_some_and(|h| header.matches(h)),
             Self::Path(path) => path_of(input).is_some_and(|p| path.matches(p.as_bytes())),
             Self::Metadata(matcher) => matcher.matches(input.metadata),
-            Self::RouteMetadata(matcher) => input.route_metadata.is_some_and(|m| matcher.matches(m)),
+            Self::RouteMetadata(matcher) => input.route.is_some_and(|m| matcher.matches(&m.route.metadata)),
             Self::FilterState(matcher) => matcher.matches(input.filter_state),
         }
     }
 }
 
-fn path_of<'a>(input: &RbacInput<'a>) -> Option<&'a str> {
-    input.headers.and_then(Headers::path).map(path_without_query)
+/// The path as the route table matches paths.
+fn path_of<'a>(input: &RbacInput<'a>) -> Option<Cow<'a, str>> {
+    let path = input.headers.and_then(Headers::path).map(path_without_query)?;
+    let without = input.route.is_some_and(|route| route.table.ignore_path_parameters);
+    Some(if without { without_parameters(path) } else { path.into() })
 }
 
 /// Envoy `AuthenticatedMatcher`: without a name any TLS connection will do; else a URI SAN, a DNS SAN or the subject.

@@ -44,7 +44,7 @@ fn check(rbac: &Rbac, headers: &Headers, uri: Option<&str>) -> RbacVerdict {
         remote: &connection.remote,
         metadata: &Metadata::default(),
         filter_state: &FilterState::default(),
-        route_metadata: None,
+        route: None,
         stream: None,
     })
 }

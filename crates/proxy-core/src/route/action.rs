@@ -19,7 +19,7 @@ use crate::retry::RetryPolicy;
 use crate::route::hashing::HashPolicy;
 use crate::route::header_ops::HeaderOps;
 use crate::route::redirect::Redirect;
-use crate::route::template::rewrite_policy;
+use crate::route::template::{has_path_policy, rewrite_policy};
 use crate::route::{PerFilterTable, RouteMatcher, per_filter};
 use crate::runtime::Live;
 use crate::{Options, constraints, fields};
@@ -263,7 +263,10 @@ impl Action {
             Kind::Route(action) => {
                 Self::Forward(Box::new(Forward::compile(action, route.r#match.as_ref(), options).at("route")?))
             }
-            Kind::Redirect(redirect) => Self::Redirect(Box::new(Redirect::compile(redirect).at("redirect")?)),
+            Kind::Redirect(redirect) => {
+                let redirect = Redirect::compile(redirect, has_path_policy(route.r#match.as_ref())).at("redirect")?;
+                Self::Redirect(Box::new(redirect))
+            }
             Kind::DirectResponse(direct) => {
                 Self::Direct(DirectResponse::compile(direct, body_limit).at("direct_response")?)
             }
@@ -301,6 +304,9 @@ impl Forward {
                 ));
             }
         };
+        if matches!(path_rewrite, Some(PathRewrite::Prefix(_))) && has_path_policy(matcher) {
+            return Err(Invalid::new("prefix_rewrite", "cannot be used with a path_match_policy"));
+        }
         let metadata_match = MetadataMatch::compile(action.metadata_match.as_ref());
         let (upgrades, connect) = upgrades(action);
         Ok(Self {
@@ -417,23 +423,23 @@ pub fn set_authority(headers: &mut Headers, host: &[u8], append_x_forwarded_host
 impl PathRewrite {
     /// Changes the path in front of the query.
     pub(super) fn apply(&self, matcher: &RouteMatcher, headers: &mut Headers, keep_original: bool) {
-        let Some(whole) = headers.path().map(str::to_owned) else { return };
-        let path = path_without_query(&whole);
-        let rest = &whole[path.len()..];
+        let Some(whole) = headers.get(":path").map(<[u8]>::to_vec) else { return };
+        let end = whole.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(whole.len());
+        let (path, rest) = whole.split_at(end);
         let new = match self {
             Self::Prefix(prefix) => {
                 let matched = matcher.matched_length(path);
-                [prefix.as_bytes(), path.get(matched..).unwrap_or_default().as_bytes()].concat()
+                [prefix.as_bytes(), path.get(matched..).unwrap_or_default()].concat()
             }
-            Self::Regex(rule) => rule.apply(path.as_bytes()),
+            Self::Regex(rule) => rule.apply(path),
         };
         if new.is_empty() {
             return;
         }
         if keep_original {
-            headers.set("x-envoy-original-path", whole.as_bytes());
+            headers.set("x-envoy-original-path", &whole);
         }
-        headers.set(":path", &[&new, rest.as_bytes()].concat());
+        headers.set(":path", &[&new, rest].concat());
     }
 }
 

@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use crate::any::Typed;
 use crate::headers::Headers;
 use crate::matchers::{
@@ -105,8 +107,8 @@ impl RouteMatcher {
             && (!self.grpc || is_grpc(input.headers))
             && self.headers.iter().all(|m| m.matches(input.headers))
             && (self.query.is_empty() || {
-                let path = input.headers.path().unwrap_or_default();
-                self.query.iter().all(|m| m.matches(path))
+                let path = input.headers.path_text().unwrap_or_default();
+                self.query.iter().all(|m| m.matches(&path))
             })
             && self.cookies.iter().all(|m| m.matches(input.headers))
             && self.tls.as_ref().is_none_or(|rule| rule.matches(input))
@@ -117,22 +119,23 @@ impl RouteMatcher {
     /// Only the conditions of path, headers and query: the rules of `jwt_authn` know no others (Envoy
     /// `BaseMatcherImpl::matches`).
     pub(crate) fn matches_head(&self, headers: &Headers) -> bool {
-        let path = headers.path().unwrap_or_default();
+        let path = headers.path_text().unwrap_or_default();
         self.path_matches(headers, false)
             && self.headers.iter().all(|m| m.matches(headers))
-            && self.query.iter().all(|m| m.matches(path))
+            && self.query.iter().all(|m| m.matches(&path))
     }
 
     fn path_matches(&self, headers: &Headers, ignore_path_parameters: bool) -> bool {
         if let PathRule::Connect = self.path {
             return headers.method() == Some("CONNECT");
         }
-        let Some(mut path) = headers.path().map(path_without_query) else {
+        let Some(whole) = headers.path_text() else {
             // A request without path (CONNECT) can match the empty prefix only.
             return matches!(&self.path, PathRule::Prefix { text, .. } if text.is_empty());
         };
+        let mut path = path_without_query(&whole);
         let without;
-        if ignore_path_parameters && path.contains(';') {
+        if ignore_path_parameters {
             without = without_parameters(path);
             path = &without;
         }
@@ -149,9 +152,11 @@ impl RouteMatcher {
     }
 
     /// How much of a matching path (without query) a prefix rewrite replaces.
-    pub(super) fn matched_length(&self, path: &str) -> usize {
+    pub(super) fn matched_length(&self, path: &[u8]) -> usize {
         match &self.path {
-            PathRule::Prefix { text, .. } | PathRule::Separated { text, .. } => text.len().min(path.len()),
+            PathRule::Prefix { text, .. } | PathRule::Separated { text, .. } | PathRule::Exact { text, .. } => {
+                text.len().min(path.len())
+            }
             _ => path.len(),
         }
     }
@@ -159,8 +164,9 @@ impl RouteMatcher {
     /// The first condition that the request does not fulfil and what the request has there, in words; `None` if the route applies.
     pub(super) fn mismatch(&self, input: &RouteInput<'_>, ignore_path_parameters: bool) -> Option<String> {
         let headers = input.headers;
-        let path = headers.path().unwrap_or_default();
-        let text = |value: Option<std::borrow::Cow<'_, [u8]>>| match value {
+        let path = headers.path_text().unwrap_or_default();
+        let path = &*path;
+        let text = |value: Option<Cow<'_, [u8]>>| match value {
             Some(value) => format!("{:?}", String::from_utf8_lossy(&value)),
             None => "missing".to_owned(),
         };
@@ -221,9 +227,12 @@ impl RouteMatcher {
 }
 
 /// The path without the parameters of its segments (`/a;x=1/b` is `/a/b`).
-fn without_parameters(path: &str) -> String {
+pub(crate) fn without_parameters(path: &str) -> Cow<'_, str> {
+    if !path.contains(';') {
+        return path.into();
+    }
     let segments: Vec<&str> = path.split('/').map(|segment| segment.split(';').next().unwrap_or(segment)).collect();
-    segments.join("/")
+    segments.join("/").into()
 }
 
 impl TlsRule {

@@ -21,7 +21,8 @@ pub struct Redirect {
 }
 
 impl Redirect {
-    pub(super) fn compile(redirect: &pb::route::RedirectAction) -> Compiled<Self> {
+    /// `path_policy`: the path of its requests is matched by an extension, which has no prefix to rewrite.
+    pub(super) fn compile(redirect: &pb::route::RedirectAction, path_policy: bool) -> Compiled<Self> {
         use pb::route::redirect_action::{PathRewriteSpecifier as Path, SchemeRewriteSpecifier as Scheme};
         let some = |text: &str| (!text.is_empty()).then(|| text.into());
         let (path, rewrite) = match &redirect.path_rewrite_specifier {
@@ -30,6 +31,9 @@ impl Redirect {
             Some(Path::PathRedirect(path)) => (Some(format!("/{path}").into()), None),
             // To Envoy, an empty one is none.
             Some(Path::PrefixRewrite(prefix)) if prefix.is_empty() => (None, None),
+            Some(Path::PrefixRewrite(_)) if path_policy => {
+                return Err(Invalid::new("prefix_rewrite", "cannot be used with a path_match_policy"));
+            }
             Some(Path::PrefixRewrite(prefix)) => (None, Some(PathRewrite::Prefix(prefix.as_str().into()))),
             Some(Path::RegexRewrite(rule)) => {
                 (None, Some(PathRewrite::Regex(Substitution::compile(rule).at("regex_rewrite")?)))

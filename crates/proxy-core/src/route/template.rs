@@ -16,6 +16,11 @@ pub(crate) fn template_regex(template: &str) -> Compiled<Regex> {
     Regex::new(&pattern).map_err(|reason| Invalid::new("path_template", format!("{template:?} {reason}")))
 }
 
+/// Whether an extension matches the paths of a route.
+pub(super) fn has_path_policy(matcher: Option<&pb::route::RouteMatch>) -> bool {
+    matches!(matcher.and_then(|m| m.path_specifier.as_ref()), Some(PathSpecifier::PathMatchPolicy(_)))
+}
+
 /// `path_rewrite_policy` of a route, which builds on its `path_match_policy`.
 pub(super) fn rewrite_policy(
     policy: &pb::core::TypedExtensionConfig,

@@ -6,6 +6,7 @@ use crate::runtime::{ClusterEntry, ListenerEntry, Shared};
 use crate::tls::named_by;
 use envoy_api::type_url;
 use lifecycle::http::{Response, with_type};
+use proxy_core::Host;
 use proxy_core::cluster::Discovery;
 use proxy_core::endpoints::{Health, LocalitySet};
 use proxy_core::format::TimeFormat;
@@ -13,7 +14,6 @@ use proxy_core::hcm::Routes;
 use proxy_core::listener::Terminal;
 use proxy_core::matchers::Regex;
 use proxy_core::stream_info::PeerCertificate;
-use proxy_core::{Cluster, Host};
 use serde_json::{Map, Value, json};
 use std::time::SystemTime;
 
@@ -199,10 +199,15 @@ impl Admin {
         entries.sort_by(|a, b| a.cluster.name.cmp(&b.cluster.name));
         for entry in entries {
             let endpoints = entry.endpoints.load();
+            let discovery = &entry.cluster.discovery;
+            let is_resolved =
+                !matches!(discovery, Discovery::Static | Discovery::Eds { .. } | Discovery::OriginalDst(_));
             let mut localities = Vec::new();
             for (priority, set) in endpoints.priorities.iter().enumerate() {
-                for locality in &set.localities {
-                    match entry.cluster.discovery {
+                let mut inhabited: Vec<_> = set.localities.iter().filter(|l| !l.hosts.is_empty()).collect();
+                inhabited.sort_by(|a, b| a.locality.cmp(&b.locality));
+                for locality in inhabited {
+                    match discovery {
                         // Envoy knows no localities of these hosts.
                         Discovery::OriginalDst(_) => localities.extend(
                             locality
@@ -210,7 +215,7 @@ impl Admin {
                                 .iter()
                                 .map(|host| json!({"lb_endpoints": [host_json(host, false)], "locality": {}})),
                         ),
-                        _ => localities.push(locality_json(locality, priority, &entry.cluster)),
+                        _ => localities.push(locality_json(locality, priority, is_resolved)),
                     }
                 }
             }
@@ -219,7 +224,19 @@ impl Admin {
             config.insert("@type".to_owned(), json!(type_url::ENDPOINT));
             config.insert("cluster_name".to_owned(), json!(&**name));
             put(&mut config, "endpoints", localities);
-            config.insert("policy".to_owned(), json!({"overprovisioning_factor": endpoints.overprovisioning}));
+            let mut policy = json!({"overprovisioning_factor": endpoints.overprovisioning});
+            // Envoy keeps shares as floating-point numbers, and writes them so.
+            let drops = endpoints.drops.iter().filter_map(|(category, share)| {
+                let (n, of) = share.parts();
+                let share = u64::from(n) * 1_000_000 / u64::from(of);
+                let percentage = json!({"numerator": share, "denominator": "MILLION"});
+                (share > 0).then(|| json!({"category": &**category, "drop_percentage": percentage}))
+            });
+            let drops: Vec<Value> = drops.collect();
+            if !drops.is_empty() {
+                policy["drop_overloads"] = json!(drops);
+            }
+            config.insert("policy".to_owned(), policy);
             let config = json!({"endpoint_config": config});
             if entry.dynamic { dynamic.push(config) } else { stat.push(config) }
         }
@@ -360,9 +377,7 @@ fn host_json(host: &Host, is_resolved: bool) -> Value {
 }
 
 /// One locality of a load assignment, as Envoy dumps it.
-fn locality_json(set: &LocalitySet, priority: usize, cluster: &Cluster) -> Value {
-    let is_resolved =
-        !matches!(cluster.discovery, Discovery::Static | Discovery::Eds { .. } | Discovery::OriginalDst(_));
+fn locality_json(set: &LocalitySet, priority: usize, is_resolved: bool) -> Value {
     let hosts = set.hosts.iter().map(|host| host_json(host, is_resolved));
     let mut out = json!({"lb_endpoints": hosts.collect::<Vec<_>>()});
     let locality = &set.locality;
@@ -373,7 +388,7 @@ fn locality_json(set: &LocalitySet, priority: usize, cluster: &Cluster) -> Value
     if priority > 0 {
         out["priority"] = json!(priority);
     }
-    out["load_balancing_weight"] = json!(if cluster.locality_weighted { set.weight } else { 0 });
+    out["load_balancing_weight"] = json!(set.weight);
     out
 }
 

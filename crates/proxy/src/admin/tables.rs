@@ -101,10 +101,11 @@ pub(super) fn cluster_gauges(entry: &ClusterEntry, secrets: &SecretStore, worker
     let last = endpoints.priorities.last().into_iter().flat_map(|set| &set.localities);
     let weights = last.flat_map(|locality| &locality.hosts).map(|host| u64::from(host.weight));
     let weight = match entry.cluster.discovery {
-        Discovery::Static => 0,
+        Discovery::Static | Discovery::LogicalDns(_) => 0,
         _ if entry.makes_hosts() => 0,
-        _ if entry.has_endpoints() => weights.max().unwrap_or(0).max(1),
-        _ => 0,
+        // Nothing came yet that was taken.
+        _ if Arc::ptr_eq(&endpoints, &entry.cluster.endpoints) => 0,
+        _ => weights.max().unwrap_or(0).max(1),
     };
     put("max_host_weight", Sample::Gauge(weight));
     for (name, value) in entry.table_size(&endpoints).into_iter().flat_map(TableSize::gauges) {
@@ -376,6 +377,7 @@ fn host_json(host: &Host) -> Value {
         (HealthFlag::PendingActive, "pending_active_hc"),
         (HealthFlag::Excluded, "excluded_via_immediate_hc_fail"),
         (HealthFlag::ActiveTimeout, "active_hc_timeout"),
+        (HealthFlag::DegradedOutlier, "failed_degraded_outlier_detection"),
     ] {
         if host.state.has(flag) {
             health[name] = json!(true);

@@ -5,7 +5,7 @@ use crate::runtime::ClusterEntry;
 use crate::stats::Kind;
 use crate::worker::Command;
 use bytes::Bytes;
-use envoy_api::{Message, pb};
+use envoy_api::{Message, pb, type_url};
 use mesh_types::ArcStr;
 use proxy_core::cluster::{Discovery, NameCache};
 use proxy_core::{Cluster, Endpoints};
@@ -88,8 +88,11 @@ impl Control {
         match &entry.cluster.discovery {
             Discovery::Eds { service_name, .. } => {
                 if let Some(body) = self.assignments.get(service_name).cloned() {
-                    // Refused before: the same assignment is refused again, and EDS will say so.
+                    // Good for another cluster, or for this one as it was: if it is not for this one, EDS says so.
                     let _ = self.assign(&entry, &body);
+                } else if self.is_settled(type_url::ENDPOINT, service_name) {
+                    // What there was is refused, and nothing else comes until it is sent anew.
+                    entry.warm.store(true, Ordering::Release);
                 }
             }
             Discovery::Static => {}
@@ -125,16 +128,17 @@ impl Control {
 
     /// Puts a cluster's endpoints into use.
     pub(crate) fn put_endpoints(&mut self, entry: &ClusterEntry, endpoints: Endpoints) {
+        let name = &entry.cluster.name;
         let before = entry.membership_changes.load(Ordering::Relaxed);
-        if entry.set_endpoints(Arc::new(endpoints)) {
-            let name = &entry.cluster.name;
-            if self.clusters.get(name).is_some_and(|current| std::ptr::eq(&**current, entry)) {
-                self.changes.hosts += entry.membership_changes.load(Ordering::Relaxed) - before;
-            }
-            match entry.cluster.close_on_change {
-                true => self.tell(|| Command::DrainCluster(name.clone())),
-                false => self.tell(|| Command::Endpoints(name.clone())),
-            }
+        let drops_others = entry.endpoints.load().drops != endpoints.drops;
+        let moved = entry.set_endpoints(Arc::new(endpoints));
+        if moved && self.clusters.get(name).is_some_and(|current| std::ptr::eq(&**current, entry)) {
+            self.changes.hosts += entry.membership_changes.load(Ordering::Relaxed) - before;
+        }
+        if moved && entry.cluster.close_on_change {
+            self.tell(|| Command::DrainCluster(name.clone()));
+        } else if moved || drops_others {
+            self.tell(|| Command::Endpoints(name.clone()));
         }
     }
 
@@ -152,7 +156,6 @@ impl Control {
     pub(super) fn update_endpoints(&mut self, updated: Vec<Incoming>, _removed: &[ArcStr]) -> Refused {
         let mut refused = Vec::new();
         for incoming in updated {
-            self.assignments.insert(incoming.name.clone(), incoming.body.clone());
             let users: Vec<_> = self
                 .clusters
                 .values()
@@ -160,10 +163,11 @@ impl Control {
                 .filter(|c| c.cluster.eds_name() == Some(&incoming.name))
                 .cloned()
                 .collect();
-            for entry in users {
-                if let Err(reason) = self.assign(&entry, &incoming.body) {
-                    refused.push((incoming.name.clone(), reason));
-                }
+            let results: Vec<_> = users.iter().map(|entry| self.assign(entry, &incoming.body)).collect();
+            match results.into_iter().find_map(Result::err) {
+                Some(reason) => refused.push((incoming.name, reason)),
+                // The last good one is what a cluster that changes goes on with.
+                None => _ = self.assignments.insert(incoming.name, incoming.body),
             }
         }
         self.finish_warming();

@@ -185,8 +185,7 @@ impl Control {
                 }
                 _ => {
                     let clusters = self.clusters.values().chain(self.warming.values());
-                    let mut users = clusters.filter(|entry| entry.cluster.eds_name() == Some(&name));
-                    if let Some(entry) = users.next() {
+                    for entry in clusters.filter(|entry| entry.cluster.eds_name() == Some(&name)) {
                         put((Kind::Cluster, entry.cluster.stat_name.clone(), String::new()), of, &name, &origin);
                     }
                 }

@@ -264,7 +264,8 @@ fn blame(head: &[u8], line_end: usize, (error, failed): (HeadError, usize)) -> H
 /// A client must not make us forget where a request is from (Envoy `Http1::Utility::sanitizeConnectionHeader`).
 fn remove_nominated(headers: &mut Headers) -> Result<(), HeadError> {
     const REJECTED: HeadError = bad("http1.connection_header_rejected");
-    const KEPT: [&str; 6] = ["connection", "content-length", "transfer-encoding", "te", "upgrade", "http2-settings"];
+    const STAYS: [&str; 5] = ["close", "keep-alive", "te", "upgrade", "http2-settings"];
+    const KEPT: [&str; 3] = ["connection", "content-length", "transfer-encoding"];
     const ORIGIN: [&str; 3] = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
     const MAX_NOMINATED: usize = 10;
     let value = headers.get_all("connection").collect::<Vec<_>>().join(&b","[..]);
@@ -272,17 +273,25 @@ fn remove_nominated(headers: &mut Headers) -> Result<(), HeadError> {
     if tokens.clone().count() >= MAX_NOMINATED {
         return Err(REJECTED);
     }
-    for token in tokens {
-        let Ok(name) = std::str::from_utf8(token.trim_ascii()) else { continue };
+    let mut left = Vec::new();
+    for token in tokens.map(<[u8]>::trim_ascii) {
+        let Ok(name) = std::str::from_utf8(token) else { continue };
         let name = name.to_ascii_lowercase();
         if name.starts_with(':') || ORIGIN.contains(&name.as_str()) {
             return Err(REJECTED);
         }
         if name == "host" {
             headers.remove(":authority");
+        } else if STAYS.contains(&name.as_str()) {
+            left.push(token);
         } else if !KEPT.contains(&name.as_str()) {
             headers.remove(&name);
         }
+    }
+    // Of what it named, only what is still there.
+    match left.is_empty() {
+        true => _ = headers.remove("connection"),
+        false => headers.set("connection", &left.join(&b","[..])),
     }
     Ok(())
 }

@@ -121,7 +121,9 @@ fn head_of(exchange: &mut Exchange, entry: &HttpFilterEntry, headers: &mut Heade
                 Some(PerFilter::HeaderToMetadata(route)) => &route.response,
                 _ => &own.response,
             };
-            rules.apply(headers, &mut exchange.info.dynamic_metadata);
+            let http = exchange.http.clone();
+            let count = |name: &str| http.worker.named_stats().inc(name);
+            rules.apply(headers, &mut exchange.info.dynamic_metadata, count);
         }
         HttpFilter::GrpcWeb => exchange.web.iter().for_each(|web| web.head(headers)),
         HttpFilter::StatefulSession(_) => {

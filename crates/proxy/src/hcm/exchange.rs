@@ -18,7 +18,7 @@ use super::timers::{Deadline, Timers};
 use super::{End, Http, filters, router};
 use crate::h1;
 use crate::peer;
-use crate::stream::{Frame, Gone, RecvBody, header_bytes};
+use crate::stream::{Frame, Gone, RecvBody, SendBody, header_bytes};
 use crate::upstream::{Tunnel, WorkerCluster};
 use mesh_types::ArcStr;
 use proxy_core::filters::HttpFilterEntry;
@@ -123,6 +123,10 @@ pub(crate) struct Exchange {
     pub(crate) previous_routes: PreviousRoutes,
     /// gRPC messages of request and answer, when they are to be counted.
     pub(crate) messages: Option<Box<[GrpcMessages; 2]>>,
+    /// Where the call of gRPC is counted, as it was when the filters that count saw it.
+    pub(crate) call: Option<Box<grpc::Call>>,
+    /// The same for a browser's.
+    pub(crate) web_call: Option<Box<grpc::Call>>,
     pub(crate) peer: peer::RequestPeer,
     pub(crate) grpc: bool,
     /// A browser's call of gRPC.
@@ -133,6 +137,8 @@ pub(crate) struct Exchange {
     pub(crate) waited: bool,
     /// An upgrade or CONNECT was let through; with the place of its own filters in the configuration, if it has some.
     pub(crate) upgraded: Option<Option<usize>>,
+    /// What of the answer the client has no room for (HTTP/2).
+    pub(crate) unsent: Option<SendBody>,
     /// Keeps a tunnel's upstream connection counted.
     pub(crate) tunnel: Option<crate::upstream::Counted>,
     /// `require_tls` of the virtual host: answer with this location.
@@ -182,6 +188,8 @@ impl Exchange {
             redirects: 0,
             previous_routes: PreviousRoutes::default(),
             messages: None,
+            call: None,
+            web_call: None,
             peer: peer::RequestPeer::default(),
             grpc,
             web: None,
@@ -189,6 +197,7 @@ impl Exchange {
             body_done: false,
             waited: false,
             upgraded: None,
+            unsent: None,
             tunnel: None,
             redirect_to_tls: None,
             body_limit: None,
@@ -254,6 +263,7 @@ impl Exchange {
             }
             Err(Stop::Redirect(..)) => Outcome::Aborted,
         };
+        self.flush().await;
         self.finish();
         outcome
     }
@@ -327,6 +337,7 @@ impl Exchange {
         reply.flagged_late = protocol;
         self.answered_early();
         self.reply(reply).await;
+        self.flush().await;
         self.finish();
     }
 
@@ -497,7 +508,7 @@ impl Exchange {
         let stats = &self.http.stats;
         stats.downstream_rq_rx_reset.inc();
         let end = self.http.end.get();
-        if let (Gone::Reset(_), None) = (gone, end)
+        if let (Gone::Reset(_), None, None) = (gone, end, self.info.response_code)
             && self.elapsed() < PREMATURE
         {
             self.http.premature_resets.set(self.http.premature_resets.get() + 1);
@@ -552,9 +563,6 @@ impl Exchange {
         let elapsed = self.elapsed();
         self.info.times.complete = Some(elapsed);
         http.stats.downstream_rq_active.dec();
-        if self.response.is_some() && !self.body_done {
-            http.stats.downstream_rq_response_before_rq_complete.inc();
-        }
         http.active.set(http.active.get().saturating_sub(1));
         if self.upgraded.is_some() {
             http.stats.downstream_cx_upgrades_active.dec();

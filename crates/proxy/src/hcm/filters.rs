@@ -263,7 +263,9 @@ async fn one(
                 Some(PerFilter::HeaderToMetadata(route)) => &route.request,
                 _ => &own.request,
             };
-            rules.apply(&mut exchange.request, &mut exchange.info.dynamic_metadata);
+            let http = exchange.http.clone();
+            let count = |name: &str| http.worker.named_stats().inc(name);
+            rules.apply(&mut exchange.request, &mut exchange.info.dynamic_metadata, count);
         }
         HttpFilter::SetFilterState(own) => {
             set_filter_state(exchange, own);
@@ -296,12 +298,7 @@ async fn one(
             Box::pin(resolve(exchange, own, rewrite)).await?;
         }
         HttpFilter::GrpcWeb => GrpcWeb::begin(exchange),
-        HttpFilter::GrpcStats(stats) => {
-            // Answers may be of gRPC whatever was asked, but only the filter state tells.
-            if exchange.grpc || stats.emit_filter_state {
-                exchange.messages = Some(Box::default());
-            }
-        }
+        HttpFilter::GrpcStats(stats) => exchange.begin_grpc_stats(stats),
         // These act in the router (ALPN, sessions), at the end (metrics), or not at all.
         HttpFilter::IstioAlpn(_)
         | HttpFilter::PeerMetadata(_)
@@ -543,7 +540,7 @@ fn run_rbac(
         remote: &exchange.info.remote,
         metadata: &exchange.info.dynamic_metadata,
         filter_state: &exchange.info.filter_state,
-        route_metadata: exchange.matched.as_ref().map(|m| &m.route.metadata),
+        route: exchange.matched.as_deref(),
         stream: Some(&exchange.info),
     });
     let http = exchange.http.clone();

@@ -47,6 +47,7 @@ impl GrpcWeb {
             request.set("grpc-accept-encoding", b"identity");
         }
         exchange.grpc = true;
+        exchange.begin_grpc_web();
         exchange.web =
             Some(Box::new(Self { text, held: BytesMut::new(), left: 0, request: is_text.then(TextBody::default) }));
     }

@@ -271,9 +271,9 @@ async fn wait_for_request(http: &Rc<Http>, conn: &Shared, timers: &mut Timers) -
     timers.waited();
     timers.set(Deadline::Idle, http.config.idle_timeout);
     let left = |max: Duration| max.saturating_sub(http.since.elapsed());
-    timers.set(Deadline::Stream, http.config.max_connection_duration.filter(|_| !http.aged.get()).map(left));
+    timers.set(Deadline::Stream, http.max_duration.filter(|_| !http.aged.get()).map(left));
     // From when the end was first announced: a client that goes on asking does not put it off.
-    let left = |since: Instant| http.config.drain_timeout.saturating_sub(since.elapsed());
+    let left = |since: Instant| http.drain_timeout.saturating_sub(since.elapsed());
     timers.set(Deadline::Global, http.ending.get().map(left));
     loop {
         let passed = tokio::select! {

@@ -210,7 +210,7 @@ impl<'a> Driver<'a> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let http = self.http;
         if http.leaves.get() && self.leaves.is_none() {
-            self.leaves = Some(Instant::now() + http.config.drain_timeout);
+            self.leaves = Some(Instant::now() + http.drain_timeout);
         }
         loop {
             match self.wire.conn.accept() {
@@ -261,7 +261,7 @@ impl<'a> Driver<'a> {
         });
         let idle = config.idle_timeout.filter(|_| http.active.get() == 0 && self.leaves.is_none());
         let idle = idle.map(|timeout| (self.idle_since + timeout, Event::Idle, None));
-        let old = config.max_connection_duration.filter(|_| self.leaves.is_none());
+        let old = http.max_duration.filter(|_| self.leaves.is_none());
         let old = old.map(|max| (Instant::from_std(http.since) + max, Event::Old, None));
         let drained = self.leaves.filter(|_| !self.wire.conn.is_leaving()).map(|at| (at, Event::Drained, None));
         let first = [late, idle, old, drained].into_iter().flatten().min_by_key(|(at, ..)| *at);

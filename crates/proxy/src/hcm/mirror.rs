@@ -230,7 +230,7 @@ impl Sending {
                     None => match upstream.response.poll_head(cx) {
                         Poll::Ready(Ok(head)) if head.interim => {}
                         Poll::Ready(Ok(head)) => {
-                            cluster.on_result(host, Some(Health::Status(head.status)), worker);
+                            cluster.on_result(host, Some(Health::of_answer(head.status, &head.headers)), worker);
                             stats.charge(head.status, true);
                             if is_canary(&head.headers, host)
                                 && let Some(answers) = worker.answers(&cluster.config().stat_name, "canary".to_owned())

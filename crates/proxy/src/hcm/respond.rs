@@ -85,12 +85,9 @@ impl Answer {
                 }
                 // The answer to an extended CONNECT (RFC 8441) is 200.
                 let status = if tunnel && status == 101 { 200 } else { status };
-                let body = match stream.send_head(status, headers, end) {
-                    Ok(()) => SendBody::h2(stream.clone()),
-                    // The client reset the stream; writing on goes nowhere.
-                    Err(_) => SendBody::Discard,
-                };
-                (body, header_bytes(headers, 4))
+                // A stream that is gone shows at the next write.
+                let _ = stream.send_head(status, headers, end);
+                (SendBody::h2(stream.clone()), header_bytes(headers, 4))
             }
         }
     }

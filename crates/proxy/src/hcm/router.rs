@@ -111,14 +111,17 @@ pub(super) async fn route(exchange: &mut Exchange, body: &mut RecvBody) -> Resul
             Err(direct(exchange, &matched, reply))
         }
         Action::NonForwarding => {
-            stats.no_route.inc();
-            Err(LocalReply::new(404, "", "route_not_found").flagged(ResponseFlags::NO_ROUTE).into())
+            // To Envoy's router it is a route to a cluster without name.
+            stats.no_cluster.inc();
+            Err(LocalReply::new(503, "", "cluster_not_found").flagged(ResponseFlags::NO_CLUSTER).into())
         }
     }
 }
 
 /// An answer that the route gives by itself, with the route's header changes.
-fn direct(exchange: &Exchange, matched: &Matched, mut reply: LocalReply) -> Stop {
+fn direct(exchange: &mut Exchange, matched: &Matched, mut reply: LocalReply) -> Stop {
+    // The route's formats may show them.
+    exchange.info.response_code_details = Some(reply.details.clone());
     let mut headers = Headers::new();
     headers.set_status(reply.status);
     for (name, value) in &reply.headers {
@@ -178,8 +181,13 @@ impl Plan<'_> {
         info.times.complete = Some(now);
         // Envoy counts these for the client's stream only.
         (info.upstream.attempts, info.bytes_sent) = (0, 0);
+        // What filters left, and the client's address as they took it, are the client's stream's, too.
+        let details = info.response_code_details.take();
+        let state = std::mem::take(&mut info.filter_state);
+        let remote = std::mem::replace(&mut info.remote, exchange.http.info.remote.clone());
         exchange.log_to(logs, "UpstreamEnd", response);
         let info = &mut exchange.info;
+        (info.response_code_details, info.filter_state, info.remote) = (details, state, remote);
         (info.flags, info.response_code, info.times.complete, info.upstream.attempts, info.bytes_sent) = whole;
     }
 }
@@ -379,7 +387,8 @@ async fn tries(
                 if checked && reply.headers.contains("x-envoy-immediate-health-check-fail") {
                     plan.cluster.on_own_word(&host, &worker);
                 }
-                plan.cluster.on_result(&host, Some(Health::Status(outlier_status(exchange, reply))), &worker);
+                let outcome = Health::of_answer(outlier_status(exchange, reply), &reply.headers);
+                plan.cluster.on_result(&host, Some(outcome), &worker);
                 match &mut retries {
                     Some(r) => r.on_response(&reply.headers, &mut worker.random.borrow_mut(), exchange.info.start + at),
                     None => RetryVerdict::No,

@@ -94,6 +94,7 @@ impl ServerTls {
         // Who says which certificates it takes does not do without one (Envoy `DefaultCertValidator::initializeSslContexts`).
         let picky = !validation.san.is_empty() || !validation.hashes.is_empty() || !validation.spkis.is_empty();
         let required = self.context.require_client_certificate || (picky && !validation.accept_untrusted);
+        let checks = format!("{validation:?}");
         let afterwards = match validates && validation.accept_untrusted {
             true => {
                 let strict = Validation { accept_untrusted: false, ..validation.clone() };
@@ -122,6 +123,16 @@ impl ServerTls {
                 config.session_storage = Arc::new(NoServerSessionStorage {});
                 config.send_tls13_tickets = 0;
             }
+        }
+        if !self.context.ticket_keys.is_empty() {
+            // A session of a client that was checked in another way, or was told other names, is not resumed here
+            // (Envoy `ContextImpl::generateHashForSessionContextId`).
+            let names = certificates.0.iter().filter_map(|(_, names)| names.as_ref());
+            let names: Vec<_> = names.map(|names| (&names.subject, &names.dns_sans, &names.uri_sans)).collect();
+            let context = format!("{names:?} {required} {checks} {roots:?}");
+            let keys = self.context.ticket_keys.iter().map(super::secrets::read).collect::<Result<Vec<_>, _>>()?;
+            config.ticketer = sessions::Tickets::new(&keys, context.as_bytes(), self.context.session_timeout)?;
+            config.send_tls13_tickets = 1;
         }
         // Of the suites of TLS 1.2 the server's favourite is taken, as in BoringSSL.
         config.ignore_client_order = versions(common).iter().all(|v| v.version == rustls::ProtocolVersion::TLSv1_2);

@@ -1,6 +1,6 @@
 //! HTTP/2 connections of a pool: each shared by many requests.
 
-use super::connect::{ConnectError, ConnectionFacts};
+use super::connect::{ConnectError, ConnectionFacts, Protocol};
 use super::pool::{Counted, Pool};
 use super::request::Failure;
 use crate::io::Io;
@@ -202,14 +202,16 @@ impl H2Pool {
             Pinger::new(keepalive, conn.clone(), own, pool.worker.clone())
         });
         let stats = pool.cluster.stats.clone();
-        stats.other.touch_all(&HTTP2_CODEC);
-        stats.other.touch_gauges(&HTTP2_GAUGES);
-        stats.other.inc("http2.nghttp2_upstream_connections");
+        if pool.variant.protocol == Protocol::Auto {
+            count_codec(&stats);
+        }
         let streams = Rc::new(Cell::new(0));
         let busy = streams.clone();
         // The driver owns the connection and ends with it; requests find out through their streams.
         tokio::task::spawn_local(async move {
             let counted = counted;
+            // Whoever waited for it speaks first, whatever the host has said by now.
+            tokio::task::yield_now().await;
             let driven = std::future::poll_fn(|cx| {
                 loop {
                     // First, so that a PING goes out before the request that wants to know.
@@ -305,14 +307,22 @@ enum Ending {
     Unanswered,
 }
 
+/// Counts a connection of HTTP/2: when it is begun, or once it is negotiated.
+pub(super) fn count_codec(stats: &ClusterStats) {
+    stats.other.touch_all(&HTTP2_CODEC);
+    stats.other.touch_gauges(&HTTP2_GAUGES);
+    stats.other.inc("http2.nghttp2_upstream_connections");
+}
+
 fn count(stats: &ClusterStats, tally: Tally) {
     if tally == Tally::default() {
         return;
     }
     let other = &stats.other;
-    // As Envoy, each of them: a host that leaves gently says it twice.
     stats.upstream_cx_close_notify.add(tally.rx_goaway.into());
     other.add("http2.rx_reset", tally.rx_reset.into());
     other.add("http2.tx_reset", tally.tx_reset.into());
     other.add("http2.rx_messaging_error", tally.malformed.into());
+    other.add("http2.header_list_size_too_large", tally.large_trailers.into());
+    other.add("http2.header_overflow", tally.many_trailers.into());
 }

@@ -293,6 +293,9 @@ impl Pool {
         self.open.set(self.open.get() + 1);
         self.opening.set(self.opening.get() + 1);
         let counted = Counted::new(self, Some(permit));
+        if self.variant.protocol == Protocol::Http2 {
+            super::h2_pool::count_codec(&self.cluster.stats);
+        }
         // Nobody waits for it: it ends with the connect timeout at the latest, and tells those in the queue.
         tokio::task::spawn_local(self.clone().connect(counted));
     }

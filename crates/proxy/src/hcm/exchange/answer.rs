@@ -6,7 +6,7 @@ use crate::hcm::encode;
 use crate::hcm::grpc_web::GrpcWeb;
 use crate::hcm::local_reply::LocalReply;
 use crate::hcm::timers::Deadline;
-use crate::stream::{Frame, Gone, Pump, RecvBody, SendBody};
+use crate::stream::{Frame, Gone, Pump, PumpError, RecvBody, SendBody};
 use crate::upstream::Tunnel;
 use proxy_core::{FormatContext, Headers, ResponseFlags, hcm};
 use std::task::Poll;
@@ -18,9 +18,9 @@ impl Exchange {
         config.http1.stream_error_on_invalid_message.unwrap_or(config.stream_error_on_invalid_message)
     }
 
-    /// Applies the response changes of a route to a cluster; `routed`: the answer is the router's.
+    /// Applies the response changes of a route that does not answer by itself; `routed`: the answer is the router's.
     pub(crate) fn add_route_headers(&mut self, headers: &mut Headers, routed: bool) {
-        if let Some(matched) = self.matched.clone().filter(|matched| matched.forward().is_some()) {
+        if let Some(matched) = self.matched.clone().filter(|matched| !matched.route.answers()) {
             if routed && matched.vhost.include_attempt_count_in_response {
                 headers.set_number("x-envoy-attempt-count", self.info.upstream.attempts.max(1).into());
             }
@@ -33,7 +33,6 @@ impl Exchange {
     /// Sends the head of an answer, with what the connection manager adds.
     pub(crate) fn send_head(&mut self, mut headers: Headers, end: bool, tunnel: bool) -> SendBody {
         let http = self.http.clone();
-        let status = headers.status().unwrap_or(500);
         for addition in self.add_to_response.drain(..) {
             addition.apply(&mut headers);
         }
@@ -44,6 +43,10 @@ impl Exchange {
             http_date(self.info.start + self.elapsed(), |date| headers.push_lower("date", date));
         }
         hcm::conform_response(&http.config, &mut headers, &self.request);
+        if let Some(tell) = &http.config.proxy_status {
+            tell.apply(&mut headers, &self.info);
+        }
+        let status = headers.status().unwrap_or(500);
         if http.closing() || http.too_old() || self.ends_for_overload() {
             self.answer.close_after();
         }
@@ -51,6 +54,9 @@ impl Exchange {
         self.info.times.downstream_first_tx = Some(self.elapsed());
         let (body, bytes) = self.answer.head(status, &mut headers, end, tunnel, http.config.http1.enable_trailers);
         self.info.downstream_header_bytes_sent += bytes;
+        if !self.body_done {
+            http.stats.downstream_rq_response_before_rq_complete.inc();
+        }
         self.response = Some(headers);
         // As Envoy, health checks say nothing of the service.
         if !self.info.health_check {
@@ -103,48 +109,63 @@ impl Exchange {
 
     /// The code of the reset of a stream whose request is given up, if it says more than that (Envoy
     /// `ConnectionManagerImpl::doEndStream`).
-    fn why_reset(&self) -> Option<http2::Reason> {
+    pub(crate) fn why_reset(&self) -> Option<http2::Reason> {
         let lost = [ResponseFlags::UPSTREAM_CONNECTION_FAILURE, ResponseFlags::UPSTREAM_TERMINATION];
         let lost = self.hints.tunnel() != Tunnel::No && lost.iter().any(|flag| self.info.flags.contains(*flag));
         lost.then_some(http2::Reason::CONNECT_ERROR)
     }
 
-    /// Has the rest of an answer written that is over as far as the request is concerned (HTTP/2): a client that makes no
-    /// room for it loses it after the idle timeout (Envoy `ConnectionImpl::StreamImpl::onPendingFlushTimer`), or at once when
-    /// its request is given up.
-    pub(crate) fn flush_later(&self, mut sink: SendBody) {
+    /// Writes the rest of an answer that only its client has no room for (HTTP/2). The request is over when that has left
+    /// (Envoy `ActiveStream::onCodecEncodeComplete`); who makes no room for it loses it after the idle timeout (`ConnectionImpl::
+    /// StreamImpl::onPendingFlushTimer`), or at once when its request is given up.
+    pub(super) async fn flush(&mut self) {
+        let Some(mut sink) = self.unsent.take() else { return };
+        if !self.body_done {
+            // First the connection writes what there is room for.
+            tokio::task::yield_now().await;
+            return sink.reset(http2::Reason::INTERNAL_ERROR);
+        }
         let timeout = self.timers.idle_for(Deadline::Idle);
         let worker = self.http.worker.clone();
-        let given_up = !self.body_done;
+        let held = sink.is_held();
         let work = async move {
-            if given_up {
-                // First the connection writes what there is room for.
-                tokio::task::yield_now().await;
-                return sink.reset(http2::Reason::INTERNAL_ERROR);
-            }
             let flush = std::future::poll_fn(|cx| sink.poll_flush(cx));
             let flushed = match timeout {
-                Some(timeout) => tokio::time::timeout(timeout, flush).await,
-                None => Ok(flush.await),
+                Some(timeout) => tokio::time::timeout(timeout, flush).await.ok(),
+                None => Some(flush.await),
             };
-            if flushed.is_err() {
+            if flushed.is_none() {
                 worker.named_stats().inc("http2.tx_flush_timeout");
                 sink.reset(http2::Reason::INTERNAL_ERROR);
             }
+            flushed.unwrap_or(Ok(()))
         };
-        // It ends with its connection, or with the timeout.
-        tokio::task::spawn_local(Box::pin(work));
+        if !held {
+            // To Envoy's codec, what waits for the socket has left. It ends with its connection, or with the timeout.
+            tokio::task::spawn_local(Box::pin(work));
+            return;
+        }
+        let flushed = Box::pin(work).await;
+        self.timers.waited();
+        match flushed {
+            Ok(()) => self.info.times.downstream_last_tx = Some(self.elapsed()),
+            Err(e) => self.gone(Gone::from(&e)),
+        }
     }
 
     /// Sends a body that is at hand.
     async fn send_rest(&mut self, source: &mut RecvBody, mut sink: SendBody) -> Outcome {
         let mut pump = Pump::new();
         let mut later = false;
+        let mut gone = Gone::Closed;
         // A client that does not read is given up after the idle timeout.
         self.timers.clear(Deadline::Request);
         self.timers.clear(Deadline::Global);
         let result = std::future::poll_fn(|cx| {
             if let Poll::Ready(done) = pump.poll(cx, |cx| source.poll_frame(cx), &mut sink) {
+                if let Err(PumpError::Sink(e)) = &done {
+                    gone = Gone::from(e);
+                }
                 return Poll::Ready(done.is_ok());
             }
             if pump.has_read_all() && sink.is_h2() {
@@ -158,13 +179,13 @@ impl Exchange {
         })
         .await;
         if later {
-            self.flush_later(sink);
+            self.unsent = Some(sink);
         }
         if result {
             self.info.times.downstream_last_tx = Some(self.elapsed());
             Outcome::Done
         } else {
-            self.gone(Gone::Closed);
+            self.gone(gone);
             Outcome::Aborted
         }
     }

@@ -2,10 +2,56 @@
 
 use super::Exchange;
 use crate::hcm::Http;
+use mesh_types::ArcStr;
 use proxy_core::Headers;
 use proxy_core::filters::{GrpcStats, HttpFilter};
+use std::borrow::Cow;
+
+/// The cluster that a call goes to, and what stands before its counters there.
+#[derive(Debug)]
+pub(crate) struct Call {
+    cluster: ArcStr,
+    prefix: Cow<'static, str>,
+}
+
+impl Call {
+    fn of(exchange: &Exchange, prefix: Option<Cow<'static, str>>) -> Option<Box<Self>> {
+        Some(Box::new(Self { cluster: exchange.info.upstream.cluster.clone()?, prefix: prefix? }))
+    }
+
+    fn add(&self, http: &Http, what: &str, n: u64) {
+        if let Some(cluster) = http.worker.cluster(&self.cluster) {
+            cluster.stats.other.add(&format!("{}{what}", self.prefix), n);
+        }
+    }
+
+    fn add_status(&self, http: &Http, status: u32) {
+        for what in [&*status.to_string(), if status == 0 { "success" } else { "failure" }, "total"] {
+            self.add(http, what, 1);
+        }
+    }
+}
 
 impl Exchange {
+    /// The `grpc_stats` filter sees the request (Envoy `GrpcStatsFilter::decodeHeaders`): a path and a cluster that come later are not
+    /// counted.
+    pub(crate) fn begin_grpc_stats(&mut self, filter: &GrpcStats) {
+        // Answers may be of gRPC whatever was asked, but only the filter state tells.
+        if self.grpc || filter.emit_filter_state {
+            self.messages = Some(Box::default());
+        }
+        if self.grpc {
+            self.call = Call::of(self, self.request.path().and_then(|path| filter.prefix(path)));
+        }
+    }
+
+    /// The same for the `grpc_web` filter (Envoy `GrpcWebFilter::setupStatTracking`).
+    pub(crate) fn begin_grpc_web(&mut self) {
+        let call = self.request.path().and_then(GrpcStats::call);
+        let prefix = call.map(|(service, method)| format!("grpc-web.{service}.{method}.").into());
+        self.web_call = Call::of(self, prefix);
+    }
+
     /// Remembers `grpc-status`, which is in the trailers or, without a body, in the head.
     pub(crate) fn note_grpc(&mut self, headers: &Headers) {
         if self.grpc
@@ -15,36 +61,17 @@ impl Exchange {
         }
     }
 
-    /// `cluster.NAME.grpc.…`, for the grpc_stats filter.
+    /// `cluster.NAME.grpc.…` and `cluster.NAME.grpc-web.…`, for the filters that count.
     pub(super) fn count_grpc(&self) {
-        if self.web.is_some() {
-            self.count_web();
+        if let (Some(call), Some(status)) = (&self.web_call, self.grpc_status) {
+            call.add_status(&self.http, status);
         }
-        // They are there when the filter ran.
-        let Some(messages) = &self.messages else { return };
-        let Some(filter) = grpc_stats(&self.http).filter(|_| self.grpc) else { return };
-        let Some(prefix) = filter.prefix(self.request.path().unwrap_or_default()) else { return };
-        let cluster = self.info.upstream.cluster.as_deref().and_then(|name| self.http.worker.cluster(name));
-        let Some(cluster) = cluster else { return };
-        let add = |what: &str, n| cluster.stats.other.add(&format!("{prefix}{what}"), n);
+        let (Some(call), Some(messages)) = (&self.call, &self.messages) else { return };
         for (messages, way) in messages.iter().zip(["request", "response"]).filter(|(messages, _)| messages.count > 0) {
-            add(&format!("{way}_message_count"), messages.count);
+            call.add(&self.http, &format!("{way}_message_count"), messages.count);
         }
         if let Some(status) = self.grpc_status {
-            add(&status.to_string(), 1);
-            add(if status == 0 { "success" } else { "failure" }, 1);
-            add("total", 1);
-        }
-    }
-
-    /// `cluster.NAME.grpc-web.…`, for the grpc_web filter.
-    fn count_web(&self) {
-        let call = GrpcStats::call(self.request.path().unwrap_or_default());
-        let cluster = self.info.upstream.cluster.as_deref().and_then(|name| self.http.worker.cluster(name));
-        if let (Some((service, method)), Some(cluster), Some(status)) = (call, cluster, self.grpc_status) {
-            for what in [&*status.to_string(), if status == 0 { "success" } else { "failure" }, "total"] {
-                cluster.stats.other.inc(&format!("grpc-web.{service}.{method}.{what}"));
-            }
+            call.add_status(&self.http, status);
         }
     }
 

@@ -98,7 +98,7 @@ impl Exchange {
         }
         self.peer.take_from(&mut self.request, &http);
         let identity =
-            hcm::conform_request(config, &mut self.request, &http.info, || uuid(&mut http.worker.random.borrow_mut()));
+            hcm::conform_request(config, &mut self.request, &self.info, || uuid(&mut http.worker.random.borrow_mut()));
         self.conformed = true;
         if let Some(status) = identity.refuse {
             http.stats.downstream_rq_rejected_via_ip_detection.inc();

@@ -89,7 +89,7 @@ pub(super) async fn pass_on(
         // Trailers-only answers carry the status in the head.
         exchange.note_grpc(&headers);
     }
-    let end = body.is_empty() && !tunnel;
+    let end = body.is_empty();
     if !exchange.body_done && !tunnel && exchange.answer.is_h1() {
         exchange.answer.close_after();
     }
@@ -124,9 +124,11 @@ pub(super) async fn pass_on(
     let mut upstream_failed = None;
     // The client is slower than the answer.
     let mut later = false;
+    // The host wants nothing more of the request.
+    let mut refused = false;
     let ended: Result<(), Broken> = poll_fn(|cx| {
         let mut moved = false;
-        if !sent {
+        if !sent && !refused {
             let before = up_pump.bytes;
             match up_pump.poll(cx, |cx| outgoing.poll_changed(cx, exchange), &mut upstream.send) {
                 // On HTTP/2 a client that has said all still listens.
@@ -144,7 +146,11 @@ pub(super) async fn pass_on(
                 Poll::Ready(Err(PumpError::Source(e))) => {
                     return Poll::Ready(Err(Broken::Client(Gone::from(&e))));
                 }
-                // The answer decides.
+                // The answer decides. On HTTP/2 the request is given up with it, unless it was complete.
+                Poll::Ready(Err(PumpError::Sink(_))) if upstream.protocol == HttpProtocol::Http2 => {
+                    sent = exchange.body_done;
+                    refused = true;
+                }
                 Poll::Ready(Err(PumpError::Sink(_))) => sent = true,
                 Poll::Pending if outgoing.paused && outgoing.ended && exchange.answer.is_h1() => {
                     return Poll::Ready(Err(Broken::Client(Gone::Closed)));
@@ -256,7 +262,7 @@ pub(super) async fn pass_on(
                 counted.left();
             }
             if later {
-                exchange.flush_later(sink);
+                exchange.unsent = Some(sink);
             }
             if sent {
                 upstream.response.finish();
@@ -309,7 +315,7 @@ pub(super) async fn pass_on(
             exchange.http.stats.downstream_rq_tx_reset.inc();
             // Envoy's callback for resets in any direction.
             exchange.http.stats.downstream_rq_rx_reset.inc();
-            let reason = if tunnel { http2::Reason::CONNECT_ERROR } else { http2::Reason::INTERNAL_ERROR };
+            let reason = exchange.why_reset().unwrap_or(http2::Reason::INTERNAL_ERROR);
             abort(exchange, sink, reason).await;
             Ok(Outcome::Aborted)
         }

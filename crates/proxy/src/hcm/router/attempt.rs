@@ -13,6 +13,7 @@ use crate::upstream::{
     AcquireError, Acquired, Active, Announced, Pool, Protocol, Reply, ServerNames, Source, Tunnel, Upstream, Variant,
 };
 use proxy_core::circuit::Resource;
+use proxy_core::hcm::tell_request_id;
 use proxy_core::outlier::Outcome as Health;
 use proxy_core::route::{Connect, HostRewrite};
 use proxy_core::stream_info::HttpProtocol;
@@ -158,18 +159,19 @@ pub(super) async fn one_try(
             }
             match upstream.response.poll_head(cx) {
                 Poll::Ready(Ok(mut reply)) if reply.interim => {
-                    let first = !std::mem::replace(&mut outgoing.answered, true);
-                    let goes_on = exchange.http.config.proxy_100_continue;
                     exchange.info.upstream.header_bytes_received += reply.header_bytes;
-                    // Where they go on, those after the first are not even seen (Envoy `Filter::onUpstream1xxHeaders`).
-                    if first || !goes_on {
-                        let told = Told::of(exchange, &reply.headers);
-                        plan.counted.answer(exchange, &plan.cluster, reply.status, told);
+                    // Others than these are not even seen (Envoy `HeaderUtility::isSpecial1xx`), nor are those after the first
+                    // (`Filter::onUpstream1xxHeaders`).
+                    if !matches!(reply.status, 100 | 102..=104) || std::mem::replace(&mut outgoing.answered, true) {
+                        continue;
                     }
-                    if first && goes_on {
+                    let told = Told::of(exchange, &reply.headers);
+                    plan.counted.answer(exchange, &plan.cluster, reply.status, told);
+                    if exchange.http.config.proxy_100_continue {
                         for of_this_hop in ["connection", "keep-alive", "proxy-connection", "te", "upgrade"] {
                             reply.headers.remove(of_this_hop);
                         }
+                        tell_request_id(&exchange.http.config, &mut reply.headers, &exchange.request);
                         exchange.info.downstream_header_bytes_sent += header_bytes(&reply.headers, 4);
                         exchange.info.response_code = Some(reply.status);
                         exchange.http.stats.downstream_rq.inc(reply.status);
@@ -309,7 +311,9 @@ async fn acquire(
     .await;
     // A host that refuses does so at once; other frames of HTTP/2 mostly come after that.
     let refused = matches!(&done, Ok(Acquire::Done(Err(AcquireError::Connect(e)))) if !e.timeout);
-    exchange.waited |= !refused || exchange.answer.is_h1();
+    // What the breaker refuses was not waited for.
+    let overflowed = matches!(&done, Ok(Acquire::Done(Err(AcquireError::Overflow))));
+    exchange.waited |= !overflowed && (!refused || exchange.answer.is_h1());
     if refused && is_whole {
         exchange.request_complete();
     }
