@@ -2,6 +2,7 @@
 //!
 //! Called as `pilot-agent`, `istio-iptables` or `istio-clean-iptables` it is that program.
 
+mod output;
 mod roles;
 
 use clap::Parser;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         lifecycle::memory::release_unused();
         lifecycle::memory::end(capture(arguments.drain(at..)));
     }
+    output::end_with_the_reader();
     lifecycle::names::use_files_and_dns();
     if word(1) == Some("agent") {
         let agent = agent::without_unknown_flags(arguments.split_off(1));

@@ -219,7 +219,9 @@ impl Cli {
             })),
             Role::Sample(args) => sample::run(args).map(|()| ExitCode::SUCCESS),
             Role::Completion { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "outrigger", &mut std::io::stdout());
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "outrigger", &mut script);
+                print!("{}", String::from_utf8_lossy(&script));
                 Ok(ExitCode::SUCCESS)
             }
             Role::ContainerInit => Ok(machine::container_init()),
@@ -227,6 +229,9 @@ impl Cli {
         match done {
             Ok(code) => code,
             Err(error) => {
+                if let Some(status) = crate::output::status_of(&error) {
+                    std::process::exit(status);
+                }
                 eprintln!("Error: {error:#}");
                 ExitCode::FAILURE
             }

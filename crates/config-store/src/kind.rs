@@ -82,6 +82,14 @@ kinds! {
 }
 
 impl Kind {
+    /// The custom kind that was probably meant by one that does not exist: the same in another group, or one with a letter or two changed.
+    pub fn like(group: &str, kind: &str) -> Option<Kind> {
+        let custom = || Kind::ALL.iter().copied().filter(|known| known.is_custom());
+        custom()
+            .find(|known| known.as_str().eq_ignore_ascii_case(kind))
+            .or_else(|| custom().find(|known| known.group() == group && distance(known.as_str(), kind) <= 2))
+    }
+
     /// Whether it is one of Istio's own kinds.
     pub fn is_istio(self) -> bool {
         self.group().ends_with(".istio.io")
@@ -97,6 +105,22 @@ impl Kind {
     }
 }
 
+/// Letters to insert, remove or replace until one word is the other (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -106,6 +130,14 @@ impl fmt::Display for Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn misspelt_kinds_are_recognized() {
+        assert_eq!(Kind::like("networking.istio.io", "VirtualServce"), Some(Kind::VirtualService));
+        assert_eq!(Kind::like("security.istio.io", "VirtualService"), Some(Kind::VirtualService));
+        assert_eq!(Kind::like("networking.istio.io", "virtualservice"), Some(Kind::VirtualService));
+        assert_eq!(Kind::like("networking.istio.io", "Frob"), None);
+    }
 
     #[test]
     fn group_and_kind_decide() {

@@ -135,7 +135,11 @@ impl Object {
     /// As [`Store::apply`].
     pub fn read(document: &Document) -> Result<(Self, Vec<Error>), Rejected> {
         let Some(kind) = Kind::of(document.group(), document.kind()) else {
-            let message = format!("{} of {} is not a kind that sidecars need", document.kind(), document.api_version());
+            let (kind, version) = (document.kind(), document.api_version());
+            let mut message = format!("{kind} of {version} is not a kind that sidecars need");
+            if let Some(meant) = Kind::like(document.group(), kind) {
+                message.push_str(&format!("; {meant} of {} is", meant.group()));
+            }
             return Err(Rejected { key: None, errors: vec![document.error("kind", message)] });
         };
         let key = Key::new(kind, document.namespace().unwrap_or("default"), document.name());

@@ -27,7 +27,9 @@ pub fn validate(args: ValidateArgs) -> anyhow::Result<ExitCode> {
         eprintln!("error: {error}");
     }
     for document in &documents {
-        if Kind::of(document.group(), document.kind()).is_none() {
+        // A kind that Istio's groups do not have is a misspelt one; those of others are nobody's business here.
+        let is_istio = Kind::ALL.iter().any(|kind| kind.is_istio() && kind.group() == document.group());
+        if Kind::of(document.group(), document.kind()).is_none() && !is_istio {
             continue;
         }
         checked += 1;

@@ -21,6 +21,8 @@ pub(crate) fn check(files: &Files) -> Vec<Finding> {
     checks.mutual_tls(&mut out);
     checks.duplicates(&mut out);
     checks.policies(&mut out);
+    checks.selectors(&mut out);
+    checks.gateways(&mut out);
     out
 }
 
@@ -316,6 +318,80 @@ impl Checks<'_> {
         }
     }
 
+    /// Services whose selectors fit no pod, and ports that lead to none of their pods' ports.
+    fn selectors(&self, out: &mut Vec<Finding>) {
+        let pods: Vec<(&Object, Value)> = self.objects(Kind::Pod).collect();
+        if pods.is_empty() {
+            return; // not a whole mesh
+        }
+        for (object, spec) in self.objects(Kind::Service) {
+            let wanted = labels(spec.get("selector"));
+            if wanted.is_empty() {
+                continue;
+            }
+            let of: Vec<_> = pods
+                .iter()
+                .filter(|(pod, _)| pod.key.namespace == object.key.namespace && selects(&wanted, &pod.labels))
+                .collect();
+            if of.is_empty() {
+                let what =
+                    format!("the selector of {} ({}) fits no pod: requests get 503 UH", object.key, named(&wanted));
+                let mend = "correct spec.selector, or the labels of the pods".to_owned();
+                out.push(Finding::warning("selector", what, mend).at(self.files.source(&object.key, "spec.selector")));
+                continue;
+            }
+            for (index, port) in list(&spec, "/ports").iter().enumerate() {
+                let Some(target) = port.get("targetPort").or_else(|| port.get("port")) else { continue };
+                let declared: Vec<&Value> = of
+                    .iter()
+                    .flat_map(|(_, pod)| list(pod, "/containers").iter().chain(list(pod, "/initContainers")))
+                    .filter(|container| container["name"] != "istio-proxy")
+                    .flat_map(|container| list(container, "/ports"))
+                    .collect();
+                // Declaring ports is a custom only: where none is declared, nothing is known.
+                let fits = |own: &&Value| own["containerPort"] == *target || own["name"] == *target;
+                if declared.is_empty() || declared.iter().any(fits) {
+                    continue;
+                }
+                let mut ports: Vec<String> = declared.iter().map(|own| own["containerPort"].to_string()).collect();
+                ports.sort();
+                ports.dedup();
+                let what = format!(
+                    "port {} of {} leads to {target}, which no container of its pods declares",
+                    port["port"], object.key
+                );
+                let mend = format!(
+                    "set spec.ports[{index}].targetPort to one of {}, or declare the container's port",
+                    ports.join(", ")
+                );
+                let source = self.files.source(&object.key, &format!("spec.ports[{index}]"));
+                out.push(Finding::warning("target port", what, mend).at(source));
+            }
+        }
+    }
+
+    /// VirtualServices that no sidecar takes notice of, although their hosts are services of the mesh.
+    fn gateways(&self, out: &mut Vec<Finding>) {
+        for (object, spec) in self.objects(Kind::VirtualService) {
+            let gateways: Vec<&str> = list(&spec, "/gateways").iter().filter_map(Value::as_str).collect();
+            if gateways.is_empty() || gateways.contains(&"mesh") {
+                continue;
+            }
+            let hosts = || list(&spec, "/hosts").iter().filter_map(Value::as_str);
+            let Some(host) = hosts().find(|host| self.service(&self.resolved(host, &object.key.namespace)).is_some())
+            else {
+                continue;
+            };
+            let what = format!(
+                "{} is for gateways only ({}): no sidecar follows it, and requests within the mesh to {host} pass it by",
+                object.key,
+                gateways.join(", ")
+            );
+            let mend = "add mesh to spec.gateways, if requests within the mesh are meant, too".to_owned();
+            out.push(Finding::warning("gateways", what, mend).at(self.files.source(&object.key, "spec.gateways")));
+        }
+    }
+
     /// Policies that cannot do what they seem to.
     fn policies(&self, out: &mut Vec<Finding>) {
         for (object, spec) in self.objects(Kind::AuthorizationPolicy) {
@@ -421,6 +497,38 @@ spec: {host: a, subsets: [{name: v1, labels: {version: v1}}, {name: none, labels
         let ports = of("port name");
         assert!(ports[0].contains("http-tcp-x") && ports[1].contains("\"odd\""), "{found:?}");
         assert_eq!(found.len(), 6, "{found:?}");
+    }
+
+    #[test]
+    fn what_no_pod_and_no_sidecar_takes_is_found() {
+        let found = found(
+            "
+apiVersion: v1
+kind: Service
+metadata: {name: b}
+spec: {selector: {app: bb}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: c}
+spec: {selector: {app: c}, ports: [{name: http, port: 80, targetPort: 8081}, {name: http-web, port: 81, targetPort: web}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: c, labels: {app: c}}
+spec: {containers: [{name: c, ports: [{containerPort: 8080, name: web}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: c}
+spec: {hosts: [c], gateways: [edge], http: [{route: [{destination: {host: c}}]}]}
+",
+        );
+        let has =
+            |check: &str, part: &str| found.iter().filter(|(of, what)| *of == check && what.contains(part)).count();
+        assert_eq!(has("selector", "app: bb"), 1, "{found:?}");
+        assert_eq!((has("target port", "8081"), has("target port", "web")), (1, 0), "{found:?}");
+        assert_eq!(has("gateways", "edge"), 1, "{found:?}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::Context;
 use config_store::{Body, Kind};
 use explain::{Files, words};
+use registry::Resolution;
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -28,7 +29,10 @@ pub(crate) fn check(mesh: &str, files: &Files) -> anyhow::Result<Vec<Finding>> {
             continue;
         }
         match machine::ask_proxy(mesh, &name, "GET", "/stats/prometheus") {
-            Ok(text) => failures(mesh, &name, &String::from_utf8_lossy(&text), &mut out),
+            Ok(text) => {
+                failures(mesh, files, &name, &String::from_utf8_lossy(&text), &mut out);
+                refusals(mesh, &name, &mut out);
+            }
             Err(error) => {
                 let what = format!("the proxy of {name} does not answer: {error:#}");
                 out.push(Finding::problem("proxy", what, format!("outrigger logs {name} -c istio-proxy")));
@@ -46,20 +50,27 @@ pub(crate) fn check(mesh: &str, files: &Files) -> anyhow::Result<Vec<Finding>> {
 /// Proxies that refuse what they are sent, or do not answer for it.
 fn proxies(mesh: &str, out: &mut Vec<Finding>) -> anyhow::Result<()> {
     let all = machine::distribution(mesh, None)?;
+    // What one proxy refuses, most do.
+    let mut refused: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for proxy in all.proxies {
         if !proxy.nacks.is_empty() {
-            let what = format!(
-                "{} refuses its configuration and keeps the last good one: {}",
-                proxy.proxy,
-                proxy.nacks.join("; ")
-            );
-            let mend = "correct the object that the resource is made from, or delete it; then: outrigger wait --all"
-                .to_owned();
-            out.push(Finding::problem("stale", what, mend));
+            refused.entry(proxy.nacks.join("; ")).or_default().push(proxy.proxy);
         } else if proxy.synced_to < all.wanted {
             let what = format!("{} has revision {} of {}", proxy.proxy, proxy.synced_to, all.wanted);
             out.push(Finding::warning("stale", what, "outrigger wait --all --timeout 10s".to_owned()));
         }
+    }
+    for (why, mut proxies) in refused {
+        proxies.sort();
+        let who = match proxies.as_slice() {
+            [one] => format!("{one} refuses its"),
+            [first, rest @ ..] => format!("{first} and {} more refuse their", rest.len()),
+            [] => continue,
+        };
+        let what = format!("{who} configuration, and the last good one stays: {why}");
+        let mend =
+            "correct the object that the resource is made from, or delete it; then: outrigger wait --all".to_owned();
+        out.push(Finding::problem("stale", what, mend));
     }
     Ok(())
 }
@@ -75,47 +86,167 @@ fn not_ready(name: &str, pod: &Value, out: &mut Vec<Finding>) {
     }
 }
 
-/// Requests that this proxy answered itself, or that failed behind it, by cause.
-fn failures(mesh: &str, name: &str, text: &str, out: &mut Vec<Finding>) {
-    let mut failed: BTreeMap<(String, String, String), (u64, u64)> = BTreeMap::new();
+/// A failure so old is history, if requests passed since, or nothing can be sent there any more.
+const HISTORY_MS: u64 = 60_000;
+
+/// Requests that failed, by cause: those that this proxy sent, and those that its own application did not take.
+fn failures(mesh: &str, files: &Files, name: &str, text: &str, out: &mut Vec<Finding>) {
+    let mut failed: BTreeMap<(bool, String, String, String), u64> = BTreeMap::new();
+    let mut all: BTreeMap<(bool, String), u64> = BTreeMap::new();
     for sample in text.lines().filter_map(machine::parse_sample).filter(|sample| sample.name == "istio_requests_total")
     {
         let label = |name: &str| sample.labels.get(name).cloned().unwrap_or_default();
-        let host = label("destination_service");
+        let (host, code, flags) = (label("destination_service"), label("response_code"), label("response_flags"));
         let count = sample.value as u64;
-        if label("reporter") != "source" || count == 0 {
-            continue;
-        }
-        let (code, flags) = (label("response_code"), label("response_flags"));
-        let all = failed.entry((host.clone(), String::new(), String::new())).or_default();
-        all.1 += count;
-        if flags != "-" && (code.starts_with('5') || code == "0") {
-            failed.entry((host, code, flags)).or_default().0 += count;
+        let sent = label("reporter") == "source";
+        *all.entry((sent, host.clone())).or_default() += count;
+        // Of clients that left, their own proxy knows more than the server's.
+        let left = !sent && flags.split(',').any(|flag| flag == "DC");
+        if count > 0 && flags != "-" && !left && (code.starts_with('5') || code == "0") {
+            *failed.entry((sent, host, code, flags)).or_default() += count;
         }
     }
-    let totals: BTreeMap<String, u64> = failed
-        .iter()
-        .filter(|((_, code, _), _)| code.is_empty())
-        .map(|((host, ..), (_, all))| (host.clone(), *all))
-        .collect();
-    for ((host, code, flags), (count, _)) in failed.iter().filter(|((_, code, _), _)| !code.is_empty()) {
-        let all = totals.get(host).copied().unwrap_or(*count);
-        let why = words::of_flags(flags).unwrap_or_else(|| "the cause has no words".to_owned());
-        let what = format!("{count} of {all} requests of {name} to {host} got {code} {flags}: {why}");
-        let mend = match last(mesh, name, code, flags) {
-            Some(id) => format!("outrigger explain --request-id {id}"),
+    if failed.is_empty() {
+        return;
+    }
+    let records = Records::ask(mesh, name, "");
+    for ((sent, host, code, flags), count) in failed {
+        let of = all.get(&(sent, host.clone())).copied().unwrap_or(count);
+        let last = Records::ask(mesh, name, &format!("code={code}&")).last(sent, &host, &flags);
+        let ago = last.as_ref().map(Failed::ago_ms);
+        let passed = last.as_ref().is_some_and(|last| records.passed_since(sent, &host, last));
+        let is_gone = sent && !files.push.registry.services.iter().any(|service| *service.hostname == *host);
+        let mut what = match sent {
+            true => {
+                let services = &files.push.registry.services;
+                let by_name = services.iter().find(|service| *service.hostname == *host).is_some_and(|service| {
+                    matches!(service.resolution, Resolution::DnsLb | Resolution::DnsRoundRobinLb)
+                });
+                let why = words::of_flags(&flags, by_name).unwrap_or_else(|| "the cause has no words".to_owned());
+                format!("{count} of {of} requests of {name} to {host} got {code} {flags}: {why}")
+            }
+            false => {
+                let port = last.as_ref().map_or_else(String::new, |last| format!(", port {}", last.port));
+                let why = match flags.contains("UF") {
+                    true => "it takes no connections there; does the Service's targetPort fit?".to_owned(),
+                    false => words::of_flags(&flags, false).unwrap_or_default(),
+                };
+                format!(
+                    "{count} of {of} requests to {name} failed at its own application{port}, with {code} {flags}: {why}"
+                )
+            }
+        };
+        let mend = match last.as_ref().filter(|last| !last.id.is_empty()) {
+            Some(last) => format!("outrigger explain --request-id {}", last.id),
             None => format!("outrigger tap {name} --code {code} --steps"),
         };
-        out.push(Finding::problem("failed requests", what, mend));
+        if let Some(ago) = ago {
+            let later = if passed { "; later ones passed" } else { "" };
+            what.push_str(&format!(" (the last one {} s ago{later})", ago / 1000));
+        }
+        let is_history = (passed || is_gone) && ago.is_some_and(|ago| ago > HISTORY_MS);
+        // Nothing in the mesh failed where the application itself gave up.
+        let gave_up = flags.split(',').any(|flag| flag == "DC");
+        out.push(match is_history || gave_up {
+            false => Finding::problem("failed requests", what, mend),
+            true => Finding::warning("failed requests", what, mend),
+        });
     }
 }
 
-/// The id of the last request that failed so.
-fn last(mesh: &str, name: &str, code: &str, flags: &str) -> Option<String> {
-    let body = machine::ask_proxy(mesh, name, "GET", &format!("/requests?code={code}&limit=100")).ok()?;
-    let answer: Value = serde_json::from_slice(&body).ok()?;
-    let found = answer["requests"].as_array()?.iter().find(|record| record["flags"] == flags)?;
-    Some(found["request_id"].as_str()?.to_owned()).filter(|id| !id.is_empty())
+/// Requests that policies denied, and those to hosts that the proxy may not know, as far as it remembers.
+fn refusals(mesh: &str, name: &str, out: &mut Vec<Finding>) {
+    let mut seen: BTreeMap<String, (u64, String)> = BTreeMap::new();
+    // The newest comes last.
+    let mut count = |what: String, id: &Value| {
+        let entry = seen.entry(what).or_default();
+        entry.0 += 1;
+        id.as_str().unwrap_or_default().clone_into(&mut entry.1);
+    };
+    for record in Records::ask(mesh, name, "code=403&").0.iter().rev() {
+        let details = record["details"].as_str().unwrap_or_default();
+        if details.starts_with("rbac_access_denied") {
+            let peer = record["peer"].as_str().unwrap_or("somebody without a certificate");
+            let what = format!("requests of {peer} were denied at {name}: {}", words::of_details(details));
+            count(what, &record["request_id"]);
+        }
+    }
+    for record in Records::ask(mesh, name, "code=502&").0.iter().rev() {
+        if record["virtual_host"] == "block_all" {
+            let host = record["authority"].as_str().unwrap_or_default();
+            let what =
+                format!("requests of {name} to {host} got 502: it may call only what its proxy sees (REGISTRY_ONLY)");
+            count(what, &record["request_id"]);
+        }
+    }
+    for (what, (times, id)) in seen {
+        let mend = format!("outrigger explain --request-id {id}");
+        out.push(Finding::warning("denied requests", format!("{times} {what}"), mend));
+    }
+}
+
+/// What a proxy of ours remembers of its requests; nothing of an Envoy.
+struct Records(Vec<Value>);
+
+/// A request that failed.
+struct Failed {
+    id: String,
+    time_ms: u64,
+    /// Where it was to go.
+    port: String,
+}
+
+impl Records {
+    /// The newest that a query selects.
+    fn ask(mesh: &str, name: &str, query: &str) -> Self {
+        let answer = machine::ask_proxy(mesh, name, "GET", &format!("/requests?{query}limit=200")).ok();
+        let answer: Option<Value> = answer.and_then(|body| serde_json::from_slice(&body).ok());
+        Self(answer.and_then(|answer| answer["requests"].as_array().cloned()).unwrap_or_default())
+    }
+
+    /// Those to a host, or those to the application.
+    fn to<'a>(&'a self, sent: bool, host: &'a str) -> impl Iterator<Item = (&'a Value, u64)> {
+        let fits = move |record: &&Value| {
+            let inbound = record["listener"] == "virtualInbound";
+            let cluster = record["cluster"].as_str().and_then(|cluster| cluster.rsplit('|').next());
+            // Requests to clusters that are not there count for no host.
+            inbound != sent && (inbound || host == "unknown" || cluster == Some(host))
+        };
+        self.0.iter().filter(fits).map(|record| (record, record["time_ms"].as_u64().unwrap_or_default()))
+    }
+
+    /// The last one that failed so.
+    fn last(&self, sent: bool, host: &str, flags: &str) -> Option<Failed> {
+        // Statistics and records name them in different orders.
+        let sorted = |flags: &str| {
+            let mut all: Vec<String> = flags.split(',').map(str::to_owned).collect();
+            all.sort();
+            all
+        };
+        let wanted = sorted(flags);
+        let failed =
+            self.to(sent, host).filter(|(record, _)| record["flags"].as_str().is_some_and(|own| sorted(own) == wanted));
+        let (record, time_ms) = failed.max_by_key(|(_, time)| *time)?;
+        let cluster = record["cluster"].as_str().unwrap_or_default();
+        Some(Failed {
+            id: record["request_id"].as_str().unwrap_or_default().to_owned(),
+            time_ms,
+            port: cluster.split('|').nth(1).unwrap_or("?").to_owned(),
+        })
+    }
+
+    /// Whether requests to the same place have passed since it failed.
+    fn passed_since(&self, sent: bool, host: &str, failed: &Failed) -> bool {
+        let passed = |record: &Value| record["flags"] == "-" && record["code"].as_u64().is_some_and(|code| code < 500);
+        self.to(sent, host).any(|(record, time)| time > failed.time_ms && passed(record))
+    }
+}
+
+impl Failed {
+    fn ago_ms(&self) -> u64 {
+        let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
+        u64::try_from(now).unwrap_or_default().saturating_sub(self.time_ms)
+    }
 }
 
 fn certificates(name: &str, answer: &Value, out: &mut Vec<Finding>) {
@@ -178,6 +309,23 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn the_last_failure_is_of_the_same_place() {
+        let record = |id: &str, time: u64, listener: &str, cluster: &str, code: u16, flags: &str| json!({ "request_id": id, "time_ms": time, "listener": listener, "cluster": cluster, "code": code, "flags": flags });
+        let records = Records(vec![
+            record("a", 1, "0.0.0.0_80", "outbound|80||a.x", 503, "UH"),
+            record("b", 2, "0.0.0.0_80", "outbound|80||b.x", 503, "UH"),
+            record("in", 3, "virtualInbound", "inbound|9999||", 503, "URX,UF"),
+            record("ok", 4, "0.0.0.0_80", "outbound|80|v1|a.x", 200, "-"),
+        ]);
+        let a = records.last(true, "a.x", "UH").unwrap();
+        assert_eq!(a.id, "a");
+        assert!(records.passed_since(true, "a.x", &a) && a.ago_ms() > HISTORY_MS);
+        let b = records.last(true, "b.x", "UH").unwrap();
+        assert_eq!((b.id.as_str(), records.passed_since(true, "b.x", &b)), ("b", false));
+        assert_eq!(records.last(false, "any", "UF,URX").unwrap().port, "9999");
+    }
 
     #[test]
     fn old_certificates_are_named() {

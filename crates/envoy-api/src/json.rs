@@ -82,12 +82,58 @@ pub fn decode(type_url: &str, bytes: &[u8]) -> Result<DynamicMessage, Error> {
         .map_err(|source| Error::Bytes { type_url: type_url.to_owned(), source })
 }
 
-/// Canonical JSON with proto field names, as Envoy's config dump writes it; `Any` inlined with `@type`.
+/// Canonical JSON with proto field names, as Envoy's config dump writes it; `Any` inlined with `@type`. One without a
+/// type, such as the empty `config` that enables a filter for a route, is `{}`, and so is one of an unknown type.
 pub fn to_json(type_url: &str, bytes: &[u8]) -> Result<Value, Error> {
     let options = SerializeOptions::new().use_proto_field_name(true).stringify_64_bit_integers(false);
-    decode(type_url, bytes)?
-        .serialize_with_options(serde_json::value::Serializer, &options)
-        .map_err(|e| Error::Json { type_url: type_url.to_owned(), reason: e.to_string() })
+    let mut message = decode(type_url, bytes)?;
+    let written = message.serialize_with_options(serde_json::value::Serializer, &options).or_else(|_| {
+        mark_unreadable(&mut message);
+        let mut marked = message.serialize_with_options(serde_json::value::Serializer, &options)?;
+        empty_marked(&mut marked);
+        Ok::<_, serde_json::Error>(marked)
+    });
+    written.map_err(|e| Error::Json { type_url: type_url.to_owned(), reason: e.to_string() })
+}
+
+/// What stands for an `Any` that cannot be written: no extension is configured by it.
+const UNREADABLE: &str = "type.googleapis.com/google.protobuf.Empty";
+
+/// Replaces every `Any` that cannot be decoded, also inside others, by [`UNREADABLE`].
+fn mark_unreadable(message: &mut DynamicMessage) {
+    use prost_reflect::{ReflectMessage, Value as Field};
+    if message.descriptor().full_name() == "google.protobuf.Any" {
+        let text = |field| message.get_field_by_name(field).map(std::borrow::Cow::into_owned);
+        let (Some(Field::String(url)), Some(Field::Bytes(bytes))) = (text("type_url"), text("value")) else { return };
+        let (url, bytes) = match decode(&url, &bytes) {
+            Ok(mut inner) => {
+                mark_unreadable(&mut inner);
+                (url, inner.encode_to_vec())
+            }
+            Err(_) => (UNREADABLE.to_owned(), Vec::new()),
+        };
+        message.set_field_by_name("type_url", Field::String(url));
+        message.set_field_by_name("value", Field::Bytes(bytes.into()));
+        return;
+    }
+    for (_, value) in message.fields_mut() {
+        match value {
+            Field::Message(inner) => mark_unreadable(inner),
+            Field::List(items) => items.iter_mut().filter_map(Field::as_message_mut).for_each(mark_unreadable),
+            Field::Map(entries) => entries.values_mut().filter_map(Field::as_message_mut).for_each(mark_unreadable),
+            _ => {}
+        }
+    }
+}
+
+/// Empties the objects of [`UNREADABLE`].
+fn empty_marked(value: &mut Value) {
+    match value {
+        Value::Object(map) if map.get("@type").is_some_and(|url| url == UNREADABLE) => map.clear(),
+        Value::Object(map) => map.values_mut().for_each(empty_marked),
+        Value::Array(items) => items.iter_mut().for_each(empty_marked),
+        _ => {}
+    }
 }
 
 /// Canonical JSON with names in camel case, as istiod's debug pages write it; `Any` inlined with `@type`.
@@ -192,6 +238,21 @@ mod tests {
             istio::MySqlProxy::full_name(),
         ] {
             assert!(descriptor(&name).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn any_without_a_known_type_is_empty() {
+        let any = |url: &str, value: &[u8]| {
+            envoy_types::pb::google::protobuf::Any { type_url: url.to_owned(), value: value.to_vec() }.encode_to_vec()
+        };
+        // Field 2 of FilterConfig is `is_optional`, field 1 is `config`.
+        let with_config = |config: Vec<u8>| [vec![0x0a, config.len() as u8], config, vec![0x10, 1]].concat();
+        let url = "type.googleapis.com/envoy.config.route.v3.FilterConfig";
+        for config in [any("", b""), any("type.googleapis.com/no.such", b"x")] {
+            let outer = any(url, &with_config(config));
+            let expected = json!({"@type": url, "config": {}, "is_optional": true});
+            assert_eq!(to_json("google.protobuf.Any", &outer).unwrap(), expected);
         }
     }
 

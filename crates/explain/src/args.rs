@@ -57,7 +57,7 @@ pub struct Args {
     #[arg(long)]
     inbound: bool,
     /// Name of the running mesh that is asked where there is no --input
-    #[arg(long, default_value = "default", env = "OUTRIGGER_NAME")]
+    #[arg(long, alias = "name", default_value = "default", env = "OUTRIGGER_NAME")]
     mesh: String,
     /// Answer all calls of a file at once, in the form of Istio's request simulator
     #[arg(long, value_name = "FILE", requires = "proxy")]
@@ -231,6 +231,7 @@ fn explain(mesh: &Mesh, asked: &Asked, args: &Args) -> anyhow::Result<Explanatio
 /// Asks one proxy's own configuration: out of a file, from its admin port, from its control plane, or of a pod of a running mesh.
 fn of_proxy(args: &Args) -> anyhow::Result<ExitCode> {
     let target = |pod: Option<&String>| inspect::Target {
+        namespace: None,
         pod: pod.cloned(),
         file: args.config_dump.clone(),
         mesh: args.mesh.clone(),

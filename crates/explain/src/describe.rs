@@ -36,11 +36,23 @@ enum What {
 struct Of {
     /// Its name, or the beginning of it, with `.NAMESPACE` if need be
     name: String,
+    /// Its namespace
+    #[arg(long, short = 'n')]
+    namespace: Option<String>,
     #[command(flatten)]
     sources: Sources,
     /// Name of the running mesh that is asked where there is no --input
-    #[arg(long, default_value = "default", env = "OUTRIGGER_NAME")]
+    #[arg(long, alias = "name", default_value = "default", env = "OUTRIGGER_NAME")]
     mesh: String,
+}
+
+impl Of {
+    fn full_name(&self) -> String {
+        match &self.namespace {
+            Some(namespace) if !self.name.contains('.') => format!("{}.{namespace}", self.name),
+            _ => self.name.clone(),
+        }
+    }
 }
 
 /// Runs the command.
@@ -51,9 +63,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let text = match &args.what {
         What::Pod(of) => {
             let mesh = mesh(&of.sources, &of.mesh)?;
-            pod(&mesh, &*mesh.pod(&of.name)?)
+            pod(&mesh, &*mesh.pod(&of.full_name())?)
         }
-        What::Service(of) => service(&mesh(&of.sources, &of.mesh)?, &of.name)?,
+        What::Service(of) => service(&mesh(&of.sources, &of.mesh)?, &of.full_name())?,
     };
     print!("{text}");
     Ok(ExitCode::SUCCESS)

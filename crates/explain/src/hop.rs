@@ -382,7 +382,12 @@ impl Hop<'_> {
             }
             Action::Direct(direct) => {
                 steps.push(Step::new("action", format!("the proxy answers {} itself", direct.status)).end());
-                Err(answered(direct.status, None, "direct_response", "the route answers by itself"))
+                // istiod's name for what stands where hosts that a proxy does not know are refused.
+                let why = match &*matched.vhost.name {
+                    "block_all" => "the proxy does not know the host, and may call no others (REGISTRY_ONLY)",
+                    _ => "the route answers by itself",
+                };
+                Err(answered(direct.status, None, "direct_response", why))
             }
             Action::NonForwarding => Err(answered(404, Some("NR"), "route_not_found", "the route does not forward")),
         }

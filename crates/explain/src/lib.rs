@@ -22,6 +22,7 @@ mod mesh;
 mod origin;
 mod past;
 mod request;
+mod scope;
 mod shapes;
 mod sidecar;
 mod text;

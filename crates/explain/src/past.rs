@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use anyhow::{Context, bail};
+use proxy_core::cluster::Discovery;
 use proxy_core::listener::Terminal;
 use proxy_core::{RouteTable, hcm};
 use serde::Deserialize;
@@ -10,7 +11,7 @@ use serde::Deserialize;
 use crate::mesh::{Mesh, Pod};
 use crate::trace::{Explanation, Logged, Outcome, Side, Source, Step};
 use crate::upstream::Departure;
-use crate::{Configuration, Files, Payload, Sources, origin, words};
+use crate::{Configuration, Files, Payload, Sources, origin, scope, words};
 
 /// Whose records are asked for.
 pub(crate) struct Whose<'a> {
@@ -79,7 +80,7 @@ pub(crate) fn explain(id: &str, whose: &Whose<'_>) -> anyhow::Result<Explanation
             return explain(&newest.context("the proxy has seen no request")?.request_id, whose);
         }
         let records = read(&inspect::ask_admin(address, &path)?)?;
-        let sides = records.iter().map(|record| (side(record, address, None), record)).collect();
+        let sides = records.iter().map(|record| passage(record, address, None)).collect();
         return assemble(id, sides, None);
     }
     let mesh = Mesh::new(Files::running(whose.mesh, &Sources::default())?)?;
@@ -105,7 +106,7 @@ pub(crate) fn explain(id: &str, whose: &Whose<'_>) -> anyhow::Result<Explanation
     }
     // Clocks are the same; a client's proxy begins before the server's.
     found.sort_by_key(|(_, record)| (record.time_ms, record.is_inbound()));
-    let sides = found.iter().map(|(pod, record)| (side(record, &pod.full_name(), Some((&mesh, pod))), record));
+    let sides = found.iter().map(|(pod, record)| passage(record, &pod.full_name(), Some((&mesh, pod))));
     assemble(id, sides.collect(), Some(&mesh))
 }
 
@@ -114,8 +115,16 @@ fn read(body: &[u8]) -> anyhow::Result<Vec<Record>> {
     Ok(records.requests)
 }
 
-fn assemble(id: &str, sides: Vec<(Side, &Record)>, mesh: Option<&Mesh>) -> anyhow::Result<Explanation> {
-    let Some((_, first)) = sides.first() else {
+/// A request's way through one proxy.
+struct Passage<'r> {
+    side: Side,
+    record: &'r Record,
+    /// The response flags in words.
+    why: Option<String>,
+}
+
+fn assemble(id: &str, sides: Vec<Passage<'_>>, mesh: Option<&Mesh>) -> anyhow::Result<Explanation> {
+    let (Some(Passage { record: first, .. }), Some(end)) = (sides.first(), sides.last()) else {
         bail!("no proxy remembers a request {id:?}; each remembers its last 10,000")
     };
     let source = first.downstream_remote.parse().ok();
@@ -123,13 +132,17 @@ fn assemble(id: &str, sides: Vec<(Side, &Record)>, mesh: Option<&Mesh>) -> anyho
     let from = client.map_or_else(|| first.downstream_remote.clone(), |pod| pod.full_name());
     let request =
         format!("{} http://{}{}  x-request-id: {}", first.method, first.authority, first.path, first.request_id);
-    let last = sides.last().map_or(*first, |(_, record)| *record);
+    let last = end.record;
     let reached = last.details.as_deref() == Some("via_upstream");
-    let by = sides.last().map(|(side, _)| side.proxy.clone()).unwrap_or_default();
+    let by = &end.side.proxy;
     let took = milliseconds(first.duration_us);
-    let summary = match (reached, words::of_flags(&last.flags)) {
+    let summary = match (reached, &end.why) {
         (true, _) => format!("{} from the application, after {took}", first.code),
         (false, Some(why)) => format!("{} after {took}, answered by the proxy of {by}: {why}", first.code),
+        (false, None) if last.virtual_host.as_deref() == Some("block_all") => format!(
+            "{} after {took}, answered by the proxy of {by}: it does not know the host, and may call no others (REGISTRY_ONLY)",
+            last.code
+        ),
         (false, None) => format!(
             "{} after {took}, answered by the proxy of {by}: {}",
             first.code,
@@ -143,12 +156,16 @@ fn assemble(id: &str, sides: Vec<(Side, &Record)>, mesh: Option<&Mesh>) -> anyho
         details: last.details.clone().unwrap_or_default(),
         summary,
     };
-    Ok(Explanation { request, from, sides: sides.into_iter().map(|(side, _)| side).collect(), outcome })
+    Ok(Explanation { request, from, sides: sides.into_iter().map(|passage| passage.side).collect(), outcome })
 }
 
 /// One proxy's record as steps.
-fn side(record: &Record, proxy: &str, of: Option<(&Mesh, &Rc<Pod>)>) -> Side {
+fn passage<'r>(record: &'r Record, proxy: &str, of: Option<(&Mesh, &Rc<Pod>)>) -> Passage<'r> {
     let configuration = of.map(|(mesh, pod)| mesh.configuration(pod));
+    let scope = of.filter(|_| !record.is_inbound()).and_then(|(mesh, pod)| {
+        let (host, _) = record.authority.rsplit_once(':').unwrap_or((&record.authority, ""));
+        scope::hidden(mesh, pod, mesh.service(pod, host)?)
+    });
     let mesh = of.map(|(mesh, _)| mesh);
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let mut side = Side {
@@ -182,6 +199,8 @@ fn side(record: &Record, proxy: &str, of: Option<(&Mesh, &Rc<Pod>)>) -> Side {
     if let Some(name) = &record.virtual_host {
         side.steps.push(Step::new("virtual host", name.clone()));
     }
+    side.steps.extend(scope);
+    let mut by_name = false;
     for decision in &record.steps {
         side.steps.extend(step(decision, record, mesh, configuration.as_deref()));
     }
@@ -201,6 +220,7 @@ fn side(record: &Record, proxy: &str, of: Option<(&Mesh, &Rc<Pod>)>) -> Side {
                 random: 0,
             };
             side.steps.insert(after_route, departure.describe(&cluster));
+            by_name = matches!(cluster.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
         }
     }
     if let Some(host) = &record.host {
@@ -211,12 +231,13 @@ fn side(record: &Record, proxy: &str, of: Option<(&Mesh, &Rc<Pod>)>) -> Side {
     let details = record.details.as_deref().unwrap_or("-");
     let mut answer = Step::new("answer", format!("{} {} {details}", record.code, record.flags))
         .fact(format!("after {}", milliseconds(record.duration_us)));
-    if let Some(why) = words::of_flags(&record.flags) {
-        answer = answer.fact(why);
+    let why = words::of_flags(&record.flags, by_name);
+    if let Some(why) = &why {
+        answer = answer.fact(why.as_str());
     }
     answer.ends = details != "via_upstream";
     side.steps.push(answer);
-    side
+    Passage { side, record, why }
 }
 
 fn step(decision: &Decision, record: &Record, mesh: Option<&Mesh>, at: Option<&Configuration>) -> Option<Step> {

@@ -27,7 +27,7 @@ pub struct Args {
     #[command(flatten)]
     sources: Sources,
     /// Name of the running mesh that is asked where there is no --input
-    #[arg(long, default_value = "default", env = "OUTRIGGER_NAME")]
+    #[arg(long, alias = "name", default_value = "default", env = "OUTRIGGER_NAME")]
     mesh: String,
     /// How it is written
     #[arg(long, short = 'o', default_value = "text", value_parser = ["text", "json"])]

@@ -15,7 +15,7 @@ use crate::mesh::{Mesh, Pod};
 use crate::request::{Request, Scheme};
 use crate::trace::{Explanation, Outcome, Side, Step};
 use crate::upstream::{Departure, Landing};
-use crate::{Arrival, Capture, ClientTls, Configuration, Dial, Payload, Quirks, capture_rule};
+use crate::{Arrival, Capture, ClientTls, Configuration, Dial, Payload, Quirks, capture_rule, scope};
 
 /// An address that stands for whatever DNS says (TEST-NET-3).
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -64,6 +64,7 @@ pub(crate) fn from_pod(mesh: &Mesh, pod: &Rc<Pod>, request: &Request, random: u6
     } else {
         let configuration = mesh.configuration(pod);
         refusals(&configuration, &mut side);
+        side.steps.extend(mesh.service(pod, &request.url.host).and_then(|service| scope::hidden(mesh, pod, service)));
         let proxy = Proxy { at: &configuration, mesh: Some(mesh), identity: &pod.identity };
         let dial = Dial {
             capture: Capture::Outbound,

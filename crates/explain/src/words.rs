@@ -1,8 +1,14 @@
 //! Response flags and details in words, with what usually is behind them.
 
-/// Envoy's response flags, `UH` or `URX,UF`, in a sentence; `None` for none.
-pub fn of_flags(flags: &str) -> Option<String> {
-    let words: Vec<&str> = flags.split(',').filter_map(of_flag).collect();
+/// Envoy's response flags, `UH` or `URX,UF`, in a sentence; `None` for none. With `by_name`, the cluster's endpoints are what DNS says.
+pub fn of_flags(flags: &str, by_name: bool) -> Option<String> {
+    let word = |flag: &str| match flag {
+        "UH" if by_name => {
+            Some("DNS gives no address for the cluster's host; is the name right, and can the pod resolve it?")
+        }
+        flag => of_flag(flag),
+    };
+    let words: Vec<&str> = flags.split(',').filter_map(word).collect();
     if words.is_empty() { None } else { Some(words.join("; ")) }
 }
 
@@ -64,8 +70,11 @@ mod tests {
 
     #[test]
     fn several_flags_are_one_sentence() {
-        assert_eq!(of_flags("-"), None);
-        assert!(of_flags("URX,UF").is_some_and(|text| text.starts_with("all retries are used up; the connection")));
+        assert_eq!(of_flags("-", false), None);
+        assert!(of_flags("UH", true).is_some_and(|text| text.contains("DNS")));
+        assert!(
+            of_flags("URX,UF", false).is_some_and(|text| text.starts_with("all retries are used up; the connection"))
+        );
         assert_eq!(
             of_details("rbac_access_denied_matched_policy[none]"),
             "there are ALLOW policies, and no rule of theirs applies"

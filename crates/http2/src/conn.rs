@@ -419,6 +419,12 @@ impl<O: Out> Connection<O> {
         }
     }
 
+    /// Streams in the list of those that wait for room.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.0.borrow().blocked.len()
+    }
+
     /// Moves data of streams that waited for room. Returns whether there was any.
     pub fn pump(&self) -> bool {
         self.0.borrow_mut().pump()

@@ -96,7 +96,7 @@ impl<O: Out> State<O> {
     pub(crate) fn advance(&mut self, key: usize) {
         if self.streams[key].blocked {
             // Its turn comes.
-            return;
+            return self.wake_driver();
         }
         while self.streams[key].has_more() {
             if !self.turn(key) {
@@ -158,7 +158,7 @@ impl<O: Out> State<O> {
         while stuck < self.blocked.len() && self.out.len() < MOST {
             let Some(key) = self.blocked.pop_front() else { break };
             if !self.streams[key].has_more() {
-                // It broke meanwhile, or its entry serves another stream.
+                // It broke meanwhile. Its entry may serve another stream by now, and keeps its place if that one waits, too.
                 self.streams[key].blocked = false;
                 continue;
             }

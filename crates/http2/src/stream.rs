@@ -3,7 +3,7 @@
 use crate::conn::{Out, State};
 use crate::frame::{MAX_PAYLOAD, Reason};
 use crate::message::Rules;
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use proxy_core::Headers;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -71,6 +71,13 @@ pub(crate) struct Entry {
     broken: Option<Broken>,
 }
 
+/// One piece of two, without copying the first again each time.
+fn join(first: Bytes, second: &[u8]) -> Bytes {
+    let mut whole = first.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    whole.extend_from_slice(second);
+    whole.freeze()
+}
+
 impl Entry {
     pub(crate) fn begin(&mut self, id: u32, rules: Rules, send_window: u32, recv_window: u32) {
         // The rest is as `clear` left it.
@@ -81,13 +88,13 @@ impl Entry {
         self.recv_window = recv_window.into();
     }
 
-    /// Makes it as new, with its memory. Returns how many bytes nobody read.
+    /// Makes it as new, with its memory and its place in the list of those that wait. Returns how many bytes nobody read.
     pub(crate) fn clear(&mut self) -> u32 {
         let (mut inbox, mut queue) = (std::mem::take(&mut self.inbox), std::mem::take(&mut self.queue));
         let unread = self.held;
         inbox.clear();
         queue.clear();
-        *self = Self { inbox, queue, retired: true, ..Self::default() };
+        *self = Self { inbox, queue, retired: true, blocked: self.blocked, ..Self::default() };
         unread
     }
 
@@ -124,6 +131,13 @@ impl Entry {
     pub(crate) fn deliver(&mut self, item: Item) {
         if let Item::Data(data) = &item {
             self.unread += data.len() as u32;
+            if self.inbox.len() >= APART
+                && let Some(Item::Data(last)) = self.inbox.back_mut()
+                && last.len() + data.len() <= MAX_PAYLOAD
+            {
+                *last = join(std::mem::take(last), data);
+                return self.wake();
+            }
         }
         self.inbox.push_back(item);
         self.wake();
@@ -349,6 +363,10 @@ impl<O: Out> Stream<O> {
 
 /// Bytes that may wait to be read before the peer gets no more room.
 const UNREAD: u32 = 64 * 1024;
+
+/// Parts that wait to be read each by itself. Behind them data is joined, so that small frames, which windows do not bound,
+/// take no more memory than their bytes.
+const APART: usize = 64;
 
 /// The most that a stream writes before others have their turn.
 pub(crate) const TURN: usize = MAX_PAYLOAD;

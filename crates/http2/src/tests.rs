@@ -263,3 +263,36 @@ fn a_head_that_does_not_end_can_be_answered() {
     // A part of a frame is a head that is owed, too.
     assert_eq!(server.owed_head(b"\0\0\x04\x01\x05\0\0\0\x05\x82"), Some(5));
 }
+
+#[test]
+fn small_frames_are_joined_while_nobody_reads() {
+    let pair = Pair::new();
+    let (_asked, served) = pair.request("POST", false);
+    let frames = |count: usize, frame: &[u8]| hear(&pair.server, &frame.repeat(count));
+    frames(1000, b"\0\0\x01\0\0\0\0\0\x01a");
+    frames(1000, b"\0\0\0\0\0\0\0\0\x01");
+    let mut pieces = Vec::new();
+    while let Some(Ok(Item::Data(piece))) = next(&served) {
+        pieces.push(piece);
+    }
+    assert_eq!((pieces.len(), pieces.concat().len(), pieces[63].len()), (64, 1000, 937));
+}
+
+#[test]
+fn answers_taken_back_leave_the_list_of_those_that_wait() {
+    let mut server = options(true);
+    server.limits = None;
+    let server = Connection::server(server, Bin::default());
+    hear(&server, &[PREFACE, b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0"].concat());
+    for id in (1..100u8).step_by(2) {
+        hear(&server, &[b"\0\0\x06\x01\x05\0\0\0".as_slice(), &[id], b"\x82\x86\x84\x01\x01a"].concat());
+        let held = server.accept().expect("a request").expect("a good one").stream;
+        held.send_head(200, &Headers::new(), false).unwrap();
+        held.push(Bytes::from_static(b"held"));
+        held.end(false);
+        assert!(flush(&held).is_pending() && held.is_held());
+        assert!(server.waiting() <= 1, "{} wait", server.waiting());
+        hear(&server, &[b"\0\0\x04\x03\0\0\0\0".as_slice(), &[id], b"\0\0\0\x08"].concat());
+        assert_eq!(flush(&held), Poll::Ready(Err(Broken::Reset(Reason::CANCEL))));
+    }
+}

@@ -244,6 +244,7 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         let (key, value) = pair.split_once('=').with_context(|| format!("{pair:?} is not KEY=VALUE"))?;
         labels.insert(key.to_owned(), value.to_owned());
     }
+    let mut looked_at = 0;
     for document in manifest::parse(&args.file, &read(&args.file)?)? {
         let pod = match document.kind() {
             "Pod" => &document.value,
@@ -253,6 +254,7 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         if !pod.is_object() {
             continue;
         }
+        looked_at += 1;
         let namespace = NamespaceMeta {
             name: document.namespace().unwrap_or(&args.namespace).to_owned(),
             labels: labels.clone(),
@@ -273,6 +275,9 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         for warning in &answer.warnings {
             println!("  warning: {warning}");
         }
+    }
+    if looked_at == 0 {
+        bail!("{}: there is no pod here, and nothing that pods are made of", args.file.display());
     }
     Ok(ExitCode::SUCCESS)
 }

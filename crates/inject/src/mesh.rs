@@ -147,6 +147,14 @@ pub(crate) fn proxy_config(yaml: &str) -> Result<Value, String> {
     schema::message(schema::named("ProxyConfig"), &value, &mut String::new()).map_err(|error| error.to_string())
 }
 
+/// Fields of an annotation's ProxyConfig that there are not, which Istio passes over without a word.
+pub(crate) fn unknown_proxy_fields(yaml: &str) -> Vec<String> {
+    let value = crate::yaml::mapping("proxy.istio.io/config", yaml).unwrap_or_default();
+    let known = schema::named("ProxyConfig");
+    let names = value.as_object().into_iter().flatten().map(|(name, _)| name);
+    names.filter(|name| known.by_json(&schema::camel_case(name)).is_none()).cloned().collect()
+}
+
 /// All faults of an annotation's ProxyConfig, over the defaults.
 ///
 /// # Errors
@@ -180,6 +188,13 @@ pub(crate) fn without_defaults(proxy: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn misspelt_fields_of_the_annotation_are_named() {
+        let yaml = "concurrency: 2\ntracing_service_name: CANONICAL_NAME_ONLY\nproxyMetadata: {X: y}\nconcurencyy: 2\n";
+        assert_eq!(unknown_proxy_fields(yaml), ["concurencyy"]);
+        assert!(unknown_proxy_fields("[").is_empty());
+    }
 
     #[test]
     fn the_users_configuration_lies_over_the_defaults() {

@@ -12,7 +12,7 @@ use crate::annotations::{self, InvalidAnnotation};
 use crate::config::{Config, NativeSidecars};
 use crate::decision::{self, Decision, NamespaceMeta, Rule, Selection};
 use crate::merge::{self, MergeError};
-use crate::mesh::Mesh;
+use crate::mesh::{self, Mesh};
 use crate::owner::Owner;
 use crate::rendered::Overlay;
 use crate::schema::{self, Mismatch};
@@ -150,7 +150,7 @@ pub fn inject(request: &Request<'_>, config: &Config) -> Result<Outcome, InjectE
             && decision.rule != Rule::HostNetwork
             && let Some(text) = annotation(request.pod, status::PROXY_CONFIG)
         {
-            crate::mesh::proxy_config(text)
+            mesh::proxy_config(text)
                 .map_err(|message| InjectError::Annotation { name: status::PROXY_CONFIG, message })?;
         }
         return Ok(Outcome::Skipped { decision });
@@ -451,6 +451,11 @@ fn override_env(container: &mut Value, env: &BTreeMap<String, String>) {
 fn warn(pod: &Value, warnings: &mut Vec<String>) {
     for name in annotations::unknown(pod) {
         warnings.push(format!("annotation {name} is unknown and ignored"));
+    }
+    if let Some(yaml) = pod["metadata"]["annotations"][status::PROXY_CONFIG].as_str() {
+        for field in mesh::unknown_proxy_fields(yaml) {
+            warnings.push(format!("annotation {}: field {field} is unknown and ignored", status::PROXY_CONFIG));
+        }
     }
     match pod["spec"]["dnsPolicy"].as_str() {
         None | Some("" | "ClusterFirst") => {}

@@ -20,8 +20,11 @@ pub struct Target {
     /// A config dump as JSON instead, of Envoy or ours; - reads standard input
     #[arg(long, short = 'f', value_name = "FILE")]
     pub file: Option<std::path::PathBuf>,
+    /// The pod's namespace
+    #[arg(long, short = 'n')]
+    pub namespace: Option<String>,
     /// Name of the mesh, when several run on this machine
-    #[arg(long = "name-of-mesh", visible_alias = "mesh", default_value = "default", env = "OUTRIGGER_NAME")]
+    #[arg(long, alias = "name-of-mesh", default_value = "default", env = "OUTRIGGER_NAME")]
     pub mesh: String,
 }
 
@@ -50,7 +53,7 @@ impl Target {
     pub(crate) fn ask(&self, method: &str, path: &str) -> anyhow::Result<Vec<u8>> {
         let pod = self.pod.as_deref().context("name a pod")?;
         let pod = pod.rsplit_once('/').map_or(pod, |(_, name)| name);
-        machine::ask_proxy(&self.mesh, pod, method, path)
+        machine::ask_proxy(&self.mesh, &full_name(pod, self.namespace.as_deref()), method, path)
     }
 }
 
@@ -71,5 +74,15 @@ fn read(path: &Path) -> anyhow::Result<Value> {
             file.take(LIMIT).read_to_end(&mut text).with_context(|| path.display().to_string())?
         }
     };
-    serde_json::from_slice(&text).with_context(|| path.display().to_string())
+    serde_json::from_slice(&text).with_context(|| {
+        format!("{} is no config dump (what /config_dump?include_eds answers, as JSON)", path.display())
+    })
+}
+
+/// `NAME.NAMESPACE`, if a namespace is asked for and the name does not bring its own.
+pub(crate) fn full_name(pod: &str, namespace: Option<&str>) -> String {
+    match namespace {
+        Some(namespace) if !pod.contains('.') => format!("{pod}.{namespace}"),
+        _ => pod.to_owned(),
+    }
 }

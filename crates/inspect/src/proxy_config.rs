@@ -43,9 +43,12 @@ enum What {
     /// Certificates and roots.
     #[command(visible_aliases = ["secrets", "s"])]
     Secret(Table<NoFilter>),
-    /// What the proxy was started with.
+    /// What the proxy was started with; -o short is the versions alone.
     #[command(visible_aliases = ["b"])]
-    Bootstrap(Table<NoFilter>),
+    Bootstrap(BootstrapArgs),
+    /// Filters that are discovered by themselves.
+    #[command(visible_aliases = ["ec"])]
+    Ecds(Table<NoFilter>),
     /// Everything.
     #[command(visible_aliases = ["a"])]
     All(Table<NoFilter>),
@@ -62,6 +65,15 @@ struct Table<F: clap::Args> {
     filter: F,
     /// How it is written
     #[arg(long, short = 'o', value_enum, default_value_t = Output::Short)]
+    output: Output,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct BootstrapArgs {
+    #[command(flatten)]
+    target: Target,
+    /// How it is written; as with istioctl, this one is for programs if nothing is said
+    #[arg(long, short = 'o', value_enum, default_value_t = Output::Json)]
     output: Output,
 }
 
@@ -198,6 +210,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 form => section(&dump, "BootstrapConfigDump", form)?,
             }
         }
+        What::Ecds(args) => {
+            let dump = args.target.dump()?;
+            match args.output {
+                Output::Short => filters(&dump),
+                form => section(&dump, "EcdsConfigDump", form)?,
+            }
+        }
         What::All(args) => match args.output {
             Output::Short => all(args.target.dump()?)?,
             form => text(&args.target.dump_json()?, form)?,
@@ -253,6 +272,24 @@ fn write<M: Message>(messages: &[M], type_url: &str, form: Output) -> anyhow::Re
         dynamic.serialize_with_options(serde_json::value::Serializer, &options).context("write JSON")
     };
     text(&Value::Array(messages.iter().map(one).collect::<anyhow::Result<_>>()?), form)
+}
+
+/// Filters that are discovered by themselves, by name.
+fn filters(dump: &Dump) -> String {
+    let filters = dump.section("EcdsConfigDump").and_then(|section| section["ecds_filters"].as_array());
+    let mut rows: Vec<[String; 2]> = filters
+        .into_iter()
+        .flatten()
+        .map(|entry| ["/name", "/typed_config/@type"].map(|path| entry["ecds_filter"].pointer(path)))
+        .map(|cells| cells.map(|cell| cell.and_then(Value::as_str).unwrap_or_default()))
+        .map(|[name, kind]| [name.to_owned(), kind.trim_start_matches("type.googleapis.com/").to_owned()])
+        .collect();
+    rows.sort();
+    let mut table = crate::table::Table::new(5, &["ECDS NAME", "TYPE"]);
+    for row in rows {
+        table.row(row);
+    }
+    table.render()
 }
 
 fn section(dump: &Dump, kind: &str, form: Output) -> anyhow::Result<String> {

@@ -14,8 +14,11 @@ pub struct Args {
     /// Only this proxy: the beginning of its name
     #[arg(value_name = "POD")]
     pod: Option<String>,
+    /// Only proxies of this namespace
+    #[arg(long, short = 'n')]
+    namespace: Option<String>,
     /// Name of the mesh, when several run on this machine
-    #[arg(long, default_value = "default", env = "OUTRIGGER_NAME")]
+    #[arg(long, alias = "name", default_value = "default", env = "OUTRIGGER_NAME")]
     mesh: String,
     /// How it is written
     #[arg(long, short = 'o', default_value = "table", value_parser = ["table", "json"])]
@@ -28,7 +31,14 @@ pub struct Args {
 /// When no such mesh runs.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut all = machine::distribution(&args.mesh, None)?;
-    all.proxies.retain(|proxy| args.pod.as_ref().is_none_or(|pod| proxy.proxy.starts_with(pod.as_str())));
+    all.proxies.retain(|proxy| {
+        let namespace = proxy.proxy.rsplit_once('.').map_or("", |(_, namespace)| namespace);
+        args.pod.as_ref().is_none_or(|pod| proxy.proxy.starts_with(pod.as_str()))
+            && args.namespace.as_ref().is_none_or(|wanted| namespace == wanted)
+    });
+    if let Some(pod) = args.pod.as_ref().filter(|_| all.proxies.is_empty()) {
+        anyhow::bail!("no proxy of a pod {pod:?} is connected; `outrigger ps` shows all pods");
+    }
     all.proxies.sort_by(|a, b| a.proxy.cmp(&b.proxy));
     let refuses = all.proxies.iter().any(|proxy| !proxy.nacks.is_empty());
     if args.output == "json" {

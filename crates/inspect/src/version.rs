@@ -12,6 +12,9 @@ pub struct Args {
     /// The number alone
     #[arg(long, short = 's')]
     short: bool,
+    /// Accepted as istioctl takes it: this program's own version is all that is told
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    remote: Option<bool>,
     /// How it is written
     #[arg(long, short = 'o', value_parser = ["json"])]
     output: Option<String>,

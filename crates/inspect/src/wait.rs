@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, default_value = "30s", value_parser = duration)]
     timeout: Duration,
     /// Name of the mesh, when several run on this machine
-    #[arg(long, default_value = "default", env = "OUTRIGGER_NAME")]
+    #[arg(long, alias = "name", default_value = "default", env = "OUTRIGGER_NAME")]
     mesh: String,
 }
 

@@ -28,8 +28,12 @@ pub fn init(options: &Options) -> Result<(), UnknownLevel> {
     let directives = directives(&options.levels)?;
     let filter = std::env::var("OUTRIGGER_LOG").ok().and_then(|text| EnvFilter::try_new(text).ok());
     let filter = filter.unwrap_or_else(|| EnvFilter::new(directives));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_span_events(FmtSpan::NONE);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_span_events(FmtSpan::NONE)
+        // Where a line cannot be written (a full disk, a reader that is gone), neither can a complaint about it: that would panic.
+        .log_internal_errors(false);
     // A second initialisation happens in tests and when roles share a process; the first one stays.
     let _ = if options.json {
         builder.json().flatten_event(true).try_init()

@@ -11,7 +11,7 @@ use crate::network::publish::Publish;
 #[derive(Debug, Clone, Args)]
 pub struct Mesh {
     /// Name of the mesh, when several run on this machine
-    #[arg(long, short = 'n', default_value = "default", env = "OUTRIGGER_NAME")]
+    #[arg(long, visible_alias = "mesh", default_value = "default", env = "OUTRIGGER_NAME")]
     pub name: String,
 }
 
@@ -103,8 +103,16 @@ pub struct ApplyArgs {
     /// Files or folders to apply, or - for standard input
     #[arg(long, short = 'f', required = true)]
     pub filename: Vec<PathBuf>,
+    /// Read folders with their subfolders
     #[arg(long, short = 'R')]
     pub recursive: bool,
+    /// Namespace of objects that name none; one that names another is refused
+    #[arg(long, short = 'n')]
+    pub namespace: Option<String>,
+    /// Check everything and say what would change, without changing it
+    #[arg(long, value_name = "client|server|none", num_args = 0..=1, require_equals = true, default_value = "none",
+        default_missing_value = "client", value_parser = ["client", "server", "none"])]
+    pub dry_run: String,
     /// Wait until all sidecars have accepted the change, so many seconds at most
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10")]
     pub wait: Option<u64>,
@@ -115,19 +123,23 @@ pub struct ApplyArgs {
 /// `outrigger delete`
 #[derive(Debug, Clone, Args)]
 pub struct DeleteArgs {
-    /// KIND NAME[.NAMESPACE]…
+    /// KIND NAME[.NAMESPACE]… or KIND/NAME[.NAMESPACE]…
     pub object: Vec<String>,
     /// Delete what these files describe
     #[arg(long, short = 'f')]
     pub filename: Vec<PathBuf>,
+    /// Read folders with their subfolders
     #[arg(long, short = 'R')]
     pub recursive: bool,
+    /// What is not there is no failure
+    #[arg(long)]
+    pub ignore_not_found: bool,
     /// Wait until all sidecars have accepted the change, so many seconds at most
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10")]
     pub wait: Option<u64>,
     /// Namespace of objects that name none
-    #[arg(long, default_value = "default")]
-    pub namespace: String,
+    #[arg(long, short = 'n')]
+    pub namespace: Option<String>,
     #[command(flatten)]
     pub mesh: Mesh,
 }
@@ -135,9 +147,12 @@ pub struct DeleteArgs {
 /// `outrigger ps`
 #[derive(Debug, Clone, Args)]
 pub struct PsArgs {
-    /// json for programs
-    #[arg(long, short = 'o')]
-    pub output: Option<String>,
+    /// How it is written
+    #[arg(long, short = 'o', default_value = "table", value_parser = ["table", "json"])]
+    pub output: String,
+    /// Only pods of this namespace
+    #[arg(long, short = 'n')]
+    pub namespace: Option<String>,
     #[command(flatten)]
     pub mesh: Mesh,
 }
@@ -147,8 +162,12 @@ pub struct PsArgs {
 pub struct ExecArgs {
     /// POD[.NAMESPACE]; the beginning of its name or its workload's name will do
     pub pod: String,
+    /// The container; without, the pod's own one, not its sidecar
     #[arg(long, short = 'c')]
     pub container: Option<String>,
+    /// The pod's namespace
+    #[arg(long, short = 'n')]
+    pub namespace: Option<String>,
     #[command(flatten)]
     pub mesh: Mesh,
     /// Command to run
@@ -162,7 +181,7 @@ pub struct ConfigureArgs {
     /// The WorkloadGroup that the machine is to belong to
     pub group: String,
     /// The WorkloadGroup's namespace
-    #[arg(long, default_value = "default")]
+    #[arg(long, short = 'n', default_value = "default")]
     pub namespace: String,
     /// The folder for the files; its token is a secret
     #[arg(long, short = 'o', value_name = "DIR")]
@@ -176,8 +195,12 @@ pub struct ConfigureArgs {
 pub struct LogsArgs {
     /// POD[.NAMESPACE]; the beginning of its name or its workload's name will do
     pub pod: String,
+    /// The container; without, the pod's own one, not its sidecar
     #[arg(long, short = 'c')]
     pub container: Option<String>,
+    /// The pod's namespace
+    #[arg(long, short = 'n')]
+    pub namespace: Option<String>,
     /// Go on as more is written
     #[arg(long, short = 'f')]
     pub follow: bool,
@@ -193,6 +216,9 @@ pub struct LogsArgs {
 pub struct RunJobArgs {
     /// CRONJOB[.NAMESPACE] to make a job of now
     pub cron_job: String,
+    /// The cron job's namespace
+    #[arg(long, short = 'n', default_value = "default")]
+    pub namespace: String,
     #[command(flatten)]
     pub mesh: Mesh,
 }

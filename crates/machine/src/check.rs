@@ -224,7 +224,7 @@ impl Check<'_> {
         let documents = manifest::parse(Path::new("<check>"), &text)?;
         let ids = documents.iter().map(id_of).collect();
         let (reply, answer) = oneshot::channel();
-        self.remote.send(Command::Apply { documents, reply }).await.map_err(anyhow::Error::msg)?;
+        self.remote.send(Command::Apply { documents, dry_run: false, reply }).await.map_err(anyhow::Error::msg)?;
         self.synced(answer.await?.revision).await?;
         Ok(ids)
     }

@@ -30,7 +30,9 @@ pub(crate) fn ask(folder: &Folder, request: &Request) -> anyhow::Result<Response
 }
 
 fn not_running(folder: &Folder) -> anyhow::Error {
-    let others = folder::names();
+    // What a killed mesh left behind is no mesh.
+    let runs = |name: &String| Folder::of(name).and_then(|folder| folder.is_running()).unwrap_or(false);
+    let others: Vec<String> = folder::names().into_iter().filter(runs).collect();
     let hint = match others.as_slice() {
         [] => "start one with `outrigger up PATH`".to_owned(),
         names => format!("there is {} (--name)", names.join(", ")),
@@ -94,7 +96,10 @@ fn report(response: Response) -> anyhow::Result<ExitCode> {
             for line in skipped.iter().chain(&report.lines) {
                 println!("{line}");
             }
-            Ok(ExitCode::SUCCESS)
+            for id in &report.missing {
+                eprintln!("error: {id} not found");
+            }
+            Ok(if report.missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Response::Refused(errors) => {
             for error in errors {
@@ -119,7 +124,10 @@ fn change(folder: &Folder, request: &Request, wait: Option<u64>) -> anyhow::Resu
     };
     let code = report(response)?;
     match (revision, wait) {
-        (Some(revision), Some(seconds)) => report(ask(folder, &Request::Wait { revision, seconds })?),
+        (Some(revision), Some(seconds)) => {
+            let waited = report(ask(folder, &Request::Wait { revision, seconds })?)?;
+            Ok(if waited == ExitCode::SUCCESS { code } else { waited })
+        }
         _ => Ok(code),
     }
 }
@@ -127,7 +135,10 @@ fn change(folder: &Folder, request: &Request, wait: Option<u64>) -> anyhow::Resu
 /// `outrigger apply -f`
 pub fn apply(args: &ApplyArgs) -> anyhow::Result<ExitCode> {
     let folder = Folder::of(&args.mesh.name)?;
-    change(&folder, &Request::Apply { files: read_files(&args.filename, args.recursive)? }, args.wait)
+    let files = read_files(&args.filename, args.recursive)?;
+    let dry_run = args.dry_run != "none";
+    let wait = args.wait.filter(|_| !dry_run);
+    change(&folder, &Request::Apply { files, namespace: args.namespace.clone(), dry_run }, wait)
 }
 
 /// `outrigger ca rotate-root`
@@ -164,28 +175,44 @@ pub fn configure_workload(args: &ConfigureArgs) -> anyhow::Result<ExitCode> {
 /// `outrigger delete -f FILE` or `outrigger delete KIND NAME`
 pub fn delete(args: &DeleteArgs) -> anyhow::Result<ExitCode> {
     let folder = Folder::of(&args.mesh.name)?;
-    let objects = match args.object.as_slice() {
-        [] => Vec::new(),
-        [kind, names @ ..] if !names.is_empty() => names
-            .iter()
-            .map(|name| {
-                let (name, namespace) = name.split_once('.').unwrap_or((name, args.namespace.as_str()));
-                let kind = kind_name(kind);
-                let namespace = if kind == "Namespace" { "" } else { namespace };
-                (kind, namespace.to_owned(), name.to_owned())
-            })
-            .collect(),
-        _ => bail!("say `outrigger delete KIND NAME` or `outrigger delete -f FILE`"),
-    };
+    let objects = named_objects(&args.object, args.namespace.as_deref())?;
     if objects.is_empty() && args.filename.is_empty() {
-        bail!("say `outrigger delete KIND NAME` or `outrigger delete -f FILE`");
+        bail!("{DELETE_WHAT}");
     }
-    change(&folder, &Request::Delete { files: read_files(&args.filename, args.recursive)?, objects }, args.wait)
+    let files = read_files(&args.filename, args.recursive)?;
+    let ignore_missing = args.ignore_not_found;
+    change(&folder, &Request::Delete { files, objects, namespace: args.namespace.clone(), ignore_missing }, args.wait)
 }
 
-/// `vs`, `virtualservices` and `VirtualService` are the same kind.
+/// Kind, namespace and name of `KIND NAME…` or `KIND/NAME…`.
+fn named_objects(words: &[String], namespace: Option<&str>) -> anyhow::Result<Vec<(String, String, String)>> {
+    let pairs: Vec<(&str, &str)> = match words {
+        [] => Vec::new(),
+        _ if words.iter().all(|word| word.contains('/')) => {
+            words.iter().filter_map(|word| word.split_once('/')).collect()
+        }
+        [kind, names @ ..] if !names.is_empty() => names.iter().map(|name| (kind.as_str(), name.as_str())).collect(),
+        _ => bail!("{DELETE_WHAT}"),
+    };
+    let object = |(kind, name): (&str, &str)| {
+        let kind = known_kind(kind).with_context(|| format!("{kind:?} is no kind of object that a mesh here has"))?;
+        let (name, own) = name.split_once('.').map_or((name, None), |(name, own)| (name, Some(own)));
+        let namespace = if kind == "Namespace" { "" } else { own.or(namespace).unwrap_or("default") };
+        anyhow::Ok((kind.to_owned(), namespace.to_owned(), name.to_owned()))
+    };
+    pairs.into_iter().map(object).collect()
+}
+
+const DELETE_WHAT: &str =
+    "say `outrigger delete KIND NAME`, `outrigger delete KIND/NAME` or `outrigger delete -f FILE`";
+
+/// `vs`, `virtualservices` and `VirtualService` are the same kind; what is no kind stays as it is.
 pub fn kind_name(text: &str) -> String {
-    const KINDS: [(&str, &str); 26] = [
+    known_kind(text).map_or_else(|| text.to_owned(), str::to_owned)
+}
+
+fn known_kind(text: &str) -> Option<&'static str> {
+    const KINDS: [(&str, &str); 31] = [
         ("VirtualService", "vs"),
         ("DestinationRule", "dr"),
         ("ServiceEntry", "se"),
@@ -197,11 +224,16 @@ pub fn kind_name(text: &str) -> String {
         ("AuthorizationPolicy", "ap"),
         ("Telemetry", "telemetries"),
         ("EnvoyFilter", ""),
+        ("Gateway", "gw"),
+        ("HTTPRoute", ""),
+        ("GRPCRoute", ""),
         ("ProxyConfig", ""),
         ("WasmPlugin", ""),
         ("TrafficExtension", ""),
         ("Namespace", "ns"),
         ("Service", "svc"),
+        ("Endpoints", "ep"),
+        ("EndpointSlice", ""),
         ("ServiceAccount", "sa"),
         ("ConfigMap", "cm"),
         ("Secret", ""),
@@ -224,17 +256,20 @@ pub fn kind_name(text: &str) -> String {
                 || lower.strip_suffix("es") == Some(&kind)
                 || lower.strip_suffix("ies").is_some_and(|stem| kind.strip_suffix('y') == Some(stem))
         })
-        .map_or_else(|| text.to_owned(), |(kind, _)| (*kind).to_owned())
+        .map(|(kind, _)| *kind)
 }
 
 /// `outrigger ps`
 pub fn ps(args: &PsArgs) -> anyhow::Result<ExitCode> {
     let folder = Folder::of(&args.mesh.name)?;
     match ask(&folder, &Request::Ps)? {
-        Response::Pods(rows) if args.output.as_deref() == Some("json") => {
-            println!("{}", serde_json::to_string_pretty(&rows)?)
+        Response::Pods(mut rows) => {
+            rows.retain(|row| args.namespace.as_ref().is_none_or(|namespace| row.namespace == *namespace));
+            match args.output.as_str() {
+                "json" => println!("{}", serde_json::to_string_pretty(&rows)?),
+                _ => print!("{}", table(&rows)),
+            }
         }
-        Response::Pods(rows) => print!("{}", table(&rows)),
         other => return report(other),
     }
     Ok(ExitCode::SUCCESS)
@@ -282,12 +317,10 @@ pub(crate) fn columns<const N: usize>(lines: &[[String; N]]) -> String {
     out
 }
 
-fn find(name: &str, pod: &str, container: Option<String>) -> anyhow::Result<Found> {
+fn find(name: &str, pod: &str, namespace: Option<&str>, container: Option<String>) -> anyhow::Result<Found> {
     let folder = Folder::of(name)?;
-    let (pod, namespace) = match pod.split_once('.') {
-        Some((pod, namespace)) => (pod, Some(namespace.to_owned())),
-        None => (pod, None),
-    };
+    let (pod, own) = pod.split_once('.').map_or((pod, None), |(pod, own)| (pod, Some(own)));
+    let namespace = own.or(namespace).map(str::to_owned);
     match ask(&folder, &Request::Find { pod: pod.to_owned(), namespace, container })? {
         Response::Found(found) => Ok(*found),
         Response::Refused(errors) => bail!("{}", errors.join("; ")),
@@ -297,14 +330,14 @@ fn find(name: &str, pod: &str, container: Option<String>) -> anyhow::Result<Foun
 
 /// A process of a pod of a running mesh, by which its network namespace and its cgroup can be found.
 pub fn pod_process(mesh: &str, pod: &str) -> anyhow::Result<u32> {
-    let found = find(mesh, pod, None)?;
+    let found = find(mesh, pod, None, None)?;
     let pid = found.enter.and_then(|enter| u32::try_from(enter.pid).ok());
     pid.with_context(|| format!("pod {} has no running container", found.pod))
 }
 
 /// `outrigger exec POD[.NS] [-c CONTAINER] -- CMD`. Must be called before the process has made any thread.
 pub fn exec(args: &ExecArgs) -> anyhow::Result<ExitCode> {
-    let found = find(&args.mesh.name, &args.pod, args.container.clone())?;
+    let found = find(&args.mesh.name, &args.pod, args.namespace.as_deref(), args.container.clone())?;
     let Some(mut enter) = found.enter else {
         bail!("container {} of pod {} is not running", found.container, found.pod);
     };
@@ -319,7 +352,7 @@ pub fn exec(args: &ExecArgs) -> anyhow::Result<ExitCode> {
 
 /// `outrigger logs POD[.NS] [-c CONTAINER] [-f]`
 pub fn logs(args: &LogsArgs) -> anyhow::Result<ExitCode> {
-    let found = find(&args.mesh.name, &args.pod, args.container.clone())?;
+    let found = find(&args.mesh.name, &args.pod, args.namespace.as_deref(), args.container.clone())?;
     let folder = Folder::of(&args.mesh.name)?;
     let mut out = std::io::stdout().lock();
     let mut position = 0;
@@ -366,7 +399,7 @@ fn tail_start(text: &[u8], lines: usize) -> usize {
 /// `outrigger run-job CRONJOB[.NS]`
 pub fn run_job(args: &RunJobArgs) -> anyhow::Result<ExitCode> {
     let folder = Folder::of(&args.mesh.name)?;
-    let (name, namespace) = args.cron_job.split_once('.').unwrap_or((&args.cron_job, "default"));
+    let (name, namespace) = args.cron_job.split_once('.').unwrap_or((&args.cron_job, &args.namespace));
     report(ask(&folder, &Request::RunCron { name: name.to_owned(), namespace: namespace.to_owned() })?)
 }
 
@@ -385,6 +418,20 @@ mod tests {
         ] {
             assert_eq!(kind_name(text), kind);
         }
+    }
+
+    #[test]
+    fn objects_are_named_in_kubectls_ways() {
+        let of = |words: &[&str], namespace| {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            let all = named_objects(&words, namespace).map_err(|error| error.to_string())?;
+            Ok::<_, String>(all.into_iter().map(|(k, ns, n)| format!("{k} {ns}/{n}")).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(of(&["vs", "a", "b.x"], None).unwrap(), "VirtualService default/a VirtualService x/b");
+        assert_eq!(of(&["vs/a", "dr/b.x"], Some("y")).unwrap(), "VirtualService y/a DestinationRule x/b");
+        assert_eq!(of(&["ns", "a"], Some("y")).unwrap(), "Namespace /a");
+        assert!(of(&["vs"], None).is_err());
+        assert!(of(&["frob", "a"], None).unwrap_err().contains("frob"));
     }
 
     #[test]

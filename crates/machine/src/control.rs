@@ -29,10 +29,17 @@ const SETTLE_MAX: u64 = 3600;
 pub(crate) enum Request {
     Apply {
         files: Vec<TextFile>,
+        /// Of objects that name none.
+        namespace: Option<String>,
+        dry_run: bool,
     },
     Delete {
         files: Vec<TextFile>,
+        /// Kind, namespace and name.
         objects: Vec<(String, String, String)>,
+        /// Of objects in files that name none.
+        namespace: Option<String>,
+        ignore_missing: bool,
     },
     Ps,
     Find {
@@ -170,25 +177,30 @@ async fn client(
 async fn answer(request: Request, remote: &Remote) -> Result<Response, String> {
     let gone = |_| "the mesh is ending".to_owned();
     match request {
-        Request::Apply { files } => {
-            let input = match parse(&files) {
+        Request::Apply { files, namespace, dry_run } => {
+            let input = match parse(&files, namespace.as_deref()) {
                 Ok(input) => input,
                 Err(errors) => return Ok(Response::Refused(errors)),
             };
             let (reply, answer) = oneshot::channel();
-            remote.send(Command::Apply { documents: input.documents, reply }).await?;
+            remote.send(Command::Apply { documents: input.documents, dry_run, reply }).await?;
             Ok(Response::Done(answer.await.map_err(gone)?, input.skipped))
         }
-        Request::Delete { files, objects } => {
-            let input = match parse(&files) {
+        Request::Delete { files, objects, namespace, ignore_missing } => {
+            let input = match parse(&files, namespace.as_deref()) {
                 Ok(input) => input,
-                Err(errors) => return Ok(Response::Refused(errors)),
+                Err(errors) if !files.is_empty() => return Ok(Response::Refused(errors)),
+                Err(_) => load::Input::default(),
             };
             let mut ids: Vec<_> = input.documents.iter().map(id_of).collect();
             ids.extend(objects.into_iter().map(|(kind, namespace, name)| crate::objects::Id { kind, namespace, name }));
             let (reply, answer) = oneshot::channel();
             remote.send(Command::Delete { ids, reply }).await?;
-            Ok(Response::Done(answer.await.map_err(gone)?, input.skipped))
+            let mut report = answer.await.map_err(gone)?;
+            if ignore_missing {
+                report.missing.clear();
+            }
+            Ok(Response::Done(report, input.skipped))
         }
         Request::Ps => {
             let (reply, answer) = oneshot::channel();
@@ -233,8 +245,8 @@ async fn answer(request: Request, remote: &Remote) -> Result<Response, String> {
     }
 }
 
-/// All documents of the files, or all that is wrong with them.
-fn parse(files: &[TextFile]) -> Result<load::Input, Vec<String>> {
+/// All documents of the files, or all that is wrong with them. Objects without a namespace get `namespace`.
+fn parse(files: &[TextFile], namespace: Option<&str>) -> Result<load::Input, Vec<String>> {
     let mut documents = Vec::new();
     let mut errors = Vec::new();
     for file in files {
@@ -243,7 +255,63 @@ fn parse(files: &[TextFile]) -> Result<load::Input, Vec<String>> {
             Err(error) => errors.push(error.to_string()),
         }
     }
+    if documents.is_empty() && errors.is_empty() {
+        let named: Vec<String> = files.iter().map(|file| file.path.display().to_string()).collect();
+        return Err(vec![match named.is_empty() {
+            true => "there are no YAML files here".to_owned(),
+            false => format!("{}: there are no objects here", named.join(", ")),
+        }]);
+    }
+    if let Some(namespace) = namespace {
+        errors.extend(documents.iter_mut().filter_map(|document| put_into(document, namespace).err()));
+    }
     let input = load::check_all(documents);
     errors.extend(input.errors.iter().map(ToString::to_string));
     if errors.is_empty() { Ok(input) } else { Err(errors) }
+}
+
+/// Gives a document without a namespace this one; as with kubectl, one of another namespace is refused.
+fn put_into(document: &mut manifest::Document, namespace: &str) -> Result<(), String> {
+    if id_of(document).namespace.is_empty() {
+        return Ok(()); // a kind without namespaces
+    }
+    match document.namespace() {
+        Some(own) if own != namespace => {
+            let message = format!("is {own:?}, while --namespace says {namespace:?}");
+            Err(document.error("metadata.namespace", message).to_string())
+        }
+        Some(_) => Ok(()),
+        None => {
+            if let Some(metadata) = document.value.get_mut("metadata").and_then(serde_json::Value::as_object_mut) {
+                metadata.insert("namespace".to_owned(), namespace.into());
+            }
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> [TextFile; 1] {
+        [TextFile { path: "x.yaml".into(), text: text.to_owned() }]
+    }
+
+    #[test]
+    fn a_namespace_that_is_asked_for_is_the_objects() {
+        let object = |more: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a{more}}}\n");
+        let input = parse(&file(&object("")), Some("shop")).ok().unwrap();
+        assert_eq!(input.documents[0].namespace(), Some("shop"));
+        let refused = parse(&file(&object(", namespace: other")), Some("shop")).err().unwrap();
+        assert!(refused[0].contains("x.yaml:3") && refused[0].contains("other"), "{refused:?}");
+        let namespace = parse(&file("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n"), Some("shop"));
+        assert_eq!(namespace.ok().unwrap().documents[0].namespace(), None);
+    }
+
+    #[test]
+    fn files_without_objects_are_said() {
+        let refused = parse(&file("# nothing\n---\n"), None).err().unwrap();
+        assert_eq!(refused, ["x.yaml: there are no objects here"]);
+    }
 }

@@ -48,7 +48,11 @@ pub(crate) fn run(args: &UpArgs, folder: &Folder) -> anyhow::Result<ExitCode> {
             && info.settled
         {
             show_more(&path, shown);
-            eprintln!("the mesh runs in the background; `outrigger down` ends it");
+            let down = match folder.name() {
+                "default" => "outrigger down".to_owned(),
+                name => format!("outrigger down --name {name}"),
+            };
+            eprintln!("the mesh runs in the background; `{down}` ends it");
             return Ok(ExitCode::SUCCESS);
         }
         std::thread::sleep(Duration::from_millis(50));

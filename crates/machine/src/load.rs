@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use config_store::Kind;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Pod, Secret, Service, ServiceAccount};
@@ -57,6 +58,16 @@ pub(crate) fn files(paths: &[PathBuf], recursive: bool) -> Result<Vec<PathBuf>, 
     match input.errors.into_iter().next() {
         Some(error) => Err(error),
         None => Ok(files),
+    }
+}
+
+/// Whether pods come of an object as soon as it is there.
+pub(crate) fn makes_pods(document: &Document) -> bool {
+    let replicas = document.value.pointer("/spec/replicas").and_then(serde_json::Value::as_u64);
+    match document.kind() {
+        "Pod" | "DaemonSet" | "Job" => true,
+        "Deployment" | "ReplicaSet" | "StatefulSet" => replicas != Some(0),
+        _ => false,
     }
 }
 
@@ -160,6 +171,8 @@ fn class(document: &Document) -> Result<Class, Error> {
         },
         "discovery.k8s.io" if kind == "EndpointSlice" => document.decode::<EndpointSlice>().map(drop)?,
         group if group.ends_with("istio.io") => return istio(document),
+        // The Gateway API's routes of services.
+        group if Kind::of(group, kind).is_some_and(Kind::is_custom) => return istio(document),
         _ => return Ok(unknown(kind)),
     }
     Ok(Class::Known)
@@ -209,6 +222,11 @@ fn failure(file: &Path, message: impl Into<String>) -> Error {
 }
 
 fn collect(path: &Path, recursive: bool, files: &mut Vec<PathBuf>, input: &mut Input) {
+    if ["http://", "https://"].iter().any(|scheme| path.to_string_lossy().starts_with(scheme)) {
+        let message = "is an address, and nothing is fetched; `curl -fsSL ADDRESS | outrigger … -f -` reads it";
+        input.errors.push(failure(path, message));
+        return;
+    }
     if path == Path::new("-") || !path.is_dir() {
         // What does not exist is named by the reader.
         files.push(path.to_owned());
@@ -283,5 +301,8 @@ mod tests {
             "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: r}\n",
             "a.yaml:1: Role r has no meaning on one machine; skipped",
         );
+        let route =
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\nspec: {rules: []}\n";
+        check_text(route, "HTTPRoute r");
     }
 }

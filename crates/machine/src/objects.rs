@@ -71,7 +71,24 @@ pub(crate) struct NamespaceMeta {
 impl Objects {
     /// Takes a document in; the document returned carries its namespace.
     pub(crate) fn apply(&mut self, mut document: Document) -> (Id, Applied, Document) {
-        let id = id_of(&document);
+        let (id, applied) = self.prepare(&mut document);
+        if applied != Applied::Unchanged {
+            self.index(&id, &document);
+        }
+        self.documents.insert(id.clone(), document.clone());
+        let age = self.born.values().max().map_or(0, |last| last + 1);
+        self.born.entry(id.clone()).or_insert(age);
+        (id, applied, document)
+    }
+
+    /// What [`apply`](Self::apply) would do.
+    pub(crate) fn would_apply(&self, document: &Document) -> (Id, Applied) {
+        self.prepare(&mut document.clone())
+    }
+
+    /// Fills the namespace in and compares with what is there.
+    fn prepare(&self, document: &mut Document) -> (Id, Applied) {
+        let id = id_of(document);
         if !id.namespace.is_empty()
             && let Some(meta) = document.value.get_mut("metadata").and_then(Value::as_object_mut)
         {
@@ -82,13 +99,7 @@ impl Objects {
             Some(old) if old.value == document.value => Applied::Unchanged,
             Some(_) => Applied::Configured,
         };
-        if applied != Applied::Unchanged {
-            self.index(&id, &document);
-        }
-        self.documents.insert(id.clone(), document.clone());
-        let age = self.born.values().max().map_or(0, |last| last + 1);
-        self.born.entry(id.clone()).or_insert(age);
-        (id, applied, document)
+        (id, applied)
     }
 
     fn index(&mut self, id: &Id, document: &Document) {

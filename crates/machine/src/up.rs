@@ -138,13 +138,23 @@ async fn run(
     let mut terminate = signal(SignalKind::terminate())?;
     let cluster_task = tokio::spawn(cluster.run(queue));
     documents.extend(input.documents);
+    let expects_pods = documents.iter().any(load::makes_pods);
     let (reply, applied) = oneshot::channel();
-    remote.send(Command::Apply { documents, reply }).await.map_err(anyhow::Error::msg)?;
+    remote.send(Command::Apply { documents, dry_run: false, reply }).await.map_err(anyhow::Error::msg)?;
     let applied = applied.await.context("the cluster ended at once")?;
     progress.step(&format!("{} applied", plural(applied.lines.len(), "object")));
 
-    let serving =
-        Serving { args, remote: &remote, dialer: &dialer, sync, tap: tap.as_ref(), info: &info, urls: &urls, progress };
+    let serving = Serving {
+        args,
+        expects_pods,
+        remote: &remote,
+        dialer: &dialer,
+        sync,
+        tap: tap.as_ref(),
+        info: &info,
+        urls: &urls,
+        progress,
+    };
     let work = serving.run();
     let outcome = tokio::select! {
         outcome = work => outcome,
@@ -172,6 +182,8 @@ async fn run(
 /// A mesh that has been asked to start.
 struct Serving<'a> {
     args: &'a UpArgs,
+    /// Some object is a workload.
+    expects_pods: bool,
     remote: &'a Remote,
     dialer: &'a Dialer,
     sync: SyncWatch,
@@ -185,9 +197,11 @@ impl Serving<'_> {
     /// Waits for the pods, tells the user, and goes on until cancelled (or until the smoke test has ended).
     async fn run(self) -> anyhow::Result<ExitCode> {
         let (args, progress) = (self.args, self.progress);
-        let rows = wait_ready(self.remote, Duration::from_secs(args.timeout)).await?;
+        let rows = wait_ready(self.remote, self.expects_pods, Duration::from_secs(args.timeout)).await?;
         let ready = rows.iter().filter(|row| row.settled).count();
-        if ready == rows.len() {
+        if rows.is_empty() {
+            progress.warn("there is no pod to run: no Deployment, Pod or other workload is among the objects");
+        } else if ready == rows.len() {
             progress.step(&format!("all {} pods ready", rows.len()));
         } else {
             progress
@@ -275,14 +289,15 @@ fn display_address(at: std::net::SocketAddr) -> String {
 }
 
 /// All pods, as soon as all are ready or the time is over.
-async fn wait_ready(remote: &Remote, patience: Duration) -> anyhow::Result<Vec<PodRow>> {
+async fn wait_ready(remote: &Remote, expects_pods: bool, patience: Duration) -> anyhow::Result<Vec<PodRow>> {
     let began = tokio::time::Instant::now();
     loop {
         let rows = rows(remote).await?;
         // Pods that cannot start need the user, not time.
         let hopeless =
             |row: &PodRow| matches!(row.status.as_str(), "ErrImagePull" | "Problem" | "CreateContainerConfigError");
-        if rows.iter().all(|row| row.settled || hopeless(row)) && !rows.is_empty() || began.elapsed() > patience {
+        let complete = rows.iter().all(|row| row.settled || hopeless(row)) && (!rows.is_empty() || !expects_pods);
+        if complete || began.elapsed() > patience {
             return Ok(rows);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -46,7 +46,10 @@ pub(crate) async fn run(
         let gone: Vec<Id> = known.difference(&present).cloned().collect();
         known = present;
         let (reply, answer) = oneshot::channel();
-        remote.send(Command::Apply { documents: input.documents, reply }).await.map_err(anyhow::Error::msg)?;
+        remote
+            .send(Command::Apply { documents: input.documents, dry_run: false, reply })
+            .await
+            .map_err(anyhow::Error::msg)?;
         tell(progress, &answer.await.context("the mesh is ending")?);
         if !gone.is_empty() {
             let (reply, answer) = oneshot::channel();

@@ -199,6 +199,8 @@ fn syntax_error(file: &Path, error: &serde_saphyr::Error) -> Error {
         Some(end) if line > 0 => text[..end].to_owned(),
         _ => text,
     };
+    // Advice to callers of the library is none to those who write YAML.
+    let message = message.split(", set DuplicateKeyPolicy").next().unwrap_or_default().to_owned();
     Error { file: file.to_path_buf(), line, column, field: None, message }
 }
 

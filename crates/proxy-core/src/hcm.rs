@@ -71,6 +71,8 @@ pub struct HttpConnectionManager {
     pub max_connection_duration: Option<Jittered>,
     /// End streams on which nothing happens after this.
     pub stream_idle_timeout: Option<Duration>,
+    /// What is left of an answer must have left after this; `Some(None)`: no limit, `None`: after the idle timeout.
+    pub stream_flush_timeout: Option<Option<Duration>>,
     /// The request must be there by then.
     pub request_timeout: Option<Duration>,
     /// The request's head must be there by then.
@@ -364,6 +366,8 @@ impl HttpConnectionManager {
                 &hcm.stream_idle_timeout,
                 Some(Duration::from_secs(300)),
             )?,
+            stream_flush_timeout: fields::duration("stream_flush_timeout", hcm.stream_flush_timeout.as_ref())?
+                .map(|after| (!after.is_zero()).then_some(after)),
             request_timeout: duration("request_timeout", &hcm.request_timeout, None)?,
             request_headers_timeout: duration("request_headers_timeout", &hcm.request_headers_timeout, None)?,
             drain_timeout: Jittered {

@@ -50,6 +50,14 @@ pub struct FilterState {
     pub hashable: BTreeSet<ArcStr>,
 }
 
+impl FilterState {
+    /// The hash of an object that has one.
+    pub fn hash(&self, key: &ArcStr) -> Option<u64> {
+        let value = self.values.get(key).filter(|_| self.hashable.contains(key))?;
+        Some(crate::hash::xx64(value.as_bytes(), 0))
+    }
+}
+
 impl Metadata {
     pub(crate) fn compile(metadata: Option<&pb::core::Metadata>) -> Self {
         let Some(metadata) = metadata else { return Self::default() };

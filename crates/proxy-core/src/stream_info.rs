@@ -231,6 +231,8 @@ pub struct StreamTimes {
 /// The chosen upstream.
 #[derive(Clone, Debug, Default)]
 pub struct UpstreamInfo {
+    /// `tcp_proxy` sees to it, which says that there is one before there is.
+    pub of_tcp_proxy: bool,
     /// The cluster's name.
     pub cluster: Option<ArcStr>,
     /// The name under which it is counted and logged (`alt_stat_name`, else its name).

@@ -179,6 +179,7 @@ impl Handler for Served {
             let headers = answer.headers_mut();
             headers.insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-cache, max-age=0"));
             headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, http::HeaderValue::from_static("nosniff"));
+            headers.insert(http::header::SERVER, http::HeaderValue::from_static("envoy"));
             gauges.iter().for_each(|gauge| gauge.dec());
             of_listener.downstream_cx_active.dec();
             of_listener.downstream_cx_destroy.inc();
@@ -419,6 +420,9 @@ impl Admin {
             Some(_) => return text(400, "invalid &type= param".to_owned()),
         };
         let mode = query.given("histogram_buckets");
+        if query.given("hidden").is_some_and(|mode| !["include", "only", "exclude"].contains(&mode)) {
+            return text(400, "usage: /stats?hidden=(include|only|exclude)\n\n".to_owned());
+        }
         let prometheus = match query.given("format") {
             _ if always_prometheus => true,
             None | Some("text" | "json" | "html" | "active-html") => false,
@@ -453,7 +457,9 @@ impl Admin {
             true => texts || !matches!(sample, Sample::Text(_)),
             false => kind(sample),
         };
-        entries.retain(|e| shown(&e.sample) && wanted(&e.full_name()));
+        // There are no hidden ones here.
+        let only_hidden = query.get("hidden") == Some("only");
+        entries.retain(|e| !only_hidden && shown(&e.sample) && wanted(&e.full_name()));
         if prometheus {
             return text(200, self.exposition(&entries, buckets, &wanted));
         }

@@ -12,13 +12,14 @@ use crate::stats::{ListenerStats, Named};
 use crate::worker::Worker;
 use crate::{hcm, overload, tcp};
 use mesh_types::ArcStr;
+use proxy_core::filters::FilterStateValue;
 use proxy_core::listener::{ChainInput, Fingerprints, NetworkFilter, Place, SniForwardProxy, Terminal};
 use proxy_core::rbac::Rbac;
 use proxy_core::stream_info::ClientFingerprints;
 use proxy_core::tlv::{Tlv, TlvRule};
 use proxy_core::{Address, ConnectionInfo, FormatContext, Listener, Metadata, ResponseFlags, StreamInfo};
 use secure::{Insecure, secure};
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -318,7 +319,7 @@ async fn hand_over(
             facts.original_dst = Some(unmapped(destination));
         }
     }
-    if let Some(config) = &listener.inspect.proxy_protocol {
+    if let Some(config) = listener.inspect.reads_header(facts.local.port().unwrap_or_default()) {
         let stats = worker.named_stats();
         let tlvs = crate::proxy_protocol::read(stream, config, &mut facts.remote, &mut facts.local, stats).await?;
         facts.header = Some((listener.clone(), tlvs));
@@ -476,9 +477,14 @@ async fn give_up(
     worker: &Rc<Worker>,
     listener: &Listener,
     chain: &ChainEntry,
-    info: Arc<ConnectionInfo>,
+    mut info: Arc<ConnectionInfo>,
     original_dst: Option<SocketAddr>,
 ) {
+    for filter in &chain.chain.filters {
+        if let NetworkFilter::SetFilterState(values) = filter {
+            write_state(&mut info, values);
+        }
+    }
     let mut stream = match &chain.chain.terminal {
         Terminal::TcpProxy(proxy) => tcp::give_up(worker, proxy, info, original_dst).await,
         Terminal::Http(http) => {
@@ -532,8 +538,19 @@ async fn resolve_name(connection: &mut Connection, filter: &SniForwardProxy) {
     state.insert("envoy.upstream.dynamic_port".into(), port.to_string().into());
 }
 
-/// Runs the filters in front of the terminal one; an error ends the connection with these flags.
-async fn pass_filters(connection: &mut Connection) -> Result<Passed, ResponseFlags> {
+/// What a `set_filter_state` filter does when a connection comes.
+fn write_state(connection: &mut Arc<ConnectionInfo>, values: &[FilterStateValue]) {
+    let info = StreamInfo::new(connection.clone(), SystemTime::now());
+    let context = FormatContext::new(&info, None, None);
+    let mut state = info.filter_state.clone();
+    for value in values {
+        value.apply(&context, &mut state);
+    }
+    Arc::make_mut(connection).filter_state = state;
+}
+
+/// Runs the filters in front of the terminal one; an error ends the connection.
+async fn pass_filters(connection: &mut Connection) -> Result<Passed, Refused> {
     let chain = connection.chain.clone();
     let worker = connection.worker.clone();
     let mut passed = Passed::default();
@@ -543,23 +560,19 @@ async fn pass_filters(connection: &mut Connection) -> Result<Passed, ResponseFla
             NetworkFilter::Rbac(rbac) => passed.gates.push(rbac.clone()),
             NetworkFilter::SniDynamicForwardProxy(forward) => Box::pin(resolve_name(connection, forward)).await,
             NetworkFilter::SniCluster => passed.cluster = connection.info.server_name.clone(),
-            NetworkFilter::SetFilterState(values) => {
-                let info = StreamInfo::new(connection.info.clone(), SystemTime::now());
-                let context = FormatContext::new(&info, None, None);
-                let mut state = info.filter_state.clone();
-                for value in values.iter() {
-                    value.apply(&context, &mut state);
-                }
-                Arc::make_mut(&mut connection.info).filter_state = state;
-            }
+            NetworkFilter::SetFilterState(values) => write_state(&mut connection.info, values),
             // Who the peer is and what is counted of it is for the terminal filter.
             NetworkFilter::MetadataExchange(_) | NetworkFilter::IstioStats(_) | NetworkFilter::NoOp { .. } => {}
             NetworkFilter::LocalRateLimit(limit) => {
                 let name = format!("local_rate_limit.{}.rate_limited", limit.stat_prefix);
                 worker.named_stats().touch(&name);
-                if limit.enabled.get() && !tcp::take_token(connection, limit) {
+                if limit.enabled.get() && !limit.take(std::time::Instant::now()) {
                     worker.named_stats().inc(&name);
-                    return Err(ResponseFlags::UPSTREAM_RETRY_LIMIT);
+                    return Err(Refused {
+                        flags: ResponseFlags::UPSTREAM_RETRY_LIMIT,
+                        reason: Some("local_ratelimit_close_over_limit"),
+                        ..Refused::default()
+                    });
                 }
             }
             NetworkFilter::ConnectionLimit(limit) => {
@@ -574,9 +587,10 @@ async fn pass_filters(connection: &mut Connection) -> Result<Passed, ResponseFla
                     None => {
                         worker.named_stats().inc(&format!("connection_limit.{prefix}.limited_connections"));
                         if let Some(delay) = limit.delay {
+                            let _place = limit.overfill();
                             tokio::time::sleep(delay).await;
                         }
-                        return Err(ResponseFlags::NONE);
+                        return Err(Refused { reason: Some("over_connection_limit"), ..Refused::default() });
                     }
                 }
             }
@@ -584,7 +598,7 @@ async fn pass_filters(connection: &mut Connection) -> Result<Passed, ResponseFla
                 // Asked at the first byte, as by Envoy.
                 poll_fn(|cx| connection.io.poll_first_byte(cx)).await;
                 if !Box::pin(tcp::check_authz(connection, config)).await {
-                    return Err(ResponseFlags::NONE);
+                    return Err(Refused::default());
                 }
             }
         }
@@ -601,6 +615,8 @@ struct Refused {
     flags: ResponseFlags,
     /// `CONNECTION_TERMINATION_DETAILS`.
     details: Option<String>,
+    /// `DOWNSTREAM_LOCAL_CLOSE_REASON`.
+    reason: Option<&'static str>,
     /// What the filter has seen.
     bytes_received: u64,
 }
@@ -651,7 +667,8 @@ async fn pass_gates(connection: &mut Connection, gates: &[Arc<Rbac>]) -> Result<
             if let Some(delay) = rbac.delay_deny {
                 Box::pin(tcp::linger(&mut connection.io, delay, false)).await;
             }
-            return Err(Refused { details: Some(details), bytes_received, ..Refused::default() });
+            let reason = Some(tcp::RBAC_DENIED);
+            return Err(Refused { details: Some(details), reason, bytes_received, ..Refused::default() });
         }
     }
     Ok(())
@@ -674,19 +691,19 @@ fn run_chain(mut connection: Connection) -> impl Future<Output = ()> {
                 drop((places, gauges));
                 stream
             }
-            (Terminal::TcpProxy(proxy), Err(flags)) => tcp::refuse(&connection, proxy, flags),
+            (Terminal::TcpProxy(proxy), Err(refused)) => tcp::refuse(&connection, proxy, refused.flags, refused.reason),
             (Terminal::Http(http), passed) => {
                 let allowed = match passed {
                     Ok(passed) => pass_gates(&mut connection, &passed.gates).await.map(|()| passed),
-                    Err(flags) => Err(Refused { flags, ..Refused::default() }),
+                    Err(refused) => Err(refused),
                 };
-                let mut details = None;
+                let (mut details, mut reason) = (None, None);
                 let served = match allowed {
                     Ok(_passed) => Box::pin(hcm::serve(connection, http.clone())).await,
                     Err(refused) => {
                         let stats = worker.http_stats(&http.stat_prefix);
                         hcm::count_unserved(&stats, info.tls.is_some()).downstream_cx_destroy_local.inc();
-                        details = refused.details;
+                        (details, reason) = (refused.details, refused.reason);
                         let Refused { flags, bytes_received, .. } = refused;
                         hcm::Served { flags, bytes_received, ..hcm::Served::default() }
                     }
@@ -699,10 +716,13 @@ fn run_chain(mut connection: Connection) -> impl Future<Output = ()> {
                     bytes_sent,
                     flags,
                     connection_termination_details,
+                    local_close_reason: reason.map(Into::into),
                     ..StreamInfo::new(info, start)
                 }
             }
-            (_, Err(flags)) => StreamInfo { flags, ..StreamInfo::new(info, start) },
+            (_, Err(Refused { flags, reason, .. })) => {
+                StreamInfo { flags, local_close_reason: reason.map(Into::into), ..StreamInfo::new(info, start) }
+            }
             // It speaks first, so that nobody is asked.
             (Terminal::DirectResponse(bytes), Ok(_)) => {
                 Box::pin(tcp::respond(connection, bytes.clone())).await;
@@ -713,14 +733,21 @@ fn run_chain(mut connection: Connection) -> impl Future<Output = ()> {
             }
             (Terminal::Echo, Ok(passed)) => {
                 let allowed = pass_gates(&mut connection, &passed.gates).await;
+                let bytes = Cell::new(0);
                 if allowed.is_ok() {
                     tokio::select! {
-                        () = Box::pin(tcp::echo(connection)) => {}
+                        () = Box::pin(tcp::echo(connection, &bytes)) => {}
                         () = chain.cut() => {}
                     }
                 }
-                let connection_termination_details = allowed.err().and_then(|refused| refused.details).map(Into::into);
-                StreamInfo { connection_termination_details, ..StreamInfo::new(info, start) }
+                let refused = allowed.err().unwrap_or_default();
+                StreamInfo {
+                    connection_termination_details: refused.details.map(Into::into),
+                    local_close_reason: refused.reason.map(Into::into),
+                    bytes_received: bytes.get() + refused.bytes_received,
+                    bytes_sent: bytes.get(),
+                    ..StreamInfo::new(info, start)
+                }
             }
             (Terminal::Close, Ok(_)) => StreamInfo::new(info, start),
         };

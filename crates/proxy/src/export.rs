@@ -199,7 +199,7 @@ async fn post(worker: &Rc<Worker>, cluster: &str, headers: Headers, body: Bytes)
     let pool = cluster.pool(worker, &host, &Variant { protocol, ..Variant::default() })?;
     let acquired = pool.acquire().await.ok()?;
     cluster.stats.upstream_rq_total.inc();
-    let (status, ..) = call(acquired, headers, body, 1 << 16, |_| ()).await.ok()?;
+    let (status, ..) = call(acquired, headers, body, 1 << 16, |_, _| ()).await.ok()?;
     cluster.stats.charge(status, false);
     Some(status)
 }

@@ -21,11 +21,12 @@ mod router;
 mod span;
 mod timers;
 
-pub(crate) use exchange::Exchange;
+pub(crate) use exchange::{Exchange, is_grpc};
 pub(crate) use ext_authz::{check_head, connection_attributes, grpc_frame, is_allowed};
 pub(crate) use keys::{Kept, fetch_ahead, fetches_ahead};
 pub(crate) use limits::{LocalLimits, counters as limit_counters};
 pub(crate) use record::{Ring, Rings};
+pub(crate) use router::succeeded;
 
 use crate::downstream::Connection;
 use crate::io::Io;

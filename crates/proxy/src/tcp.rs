@@ -9,14 +9,15 @@ use crate::io::Io;
 use crate::peer;
 use crate::runtime::exchange_of;
 use crate::stats::TcpStats;
-use crate::upstream::{AcquireError, Active, Announced, Protocol, Source, Variant, WorkerCluster};
+use crate::upstream::{AcquireError, Acquired, Active, Announced, Protocol, Source, Variant, WorkerCluster};
 use crate::worker::Worker;
 pub(crate) use authz::check as check_authz;
 use bytes::Bytes;
 use copy::{Side, Transfer};
 use mesh_types::ArcStr;
 use proxy_core::circuit::Resource;
-use proxy_core::listener::{Direction, NetworkFilter, NetworkLocalRateLimit, TcpProxy};
+use proxy_core::listener::{Direction, NetworkFilter, TcpProxy};
+use proxy_core::outlier::Outcome;
 use proxy_core::rbac::{NETWORK_NAMESPACE, Rbac, RbacInput};
 use proxy_core::route::Priority;
 use proxy_core::{AccessLog, ConnectionInfo, FormatContext, Host, Metadata, PickContext, ResponseFlags, StreamInfo};
@@ -47,21 +48,38 @@ pub(crate) async fn serve(
     if proxy.access_log_on_start {
         write_logs(&worker, &proxy.access_log, &info, "TcpConnectionStart");
     }
-    let cut = connection.chain.cut();
+    let chain = connection.chain.clone();
     tokio::select! {
         biased;
         () = run(connection, &proxy, &stats, &route, &mut info) => {}
         // Before it is connected: from then on that is seen to.
-        () = cut => {}
+        () = chain.cut() => {
+            if proxy.tunneling.is_some() && info.upstream.host.is_some() {
+                info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
+            }
+            info.local_close_reason = chain.cut_reason();
+        }
     }
     info.times.complete = Some(began.elapsed());
     write_logs(&worker, &proxy.access_log, &info, "TcpConnectionEnd");
     info
 }
 
+// Envoy `TcpProxy::Filter::onInitFailure`, spelt as there, with the number of its `UpstreamFailureReason`.
+const CONNECT_FAILED: &str = "tcp_initializion_failure:0";
+const NO_HEALTHY_HOST: &str = "tcp_initializion_failure:1";
+const LIMIT_EXCEEDED: &str = "tcp_initializion_failure:2";
+const NO_ROUTE: &str = "tcp_initializion_failure:3";
+
+/// Why a connection is closed that no policy allows (Envoy `RoleBasedAccessControlFilter::closeConnection`).
+pub(crate) const RBAC_DENIED: &str = "rbac_deny_close";
+
 /// A connection is one stream, and shows what listener filters found.
 fn stream(connection: Arc<ConnectionInfo>) -> StreamInfo {
-    StreamInfo { dynamic_metadata: connection.metadata.clone(), ..StreamInfo::new(connection, SystemTime::now()) }
+    let mut info = StreamInfo::new(connection, SystemTime::now());
+    info.dynamic_metadata = info.connection.metadata.clone();
+    info.upstream.of_tcp_proxy = true;
+    info
 }
 
 /// A connection whose TLS handshake failed: its host was chosen, and connected to, as soon as it came.
@@ -75,38 +93,85 @@ pub(crate) async fn give_up(
     worker.tcp_stats(&proxy.stat_prefix).downstream_cx_total.inc();
     let random = worker.random.borrow_mut().next();
     let (name, metadata_match) = proxy.cluster(random);
-    match worker.cluster(name) {
+    let name = info.filter_state.values.get("envoy.tcp_proxy.cluster").unwrap_or(name).clone();
+    match worker.cluster(&name) {
         None => info.flags.insert(ResponseFlags::NO_CLUSTER),
-        Some(cluster) if proxy.tunneling.is_none() => {
-            info.upstream.cluster = Some(name.clone());
+        Some(cluster) => {
+            info.upstream.cluster = Some(name);
             info.upstream.cluster_stat_name = Some(cluster.config().stat_name.clone());
-            let hash = proxy.hash(&info.connection.remote);
+            info.upstream.cluster_metadata = Some(cluster.config().metadata().clone());
+            let hash = proxy.hash(&info.connection.remote, &info.connection.filter_state);
             let context = PickContext { hash, metadata_match, original_dst, ..PickContext::at(Instant::now()) };
-            info.upstream.host = cluster.pick(&context, &mut worker.random.borrow_mut());
-            if let Some(host) = info.upstream.host.clone() {
-                info.upstream.attempted.push(host.clone());
-                info.upstream.attempts = 1;
-                let announced = Announced::to(&cluster, &host, &info.connection).map(Announced::alone);
-                let variant = Variant { protocol: Protocol::Raw, announced, ..Variant::default() };
-                if let Some(pool) = cluster.pool(worker, &host, &variant) {
-                    let connected = pool.dial().await.is_ok();
-                    cluster.stats.upstream_rq_total.add(u64::from(connected));
+            let picked = cluster.pick(&context, &mut worker.random.borrow_mut());
+            match picked {
+                Some(host) => connect_unused(worker, proxy, &cluster, host, &mut info).await,
+                None => {
+                    cluster.stats.upstream_cx_none_healthy.inc();
+                    info.flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
+                    info.local_close_reason = Some(NO_HEALTHY_HOST.into());
                 }
-            } else {
-                cluster.stats.upstream_cx_none_healthy.inc();
-                info.flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
             }
         }
-        Some(_) => {}
     }
     info.times.complete = Some(Duration::ZERO);
     write_logs(worker, &proxy.access_log, &info, "TcpConnectionEnd");
     info
 }
 
+/// Connects to a host for a client that has gone by then. Of a tunnel there is the connection only, without its request.
+async fn connect_unused(
+    worker: &std::rc::Rc<Worker>,
+    proxy: &TcpProxy,
+    cluster: &std::rc::Rc<WorkerCluster>,
+    host: Arc<Host>,
+    info: &mut StreamInfo,
+) {
+    info.upstream.host = Some(host.clone());
+    info.upstream.attempted.push(host.clone());
+    info.upstream.attempts = 1;
+    let announced = Announced::to(cluster, &host, &info.connection).map(Announced::alone);
+    let protocol = match &proxy.tunneling {
+        None => Protocol::Raw,
+        Some(_) => Protocol::of(&cluster.config().protocol, None),
+    };
+    let Some(pool) = cluster.pool(worker, &host, &Variant { protocol, announced, ..Variant::default() }) else {
+        return;
+    };
+    let connected = match &proxy.tunneling {
+        None => pool.dial().await.map(|(_io, facts, _counted)| {
+            cluster.stats.upstream_rq_total.inc();
+            host.state.stats.rq_total.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            info.upstream.local = facts.local.clone();
+        }),
+        Some(_) => pool.acquire().await.map(Acquired::put_back),
+    };
+    match connected {
+        Ok(()) => cluster.judge(&host, Some(Outcome::Connected), worker),
+        Err(AcquireError::Overflow) => {}
+        Err(AcquireError::Connect(e)) => {
+            info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
+            if !e.reason.is_empty() {
+                info.upstream.transport_failure = Some(e.reason.replace(' ', "_").into());
+            }
+            cluster.judge(&host, Some(Outcome::ConnectFailed), worker);
+            if proxy.max_connect_attempts == 1 {
+                cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
+                info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT);
+                info.local_close_reason = Some(CONNECT_FAILED.into());
+            }
+        }
+    }
+}
+
 /// A connection that a filter before ended.
-pub(crate) fn refuse(connection: &Connection, proxy: &TcpProxy, flags: ResponseFlags) -> StreamInfo {
+pub(crate) fn refuse(
+    connection: &Connection,
+    proxy: &TcpProxy,
+    flags: ResponseFlags,
+    reason: Option<&'static str>,
+) -> StreamInfo {
     let mut info = stream(connection.info.clone());
+    info.local_close_reason = reason.map(Into::into);
     connection.worker.tcp_stats(&proxy.stat_prefix).downstream_cx_total.inc();
     info.flags.insert(flags);
     info.times.complete = Some(Duration::ZERO);
@@ -129,12 +194,7 @@ struct Route<'a> {
 
 async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, route: &Route<'_>, info: &mut StreamInfo) {
     let Route { name, metadata_match, gates } = *route;
-    // Envoy `TcpProxy::Filter::onInitFailure`, spelt as there, with the number of its `UpstreamFailureReason`.
     let failed = |info: &mut StreamInfo, reason: &'static str| info.local_close_reason = Some(reason.into());
-    const CONNECT_FAILED: &str = "tcp_initializion_failure:0";
-    const NO_HEALTHY_HOST: &str = "tcp_initializion_failure:1";
-    const LIMIT_EXCEEDED: &str = "tcp_initializion_failure:2";
-    const NO_ROUTE: &str = "tcp_initializion_failure:3";
     let began = Instant::now();
     let worker = connection.worker.clone();
     let Some(cluster) = worker.cluster(name) else {
@@ -171,7 +231,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
             return;
         }
         let context = PickContext {
-            hash: proxy.hash(&connection.info.remote),
+            hash: proxy.hash(&connection.info.remote, &connection.info.filter_state),
             metadata_match,
             previous: &previous,
             retry: None,
@@ -212,7 +272,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
                 dialled.map(|(io, facts, counted)| (Way::Plain(Box::new(io), counted), facts))
             }
             Some(config) => {
-                let opened = tunnel::open(&pool, config, info, &cluster.stats).await;
+                let opened = tunnel::open(&pool, config, info, &cluster).await;
                 opened
                     .map(|tunnel| (tunnel.upstream.facts.clone(), tunnel))
                     .map(|(facts, t)| (Way::Tunnel(Box::new(t)), facts))
@@ -234,7 +294,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
                 if !e.reason.is_empty() {
                     info.upstream.transport_failure = Some(e.reason.replace(' ', "_").into());
                 }
-                cluster.judge(&host, Some(proxy_core::outlier::Outcome::ConnectFailed), &worker);
+                cluster.judge(&host, Some(Outcome::ConnectFailed), &worker);
                 previous.push(host);
                 if info.upstream.attempts >= proxy.max_connect_attempts {
                     cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
@@ -250,10 +310,14 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
         }
     };
     let (way, facts) = upstream;
-    cluster.stats.upstream_rq_total.inc();
-    let _active = info.upstream.host.clone().map(|host| Active::new(cluster.clone(), host));
+    // A tunnel's request counts on its own.
+    let plain = info.upstream.host.clone().filter(|_| matches!(way, Way::Plain(..)));
+    let _active = plain.map(|host| {
+        cluster.stats.upstream_rq_total.inc();
+        Active::new(cluster.clone(), host)
+    });
     if let Some(host) = &info.upstream.host {
-        cluster.judge(host, Some(proxy_core::outlier::Outcome::Connected), &worker);
+        cluster.judge(host, Some(Outcome::Connected), &worker);
     }
     info.upstream.local = facts.local.clone();
     info.upstream.tls = facts.tls.clone();
@@ -368,6 +432,7 @@ async fn run(mut connection: Connection, proxy: &TcpProxy, stats: &TcpStats, rou
     match ended {
         copy::Ended::Denied(details) => {
             info.connection_termination_details = Some(details.into());
+            info.local_close_reason = Some(RBAC_DENIED.into());
             // The proxy filter has seen nothing.
             (info.downstream_wire_bytes_received, info.upstream.wire_bytes_sent) = (0, 0);
             // Both connections stay meanwhile.
@@ -477,15 +542,6 @@ pub(crate) fn check_rbac(
     if verdict.allowed { Ok(()) } else { Err(verdict.details()) }
 }
 
-/// Network local rate limit: false means close.
-pub(crate) fn take_token(connection: &Connection, limit: &Arc<NetworkLocalRateLimit>) -> bool {
-    let key = Arc::as_ptr(limit) as usize;
-    let mut buckets = connection.worker.buckets.borrow_mut();
-    let bucket =
-        buckets.entry(key).or_insert_with(|| proxy_core::filters::TokenBucket::new(&limit.bucket, Instant::now()));
-    bucket.take(1, Instant::now())
-}
-
 /// `envoy.filters.network.direct_response`.
 pub(crate) async fn respond(mut connection: Connection, bytes: Bytes) {
     // The peer may be gone; nothing else depends on it.
@@ -494,13 +550,14 @@ pub(crate) async fn respond(mut connection: Connection, bytes: Bytes) {
     }
 }
 
-/// `envoy.filters.network.echo`.
-pub(crate) async fn echo(mut connection: Connection) {
+/// `envoy.filters.network.echo`, which counts the bytes.
+pub(crate) async fn echo(mut connection: Connection, bytes: &Cell<u64>) {
     let mut buf = vec![0; 16 * 1024];
     loop {
         match connection.io.read(&mut buf).await {
             Ok(0) | Err(_) => return,
             Ok(n) => {
+                bytes.set(bytes.get() + n as u64);
                 if connection.io.write_all(&buf[..n]).await.is_err() {
                     return;
                 }

@@ -67,7 +67,6 @@ pub(crate) struct Worker {
     plain: Arc<PlainStats>,
     pub(crate) istio: Rc<IstioStats>,
     pub(crate) logs: LogBuffers,
-    pub(crate) buckets: RefCell<HashMap<usize, proxy_core::filters::TokenBucket>>,
     pub(crate) active_faults: Cell<u64>,
     /// Spans and records on their way to collectors.
     pub(crate) exports: crate::export::Batches,
@@ -105,7 +104,6 @@ impl Worker {
             answers: RefCell::default(),
             istio: IstioStats::new(shared.registry.clone()),
             logs: LogBuffers::new(shared.clone()),
-            buckets: RefCell::default(),
             active_faults: Cell::new(0),
             exports: crate::export::Batches::default(),
             ring: shared.rings.add(shared.concurrency),

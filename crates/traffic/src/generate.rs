@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long, value_name = "NAMESPACE", conflicts_with = "from_traffic")]
     namespace: Option<String>,
     /// Name of the mesh, when several run on this machine
-    #[arg(long, default_value = "default", env = "OUTRIGGER_NAME")]
+    #[arg(long, alias = "name", default_value = "default", env = "OUTRIGGER_NAME")]
     mesh: String,
 }
 

@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, value_name = "NAMESPACE")]
     namespace: Option<String>,
     /// Name of the mesh, when several run on this machine
-    #[arg(long, default_value = "default", env = "OUTRIGGER_NAME")]
+    #[arg(long, alias = "name", default_value = "default", env = "OUTRIGGER_NAME")]
     mesh: String,
     /// How it is written: dot is for Graphviz
     #[arg(long, short = 'o', value_enum, default_value_t = Output::Text)]

@@ -49,7 +49,7 @@ pub struct Args {
     #[arg(long)]
     steps: bool,
     /// Name of the mesh, when several run on this machine
-    #[arg(long, default_value = "default", env = "OUTRIGGER_NAME")]
+    #[arg(long, alias = "name", default_value = "default", env = "OUTRIGGER_NAME")]
     mesh: String,
     /// How it is written: json is one object a line
     #[arg(long, short = 'o', default_value = "text", value_parser = ["text", "json"])]

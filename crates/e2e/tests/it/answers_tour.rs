@@ -137,15 +137,31 @@ apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata: {name: default}
 spec: {mtls: {mode: STRICT}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: astray}
+spec: {selector: {app: details}, ports: [{name: http, port: 9080, targetPort: 9999}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: narrow}
+spec:
+  workloadSelector: {labels: {app: ratings}}
+  outboundTrafficPolicy: {mode: REGISTRY_ONLY}
+  egress: [{hosts: [./details.default.svc.cluster.local]}]
 ";
     std::fs::write(&file, broken).unwrap();
     mesh.apply(&file);
     let waited = Output::of(outrigger().args(["wait", "--all", "--mesh", name]));
     assert!(waited.success, "{}", waited.all());
     let pod = mesh.pod("productpage");
-    for url in ["http://ratings:9080/ratings/0", "http://details:9080/details/0"] {
+    for url in ["http://ratings:9080/ratings/0", "http://details:9080/details/0", "http://astray:9080/"] {
         mesh.exec(&pod, "productpage", &["curl", "-s", "-o", "/dev/null", url]);
     }
+    mesh.exec(&mesh.pod("ratings"), "ratings", &["curl", "-s", "-o", "/dev/null", "http://reviews:9080/"]);
+    let hidden = Output::of(outrigger().args(["explain", "--mesh", name, "--from", "ratings", "http://reviews:9080/"]));
+    assert!(hidden.stdout.contains("Sidecar default/narrow spec.egress"), "{}", hidden.all());
     let found = doctor();
     assert!(!found.success, "{}", found.all());
     let place = file.display().to_string();
@@ -154,6 +170,9 @@ spec: {mtls: {mode: STRICT}}
         "kind: DestinationRule",
         "takes mutual TLS only (PeerAuthentication STRICT)",
         "got 503 NC",
+        "leads to 9999, which no container of its pods declares",
+        "failed at its own application, port 9999, with 503 UF",
+        "it may call only what its proxy sees (REGISTRY_ONLY)",
         "outrigger explain --request-id ",
         place.as_str(),
     ] {

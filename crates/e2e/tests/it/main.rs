@@ -12,6 +12,7 @@ mod conformance;
 mod envoy;
 mod interop;
 mod join;
+mod output;
 mod sidecar;
 mod templates;
 mod traces;

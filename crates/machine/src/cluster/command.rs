@@ -20,6 +20,8 @@ use crate::pod::{self};
 pub(crate) enum Command {
     Apply {
         documents: Vec<Document>,
+        /// Only say what would be done.
+        dry_run: bool,
         reply: oneshot::Sender<Report>,
     },
     Delete {
@@ -61,6 +63,9 @@ pub(crate) enum Command {
 pub(crate) struct Report {
     /// `virtualservice/reviews configured`
     pub(crate) lines: Vec<String>,
+    /// What was to be deleted and is not there: `virtualservice/reviews`
+    #[serde(default)]
+    pub(crate) missing: Vec<String>,
     /// Revision of the control plane that holds the change.
     pub(crate) revision: u64,
 }
@@ -100,15 +105,30 @@ pub(crate) struct Found {
 impl Cluster {
     pub(super) async fn command(&mut self, command: Command) {
         match command {
-            Command::Apply { documents, reply } => {
+            Command::Apply { documents, dry_run: true, reply } => {
+                let would = |document: &Document| {
+                    let (id, applied) = self.objects.would_apply(document);
+                    format!("{id} {} (dry run)", applied.word())
+                };
+                let lines = documents.iter().map(would).collect();
+                let _ = reply.send(Report { lines, revision: self.revision, ..Report::default() });
+            }
+            Command::Apply { documents, dry_run: false, reply } => {
                 let lines = self.apply(documents);
                 self.settle().await;
-                let _ = reply.send(Report { lines, revision: self.revision });
+                let _ = reply.send(Report { lines, revision: self.revision, ..Report::default() });
             }
             Command::Delete { ids, reply } => {
-                let lines = ids.iter().map(|id| self.delete(id)).collect();
+                let mut report = Report::default();
+                for id in &ids {
+                    match self.delete(id) {
+                        true => report.lines.push(format!("{id} deleted")),
+                        false => report.missing.push(id.to_string()),
+                    }
+                }
                 self.settle().await;
-                let _ = reply.send(Report { lines, revision: self.revision });
+                report.revision = self.revision;
+                let _ = reply.send(report);
             }
             Command::Ps { reply } => {
                 let _ = reply.send(self.rows());
@@ -211,9 +231,10 @@ impl Cluster {
         Some(document)
     }
 
-    fn delete(&mut self, id: &Id) -> String {
+    /// Returns whether it was there.
+    fn delete(&mut self, id: &Id) -> bool {
         if !self.objects.delete(id) {
-            return format!("{id} not found");
+            return false;
         }
         match id.kind.as_str() {
             "Service" => self.addresses.release(&(id.namespace.clone(), id.name.clone())),
@@ -224,7 +245,7 @@ impl Cluster {
         }
         self.problems.remove(id);
         self.pending.push(Change::Delete(id.clone()));
-        format!("{id} deleted")
+        true
     }
 
     fn rows(&self) -> Vec<PodRow> {
@@ -259,14 +280,19 @@ impl Cluster {
         let (key, entry) = match exact {
             Some(found) => found,
             None => {
-                let dashed = format!("{wanted}-");
-                let mut candidates = self
-                    .pods
-                    .iter()
-                    .filter(|((ns, name), entry)| {
-                        inside(ns) && (entry.owner.name == wanted || name.starts_with(&dashed))
+                let dashed = &format!("{wanted}-");
+                let runs = |entry: &super::Entry| entry.handle.as_ref().is_some_and(|handle| !handle.state().stopping);
+                let like = |whole: bool| {
+                    self.pods.iter().filter(move |((ns, name), entry)| {
+                        let fits = match whole {
+                            true => entry.owner.name == wanted || name.starts_with(dashed),
+                            false => name.starts_with(wanted),
+                        };
+                        inside(ns) && fits && runs(entry)
                     })
-                    .filter(|(_, entry)| entry.handle.as_ref().is_some_and(|handle| !handle.state().stopping));
+                };
+                let has_whole = like(true).next().is_some();
+                let mut candidates = like(has_whole);
                 let first =
                     candidates.next().ok_or_else(|| format!("there is no pod {pod:?}; `outrigger ps` shows all"))?;
                 // Several pods of one workload are alike.

@@ -51,12 +51,12 @@ pub(crate) fn run(enter: &Enter, report: Option<&OwnedFd>) -> Result<ExitCode, S
         let error = become_program(enter, report);
         match report {
             Some(report) => {
-                let _ = rustix::io::write(report, error.as_bytes());
+                let _ = rustix::io::write(report, error.message.as_bytes());
             }
-            None => eprintln!("outrigger exec: {error}"),
+            None => eprintln!("outrigger exec: {}", error.message),
         }
         // SAFETY: ends the child without running the parent's exit handlers.
-        unsafe { libc::_exit(126) }
+        unsafe { libc::_exit(error.status) }
     }
     if let Some(report) = report {
         // The report must close when the program has replaced the child: this copy stands in the way.
@@ -97,15 +97,15 @@ fn ignore_terminal_signals() {
     }
 }
 
-fn become_program(enter: &Enter, report: Option<&OwnedFd>) -> String {
+fn become_program(enter: &Enter, report: Option<&OwnedFd>) -> init::Failure {
     init::close_inherited();
     if let Err(error) = enter.credentials.assume() {
-        return error;
+        return error.into();
     }
     if let Some(report) = report
         && let Err(error) = init::die_with_parent(report)
     {
-        return error;
+        return error.into();
     }
     init::exec(&enter.argv, &enter.env, Some(enter.cwd.as_deref().unwrap_or("/")))
 }

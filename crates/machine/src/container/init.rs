@@ -74,7 +74,7 @@ fn become_container(spec: &Spec, report: &OwnedFd) -> Result<std::convert::Infal
     spec.credentials.assume()?;
     // Changing the user cleared the death signal.
     die_with_parent(report)?;
-    Err(exec(&spec.argv, &spec.env, spec.cwd.as_deref()))
+    Err(exec(&spec.argv, &spec.env, spec.cwd.as_deref()).message)
 }
 
 /// Marks every descriptor above standard error close-on-exec, so that no namespace or pipe of ours leaks into the program.
@@ -86,17 +86,30 @@ pub(super) fn close_inherited() {
 }
 
 /// Becomes the program; returns why not.
-pub(super) fn exec(argv: &[String], env: &[(String, String)], cwd: Option<&str>) -> String {
+pub(super) fn exec(argv: &[String], env: &[(String, String)], cwd: Option<&str>) -> Failure {
     let Some((program, args)) = argv.split_first() else {
-        return "no command".to_owned();
+        return "no command".to_owned().into();
     };
     if let Some(cwd) = cwd {
         // As container runtimes do: a missing working folder is made.
         let _ = std::fs::create_dir_all(cwd);
         if let Err(error) = rustix::process::chdir(cwd) {
-            return format!("change to working folder {cwd}: {error}");
+            return format!("change to working folder {cwd}: {error}").into();
         }
     }
     let error = Command::new(program).args(args).env_clear().envs(env.iter().map(|(k, v)| (k, v))).exec();
-    format!("run {program}: {error}")
+    let status = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
+    Failure { message: format!("run {program}: {error}"), status }
+}
+
+/// Why a program did not start, and the exit status that shells give for it: 127 if it is not there, else 126.
+pub(super) struct Failure {
+    pub(super) message: String,
+    pub(super) status: i32,
+}
+
+impl From<String> for Failure {
+    fn from(message: String) -> Self {
+        Self { message, status: 126 }
+    }
 }

@@ -234,6 +234,24 @@ pub(crate) fn apply_delete_and_rollout() {
     assert!(!mesh.exec("client", "curl -s -m 3 http://web/").status.success());
     assert!(out(&outrigger(&["delete", "deploy", "web", "--name", "t-apply"])).contains("deployment/web deleted"));
     mesh.shows(|ps| !ps.contains("web-"));
+    let gone = outrigger(&["delete", "deploy/web", "--name", "t-apply"]);
+    assert!(!gone.status.success() && String::from_utf8_lossy(&gone.stderr).contains("deployment/web not found"));
+    out(&outrigger(&["delete", "deploy/web", "--ignore-not-found", "--name", "t-apply"]));
+    let map = mesh.file().with_file_name("map.yaml");
+    std::fs::write(&map, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {a: b}\n").unwrap();
+    let apply = |more: &[&str]| {
+        let arguments = [&["apply", "--name", "t-apply", "-n", "shop", "-f", map.to_str().unwrap()], more].concat();
+        out(&outrigger(&arguments))
+    };
+    assert_eq!(apply(&["--dry-run"]), "configmap/m.shop created (dry run)\n");
+    assert_eq!(apply(&[]), "configmap/m.shop created\n");
+    assert_eq!(apply(&["--dry-run=server"]), "configmap/m.shop unchanged (dry run)\n");
+    std::fs::write(&map, "# nothing\n").unwrap();
+    let nothing = outrigger(&["apply", "--name", "t-apply", "-f", map.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("there are no objects here"), "{nothing:?}");
+    assert_eq!(mesh.exec("client", "exit 3").status.code(), Some(3));
+    let missing = outrigger(&["exec", "cli", "--name", "t-apply", "--", "no-such-program"]);
+    assert_eq!(missing.status.code(), Some(127), "{missing:?}");
     let refused = mesh.apply("apiVersion: v1\nkind: Service\nmetadata: {name: bad}\nspec: {ports: [{port: 0}]}\n");
     assert!(!refused.status.success());
     assert!(String::from_utf8_lossy(&refused.stderr).contains("spec.ports[0].port"), "{refused:?}");

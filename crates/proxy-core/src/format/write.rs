@@ -462,7 +462,7 @@ fn stream(cx: &FormatContext<'_>, field: Field, out: &mut Vec<u8>) -> Written {
         Field::UpstreamHostNameWithoutPort => upstream.map_or(Written::Missing, |host| host_name(host, false, out)),
         Field::DownstreamCloseType => text(Some("Normal"), out),
         Field::DownstreamLocalCloseReason => text(info.local_close_reason.as_deref(), out),
-        Field::UpstreamCloseType => text((upstream.is_some() || info.protocol.is_none()).then_some("Normal"), out),
+        Field::UpstreamCloseType => text((upstream.is_some() || info.upstream.of_tcp_proxy).then_some("Normal"), out),
         Field::Nothing => Written::Text,
         Field::SpanId => text(info.span_id.as_deref(), out),
         Field::UniqueId => text(Some(&unique_id(cx)), out),

@@ -16,6 +16,8 @@ pub struct Inspect {
     pub original_src: Option<u32>,
     /// Read the PROXY protocol header first.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// But not here.
+    no_header: Option<PortPredicate>,
     /// What is made of the offers of TLS clients.
     pub fingerprints: Fingerprints,
     tls: Option<Inspector>,
@@ -163,6 +165,7 @@ impl Inspect {
             "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
                 let config: pb::listener_filter::proxy_protocol::v3::ProxyProtocol = typed.decode()?;
                 self.proxy_protocol = Some(ProxyProtocol::compile(&config)?);
+                self.no_header = disabled;
             }
             _ => return Err(typed.unknown()),
         }
@@ -177,6 +180,11 @@ impl Inspect {
     /// Whether there is an inspector for HTTP.
     pub fn has_http(&self) -> bool {
         self.http.is_some()
+    }
+
+    /// The filter that reads PROXY headers, on connections to this port.
+    pub fn reads_header(&self, port: u16) -> Option<&ProxyProtocol> {
+        self.proxy_protocol.as_ref().filter(|_| !self.no_header.as_ref().is_some_and(|d| d.holds(port)))
     }
 
     /// Whether TLS is looked for on connections to this port.

@@ -1,6 +1,6 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mesh_types::ArcStr;
@@ -9,11 +9,11 @@ use crate::access_log::AccessLog;
 use crate::address::Address;
 use crate::any::Typed;
 use crate::cluster::NameCache;
-use crate::filters::{ExtAuthz, FilterStateValue, IstioStats, TokenBucketConfig};
+use crate::filters::{ExtAuthz, FilterStateValue, IstioStats, TokenBucket, TokenBucketConfig};
 use crate::format::{Format, FormatContext};
 use crate::hcm::HttpConnectionManager;
 use crate::headers::Headers;
-use crate::metadata::MetadataMatch;
+use crate::metadata::{FilterState, MetadataMatch};
 use crate::rbac::Rbac;
 use crate::rejected::{At, Compiled, Invalid, refuse};
 use crate::route::HeaderOps;
@@ -82,8 +82,8 @@ impl MetadataExchange {
     }
 }
 
-/// Limits new connections of a chain.
-#[derive(Clone, Debug)]
+/// Limits new connections of a chain, over all workers.
+#[derive(Debug)]
 pub struct NetworkLocalRateLimit {
     /// Prefix of its statistics.
     pub stat_prefix: ArcStr,
@@ -91,6 +91,15 @@ pub struct NetworkLocalRateLimit {
     pub bucket: TokenBucketConfig,
     /// Off: all pass.
     pub enabled: Live<bool>,
+    tokens: Mutex<Option<TokenBucket>>,
+}
+
+impl NetworkLocalRateLimit {
+    /// Takes a token for a connection; false: there is none left.
+    pub fn take(&self, now: Instant) -> bool {
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.get_or_insert_with(|| TokenBucket::new(&self.bucket, now)).take(1, now)
+    }
 }
 
 /// Limits open connections of a chain.
@@ -113,9 +122,15 @@ impl ConnectionLimit {
         let more = |active| (active < self.max_connections).then_some(active + 1);
         self.active.fetch_update(Relaxed, Relaxed, more).is_ok().then(|| Place(self.clone()))
     }
+
+    /// That of one that is refused, which counts until it is closed (Envoy `Config::incrementConnection`).
+    pub fn overfill(self: &Arc<Self>) -> Place {
+        self.active.fetch_add(1, Relaxed);
+        Place(self.clone())
+    }
 }
 
-/// One of the connections that a [`ConnectionLimit`] allows.
+/// One of the connections that a [`ConnectionLimit`] counts.
 #[derive(Debug)]
 pub struct Place(Arc<ConnectionLimit>);
 
@@ -185,10 +200,19 @@ pub struct TcpProxy {
     pub access_log_on_connected: bool,
     /// Subset criteria.
     pub metadata_match: Option<MetadataMatch>,
-    /// Hash the source address for ring hash and Maglev.
-    pub hash_source_ip: bool,
+    /// What ring hash and Maglev choose by.
+    pub hash: Option<TcpHash>,
     /// Connections travel inside requests.
     pub tunneling: Option<Tunneling>,
+}
+
+/// A `hash_policy` of the TCP proxy.
+#[derive(Debug)]
+pub enum TcpHash {
+    /// The client's address.
+    SourceIp,
+    /// The object of this name, if it can be hashed (Envoy `Network::HashPolicyImpl`).
+    FilterState(ArcStr),
 }
 
 /// The request that carries a connection (`tcp_proxy.tunneling_config`).
@@ -212,7 +236,7 @@ impl Tunneling {
         let path = if config.post_path.is_empty() { "/" } else { config.post_path.as_str() };
         let hostname: ArcStr = fields::required("hostname", &config.hostname)?;
         Ok(Self {
-            hostname: Format::compile(&hostname, true).at("hostname")?,
+            hostname: Format::compile(&hostname, false).at("hostname")?,
             post: config.use_post.then(|| path.into()),
             headers: HeaderOps::compile(&config.headers_to_add, &[]).at("headers_to_add")?,
             keeps_headers: config.propagate_response_headers,
@@ -270,13 +294,10 @@ impl TcpProxy {
             }
             None => return Err(Invalid::new("cluster", "is missing")),
         };
-        let mut hash_source_ip = false;
-        for policy in &proxy.hash_policy {
-            match policy.policy_specifier {
-                Some(PolicySpecifier::SourceIp(_)) => hash_source_ip = true,
-                _ => return Err(Invalid::unsupported("hash_policy")),
-            }
-        }
+        let hash = proxy.hash_policy.iter().find_map(|policy| match policy.policy_specifier.as_ref()? {
+            PolicySpecifier::SourceIp(_) => Some(TcpHash::SourceIp),
+            PolicySpecifier::FilterState(state) => Some(TcpHash::FilterState(state.key.as_str().into())),
+        });
         let log_interval = proxy.access_log_options.as_ref().and_then(|o| o.access_log_flush_interval.as_ref());
         Ok(Self {
             stat_prefix: fields::required("stat_prefix", &proxy.stat_prefix)?,
@@ -312,15 +333,17 @@ impl TcpProxy {
             access_log_on_connected: proxy.flush_access_log_on_connected
                 || proxy.access_log_options.as_ref().is_some_and(|o| o.flush_access_log_on_connected),
             metadata_match,
-            hash_source_ip,
+            hash,
             tunneling: proxy.tunneling_config.as_ref().map(Tunneling::compile).transpose().at("tunneling_config")?,
         })
     }
 
     /// What ring hash and Maglev choose by, if the configuration asks for that.
-    pub fn hash(&self, remote: &Address) -> Option<u64> {
-        let ip = remote.socket()?.ip();
-        self.hash_source_ip.then(|| crate::hash::xx64(ip.to_string().as_bytes(), 0))
+    pub fn hash(&self, remote: &Address, state: &FilterState) -> Option<u64> {
+        match self.hash.as_ref()? {
+            TcpHash::SourceIp => Some(crate::hash::xx64(remote.socket()?.ip().to_string().as_bytes(), 0)),
+            TcpHash::FilterState(key) => state.hash(key),
+        }
     }
 
     /// The cluster for a connection, with its subset criteria. `random` decides between weighted clusters.
@@ -428,6 +451,7 @@ fn compile(name: &str, typed: Typed<'_>, options: &Options) -> Compiled<Part> {
                 stat_prefix: config.stat_prefix.as_str().into(),
                 bucket: TokenBucketConfig::compile(config.token_bucket.as_ref())?,
                 enabled: options.runtime.flag(config.runtime_enabled.as_ref(), true),
+                tokens: Mutex::default(),
             }))
         }
         "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {

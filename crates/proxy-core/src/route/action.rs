@@ -202,6 +202,8 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// `Some(None)`: no idle timeout; `None`: the listener's.
     pub idle_timeout: Option<Option<Duration>>,
+    /// What is left of an answer must have left after this, likewise.
+    pub flush_timeout: Option<Option<Duration>>,
     /// See [`Forward::max_stream_duration`].
     pub stream_duration: Option<StreamDuration>,
     /// The deprecated cap for gRPC timeouts: `Some(None)` is "no cap".
@@ -286,7 +288,6 @@ impl Forward {
             "path_rewrite": !action.path_rewrite.is_empty(),
             "retry_policy_typed_config": action.retry_policy_typed_config.is_some(),
             "internal_redirect_action": action.internal_redirect_action != 0,
-            "flush_timeout": action.flush_timeout.is_some(),
             "hedge_policy": action.hedge_policy.as_ref().is_some_and(|h| h.hedge_on_per_try_timeout),
         }
         constraints::route_action(action)?;
@@ -319,6 +320,7 @@ impl Forward {
             metadata_match,
             timeout: fields::duration_or_off("timeout", action.timeout.as_ref(), Some(Duration::from_secs(15)))?,
             idle_timeout: fields::duration("idle_timeout", action.idle_timeout.as_ref())?.map(off_if_zero),
+            flush_timeout: fields::duration("flush_timeout", action.flush_timeout.as_ref())?.map(off_if_zero),
             stream_duration: stream_duration(action.max_stream_duration.as_ref()).at("max_stream_duration")?,
             max_grpc_timeout: fields::duration("max_grpc_timeout", action.max_grpc_timeout.as_ref())?.map(off_if_zero),
             grpc_timeout_offset: fields::duration("grpc_timeout_offset", action.grpc_timeout_offset.as_ref())?,

@@ -118,11 +118,7 @@ impl HashPolicy {
             Source::Nothing => None,
             Source::Address => cx.remote.ip().map(|ip| xx64(ip.to_string().as_bytes(), 0)),
             Source::Query(name) => first_query_value(cx.headers.path()?, name).map(|value| xx64(value.as_bytes(), 0)),
-            Source::FilterState(key) => {
-                let state = cx.filter_state;
-                let value = state.values.get(key).filter(|_| state.hashable.contains(key));
-                value.map(|value| xx64(value.as_bytes(), 0))
-            }
+            Source::FilterState(key) => cx.filter_state.hash(key),
         }
     }
 }

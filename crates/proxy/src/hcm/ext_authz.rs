@@ -135,7 +135,7 @@ pub(super) async fn run(
     let had_body = !body.is_empty();
     let peeked = match &buffer {
         Some(buffer) if had_body => {
-            Some(filters::peek_body(exchange, body, buffer.max_bytes as usize, buffer.allow_partial).await?)
+            filters::peek_body(exchange, body, buffer.max_bytes as usize, buffer.allow_partial).await?
         }
         _ => None,
     };

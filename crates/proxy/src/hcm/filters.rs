@@ -675,13 +675,14 @@ pub(super) struct Peeked {
     pub(super) size: u64,
 }
 
-/// The first `limit` bytes of the request's body.
+/// The first `limit` bytes of the request's body; none of one of which nothing came, but perhaps trailers (in Envoy no
+/// buffer is made for it).
 pub(super) async fn peek_body(
     exchange: &mut Exchange,
     body: &mut RecvBody,
     limit: usize,
     allow_partial: bool,
-) -> Result<Peeked, Stop> {
+) -> Result<Option<Peeked>, Stop> {
     let mut frames = VecDeque::new();
     let mut seen = Vec::new();
     let mut ended = body.is_empty();
@@ -722,9 +723,10 @@ pub(super) async fn peek_body(
     // As Envoy, which looks at the length only: what comes after just as much is not known yet.
     let whole = seen.len() <= limit;
     seen.truncate(limit);
+    let any_data = frames.iter().any(|frame| matches!(frame, Frame::Data(_)));
     if !frames.is_empty() {
         let rest = std::mem::replace(body, RecvBody::Empty);
         *body = if ended { RecvBody::Memory(frames) } else { RecvBody::Then(frames, Box::new(rest)) };
     }
-    Ok(Peeked { data: seen.into(), whole, size: held.size })
+    Ok(any_data.then(|| Peeked { data: seen.into(), whole, size: held.size }))
 }

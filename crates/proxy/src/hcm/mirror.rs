@@ -5,11 +5,11 @@ mod feed;
 
 pub(super) use feed::Feed;
 
-use super::exchange::Exchange;
-use super::router::is_canary;
+use super::exchange::{Exchange, is_grpc};
+use super::router::{is_canary, succeeded};
 use crate::internal;
 use crate::stats::OWN_REQUESTS;
-use crate::stream::{BodyError, Pump, PumpError};
+use crate::stream::{BodyError, Frame, Pump, PumpError};
 use crate::upstream::{
     AcquireError, Acquired, Active, Failure, Protocol, Reply, ServerNames, Tunnel, Upstream, Variant, WorkerCluster,
 };
@@ -108,6 +108,8 @@ struct Sending {
 enum Lost {
     /// The request it copies was given up before its end.
     Cancelled,
+    /// By the circuit breaker, which has counted.
+    Refused,
     TimedOut,
     Failed(Health),
 }
@@ -149,7 +151,7 @@ impl Sending {
             }
         };
         match ended {
-            Ok(()) | Err(Lost::Cancelled) => {}
+            Ok(()) | Err(Lost::Cancelled | Lost::Refused) => {}
             Err(Lost::TimedOut) => {
                 self.cluster.on_result(&host, Some(Health::Timeout), &self.worker);
                 self.cluster.stats.upstream_rq_timeout.inc();
@@ -186,9 +188,13 @@ impl Sending {
         mut late: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
     ) -> Result<(), Lost> {
         let stats = &self.cluster.stats;
+        self.cluster.on_result(host, Some(Health::ConnectedForRequests), &self.worker);
         let Some(_permit) = self.cluster.entry.breakers.get(Default::default()).acquire(Resource::Requests) else {
             acquired.put_back();
-            return Err(Lost::Failed(Health::ConnectedForRequests));
+            stats.other.inc("upstream_rq_active_overflow");
+            host.state.stats.count(false);
+            stats.charge(503, true);
+            return Err(Lost::Refused);
         };
         let _active = Active::new(self.cluster.clone(), host.clone());
         stats.upstream_rq_total.inc();
@@ -202,6 +208,7 @@ impl Sending {
         let mut reply: Option<Box<Reply>> = None;
         let (tap, timeout, cluster, worker) = (&mut self.tap, self.timeout, &self.cluster, &self.worker);
         let tunnel = self.tunnel != Tunnel::No;
+        let grpc = is_grpc(&self.headers);
         let result = poll_fn(|cx| {
             if !sent {
                 let source = |cx: &mut std::task::Context<'_>| match tap.poll(cx) {
@@ -231,6 +238,10 @@ impl Sending {
                         Poll::Ready(Ok(head)) if head.interim => {}
                         Poll::Ready(Ok(head)) => {
                             cluster.on_result(host, Some(Health::of_answer(head.status, &head.headers)), worker);
+                            if head.status >= 500 || !grpc || head.body.is_empty() {
+                                let success = head.status < 500 && (!grpc || succeeded(&head.headers));
+                                host.state.stats.count(success);
+                            }
                             stats.charge(head.status, true);
                             if is_canary(&head.headers, host)
                                 && let Some(answers) = worker.answers(&cluster.config().stat_name, "canary".to_owned())
@@ -243,6 +254,9 @@ impl Sending {
                         Poll::Pending => return Poll::Pending,
                     },
                     Some(answer) => match answer.body.poll_frame(cx) {
+                        Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) if grpc && answer.status < 500 => {
+                            host.state.stats.count(succeeded(&trailers));
+                        }
                         Poll::Ready(Some(Ok(_))) => {}
                         // It was answered, and counted; whatever cuts the answer short matters to nobody.
                         Poll::Ready(Some(Err(_))) => return Poll::Ready(Ok(false)),

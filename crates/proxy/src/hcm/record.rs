@@ -1,8 +1,11 @@
 //! The last requests with the decision taken at each step, for `/requests` of the admin port.
 
+mod segment;
+
+use self::segment::{Known, Reader, Segment, Writer};
 use super::exchange::Exchange;
 use mesh_types::ArcStr;
-use proxy_core::{Address, StreamInfo};
+use proxy_core::{ConnectionInfo, ResponseFlags, StreamInfo};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -11,6 +14,8 @@ use std::time::{Duration, SystemTime};
 
 /// Requests that the process remembers.
 const KEPT: usize = 10_000;
+/// How many of them share what they have in common, and are forgotten together.
+const PER_SEGMENT: usize = 250;
 /// Longer paths are cut; a ring of the longest heads must not fill the memory.
 const MAX_TEXT: usize = 256;
 /// Steps of one request that are remembered.
@@ -106,8 +111,8 @@ impl Steps {
                     step.what = What::Own(Box::new(("route", found.into())));
                 }
                 What::Answered(number, status) => {
-                    let host = info.upstream.host.as_ref().map(|h| &h.address);
-                    step.what = What::Tried(Box::new((number, answer_text(host, status))));
+                    let host = info.upstream.host.as_ref().map(|h| h.address.to_string());
+                    step.what = What::Tried(Box::new((number, answer_text(host.as_deref(), status.into()))));
                 }
                 _ => {}
             }
@@ -131,43 +136,26 @@ fn route_text(virtual_host: Option<&str>, route: Option<(&str, usize)>) -> Strin
     }
 }
 
-fn answer_text(host: Option<&Address>, status: u16) -> String {
+fn answer_text(host: Option<&str>, status: u64) -> String {
     match host {
         Some(host) => format!("{host}: {status}"),
         None => status.to_string(),
     }
 }
 
-/// One request of the past.
-#[derive(Debug)]
-struct Record {
-    /// Id, method, authority and path in one piece, with where each ends.
-    text: Box<str>,
-    ends: [u16; 4],
-    start: SystemTime,
-    connection: Arc<proxy_core::ConnectionInfo>,
-    protocol: &'static str,
-    virtual_host: Option<ArcStr>,
-    route: Option<ArcStr>,
-    route_index: Option<u32>,
-    cluster: Option<ArcStr>,
-    host: Option<Address>,
-    trace: Option<ArcStr>,
-    attempts: u32,
-    code: u16,
-    flags: proxy_core::ResponseFlags,
-    details: Option<Cow<'static, str>>,
-    received: u64,
-    sent: u64,
-    duration: Duration,
-    steps: Vec<Step>,
-}
-
 /// The requests of one worker.
 #[derive(Debug)]
 pub(crate) struct Ring {
-    records: Mutex<VecDeque<Record>>,
+    records: Mutex<Records>,
     size: usize,
+}
+
+/// The last ones, in segments of which the oldest goes as a whole.
+#[derive(Debug, Default)]
+struct Records {
+    segments: VecDeque<Segment>,
+    /// Of the last segment.
+    known: Known,
 }
 
 /// The rings of all workers.
@@ -189,15 +177,16 @@ impl Rings {
     /// Those that fit, as JSON. With an id the oldest comes first, else the newest.
     pub(crate) fn read(&self, id: Option<&str>, cluster: Option<&str>, code: Option<u16>, limit: usize) -> Value {
         let rings = lock(&self.0).clone();
-        let mut found: Vec<(SystemTime, Value)> = Vec::new();
+        let mut found: Vec<(u64, Value)> = Vec::new();
         for ring in rings {
             let records = lock(&ring.records);
-            let fits = |r: &&Record| {
-                id.is_none_or(|id| r.part(0) == id)
-                    && cluster.is_none_or(|cluster| r.cluster.as_deref() == Some(cluster))
-                    && code.is_none_or(|code| r.code == code)
+            let fits = |r: &Record<'_>| {
+                id.is_none_or(|id| r.parts[0] == id)
+                    && cluster.is_none_or(|cluster| r.cluster == Some(cluster))
+                    && code.is_none_or(|code| r.code == u64::from(code))
             };
-            found.extend(records.iter().rev().filter(fits).take(limit).map(|r| (r.start, r.json())));
+            let last = records.segments.iter().rev().flat_map(Segment::read_back).take(ring.size);
+            found.extend(last.map(Record::read).filter(fits).take(limit).map(|r| (r.start, r.json())));
         }
         found.sort_by_key(|record| std::cmp::Reverse(record.0));
         found.truncate(limit);
@@ -209,79 +198,250 @@ impl Rings {
 }
 
 impl Ring {
-    #[inline]
-    fn push(&self, record: Record) {
+    fn write(&self, record: impl FnOnce(&mut Writer<'_>)) {
         let mut records = lock(&self.records);
-        let old = if records.len() >= self.size { records.pop_front() } else { None };
-        records.push_back(record);
-        drop(records);
-        // Freed outside the lock.
-        drop(old);
+        let Records { segments, known } = &mut *records;
+        if segments.back().is_none_or(|last| last.len() >= PER_SEGMENT) {
+            known.clear();
+            let next = segments.back_mut().map(|last| {
+                last.complete();
+                last.like()
+            });
+            segments.push_back(next.unwrap_or_default());
+            let without_first: usize = segments.iter().skip(1).map(Segment::len).sum();
+            if without_first >= self.size {
+                segments.pop_front();
+            }
+        }
+        if let Some(last) = segments.back_mut() {
+            record(&mut last.write(known));
+        }
     }
 }
 
-impl Record {
-    fn part(&self, index: usize) -> &str {
-        let start = if index == 0 { 0 } else { usize::from(self.ends[index - 1]) };
-        self.text.get(start..usize::from(self.ends[index])).unwrap_or_default()
+/// One request of the past.
+struct Record<'a> {
+    connection: Connection<'a>,
+    /// Id, method, authority and path.
+    parts: [&'a str; 4],
+    /// Microseconds since 1970.
+    start: u64,
+    protocol: &'a str,
+    virtual_host: Option<&'a str>,
+    route: Option<&'a str>,
+    route_index: Option<u64>,
+    cluster: Option<&'a str>,
+    host: Option<String>,
+    trace: Option<&'a str>,
+    attempts: u64,
+    code: u64,
+    /// None if there are none.
+    flags: Option<&'a str>,
+    details: Option<&'a str>,
+    received: u64,
+    sent: u64,
+    /// Microseconds.
+    duration: u64,
+    /// Where its decisions are.
+    steps: Reader<'a>,
+}
+
+/// What a record tells of its connection.
+struct Connection<'a> {
+    id: u64,
+    listener: &'a str,
+    filter_chain: &'a str,
+    remote: String,
+    local: String,
+    peer: Option<&'a str>,
+    server_name: Option<&'a str>,
+}
+
+impl<'a> Connection<'a> {
+    fn write(connection: &ConnectionInfo, to: &mut Writer<'_>) {
+        let peer = connection.tls.as_ref().and_then(|tls| tls.peer.as_ref()).and_then(|peer| peer.uri_sans.first());
+        to.number(connection.id);
+        to.name(&connection.listener);
+        to.name(&connection.filter_chain);
+        to.address(&connection.remote);
+        to.address(&connection.local);
+        to.optional_text(peer.map(|uri| cut(uri)));
+        to.optional_text(connection.server_name.as_deref());
+    }
+
+    fn read(from: &mut Reader<'a>) -> Self {
+        Self {
+            id: from.number(),
+            listener: from.name(),
+            filter_chain: from.name(),
+            remote: from.address(),
+            local: from.address(),
+            peer: from.optional_text(),
+            server_name: from.optional_text(),
+        }
+    }
+}
+
+impl<'a> Record<'a> {
+    /// Writes a request that is over.
+    fn write(exchange: &Exchange, to: &mut Writer<'_>) {
+        let (request, info) = (&exchange.request, &exchange.info);
+        to.connection(info.connection.id, |to| Connection::write(&info.connection, to));
+        to.text(cut(request.get_str("x-request-id").unwrap_or_default()));
+        to.text(cut(request.method().unwrap_or_default()));
+        to.text(cut(request.authority().unwrap_or_default()));
+        to.text(cut(request.get_str("x-envoy-original-path").or(request.path()).unwrap_or_default()));
+        to.number(info.start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as u64);
+        to.static_name(info.protocol.map_or("", |p| p.as_str()));
+        to.optional_name(info.virtual_host.as_ref().map(|v| &v.name));
+        to.optional_name(info.route.as_ref().map(|r| &r.name));
+        to.optional_number(info.route.as_ref().map(|r| r.index as u64));
+        to.optional_name(info.upstream.cluster.as_ref());
+        let host = info.upstream.host.as_ref();
+        to.number(host.is_some().into());
+        host.into_iter().for_each(|host| to.address(&host.address));
+        to.optional_text(info.trace_id.as_deref());
+        to.number(info.upstream.attempts.into());
+        to.number(info.response_code.unwrap_or(0).into());
+        let flags = (info.flags != ResponseFlags::NONE).then(|| info.flags.to_string());
+        to.optional_text(flags.as_deref());
+        to.optional_text(info.response_code_details.as_deref().map(cut));
+        to.number(info.bytes_received);
+        to.number(info.bytes_sent);
+        to.number(info.times.complete.unwrap_or_default().as_micros() as u64);
+        to.number(exchange.steps.0.len() as u64);
+        exchange.steps.0.iter().for_each(|step| step.write(to));
+    }
+
+    fn read(mut from: Reader<'a>) -> Self {
+        let from = &mut from;
+        Self {
+            connection: from.connection(Connection::read),
+            parts: [from.text(), from.text(), from.text(), from.text()],
+            start: from.number(),
+            protocol: from.name(),
+            virtual_host: from.optional_name(),
+            route: from.optional_name(),
+            route_index: from.optional_number(),
+            cluster: from.optional_name(),
+            host: (from.number() != 0).then(|| from.address()),
+            trace: from.optional_text(),
+            attempts: from.number(),
+            code: from.number(),
+            flags: from.optional_text(),
+            details: from.optional_text(),
+            received: from.number(),
+            sent: from.number(),
+            duration: from.number(),
+            steps: from.clone(),
+        }
     }
 
     fn json(&self) -> Value {
-        let steps: Vec<Value> = self
-            .steps
-            .iter()
-            .map(|step| {
-                let (name, decision) = match &step.what {
-                    What::Passed(name) => (name.to_string(), "passed".into()),
-                    What::Filter(filter) => (filter.0.to_string(), filter.1.clone()),
-                    What::AllowedBy(by) => (by.0.to_string(), format!("allowed by {}", by.1).into()),
-                    What::NotDenied(name) => (name.to_string(), "allowed: no policy denies it".into()),
-                    What::Own(own) => (own.0.to_owned(), own.1.clone()),
-                    What::Route => {
-                        let route = self.route.as_deref().zip(self.route_index.map(|index| index as usize));
-                        ("route".to_owned(), route_text(self.virtual_host.as_deref(), route).into())
-                    }
-                    What::Answered(number, status) => {
-                        (format!("try {number}"), answer_text(self.host.as_ref(), *status).into())
-                    }
-                    What::Tried(tried) => (format!("try {}", tried.0), Cow::Borrowed(&*tried.1)),
-                };
-                json!({ "at_us": step.at, "step": name, "decision": decision })
-            })
-            .collect();
+        let mut from = self.steps.clone();
+        let count = from.number();
+        let steps: Vec<Value> = (0..count).map(|_| self.step(&mut from)).collect();
         let connection = &self.connection;
-        let peer = connection.tls.as_ref().and_then(|tls| tls.peer.as_ref()).and_then(|peer| peer.uri_sans.first());
-        let text = |value: Option<&ArcStr>| value.map(ToString::to_string);
-        let time = self.start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         json!({
-            "request_id": self.part(0),
-            "trace_id": text(self.trace.as_ref()),
-            "time_ms": time,
+            "request_id": self.parts[0],
+            "trace_id": self.trace,
+            "time_ms": self.start / 1000,
             "connection_id": connection.id,
-            "listener": connection.listener.to_string(),
-            "filter_chain": connection.filter_chain.to_string(),
-            "downstream_remote": connection.remote.to_string(),
-            "downstream_local": connection.local.to_string(),
-            "peer": text(peer),
-            "sni": text(connection.server_name.as_ref()),
+            "listener": connection.listener,
+            "filter_chain": connection.filter_chain,
+            "downstream_remote": connection.remote,
+            "downstream_local": connection.local,
+            "peer": connection.peer,
+            "sni": connection.server_name,
             "protocol": self.protocol,
-            "method": self.part(1),
-            "authority": self.part(2),
-            "path": self.part(3),
-            "virtual_host": text(self.virtual_host.as_ref()),
-            "route": text(self.route.as_ref()),
+            "method": self.parts[1],
+            "authority": self.parts[2],
+            "path": self.parts[3],
+            "virtual_host": self.virtual_host,
+            "route": self.route,
             "route_index": self.route_index,
-            "cluster": text(self.cluster.as_ref()),
-            "host": self.host.as_ref().map(ToString::to_string),
+            "cluster": self.cluster,
+            "host": self.host,
             "attempts": self.attempts,
             "code": self.code,
-            "flags": self.flags.to_string(),
+            "flags": self.flags.unwrap_or("-"),
             "details": self.details,
             "bytes_received": self.received,
             "bytes_sent": self.sent,
-            "duration_us": self.duration.as_micros() as u64,
+            "duration_us": self.duration,
             "steps": steps,
         })
+    }
+
+    /// One decision, as [`Step::write`] wrote it.
+    fn step(&self, from: &mut Reader<'a>) -> Value {
+        let at = from.number();
+        let (name, decision): (Cow<'_, str>, Cow<'_, str>) = match from.number() {
+            Step::ROUTE => {
+                let route = self.route.zip(self.route_index.map(|index| index as usize));
+                ("route".into(), route_text(self.virtual_host, route).into())
+            }
+            Step::ANSWERED => {
+                let (number, status) = (from.number(), from.number());
+                (format!("try {number}").into(), answer_text(self.host.as_deref(), status).into())
+            }
+            Step::PASSED => (from.name().into(), "passed".into()),
+            Step::NOT_DENIED => (from.name().into(), "allowed: no policy denies it".into()),
+            Step::ALLOWED_BY => (from.name().into(), format!("allowed by {}", from.name()).into()),
+            Step::TRIED => (format!("try {}", from.number()).into(), from.text().into()),
+            _ => (from.name().into(), from.text().into()),
+        };
+        json!({ "at_us": at, "step": name, "decision": decision })
+    }
+}
+
+impl Step {
+    const ROUTE: u64 = 0;
+    const ANSWERED: u64 = 1;
+    const PASSED: u64 = 2;
+    const NOT_DENIED: u64 = 3;
+    const ALLOWED_BY: u64 = 4;
+    const TRIED: u64 = 5;
+    const OWN: u64 = 6;
+
+    fn write(&self, to: &mut Writer<'_>) {
+        to.number(self.at.into());
+        match &self.what {
+            What::Route => to.number(Self::ROUTE),
+            What::Answered(number, status) => {
+                to.number(Self::ANSWERED);
+                to.number((*number).into());
+                to.number((*status).into());
+            }
+            What::Passed(name) => {
+                to.number(Self::PASSED);
+                to.name(name);
+            }
+            What::NotDenied(name) => {
+                to.number(Self::NOT_DENIED);
+                to.name(name);
+            }
+            What::AllowedBy(by) => {
+                to.number(Self::ALLOWED_BY);
+                to.name(&by.0);
+                to.name(&by.1);
+            }
+            What::Tried(tried) => {
+                to.number(Self::TRIED);
+                to.number(tried.0.into());
+                to.text(cut(&tried.1));
+            }
+            What::Filter(filter) => {
+                to.number(Self::OWN);
+                to.name(&filter.0);
+                to.text(cut(&filter.1));
+            }
+            What::Own(own) => {
+                to.number(Self::OWN);
+                to.static_name(own.0);
+                to.text(cut(&own.1));
+            }
+        }
     }
 }
 
@@ -294,43 +454,10 @@ fn cut(text: &str) -> &str {
     &text[..end]
 }
 
-/// Remembers a request that is over, with what it has no more use for.
+/// Remembers a request that is over, and forgets its decisions: one that it leads to has its own.
 pub(super) fn remember(exchange: &mut Exchange) {
-    let request = &exchange.request;
-    let parts = [
-        cut(request.get_str("x-request-id").unwrap_or_default()),
-        cut(request.method().unwrap_or_default()),
-        cut(request.authority().unwrap_or_default()),
-        cut(request.get_str("x-envoy-original-path").or(request.path()).unwrap_or_default()),
-    ];
-    let mut text = String::with_capacity(parts.iter().map(|part| part.len()).sum());
-    let mut ends = [0u16; 4];
-    for (end, part) in ends.iter_mut().zip(parts) {
-        text.push_str(part);
-        *end = text.len() as u16;
-    }
-    let info = &mut exchange.info;
-    exchange.http.worker.ring.push(Record {
-        text: text.into(),
-        ends,
-        start: info.start,
-        connection: info.connection.clone(),
-        protocol: info.protocol.map_or("", |p| p.as_str()),
-        virtual_host: info.virtual_host.as_ref().map(|v| v.name.clone()),
-        route: info.route.as_ref().map(|r| r.name.clone()),
-        route_index: info.route.as_ref().and_then(|r| u32::try_from(r.index).ok()),
-        cluster: info.upstream.cluster.take(),
-        host: info.upstream.host.as_ref().map(|h| h.address.clone()),
-        trace: info.trace_id.take(),
-        attempts: info.upstream.attempts,
-        code: info.response_code.unwrap_or(0),
-        flags: info.flags,
-        details: info.response_code_details.take(),
-        received: info.bytes_received,
-        sent: info.bytes_sent,
-        duration: info.times.complete.unwrap_or_default(),
-        steps: std::mem::take(&mut exchange.steps.0),
-    });
+    exchange.http.worker.ring.write(|to| Record::write(exchange, to));
+    exchange.steps.0.clear();
 }
 
 #[cfg(test)]

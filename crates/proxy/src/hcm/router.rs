@@ -16,6 +16,7 @@ use crate::stats::ClusterStats;
 use crate::stream::{Pump, RecvBody};
 use crate::upstream::{Failure, Reply, Tunnel, Upstream, WorkerCluster};
 use answer::pass_on;
+pub(crate) use answer::succeeded;
 use attempt::one_try;
 pub(super) use counted::is_canary;
 use counted::{Counted, Told};

@@ -84,11 +84,6 @@ impl Timers {
         self.set(which, after);
     }
 
-    /// How long a deadline is pushed out.
-    pub(crate) fn idle_for(&self, which: Deadline) -> Option<Duration> {
-        self.idle_for[which as usize]
-    }
-
     /// Something moved.
     pub(crate) fn touch(&mut self, which: Deadline) {
         if let Some(after) = self.idle_for[which as usize] {

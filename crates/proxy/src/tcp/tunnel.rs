@@ -5,7 +5,7 @@ use crate::h1;
 use crate::io::Io;
 use crate::stats::ClusterStats;
 use crate::stream::{BodyError, Frame, Framing, Pump, PumpError, RecvBody, SendBody};
-use crate::upstream::{self, AcquireError, ConnectError, Failure, Pool, Upstream};
+use crate::upstream::{self, AcquireError, Active, ConnectError, Failure, Pool, Upstream, WorkerCluster};
 use proxy_core::FilterState;
 use proxy_core::listener::Tunneling;
 use proxy_core::{FormatContext, Headers, StreamInfo};
@@ -14,16 +14,16 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
 
-/// A request whose body is the client's bytes, and whose answer's body goes to the client.
+/// A request, which counts from its start, whose body is the client's bytes, and whose answer's body goes to the client.
 pub(super) struct Tunnel {
     pub(super) upstream: Box<Upstream>,
     body: RecvBody,
     /// The answer's trailers, once they came.
     trailers: Option<Headers>,
+    _active: Active,
 }
 
 /// Where filter state keeps the answer's head and trailers.
@@ -44,7 +44,7 @@ pub(super) async fn open(
     pool: &Rc<Pool>,
     config: &Tunneling,
     info: &mut StreamInfo,
-    stats: &ClusterStats,
+    cluster: &Rc<WorkerCluster>,
 ) -> Result<Tunnel, AcquireError> {
     let mut headers = config.request(&FormatContext::new(info, None, None));
     let connect = match headers.method() {
@@ -54,6 +54,9 @@ pub(super) async fn open(
     let acquired = pool.acquire().await?;
     let failed = |reason: &str| AcquireError::Connect(ConnectError { timeout: false, reason: reason.to_owned() });
     let gone = |_: Failure| failed("");
+    let stats = &cluster.stats;
+    stats.upstream_rq_total.inc();
+    let active = Active::new(cluster.clone(), pool.host().clone());
     let mut upstream = Upstream::start(acquired, &mut headers, false, connect, false).map_err(gone)?;
     let reply = poll_fn(|cx| {
         if let Poll::Ready(Err(e)) = upstream.send.poll_flush(cx) {
@@ -71,11 +74,9 @@ pub(super) async fn open(
         keep(&mut info.filter_state, HEADERS, &reply.headers);
     }
     if (200..300).contains(&reply.status) && !reply.body.is_empty() {
-        Ok(Tunnel { upstream, body: reply.body, trailers: None })
+        Ok(Tunnel { upstream, body: reply.body, trailers: None, _active: active })
     } else {
         upstream.count_wire(&mut info.upstream, stats);
-        stats.upstream_rq_total.inc();
-        pool.host().state.stats.rq_total.fetch_add(1, Relaxed);
         upstream.send.reset(http2::Reason::INTERNAL_ERROR);
         Err(failed(&format!("tunnel_response:{}", reply.status)))
     }
@@ -89,7 +90,7 @@ impl Tunnel {
         transfer: &Transfer,
         mut gate: Option<&mut dyn FnMut() -> Result<(), String>>,
     ) -> Ended {
-        let Tunnel { upstream, body: from_server, trailers } = self;
+        let Tunnel { upstream, body: from_server, trailers, .. } = self;
         let mut conn = h1::Conn::new(down);
         conn.switch_to_raw();
         let conn: h1::Shared = Rc::new(RefCell::new(conn));

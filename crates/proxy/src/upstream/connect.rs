@@ -126,14 +126,27 @@ impl Protocol {
 }
 
 /// What a request says about the server's names: its host, or the value of a header of its own (Envoy
-/// `Router::Filter::decodeHeaders`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// `Router::Filter::decodeHeaders`). Names that differ in their case share connections
+/// (`CommonUpstreamTransportSocketFactory::hashKey`).
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ServerNames {
     /// What to ask for instead of what the context says (`auto_sni`); never an address.
     pub(crate) sni: Option<ArcStr>,
     /// Must be in the certificate (`auto_san_validation`).
     pub(crate) san: Option<ArcStr>,
 }
+
+impl PartialEq for ServerNames {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |a: &Option<ArcStr>, b: &Option<ArcStr>| match (a, b) {
+            (Some(a), Some(b)) => a.eq_ignore_ascii_case(b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        same(&self.sni, &other.sni) && same(&self.san, &other.san)
+    }
+}
+
+impl Eq for ServerNames {}
 
 impl ServerNames {
     pub(crate) fn of(config: &Cluster, headers: &Headers) -> Self {

@@ -352,13 +352,13 @@ impl Response {
 }
 
 /// A whole request and answer in memory, for what the proxy asks itself (JWKS, ext_authz). `limit` bounds the answer's body.
-/// `on_head` is told the answer's status, whatever becomes of its body.
+/// `on_head` is told the answer's head, whatever becomes of its body.
 pub(crate) async fn call(
     acquired: Acquired,
     mut headers: Headers,
     body: Bytes,
     limit: usize,
-    on_head: impl FnOnce(u16),
+    on_head: impl FnOnce(u16, &Headers),
 ) -> Result<(u16, Headers, Bytes), Failure> {
     let mut upstream = Upstream::start(acquired, &mut headers, body.is_empty(), Tunnel::No, false)?;
     if !body.is_empty() {
@@ -372,7 +372,7 @@ pub(crate) async fn call(
             break reply;
         }
     };
-    on_head(reply.status);
+    on_head(reply.status, &reply.headers);
     let mut data = Vec::new();
     loop {
         match std::future::poll_fn(|cx| reply.body.poll_frame(cx)).await {

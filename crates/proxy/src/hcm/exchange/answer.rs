@@ -10,6 +10,7 @@ use crate::stream::{Frame, Gone, Pump, PumpError, RecvBody, SendBody};
 use crate::upstream::Tunnel;
 use proxy_core::{FormatContext, Headers, ResponseFlags, hcm};
 use std::task::Poll;
+use std::time::Duration;
 
 impl Exchange {
     /// Whether HTTP/1 connections go on after bad requests.
@@ -116,7 +117,7 @@ impl Exchange {
     }
 
     /// Writes the rest of an answer that only its client has no room for (HTTP/2). The request is over when that has left
-    /// (Envoy `ActiveStream::onCodecEncodeComplete`); who makes no room for it loses it after the idle timeout (`ConnectionImpl::
+    /// (Envoy `ActiveStream::onCodecEncodeComplete`); who makes no room for all of it in time loses it (`ConnectionImpl::
     /// StreamImpl::onPendingFlushTimer`), or at once when its request is given up.
     pub(super) async fn flush(&mut self) {
         let Some(mut sink) = self.unsent.take() else { return };
@@ -125,7 +126,7 @@ impl Exchange {
             tokio::task::yield_now().await;
             return sink.reset(http2::Reason::INTERNAL_ERROR);
         }
-        let timeout = self.timers.idle_for(Deadline::Idle);
+        let timeout = self.flush_timeout();
         let worker = self.http.worker.clone();
         let held = sink.is_held();
         let work = async move {
@@ -151,6 +152,15 @@ impl Exchange {
             Ok(()) => self.info.times.downstream_last_tx = Some(self.elapsed()),
             Err(e) => self.gone(Gone::from(&e)),
         }
+    }
+
+    /// How long a client may take to make room: the route's time, the manager's, or else the idle timeout, which the route
+    /// can only set, not turn off (Envoy `ActiveStream::refreshIdleAndFlushTimeouts`).
+    fn flush_timeout(&self) -> Option<Duration> {
+        let config = &self.http.config;
+        let route = self.matched.as_ref().and_then(|matched| matched.forward());
+        let own = route.and_then(|route| route.flush_timeout).or(config.stream_flush_timeout);
+        own.unwrap_or_else(|| route.and_then(|route| route.idle_timeout.flatten()).or(config.stream_idle_timeout))
     }
 
     /// Sends a body that is at hand.

@@ -398,6 +398,6 @@ async fn abort(exchange: &mut Exchange, mut sink: SendBody, reason: http2::Reaso
 }
 
 /// Whether gRPC's status, which must be there, is none of a server's failure.
-fn succeeded(fields: &Headers) -> bool {
+pub(crate) fn succeeded(fields: &Headers) -> bool {
     fields.get_str("grpc-status").is_some_and(|status| http_status_of_grpc(status.parse().ok()) < 500)
 }
