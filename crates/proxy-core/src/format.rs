@@ -98,18 +98,20 @@ impl Format {
 
     /// Appends the text to `out`.
     pub fn write(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) {
-        for item in &self.items {
-            match item {
-                Item::Text(text) => out.extend_from_slice(text.as_bytes()),
-                Item::Command { command, limit } => {
-                    let start = out.len();
-                    if command.write(cx, out) == Written::Missing {
-                        if !self.omit_empty {
-                            out.push(b'-');
-                        }
-                    } else if let Some(limit) = limit {
-                        out.truncate(out.len().min(start + limit));
+        self.items.iter().for_each(|item| self.write_item(item, cx, out));
+    }
+
+    fn write_item(&self, item: &Item, cx: &FormatContext<'_>, out: &mut Vec<u8>) {
+        match item {
+            Item::Text(text) => out.extend_from_slice(text.as_bytes()),
+            Item::Command { command, limit } => {
+                let start = out.len();
+                if command.write(cx, out) == Written::Missing {
+                    if !self.omit_empty {
+                        out.push(b'-');
                     }
+                } else if let Some(limit) = limit {
+                    out.truncate(out.len().min(start + limit));
                 }
             }
         }
@@ -133,9 +135,16 @@ impl Format {
                 value.truncate(limit.filter(|_| written == Written::Text).unwrap_or(usize::MAX).min(value.len()));
                 written
             }
-            _ => {
-                self.write(cx, &mut value);
-                Written::Text
+            // Each part is escaped by itself, so that bytes in one do not change how others are read.
+            parts => {
+                out.push(b'"');
+                for part in parts {
+                    value.clear();
+                    self.write_item(part, cx, &mut value);
+                    write_json_text(&value, out);
+                }
+                out.push(b'"');
+                return true;
             }
         };
         match written {
@@ -161,6 +170,14 @@ fn write_json_string(text: &[u8], out: &mut Vec<u8>) {
             _ => _ = write!(out, "\\u{:04x}", u32::from(c)),
         }
     }
+}
+
+/// What stands between the quotes.
+fn write_json_text(text: &[u8], out: &mut Vec<u8>) {
+    let start = out.len();
+    write_json_string(text, out);
+    out.remove(start);
+    out.pop();
 }
 
 /// A parsed JSON format: a tree whose strings are formats. Keys are sorted.
