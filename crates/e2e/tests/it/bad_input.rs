@@ -89,10 +89,11 @@ fn a_port_that_is_taken_is_named_and_the_rest_runs() {
     if !can_run_meshes("a_port_that_is_taken_is_named_and_the_rest_runs") {
         return;
     }
-    let taken = std::net::TcpListener::bind("127.0.0.1:19187").unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
     let log = tempfile::NamedTempFile::new().unwrap();
     let mut up = outrigger();
-    up.args(["up", "samples/bookinfo", "--name", "e2e-port", "--publish", "productpage:9080=19187"]);
+    up.args(["up", "samples/bookinfo", "--name", "e2e-port", "--publish", &format!("productpage:9080={port}")]);
     let mut up = up.stdout(Stdio::null()).stderr(log.reopen().unwrap()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     let said = loop {
@@ -105,6 +106,6 @@ fn a_port_that_is_taken_is_named_and_the_rest_runs() {
     drop(taken);
     Output::of(outrigger().args(["down", "--name", "e2e-port"]));
     up.wait().unwrap();
-    assert!(said.contains("19187") && said.contains("productpage"), "{said}");
+    assert!(said.contains(&port) && said.contains("productpage"), "{said}");
     assert!(said.contains("all 6 pods ready"), "{said}");
 }
