@@ -208,8 +208,8 @@ pub enum Requirement {
     AllowMissing(Vec<usize>),
     /// Nothing at all; good tokens of these providers are used.
     AllowMissingOrFailed(Vec<usize>),
-    /// The same; the upstream is told of tokens that are not good.
-    ExtractOnly(Vec<usize>),
+    /// The same; the upstream is told of tokens that are not good, in this header.
+    ExtractOnly { used: Vec<usize>, status_header: ArcStr },
 }
 
 /// The token behind a prefix, which may stand anywhere; the token begins where its alphabet does.
@@ -431,7 +431,13 @@ impl Requirement {
             Kind::RequiresAll(list) => Self::All(all(&list.requirements).at("requires_all")?),
             Kind::AllowMissing(_) => Self::AllowMissing(everybody()),
             Kind::AllowMissingOrFailed(_) => Self::AllowMissingOrFailed(everybody()),
-            Kind::ExtractOnlyWithoutValidation(_) => Self::ExtractOnly(everybody()),
+            Kind::ExtractOnlyWithoutValidation(only) => Self::ExtractOnly {
+                used: everybody(),
+                status_header: match only.verification_status_header.as_str() {
+                    "" => "x-jwt-signature-verified".into(),
+                    name => name.to_ascii_lowercase().as_str().into(),
+                },
+            },
         })
     }
 

@@ -146,7 +146,7 @@ fn wanted_providers(config: &JwtAuthn, requirement: &Requirement) -> Vec<usize> 
             all
         }
         // A token's issuer may name any provider.
-        Requirement::AllowMissing(_) | Requirement::AllowMissingOrFailed(_) | Requirement::ExtractOnly(_) => {
+        Requirement::AllowMissing(_) | Requirement::AllowMissingOrFailed(_) | Requirement::ExtractOnly { .. } => {
             (0..config.providers.len()).collect()
         }
     }
@@ -223,9 +223,9 @@ fn check(
             let _ = any_tokens(exchange, config, keys, used, clear);
             Ok(())
         }
-        Requirement::ExtractOnly(used) => {
+        Requirement::ExtractOnly { used, status_header } => {
             if any_tokens(exchange, config, keys, used, clear).is_err() {
-                exchange.request.set("x-jwt-signature-verified", b"false");
+                exchange.request.set(status_header, b"false");
             }
             Ok(())
         }
