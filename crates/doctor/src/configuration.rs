@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use config_store::{Key, Kind, Object};
-use explain::Files;
+use config_store::{Body, Key, Kind, Object};
+use explain::{Files, unused};
 use mesh_types::{Labels, Protocol, selects};
 use push_context::{MtlsMode, host};
 use registry::{Endpoint, Health, Service, TlsMode};
@@ -199,15 +199,12 @@ impl Checks<'_> {
             }
             for name in list(&spec, "/hosts").iter().filter_map(Value::as_str) {
                 let Some(service) = self.service(&self.resolved(name, &object.key.namespace)) else { continue };
-                for port in service.ports.iter().filter(|port| port.protocol == Protocol::Tcp) {
+                for port in &service.ports {
+                    let Some(reason) = unused::hidden_by_port(service, port.port) else { continue };
                     if said.insert((service.hostname.to_string(), port.port), ()).is_some() {
                         continue;
                     }
-                    let what = format!(
-                        "HTTP rules of {} do not apply to port {} of {}, which is declared as TCP by its name {:?}",
-                        object.key, port.port, service.hostname, port.name
-                    );
-                    let mend = format!("name the port http-{0} (or add appProtocol: http)", port.name);
+                    let (what, mend) = (format!("{}: {}", object.key, reason.why), reason.mend);
                     out.push(Finding::problem("port name", what, mend).at(self.service_port(service, port.port)));
                 }
             }
@@ -373,21 +370,15 @@ impl Checks<'_> {
     /// VirtualServices that no sidecar takes notice of, although their hosts are services of the mesh.
     fn gateways(&self, out: &mut Vec<Finding>) {
         for (object, spec) in self.objects(Kind::VirtualService) {
-            let gateways: Vec<&str> = list(&spec, "/gateways").iter().filter_map(Value::as_str).collect();
-            if gateways.is_empty() || gateways.contains(&"mesh") {
-                continue;
-            }
+            let Body::VirtualService(rule) = &object.body else { continue };
+            let Some(reason) = unused::gateways_only(rule) else { continue };
             let hosts = || list(&spec, "/hosts").iter().filter_map(Value::as_str);
             let Some(host) = hosts().find(|host| self.service(&self.resolved(host, &object.key.namespace)).is_some())
             else {
                 continue;
             };
-            let what = format!(
-                "{} is for gateways only ({}): no sidecar follows it, and requests within the mesh to {host} pass it by",
-                object.key,
-                gateways.join(", ")
-            );
-            let mend = "add mesh to spec.gateways, if requests within the mesh are meant, too".to_owned();
+            let what = format!("{}: {}, and requests within the mesh to {host} pass it by", object.key, reason.why);
+            let mend = reason.mend;
             out.push(Finding::warning("gateways", what, mend).at(self.files.source(&object.key, "spec.gateways")));
         }
     }

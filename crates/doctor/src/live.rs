@@ -19,7 +19,7 @@ const LEFT: f64 = 0.2;
 /// All of them.
 pub(crate) fn check(mesh: &str, files: &Files) -> anyhow::Result<Vec<Finding>> {
     let mut out = Vec::new();
-    proxies(mesh, &mut out)?;
+    proxies(mesh, files, &mut out)?;
     for object in files.snapshot.list(Kind::Pod) {
         let Body::Pod(pod) = &object.body else { continue };
         let name = format!("{}.{}", object.key.name, object.key.namespace);
@@ -48,7 +48,7 @@ pub(crate) fn check(mesh: &str, files: &Files) -> anyhow::Result<Vec<Finding>> {
 }
 
 /// Proxies that refuse what they are sent, or do not answer for it.
-fn proxies(mesh: &str, out: &mut Vec<Finding>) -> anyhow::Result<()> {
+fn proxies(mesh: &str, files: &Files, out: &mut Vec<Finding>) -> anyhow::Result<()> {
     let all = machine::distribution(mesh, None)?;
     // What one proxy refuses, most do.
     let mut refused: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -70,7 +70,13 @@ fn proxies(mesh: &str, out: &mut Vec<Finding>) -> anyhow::Result<()> {
         let what = format!("{who} configuration, and the last good one stays: {why}");
         let mend =
             "correct the object that the resource is made from, or delete it; then: outrigger wait --all".to_owned();
-        out.push(Finding::problem("stale", what, mend));
+        let finding = Finding::problem("stale", what, mend);
+        // With the same words all refuse the same.
+        let source = proxies.first().and_then(|proxy| explain::blame(files, proxy, &why));
+        out.push(match source {
+            Some(source) => finding.at(source),
+            None => finding,
+        });
     }
     Ok(())
 }

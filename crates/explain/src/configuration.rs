@@ -83,6 +83,12 @@ impl Configuration {
         self.listeners.iter().find(|listener| *listener.name == *name)
     }
 
+    /// Why the proxy refuses a listener or route table that it was given; of clusters only those know that ask for one.
+    pub fn refusal(&self, name: &str) -> Option<&Rejected> {
+        let named = |error: &&Rejected| error.resource.split_once(' ').is_some_and(|(_, own)| own == name);
+        self.rejected.iter().find(named)
+    }
+
     /// The cluster of this name with its endpoints as far as they are known.
     ///
     /// # Errors

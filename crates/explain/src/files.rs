@@ -43,6 +43,16 @@ pub struct Files {
     pub push: PushContext,
     /// The proxies of `--proxy`.
     pub proxies: Vec<Node>,
+    mesh_config: Option<MeshText>,
+}
+
+/// Where the MeshConfig was written.
+#[derive(Debug)]
+struct MeshText {
+    /// With lines of its own.
+    document: Document,
+    /// The object that it is a text in; none for a file.
+    map: Option<Key>,
 }
 
 impl Files {
@@ -78,10 +88,13 @@ impl Files {
             Some(path) => read_settings(path, defaults)?,
             None => defaults,
         };
-        let mut mesh = match &sources.mesh_config {
-            None => MeshConfig::builtin(),
-            Some(path) => MeshConfig::load(path, &read(path)?)?,
-        };
+        let mut mesh = MeshConfig::builtin();
+        let mut mesh_config = None;
+        if let Some(path) = &sources.mesh_config {
+            let text = read(path)?;
+            mesh = MeshConfig::load(path, &text)?;
+            mesh_config = MeshText::of(path, &text, None);
+        }
         let mut proxies = Vec::new();
         if let Some(path) = &sources.proxy {
             for document in manifest::parse_plain(path, &read(path)?)? {
@@ -109,23 +122,57 @@ impl Files {
             let place = map.key.to_string();
             if let Some(text) = data.get("mesh") {
                 mesh = mesh.load_over(Path::new(&place), text)?;
+                mesh_config = MeshText::of(Path::new(&place), text, Some(map.key.clone()));
             }
             if let Some(text) = data.get("meshNetworks") {
                 settings.networks = Arc::new(MeshNetworks::load(Path::new(&place), text)?);
             }
         }
         let push = PushContext::build(&snapshot, &Arc::new(mesh), &settings);
-        Ok(Self { documents, snapshot, refused, push, proxies })
+        Ok(Self { documents, snapshot, refused, push, proxies, mesh_config })
     }
 
     /// Where an object, or one of its fields, was written.
     pub fn source(&self, key: &Key, field: &str) -> Source {
         let place = self.document(key).and_then(|document| {
             let line = document.line_of(field).filter(|_| !field.is_empty()).unwrap_or_else(|| document.line());
-            // What the mesh made itself is in no file.
-            (line > 0).then(|| format!("{}:{line}", document.file().display()))
+            place(document.file(), line)
         });
         Source { object: key.to_string(), field: field.to_owned(), place: place.unwrap_or_default() }
+    }
+
+    /// The same, if the field is written at all.
+    pub fn written(&self, key: &Key, field: &str) -> Option<Source> {
+        self.value(key, field).map(|_| self.source(key, field))
+    }
+
+    /// What is written in a field of an object.
+    pub fn value(&self, key: &Key, field: &str) -> Option<&Value> {
+        let mut value = &self.document(key)?.value;
+        for step in field.split(['.', '[']) {
+            value = match step.strip_suffix(']') {
+                Some(index) => value.get(index.parse::<usize>().ok()?)?,
+                None => value.get(step)?,
+            };
+        }
+        (!value.is_null()).then_some(value)
+    }
+
+    /// Where a field of the MeshConfig was written, if it was.
+    pub fn mesh_source(&self, field: &str) -> Option<Source> {
+        let MeshText { document, map } = self.mesh_config.as_ref()?;
+        let line = document.line_of(field)?;
+        let Some(key) = map else {
+            let place = place(document.file(), line).unwrap_or_default();
+            return Some(Source { object: "MeshConfig".to_owned(), field: field.to_owned(), place });
+        };
+        let around = self.document(key)?;
+        // A text of several lines stands below its indicator, `|`.
+        let begin = around.line_of("data.mesh").unwrap_or_default();
+        let is_block = around.value.pointer("/data/mesh")?.as_str()?.contains('\n');
+        let place = if begin == 0 { None } else { place(around.file(), if is_block { begin + line } else { begin }) };
+        let field = format!("data.mesh: {field}");
+        Some(Source { object: key.to_string(), field, place: place.unwrap_or_default() })
     }
 
     /// The document of an object.
@@ -133,6 +180,18 @@ impl Files {
         // The last one of a key is what the store holds.
         self.documents.iter().rev().find(|document| Key::of(document).as_ref() == Some(key))
     }
+}
+
+impl MeshText {
+    fn of(path: &Path, text: &str, map: Option<Key>) -> Option<Self> {
+        let document = manifest::parse_plain(path, text).ok()?.into_iter().next()?;
+        Some(Self { document, map })
+    }
+}
+
+/// What the mesh made itself is in no file, and has no line.
+fn place(file: &Path, line: u32) -> Option<String> {
+    (line > 0).then(|| format!("{}:{line}", file.display()))
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

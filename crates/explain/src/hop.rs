@@ -11,14 +11,16 @@ use proxy_core::{
     Rbac, RouteTable, StreamInfo,
 };
 
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, Pod};
 use crate::trace::{Logged, Outcome, PassedOver, Side, Source, Step};
-use crate::{Configuration, origin};
+use crate::{Configuration, allowances, origin, scope};
 
 /// One request at one connection manager.
 pub(crate) struct Hop<'a> {
     pub(crate) at: &'a Configuration,
     pub(crate) mesh: Option<&'a Mesh>,
+    /// The pod of this proxy, if it is known.
+    pub(crate) pod: Option<&'a Pod>,
     pub(crate) hcm: &'a HttpConnectionManager,
     pub(crate) connection: &'a Arc<ConnectionInfo>,
     /// Decides weights and shares.
@@ -72,7 +74,7 @@ impl Hop<'_> {
             ));
         };
         if let Some(step) = limits(&matched, forward, &mut head, self.router_respects_expected()) {
-            steps.push(step);
+            steps.push(self.limits_written(&matched).into_iter().fold(step, |step, source| step.source(Some(source))));
         }
         for mirror in matched.mirrors() {
             steps.push(Step::new("mirror", format!("{} of requests also go to {}", mirror.fraction, mirror.cluster)));
@@ -93,6 +95,18 @@ impl Hop<'_> {
         Ok(Onward { cluster, matched, head, alpn })
     }
 
+    /// Where timeout and retries are written, if they are not the defaults.
+    fn limits_written(&self, matched: &Matched) -> Vec<Source> {
+        let Some((mesh, (key, field))) = self.mesh.zip(origin::of_route(&matched.route.metadata)) else {
+            // Without a rule of its own a service has the mesh's retries.
+            let is_out = |forward: &Forward| forward.cluster_names().any(|name| name.starts_with("outbound|"));
+            let mesh = self.mesh.filter(|_| matched.forward().is_some_and(is_out));
+            return mesh.and_then(|mesh| mesh.files.mesh_source("defaultHttpRetryPolicy")).into_iter().collect();
+        };
+        let own = ["timeout", "retries"].map(|part| mesh.files.written(&key, &format!("{field}.{part}")));
+        own.into_iter().flatten().collect()
+    }
+
     fn router_respects_expected(&self) -> bool {
         self.hcm.filters.iter().any(|entry| match &entry.filter {
             HttpFilter::Router(router) => router.respect_expected_rq_timeout,
@@ -110,7 +124,11 @@ impl Hop<'_> {
                 }
                 None => {
                     steps.push(Step::new("route table", format!("{name} is not there")).end());
-                    Err(answered(404, Some("NR"), "route_not_found", "the route table is missing"))
+                    let why = match self.at.refusal(name) {
+                        Some(error) => origin::refused(error, self.mesh.zip(self.pod)),
+                        None => "the route table is missing".to_owned(),
+                    };
+                    Err(answered(404, Some("NR"), "route_not_found", &why))
                 }
             },
         }
@@ -349,7 +367,7 @@ impl Hop<'_> {
             route: matched,
             stream: None,
         });
-        steps.extend(verdict_step(rbac, &verdict, self.mesh));
+        steps.extend(verdict_step(rbac, &verdict, self.mesh, self.pod));
         match verdict.allowed {
             true => Ok(()),
             false => Err(answered(403, None, &verdict.details(), &denial(&verdict))),
@@ -383,9 +401,11 @@ impl Hop<'_> {
             Action::Direct(direct) => {
                 steps.push(Step::new("action", format!("the proxy answers {} itself", direct.status)).end());
                 // istiod's name for what stands where hosts that a proxy does not know are refused.
-                let why = match &*matched.vhost.name {
-                    "block_all" => "the proxy does not know the host, and may call no others (REGISTRY_ONLY)",
-                    _ => "the route answers by itself",
+                let why = if &*matched.vhost.name == "block_all" {
+                    steps.push(scope::blocked(self.mesh.zip(self.pod), head.authority().unwrap_or_default()));
+                    "the proxy does not know the host, and may call no others (REGISTRY_ONLY)"
+                } else {
+                    "the route answers by itself"
                 };
                 Err(answered(direct.status, None, "direct_response", why))
             }
@@ -395,7 +415,7 @@ impl Hop<'_> {
 }
 
 /// What an RBAC filter said, with the policies it had; nothing for one without enforced rules and without opinion.
-pub(crate) fn verdict_step(rbac: &Rbac, verdict: &RbacVerdict, mesh: Option<&Mesh>) -> Vec<Step> {
+pub(crate) fn verdict_step(rbac: &Rbac, verdict: &RbacVerdict, mesh: Option<&Mesh>, pod: Option<&Pod>) -> Vec<Step> {
     let mut steps = Vec::new();
     if let Some(shadow) = &verdict.shadow {
         let word = if shadow.allowed { "allow" } else { "deny" };
@@ -422,7 +442,9 @@ pub(crate) fn verdict_step(rbac: &Rbac, verdict: &RbacVerdict, mesh: Option<&Mes
         }
         (false, ..) => Step::new("authorization", "denied").end(),
     };
-    if verdict.policy.is_none() {
+    if let (false, true, None, Some((mesh, pod))) = (verdict.allowed, allows, &verdict.policy, mesh.zip(pod)) {
+        step.passed_over = allowances::passed_over(mesh, pod, |name| names.iter().any(|own| ***own == *name));
+    } else if verdict.policy.is_none() {
         step.passed_over = names
             .iter()
             .map(|name| PassedOver {

@@ -10,12 +10,15 @@
 //!                                                            └─► walk: hop, upstream ─► trace ─► text, JSON
 //! ```
 
+mod address;
+mod allowances;
 mod args;
 mod calls;
 mod capture_rule;
 mod configuration;
 mod connection;
 mod describe;
+mod destination;
 mod files;
 mod hop;
 mod mesh;
@@ -25,9 +28,13 @@ mod request;
 mod scope;
 mod shapes;
 mod sidecar;
+#[cfg(test)]
+mod tests;
 mod text;
 mod trace;
+pub mod unused;
 mod upstream;
+mod vacancy;
 mod walk;
 pub mod words;
 mod workloads;
@@ -37,5 +44,6 @@ pub use configuration::{Configuration, Resources};
 pub use connection::{Arrival, Capture, ClientTls, Dial, Payload, Quirks};
 pub use describe::{Args as DescribeArgs, run as describe};
 pub use files::{Files, Sources};
+pub use origin::blame;
 pub use sidecar::{Args as SidecarArgs, run as sidecar};
 pub use trace::{Explanation, Outcome, PassedOver, Side, Source, Step};

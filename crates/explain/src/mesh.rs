@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::configuration::Resources;
 use crate::trace::Source;
-use crate::{Configuration, Files};
+use crate::{Configuration, Files, vacancy};
 
 /// A pod.
 #[derive(Clone, Debug)]
@@ -83,12 +83,27 @@ impl Mesh {
         };
         let name = said_name.rsplit_once('/').map_or(said_name, |(_, name)| name);
         let here = || self.pods.iter().filter(|pod| namespace.is_none_or(|ns| pod.namespace == ns));
-        let found = here()
-            .find(|pod| pod.name == name)
-            .or_else(|| here().find(|pod| pod.labels.get("app").is_some_and(|app| app == name)))
-            .or_else(|| here().find(|pod| pod.name.starts_with(&format!("{name}-"))));
-        match found {
-            Some(pod) => Ok(Rc::clone(pod)),
+        let fits: [&dyn Fn(&Pod) -> bool; 3] =
+            [&|pod| pod.name == name, &|pod| pod.labels.get("app").is_some_and(|app| app == name), &|pod| {
+                pod.name.starts_with(&format!("{name}-"))
+            }];
+        let found: Vec<&Rc<Pod>> = fits
+            .iter()
+            .map(|fits| here().filter(|pod| fits(pod)).collect())
+            .find(|found: &Vec<_>| !found.is_empty())
+            .unwrap_or_default();
+        match found.first() {
+            Some(pod) => {
+                let others: Vec<String> = found[1..].iter().map(|pod| pod.full_name()).collect();
+                if !others.is_empty() {
+                    eprintln!(
+                        "note: {said} is taken for {}; it may also mean {}",
+                        pod.full_name(),
+                        vacancy::shown(&others)
+                    );
+                }
+                Ok(Rc::clone(pod))
+            }
             None if self.pods.is_empty() => bail!("there are no pods in the input, and no workloads to make them of"),
             None => {
                 let mut names: Vec<String> = self.pods.iter().map(|pod| pod.full_name()).collect();
@@ -117,10 +132,10 @@ impl Mesh {
         self.files.source(key, field)
     }
 
-    /// Where a service was written.
-    pub(crate) fn service_source(&self, service: &Service) -> Source {
+    /// Where a service, or one of its fields, was written.
+    pub(crate) fn service_source(&self, service: &Service, field: &str) -> Source {
         let kind = if service.provider == Provider::Kubernetes { Kind::Service } else { Kind::ServiceEntry };
-        self.source(&Key::new(kind, &service.namespace, &service.object_name), "")
+        self.source(&Key::new(kind, &service.namespace, &service.object_name), field)
     }
 
     /// The PeerAuthentication that decides what a port of a pod takes.
@@ -170,7 +185,8 @@ impl Mesh {
     }
 }
 
-fn pod_of(object: &config_store::Object, value: &Value, files: &Files, domain: &str) -> Option<Pod> {
+/// The pod that an object is; `None` while it has no address.
+pub(crate) fn pod_of(object: &config_store::Object, value: &Value, files: &Files, domain: &str) -> Option<Pod> {
     let text = |path: &str| value.pointer(path).and_then(Value::as_str);
     let ip: IpAddr = text("/status/podIP")?.parse().ok()?;
     let account = text("/spec/serviceAccountName").unwrap_or("default").to_owned();

@@ -1,5 +1,6 @@
 //! What a request of the recent past really did: the proxies' own records of it, with the places their decisions come from.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use anyhow::{Context, bail};
@@ -10,6 +11,7 @@ use serde::Deserialize;
 
 use crate::mesh::{Mesh, Pod};
 use crate::trace::{Explanation, Logged, Outcome, Side, Source, Step};
+use crate::unused::Asked;
 use crate::upstream::Departure;
 use crate::{Configuration, Files, Payload, Sources, origin, scope, words};
 
@@ -162,9 +164,10 @@ fn assemble(id: &str, sides: Vec<Passage<'_>>, mesh: Option<&Mesh>) -> anyhow::R
 /// One proxy's record as steps.
 fn passage<'r>(record: &'r Record, proxy: &str, of: Option<(&Mesh, &Rc<Pod>)>) -> Passage<'r> {
     let configuration = of.map(|(mesh, pod)| mesh.configuration(pod));
-    let scope = of.filter(|_| !record.is_inbound()).and_then(|(mesh, pod)| {
+    let about_rules = of.filter(|_| !record.is_inbound()).and_then(|(mesh, pod)| {
         let (host, _) = record.authority.rsplit_once(':').unwrap_or((&record.authority, ""));
-        scope::hidden(mesh, pod, mesh.service(pod, host)?)
+        let port = record.downstream_local.parse::<SocketAddr>().ok()?.port();
+        Some(Asked { mesh, pod, service: mesh.service(pod, host)?, port }.all())
     });
     let mesh = of.map(|(mesh, _)| mesh);
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
@@ -199,7 +202,10 @@ fn passage<'r>(record: &'r Record, proxy: &str, of: Option<(&Mesh, &Rc<Pod>)>) -
     if let Some(name) = &record.virtual_host {
         side.steps.push(Step::new("virtual host", name.clone()));
     }
-    side.steps.extend(scope);
+    side.steps.extend(about_rules.into_iter().flatten());
+    if record.virtual_host.as_deref() == Some("block_all") {
+        side.steps.push(scope::blocked(of.map(|(mesh, pod)| (mesh, &**pod)), &record.authority));
+    }
     let mut by_name = false;
     for decision in &record.steps {
         side.steps.extend(step(decision, record, mesh, configuration.as_deref()));
@@ -216,7 +222,7 @@ fn passage<'r>(record: &'r Record, proxy: &str, of: Option<(&Mesh, &Rc<Pod>)>) -
                 http: None,
                 payload: Payload::Http1,
                 original: ([0, 0, 0, 0], 0).into(),
-                identity: "",
+                pod: of.map(|(_, pod)| &**pod),
                 random: 0,
             };
             side.steps.insert(after_route, departure.describe(&cluster));

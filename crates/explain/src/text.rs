@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::trace::{Explanation, Side, Source, Step};
+use crate::trace::{Explanation, Side, Step};
 
 /// Whether colours are wanted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -83,25 +83,14 @@ fn render_step(out: &mut String, step: &Step, paint: Paint) {
     let _ = writeln!(out, "  {:LABEL$}{answer}", step.decides);
     let indent = " ".repeat(LABEL + 2);
     for source in &step.sources {
-        let _ = writeln!(out, "{indent}{}", paint.dim(&format!("← {}", place(source))));
+        let _ = writeln!(out, "{indent}{}", paint.dim(&format!("← {source}")));
     }
     for passed in &step.passed_over {
-        let from = passed.source.as_ref().map(|source| format!("  ← {}", place(source))).unwrap_or_default();
+        let from = passed.source.as_ref().map(|source| format!("  ← {source}")).unwrap_or_default();
         let wants = if passed.why.is_empty() { String::new() } else { format!(", which wants {}", passed.why) };
         let _ = writeln!(out, "{indent}not {}{wants}{}", passed.what, paint.dim(&from));
     }
     for fact in &step.facts {
         let _ = writeln!(out, "{indent}{fact}");
     }
-}
-
-fn place(source: &Source) -> String {
-    let mut text = source.object.clone();
-    if !source.field.is_empty() {
-        text = format!("{text} {}", source.field);
-    }
-    if !source.place.is_empty() {
-        text = format!("{text}, {}", source.place);
-    }
-    text
 }

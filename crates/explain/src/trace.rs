@@ -1,5 +1,7 @@
 //! The explanation as data: sides, steps, reasons, and the places they come from.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// Where a request goes, and why.
@@ -118,6 +120,19 @@ pub struct Source {
     /// `file:line`, if it was read from files.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub place: String,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.object)?;
+        if !self.field.is_empty() {
+            write!(f, " {}", self.field)?;
+        }
+        if !self.place.is_empty() {
+            write!(f, ", {}", self.place)?;
+        }
+        Ok(())
+    }
 }
 
 impl Step {

@@ -4,17 +4,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use config_store::{Body, Key, Kind};
 use proxy_core::cluster::{Discovery, UpstreamProtocol};
 use proxy_core::endpoints::Health;
 use proxy_core::stream_info::HttpProtocol;
 use proxy_core::tls::UpstreamTls;
 use proxy_core::{Cluster, Endpoints, Host, LoadBalancer, MetadataMatch, PickContext, Random};
+use serde_json::Value;
 
+use crate::destination::{self, Destination};
 use crate::hop::{Onward, answered};
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, Pod};
 use crate::trace::{Outcome, Source, Step};
-use crate::{ClientTls, Configuration, Payload, origin};
+use crate::vacancy::Vacancy;
+use crate::{ClientTls, Configuration, Payload, origin, scope};
 
 /// More endpoints than this are only counted.
 const SHOWN: usize = 12;
@@ -30,8 +32,8 @@ pub(crate) struct Departure<'a> {
     pub(crate) payload: Payload,
     /// Where the client wanted to go.
     pub(crate) original: SocketAddr,
-    /// SPIFFE identity of this proxy.
-    pub(crate) identity: &'a str,
+    /// The pod of this proxy, if it is known.
+    pub(crate) pod: Option<&'a Pod>,
     pub(crate) random: u64,
 }
 
@@ -42,6 +44,17 @@ pub(crate) struct Landing {
     pub(crate) name: String,
     pub(crate) tls: Option<ClientTls>,
     pub(crate) payload: Payload,
+    pub(crate) by: Dialler,
+    /// The DestinationRule's word on TLS.
+    pub(crate) tls_policy: Option<Source>,
+}
+
+/// Who makes a connection, and so who notices that nobody answers it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Dialler {
+    Application,
+    TcpProxy,
+    HttpProxy,
 }
 
 impl Departure<'_> {
@@ -50,15 +63,16 @@ impl Departure<'_> {
         let is_http = self.http.is_some();
         let (cluster, endpoints) = match self.at.cluster(name) {
             None => {
-                steps.push(Step::new("cluster", format!("{name} is not among the proxy's clusters")).end());
-                let status = self.http.and_then(|h| h.matched.forward()).map_or(503, |f| f.cluster_not_found_status);
-                return Err(refused(
-                    is_http,
-                    status,
-                    "NC",
-                    "cluster_not_found",
-                    &format!("cluster {name} does not exist"),
-                ));
+                let mut step = Step::new("cluster", format!("{name} is not among the proxy's clusters"));
+                let matched = self.http.map(|http| &http.matched);
+                let destination = self.mesh.zip(Destination::of(name));
+                let vacancy = destination.and_then(|(mesh, to)| to.unknown(mesh, self.pod, matched));
+                let summary =
+                    vacancy.as_ref().map_or_else(|| format!("cluster {name} does not exist"), Vacancy::to_string);
+                step = step.source(vacancy.map(|vacancy| vacancy.source));
+                steps.push(step.end());
+                let status = matched.and_then(|m| m.forward()).map_or(503, |f| f.cluster_not_found_status);
+                return Err(refused(is_http, status, "NC", "cluster_not_found", &summary));
             }
             Some(Err(error)) => {
                 steps.push(Step::new("cluster", format!("the proxy refuses {error}")).end());
@@ -67,6 +81,12 @@ impl Departure<'_> {
             Some(Ok(found)) => found,
         };
         steps.push(self.describe(&cluster));
+        // istiod's name for what stands where connections to unknown addresses are refused.
+        if name == "BlackHoleCluster" {
+            steps.push(scope::blocked(self.mesh.zip(self.pod), &self.original.to_string()));
+            let why = "the proxy does not know the address, and may call no others (REGISTRY_ONLY)";
+            return Err(refused(is_http, 503, "UH", "no_healthy_upstream", why));
+        }
         let (cluster, endpoints) = (Arc::new(cluster), Arc::new(endpoints));
         match &cluster.discovery {
             Discovery::StrictDns(_) | Discovery::LogicalDns(_) | Discovery::DynamicForwardProxy { .. } => {
@@ -75,17 +95,29 @@ impl Departure<'_> {
             _ => {}
         }
         let host = self.pick(&cluster, &endpoints);
-        steps.push(self.endpoints(&cluster, &endpoints, host.as_deref()));
+        let mut step = self.endpoints(&cluster, &endpoints, host.as_deref());
         let Some(host) = host else {
-            let why = if endpoints.is_empty() { "no endpoints" } else { "no endpoint that may be chosen" };
-            return Err(refused(is_http, 503, "UH", "no_healthy_upstream", &format!("{name} has {why}")));
+            let rule = origin::key_of_metadata(cluster.metadata());
+            let destination = self.mesh.zip(Destination::of(name));
+            let vacancy = destination.and_then(|(mesh, to)| to.empty(mesh, rule.as_ref()));
+            let why = match &vacancy {
+                Some(vacancy) => vacancy.to_string(),
+                None if endpoints.is_empty() => format!("{name} has no endpoints"),
+                None => format!("{name} has no endpoint that may be chosen"),
+            };
+            step = step.source(vacancy.map(|vacancy| vacancy.source));
+            steps.push(step);
+            return Err(refused(is_http, 503, "UH", "no_healthy_upstream", &why));
         };
+        steps.push(step);
         let tls = self.tls(&cluster, &host, steps);
         Ok(Landing {
             address: host.address.socket(),
             name: host.address.to_string(),
             tls,
             payload: self.payload_to(&cluster),
+            by: self.dialler(),
+            tls_policy: self.policy(&cluster, "tls.mode"),
         })
     }
 
@@ -98,7 +130,7 @@ impl Departure<'_> {
             }
             let service = self.mesh.filter(|_| direction == "outbound").and_then(|mesh| {
                 let service = mesh.files.push.registry.services.iter().find(|service| *service.hostname == *host)?;
-                Some(mesh.service_source(service))
+                Some(mesh.service_source(service, ""))
             });
             step = step.source(service);
         }
@@ -107,7 +139,13 @@ impl Departure<'_> {
         let lb = format!("{:?}", cluster.lb);
         let word = lb.split([' ', '(']).next().unwrap_or_default().to_owned();
         step = step.fact(format!("balancing {word}, connect timeout {:?}", cluster.connect_timeout));
-        if cluster.outlier.is_some() {
+        let of_rule = self.mesh.zip(origin::key_of_metadata(cluster.metadata()));
+        for field in ["connectionPool", "outlierDetection", "loadBalancer"] {
+            let Some(source) = self.policy(cluster, field) else { continue };
+            let said = of_rule.as_ref().and_then(|(mesh, key)| mesh.files.value(key, &source.field));
+            step = step.fact(format!("{field}: {}", said.map(leaves).unwrap_or_default())).source(Some(source));
+        }
+        if cluster.outlier.is_some() && !step.facts.iter().any(|fact| fact.starts_with("outlierDetection")) {
             step = step.fact("outlier detection is on");
         }
         step
@@ -118,11 +156,8 @@ impl Departure<'_> {
         let source = origin::of_metadata(cluster.metadata(), self.mesh)?;
         let mesh = self.mesh.filter(|_| !subset.is_empty());
         let found = mesh.and_then(|mesh| {
-            let (namespace, name) = source.object.split_once(' ')?.1.split_once('/')?;
-            let key = Key::new(Kind::DestinationRule, namespace, name);
-            let object = mesh.files.snapshot.get(&key)?;
-            let Body::DestinationRule(rule) = &object.body else { return None };
-            let index = rule.subsets.iter().position(|own| own.name == subset)?;
+            let key = origin::key_of_metadata(cluster.metadata())?;
+            let (index, _) = destination::subset(mesh, &key, subset)?;
             Some(mesh.source(&key, &format!("spec.subsets[{index}]")))
         });
         Some(found.unwrap_or(source))
@@ -216,13 +251,29 @@ impl Departure<'_> {
         if let Some(tls) = &tls {
             steps.push(Step::new("tls", format!("to {}, SNI {:?}", name, tls.sni)));
         }
-        Landing { address: name.parse().ok(), name, tls, payload: self.payload_to(cluster) }
+        Landing {
+            address: name.parse().ok(),
+            name,
+            tls,
+            payload: self.payload_to(cluster),
+            by: self.dialler(),
+            tls_policy: self.policy(cluster, "tls.mode"),
+        }
+    }
+
+    /// Where the cluster's DestinationRule says something of it.
+    fn policy(&self, cluster: &Cluster, field: &str) -> Option<Source> {
+        destination::policy(self.mesh?, &origin::key_of_metadata(cluster.metadata())?, self.cluster, field)
+    }
+
+    fn dialler(&self) -> Dialler {
+        if self.http.is_some() { Dialler::HttpProxy } else { Dialler::TcpProxy }
     }
 
     fn tls(&self, cluster: &Cluster, host: &Host, steps: &mut Vec<Step>) -> Option<ClientTls> {
         let (socket, rule) = cluster.transport(host);
         let Some(tls) = socket.tls() else {
-            let mut step = Step::new("tls", "none");
+            let mut step = Step::new("tls", "none").source(self.policy(cluster, "tls.mode"));
             if let Some(rule) = rule {
                 step = step.fact(format!("rule {rule} of the cluster fits the endpoint"));
             }
@@ -231,8 +282,8 @@ impl Departure<'_> {
         };
         let mutual = !tls.common.certificates.is_empty();
         let mut step = Step::new("tls", if mutual { "mutual" } else { "one-sided" });
-        if mutual && !self.identity.is_empty() {
-            step = step.fact(format!("we are   {}", self.identity));
+        if let Some(pod) = self.pod.filter(|_| mutual) {
+            step = step.fact(format!("we are   {}", pod.identity));
         }
         let names: Vec<String> = tls
             .common
@@ -276,6 +327,23 @@ impl Departure<'_> {
             (own, _) => own,
         }
     }
+}
+
+/// All that a field says in one line: `tcp.maxConnections 1, http.maxRetries 2`.
+fn leaves(value: &Value) -> String {
+    fn walk(path: &str, value: &Value, out: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(name, inner)| {
+                let dot = if path.is_empty() { "" } else { "." };
+                walk(&format!("{path}{dot}{name}"), inner, out);
+            }),
+            Value::String(text) => out.push(format!("{path} {text}")),
+            other => out.push(format!("{path} {other}")),
+        }
+    }
+    let mut out = Vec::new();
+    walk("", value, &mut out);
+    out.join(", ")
 }
 
 /// An HTTP request is answered, a connection without HTTP is closed.

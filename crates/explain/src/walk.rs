@@ -1,6 +1,6 @@
 //! The whole way: out of the client's pod, through its proxy, into the server's pod, through its proxy.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use proxy_core::stream_info::PeerCertificate;
 use proxy_core::{Address, ConnectionInfo, FilterState, Headers, Metadata, TlsInfo};
 use push_context::MtlsMode;
 
-use crate::hop::{Hop, verdict_step};
+use crate::address::{self, ELSEWHERE};
+use crate::hop::{Hop, answered, verdict_step};
 use crate::mesh::{Mesh, Pod};
 use crate::request::{Request, Scheme};
-use crate::trace::{Explanation, Outcome, Side, Step};
-use crate::upstream::{Departure, Landing};
-use crate::{Arrival, Capture, ClientTls, Configuration, Dial, Payload, Quirks, capture_rule, scope};
+use crate::trace::{Explanation, Outcome, Side, Source, Step};
+use crate::unused::Asked;
+use crate::upstream::{Departure, Dialler, Landing};
+use crate::{Arrival, Capture, ClientTls, Configuration, Dial, Payload, Quirks, capture_rule, origin};
 
-/// An address that stands for whatever DNS says (TEST-NET-3).
-const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 /// Port of clients; it decides nothing.
 const CLIENT_PORT: u16 = 40000;
 
@@ -26,7 +26,8 @@ const CLIENT_PORT: u16 = 40000;
 struct Proxy<'a> {
     at: &'a Configuration,
     mesh: Option<&'a Mesh>,
-    identity: &'a str,
+    /// Its pod, if that is known.
+    pod: Option<&'a Pod>,
 }
 
 /// A connection as it reaches a proxy.
@@ -45,27 +46,28 @@ pub(crate) fn from_pod(mesh: &Mesh, pod: &Rc<Pod>, request: &Request, random: u6
         ..Explanation::default()
     };
     let mut side = Side { role: "client", proxy: pod.full_name(), ..Side::default() };
-    let (address, step) = resolve(mesh, pod, request);
-    side.steps.push(step);
+    let address = match address::resolve(mesh, pod, request, &mut side.steps) {
+        Ok(address) => address,
+        Err(outcome) => return Explanation { sides: vec![side], outcome, ..out },
+    };
     let destination = SocketAddr::new(address, request.url.port);
     let (captured, step) = capture_rule::outbound(&pod.annotations, destination);
-    side.steps.push(step);
+    side.steps.push(if pod.has_sidecar { step } else { Step::new("sidecar", "the pod has none") });
     let landing = if !pod.has_sidecar || !captured {
-        if !pod.has_sidecar {
-            side.steps.push(Step::new("sidecar", "the pod has none"));
-        }
-        Ok(Landing {
+        let landing = Landing {
             address: Some(destination),
             name: destination.to_string(),
             tls: own_tls(request),
             payload: request.payload(),
-        })
-        .map(|landing| (landing, request.head()))
+            by: Dialler::Application,
+            tls_policy: None,
+        };
+        Ok((landing, request.head()))
     } else {
         let configuration = mesh.configuration(pod);
-        refusals(&configuration, &mut side);
-        side.steps.extend(mesh.service(pod, &request.url.host).and_then(|service| scope::hidden(mesh, pod, service)));
-        let proxy = Proxy { at: &configuration, mesh: Some(mesh), identity: &pod.identity };
+        refusals(&configuration, Some((mesh, pod)), &mut side);
+        not_used(mesh, pod, request, &mut side);
+        let proxy = Proxy { at: &configuration, mesh: Some(mesh), pod: Some(pod) };
         let dial = Dial {
             capture: Capture::Outbound,
             source: SocketAddr::new(pod.ip, CLIENT_PORT),
@@ -76,16 +78,17 @@ pub(crate) fn from_pod(mesh: &Mesh, pod: &Rc<Pod>, request: &Request, random: u6
         };
         proxy.pass(Incoming { dial, peer: None, head: request.head() }, random, &mut side)
     };
+    let landing = landing.and_then(|(landing, head)| {
+        let behind = landing.address.map(|address| address::behind_service(mesh, address, &mut side.steps));
+        let address = behind.transpose().map_err(|vacancy| unanswered(landing.by, &vacancy.to_string()))?;
+        Ok((Landing { address, ..landing }, head))
+    });
     out.sides.push(side);
     let (landing, head) = match landing {
         Ok(onward) => onward,
-        Err(outcome) => {
-            out.outcome = outcome;
-            return out;
-        }
+        Err(outcome) => return Explanation { outcome, ..out },
     };
-    let address = landing.address.map(|address| behind_service(mesh, address, out.sides.last_mut()));
-    match address.and_then(|address| Some((mesh.pod_at(address)?, address))) {
+    match landing.address.and_then(|address| Some((mesh.pod_at(address)?, address))) {
         Some((server, address)) => {
             let encrypted = landing.tls.as_ref().is_some_and(|tls| tls.certificate);
             let peer = encrypted.then_some(pod.identity.as_str());
@@ -97,10 +100,17 @@ pub(crate) fn from_pod(mesh: &Mesh, pod: &Rc<Pod>, request: &Request, random: u6
                 payload: landing.payload,
                 quirks: Quirks::default(),
             };
+            let conflict = TlsConflict::of(mesh, &server, &dial, landing.tls_policy);
             into_pod(mesh, &server, Incoming { dial, peer, head }, random, &mut out);
+            if let Some(conflict) = conflict {
+                conflict.tell(landing.by, &mut out);
+            }
         }
         None => {
-            let summary = format!("it leaves the mesh for {}", landing.name);
+            let summary = match landing.address {
+                Some(address) if address.ip().is_loopback() => "it stays in the pod".to_owned(),
+                _ => format!("it leaves the mesh for {}", landing.name),
+            };
             out.outcome = Outcome { delivered: true, summary, ..Outcome::default() };
         }
     }
@@ -155,10 +165,10 @@ pub(crate) fn at_proxy(
 ) -> Explanation {
     let role = if inbound { "server" } else { "client" };
     let mut side = Side { role, proxy: name.to_owned(), ..Side::default() };
-    refusals(at, &mut side);
+    refusals(at, None, &mut side);
     let (address, step) = match inbound {
         true => (address.unwrap_or(IpAddr::V4(ELSEWHERE)), Step::new("name", "the pod itself")),
-        false => resolve_in_tables(at, request),
+        false => address::in_tables(at, request),
     };
     side.steps.push(step);
     let dial = Dial {
@@ -169,7 +179,7 @@ pub(crate) fn at_proxy(
         payload: request.payload(),
         quirks: Quirks::default(),
     };
-    let proxy = Proxy { at, mesh: None, identity: "" };
+    let proxy = Proxy { at, mesh: None, pod: None };
     let outcome = match proxy.pass(Incoming { dial, peer: None, head: request.head() }, random, &mut side) {
         Ok((landing, _)) => {
             let summary = format!("it goes to {}{}", landing.name, if landing.tls.is_some() { " in TLS" } else { "" });
@@ -204,8 +214,8 @@ fn into_pod(mesh: &Mesh, server: &Rc<Pod>, incoming: Incoming<'_>, random: u64, 
         };
         side.steps.push(Step::new("port takes", takes).source(source));
         let configuration = mesh.configuration(server);
-        refusals(&configuration, &mut side);
-        let proxy = Proxy { at: &configuration, mesh: Some(mesh), identity: &server.identity };
+        refusals(&configuration, Some((mesh, server)), &mut side);
+        let proxy = Proxy { at: &configuration, mesh: Some(mesh), pod: Some(server) };
         proxy.pass(incoming, random, &mut side).map(|_| ())
     };
     out.sides.push(side);
@@ -223,9 +233,19 @@ fn into_pod(mesh: &Mesh, server: &Rc<Pod>, incoming: Incoming<'_>, random: u64, 
     };
 }
 
-fn refusals(at: &Configuration, side: &mut Side) {
+/// What the proxy does not see of the service that is asked, and which of its rules do nothing.
+fn not_used(mesh: &Mesh, pod: &Pod, request: &Request, side: &mut Side) {
+    let head = request.head();
+    // Requests find their routes by the host that they name, which need not be the one that was dialled.
+    let named = head.authority().map(|named| named.rsplit_once(':').map_or(named, |(host, _)| host));
+    let Some(service) = named.and_then(|host| mesh.service(pod, host)) else { return };
+    side.steps.extend(Asked { mesh, pod, service, port: request.url.port }.all());
+}
+
+fn refusals(at: &Configuration, of: Option<(&Mesh, &Pod)>, side: &mut Side) {
     for error in &at.rejected {
-        side.steps.push(Step::new("warning", format!("the proxy refuses {error}")));
+        let source = of.and_then(|(mesh, pod)| origin::of_refusal(&error.to_string(), &mesh.files, &pod.node));
+        side.steps.push(Step::new("warning", format!("the proxy refuses {error}")).source(source));
     }
 }
 
@@ -239,93 +259,65 @@ fn own_tls(request: &Request) -> Option<ClientTls> {
     Some(ClientTls { sni, alpn: alpn.iter().map(|p| p.to_vec()).collect(), certificate: false })
 }
 
-/// The address that a name means to the pod.
-fn resolve(mesh: &Mesh, pod: &Pod, request: &Request) -> (IpAddr, Step) {
-    let host = &request.url.host;
-    if let Ok(ip) = host.parse() {
-        return (ip, Step::new("name", format!("{ip} is an address")));
-    }
-    let Some(service) = mesh.service(pod, host) else {
-        let text = format!("{host} is no service of the mesh; DNS says where it is ({ELSEWHERE} stands for that)");
-        return (IpAddr::V4(ELSEWHERE), Step::new("name", text));
-    };
-    let own = service.cluster_ips.first().map(|ip| &**ip).or(Some(&*service.default_address));
-    let fixed = own.and_then(|ip| ip.split('/').next()?.parse::<IpAddr>().ok()).filter(|ip| !ip.is_unspecified());
-    let port = service.port(request.url.port).map(|_| request.url.port);
-    let endpoint = || {
-        let endpoints = mesh.files.push.registry.endpoints(&service.hostname, &service.namespace);
-        endpoints.iter().find_map(|endpoint| endpoint.addresses.first()?.parse::<IpAddr>().ok())
-    };
-    let (ip, what) = match fixed {
-        Some(ip) => (ip, format!("{host} is {}, {ip}", service.hostname)),
-        None => match endpoint() {
-            Some(ip) => (ip, format!("{host} is {}, headless; one of its endpoints: {ip}", service.hostname)),
-            None => (
-                IpAddr::V4(ELSEWHERE),
-                format!("{host} is {}, without an address; {ELSEWHERE} stands for it", service.hostname),
-            ),
-        },
-    };
-    let mut step = Step::new("name", what).source(Some(mesh.service_source(service)));
-    if port.is_none() {
-        let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
-        step = step.fact(format!("it has no port {}, only {}", request.url.port, ports.join(", ")));
-    }
-    (ip, step)
+/// A client and a server that do not agree about mutual TLS.
+struct TlsConflict {
+    why: String,
+    sources: Vec<Source>,
+    /// The server's proxy is the one that refuses; otherwise what arrives is what its application cannot read.
+    is_strict: bool,
 }
 
-/// Where the node sends a connection to a service's own address, which nobody in the mesh has picked an endpoint for.
-fn behind_service(mesh: &Mesh, address: SocketAddr, side: Option<&mut Side>) -> SocketAddr {
-    let registry = &mesh.files.push.registry;
-    let ip = address.ip().to_string();
-    let Some(service) = registry.services.iter().find(|service| service.cluster_ips.iter().any(|own| **own == *ip))
-    else {
-        return address;
-    };
-    let ready = registry.endpoints_by_port(service, address.port());
-    let ready = ready.filter(|endpoint| endpoint.health == registry::Health::Healthy);
-    let all: Vec<SocketAddr> = ready
-        .filter_map(|endpoint| Some(SocketAddr::new(endpoint.addresses.first()?.parse().ok()?, endpoint.port)))
-        .collect();
-    let mut step = match all.as_slice() {
-        [] => Step::new(
-            "node",
-            format!("{address} is the address of {}, which has no ready endpoint there", service.hostname),
-        ),
-        [one] => {
-            Step::new("node", format!("{address} is the address of {}; the node sends it to {one}", service.hostname))
+impl TlsConflict {
+    /// `client` is the DestinationRule's word, if it has one.
+    fn of(mesh: &Mesh, server: &Pod, dial: &Dial, client: Option<Source>) -> Option<Self> {
+        let is_mesh =
+            |tls: &ClientTls| tls.certificate && tls.alpn.iter().any(|protocol| protocol.starts_with(b"istio"));
+        // A gateway without sidecar is a proxy itself.
+        let of_gateway = server.labels.get("istio").is_some_and(|name| name.ends_with("gateway"))
+            || server.labels.contains_key("gateway.networking.k8s.io/gateway-name");
+        if of_gateway && !server.has_sidecar {
+            return None;
         }
-        [first, ..] => Step::new(
-            "node",
-            format!(
-                "{address} is the address of {}; the node picks one of {}, for instance {first}",
-                service.hostname,
-                all.len()
-            ),
-        ),
-    };
-    step = step.source(Some(mesh.service_source(service)));
-    if let Some(side) = side {
-        side.steps.push(step);
+        let is_captured = server.has_sidecar && capture_rule::inbound(&server.annotations, dial.destination).0;
+        let (mode, policy) = mesh.peer_policy(server, dial.destination.port());
+        let (server_wants, client_does, policy) = match (&dial.tls, is_captured, mode) {
+            (None, true, MtlsMode::Strict) => ("mutual TLS only", "plain text", policy),
+            (Some(tls), true, MtlsMode::Disable) if is_mesh(tls) => ("plain text only", "mutual TLS", policy),
+            (Some(tls), false, _) if is_mesh(tls) => ("plain text only, it has no sidecar there", "mutual TLS", None),
+            _ => return None,
+        };
+        let place = |source: &Option<Source>| source.as_ref().map_or_else(String::new, |source| format!(" ({source})"));
+        let mut why =
+            format!("{} takes {server_wants}{}, the client sends {client_does}", server.full_name(), place(&policy));
+        if let Some(client) = &client {
+            why.push_str(&format!(" because of {client}: remove it"));
+        }
+        Some(Self { why, sources: client.into_iter().chain(policy).collect(), is_strict: dial.tls.is_none() })
     }
-    all.first().copied().unwrap_or(address)
+
+    fn tell(self, by: Dialler, out: &mut Explanation) {
+        let arrives = out.outcome.delivered;
+        if arrives && self.is_strict {
+            return;
+        }
+        if let Some(side) = out.sides.last_mut() {
+            let step = Step::new("mutual TLS", "the two sides do not agree").end();
+            side.steps.push(Step { sources: self.sources, ..step });
+        }
+        match arrives {
+            true if by == Dialler::HttpProxy => out.outcome = answered(503, Some("UF"), "", &self.why),
+            true => out.outcome = closed("UF", "", &self.why),
+            false => out.outcome.summary = format!("closed: {}", self.why),
+        }
+    }
 }
 
-/// Istio writes services' addresses into the domains of their virtual hosts.
-fn resolve_in_tables(at: &Configuration, request: &Request) -> (IpAddr, Step) {
-    let host = &request.url.host;
-    if let Ok(ip) = host.parse() {
-        return (ip, Step::new("name", format!("{ip} is an address")));
-    }
-    let hosts = at.tables.values().flat_map(|table| table.virtual_hosts());
-    let named = hosts.filter(|vhost| vhost.domains.iter().any(|domain| domain.eq_ignore_ascii_case(host)));
-    let found = named.flat_map(|vhost| &vhost.domains).find_map(|domain| domain.parse::<IpAddr>().ok());
-    match found {
-        Some(ip) => (ip, Step::new("name", format!("{host} is {ip}, as its virtual host says"))),
-        None => {
-            let text = format!("{host} has no address in this configuration; {ELSEWHERE} stands for it");
-            (IpAddr::V4(ELSEWHERE), Step::new("name", text))
-        }
+/// What becomes of a request when nobody answers the connection that is made for it.
+fn unanswered(by: Dialler, why: &str) -> Outcome {
+    match by {
+        Dialler::Application => Outcome { summary: format!("nobody answers: {why}"), ..Outcome::default() },
+        Dialler::TcpProxy => closed("UF", "", &format!("nobody answers: {why}")),
+        Dialler::HttpProxy => answered(503, Some("UF"), "", &format!("nobody answers: {why}")),
     }
 }
 
@@ -344,7 +336,12 @@ impl Proxy<'_> {
         let Incoming { dial, peer, head } = incoming;
         let Some(arrival) = dial.arrive(self.at) else {
             side.steps.push(Step::new("listener", "there is none").end());
-            return Err(closed("NR", "no listener", "nothing listens there"));
+            let name = if dial.capture == Capture::Inbound { "virtualInbound" } else { "virtualOutbound" };
+            let why = match self.at.refusal(name) {
+                Some(error) => origin::refused(error, self.mesh.zip(self.pod)),
+                None => "nothing listens there".to_owned(),
+            };
+            return Err(closed("NR", "no listener", &why));
         };
         side.logged.listener = arrival.listener.name.to_string();
         let steps = &mut side.steps;
@@ -372,8 +369,8 @@ impl Proxy<'_> {
                 if let Some(peer) = peer {
                     step = step.fact(format!("they are {peer}"));
                 }
-                if !self.identity.is_empty() {
-                    step = step.fact(format!("we are   {}", self.identity));
+                if let Some(pod) = self.pod {
+                    step = step.fact(format!("we are   {}", pod.identity));
                 }
                 steps.push(step);
             }
@@ -391,7 +388,7 @@ impl Proxy<'_> {
                     route: None,
                     stream: None,
                 });
-                steps.extend(verdict_step(rbac, &verdict, self.mesh));
+                steps.extend(verdict_step(rbac, &verdict, self.mesh, self.pod));
                 if !verdict.allowed {
                     return Err(closed("UAEX", &verdict.details(), "denied by an AuthorizationPolicy"));
                 }
@@ -409,7 +406,7 @@ impl Proxy<'_> {
                     http: None,
                     payload: dial.payload,
                     original: dial.destination,
-                    identity: self.identity,
+                    pod: self.pod,
                     random,
                 };
                 let mut landing = departure.run(steps)?;
@@ -424,7 +421,7 @@ impl Proxy<'_> {
                 Err(closed("DPE", "http1.codec_error", "the filter chain expects HTTP"))
             }
             Terminal::Http(hcm) => {
-                let hop = Hop { at: self.at, mesh: self.mesh, hcm, connection: &connection, random };
+                let hop = Hop { at: self.at, mesh: self.mesh, pod: self.pod, hcm, connection: &connection, random };
                 let onward = hop.run(head, side)?;
                 // The log names a cluster that was found.
                 if self.at.cluster(&onward.cluster).is_none() {
@@ -438,7 +435,7 @@ impl Proxy<'_> {
                     http: Some(&onward),
                     payload: dial.payload,
                     original: dial.destination,
-                    identity: self.identity,
+                    pod: self.pod,
                     random,
                 };
                 let landing = departure.run(&mut side.steps)?;
@@ -468,7 +465,7 @@ impl Proxy<'_> {
             Arc::new(TlsInfo {
                 server_name: (!arrival.server_name.is_empty()).then(|| arrival.server_name.as_str().into()),
                 peer: peer.map(certificate),
-                local: (!self.identity.is_empty()).then(|| certificate(self.identity)),
+                local: self.pod.map(|pod| certificate(&pod.identity)),
                 ..TlsInfo::default()
             })
         });

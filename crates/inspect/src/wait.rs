@@ -131,6 +131,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 for (proxy, why) in refused {
                     eprintln!("{proxy} refuses {why}");
                 }
+                eprintln!("`outrigger doctor` names the object and its line, where they are known");
                 return Ok(ExitCode::FAILURE);
             }
             Verdict::Pending(names) if began.elapsed() >= args.timeout => {
